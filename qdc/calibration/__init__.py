@@ -1,0 +1,1 @@
+"""Calibration: text, its tokens, and the masked samples a compilation reads."""

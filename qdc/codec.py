@@ -1,0 +1,111 @@
+"""Storage formats of a quantized layer, and the annotation of a layer that was lowered to one.
+
+A codec knows three forms of one weight: *working* tensors, which passes read and rewrite; *stored*
+tensors, which the artifact holds; and the dense matrix. A quantizer brings its codec and its
+annotation in its own file; packing, loading and reports need nothing else.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from qdc.errors import InvalidArtifact
+from qdc.ir.annotations import Annotation
+from qdc.ir.graph import Node
+from qdc.ir.tensors import TensorTable
+from qdc.ir.types import BYTES, Frozen, TensorRef, ValueType, short_dtype
+
+Tensors = Mapping[str, Tensor]
+SIZE_LIMIT = 1 << 24
+
+
+class Codec(Frozen):
+    """How one layer is stored; the fields are what a reader needs beside the tensors."""
+
+    name: ClassVar[str]
+    """Stands in the artifact's configuration."""
+
+    rows: int = Field(gt=0, le=SIZE_LIMIT)
+    columns: int = Field(gt=0, le=SIZE_LIMIT)
+
+    @property
+    @abstractmethod
+    def payload_bits(self) -> int:
+        """Bits of signs or codes of the whole layer, without padding."""
+
+    @abstractmethod
+    def specification(self) -> dict[str, ValueType]:
+        """Type of every stored tensor, by its suffix: the predicted bytes."""
+
+    @abstractmethod
+    def pack(self, working: Tensors) -> dict[str, Tensor]:
+        """Working form to stored form, without loss."""
+
+    @abstractmethod
+    def unpack(self, stored: Tensors) -> dict[str, Tensor]:
+        """Stored form to working form, the inverse of ``pack``."""
+
+    @abstractmethod
+    def dense(self, working: Tensors) -> Tensor:
+        """``f32[rows, columns]``, computed exactly as the format's formula says."""
+
+    @property
+    def nbytes(self) -> int:
+        """Predicted bytes of all stored tensors."""
+        return sum(t.elements({}) * BYTES[t.dtype] for t in self.specification().values())
+
+    def check(self, stored: Tensors, layer: str) -> None:
+        """Compare stored tensors with the specification. Raises ``InvalidArtifact``."""
+        wanted = self.specification()
+        if set(stored) != set(wanted):
+            raise InvalidArtifact(
+                f"the stored tensors are {sorted(stored)}, not {sorted(wanted)}", where=[layer]
+            )
+        for suffix, tensor in stored.items():
+            found = ValueType(dtype=short_dtype(str(tensor.dtype)), shape=tuple(tensor.shape))
+            if found != wanted[suffix]:
+                raise InvalidArtifact(
+                    f"{suffix} is {found}, the format says {wanted[suffix]}", where=[layer]
+                )
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise InvalidArtifact(f"{suffix} holds NaN or infinity", where=[layer])
+
+
+class Lowered(Annotation):
+    """A layer in the working form of a codec; subclasses narrow ``codec`` and add statistics."""
+
+    slot: ClassVar[str] = "lowered"
+
+    codec: Codec
+    tensors: tuple[TensorRef, ...]
+    suffixes: tuple[str, ...]
+    """Name of each working tensor."""
+    error: float | None = Field(default=None, ge=0)
+    """Relative output error on the calibration states; None if none were collected."""
+
+    @classmethod
+    def codec_class(cls) -> type[Codec]:
+        """The codec that this annotation carries."""
+        kind = cls.model_fields["codec"].annotation
+        if not (isinstance(kind, type) and issubclass(kind, Codec)):
+            raise TypeError(f"{cls.__name__}.codec must be annotated with one Codec class")
+        return kind
+
+    def working(self, table: TensorTable) -> dict[str, Tensor]:
+        """The working tensors by suffix. Raises ``InvalidGraph`` once they are released."""
+        return {s: table.get(ref) for s, ref in zip(self.suffixes, self.tensors, strict=True)}
+
+    def problems(self, node: Node) -> Iterator[str]:
+        """The codec fits the node."""
+        if (self.codec.rows, self.codec.columns) != (node.rows, node.columns):
+            yield f"lowered as {self.codec.rows} x {self.codec.columns}, the weight is {node.weight}"
+        if len(self.tensors) != len(self.suffixes):
+            yield f"{len(self.suffixes)} names for {len(self.tensors)} working tensors"
+
+    def error_text(self) -> str:
+        """``   output error 1.3e-02``, or nothing."""
+        return "" if self.error is None else f"   output error {self.error:.1e}"

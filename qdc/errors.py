@@ -1,0 +1,121 @@
+"""Errors that a user can act on: what is wrong, where, and what to do instead.
+
+Anything that is not a ``QdcError`` is a bug of ours. The command line prints a ``QdcError`` without
+a traceback and exits with 1; a bug prints its traceback and exits with 2.
+"""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import ClassVar
+
+SHOWN = 12
+
+
+class QdcError(Exception):
+    """A mistake in the input, not in qdc; subclasses name the cause and carry its code."""
+
+    code: ClassVar[str] = "QDC100"
+
+    def __init__(self, what: str, *, where: Sequence[str] = (), help: str = "") -> None:
+        """Keep the parts apart: ``what`` happened, ``where`` (names of layers, files), ``help``."""
+        super().__init__(what)
+        self.what = what
+        self.where = tuple(where)
+        self.help = help
+
+    def __str__(self) -> str:
+        """Lay the parts out over up to three lines."""
+        lines = [f"error[{self.code}] {self.what}"]
+        if self.where:
+            more = f" and {len(self.where) - SHOWN} more" if len(self.where) > SHOWN else ""
+            lines.append(f"  at    {', '.join(self.where[:SHOWN])}{more}")
+        if self.help:
+            lines.append(f"  help  {self.help}")
+        return "\n".join(lines)
+
+
+class UnknownName(QdcError):
+    """A name that no registry, option list or choice knows."""
+
+    code = "QDC101"
+
+
+class DuplicateName(QdcError):
+    """Two owners claim one name."""
+
+    code = "QDC102"
+
+
+class InvalidPipeline(QdcError):
+    """Pipeline text that does not parse, or an option value that its pass refuses."""
+
+    code = "QDC103"
+
+
+class MissingAnnotation(QdcError):
+    """A pass reads an annotation that nothing before it provides."""
+
+    code = "QDC201"
+
+
+class InvalidGraph(QdcError):
+    """A layer graph that breaks an invariant."""
+
+    code = "QDC202"
+
+
+class InvalidDump(QdcError):
+    """An IR dump that is damaged, hostile, or newer than this qdc."""
+
+    code = "QDC203"
+
+
+class UnsupportedModel(QdcError):
+    """A model family, variant or structure that qdc does not compile."""
+
+    code = "QDC301"
+
+
+class InvalidCheckpoint(QdcError):
+    """A checkpoint whose files, tensors or values are not what its configuration says."""
+
+    code = "QDC302"
+
+
+class InvalidCalibration(QdcError):
+    """Calibration text that is missing, unreadable or too short."""
+
+    code = "QDC303"
+
+
+class OrderOutOfRange(QdcError):
+    """A binary order that no kernel, packer or fit supports."""
+
+    code = "QDC310"
+
+
+class NotPositiveDefinite(QdcError):
+    """A second moment that damping could not make invertible."""
+
+    code = "QDC311"
+
+
+class InvalidArtifact(QdcError):
+    """An artifact that is damaged, incomplete or newer than this qdc."""
+
+    code = "QDC401"
+
+
+class OutputExists(QdcError):
+    """An output folder that is already there."""
+
+    code = "QDC402"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names are close to ``name``, or list them all; a text for ``help``."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(names)}" if names else "none is known"

@@ -1,0 +1,162 @@
+"""A checkpoint folder: configuration, tensor headers, and tensors read one at a time."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from qdc.errors import InvalidCheckpoint, nearest
+from qdc.ir.types import Parameter
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+SAFETENSORS_DTYPES = {
+    "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16",
+    "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8", "U8": "u8", "BOOL": "bool",
+}  # fmt: skip
+Progress = Callable[[int, int], None]
+
+
+class Checkpoint:
+    """Lazy view of a folder with ``config.json`` and safetensors; headers are read at once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read configuration and headers. Raises ``InvalidCheckpoint`` naming the file at fault."""
+        self.folder = folder
+        if not folder.is_dir():
+            raise InvalidCheckpoint(
+                f"no such model folder: {folder}",
+                help="give a local folder that holds config.json and *.safetensors",
+            )
+        self.config: dict[str, Any] = read_json(folder / "config.json")
+        self._files = self._locate()
+        self.headers: dict[str, Parameter] = {}
+        """Every tensor by name, with dtype and shape."""
+        for file in sorted(set(self._files.values())):
+            self._read_headers(file)
+        missing = sorted(set(self._files) - set(self.headers))
+        if missing:
+            raise InvalidCheckpoint(
+                "the index names tensors that its shards do not hold", where=missing
+            )
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return name in self.headers
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor in the checkpoint's dtype. Raises ``InvalidCheckpoint``."""
+        if name not in self.headers:
+            raise InvalidCheckpoint(
+                f"the checkpoint has no tensor {name!r}", help=nearest(name, self.headers)
+            )
+        with self._open(self._files[name]) as file:
+            found: Tensor = file.get_tensor(name)
+            return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files with tensors."""
+        return sum(file.stat().st_size for file in sorted(set(self._files.values())))
+
+    def tokenizer_files(self) -> Iterator[Path]:
+        """Files beside the weights that an artifact takes along."""
+        return (self.folder / n for n in TOKENIZER_FILES if (self.folder / n).is_file())
+
+    def scan(self, progress: Progress | None = None) -> str:
+        """Read every tensor once: digest of the whole checkpoint.
+
+        Raises:
+            InvalidCheckpoint: some tensors hold NaN or infinity; all are named.
+        """
+        whole = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        broken = []
+        for done, name in enumerate(sorted(self.headers)):
+            tensor = self.tensor(name)
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                broken.append(name)
+            header = self.headers[name]
+            whole.update(f"{name} {header}".encode())
+            whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            if progress is not None:
+                progress(done + 1, len(self.headers))
+        if broken:
+            raise InvalidCheckpoint(
+                f"{len(broken)} tensors hold NaN or infinity",
+                where=broken,
+                help="the checkpoint is damaged or diverged in training: fetch or convert it again",
+            )
+        return whole.hexdigest()
+
+    def _locate(self) -> dict[str, Path]:
+        index, single = self.folder / INDEX, self.folder / SINGLE
+        if index.is_file():
+            return self._shards(index)
+        if not single.is_file():
+            raise InvalidCheckpoint(
+                f"the folder holds neither {SINGLE} nor {INDEX}",
+                where=[str(self.folder)],
+                help="qdc reads safetensors only; convert other formats first",
+            )
+        with self._open(single) as file:
+            return dict.fromkeys(file.keys(), single)
+
+    def _shards(self, index: Path) -> dict[str, Path]:
+        weights = read_json(index).get("weight_map")
+        if not isinstance(weights, dict) or not weights:
+            raise InvalidCheckpoint("the index has no weight_map", where=[str(index)])
+        names = {str(shard) for shard in weights.values()}
+        unsafe = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
+        if unsafe:
+            raise InvalidCheckpoint("the index names files outside its folder", where=unsafe)
+        gone = sorted(n for n in names if not (self.folder / n).is_file())
+        if gone:
+            raise InvalidCheckpoint(
+                "the index names shards that are missing", where=gone, help="fetch them again"
+            )
+        return {str(tensor): self.folder / str(shard) for tensor, shard in weights.items()}
+
+    def _read_headers(self, path: Path) -> None:
+        with self._open(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                view = file.get_slice(name)
+                dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
+                if dtype is None:
+                    raise InvalidCheckpoint(
+                        f"tensor {name} has dtype {view.get_dtype()}", where=[str(path)]
+                    )
+                if self._files.get(name) == path:
+                    shape = tuple(view.get_shape())
+                    self.headers[name] = Parameter(name=name, dtype=dtype, shape=shape)
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise InvalidCheckpoint(
+                "the file is no safetensors file, or is cut short", where=[str(path)]
+            ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ``InvalidCheckpoint``, naming the file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidCheckpoint(f"cannot read {path.name}: {error.strerror}", where=[str(path)]) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidCheckpoint(f"{path.name} is no JSON", where=[str(path)]) from error
+    if not isinstance(data, dict):
+        raise InvalidCheckpoint(f"{path.name} holds no object", where=[str(path)])
+    return data

@@ -1,0 +1,79 @@
+"""What happens to every tensor of a checkpoint; nothing is left out in silence."""
+
+from typing import Literal
+
+from qdc.errors import InvalidCheckpoint
+from qdc.frontend.checkpoint import Checkpoint
+from qdc.ir.annotations import Kept
+from qdc.ir.graph import LINEAR, LayerGraph
+from qdc.ir.types import Frozen
+
+
+class Covered(Frozen):
+    """The fate of one tensor."""
+
+    tensor: str
+    status: Literal["quantized", "kept"]
+    reason: str
+    weights: int
+
+
+def mark_kept(graph: LayerGraph) -> None:
+    """Annotate the linears that lie outside the regions: they stay as they are."""
+    inside = {layer for region in graph.regions for s in region.stages for layer in s.layers}
+    for node in graph.linears():
+        if node.name not in inside:
+            graph.annotate(node.name, Kept(reason="outside the repeated blocks"))
+
+
+def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
+    """Compare the checkpoint with the traced model, both ways.
+
+    Raises:
+        InvalidCheckpoint: a tensor is missing, has another shape, or maps to nothing in the model.
+    """
+    wanted = {p.name: p for node in graph for p in node.parameters}
+    missing = sorted(set(wanted) - set(checkpoint.headers))
+    if missing:
+        raise InvalidCheckpoint(f"the checkpoint lacks {len(missing)} tensors of the model", where=missing)
+    wrong = [
+        f"{name}: {checkpoint.headers[name]} instead of {tuple(parameter.shape)}"
+        for name, parameter in wanted.items()
+        if checkpoint.headers[name].shape != parameter.shape
+    ]
+    if wrong:
+        raise InvalidCheckpoint("tensors do not have the shape that config.json gives", where=wrong)
+    unmapped = sorted(set(checkpoint.headers) - set(wanted))
+    if unmapped:
+        raise InvalidCheckpoint(
+            f"{len(unmapped)} tensors of the checkpoint are unmapped: the model has no place for them",
+            where=unmapped,
+            help="the checkpoint may be of another variant of the family; compare config.json",
+        )
+    odd = [f"{n}: {p.dtype}" for n, p in checkpoint.headers.items() if p.dtype not in ("f64", "f32", "f16", "bf16")]
+    if odd:
+        raise InvalidCheckpoint("weights are not floating point", where=odd)
+
+
+def coverage(graph: LayerGraph) -> tuple[Covered, ...]:
+    """List every tensor of the model with its fate and the reason, in execution order."""
+    quantized = {node.name for node in graph.layers()}
+    rows: dict[str, Covered] = {}
+    for node in graph:
+        for parameter in node.parameters:
+            lowered = node.name in quantized and parameter.role == "weight"
+            rows[parameter.name] = Covered(
+                tensor=parameter.name,
+                status="quantized" if lowered else "kept",
+                reason="a linear of a repeated block" if lowered else _reason(graph, node.name),
+                weights=parameter.elements({}),
+            )
+    return tuple(rows.values())
+
+
+def _reason(graph: LayerGraph, name: str) -> str:
+    node = graph[name]
+    kept = graph.get(name, Kept)
+    if kept is not None:
+        return kept.reason
+    return "bias" if node.op == LINEAR else node.op

@@ -1,0 +1,1 @@
+"""The intermediate representation: a typed layer graph whose nodes passes annotate."""

@@ -1,0 +1,253 @@
+"""What passes write on nodes: frozen, closed classes, one for each tag.
+
+A pass declares which of these it reads and which it provides. A quantizer adds its own by
+subclassing ``Annotation`` (or ``Lowered``, in ``qdc.codec``) in its own file.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from qdc.ir.types import Frozen, TensorRef, shape_text
+
+if TYPE_CHECKING:
+    from qdc.ir.graph import Node
+
+LOWEST_ORDER, HIGHEST_ORDER = 1, 4
+SHORT_LIST = 8
+
+
+class Annotation(Frozen):
+    """One fact on one node."""
+
+    tag: ClassVar[str]
+    """The name after ``@`` in the text form."""
+    slot: ClassVar[str] = ""
+    """Annotations of one slot replace each other on a node; the tag, unless said otherwise."""
+    scratch: ClassVar[bool] = False
+    """Its tensors are released at the end of the stage or region that made them."""
+
+    @classmethod
+    def slot_name(cls) -> str:
+        """The slot that this class fills."""
+        return cls.slot or cls.tag
+
+    def text(self) -> str:
+        """What the text form prints after the tag: deterministic, on one line."""
+        raise NotImplementedError(f"{type(self).__name__}.text")
+
+    def problems(self, node: "Node") -> Iterator[str]:
+        """Yield what is wrong with this annotation on this node; the verifier asks."""
+        yield from ()
+
+    def refs(self) -> Iterator[TensorRef]:
+        """Yield every tensor that this annotation names."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, TensorRef):
+                    yield item
+
+
+class Opaque(Annotation):
+    """An annotation of a tag that this process does not know: kept and named, never read."""
+
+    tag: ClassVar[str] = "opaque"
+    unknown_tag: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    data: dict[str, Any]
+
+    def text(self) -> str:
+        """Say that it is unknown."""
+        return f"unknown tag, {len(self.data)} fields kept"
+
+
+class Kept(Annotation):
+    """This layer stays as the checkpoint has it."""
+
+    tag: ClassVar[str] = "kept"
+    reason: str
+
+    def text(self) -> str:
+        """The reason."""
+        return self.reason
+
+
+class Moment(Annotation):
+    """The uncentred second moment of the value that a stage reads."""
+
+    tag: ClassVar[str] = "moment"
+    scratch: ClassVar[bool] = True
+    tensor: TensorRef
+    """``f32[columns, columns]``: mean over all tokens of x x^T."""
+    samples: int = Field(gt=0)
+    tokens: int = Field(gt=0)
+    masked: float = Field(ge=0, le=1)
+    """Share of the tokens that were masked."""
+
+    def text(self) -> str:
+        """``f32[512,512]   128 samples, 32,768 tokens, 38% masked``."""
+        shape = shape_text(self.tensor.dtype, self.tensor.shape)
+        return f"{shape}   {self.samples} samples, {self.tokens:,} tokens, {self.masked:.0%} masked"
+
+    def problems(self, node: "Node") -> Iterator[str]:
+        """A moment is square, one row an input column."""
+        if self.tensor.shape != (node.columns, node.columns):
+            yield f"moment {self.tensor} does not fit {node.columns} input columns"
+
+
+class Factor(Annotation):
+    """Upper Cholesky factor of the damped, inverted moment."""
+
+    tag: ClassVar[str] = "factor"
+    scratch: ClassVar[bool] = True
+    tensor: TensorRef
+    """``f32[columns, columns]``, upper triangular U with inverse = U^T U."""
+    damp: float = Field(ge=0)
+    """Share of the mean diagonal that was added."""
+    attempts: int = Field(ge=1)
+    dead: tuple[int, ...] = ()
+    """Input columns that were zero on every token."""
+
+    def text(self) -> str:
+        """``f32[512,512]   damp 0.01   2 dead inputs``."""
+        retried = f"   {self.attempts} attempts" if self.attempts > 1 else ""
+        dead = f"   {len(self.dead)} dead inputs" if self.dead else ""
+        shape = shape_text(self.tensor.dtype, self.tensor.shape)
+        return f"{shape}   damp {self.damp:g}{retried}{dead}"
+
+    def problems(self, node: "Node") -> Iterator[str]:
+        """A factor is square, one row an input column."""
+        if self.tensor.shape != (node.columns, node.columns):
+            yield f"factor {self.tensor} does not fit {node.columns} input columns"
+        if any(column not in range(node.columns) for column in self.dead):
+            yield f"a dead input is outside 0..{node.columns - 1}"
+
+
+class Salience(Annotation):
+    """Importance summed over each block of a layer."""
+
+    tag: ClassVar[str] = "salience"
+    blocks: tuple[float, ...] = Field(min_length=1)
+    widths: tuple[int, ...] = Field(min_length=1)
+
+    def text(self) -> str:
+        """``4 blocks of 128   1.1e+03 .. 9.4e+03``."""
+        low, high = min(self.blocks), max(self.blocks)
+        return f"{_blocks_text(self.widths)}   {low:.1e} .. {high:.1e}"
+
+    def problems(self, node: "Node") -> Iterator[str]:
+        """One finite score a block; the blocks tile the columns."""
+        yield from _tiling(self.widths, len(self.blocks), node)
+        if not all(0 <= score < float("inf") for score in self.blocks):
+            yield "a block score is negative or not finite"
+
+
+class Orders(Annotation):
+    """How many binary components each block gets."""
+
+    tag: ClassVar[str] = "orders"
+    blocks: tuple[int, ...] = Field(min_length=1)
+    """One order a block, left to right; each order stores one sign bit a weight."""
+    widths: tuple[int, ...] = Field(min_length=1)
+    """Columns of each block."""
+    budget: int | None = None
+    """The exact mean order, counted in weights, that the allocation claims; None claims nothing."""
+
+    @property
+    def mean(self) -> float:
+        """Mean order, counted in weights."""
+        return self.total / sum(self.widths)
+
+    @property
+    def total(self) -> int:
+        """Sign bits of one row."""
+        return sum(order * width for order, width in zip(self.blocks, self.widths, strict=True))
+
+    @model_validator(mode="after")
+    def _same_length(self) -> "Orders":
+        if len(self.blocks) != len(self.widths):
+            raise ValueError(f"{len(self.blocks)} orders for {len(self.widths)} block widths")
+        return self
+
+    def text(self) -> str:
+        """``2 1 3 2   mean 2``."""
+        return f"{runs(self.blocks)}   mean {self.mean:g}"
+
+    def problems(self, node: "Node") -> Iterator[str]:
+        """Orders are in range, tile the columns, and keep the budget that they claim."""
+        yield from _tiling(self.widths, len(self.blocks), node)
+        for order in sorted(set(self.blocks)):
+            if not LOWEST_ORDER <= order <= HIGHEST_ORDER:
+                yield f"order {order} is outside {LOWEST_ORDER}..{HIGHEST_ORDER}"
+        if self.budget is not None and self.total != self.budget * sum(self.widths):
+            yield f"mean order {self.mean:.6g} breaks the strict budget of {self.budget}"
+
+
+class Packed(Annotation):
+    """The stored form of a layer, as the backend writes it."""
+
+    tag: ClassVar[str] = "packed"
+    tensors: tuple[TensorRef, ...] = Field(min_length=1)
+    suffixes: tuple[str, ...] = Field(min_length=1)
+    """Name of each tensor after the layer's path."""
+    payload_bits: int = Field(ge=0)
+    """Bits of signs or codes, without padding."""
+    weights: int = Field(gt=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes: signs, scales, tags and padding."""
+        return sum(ref.nbytes for ref in self.tensors)
+
+    @property
+    def sign_bits(self) -> float:
+        """Sign (or code) bits a weight."""
+        return self.payload_bits / self.weights
+
+    @property
+    def effective_bits(self) -> float:
+        """Every stored bit a weight."""
+        return 8 * self.nbytes / self.weights
+
+    def text(self) -> str:
+        """``11,265 B   2 sign bits/weight   2.75 in all``."""
+        return (
+            f"{self.nbytes:,} B   {self.sign_bits:.4g} sign bits/weight   "
+            f"{self.effective_bits:.4g} in all"
+        )
+
+    def problems(self, node: "Node") -> Iterator[str]:
+        """The count of weights is the node's."""
+        if self.weights != node.rows * node.columns:
+            yield f"{self.weights} weights packed of {node.rows * node.columns}"
+        if len(self.tensors) != len(self.suffixes):
+            yield f"{len(self.suffixes)} names for {len(self.tensors)} packed tensors"
+
+
+def runs(values: tuple[int, ...]) -> str:
+    """``2 1 3 2``; a long list as its most frequent value and the exceptions."""
+    if len(values) <= SHORT_LIST:
+        return " ".join(map(str, values))
+    (common, count), *_ = Counter(values).most_common(1)
+    parts = [f"{common}x{count}"]
+    for value in sorted(set(values) - {common}):
+        places = [str(place) for place, found in enumerate(values) if found == value]
+        parts.append(f"{value} at {' '.join(places)}")
+    return ", ".join(parts)
+
+
+def _blocks_text(widths: tuple[int, ...]) -> str:
+    last = f" and {widths[-1]}" if widths[-1] != widths[0] else ""
+    return f"{len(widths)} blocks of {widths[0]}{last}"
+
+
+def _tiling(widths: tuple[int, ...], count: int, node: "Node") -> Iterator[str]:
+    if sum(widths) != node.columns or min(widths) < 1:
+        yield f"block widths sum to {sum(widths)}, not to {node.columns} input columns"
+    if len(widths) != count:
+        yield f"{count} blocks for {len(widths)} block widths"
+
+
+BUILT_IN: tuple[type[Annotation], ...] = (Kept, Moment, Factor, Salience, Orders, Packed)

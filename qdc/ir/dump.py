@@ -1,0 +1,129 @@
+"""The binary form of a layer graph: msgpack, versioned, full precision, validated on read.
+
+A dump is untrusted input. Every field is checked by its pydantic class, then the whole graph by
+the verifier. Annotations of unknown tags are kept as they are, under their own tag.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from pydantic import ValidationError
+
+from qdc.errors import InvalidDump, QdcError
+from qdc.ir.annotations import Annotation, Opaque
+from qdc.ir.graph import LayerGraph, Structure
+from qdc.ir.printer import VERSION
+from qdc.ir.verify import verify
+
+FORMAT = "qdc-ir"
+LARGEST = 1 << 28
+Tags = Mapping[str, type[Annotation]]
+
+
+def to_bytes(graph: LayerGraph) -> bytes:
+    """Serialize a graph; equal graphs give equal bytes."""
+    notes = [
+        [node.name, *_tagged(note)]
+        for node in graph
+        for note in graph.annotations(node.name).values()
+    ]
+    packed: bytes = msgpack.packb(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "after": graph.after,
+            "structure": graph.structure.model_dump(mode="python"),
+            "annotations": notes,
+        },
+        use_bin_type=True,
+    )
+    return packed
+
+
+def from_bytes(data: bytes, tags: Tags) -> LayerGraph:
+    """Rebuild a graph from untrusted bytes.
+
+    Args:
+        data: what ``to_bytes`` gave.
+        tags: the annotation classes that are known here, by tag.
+
+    Raises:
+        InvalidDump: the bytes are no dump, are damaged, or are of a newer version.
+    """
+    raw = _unpacked(data)
+    version = raw.get("version")
+    if raw.get("format") != FORMAT or not isinstance(version, int) or isinstance(version, bool):
+        raise InvalidDump("the file is no qdc IR dump", help="qdc show reads .qdc files and artifacts")
+    if version > VERSION or version < 1:
+        raise InvalidDump(
+            f"the dump has version {version}, this qdc reads 1..{VERSION}",
+            help="update qdc, or write the dump again with this one",
+        )
+    try:
+        graph = LayerGraph(Structure.model_validate(raw.get("structure")))
+        after, notes = raw.get("after"), raw.get("annotations")
+        if not isinstance(after, str) or not isinstance(notes, list):
+            raise InvalidDump("the dump lacks its pipeline or its annotations")
+        graph.after = after
+        for entry in notes:
+            name, note = _note(entry, tags)
+            if note.slot_name() in graph.annotations(name):
+                raise InvalidDump(f"two @{note.slot_name()} on one node", where=[f"%{name}"])
+            graph.annotate(name, note)
+        verify(graph)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidDump(f"a field of the dump is wrong: {first['msg']}", where=[place]) from error
+    except InvalidDump:
+        raise
+    except QdcError as error:
+        raise InvalidDump(f"the dump holds {error.what}", where=error.where) from error
+    except (RecursionError, OverflowError) as error:
+        raise InvalidDump("the dump holds a graph that cannot be walked") from error
+    return graph
+
+
+def read(path: Path, tags: Tags) -> LayerGraph:
+    """Read a dump from a file. Raises ``InvalidDump``, naming the file."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InvalidDump(f"the dump is larger than {LARGEST >> 20} MiB", where=[str(path)])
+        return from_bytes(path.read_bytes(), tags)
+    except OSError as error:
+        raise InvalidDump(f"cannot read the dump: {error.strerror}", where=[str(path)]) from error
+    except InvalidDump as error:
+        raise InvalidDump(error.what, where=[str(path), *error.where], help=error.help) from error
+
+
+def _unpacked(data: bytes) -> dict[str, Any]:
+    try:
+        raw = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.exceptions.UnpackException, TypeError, RecursionError) as error:
+        raise InvalidDump("the file is no qdc IR dump, or is cut short") from error
+    if not isinstance(raw, dict):
+        raise InvalidDump("the file is no qdc IR dump")
+    return raw
+
+
+def _tagged(note: Annotation) -> tuple[str, dict[str, Any]]:
+    if isinstance(note, Opaque):
+        return note.unknown_tag, note.data
+    return note.tag, note.model_dump(mode="python")
+
+
+def _note(entry: Any, tags: Tags) -> tuple[str, Annotation]:
+    match entry:
+        case [str(name), str(tag), dict(fields)]:
+            if tag in tags:
+                return name, tags[tag].model_validate(fields)
+            opaque = _opaque_class(tag)
+            return name, opaque(unknown_tag=tag, data=fields)
+    raise InvalidDump("an annotation of the dump is not [node, tag, fields]")
+
+
+def _opaque_class(tag: str) -> type[Opaque]:
+    """Give each unknown tag a slot of its own, so that two on one node both survive."""
+    return type("Opaque", (Opaque,), {"slot": f"?{tag}", "__module__": __name__})

@@ -1,0 +1,187 @@
+"""The layer graph: typed nodes in execution order, edges and traversals on networkx."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import networkx as nx
+from pydantic import Field
+
+from qdc.errors import InvalidGraph, MissingAnnotation, UnknownName, nearest
+from qdc.ir.annotations import Annotation, Kept
+from qdc.ir.types import Frozen, Parameter, ValueType
+
+A = TypeVar("A", bound=Annotation)
+LINEAR = "linear"
+
+
+class Node(Frozen):
+    """One operation and the value that it produces; the value has the node's name."""
+
+    name: str = Field(pattern=r"^[A-Za-z_][\w.\-]*$")
+    """Module path without the graph's prefix, unique."""
+    op: str = Field(pattern=r"^[a-z][\w.\-]*$")
+    """``input``, ``linear``, ``embedding``, another leaf module, or a function's name."""
+    inputs: tuple[str, ...] = ()
+    type: ValueType
+    path: str = ""
+    """Full module path: the keys of the checkpoint start with it."""
+    parameters: tuple[Parameter, ...] = ()
+
+    @property
+    def weight(self) -> Parameter:
+        """The weight that the node reads. Raises ``InvalidGraph`` if it has none."""
+        for parameter in self.parameters:
+            if parameter.role == "weight":
+                return parameter
+        raise InvalidGraph("the node has no weight", where=[f"%{self.name}"])
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a linear."""
+        return int(self.weight.shape[0])
+
+    @property
+    def columns(self) -> int:
+        """Inputs of a linear."""
+        return int(self.weight.shape[1])
+
+
+class Stage(Frozen):
+    """The linears that read one value and are calibrated together."""
+
+    value: str
+    """Name of the value that they read."""
+    layers: tuple[str, ...] = Field(min_length=1)
+
+
+class Region(Frozen):
+    """One transformer block: what is streamed through memory at a time."""
+
+    name: str
+    nodes: tuple[str, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...]
+
+
+class ModelFacts(Frozen):
+    """What a masked-diffusion model says of itself beyond its layers."""
+
+    family: str
+    mask_token_id: int = Field(ge=0)
+    vocabulary: int = Field(gt=0)
+    max_length: int = Field(gt=0)
+    logits_shift: int = Field(default=0, ge=0, le=1)
+    """1 if position i of the logits predicts token i + 1."""
+
+
+class Structure(Frozen):
+    """Everything of a graph that passes do not change."""
+
+    name: str
+    prefix: str = ""
+    """Common start of the module paths, left out of the node names."""
+    model: ModelFacts
+    nodes: tuple[Node, ...]
+    regions: tuple[Region, ...] = ()
+
+
+class LayerGraph:
+    """A model's structure, and on each node the annotations that passes have written."""
+
+    def __init__(self, structure: Structure) -> None:
+        """Index the nodes. Raises ``InvalidGraph`` if a name is taken twice or an input unknown."""
+        self.structure = structure
+        self.after: str = ""
+        """The pipeline text that led here; pasteable."""
+        self._nodes = {node.name: node for node in structure.nodes}
+        self._annotations: dict[str, dict[str, Annotation]] = {name: {} for name in self._nodes}
+        if len(self._nodes) != len(structure.nodes):
+            raise InvalidGraph("two nodes have one name", where=_twice(structure.nodes))
+        self.edges = nx.DiGraph()
+        """``producer -> consumer`` by name."""
+        self.edges.add_nodes_from(self._nodes)
+        for node in structure.nodes:
+            unknown = [name for name in node.inputs if name not in self._nodes]
+            if unknown:
+                raise InvalidGraph(
+                    f"an input is no node: {', '.join(unknown)}", where=[f"%{node.name}"]
+                )
+            self.edges.add_edges_from((name, node.name) for name in node.inputs)
+
+    @property
+    def name(self) -> str:
+        """Name of the graph."""
+        return self.structure.name
+
+    @property
+    def model(self) -> ModelFacts:
+        """Facts of the model."""
+        return self.structure.model
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Regions in execution order."""
+        return self.structure.regions
+
+    def __iter__(self) -> Iterator[Node]:
+        """Nodes in execution order."""
+        return iter(self.structure.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        """Return the node of this name. Raises ``UnknownName`` with the nearest names."""
+        if name not in self._nodes:
+            raise UnknownName(f"no node is called {name!r}", help=nearest(name, self._nodes))
+        return self._nodes[name]
+
+    def linears(self) -> Iterator[Node]:
+        """Every linear, quantized or kept, in execution order."""
+        return (node for node in self if node.op == LINEAR)
+
+    def layers(self) -> Iterator[Node]:
+        """The linears that are to be quantized: those inside regions that nobody keeps."""
+        inside = {layer for region in self.regions for s in region.stages for layer in s.layers}
+        return (n for n in self.linears() if n.name in inside and self.get(n.name, Kept) is None)
+
+    def annotate(self, name: str, note: Annotation) -> None:
+        """Write ``note`` on a node, in place of what its slot held."""
+        node = self[name]
+        self._annotations[node.name][note.slot_name()] = note
+
+    def annotations(self, name: str) -> Mapping[str, Annotation]:
+        """All annotations of a node by slot, in the order in which they were first written."""
+        return self._annotations[self[name].name]
+
+    def get(self, name: str, kind: type[A]) -> A | None:
+        """Return the annotation of this kind, or None."""
+        note = self.annotations(name).get(kind.slot_name())
+        return note if isinstance(note, kind) else None
+
+    def require(self, name: str, kind: type[A]) -> A:
+        """Return the annotation of this kind. Raises ``MissingAnnotation``."""
+        note = self.get(name, kind)
+        if note is None:
+            raise MissingAnnotation(
+                f"the layer has no @{kind.slot_name()}",
+                where=[f"%{name}"],
+                help="run a pass that provides it first: qdc passes",
+            )
+        return note
+
+    def remove(self, name: str, kind: type[Annotation]) -> None:
+        """Take an annotation away, if there is one."""
+        self._annotations[self[name].name].pop(kind.slot_name(), None)
+
+    def with_annotations(
+        self, notes: Mapping[str, Iterable[Annotation]], after: str
+    ) -> "LayerGraph":
+        """Return a graph of the same structure that carries just these annotations."""
+        graph = LayerGraph(self.structure)
+        graph.after = after
+        for name, kept in notes.items():
+            for note in kept:
+                graph.annotate(name, note)
+        return graph
+
+
+def _twice(nodes: tuple[Node, ...]) -> list[str]:
+    seen: set[str] = set()
+    return [f"%{n.name}" for n in nodes if n.name in seen or seen.add(n.name)]  # type: ignore[func-returns-value]

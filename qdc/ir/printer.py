@@ -1,0 +1,112 @@
+"""The text form of a layer graph: deterministic, so that a ``diff`` of two is the explanation.
+
+No addresses, paths, dates or durations; at most four significant digits. A pass adds annotation
+lines and extends the ``after`` line, and leaves the rest alone.
+"""
+
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+
+from qdc.errors import UnknownName, nearest
+from qdc.ir.annotations import Annotation, Opaque
+from qdc.ir.graph import LayerGraph, Node, Region
+from qdc.ir.types import shape_text
+
+VERSION = 1
+
+
+def render(graph: LayerGraph, only: str = "*", tags: Collection[str] | None = None) -> str:
+    """Return the text of a graph.
+
+    Args:
+        graph: what to print.
+        only: shell pattern of node names, as in ``blocks.0.*``.
+        tags: print just these annotations; None prints all.
+
+    Raises:
+        UnknownName: no node matches ``only``.
+    """
+    shown = [node for node in graph if fnmatchcase(node.name, only)]
+    if not shown:
+        raise UnknownName(f"no node matches {only!r}", help=nearest(only, [n.name for n in graph]))
+    names = [len(node.name) for node in shown]
+    bodies = [len(_body(node)) for node in shown]
+    name_width, body_width = min(max(names), 28), min(max(bodies), 64)
+    lines = [*_header(graph), ""]
+    starts = {region.nodes[0]: region for region in graph.regions}
+    owner = {name: region for region in graph.regions for name in region.nodes}
+    previous: Region | None = None
+    for node in shown:
+        region = owner.get(node.name)
+        if region is not previous and node.name in starts and region is not None:
+            lines.append(_region_line(region))
+        previous = region
+        lines.append(
+            f"  %{node.name:<{name_width}} = {_body(node):<{body_width}} : {node.type}".rstrip()
+        )
+        notes = [n for n in graph.annotations(node.name).values() if _wanted(n, tags)]
+        width = max((len(_tag(note)) for note in notes), default=0)
+        lines.extend(f"      @{_tag(note):<{width}}  {note.text()}" for note in notes)
+    return "\n".join(lines) + "\n"
+
+
+def as_data(graph: LayerGraph, only: str = "*", tags: Collection[str] | None = None) -> dict[str, object]:
+    """Return the same content as plain data, for ``--json``."""
+    return {
+        "graph": graph.name,
+        "version": VERSION,
+        "model": graph.model.model_dump(),
+        "after": graph.after,
+        "regions": [region.model_dump(mode="json") for region in graph.regions],
+        "nodes": [
+            {
+                **node.model_dump(mode="json"),
+                "annotations": {
+                    _tag(note): note.model_dump(mode="json")
+                    for note in graph.annotations(node.name).values()
+                    if _wanted(note, tags)
+                },
+            }
+            for node in graph
+            if fnmatchcase(node.name, only)
+        ],
+    }
+
+
+def _header(graph: LayerGraph) -> list[str]:
+    linears = list(graph.linears())
+    weights = sum(node.rows * node.columns for node in linears)
+    model = graph.model
+    prefix = f"   prefix {graph.structure.prefix}" if graph.structure.prefix else ""
+    shift = f"   logits shifted by {model.logits_shift}" if model.logits_shift else ""
+    lines = [
+        f"graph @{graph.name}   qdc-ir {VERSION}   {len(linears)} linears   {weights:,} weights",
+        f"  family {model.family}{prefix}   mask {model.mask_token_id}   "
+        f"vocabulary {model.vocabulary:,}   length {model.max_length:,}{shift}",
+    ]
+    return [*lines, f"  after {graph.after}"] if graph.after else lines
+
+
+def _region_line(region: Region) -> str:
+    stages = " | ".join(
+        " ".join(layer.removeprefix(f"{region.name}.") for layer in stage.layers)
+        for stage in region.stages
+    )
+    return f"\n  region {region.name}   stages {stages}"
+
+
+def _body(node: Node) -> str:
+    read = " ".join(f"%{name}" for name in node.inputs)
+    owned = "".join(
+        f"  {'w' if p.role == 'weight' else p.role} {shape_text(p.dtype, p.shape)}"
+        for p in node.parameters
+    )
+    return f"{node.op} {read}{owned}".rstrip()
+
+
+def _tag(note: Annotation) -> str:
+    return note.unknown_tag if isinstance(note, Opaque) else note.tag
+
+
+def _wanted(note: Annotation, tags: Collection[str] | None) -> bool:
+    return tags is None or _tag(note) in tags

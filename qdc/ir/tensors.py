@@ -1,0 +1,80 @@
+"""The tensor table: large tensors by name, beside the graph and never in it."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qdc.errors import InvalidGraph
+from qdc.ir.types import TensorRef, short_dtype
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 over the bytes of a tensor, row-major."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
+
+
+class TensorTable:
+    """Named tensors in memory or spilled to a file; a released name stays known, without data.
+
+    ``in`` answers for every name that was ever put, which is what the verifier asks.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._held: dict[str, Tensor] = {}
+        self._spilled: dict[str, Path] = {}
+        self._known: dict[str, TensorRef] = {}
+
+    def __contains__(self, name: object) -> bool:
+        """Whether this name was ever put."""
+        return name in self._known
+
+    def put(self, name: str, tensor: Tensor) -> TensorRef:
+        """Keep a tensor and return the reference to it, in place of an older one of this name."""
+        ref = TensorRef(
+            name=name,
+            dtype=short_dtype(str(tensor.dtype)),
+            shape=tuple(tensor.shape),
+            digest=digest(tensor),
+        )
+        self._spilled.pop(name, None)
+        self._held[name], self._known[name] = tensor, ref
+        return ref
+
+    def get(self, ref: TensorRef) -> Tensor:
+        """Return the tensor. Raises ``InvalidGraph`` if it was released or replaced since."""
+        if self._known.get(ref.name) != ref:
+            raise InvalidGraph(f"tensor {ref.name} is not the one that was noted", where=[ref.name])
+        if ref.name in self._held:
+            return self._held[ref.name]
+        if ref.name in self._spilled:
+            with safe_open(self._spilled[ref.name], framework="pt") as file:
+                loaded: Tensor = file.get_tensor(ref.name)
+            return loaded
+        raise InvalidGraph(
+            f"tensor {ref.name} was released",
+            where=[ref.name],
+            help="scratch tensors live for one stage or region: keep the passes that share one together",
+        )
+
+    def release(self, name: str) -> None:
+        """Forget the data of a tensor; its name stays known."""
+        self._held.pop(name, None)
+        self._spilled.pop(name, None)
+
+    def spill(self, path: Path) -> None:
+        """Move everything in memory to one file."""
+        if self._held:
+            save_file({n: t.to("cpu").contiguous() for n, t in self._held.items()}, path)
+            self._spilled.update(dict.fromkeys(self._held, path))
+            self._held.clear()
+
+    def held(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor in memory."""
+        yield from self._held.items()

@@ -1,0 +1,65 @@
+"""The leaves of a traced transformer: the modules that the tracer does not look into.
+
+Every own model implementation is made of these and of ``Linear`` and ``Embedding``; a leaf is one
+node of the layer graph. What a leaf does with shapes or with an absent mask stays inside it, which
+is what keeps the code around it traceable by plain ``torch.fx``.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: computed in fp32, cast back, then scaled by the weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., width] -> [..., width]`` in the dtype of ``x``."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding, half-split, positions 0..T-1, evaluated in fp32."""
+
+    def __init__(self, head_width: int, theta: float) -> None:
+        super().__init__()
+        self.head_width = head_width
+        self.theta = theta
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, T, heads, head_width]``, rotated, in the dtype of ``x``."""
+        half = self.head_width // 2
+        exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
+        angles = torch.outer(
+            torch.arange(x.shape[1], device=x.device, dtype=torch.float32),
+            self.theta**-exponent,
+        )
+        cosine, sine = angles.cos()[:, None, :], angles.sin()[:, None, :]
+        low, high = x.float().split(half, dim=-1)
+        turned = torch.cat((low * cosine - high * sine, high * cosine + low * sine), dim=-1)
+        return turned.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Bidirectional attention core: no causal mask, padded keys hidden, grouped heads repeated."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        """``[batch, T, heads, head_width]`` each, mask ``[batch, T]`` (0 hides) ``-> [batch, T, width]``."""
+        visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=visible,
+            enable_gqa=key.shape[2] != query.shape[2],
+        )
+        return mixed.transpose(1, 2).flatten(2)

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: the arithmetic that passes and backends share."""

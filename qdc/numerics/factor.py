@@ -1,0 +1,84 @@
+"""The triangular factor of the inverse second moment, which all error feedback reads."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class FactorizationFailed(ArithmeticError):
+    """A second moment that is not finite, or that no allowed damping made positive definite."""
+
+
+class Factor(NamedTuple):
+    """The factor U of a damped moment M, with inv(M) = U^T U.
+
+    Attributes:
+        upper: f32[m, m], upper triangular with a positive diagonal, in 1/input.
+        damp: Share of the mean live diagonal that was added to the diagonal in the end.
+        attempts: Factorizations tried; 0 when every input is dead and none was needed.
+        dead: bool[m], inputs whose second moment is exactly zero.
+    """
+
+    upper: Tensor
+    damp: float
+    attempts: int
+    dead: Tensor
+
+
+def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factor:
+    """Factorize the inverse of a damped second moment (quant-dllm.md 1.5 and 8 M).
+
+    A dead input gets the mean diagonal of the live inputs. The absolute 1 of the released code is
+    huge beside inputs of size 1e-3 and nothing beside 1e3, so the damping, which is a share of the
+    mean diagonal, would depend on the unit of the inputs; this way it is scale invariant. The
+    diagonal is damped once, on a copy: layers that share a moment all see the same one.
+
+    Computed in fp64 and rounded to fp32 at the end. With rows and columns reversed, the Cholesky
+    factor of M turns into an upper R with M = R R^T, hence U = R^-1; M is never inverted.
+
+    Args:
+        moment: f32 or f64[m, m], symmetric, never modified; only one triangle is read.
+        damp: First share of the mean live diagonal to add; 10 times as much at each retry.
+        attempts: Most factorizations to try.
+
+    Returns:
+        The factor; the identity when the whole moment is zero, so that errors do not spread.
+
+    Raises:
+        ValueError: If the moment is not square, ``damp`` is negative or ``attempts`` below 1.
+        FactorizationFailed: If the moment is not finite, or stays indefinite.
+    """
+    if moment.ndim != 2 or moment.shape[0] != moment.shape[1]:
+        raise ValueError(f"a moment is square, not {tuple(moment.shape)}")
+    if not damp >= 0 or attempts < 1:
+        raise ValueError(f"damp {damp} must not be negative, attempts {attempts} at least 1")
+    if not bool(moment.isfinite().all()):
+        raise FactorizationFailed("the moment holds NaN or infinite entries")
+    dead = moment.diagonal() == 0
+    if not bool(moment.any()):
+        identity = torch.eye(moment.shape[0], dtype=torch.float32, device=moment.device)
+        return Factor(identity, damp, 0, dead)
+    reverse = moment.flip(0, 1).to(torch.float64)
+    reverse_dead = dead.flip(0)
+    mean = float(reverse.diagonal()[~reverse_dead].mean()) if not bool(dead.all()) else 0.0
+    if not mean > 0:
+        raise FactorizationFailed("the mean diagonal of the moment is not positive")
+    diagonal = reverse.diagonal().masked_fill(reverse_dead, mean)
+    for attempt in range(attempts):
+        share = damp * 10.0**attempt
+        reverse.diagonal().copy_(diagonal + share * mean)
+        lower, failed = torch.linalg.cholesky_ex(reverse)
+        if int(failed) == 0:
+            return Factor(_inverse_reversed(lower), share, attempt + 1, dead)
+    raise FactorizationFailed(f"the moment stays indefinite when damped by {share:g} of its mean")
+
+
+def _inverse_reversed(lower: Tensor) -> Tensor:
+    """Invert f64[m, m] ``lower``, reverse rows and columns, round to fp32; refuse overflow."""
+    identity = torch.eye(lower.shape[0], dtype=lower.dtype, device=lower.device)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    upper: Tensor = inverse.flip(0, 1).to(torch.float32)
+    if not bool(upper.isfinite().all()):
+        raise FactorizationFailed("the factor of the inverse moment overflows fp32")
+    return upper

@@ -1,0 +1,93 @@
+"""The one loop that quantizes a layer block by block and compensates in later columns."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Compensation = Literal["exact", "diag", "none"]
+
+
+def quantize_blocks(
+    weight: Tensor,
+    upper: Tensor,
+    slices: Sequence[slice],
+    compensation: Compensation,
+    quantize: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """Quantize blocks left to right, moving each one's error to the columns after it.
+
+    With E = W_b - Q_b, later columns change by -E U_bb^-1 U_b,rest. ``exact`` solves with the
+    triangle U_bb, which minimises tr(E M E^T) over the later columns given Q_b; ``diag`` keeps
+    only the diagonal of U_bb, as the released code does; ``none`` changes nothing
+    (quant-dllm.md 2.6, related-systems.md A2). fp32.
+
+    Args:
+        weight: f32[n, m], not modified.
+        upper: f32[m, m], factor of the damped inverse moment.
+        slices: The blocks' columns: adjoining, in order, all of 0..m.
+        compensation: The rule.
+        quantize: Called as ``quantize(index, block)`` with the block as changed by those before,
+            a copy of its own; returns the quantized block written out, of the same shape.
+
+    Returns:
+        f32[n, m], the quantized blocks side by side.
+
+    Raises:
+        ValueError: If the rule is unknown, the blocks do not tile the columns, or a shape is off.
+    """
+    if compensation not in get_args(Compensation):
+        raise ValueError(f"compensation is one of {get_args(Compensation)}, not {compensation!r}")
+    _require_tiling(slices, weight.shape[1])
+    if upper.shape != (weight.shape[1], weight.shape[1]):
+        raise ValueError(f"factor {tuple(upper.shape)} does not fit weight {tuple(weight.shape)}")
+    rest = weight.to(torch.float32, copy=True)
+    dense = torch.empty_like(rest)
+    for index, part in enumerate(slices):
+        current = rest[:, part]
+        quantized = quantize(index, current.clone(memory_format=torch.contiguous_format))
+        if quantized.shape != current.shape:
+            raise ValueError(
+                f"block {index}: quantized {tuple(quantized.shape)}, not {tuple(current.shape)}"
+            )
+        dense[:, part] = quantized
+        if compensation == "none" or part.stop == weight.shape[1]:
+            continue
+        error = current - dense[:, part]
+        triangle = upper[part, part]
+        if compensation == "exact":
+            error = torch.linalg.solve_triangular(triangle, error, upper=True, left=False)
+        else:
+            error = error / triangle.diagonal()
+        rest[:, part.stop :] -= error @ upper[part, part.stop :]
+    return dense
+
+
+def residual_cost(weight: Tensor, dense: Tensor, upper: Tensor) -> float:
+    """Squared output error in the damped metric: tr(E M E^T) with E = W - Q, M = inv(U^T U).
+
+    Computed in fp64 as the sum of squares of E U^-1, never negative (related-systems.md A4).
+
+    Args:
+        weight: f32[n, m], before any compensation.
+        dense: f32[n, m], quantized.
+        upper: f32[m, m], factor of the damped inverse moment.
+
+    Returns:
+        The cost in output^2, summed over rows.
+    """
+    error = weight.to(torch.float64) - dense.to(torch.float64)
+    scaled = torch.linalg.solve_triangular(upper.to(torch.float64), error, upper=True, left=False)
+    return float(scaled.square().sum())
+
+
+def _require_tiling(slices: Sequence[slice], columns: int) -> None:
+    """Refuse slices that overlap, leave gaps, or do not end at ``columns``."""
+    end = 0
+    for part in slices:
+        if part.start != end or part.stop <= end or part.step not in (None, 1):
+            raise ValueError(f"{part} does not adjoin the blocks before it, which end at {end}")
+        end = part.stop
+    if end != columns:
+        raise ValueError(f"the blocks end at column {end}, not at {columns}")

@@ -1,0 +1,1 @@
+"""Pipelines: their text, the order of their passes, and the one runner."""

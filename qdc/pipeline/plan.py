@@ -1,0 +1,245 @@
+"""From pipeline text to an ordered, checked plan of configured passes.
+
+The order is never changed: what a pass reads must be provided before it, and everything that is
+unmet is reported together, before any forward.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from qdc.errors import InvalidPipeline, MissingAnnotation, QdcError, nearest
+from qdc.ir.annotations import Annotation
+from qdc.passbase import Configured, Kinds, Pass
+from qdc.pipeline.syntax import Item, StagesItem, caret, parse
+from qdc.registry import Registry
+
+
+@dataclass(frozen=True)
+class Group:
+    """Passes that run stage by stage: each stage is finished before the next is calibrated."""
+
+    passes: tuple[Pass, ...]
+
+    def __str__(self) -> str:
+        """``stages(a,b)``."""
+        return f"stages({','.join(map(str, self.passes))})"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Items between two barriers, run region by region; or one barrier pass by itself."""
+
+    items: tuple[Pass | Group, ...]
+    barrier: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pipeline that is ready to run."""
+
+    items: tuple[Pass | Group, ...]
+
+    def __str__(self) -> str:
+        """The pipeline text that rebuilds this plan."""
+        return ",".join(map(str, self.items))
+
+    def passes(self) -> Iterator[Pass]:
+        """Every pass in order."""
+        for item in self.items:
+            yield from item.passes if isinstance(item, Group) else (item,)
+
+    def segments(self) -> Iterator[Segment]:
+        """Split at the barriers."""
+        pending: list[Pass | Group] = []
+        for item in self.items:
+            if isinstance(item, Pass) and item.barrier:
+                if pending:
+                    yield Segment(tuple(pending), barrier=False)
+                yield Segment((item,), barrier=True)
+                pending = []
+            else:
+                pending.append(item)
+        if pending:
+            yield Segment(tuple(pending), barrier=False)
+
+    def text_through(self, place: int) -> str:
+        """The pipeline text up to and including the pass at this place."""
+        return str(self.cut(place))
+
+    def cut(self, place: int) -> "Plan":
+        """The plan up to and including the pass at this place, counted over ``passes()``."""
+        kept: list[Pass | Group] = []
+        left = place + 1
+        for item in self.items:
+            inside = item.passes if isinstance(item, Group) else (item,)
+            taken = inside[:left]
+            if taken:
+                kept.append(Group(taken) if isinstance(item, Group) else taken[0])
+            left -= len(taken)
+        return Plan(tuple(kept))
+
+    def place_of(self, name: str) -> int:
+        """Place of the last pass of this name. Raises ``QdcError`` with the nearest names."""
+        names = [step.name for step in self.passes()]
+        if name not in names:
+            raise QdcError(
+                f"the pipeline has no pass {name!r}", help=f"{nearest(name, names)}; it is: {self}"
+            )
+        return len(names) - 1 - names[::-1].index(name)
+
+
+def build_plan(text: str, registry: Registry, overrides: Mapping[str, object] | None = None) -> Plan:
+    """Parse a pipeline, expand its presets, configure its passes.
+
+    Args:
+        text: as in ``default`` or ``stages(calibrate-mcs{samples=64},...),pack``.
+        registry: where names are looked up.
+        overrides: option values that go to every pass that has such an option.
+
+    Raises:
+        InvalidPipeline: bad text, a bad option, or an override that no pass takes.
+        UnknownName: an unknown pass, with the nearest names.
+    """
+    wanted = {key: value for key, value in (overrides or {}).items() if value is not None}
+    builder = _Builder(text, registry, wanted)
+    plan = Plan(tuple(builder.items(parse(text))))
+    unused = sorted(set(wanted) - builder.used)
+    if unused:
+        raise InvalidPipeline(
+            f"no pass of the pipeline takes {', '.join('--' + key for key in unused)}",
+            help=f"the pipeline is: {plan}",
+        )
+    return plan
+
+
+def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str = "") -> None:
+    """Check that everything that is read was provided before.
+
+    Args:
+        plan: the pipeline.
+        present: annotations that the graph carries at the start.
+        final: annotations that the backend of this name reads at the end.
+        backend: its name.
+
+    Raises:
+        MissingAnnotation: naming every unmet need at once.
+    """
+    available: dict[type[Annotation], str] = dict.fromkeys(present, "")
+    released: dict[type[Annotation], str] = {}
+    unmet: list[str] = []
+
+    def demand(who: str, kinds: Kinds) -> None:
+        for kind in kinds:
+            if not any(issubclass(have, kind) for have in available):
+                why = released.get(kind, "which nothing before it provides")
+                unmet.append(f"{who} reads @{kind.slot_name()}, {why}")
+
+    def release(where: str) -> None:
+        for kind in [kind for kind in available if kind.scratch]:
+            del available[kind]
+            released[kind] = f"which is released at the end of {where}"
+
+    for segment in plan.segments():
+        for item in segment.items:
+            for step in item.passes if isinstance(item, Group) else (item,):
+                demand(step.name, step.requires)
+                available.update(dict.fromkeys(step.provides, step.name))
+            if isinstance(item, Group):
+                release("stages(...)")
+        release("a region, before the next barrier")
+    demand(f"backend {backend}", final)
+    if unmet:
+        raise MissingAnnotation(
+            f"{len(unmet)} needs of the pipeline are unmet: {'; '.join(unmet)}",
+            help="add a pass that provides it, earlier in the same stages(...) where the tensors are "
+            "scratch; qdc passes lists what each pass reads and writes",
+        )
+
+
+def configure(kind: type[Configured], item: Item, text: str) -> Configured:
+    """Make a pass or a backend from its parsed options. Raises ``InvalidPipeline``."""
+    fields = {name.replace("_", "-"): name for name in kind.model_fields}
+    values: dict[str, Any] = {}
+    for key, value in item.options.items():
+        if key not in fields:
+            has = nearest(key, fields) if fields else "it has no options"
+            raise InvalidPipeline(f"{item.name} has no option {key!r}", help=has)
+        values[fields[key]] = _shaped(kind.model_fields[fields[key]], value)
+    return _validated(kind, values, caret(text, item.place))
+
+
+class _Builder:
+    def __init__(self, text: str, registry: Registry, overrides: Mapping[str, object]) -> None:
+        self.text, self.registry, self.overrides = text, registry, overrides
+        self.used: set[str] = set()
+
+    def items(self, parsed: Sequence[Item | StagesItem]) -> Iterator[Pass | Group]:
+        for item in parsed:
+            if isinstance(item, StagesItem):
+                yield self.group(item)
+            elif item.name in self.registry.presets:
+                yield from self.preset(item)
+            else:
+                yield self.step(item)
+
+    def group(self, item: StagesItem) -> Group:
+        steps: list[Pass] = []
+        for step in self.items(item.items):
+            if isinstance(step, Group):
+                raise InvalidPipeline("stages(...) cannot be nested", help=caret(self.text, item.place))
+            if step.barrier:
+                raise InvalidPipeline(
+                    f"{step.name} needs the whole model and cannot run inside stages(...)",
+                    help=caret(self.text, item.place),
+                )
+            steps.append(step)
+        return Group(tuple(steps))
+
+    def preset(self, item: Item) -> Iterator[Pass | Group]:
+        text = self.registry.presets[item.name]
+        if item.options:
+            raise InvalidPipeline(
+                f"the preset {item.name} takes no options", help=f"write it out: {text}"
+            )
+        outer, self.text = self.text, text
+        yield from self.items(parse(text))
+        self.text = outer
+
+    def step(self, item: Item) -> Pass:
+        kind = self.registry.find_pass(item.name)
+        made = configure(kind, item, self.text)
+        taken = {k: v for k, v in self.overrides.items() if k.replace("-", "_") in kind.model_fields}
+        twice = sorted(set(taken) & set(item.options))
+        if twice:
+            raise InvalidPipeline(
+                f"{', '.join(twice)} is given both in the pipeline and as --{twice[0]}",
+                help="leave one of them out",
+            )
+        self.used.update(taken)
+        values = {**made.model_dump(), **{k.replace("-", "_"): v for k, v in taken.items()}}
+        result = _validated(kind, values, caret(self.text, item.place)) if taken else made
+        if not isinstance(result, Pass):
+            raise TypeError(f"{item.name} is registered as a pass and is none")
+        return result
+
+
+def _shaped(field: FieldInfo, value: str | tuple[str, ...]) -> object:
+    """A single value of an option that takes several is a list of one."""
+    several = get_origin(field.annotation) in (tuple, list)
+    return (value,) if several and isinstance(value, str) else value
+
+
+def _validated(kind: type[Configured], values: Mapping[str, object], place: str) -> Configured:
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(str(part).replace('_', '-') for part in e['loc'])}: {e['msg']}"
+            f" (given {e['input']!r})"
+            for e in error.errors()
+        ]
+        raise InvalidPipeline(f"{kind.name} refuses {'; '.join(wrong)}", help=place) from error

@@ -1,0 +1,133 @@
+"""The grammar of pipelines, parsed into names and option texts.
+
+    pipeline ::= item (',' item)*
+    item     ::= name options? | 'stages(' pipeline ')'
+    options  ::= '{' key '=' value (',' value)* (' ' key '=' ...)* '}'
+
+Backends share the form of one item. Errors point at the place with a caret.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from qdc.errors import InvalidPipeline
+
+STAGES = "stages"
+_NAME = re.compile(r"[A-Za-z][\w-]*")
+_VALUE = re.compile(r"[^\s,{}()\"=]+")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True)
+class Item:
+    """A pass, a preset or a backend as written: its name, its options, where it stands."""
+
+    name: str
+    place: int
+    options: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StagesItem:
+    """``stages(...)``: what is inside runs stage by stage."""
+
+    place: int
+    items: "tuple[Item | StagesItem, ...]"
+
+
+def parse(text: str) -> tuple[Item | StagesItem, ...]:
+    """Parse pipeline text. Raises ``InvalidPipeline`` with a caret under the mistake."""
+    reader = _Reader(text)
+    items = reader.pipeline()
+    reader.expect_end()
+    return items
+
+
+def parse_item(text: str) -> Item:
+    """Parse ``name{options}``, the form of a backend. Raises ``InvalidPipeline``."""
+    reader = _Reader(text)
+    item = reader.item()
+    reader.expect_end()
+    if isinstance(item, StagesItem):
+        raise reader.error("expected a name", at=item.place)
+    return item
+
+
+def caret(text: str, place: int) -> str:
+    """Show where in ``text`` something is, on two lines under a ``help`` label."""
+    return f"\n        {text}\n        {' ' * place}^"
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.place = 0
+
+    def pipeline(self) -> tuple[Item | StagesItem, ...]:
+        items = [self.item()]
+        while self.take(","):
+            items.append(self.item())
+        return tuple(items)
+
+    def item(self) -> Item | StagesItem:
+        self.skip()
+        start = self.place
+        name = self.match(_NAME, "a pass name")
+        if name == STAGES and self.take("("):
+            inside = self.pipeline()
+            if not self.take(")"):
+                raise self.error("expected ',' or ')'")
+            return StagesItem(start, inside)
+        return Item(name, start, self.options() if self.take("{") else {})
+
+    def options(self) -> dict[str, str | tuple[str, ...]]:
+        found: dict[str, str | tuple[str, ...]] = {}
+        while not self.take("}"):
+            start = self.skip()
+            key = self.match(_NAME, "an option name or '}'")
+            if key in found:
+                raise self.error(f"option {key} is given twice", at=start)
+            if not self.take("="):
+                raise self.error("expected '='")
+            values = [self.value()]
+            while self.take(","):
+                values.append(self.value())
+            found[key] = values[0] if len(values) == 1 else tuple(values)
+        return found
+
+    def value(self) -> str:
+        self.skip()
+        quoted = _QUOTED.match(self.text, self.place)
+        if quoted:
+            self.place = quoted.end()
+            return re.sub(r"\\(.)", r"\1", quoted.group(1))
+        return self.match(_VALUE, "a value")
+
+    def match(self, pattern: re.Pattern[str], wanted: str) -> str:
+        self.skip()
+        found = pattern.match(self.text, self.place)
+        if found is None:
+            raise self.error(f"expected {wanted}")
+        self.place = found.end()
+        return found.group()
+
+    def take(self, mark: str) -> bool:
+        self.skip()
+        if not self.text.startswith(mark, self.place):
+            return False
+        self.place += len(mark)
+        return True
+
+    def skip(self) -> int:
+        while self.place < len(self.text) and self.text[self.place].isspace():
+            self.place += 1
+        return self.place
+
+    def expect_end(self) -> None:
+        if self.skip() < len(self.text):
+            raise self.error("expected ',' or the end")
+
+    def error(self, what: str, at: int | None = None) -> InvalidPipeline:
+        place = self.place if at is None else at
+        flat = self.text.replace("\n", " ").replace("\t", " ")
+        return InvalidPipeline(f"the pipeline does not parse: {what}", help=caret(flat, place))

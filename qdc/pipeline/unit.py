@@ -1,0 +1,101 @@
+"""The view that a pass gets: the layers of one stage, of one region, or of the model."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdc.errors import InvalidCalibration
+from qdc.ir.annotations import Annotation
+from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage
+from qdc.ir.tensors import TensorTable
+from qdc.ir.types import TensorRef
+from qdc.passbase import Pass
+from qdc.pipeline.stream import Stream
+from qdc.pipeline.workspace import Calibration, MakeBatches, Remark, Workspace
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one call of ``Pass.run`` may look at and rewrite."""
+
+    step: Pass
+    workspace: Workspace
+    stages: tuple[Stage, ...]
+    region: Region | None
+    """The region that the stages belong to; None for a barrier pass."""
+    whole_region: bool
+    """Whether the unit is all of its region, so that nothing of it is quantized in between."""
+    note_progress: Callable[[int, int], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """What progress and errors call this unit."""
+        return self.region.name if self.region is not None else "model"
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The whole graph."""
+        return self.workspace.program.graph
+
+    @property
+    def model(self) -> ModelFacts:
+        """Facts of the model."""
+        return self.graph.model
+
+    @property
+    def tensors(self) -> TensorTable:
+        """The tensor table."""
+        return self.workspace.tensors
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arithmetic happens."""
+        return self.workspace.device
+
+    def layers(self) -> tuple[Node, ...]:
+        """The linears of this unit that are to be quantized, in execution order."""
+        mine = {layer for stage in self.stages for layer in stage.layers}
+        return tuple(node for node in self.graph.layers() if node.name in mine)
+
+    def layers_by_stage(self) -> Iterator[tuple[Stage, tuple[Node, ...]]]:
+        """Each stage with those of its linears that are to be quantized; empty stages left out."""
+        wanted = {node.name for node in self.layers()}
+        for stage in self.stages:
+            nodes = tuple(self.graph[name] for name in stage.layers if name in wanted)
+            if nodes:
+                yield stage, nodes
+
+    def weight(self, node: Node) -> Tensor:
+        """The original weight, ``f32[rows, columns]`` on the device."""
+        return self.workspace.parameter(node)
+
+    def put(self, name: str, tensor: Tensor) -> TensorRef:
+        """Keep a tensor for later passes; ``name`` is unique, by habit ``layer:what``."""
+        return self.tensors.put(name, tensor)
+
+    def get(self, ref: TensorRef) -> Tensor:
+        """A tensor that an annotation names, on the device."""
+        return self.tensors.get(ref).to(self.device)
+
+    def annotate(self, node: Node, note: Annotation) -> None:
+        """Write an annotation on a layer."""
+        self.graph.annotate(node.name, note)
+
+    def remark(self, kind: str, node: Node, **details: object) -> None:
+        """Say something about a layer; shown with ``--remarks``."""
+        self.workspace.remarks.append(Remark(kind, self.step.name, node.name, details))
+
+    def stream(self, make: MakeBatches) -> Stream:
+        """This pass's calibration stream; ``make`` gives its batches of token ids once."""
+        return self.workspace.stream(self.step, make)
+
+    def calibration(self) -> Calibration:
+        """The calibration text. Raises ``InvalidCalibration`` if the compile has none."""
+        if self.workspace.calibration is None:
+            raise InvalidCalibration(
+                f"{self.step.name} needs calibration text and a tokenizer, and has none",
+                help="set reads_calibration = True on the pass",
+            )
+        return self.workspace.calibration

@@ -1,0 +1,163 @@
+"""The one way from the core to passes and backends: by name.
+
+Built-ins are listed in ``qdc.passes.PASSES`` and ``qdc.backends.BACKENDS``; third parties come in
+through the entry-point groups of the same names, or through a file that the user names.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from qdc.backendbase import Backend
+from qdc.codec import Codec, Lowered
+from qdc.errors import DuplicateName, QdcError, UnknownName, nearest
+from qdc.ir.annotations import BUILT_IN, Annotation
+from qdc.passbase import Configured, Pass
+
+C = TypeVar("C", bound=Configured)
+
+
+class Registry:
+    """Passes, presets, backends, annotation classes and codecs, each under a unique name."""
+
+    def __init__(self) -> None:
+        """Start empty; ``standard_registry`` gives the usual content."""
+        self.passes: dict[str, type[Pass]] = {}
+        self.backends: dict[str, type[Backend]] = {}
+        self.presets: dict[str, str] = {}
+        self.plugins: list[str] = []
+        """Name and digest of every plugin file, for the report."""
+
+    def add(self, kind: type[Configured]) -> None:
+        """Add a pass or a backend. Raises ``DuplicateName`` naming both owners."""
+        for table, base in ((self.passes, Pass), (self.backends, Backend)):
+            if issubclass(kind, base):
+                _refuse_second(kind, table.get(kind.name))
+                table[kind.name] = kind  # type: ignore[assignment]
+
+    def annotations(self) -> Mapping[str, type[Annotation]]:
+        """Every annotation class by tag. Raises ``DuplicateName``."""
+        found: dict[str, type[Annotation]] = {}
+        for kind in self._annotation_classes():
+            if not inspect.isabstract(kind) and hasattr(kind, "tag"):
+                _refuse_second(kind, found.get(kind.tag), label="@" + kind.tag)
+                found[kind.tag] = kind
+        return found
+
+    def codecs(self) -> Mapping[str, type[Codec]]:
+        """Every storage format by name. Raises ``DuplicateName``."""
+        found: dict[str, type[Codec]] = {}
+        for kind in self.annotations().values():
+            if issubclass(kind, Lowered):
+                codec = kind.codec_class()
+                _refuse_second(codec, found.get(codec.name), label=codec.name)
+                found[codec.name] = codec
+        return found
+
+    def find_pass(self, name: str) -> type[Pass]:
+        """Look a pass up. Raises ``UnknownName`` with the nearest names."""
+        return _find("pass or preset", name, self.passes, (*self.passes, *self.presets))
+
+    def find_backend(self, name: str) -> type[Backend]:
+        """Look a backend up. Raises ``UnknownName`` with the nearest names."""
+        return _find("backend", name, self.backends, self.backends)
+
+    def load_plugin(self, path: Path) -> None:
+        """Import a file and add the passes and backends that it defines.
+
+        Raises:
+            QdcError: the file is missing, fails to import, or defines neither.
+        """
+        module = _import_file(path)
+        kinds = list(_defined_in(module))
+        if not kinds:
+            raise QdcError(
+                "the plugin defines neither a pass nor a backend",
+                where=[path.name],
+                help="subclass qdc.Pass, as docs/writing_passes.md shows",
+            )
+        for kind in kinds:
+            self.add(kind)
+        self.plugins.append(f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
+
+    def _annotation_classes(self) -> Iterator[type[Annotation]]:
+        kinds = [k for p in self.passes.values() for k in (*p.provides, *p.requires)]
+        yield from dict.fromkeys((*BUILT_IN, *kinds))
+
+
+def standard_registry(plugins: Sequence[Path] = ()) -> Registry:
+    """Built-ins, installed entry points, then the given files. Raises ``DuplicateName``."""
+    registry = Registry()
+    passes, backends = import_module("qdc.passes"), import_module("qdc.backends")
+    for kind in (*passes.PASSES, *backends.BACKENDS):
+        registry.add(kind)
+    registry.presets.update(passes.PRESETS)
+    for group in ("qdc.passes", "qdc.backends"):
+        for entry in entry_points(group=group):
+            try:
+                kind = entry.load()
+            except Exception as error:
+                raise QdcError(
+                    f"the installed plugin {entry.value} does not import: {error}",
+                    help="uninstall or repair the package that provides it",
+                ) from error
+            if not (isinstance(kind, type) and issubclass(kind, Pass | Backend)):
+                raise QdcError(f"the installed plugin {entry.value} is no pass or backend")
+            registry.add(kind)
+    for path in plugins:
+        registry.load_plugin(path)
+    return registry
+
+
+def _find(label: str, name: str, table: Mapping[str, type[C]], known: Sequence[str] | Mapping[str, object]) -> type[C]:
+    if name not in table:
+        raise UnknownName(f"no {label} is called {name!r}", help=nearest(name, known))
+    return table[name]
+
+
+def _refuse_second(new: type, old: type | None, label: str = "") -> None:
+    if old is not None and old is not new:
+        raise DuplicateName(
+            f"two owners claim the name {label or getattr(new, 'name', new.__name__)!r}",
+            where=[_owner(old), _owner(new)],
+            help="rename one of them, or leave one out",
+        )
+
+
+def _owner(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise QdcError(f"no such plugin file: {path}", help="give a Python file: --plugin my_pass.py")
+    name = f"qdc_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise QdcError("the plugin is no Python file", where=[path.name])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise QdcError(
+            f"the plugin does not import: {type(error).__name__}: {error}", where=[path.name]
+        ) from error
+    return module
+
+
+def _defined_in(module: ModuleType) -> Iterator[type[Configured]]:
+    for value in vars(module).values():
+        own = isinstance(value, type) and value.__module__ == module.__name__
+        if own and issubclass(value, Pass | Backend) and hasattr(value, "name"):
+            yield value

@@ -1,0 +1,114 @@
+"""Cross-entropy of masked tokens, window by window, of several models on the very same masks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qdc.calibration.streams import uniforms
+from qdc.errors import QdcError
+
+Logits = Callable[[Tensor], Tensor]
+"""A model: ``i64[batch, T] -> [batch, T, vocabulary]``; position i predicts token i."""
+
+Progress = Callable[[int, int], None]
+
+
+class Sums(NamedTuple):
+    """Per window: masked tokens ``i64[w]``, and for each model their cross-entropy ``f64[w]``."""
+
+    tokens: Tensor
+    losses: tuple[Tensor, ...]
+
+
+def ratio_mask(windows: int, length: int, ratio: float, seed: int) -> Tensor:
+    """Mask each position with probability ``ratio``, at least one a window: ``bool[w, length]``.
+
+    The mask of a window depends on its number and on the seed alone; that of a smaller ratio lies
+    within that of a larger one.
+    """
+    draw = _draws(windows, length, "ratio", seed)
+    masked = draw < ratio
+    masked[torch.arange(windows), draw.argmin(1)] = True
+    return masked
+
+
+def bound_masks(windows: int, length: int, samples: int, seed: int) -> Iterator[Tensor]:
+    """Yield ``samples`` masks ``bool[w, length]`` of 1 to ``length`` positions a window.
+
+    A window's times are stratified over (0, 1], one in each of ``samples`` equal parts. Time t
+    masks exactly ``ceil(t * length)`` positions, a uniform choice of them.
+    """
+    for stratum in range(samples):
+        late = 1 - _draws(windows, 1, "bound time", seed, stratum)
+        count = ((stratum + late.double()) / samples * length).ceil().long().clamp(1, length)
+        rank = (
+            _draws(windows, length, "bound mask", seed, stratum)
+            .argsort(dim=1, stable=True)
+            .argsort(1)
+        )
+        yield rank < count
+
+
+@torch.no_grad()
+def masked_sums(
+    models: Sequence[Logits],
+    windows: Tensor,
+    masked: Tensor,
+    mask_id: int,
+    batch: int,
+    done: Callable[[], None],
+) -> Sums:
+    """Run every model on clean windows ``i64[w, length]`` with the places of ``masked`` hidden.
+
+    Cross-entropy in nats, computed in float32 and summed in float64. ``done`` is called after each
+    forward. Raises QdcError for logits that are not finite or that do not cover the tokens.
+    """
+    losses = [torch.zeros(len(windows), dtype=torch.float64) for _ in models]
+    for start in range(0, len(windows), batch):
+        clean, hidden = windows[start : start + batch], masked[start : start + batch]
+        noisy = clean.masked_fill(hidden, mask_id)
+        row = hidden.nonzero()[:, 0] + start
+        for loss, model in zip(losses, models, strict=True):
+            logits = model(noisy.clone())
+            found = _checked(logits, clean, hidden)
+            loss.index_add_(
+                0, row, functional.cross_entropy(found, clean[hidden], reduction="none").double()
+            )
+            done()
+    return Sums(masked.sum(1), tuple(losses))
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raise QdcError if any of ``[positions, vocabulary]`` is infinite or not a number."""
+    bad = int((~logits.isfinite()).any(-1).sum())
+    if bad:
+        raise QdcError(
+            f"the logits of {bad} of {len(logits)} masked positions are not finite",
+            help="check the weights for overflow, or compile with more damping",
+        )
+
+
+def _checked(logits: Tensor, clean: Tensor, hidden: Tensor) -> Tensor:
+    """Return the masked positions' logits ``f32[masked, vocabulary]``, on the CPU."""
+    if logits.ndim != 3 or logits.shape[:2] != clean.shape:
+        raise QdcError(
+            f"found logits of shape {list(logits.shape)}, need [{len(clean)}, {clean.shape[1]}, "
+            "vocabulary]",
+            help="give the logits of every position",
+        )
+    highest = int(clean.max())
+    if highest >= logits.shape[2]:
+        raise QdcError(
+            f"found token {highest}, and the model has logits for {logits.shape[2]} tokens",
+            help="use the tokenizer of this model",
+        )
+    found = logits[hidden.to(logits.device)].float().cpu()
+    require_finite(found)
+    return found
+
+
+def _draws(windows: int, length: int, *key: str | int) -> Tensor:
+    return torch.stack([uniforms(length, "evaluate", *key, window) for window in range(windows)])

@@ -1,0 +1,81 @@
+"""What all tests share: expected texts on disk, repeatable random examples, tests for a GPU."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+TESTS = Path(__file__).parent
+IN_CI = bool(os.environ.get("CI"))
+
+hypothesis.settings.register_profile("qdc", deadline=None, derandomize=IN_CI)
+hypothesis.settings.load_profile("qdc")
+
+
+class Golden:
+    """The expected text of one test, kept in ``tests/golden``."""
+
+    def __init__(self, path: Path, *, update: bool) -> None:
+        self.path = path
+        self.update = update
+
+    def __call__(self, text: str) -> None:
+        """Fail with a diff unless ``text`` is what the file holds; with ``update``, write it."""
+        text = text.rstrip("\n") + "\n"
+        if self.update:
+            self.path.parent.mkdir(exist_ok=True)
+            self.path.write_text(text, encoding="utf-8")
+            return
+        name = f"tests/golden/{self.path.name}"
+        if not self.path.exists():
+            pytest.fail(f"{name} does not exist; write it with: make golden", pytrace=False)
+        expected = self.path.read_text(encoding="utf-8")
+        if text != expected:
+            lines = difflib.unified_diff(
+                expected.splitlines(), text.splitlines(), name, "this run", lineterm=""
+            )
+            pytest.fail("\n".join([*lines, "", "accept it with: make golden"]), pytrace=False)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Compare a text with ``tests/golden/<module>.<test>.txt``; once a test."""
+    folder, module = request.path.relative_to(TESTS).parent, request.path.stem
+    parts = (*folder.parts, module.removeprefix("test_"), request.node.name.removeprefix("test_"))
+    file_name = re.sub(r"[^\w.]+", "-", ".".join(parts)).strip("-") + ".txt"
+    return Golden(
+        TESTS / "golden" / file_name, update=bool(request.config.getoption("update_golden"))
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="run only the tests with an expected text, and rewrite those texts",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if IN_CI and config.getoption("update_golden"):
+        raise pytest.UsageError("--update-golden is for people: CI compares, it never rewrites")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("update_golden"):
+        return
+    others = [item for item in items if "golden" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

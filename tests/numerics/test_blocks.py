@@ -1,0 +1,28 @@
+import pytest
+
+from qdc.numerics.blocks import BLOCK, block_slices, block_widths
+
+
+def test_last_block_is_narrower() -> None:
+    assert block_slices(10, 4) == (slice(0, 4), slice(4, 8), slice(8, 10))
+    assert block_widths(10, 4) == (4, 4, 2)
+
+
+def test_full_width_is_128() -> None:
+    assert BLOCK == 128
+    assert block_widths(4096) == (128,) * 32
+    assert block_widths(100) == (100,)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 64])
+@pytest.mark.parametrize("width", [1, 3, 8, 100])
+def test_every_column_is_in_one_block(columns: int, width: int) -> None:
+    covered = [column for part in block_slices(columns, width) for column in range(columns)[part]]
+    assert covered == list(range(columns))
+    assert max(block_widths(columns, width)) == min(width, columns)
+
+
+@pytest.mark.parametrize(("columns", "width"), [(0, 4), (-1, 4), (4, 0), (4, -2)])
+def test_refuses_nothing_to_cut(columns: int, width: int) -> None:
+    with pytest.raises(ValueError, match="cannot cut"):
+        block_slices(columns, width)

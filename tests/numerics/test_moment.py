@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from qdc.numerics.moment import MomentAccumulator
+
+
+def test_is_the_mean_outer_product_of_all_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(-8, 9, (2, 5, 3), generator=generator).float()
+    accumulator = MomentAccumulator(3)
+    accumulator.add(inputs)
+    tokens = [[int(x) for x in token] for sample in inputs.tolist() for token in sample]
+    expected = [[sum(t[i] * t[j] for t in tokens) / 10 for j in range(3)] for i in range(3)]
+    assert accumulator.tokens == 10
+    torch.testing.assert_close(accumulator.value(), torch.tensor(expected))
+
+
+def test_does_not_depend_on_the_batches() -> None:
+    inputs = torch.arange(24.0).reshape(6, 4)
+    whole, parts = MomentAccumulator(4), MomentAccumulator(4)
+    whole.add(inputs)
+    parts.add(inputs[0])
+    parts.add(inputs[1:1])
+    parts.add(inputs[1:].reshape(1, 5, 4))
+    assert parts.tokens == whole.tokens == 6
+    assert torch.equal(parts.value(), whole.value())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_sums_in_fp32_whatever_the_inputs(dtype: torch.dtype) -> None:
+    accumulator = MomentAccumulator(2)
+    # bf16 cannot count beyond 256, and 300^2 overflows fp16.
+    accumulator.add(torch.ones(301, 2, dtype=dtype) * torch.tensor([1, 300], dtype=dtype))
+    value = accumulator.value()
+    assert value.dtype == torch.float32
+    assert value.tolist() == [[1.0, 300.0], [300.0, 90000.0]]
+
+
+def test_is_exactly_symmetric() -> None:
+    inputs = torch.randn(77, 33, generator=torch.Generator().manual_seed(1))
+    accumulator = MomentAccumulator(33)
+    accumulator.add(inputs)
+    accumulator.add(inputs * 3.7)
+    value = accumulator.value()
+    assert torch.equal(value, value.T)
+
+
+def test_value_is_not_the_running_sum() -> None:
+    accumulator = MomentAccumulator(2)
+    accumulator.add(torch.ones(1, 2))
+    accumulator.value().zero_()
+    assert accumulator.value().tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_refuses_zero_tokens_and_other_widths() -> None:
+    accumulator = MomentAccumulator(3)
+    with pytest.raises(ValueError, match="zero tokens"):
+        accumulator.value()
+    with pytest.raises(ValueError, match="expected"):
+        accumulator.add(torch.ones(3, 2))
+    with pytest.raises(ValueError, match="expected"):
+        accumulator.add(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="at least one column"):
+        MomentAccumulator(0)
