@@ -1,29 +1,26 @@
 """What a backend is: it receives a compiled model region by region and writes an artifact."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from qdc.ir.annotations import Packed
-from qdc.ir.graph import LayerGraph, Region
+from qdc.ir.graph import Region
 from qdc.passbase import Configured, Kinds
 
 if TYPE_CHECKING:
-    from qdc.artifact.writer import ArtifactWriter
-    from qdc.ir.tensors import TensorTable
+    from qdc.artifact.emission import Emission
 
 
-class Backend(Configured):
+class Backend(Configured, ABC):
     """An emitter. It shares the form of passes: options are fields, ``str`` rebuilds it."""
 
     requires: ClassVar[Kinds] = (Packed,)
     """Annotations that every quantized layer must carry."""
 
     @abstractmethod
-    def emit_region(
-        self, writer: "ArtifactWriter", graph: LayerGraph, region: Region, tensors: "TensorTable"
-    ) -> None:
+    def emit_region(self, emission: "Emission", region: Region) -> None:
         """Write one finished region; its tensors are released afterwards."""
 
     @abstractmethod
-    def finish(self, writer: "ArtifactWriter", graph: LayerGraph) -> None:
+    def finish(self, emission: "Emission") -> None:
         """Write what lies outside the regions, the configuration and the final dump."""

@@ -106,7 +106,8 @@ class Factor(Annotation):
     """``f32[columns, columns]``, upper triangular U with inverse = U^T U."""
     damp: float = Field(ge=0)
     """Share of the mean diagonal that was added."""
-    attempts: int = Field(ge=1)
+    attempts: int = Field(ge=0)
+    """Factorizations tried; 0 if every input is dead."""
     dead: tuple[int, ...] = ()
     """Input columns that were zero on every token."""
 

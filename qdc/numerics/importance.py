@@ -64,8 +64,6 @@ def outlier_weight(importance_block: Tensor, sigma: float, weight: float) -> Ten
     ones = torch.ones_like(importance_block)
     if importance_block.numel() < 2:
         return ones
-    deviation, mean = torch.std_mean(importance_block.to(torch.float64))
-    above = importance_block > mean + sigma * deviation
-    # Rounding of the mean must not turn a constant block into one of outliers.
-    outlier = above & (importance_block > importance_block.min())
-    return ones.masked_fill(outlier, weight)
+    wide = importance_block.to(torch.float64)
+    deviation, mean = torch.std_mean(wide)
+    return ones.masked_fill(wide - mean > sigma * deviation, weight)

@@ -1,14 +1,11 @@
 """Everything that watches a pipeline run: one interface, called around every pass application."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from qdc.ir.annotations import Annotation
-from qdc.ir.dump import to_bytes
-from qdc.ir.printer import render
 from qdc.ir.verify import verify
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.unit import Unit
@@ -65,45 +62,6 @@ class Meter(Instrument):
         row.seconds += time.perf_counter() - self._start
         row.peak_bytes = max(row.peak_bytes, peak_bytes(unit.device))
         row.units += 1
-
-
-@dataclass
-class Dumper(Instrument):
-    """Write the graph as it is after chosen passes, once they have run on every unit.
-
-    Passes run region by region, so the graph after one pass is put together from what each unit
-    carried right after it.
-    """
-
-    plan: Plan
-    folder: Path
-    places: frozenset[int]
-    _seen: dict[int, dict[str, tuple[Annotation, ...]]] = field(default_factory=dict)
-
-    def after(self, place: int, unit: Unit) -> None:
-        """Note what the unit's linears carry now."""
-        if place in self.places:
-            notes = self._seen.setdefault(place, {})
-            for stage in unit.stages:
-                for name in stage.layers:
-                    notes[name] = tuple(unit.graph.annotations(name).values())
-
-    def write(self, unit_graph_of: Unit | None, initial: dict[str, tuple[Annotation, ...]]) -> list[Path]:
-        """Write ``NN_pass.qdc`` and ``.txt`` for each chosen pass; return the files."""
-        if unit_graph_of is None:
-            return []
-        written = []
-        names = [step.name for step in self.plan.passes()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for place in sorted(self._seen):
-            graph = unit_graph_of.graph.with_annotations(
-                {**initial, **self._seen[place]}, self.plan.text_through(place)
-            )
-            stem = self.folder / f"{place + 1:02d}_{names[place]}"
-            stem.with_suffix(".qdc").write_bytes(to_bytes(graph))
-            stem.with_suffix(".txt").write_text(render(graph), encoding="utf-8")
-            written += [stem.with_suffix(".qdc"), stem.with_suffix(".txt")]
-        return written
 
 
 def peak_bytes(device: torch.device) -> int:

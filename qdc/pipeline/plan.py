@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from qdc.errors import InvalidPipeline, MissingAnnotation, QdcError, nearest
 from qdc.ir.annotations import Annotation
+from qdc.ir.graph import LayerGraph
 from qdc.passbase import Configured, Kinds, Pass
 from qdc.pipeline.syntax import Item, StagesItem, caret, parse
 from qdc.registry import Registry
@@ -66,9 +67,16 @@ class Plan:
         if pending:
             yield Segment(tuple(pending), barrier=False)
 
-    def text_through(self, place: int) -> str:
-        """The pipeline text up to and including the pass at this place."""
-        return str(self.cut(place))
+    def applications(self, graph: LayerGraph) -> int:
+        """How many times a pass will be run on a unit."""
+        stages = sum(len(region.stages) for region in graph.regions)
+        total = 0
+        for item in self.items:
+            if isinstance(item, Group):
+                total += len(item.passes) * stages
+            else:
+                total += 1 if item.barrier else len(graph.regions)
+        return total
 
     def cut(self, place: int) -> "Plan":
         """The plan up to and including the pass at this place, counted over ``passes()``."""

@@ -47,6 +47,8 @@ class Stream:
         """Nodes before this place have been computed."""
         self.linear_calls = 0
         """Linears executed, counted once for each sample."""
+        self.tokens = torch.cat(batches)
+        """``i64[samples, length]``: what was put in."""
         self.kept: list[Environment] = [{tokens: batch} for batch in batches]
 
     def enter(self, stage: Stage) -> None:

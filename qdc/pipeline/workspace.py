@@ -101,6 +101,13 @@ class Workspace:
             stream.leave(region)
         self._loaded.clear()
 
+    def release(self, region: Region) -> None:
+        """Release every tensor of a region that has been emitted."""
+        for name in region.nodes:
+            for note in self.program.graph.annotations(name).values():
+                for ref in note.refs():
+                    self.tensors.release(ref.name)
+
     def end_segment(self, spill: Path | None) -> None:
         """Drop the streams; with a folder, move the tensors that remain out of memory."""
         self.linear_calls += sum(stream.linear_calls for stream in self._streams.values())

@@ -47,11 +47,11 @@ def infill(
 ) -> Tensor:
     """Fill the places of ``masked``, ``bool[1, T]``, in ``tokens``, ``i64[1, T]``.
 
-    Returns ``i64[1, T]``. Each step predicts all open places greedily and keeps the most confident predictions, the
-    earlier place where two are equal; the others stay masked. ``steps`` share the places evenly,
-    the first steps take what is left over; ``None`` fills one place a step, and so do more steps
-    than places. The mask itself is never predicted. Source: LLaDA's low-confidence remasking at
-    temperature 0, in one block; confidence is a probability in float64.
+    Returns ``i64[1, T]``. Each step predicts all open places greedily and keeps the most confident
+    predictions, the earlier place where two are equal; the others stay masked. ``steps`` share the
+    places evenly, the first steps take what is left over; ``None`` fills one place a step, and so
+    do more steps than places. The mask itself is never predicted. Source: LLaDA's low-confidence
+    remasking at temperature 0, in one block; confidence is a probability in float64.
     """
     if tokens.ndim != 2 or len(tokens) != 1 or masked.shape != tokens.shape:
         raise QdcError(

@@ -48,7 +48,7 @@ def test_share() -> None:
 
 
 def test_windows_keep_what_is_visible() -> None:
-    """Masked places hold the mask id, the others their token; the clean windows stay as they were."""
+    """Masked places hold the mask id, the others their token; the clean windows stay."""
     windows = torch.arange(600).view(6, 100) + 10
     before = windows.clone()
     noisy, masked = mask_windows(windows, 7, 0.25, seed=5)
@@ -71,7 +71,7 @@ def test_uniforms() -> None:
     """Numbers lie in [0, 1) on a grid of 2**-24, evenly; a longer draw begins with the shorter."""
     draw = uniforms(20_000, "test")
     assert draw.dtype == torch.float32
-    assert 0 <= draw.min()
+    assert draw.min() >= 0
     assert draw.max() < 1
     assert torch.equal(draw * 2**24, (draw * 2**24).round())
     assert torch.equal(draw[:10], uniforms(10, "test"))

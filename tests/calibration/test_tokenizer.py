@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_whole_text_and_special_tokens(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Text longer than the model is neither cut nor padded, comes back the same, and warns nobody."""
+    """Text longer than the model is neither cut nor padded, comes back, and warns nobody."""
     tokenizer = load_tokenizer(folder)
     text = "def f(x):\n    return x , é" * 3
     with caplog.at_level(logging.WARNING):

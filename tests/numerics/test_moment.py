@@ -36,6 +36,12 @@ def test_sums_in_fp32_whatever_the_inputs(dtype: torch.dtype) -> None:
     assert value.tolist() == [[1.0, 300.0], [300.0, 90000.0]]
 
 
+def test_keeps_inputs_beyond_half_precision() -> None:
+    accumulator = MomentAccumulator(1)
+    accumulator.add(torch.tensor([[2049.0]]))
+    assert accumulator.value().item() == 2049.0**2
+
+
 def test_is_exactly_symmetric() -> None:
     inputs = torch.randn(77, 33, generator=torch.Generator().manual_seed(1))
     accumulator = MomentAccumulator(33)

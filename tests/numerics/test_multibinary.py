@@ -127,15 +127,11 @@ def test_neither_refit_nor_search_raises_the_loss(order: int, start: str) -> Non
     c = greedy_start(block, order) if start == "greedy" else random_components(order, 2)
     loss = weighted_loss(block, c, weight).item()
     first = loss
-    for _ in range(6):
-        for half_step in (
-            lambda x: refit_scales(block, x, weight),
-            lambda x: search_signs(block, x),
-        ):
-            c = half_step(c)
-            after = weighted_loss(block, c, weight).item()
-            assert after <= loss * (1 + 1e-6)
-            loss = after
+    for half_step in ("refit", "search") * 6:
+        c = refit_scales(block, c, weight) if half_step == "refit" else search_signs(block, c)
+        after = weighted_loss(block, c, weight).item()
+        assert after <= loss * (1 + 1e-6)
+        loss = after
     assert loss < 0.99 * first
 
 

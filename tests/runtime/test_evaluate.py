@@ -1,7 +1,7 @@
 """Masked cross-entropy against a written-out reference, and two models on the same masks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,6 +14,15 @@ from qdc.runtime.masked_loss import bound_masks, ratio_mask
 
 MASK, VOCABULARY, LENGTH = 1, 24, 12
 Model = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose by threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def llada(seed: int) -> LLaDA:
@@ -125,27 +134,6 @@ def test_bound_is_the_mean_over_times() -> None:
     assert found.bound == pytest.approx((length + 1) / 2 / length, abs=0.004)
 
 
-def test_masks() -> None:
-    """Masks repeat, hit the ratio, leave no window empty, and nest."""
-    half = ratio_mask(200, 50, 0.5, seed=0)
-    assert torch.equal(half, ratio_mask(200, 50, 0.5, seed=0))
-    assert torch.equal(half[:20], ratio_mask(20, 50, 0.5, seed=0))
-    assert not torch.equal(half, ratio_mask(200, 50, 0.5, seed=1))
-    assert half.float().mean().item() == pytest.approx(0.5, abs=0.02)
-    assert (ratio_mask(200, 50, 0.15, seed=0) <= half).all()
-    assert ratio_mask(200, 50, 1e-9, seed=0).sum(1).tolist() == [1] * 200
-    assert ratio_mask(200, 50, 1.0, seed=0).all()
-
-
-def test_bound_masks() -> None:
-    """Counts are 1 to L, each stratum in its own part, places as likely as each other."""
-    masks = torch.stack(list(bound_masks(300, 10, 5, seed=0)))
-    counts = masks.sum(2)
-    for stratum in range(5):
-        assert set(counts[stratum].tolist()) == {2 * stratum + 1, 2 * stratum + 2}
-    assert masks.float().mean((0, 1)) == pytest.approx(torch.full((10,), 0.55), abs=0.05)
-
-
 def test_model_with_itself() -> None:
     """A model differs from itself by exactly nothing."""
     model = llada(0)
@@ -198,7 +186,7 @@ def test_standard_error_is_the_jackknife() -> None:
 
 
 def test_standard_error_of_the_bound() -> None:
-    """The bound's error is the standard deviation of a window's rise over the root of their number."""
+    """The error of the bound is that of a mean over windows."""
     clean = torch.tensor([[2] * 8, [2] * 8, [3] * 8, [3] * 8])
     candidate = constant(torch.tensor([0.0, 0.0, math.log(2), 0.0]))
     found = compare(candidate, constant(torch.zeros(4)), clean, MASK, (0.5,), (0,))
@@ -215,21 +203,6 @@ def test_progress() -> None:
         model, model, windows(), MASK, (0.5, 0.9), (0, 1, 2), 3, 4, lambda *step: told.append(step)
     )
     assert told == [(step, 60) for step in range(1, 61)]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_not_finite(value: float) -> None:
-    """One bad number at a masked place is found and counted."""
-
-    def model(tokens: Tensor) -> Tensor:
-        logits = torch.zeros(*tokens.shape, VOCABULARY)
-        logits[0, 5, 3] = value
-        return logits
-
-    with pytest.raises(QdcError) as caught:
-        evaluate(model, windows(2), MASK, ratios=(1.0,))
-    assert "the logits of 1 of 24 masked positions are not finite" in str(caught.value)
-    assert "help  check the weights" in str(caught.value)
 
 
 def test_half_precision_logits() -> None:
@@ -253,7 +226,9 @@ def test_senseless_requests() -> None:
     def never(_: Tensor) -> Tensor:
         raise AssertionError
 
-    with pytest.raises(QdcError, match="found mask ratio 0, 1.5, need ratios above 0 and up to 1"):
+    with pytest.raises(
+        QdcError, match=r"found mask ratio 0, 1\.5, need ratios above 0 and up to 1"
+    ):
         evaluate(never, windows(), MASK, ratios=(0.0, 0.5, 1.5))
     with pytest.raises(
         QdcError, match="found 0 seeds, batch 16 and 8 bound samples, need at least"

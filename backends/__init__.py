@@ -1,0 +1,5 @@
+"""The backends that come with qdc."""
+
+from .reference import Reference
+
+BACKENDS = (Reference,)

@@ -1,0 +1,63 @@
+"""The portable format: a folder that ``safetensors`` and ``json`` alone can read.
+
+One shard a region and one for the rest; ``config.json`` names each layer's codec;
+``docs/format.md`` gives every tensor, shape, bit order and formula.
+"""
+
+from typing import ClassVar
+
+from qdc.artifact.config import FORMAT_VERSION
+from qdc.artifact.emission import Emission
+from qdc.artifact.writer import CONFIG, METHOD
+from qdc.backendbase import Backend
+from qdc.ir.dump import to_bytes
+from qdc.ir.graph import Region
+
+
+class Reference(Backend):
+    """Write the portable folder: bit planes, scales, untouched tensors, configuration, IR dump."""
+
+    name: ClassVar[str] = "reference"
+
+    def emit_region(self, emission: Emission, region: Region) -> None:
+        """Write the region's shard."""
+        number = emission.graph.regions.index(region)
+        tensors = {**emission.packed(region.nodes), **emission.kept(region.nodes)}
+        emission.writer.shard(_shard_name(emission, number), tensors)
+
+    def finish(self, emission: Emission) -> None:
+        """Write the last shard, index, configuration, tokenizer and dump."""
+        graph, writer = emission.graph, emission.writer
+        inside = {name for region in graph.regions for name in region.nodes}
+        rest = [node.name for node in graph if node.name not in inside]
+        writer.shard(_shard_name(emission, len(graph.regions)), emission.kept(rest))
+        writer.index()
+        layers = emission.layers()
+        writer.json(
+            CONFIG,
+            {
+                **emission.checkpoint.config,
+                "quantization_config": {
+                    "quant_method": METHOD,
+                    "format_version": FORMAT_VERSION,
+                    **emission.facts,
+                    "stages": [
+                        [graph[name].path for name in stage.layers]
+                        for region in graph.regions
+                        for stage in region.stages
+                    ],
+                    "modules_to_not_convert": [
+                        node.path for node in graph.linears() if node.path not in layers
+                    ],
+                    "layers": layers,
+                },
+            },
+        )
+        for path in emission.checkpoint.tokenizer_files():
+            writer.file(path.name, path.read_bytes())
+        writer.file("ir.qdc", to_bytes(graph))
+
+
+def _shard_name(emission: Emission, number: int) -> str:
+    total = len(emission.graph.regions) + 1
+    return f"model-{number + 1:05d}-of-{total:05d}.safetensors"

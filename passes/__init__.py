@@ -1,0 +1,16 @@
+"""The passes that come with qdc, and the pipelines that have a name."""
+
+from .abmp_allocate import AbmpAllocate
+from .calibrate_mcs import CalibrateMcs
+from .daq_lower import DaqLower
+from .pack import Pack
+from .rtn_lower import RtnLower
+from .sensitivity import Sensitivity
+
+PASSES = (CalibrateMcs, Sensitivity, AbmpAllocate, DaqLower, RtnLower, Pack)
+PRESETS = {
+    "default": "stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower),pack",
+    "uniform": "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},daq-lower),pack",
+    "rtn": "stages(calibrate-mcs,rtn-lower),pack",
+    "data-free": "rtn-lower,pack",
+}

@@ -1,0 +1,58 @@
+"""Turn working tensors into the stored form, and prove that nothing was lost.
+
+Whatever lowered a layer brought a codec; this pass asks it to pack, checks that the bytes are the
+predicted ones and that unpacking gives the same weight bit for bit, and releases the working form.
+
+    before   %h0.q = linear %x   w f16[64,512]
+                 @daq     4 blocks   output error 1.3e-02   outliers 2.2%   15 sweeps
+    after        @packed  11,265 B   2 sign bits/weight   2.75 in all
+"""
+
+from typing import ClassVar
+
+import torch
+
+from qdc.codec import Lowered
+from qdc.errors import InvalidGraph
+from qdc.ir.annotations import Packed
+from qdc.ir.graph import Node
+from qdc.passbase import Kinds, Pass
+from qdc.pipeline.unit import Unit
+
+
+class Pack(Pass):
+    """Turn working tensors into the stored form, and prove that nothing was lost."""
+
+    name: ClassVar[str] = "pack"
+    requires: ClassVar[Kinds] = (Lowered,)
+    provides: ClassVar[Kinds] = (Packed,)
+
+    def run(self, unit: Unit) -> None:
+        """Pack one layer after the other."""
+        for node in unit.layers():
+            unit.annotate(node, self.pack(unit, node))
+
+    def pack(self, unit: Unit, node: Node) -> Packed:
+        """Pack, check bytes and weight, release."""
+        lowered = unit.graph.require(node.name, Lowered)
+        codec = lowered.codec
+        working = lowered.working(unit.tensors)
+        stored = {suffix: tensor.cpu() for suffix, tensor in codec.pack(working).items()}
+        codec.check(stored, node.name)
+        nbytes = sum(tensor.nbytes for tensor in stored.values())
+        same = torch.equal(codec.dense(codec.unpack(stored)), codec.dense(working).cpu())
+        if nbytes != codec.nbytes or not same:
+            raise InvalidGraph(
+                f"codec {codec.name} predicted {codec.nbytes} bytes and packed {nbytes}"
+                if nbytes != codec.nbytes
+                else f"codec {codec.name} does not give back the weight that it packed",
+                where=[f"%{node.name}"],
+            )
+        for ref in lowered.tensors:
+            unit.tensors.release(ref.name)
+        return Packed(
+            tensors=tuple(unit.put(f"{node.path}.{s}", t) for s, t in stored.items()),
+            suffixes=tuple(stored),
+            payload_bits=codec.payload_bits,
+            weights=node.rows * node.columns,
+        )

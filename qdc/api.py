@@ -1,0 +1,114 @@
+"""The Python interface: compile a model, load what came out, load what went in."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qdc.compiler import plan_job, run_job
+from qdc.registry import standard_registry
+from qdc.report import CompileReport
+from qdc.runtime.load import load_artifact, load_checkpoint
+
+PathLike = str | Path
+
+
+def compile(
+    model_dir: PathLike,
+    passes: str = "default",
+    backend: str = "reference",
+    *,
+    out: PathLike,
+    calibration: PathLike | None = None,
+    text_field: str = "text",
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    plugins: Sequence[PathLike] = (),
+    dump_after: Sequence[str] = (),
+    dump_dir: PathLike | None = None,
+    stop_after: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> CompileReport:
+    """Compile a checkpoint to an artifact.
+
+    Args:
+        model_dir: local folder with ``config.json``, ``tokenizer.json`` and safetensors.
+        passes: a pipeline, or the name of a preset.
+        backend: an emitter, as ``name`` or ``name{option=value}``.
+        out: folder of the artifact; it appears when it is complete.
+        calibration: a text or jsonl file; the embedded text without one.
+        text_field: field of a jsonl line that holds the text.
+        samples: sequences to calibrate on; for every pass that has this option.
+        length: tokens of a sequence; the same.
+        seed: seed of windows and masks; the same.
+        device: ``cpu`` or ``cuda``.
+        force: replace an artifact that is at ``out``.
+        plugins: files that define further passes or backends.
+        dump_after: names of passes, or ``all``: write the graph after each.
+        dump_dir: where; beside ``out`` if not given.
+        stop_after: name of the last pass to run; no artifact is written then.
+        progress: called with what is done, how much of it, and the total.
+
+    Returns:
+        Bits, bytes, errors, coverage, times.
+
+    Raises:
+        QdcError: the input is at fault; says what, where, and what to do.
+    """
+    job = plan_job(
+        Path(model_dir),
+        Path(out),
+        standard_registry([Path(plugin) for plugin in plugins]),
+        passes=passes,
+        backend=backend,
+        overrides={"samples": samples, "length": length, "seed": seed},
+        calibration=None if calibration is None else Path(calibration),
+        text_field=text_field,
+        device=device,
+        force=force,
+        dump_after=dump_after,
+        dump_folder=None if dump_dir is None else Path(dump_dir),
+        stop_after=stop_after,
+        command=f"qdc compile {model_dir} -o {out} --passes '{passes}' --backend '{backend}'",
+    )
+    return run_job(job, progress)
+
+
+def load(
+    artifact: PathLike,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    plugins: Sequence[PathLike] = (),
+) -> nn.Module:
+    """Load an artifact as a module: ``forward(input_ids, attention_mask=None)``.
+
+    Args:
+        artifact: folder that ``compile`` wrote.
+        device: where the weights go.
+        dtype: of the weights and the logits.
+        plugins: files that define the codecs of third-party passes.
+
+    Returns:
+        A module whose logits have shape (batch, length, vocabulary).
+
+    Raises:
+        QdcError: the artifact is damaged, incomplete or newer than this qdc.
+    """
+    registry = standard_registry([Path(plugin) for plugin in plugins])
+    return load_artifact(Path(artifact), registry, device, dtype)
+
+
+def load_original(
+    model_dir: PathLike, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Load an uncompiled checkpoint as the same kind of module as ``load``.
+
+    Raises:
+        QdcError: the checkpoint is damaged, incomplete, or an artifact.
+    """
+    return load_checkpoint(Path(model_dir), device, dtype)

@@ -1,0 +1,1 @@
+"""The artifact on disk: written atomically, read as untrusted input."""

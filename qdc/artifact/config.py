@@ -1,0 +1,68 @@
+"""The ``quantization_config`` of an artifact, validated: it is untrusted input."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qdc.codec import Codec
+from qdc.errors import InvalidArtifact, nearest
+
+FORMAT_VERSION = 1
+
+
+class QuantizationConfig(BaseModel):
+    """What a reader needs to know of the layers; fields that it does not need are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    quant_method: Literal["qdc"]
+    format_version: int = Field(ge=1)
+    pipeline: str = ""
+    layers: dict[str, dict[str, Any]]
+    """For each quantized layer, by full path: ``codec`` and the codec's fields."""
+
+
+def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
+    """Read and check the configuration. Raises ``InvalidArtifact``."""
+    if "quantization_config" not in config:
+        raise InvalidArtifact(
+            "config.json has no quantization_config: the folder is a plain checkpoint",
+            help="compile it first: qdc compile MODEL -o OUT",
+        )
+    try:
+        parsed = QuantizationConfig.model_validate(config["quantization_config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidArtifact(
+            f"quantization_config is not one of qdc: {first['msg']}",
+            where=[".".join(map(str, first["loc"]))],
+        ) from error
+    if parsed.format_version > FORMAT_VERSION:
+        raise InvalidArtifact(
+            f"the artifact has format version {parsed.format_version}, "
+            f"this qdc reads up to {FORMAT_VERSION}",
+            help="update qdc, or compile the model again with this one",
+        )
+    return parsed
+
+
+def parse_codec(
+    layer: str, fields: Mapping[str, Any], codecs: Mapping[str, type[Codec]]
+) -> Codec:
+    """Build the codec of one layer from untrusted fields. Raises ``InvalidArtifact``."""
+    name = fields.get("codec")
+    if not isinstance(name, str) or name not in codecs:
+        raise InvalidArtifact(
+            f"no codec is called {name!r}",
+            where=[layer],
+            help=nearest(str(name), codecs) + "; load the plugin that wrote it with --plugin",
+        )
+    try:
+        return codecs[name].model_validate({k: v for k, v in fields.items() if k != "codec"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidArtifact(
+            f"the codec's settings are wrong: {place} {first['msg']}", where=[layer]
+        ) from error

@@ -1,0 +1,142 @@
+"""Write an artifact folder atomically: everything goes to a temporary folder first.
+
+Files are synced to disk, then the folder is renamed. A failed compile leaves what was there before.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from qdc.errors import InvalidArtifact, OutputExists, QdcError
+
+METHOD = "qdc"
+CONFIG = "config.json"
+
+
+class ArtifactWriter:
+    """A folder in the making; ``commit`` makes it appear, ``abort`` leaves no trace."""
+
+    def __init__(self, out: Path, *, force: bool = False) -> None:
+        """Check the target. Raises ``OutputExists`` unless it is free, empty, or may be replaced."""
+        self.out = out.absolute()
+        self.tensor_bytes = 0
+        """Bytes of tensor data written."""
+        check_target(self.out, force=force)
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", dir=self.out.parent))
+        except OSError as error:
+            raise QdcError(
+                f"cannot write to {self.out.parent}: {error.strerror}", help="choose another -o"
+            ) from error
+        self._shards: dict[str, str] = {}
+
+    def shard(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write one safetensors file; its size must be header plus predicted data.
+
+        Raises:
+            InvalidArtifact: a tensor was written before, or the size is another.
+        """
+        twice = sorted(set(tensors) & set(self._shards))
+        if twice:
+            raise InvalidArtifact("a tensor is written twice", where=twice)
+        ordered = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+        data = save(ordered, metadata={"format": "pt"})
+        (header,) = struct.unpack("<Q", data[:8])
+        expected = 8 + header + sum(tensor.nbytes for tensor in ordered.values())
+        if len(data) != expected:
+            raise InvalidArtifact(f"{name} has {len(data)} bytes, {expected} were predicted")
+        self.tensor_bytes += expected - 8 - header
+        self.file(name, data)
+        self._shards.update(dict.fromkeys(ordered, name))
+
+    def file(self, name: str, data: bytes) -> None:
+        """Write one file and sync it."""
+        with (self.folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def json(self, name: str, data: object) -> None:
+        """Write one JSON file, keys in their order."""
+        self.file(name, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def index(self) -> None:
+        """Write the index that says which shard holds which tensor."""
+        self.json(
+            "model.safetensors.index.json",
+            {
+                "metadata": {"total_size": self.tensor_bytes},
+                "weight_map": dict(sorted(self._shards.items())),
+            },
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files so far."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def commit(self) -> None:
+        """Put the folder in its place; an older artifact there is replaced as a whole."""
+        _sync(self.folder)
+        self.folder.chmod(0o755)
+        old = None
+        if self.out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
+            self.out.rename(old)
+        try:
+            self.folder.rename(self.out)
+        except OSError:
+            if old is not None:
+                old.rename(self.out)
+            raise
+        _sync(self.out.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def abort(self) -> None:
+        """Remove everything that was written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_target(out: Path, *, force: bool) -> None:
+    """Refuse a target that holds something. Raises ``OutputExists``."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise OutputExists(f"{out} is there and is no folder", help="choose another -o")
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise OutputExists(
+            f"{out} is there already", help="choose another -o, or replace it with --force"
+        )
+    if not _is_artifact(out):
+        raise OutputExists(
+            f"{out} is no qdc artifact, so --force does not replace it",
+            help="choose another -o, or remove the folder yourself",
+        )
+
+
+def _is_artifact(folder: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return bool(config["quantization_config"]["quant_method"] == METHOD)
+    return False
+
+
+def _sync(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,257 @@
+"""The compiler: checkpoint to graph, pipeline, artifact, report."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from qdc import __version__
+from qdc.artifact.emission import Emission
+from qdc.artifact.writer import ArtifactWriter, check_target
+from qdc.backendbase import Backend
+from qdc.calibration.text import read_text
+from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.errors import InvalidPipeline, QdcError
+from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.coverage import check_tensors, coverage, mark_kept
+from qdc.frontend.tracer import Program, trace
+from qdc.ir.graph import Region
+from qdc.ir.verify import verify
+from qdc.models.families import build
+from qdc.pipeline.dumper import Dumper
+from qdc.pipeline.instruments import Instrument, Meter, Verifier
+from qdc.pipeline.plan import Plan, build_plan, check_order, configure
+from qdc.pipeline.repro import Repro
+from qdc.pipeline.runner import Runner
+from qdc.pipeline.syntax import parse_item
+from qdc.pipeline.workspace import Calibration, Workspace
+from qdc.registry import Registry
+from qdc.report import CompileReport, PassReport, layer_reports
+from qdc.runtime.load import refuse_compiled
+
+Progress = Callable[[str, int, int], None]
+"""``(what, done, total)``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a compile, checked and configured before the first forward."""
+
+    model: Path
+    out: Path
+    plan: Plan
+    backend: Backend | None
+    """None if the pipeline stops before an artifact."""
+    registry: Registry
+    calibration: Path | None = None
+    text_field: str = "text"
+    device: str = "cpu"
+    force: bool = False
+    dump_places: frozenset[int] = frozenset()
+    dump_folder: Path = Path()
+    repro_folder: Path = Path("repro")
+    command: str = ""
+    instruments: tuple[Instrument, ...] = field(default=())
+
+
+def plan_job(
+    model: Path,
+    out: Path,
+    registry: Registry,
+    *,
+    passes: str = "default",
+    backend: str = "reference",
+    overrides: dict[str, object] | None = None,
+    calibration: Path | None = None,
+    text_field: str = "text",
+    device: str = "cpu",
+    force: bool = False,
+    dump_after: Sequence[str] = (),
+    dump_folder: Path | None = None,
+    stop_after: str | None = None,
+    command: str = "",
+    instruments: Sequence[Instrument] = (),
+) -> Job:
+    """Configure a compile and check all that can be checked without the model's weights.
+
+    Raises:
+        QdcError: unknown names, bad options, unmet requirements, a target that is not free, an
+            option that nothing takes.
+    """
+    plan = build_plan(passes, registry, overrides)
+    item = parse_item(backend)
+    emitter = configure(registry.find_backend(item.name), item, backend)
+    if not isinstance(emitter, Backend):
+        raise TypeError(f"{item.name} is registered as a backend and is none")
+    places = frozenset(_dump_places(plan, dump_after))
+    if stop_after is not None:
+        last = plan.place_of(stop_after)
+        plan = plan.cut(last)
+        places = frozenset(place for place in places if place <= last) | {last}
+        check_order(plan)
+    else:
+        check_order(plan, final=emitter.requires, backend=emitter.name)
+        check_target(out.absolute(), force=force)
+    if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
+        raise InvalidPipeline(
+            "no pass of the pipeline reads calibration text, and --calibration is given",
+            help=f"the pipeline is: {plan}",
+        )
+    _check_device(device)
+    return Job(
+        model=model,
+        out=out,
+        plan=plan,
+        backend=None if stop_after is not None else emitter,
+        registry=registry,
+        calibration=calibration,
+        text_field=text_field,
+        device=device,
+        force=force,
+        dump_places=places,
+        dump_folder=dump_folder or out.with_name(f"{out.name}-dumps"),
+        repro_folder=out.with_name(f"{out.name}-repro"),
+        command=command,
+        instruments=tuple(instruments),
+    )
+
+
+def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
+    """Compile. Either the artifact is complete at the end, or nothing has changed.
+
+    Raises:
+        QdcError: the checkpoint, the text or the weights are at fault.
+    """
+    started = time.perf_counter()
+    notify = progress or (lambda what, done, total: None)
+    checkpoint, program = open_model(job.model)
+    calibration = _calibration(job)
+    digest = checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total))
+    workspace = Workspace(program, checkpoint, torch.device(job.device), calibration)
+    meter, dumper = Meter(job.plan), Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
+    repro = Repro(job.plan, job.repro_folder, job.command, program.graph)
+    ticker = _Ticker(notify, job.plan, program)
+    instruments = (repro, ticker, meter, *job.instruments, dumper, Verifier())
+    source = calibration.source if calibration is not None else None
+    with _writer(job) as writer, tempfile.TemporaryDirectory(prefix="qdc-") as scratch:
+        emission = None
+        if writer is not None and job.backend is not None:
+            facts = {
+                "qdc_version": __version__,
+                "pipeline": str(job.plan),
+                "backend": str(job.backend),
+                "checkpoint_sha256": digest,
+                "calibration": None if source is None else {"name": source.name, "sha256": source.digest},
+                "plugins": job.registry.plugins,
+            }
+            emission = Emission(program.graph, workspace.tensors, checkpoint, writer, facts)
+
+        def region_done(region: Region) -> None:
+            if emission is not None and job.backend is not None:
+                job.backend.emit_region(emission, region)
+            workspace.release(region)
+
+        Runner(job.plan, workspace, instruments, Path(scratch)).run(region_done)
+        program.graph.after = str(job.plan)
+        verify(program.graph, workspace.tensors)
+        if emission is not None and job.backend is not None and writer is not None:
+            job.backend.finish(emission)
+        report = CompileReport(
+            out=None if writer is None else str(job.out),
+            family=program.graph.model.family,
+            pipeline=str(job.plan),
+            backend=str(job.backend) if job.backend is not None else "",
+            device=job.device,
+            calibration=None if source is None else f"{source.name} sha256:{source.digest}",
+            plugins=tuple(job.registry.plugins),
+            layers=tuple(layer_reports(program.graph)),
+            coverage=coverage(program.graph),
+            passes=tuple(
+                PassReport(name=m.name, seconds=m.seconds, peak_bytes=m.peak_bytes, units=m.units)
+                for m in meter.measured
+            ),
+            remarks=tuple(map(str, workspace.remarks)),
+            bytes_before=checkpoint.nbytes,
+            bytes_after=0 if writer is None else writer.nbytes,
+            tensor_bytes=0 if writer is None else writer.tensor_bytes,
+            layer_forwards=workspace.linear_calls
+            / max(1, workspace.samples * sum(1 for _ in program.graph.layers())),
+            seconds=time.perf_counter() - started,
+            dumps=tuple(map(str, dumper.write())),
+        )
+        if writer is not None:
+            writer.commit()
+    return report
+
+
+def open_model(folder: Path) -> tuple[Checkpoint, Program]:
+    """Read headers, trace the model on the meta device, and check that every tensor has a place.
+
+    Raises:
+        InvalidCheckpoint: tensors are missing, unmapped or of the wrong shape.
+        UnsupportedModel: the family is not implemented.
+    """
+    checkpoint = Checkpoint(folder)
+    refuse_compiled(checkpoint)
+    module, facts = build(checkpoint.config)
+    program = trace(module, facts, checkpoint)
+    check_tensors(program.graph, checkpoint)
+    mark_kept(program.graph)
+    return checkpoint, program
+
+
+def _calibration(job: Job) -> Calibration | None:
+    if not any(step.reads_calibration for step in job.plan.passes()):
+        return None
+    source = read_text(job.calibration, job.text_field)
+    return Calibration(source, encoder(load_tokenizer(job.model)))
+
+
+@contextlib.contextmanager
+def _writer(job: Job) -> Iterator[ArtifactWriter | None]:
+    if job.backend is None:
+        yield None
+        return
+    writer = ArtifactWriter(job.out, force=job.force)
+    try:
+        yield writer
+    finally:
+        writer.abort()
+
+
+def _dump_places(plan: Plan, names: Sequence[str]) -> Iterator[int]:
+    steps = [step.name for step in plan.passes()]
+    for name in names:
+        if name == "all":
+            yield from range(len(steps))
+        else:
+            plan.place_of(name)
+            yield from (place for place, step in enumerate(steps) if step == name)
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise QdcError(f"no device is called {device!r}", help="known: cpu, cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise QdcError("this torch sees no CUDA device", help="use --device cpu")
+    if kind not in ("cpu", "cuda"):
+        raise QdcError(f"device {device!r} is not supported", help="known: cpu, cuda")
+
+
+class _Ticker(Instrument):
+    """Count pass applications for the progress bar."""
+
+    def __init__(self, notify: Progress, plan: Plan, program: Program) -> None:
+        self.notify, self.done = notify, 0
+        self.total = plan.applications(program.graph)
+
+    def after(self, place: int, unit: object) -> None:
+        """One more application is done."""
+        self.done += 1
+        self.notify("run the passes", self.done, self.total)

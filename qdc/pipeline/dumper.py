@@ -1,0 +1,57 @@
+"""The instrument that writes the graph as it is after chosen passes."""
+
+from pathlib import Path
+
+from qdc.ir.annotations import Annotation
+from qdc.ir.dump import to_bytes
+from qdc.ir.graph import LayerGraph
+from qdc.ir.printer import render
+from qdc.pipeline.instruments import Instrument
+from qdc.pipeline.plan import Plan
+from qdc.pipeline.unit import Unit
+
+Notes = dict[str, tuple[Annotation, ...]]
+
+
+class Dumper(Instrument):
+    """Note what every layer carries right after a pass, then write one graph for each pass.
+
+    Passes run region by region, so no moment of the run shows the whole model after one pass; the
+    dump is put together from its regions.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, places: frozenset[int], graph: LayerGraph
+    ) -> None:
+        """Dump after the passes at these places; ``graph`` is still as the front end made it."""
+        self.plan, self.folder, self.places, self.graph = plan, folder, places, graph
+        self._initial = _notes(graph, [node.name for node in graph])
+        self._seen: dict[int, Notes] = {}
+
+    def after(self, place: int, unit: Unit) -> None:
+        """Note what the unit's linears carry now."""
+        if place in self.places:
+            names = [name for stage in unit.stages for name in stage.layers]
+            self._seen.setdefault(place, {}).update(_notes(unit.graph, names))
+
+    def write(self) -> list[Path]:
+        """Write ``NN_pass.qdc`` and ``NN_pass.txt`` for each chosen pass; return the files."""
+        if not self._seen:
+            return []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = [step.name for step in self.plan.passes()]
+        written = []
+        for place, notes in sorted(self._seen.items()):
+            graph = self.graph.with_annotations(
+                {**self._initial, **notes}, str(self.plan.cut(place))
+            )
+            binary = self.folder / f"{place + 1:02d}_{names[place]}.qdc"
+            binary.write_bytes(to_bytes(graph))
+            text = binary.with_suffix(".txt")
+            text.write_text(render(graph), encoding="utf-8")
+            written += [binary, text]
+        return written
+
+
+def _notes(graph: LayerGraph, names: list[str]) -> Notes:
+    return {name: tuple(graph.annotations(name).values()) for name in names}

@@ -1,0 +1,50 @@
+"""The instrument that leaves a folder behind when a pass fails: what it saw, and how to get there."""
+
+import traceback
+from pathlib import Path
+
+from qdc.errors import InvalidGraph, QdcError
+from qdc.ir.dump import to_bytes
+from qdc.ir.graph import LayerGraph
+from qdc.ir.printer import render
+from qdc.pipeline.instruments import Instrument
+from qdc.pipeline.plan import Plan
+from qdc.pipeline.unit import Unit
+
+
+class Repro(Instrument):
+    """Write the graph before the failing pass, the error, and the command that reruns it.
+
+    Errors that name a mistake in the input need none; a graph left broken, and every other
+    exception, do.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, command: str, graph: LayerGraph) -> None:
+        """``command`` is what the user typed, or how the API was called."""
+        self.plan, self.folder, self.command = plan, folder, command
+        self._snapshot = graph
+
+    def before(self, place: int, unit: Unit) -> None:
+        """Keep the graph: a failing pass may leave it half rewritten."""
+        self._snapshot = unit.graph.with_annotations(
+            {node.name: tuple(unit.graph.annotations(node.name).values()) for node in unit.graph},
+            str(self.plan.cut(place - 1)) if place else "",
+        )
+
+    def failed(self, place: int, unit: Unit, error: Exception) -> None:
+        """Write the folder and say so in a note on the error."""
+        if isinstance(error, QdcError) and not isinstance(error, InvalidGraph):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [
+            f"pass     {unit.step}",
+            f"unit     {unit.name}: {' '.join(n for s in unit.stages for n in s.layers)}",
+            f"rerun    {self.command or 'qdc.compile(...)'}",
+            f"up to    --passes '{self.plan.cut(place)}' --stop-after {unit.step.name}",
+            "",
+            "".join(traceback.format_exception(error)),
+        ]
+        (self.folder / "before.qdc").write_bytes(to_bytes(self._snapshot))
+        (self.folder / "before.txt").write_text(render(self._snapshot), encoding="utf-8")
+        (self.folder / "error.txt").write_text("\n".join(lines), encoding="utf-8")
+        error.add_note(f"repro: {self.folder}/error.txt has the command that reruns it")

@@ -1,0 +1,136 @@
+"""Load a compiled or an uncompiled model as a plain ``torch.nn.Module``.
+
+The reference runtime decodes every quantized layer to a dense weight. An artifact is untrusted:
+names, codecs, dtypes and shapes are checked against the model before any data is read.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qdc.artifact.config import parse_codec, parse_quantization
+from qdc.codec import Codec
+from qdc.errors import InvalidArtifact, InvalidCheckpoint
+from qdc.frontend.checkpoint import Checkpoint
+from qdc.ir.types import Dimension
+from qdc.models.families import build
+from qdc.registry import Registry
+
+FLOATING = ("f64", "f32", "f16", "bf16")
+Wanted = tuple[str | None, tuple[Dimension, ...]]
+"""Dtype and shape of a stored tensor; None allows every floating dtype."""
+
+
+def load_artifact(
+    folder: Path, registry: Registry, device: str | torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """Load a compiled model.
+
+    Args:
+        folder: what ``qdc compile`` wrote.
+        registry: knows the codecs.
+        device: where the weights go.
+        dtype: of all weights.
+
+    Returns:
+        A module in eval mode: ``forward(input_ids, attention_mask=None)`` gives logits.
+
+    Raises:
+        InvalidArtifact: the folder is damaged, incomplete, hostile or of a newer version.
+        UnsupportedModel: the model's family is not implemented.
+    """
+    try:
+        source = Checkpoint(folder)
+        quantization = parse_quantization(source.config)
+        known = registry.codecs()
+        codecs = {
+            layer: parse_codec(layer, fields, known)
+            for layer, fields in quantization.layers.items()
+        }
+        module, _ = build({k: v for k, v in source.config.items() if k != "quantization_config"})
+        _check(module, codecs, source)
+        state = {
+            name: _tensor(name, codecs, source).to(device, dtype) for name in module.state_dict()
+        }
+    except InvalidCheckpoint as error:
+        raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.requires_grad_(False)
+
+
+def load_checkpoint(folder: Path, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """Load an uncompiled checkpoint into the same kind of module.
+
+    Raises:
+        InvalidCheckpoint: the folder is damaged or incomplete, or is an artifact.
+        UnsupportedModel: the model's family is not implemented.
+    """
+    source = Checkpoint(folder)
+    refuse_compiled(source)
+    module, _ = build(source.config)
+    wanted = _dense_tensors(module)
+    _compare(wanted, source, InvalidCheckpoint)
+    state = {name: source.tensor(name).to(device, dtype) for name in wanted}
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.requires_grad_(False)
+
+
+def refuse_compiled(source: Checkpoint) -> None:
+    """Raise ``InvalidCheckpoint`` if the checkpoint is quantized already."""
+    if "quantization_config" in source.config:
+        raise InvalidCheckpoint(
+            "the checkpoint is quantized already",
+            where=[str(source.folder)],
+            help="give the original, full-precision checkpoint",
+        )
+
+
+def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> None:
+    """Compare what is stored with what the model and the codecs ask for."""
+    wanted = _dense_tensors(module)
+    for layer, codec in codecs.items():
+        _, shape = wanted.pop(f"{layer}.weight", (None, ()))
+        if shape != (codec.rows, codec.columns):
+            raise InvalidArtifact(
+                f"the model has no {codec.rows} x {codec.columns} weight there", where=[layer]
+            )
+        for suffix, stored in codec.specification().items():
+            wanted[f"{layer}.{suffix}"] = (stored.dtype, stored.shape)
+    _compare(wanted, source, InvalidArtifact)
+
+
+def _dense_tensors(module: nn.Module) -> dict[str, Wanted]:
+    return {name: (None, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+
+
+def _compare(
+    wanted: dict[str, Wanted],
+    source: Checkpoint,
+    error: type[InvalidArtifact] | type[InvalidCheckpoint],
+) -> None:
+    missing = sorted(set(wanted) - set(source.headers))
+    extra = sorted(set(source.headers) - set(wanted))
+    if missing or extra:
+        raise error(
+            f"{len(missing)} tensors are missing, {len(extra)} have no place in the model",
+            where=missing + extra,
+        )
+    wrong = []
+    for name, (dtype, shape) in wanted.items():
+        found = source.headers[name]
+        dtypes = FLOATING if dtype is None else (dtype,)
+        if found.shape != shape or found.dtype not in dtypes:
+            wrong.append(f"{name}: {found}")
+    if wrong:
+        raise error("tensors have the wrong dtype or shape", where=wrong)
+
+
+def _tensor(name: str, codecs: dict[str, Codec], source: Checkpoint) -> Tensor:
+    layer = name.removesuffix(".weight")
+    codec = codecs.get(layer)
+    if codec is None:
+        return source.tensor(name)
+    stored = {suffix: source.tensor(f"{layer}.{suffix}") for suffix in codec.specification()}
+    codec.check(stored, layer)
+    return codec.dense(codec.unpack(stored))
