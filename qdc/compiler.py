@@ -101,7 +101,7 @@ def plan_job(
             "no pass of the pipeline reads calibration text, and --calibration is given",
             help=f"the pipeline is: {plan}",
         )
-    _check_device(device)
+    check_device(device)
     return Job(
         model=model,
         out=out,
@@ -233,7 +233,8 @@ def _dump_places(plan: Plan, names: Sequence[str]) -> Iterator[int]:
             yield from (place for place, step in enumerate(steps) if step == name)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that is not there. Raises ``QdcError``."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:

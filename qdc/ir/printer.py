@@ -39,6 +39,7 @@ def render(graph: LayerGraph, only: str = "*", tags: Collection[str] | None = No
     for node in shown:
         region = owner.get(node.name)
         if region is not previous and node.name in starts and region is not None:
+            lines.extend([""] if lines[-1] else [])
             lines.append(_region_line(region))
         previous = region
         lines.append(
@@ -92,7 +93,7 @@ def _region_line(region: Region) -> str:
         " ".join(layer.removeprefix(f"{region.name}.") for layer in stage.layers)
         for stage in region.stages
     )
-    return f"\n  region {region.name}   stages {stages}"
+    return f"  region {region.name}   stages {stages}"
 
 
 def _body(node: Node) -> str:

@@ -1,0 +1,226 @@
+"""The commands and their options; what they do is in the files beside this one.
+
+Nothing here imports torch: ``qdc --help`` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qdc import __version__
+
+app = typer.Typer(
+    name="qdc",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file with further passes or backends"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
+Device = Annotated[str, typer.Option(help="cpu | cuda")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qdc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    """Compile diffusion language models to a 2-bit average.
+
+    \b
+    qdc compile MODEL -o OUT           trace, quantize, pack, write an artifact
+    qdc run OUT "a text with <mask>"   fill the gaps
+    qdc eval OUT --text held.jsonl --against MODEL
+    qdc show OUT --only 'blocks.0.*'   read the IR
+    """
+
+
+@app.command()
+def compile(
+    model: Annotated[Path, typer.Argument(help="Folder with config.json, tokenizer.json, *.safetensors")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write")],
+    passes: Annotated[str, typer.Option(help="Preset, or pass{option=value ...},...")] = "default",
+    backend: Annotated[str, typer.Option(help="Emitter, or emitter{option=value ...}")] = "reference",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text or jsonl file [default: the embedded text]"),
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field of a jsonl line that holds the text")] = "text",
+    samples: Annotated[int | None, typer.Option(help="Sequences to calibrate on")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of a sequence")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of windows and masks")] = None,
+    device: Device = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is at OUT")] = False,
+    plugin: Plugins = None,
+    dump_after: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Write the IR after these passes: all, or a,b")
+    ] = None,
+    dump_dir: Annotated[Path | None, typer.Option(help="Where [default: OUT-dumps]")] = None,
+    stop_after: Annotated[
+        str | None,
+        typer.Option(metavar="PASS", help="Stop there: write the IR, no artifact"),
+    ] = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Seconds and peak memory by pass")] = False,
+    remarks: Annotated[bool, typer.Option("--remarks", help="What passes say of each layer")] = False,
+    json: Json = False,
+) -> None:
+    """Trace a model, run a pass pipeline, emit with a backend.
+
+    \b
+    Examples:
+      qdc compile examples/tiny-llada -o out
+      qdc compile MODEL -o out --calibration docs.jsonl --samples 64 --seed 1
+      qdc compile MODEL -o out --passes 'stages(calibrate-mcs,sensitivity,
+                   abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
+      qdc compile MODEL -o out --dump-after all --timings
+      qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
+    """
+    from qdc.cli.compile import compile_command
+
+    compile_command(
+        model=model,
+        out=out,
+        passes=passes,
+        backend=backend,
+        calibration=calibration,
+        text_field=text_field,
+        overrides={"samples": samples, "length": length, "seed": seed},
+        device=device,
+        force=force,
+        plugins=plugin or [],
+        dump_after=[name.strip() for name in dump_after.split(",")] if dump_after else [],
+        dump_folder=dump_dir,
+        stop_after=stop_after,
+        timings=timings,
+        remarks=remarks,
+        as_json=json,
+    )
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="IR dump (.qdc), artifact, or model folder")],
+    only: Annotated[str, typer.Option(metavar="PATTERN", help="Nodes, as in 'blocks.0.*'")] = "*",
+    tags: Annotated[
+        str | None, typer.Option(metavar="TAGS", help="Just these annotations, as in orders,packed")
+    ] = None,
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """Print the IR of a dump, of an artifact, or of a model before any pass.
+
+    \b
+    Examples:
+      qdc show out --only 'blocks.0.*' --tags orders,packed
+      diff <(qdc show d/02_sensitivity.qdc) <(qdc show d/03_abmp-allocate.qdc)
+    """
+    from qdc.cli.show import show_command
+
+    wanted = [tag.strip().lstrip("@") for tag in tags.split(",")] if tags else None
+    show_command(path, only, wanted, plugin or [], json)
+
+
+@app.command()
+def passes(
+    names: Annotated[list[str] | None, typer.Argument(help="Describe just these")] = None,
+    provides: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Passes that write this annotation")
+    ] = None,
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """List passes with what they read, write and take, and the named pipelines.
+
+    \b
+    Examples:
+      qdc passes
+      qdc passes daq-lower
+      qdc passes --provides salience
+    """
+    from qdc.cli.lists import passes_command
+
+    passes_command(names or [], provides, plugin or [], json)
+
+
+@app.command()
+def backends(plugin: Plugins = None, json: Json = False) -> None:
+    """List the backends that write artifacts."""
+    from qdc.cli.lists import backends_command
+
+    backends_command(plugin or [], json)
+
+
+@app.command()
+def run(
+    model: Annotated[Path, typer.Argument(help="Artifact or model folder")],
+    text: Annotated[str, typer.Argument(help="Text with <mask> gaps; - reads it from stdin")],
+    gap: Annotated[int, typer.Option(help="Tokens of each gap")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Forwards [default: one for each token]")] = None,
+    device: Device = "cpu",
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """Fill the gaps of a text.
+
+    \b
+    Examples:
+      qdc run out "for i in <mask>(10):"
+      qdc run out "def read(path):<mask>" --gap 12
+    """
+    from qdc.cli.run import run_command
+
+    run_command(model, text, gap, steps, device, plugin or [], json)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Artifact or model folder")],
+    text: Annotated[Path, typer.Option(metavar="FILE", help="Held-out text or jsonl file")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Compare with this one, on the same masks")
+    ] = None,
+    ratios: Annotated[str, typer.Option(help="Mask ratios")] = "0.15,0.5,0.85",
+    length: Annotated[int | None, typer.Option(help="Tokens of a window [default: the model's]")] = None,
+    windows: Annotated[int, typer.Option(help="Most windows to use")] = 128,
+    seeds: Annotated[int, typer.Option(help="Mask drawings of each window and ratio")] = 3,
+    text_field: Annotated[str, typer.Option(help="Field of a jsonl line that holds the text")] = "text",
+    device: Device = "cpu",
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """Measure masked cross-entropy on held-out text, alone or against another model.
+
+    \b
+    Examples:
+      qdc eval out --text examples/tiny-llada/heldout.jsonl
+      qdc eval out --text heldout.jsonl --against examples/tiny-llada --seeds 5
+    """
+    from qdc.cli.evaluate import evaluate_command
+
+    evaluate_command(
+        model=model,
+        text=text,
+        against=against,
+        ratios=ratios,
+        length=length,
+        windows=windows,
+        seeds=seeds,
+        text_field=text_field,
+        device=device,
+        plugins=plugin or [],
+        as_json=json,
+    )

@@ -1,0 +1,138 @@
+"""``qdc compile``: run a job, print the summary."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from qdc.cli.terminal import console, print_json, progress, size, table
+from qdc.compiler import plan_job, run_job
+from qdc.registry import standard_registry
+from qdc.report import CompileReport
+
+
+def compile_command(
+    *,
+    model: Path,
+    out: Path,
+    passes: str,
+    backend: str,
+    calibration: Path | None,
+    text_field: str,
+    overrides: dict[str, object],
+    device: str,
+    force: bool,
+    plugins: Sequence[Path],
+    dump_after: Sequence[str],
+    dump_folder: Path | None,
+    stop_after: str | None,
+    timings: bool,
+    remarks: bool,
+    as_json: bool,
+) -> None:
+    """Compile and report."""
+    job = plan_job(
+        model,
+        out,
+        standard_registry(plugins),
+        passes=passes,
+        backend=backend,
+        overrides=overrides,
+        calibration=calibration,
+        text_field=text_field,
+        device=device,
+        force=force,
+        dump_after=dump_after,
+        dump_folder=dump_folder,
+        stop_after=stop_after,
+        command=shlex.join(["qdc", *sys.argv[1:]]),
+    )
+    with progress() as update:
+        report = run_job(job, update)
+    if as_json:
+        print_json(report.as_data())
+        return
+    print_summary(console(), report, timings=timings, remarks=remarks)
+
+
+def print_summary(
+    to: Console, report: CompileReport, *, timings: bool = True, remarks: bool = False
+) -> None:
+    """Print what a compile did."""
+    if report.layers:
+        to.print(_layers(report))
+        to.print()
+    to.print(_totals(report))
+    if timings:
+        to.print()
+        to.print(_passes(report))
+    if remarks:
+        to.print()
+        for line in report.remarks:
+            to.print(line, markup=False)
+
+
+def _layers(report: CompileReport) -> Table:
+    rows = table(
+        "layers", "kind", "layers", "weights", "sign bits", "effective bits", "output error",
+        right=(1, 2, 3, 4, 5),
+    )  # fmt: skip
+    errors = report.error_by_kind()
+    for kind in dict.fromkeys(layer.kind for layer in report.layers):
+        mine = [layer for layer in report.layers if layer.kind == kind]
+        weights = sum(layer.weights for layer in mine)
+        rows.add_row(
+            kind,
+            str(len(mine)),
+            f"{weights:,}",
+            f"{sum(layer.payload_bits for layer in mine) / weights:.6g}",
+            f"{8 * sum(layer.nbytes for layer in mine) / weights:.4f}",
+            f"{errors[kind]:.4f}" if kind in errors else "not measured",
+        )
+    return rows
+
+
+def _totals(report: CompileReport) -> Table:
+    rows = table("summary", "", "")
+    kept = [row for row in report.coverage if row.status == "kept"]
+    reasons: dict[str, int] = {}
+    for row in kept:
+        reasons[row.reason] = reasons.get(row.reason, 0) + 1
+    rows.add_row("pipeline", report.pipeline)
+    if report.calibration is not None:
+        rows.add_row("calibration", report.calibration[:60])
+        rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
+    if report.layers:
+        weights = sum(layer.weights for layer in report.layers)
+        bits = report.sign_bits
+        exact = f"{bits.numerator}" if bits.denominator == 1 else f"{bits} = {float(bits):.6f}"
+        rows.add_row("quantized", f"{len(report.layers)} layers, {weights:,} weights")
+        rows.add_row("sign bits", f"{exact} a weight, exactly")
+        rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, every byte counted")
+    rows.add_row(
+        "coverage",
+        f"{len(report.coverage) - len(kept)} tensors quantized, {len(kept)} kept ("
+        + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        + "), 0 unmapped",
+    )
+    for plugin in report.plugins:
+        rows.add_row("plugin", plugin)
+    rows.add_row("before", size(report.bytes_before))
+    if report.out is not None:
+        rows.add_row("after", f"{size(report.bytes_after)}, tensors {size(report.tensor_bytes)}")
+        rows.add_row("written", report.out)
+    for dump in report.dumps:
+        rows.add_row("dump", dump)
+    rows.add_row("time", f"{report.seconds:.1f} s on {report.device}")
+    rows.add_row("peak memory", size(max((p.peak_bytes for p in report.passes), default=0)))
+    return rows
+
+
+def _passes(report: CompileReport) -> Table:
+    rows = table("passes", "pass", "units", "seconds", "peak memory", right=(1, 2, 3))
+    for row in report.passes:
+        rows.add_row(row.name, str(row.units), f"{row.seconds:.2f}", size(row.peak_bytes))
+    return rows

@@ -1,0 +1,124 @@
+"""``qdc eval``: masked cross-entropy on held-out text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qdc.calibration.text import read_text
+from qdc.cli.models import Opened, open_runnable
+from qdc.cli.terminal import console, print_json, progress, table
+from qdc.errors import QdcError
+from qdc.runtime.evaluate import Comparison, Evaluation, compare, evaluate, held_out_windows
+
+
+def evaluate_command(
+    *,
+    model: Path,
+    text: Path,
+    against: Path | None,
+    ratios: str,
+    length: int | None,
+    windows: int,
+    seeds: int,
+    text_field: str,
+    device: str,
+    plugins: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Load one or two models, measure on the same masks, print."""
+    wanted = _ratios(ratios)
+    if seeds < 1 or windows < 2:
+        raise QdcError(f"found {seeds} seeds and {windows} windows, need at least 1 and 2")
+    source = read_text(text, text_field)
+    candidate = open_runnable(model, device, plugins)
+    original = None if against is None else open_runnable(against, device, plugins)
+    if original is not None:
+        _check_alike(candidate, original)
+    size = length or candidate.facts.max_length
+    if size > candidate.facts.max_length:
+        raise QdcError(
+            f"--length {size} is beyond the model's {candidate.facts.max_length} tokens",
+            help="choose a smaller length",
+        )
+    cut = held_out_windows(source.documents, candidate.encode, size, windows).to(device)
+    mask, drawn, documents = candidate.facts.mask_token_id, range(seeds), len(source.documents)
+    result: Evaluation | Comparison
+    with progress() as update:
+
+        def tick(done: int, total: int) -> None:
+            update("evaluate", done, total)
+
+        if original is None:
+            result = evaluate(
+                candidate.module, cut, mask, wanted, drawn, progress=tick, documents=documents
+            )
+        else:
+            result = compare(
+                candidate.module, original.module, cut, mask, wanted, drawn,
+                progress=tick, documents=documents,
+            )  # fmt: skip
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    elif isinstance(result, Comparison):
+        _print_comparison(result)
+    else:
+        _print_evaluation(result)
+
+
+def _print_evaluation(found: Evaluation) -> None:
+    rows = table(_title(found), "mask ratio", "tokens", "cross-entropy", right=(1, 2))
+    for row in found.ratios:
+        rows.add_row(f"{row.ratio:g}", f"{row.tokens:,}", f"{row.loss:.4f}")
+    rows.add_row("bound", "", f"{found.bound:.4f}")
+    rows.add_row("unigram", "", f"{found.unigram:.4f}")
+    console().print(rows)
+
+
+def _print_comparison(found: Comparison) -> None:
+    candidate, original = found.candidate, found.original
+    rows = table(
+        _title(candidate), "mask ratio", "tokens", "this", "against", "rise", "s.e.",
+        "share of the gap to unigram", right=(1, 2, 3, 4, 5, 6),
+    )  # fmt: skip
+    for here, there, rise in zip(candidate.ratios, original.ratios, found.differences, strict=True):
+        gap = original.unigram - there.loss
+        rows.add_row(
+            f"{here.ratio:g}",
+            f"{here.tokens:,}",
+            f"{here.loss:.4f}",
+            f"{there.loss:.4f}",
+            f"{rise.rise:+.4f}",
+            f"{rise.standard_error:.4f}",
+            f"{rise.rise / gap:.1%}" if gap > 0 else "",
+        )
+    rows.add_row(
+        "bound", "", f"{candidate.bound:.4f}", f"{original.bound:.4f}",
+        f"{found.bound_rise:+.4f}", f"{found.bound_standard_error:.4f}", "",
+    )  # fmt: skip
+    rows.add_row("unigram", "", "", f"{original.unigram:.4f}", "", "", "")
+    console().print(rows)
+
+
+def _title(found: Evaluation) -> str:
+    return (
+        f"nats a token   {found.windows} windows of {found.length} tokens "
+        f"from {found.documents} documents"
+    )
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise QdcError(f"--ratios {text!r} is no list of numbers", help="--ratios 0.15,0.5") from error
+    if not all(0 < ratio <= 1 for ratio in found):
+        raise QdcError(f"--ratios {text!r} leaves 0..1", help="--ratios 0.15,0.5,0.85")
+    return found
+
+
+def _check_alike(candidate: Opened, original: Opened) -> None:
+    probe = "def f(x):\n    return x + 1\n"
+    if candidate.facts != original.facts or candidate.encode(probe) != original.encode(probe):
+        raise QdcError(
+            "the two models do not share vocabulary, mask token and tokenizer",
+            help="compare an artifact with the checkpoint that it was compiled from",
+        )

@@ -1,0 +1,45 @@
+"""``qdc run``: fill the gaps of a text."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qdc.cli.models import open_runnable
+from qdc.cli.terminal import print_json, progress
+from qdc.errors import QdcError
+from qdc.runtime.infill import infill, parse_gaps
+
+
+def run_command(
+    model: Path,
+    text: str,
+    gap: int,
+    steps: int | None,
+    device: str,
+    plugins: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Load, fill, print."""
+    wanted = sys.stdin.read() if text == "-" else text
+    opened = open_runnable(model, device, plugins)
+    tokens, masked = parse_gaps(wanted, opened.encode, opened.facts.mask_token_id, gap)
+    if tokens.shape[1] > opened.facts.max_length:
+        raise QdcError(
+            f"the text has {tokens.shape[1]} tokens, the model takes {opened.facts.max_length}",
+            help="shorten the text or the gaps",
+        )
+    with progress() as update:
+        filled = infill(
+            opened.module,
+            tokens.to(device),
+            masked.to(device),
+            opened.facts.mask_token_id,
+            steps,
+            lambda done, total: update("fill the gaps", done, total),
+        )
+    result = opened.decode(filled[0].tolist())
+    if as_json:
+        found = filled[masked.to(device)].tolist()
+        print_json({"text": result, "filled": [opened.decode([token]) for token in found]})
+    else:
+        sys.stdout.write(result + "\n")

@@ -1,0 +1,66 @@
+"""Tables on stdout, progress on stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+WIDTH = 100
+Update = Callable[[str, int, int], None]
+
+
+def console() -> Console:
+    """Stdout; a fixed width where it is no terminal, so that files and tests read the same."""
+    return Console(
+        width=None if sys.stdout.isatty() else WIDTH, highlight=False, soft_wrap=False, emoji=False
+    )
+
+
+def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
+    """A plain table; ``right`` are the places of the columns of numbers."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="right" if place in right else "left", overflow="fold")
+    return made
+
+
+def print_json(data: object) -> None:
+    """Print data as JSON on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def size(nbytes: int) -> str:
+    """``1.968 GB (1.833 GiB)``; smaller units for smaller sizes."""
+    for name, decimal, binary in (("G", 10**9, 1 << 30), ("M", 10**6, 1 << 20), ("k", 10**3, 1 << 10)):
+        if nbytes >= decimal:
+            return f"{nbytes / decimal:.4g} {name}B ({nbytes / binary:.4g} {name.upper()}iB)"
+    return f"{nbytes} B"
+
+
+@contextmanager
+def progress() -> Iterator[Update]:
+    """Yield a function ``(what, done, total)``; draws only if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    bar = Progress(
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    tasks: dict[str, int] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(bar.task_ids[tasks[what]], completed=done, total=total)
+
+    with bar:
+        yield update
