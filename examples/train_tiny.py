@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from model_card import write_card
 from safetensors.torch import save_file
 from tiny_corpus import split
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -42,9 +43,17 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Return the id of a token that the vocabulary has."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(token)
+    return int(found)
+
+
 def encode(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
     """All documents in one row of ids, an end-of-text token after each."""
-    end = tokenizer.token_to_id(END)
+    end = token_id(tokenizer, END)
     ids: list[int] = []
     for encoded in tokenizer.encode_batch(texts):
         ids.extend((*encoded.ids, end))
@@ -89,7 +98,7 @@ def held_out_loss(
     generator = torch.Generator().manual_seed(1)
     windows = ids[: len(ids) // length * length].view(-1, length)[:most]
     total, count = 0.0, 0
-    for clean in windows.split(32):
+    for clean in (windows[at : at + 32] for at in range(0, len(windows), 32)):
         times = torch.full((len(clean),), ratio)
         noisy, masked = corrupt(clean, times, model.config.mask_token_id, generator)
         logits = model(noisy.to(device))[masked.to(device)].float()
@@ -101,7 +110,9 @@ def held_out_loss(
 def save(model: LLaDA, tokenizer: Tokenizer, out: Path, record: dict[str, object]) -> None:
     """Write the checkpoint in the published layout, bf16, with the record of its training."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {n: w.detach().to("cpu", torch.bfloat16).contiguous() for n, w in model.named_parameters()}
+    tensors = {
+        n: w.detach().to("cpu", torch.bfloat16).contiguous() for n, w in model.named_parameters()
+    }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config = {
         "architectures": ["LLaDAModelLM"],
@@ -124,7 +135,10 @@ def save(model: LLaDA, tokenizer: Tokenizer, out: Path, record: dict[str, object
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """Train, save, and write the model card."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("examples/tiny-llada"))
     parser.add_argument("--steps", type=int, default=6000, help="the schedule ends here or")
     parser.add_argument("--minutes", type=float, default=80, help="here, whichever comes first")
@@ -137,17 +151,24 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, held_out = split()
     tokenizer = train_tokenizer(list(train.values()))
-    ids, held_ids = encode(tokenizer, list(train.values())), encode(tokenizer, list(held_out.values()))
+    ids, held_ids = (
+        encode(tokenizer, list(train.values())),
+        encode(tokenizer, list(held_out.values())),
+    )
     counts = torch.bincount(ids, minlength=VOCABULARY).double() + 1
     unigram = -(counts / counts.sum()).log()
     unigram_loss = unigram[held_ids].mean().item()
-    print(f"{len(train)} files, {len(ids):,} tokens, {len(held_out)} files held out, {len(held_ids):,} tokens; unigram {unigram_loss:.3f} nats", flush=True)  # noqa: E501
+    print(
+        f"{len(train)} files, {len(ids):,} tokens; held out: {len(held_out)} files, "
+        f"{len(held_ids):,} tokens; unigram {unigram_loss:.3f} nats",
+        flush=True,
+    )
 
     config = LLaDAConfig(
         d_model=256, n_layers=6, n_heads=4, n_kv_heads=4, mlp_hidden_size=768,
-        vocab_size=VOCABULARY, embedding_size=VOCABULARY, max_sequence_length=options.length * 2,
-        rope_theta=10000.0, rms_norm_eps=1e-5, mask_token_id=tokenizer.token_to_id(MASK),
-        eos_token_id=tokenizer.token_to_id(END), pad_token_id=tokenizer.token_to_id(END),
+        vocab_size=VOCABULARY, embedding_size=VOCABULARY, max_sequence_length=options.length,
+        rope_theta=10000.0, rms_norm_eps=1e-5, mask_token_id=token_id(tokenizer, MASK),
+        eos_token_id=token_id(tokenizer, END), pad_token_id=token_id(tokenizer, END),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(options.seed)
     model = LLaDA(config)
@@ -188,7 +209,10 @@ def main() -> None:
         if step % 50 == 0:
             print(f"step {step}  loss {running:.3f}  {time.monotonic() - start:.0f} s", flush=True)
         if step % 500 == 0:
-            now = {r: held_out_loss(model, held_ids, options.length, r, device, 96) for r in (0.15, 0.5, 0.85)}
+            now = {
+                r: held_out_loss(model, held_ids, options.length, r, device, 96)
+                for r in (0.15, 0.5, 0.85)
+            }
             print("held out", {r: round(v, 3) for r, v in now.items()}, flush=True)
             save(model, tokenizer, options.out, {"unfinished at step": step, "held_out": now})
 
@@ -215,6 +239,7 @@ def main() -> None:
         },
     }
     save(model, tokenizer, options.out, record)
+    write_card(options.out)
     print(json.dumps({k: v for k, v in record.items() if k != "held_out_files"}, indent=2))
 
 

@@ -140,7 +140,7 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
     with _writer(job) as writer, tempfile.TemporaryDirectory(prefix="qdc-") as scratch:
         emission = None
         if writer is not None and job.backend is not None:
-            facts = {
+            facts: dict[str, object] = {
                 "qdc_version": __version__,
                 "pipeline": str(job.plan),
                 "backend": str(job.backend),
