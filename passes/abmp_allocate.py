@@ -16,7 +16,7 @@ from pydantic import Field
 
 from qdc.errors import OrderOutOfRange
 from qdc.ir.annotations import HIGHEST_ORDER, LOWEST_ORDER, Orders, Salience
-from qdc.ir.graph import Node
+from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.allocation import abmp_orders
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
@@ -35,17 +35,19 @@ class AbmpAllocate(Pass):
         default="stage", description="rank blocks jointly for a stage, or for each layer"
     )
 
-    def run(self, unit: Unit) -> None:
-        """Rank the blocks of each stage or layer among themselves and move both ends."""
-        layers = unit.layers()
+    def check(self, graph: LayerGraph) -> None:
+        """Refuse a base whose neighbours no codec can hold."""
         edge = 1 if self.ratio else 0
         if not LOWEST_ORDER <= self.base - edge <= self.base + edge <= HIGHEST_ORDER:
             raise OrderOutOfRange(
                 f"base {self.base} with ratio {self.ratio:g} needs orders "
                 f"{self.base - edge}..{self.base + edge}, outside {LOWEST_ORDER}..{HIGHEST_ORDER}",
-                where=[f"%{node.name}" for node in layers],
+                where=[f"%{node.name}" for node in graph.layers()],
                 help=f"choose base in {LOWEST_ORDER + 1}..{HIGHEST_ORDER - 1}, or ratio=0",
             )
+
+    def run(self, unit: Unit) -> None:
+        """Rank the blocks of each stage or layer among themselves and move both ends."""
         for _, together in unit.layers_by_stage():
             groups = (together,) if self.scope == "stage" else tuple((node,) for node in together)
             for group in groups:

@@ -10,6 +10,7 @@ probability t_i. The linears of one stage read one value and share its moment.
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -64,4 +65,4 @@ class CalibrateMcs(Pass):
         length = self.length or unit.model.max_length
         clean = draw_windows(text.source.documents, text.encode, self.samples, length, self.seed)
         masked, _ = mask_windows(clean, unit.model.mask_token_id, self.prefix, self.seed)
-        return list(masked.split(self.batch))
+        return list(torch.split(masked, self.batch))

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from qdc.codec import Lowered
-from qdc.errors import OrderOutOfRange
+from qdc.errors import InvalidCheckpoint
 from qdc.ir.annotations import Factor, Moment, Orders
 from qdc.ir.graph import Node
 from qdc.multibinary import MultiBinary
@@ -70,13 +70,24 @@ class DaqLower(Pass):
 
     def run(self, unit: Unit) -> None:
         """Lower one layer after the other; they share the factor of their stage."""
+        failed: dict[str, str] = {}
         for node in unit.layers():
-            note = self.lower(unit, node)
+            try:
+                note = self.lower(unit, node)
+            except OverflowError as error:
+                failed[f"%{node.name}"] = str(error)
+                continue
             unit.annotate(node, note)
             unit.remark("passed", node, error=note.error, outliers=note.outliers)
+        if failed:
+            raise InvalidCheckpoint(
+                f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
+                where=tuple(failed),
+                help="scale the weights of the checkpoint below 65504",
+            )
 
     def lower(self, unit: Unit, node: Node) -> Daq:
-        """Quantize the blocks of a layer left to right."""
+        """Quantize the blocks of a layer left to right. Raises ``OverflowError``."""
         factor = unit.graph.require(node.name, Factor)
         orders = unit.graph.require(node.name, Orders)
         upper, original = unit.get(factor.tensor), unit.weight(node)
@@ -92,16 +103,7 @@ class DaqLower(Pass):
             emphasis = outlier_weight(
                 importance(block, upper[part, part]), self.sigma, self.outlier_weight
             )
-            try:
-                fitted, losses = fit(
-                    block, orders.blocks[index], emphasis, self.sweeps, self.tolerance
-                )
-            except OverflowError as error:
-                raise OrderOutOfRange(
-                    f"block {index} does not fit fp16 scales: {error}",
-                    where=[f"%{node.name}"],
-                    help="scale the weights of the checkpoint below 65504",
-                ) from error
+            fitted, losses = fit(block, orders.blocks[index], emphasis, self.sweeps, self.tolerance)
             blocks.append(fitted)
             flagged.append((emphasis != 1).sum())
             swept.append(len(losses) - 1)

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from qdc.codec import Codec, Lowered, Tensors
-from qdc.errors import OrderOutOfRange
+from qdc.errors import InvalidCheckpoint
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node
 from qdc.ir.types import ValueType
@@ -90,38 +90,48 @@ class RtnLower(Pass):
     provides: ClassVar[Kinds] = (Rtn,)
 
     bits: Literal[1, 2, 4, 8] = Field(default=2, description="bits of a code")
-    group: int = Field(default=128, ge=8, le=1 << 16, multiple_of=8, description="columns of a grid")
+    group: int = Field(
+        default=128, ge=8, le=1 << 16, multiple_of=8, description="columns of a grid"
+    )
 
     def run(self, unit: Unit) -> None:
         """Round one layer after the other."""
+        failed: dict[str, str] = {}
         for node in unit.layers():
-            note = self.lower(unit, node)
+            try:
+                note = self.lower(unit, node)
+            except OverflowError as error:
+                failed[f"%{node.name}"] = str(error)
+                continue
             unit.annotate(node, note)
             unit.remark("passed", node, error=note.error)
+        if failed:
+            raise InvalidCheckpoint(
+                f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
+                where=tuple(failed),
+                help="scale the weights of the checkpoint below 65504",
+            )
 
     def lower(self, unit: Unit, node: Node) -> Rtn:
         """Fit the grid of every row and group, then round."""
         weight = unit.weight(node)
         codec = UniformGrid(rows=node.rows, columns=node.columns, group=self.group, bits=self.bits)
-        try:
-            grids = [fit_uniform(weight[:, s], self.bits) for s in block_slices(node.columns, self.group)]
-        except OverflowError as error:
-            raise OrderOutOfRange(
-                f"the weights do not fit fp16 scales: {error}", where=[f"%{node.name}"]
-            ) from error
+        slices = block_slices(node.columns, self.group)
+        grids = [fit_uniform(weight[:, part], self.bits) for part in slices]
         tensors = {
             "codes": torch.stack([_padded(grid.codes, self.group) for grid in grids], dim=1),
             "scale": torch.stack([grid.scale for grid in grids], dim=1).half(),
             "minimum": torch.stack([grid.minimum for grid in grids], dim=1).half(),
         }
-        moment = unit.graph.get(node.name, Moment)
+        note = unit.graph.get(node.name, Moment)
+        moment = None if note is None else unit.find(note.tensor)
         return Rtn(
             codec=codec,
             tensors=tuple(unit.put(f"{node.name}:{s}", t) for s, t in tensors.items()),
             suffixes=tuple(tensors),
             error=None
             if moment is None
-            else relative_output_error(weight, codec.dense(tensors), unit.get(moment.tensor)),
+            else relative_output_error(weight, codec.dense(tensors), moment),
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.errors import InvalidArtifact
+from qdc.errors import InvalidArtifact, QdcError
 from qdc.ir.annotations import Annotation
 from qdc.ir.graph import Node
 from qdc.ir.tensors import TensorTable
@@ -89,10 +89,14 @@ class Lowered(Annotation):
 
     @classmethod
     def codec_class(cls) -> type[Codec]:
-        """The codec that this annotation carries."""
+        """The codec that this annotation carries. Raises ``QdcError`` if it names none."""
         kind = cls.model_fields["codec"].annotation
-        if not (isinstance(kind, type) and issubclass(kind, Codec)):
-            raise TypeError(f"{cls.__name__}.codec must be annotated with one Codec class")
+        if not (isinstance(kind, type) and issubclass(kind, Codec) and hasattr(kind, "name")):
+            raise QdcError(
+                f"{cls.__name__} does not say which codec it carries",
+                where=[f"{cls.__module__}.{cls.__qualname__}"],
+                help="annotate its field codec with one subclass of Codec",
+            )
         return kind
 
     def working(self, table: TensorTable) -> dict[str, Tensor]:
@@ -102,7 +106,8 @@ class Lowered(Annotation):
     def problems(self, node: Node) -> Iterator[str]:
         """The codec fits the node."""
         if (self.codec.rows, self.codec.columns) != (node.rows, node.columns):
-            yield f"lowered as {self.codec.rows} x {self.codec.columns}, the weight is {node.weight}"
+            size = f"{self.codec.rows} x {self.codec.columns}"
+            yield f"lowered as {size}, the weight is {node.weight}"
         if len(self.tensors) != len(self.suffixes):
             yield f"{len(self.suffixes)} names for {len(self.tensors)} working tensors"
 

@@ -129,10 +129,13 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
     started = time.perf_counter()
     notify = progress or (lambda what, done, total: None)
     checkpoint, program = open_model(job.model)
+    for step in job.plan.passes():
+        step.check(program.graph)
     calibration = _calibration(job)
     digest = checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total))
     workspace = Workspace(program, checkpoint, torch.device(job.device), calibration)
-    meter, dumper = Meter(job.plan), Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
+    meter = Meter(job.plan)
+    dumper = Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command, program.graph)
     ticker = _Ticker(notify, job.plan, program)
     instruments = (repro, ticker, meter, *job.instruments, dumper, Verifier())
@@ -145,7 +148,7 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
                 "pipeline": str(job.plan),
                 "backend": str(job.backend),
                 "checkpoint_sha256": digest,
-                "calibration": None if source is None else {"name": source.name, "sha256": source.digest},
+                "calibration": source and {"name": source.name, "sha256": source.digest},
                 "plugins": job.registry.plugins,
             }
             emission = Emission(program.graph, workspace.tensors, checkpoint, writer, facts)

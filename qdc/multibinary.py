@@ -17,7 +17,7 @@ from qdc.errors import InvalidArtifact
 from qdc.ir.annotations import HIGHEST_ORDER, LOWEST_ORDER
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
-from qdc.numerics.blocks import block_slices
+from qdc.numerics.blocks import block_slices, block_widths
 from qdc.numerics.components import Components, dense
 
 
@@ -52,7 +52,7 @@ class MultiBinary(Codec):
     @property
     def payload_bits(self) -> int:
         """One bit for each sign; the padding of a ragged last block is not counted."""
-        widths = (part.stop - part.start for part in block_slices(self.columns, self.block))
+        widths = block_widths(self.columns, self.block)
         return self.rows * sum(o * w for o, w in zip(self.orders, widths, strict=True))
 
     def specification(self) -> dict[str, ValueType]:
@@ -91,7 +91,9 @@ class MultiBinary(Codec):
         """Compare with the specification and the stored orders with the configuration's."""
         super().check(stored, layer)
         if tuple(stored["orders"].tolist()) != self.orders:
-            raise InvalidArtifact("the stored orders are not those of the configuration", where=[layer])
+            raise InvalidArtifact(
+                "the stored orders are not those of the configuration", where=[layer]
+            )
 
     def components(self, working: Tensors) -> Iterator[Components]:
         """The components of each block, left to right; the padding is cut off."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from qdc.ir.annotations import Annotation
 
 if TYPE_CHECKING:
+    from qdc.ir.graph import LayerGraph
     from qdc.pipeline.unit import Unit
 
 Kinds = tuple[type[Annotation], ...]
@@ -57,6 +58,9 @@ class Pass(Configured):
     reads_calibration: ClassVar[bool] = False
     """Whether it draws samples from the calibration text."""
 
+    def check(self, graph: "LayerGraph") -> None:
+        """Refuse a model that this pass cannot work on, before anything runs."""
+
     def run(self, unit: "Unit") -> None:
         """Rewrite the layers of one unit: a stage, a region, or the model for a barrier."""
         raise NotImplementedError(f"{type(self).__name__}.run")
@@ -64,6 +68,8 @@ class Pass(Configured):
 
 def option_text(value: object) -> str:
     """An option's value as pipeline text; quoted where the grammar needs it."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Enum):

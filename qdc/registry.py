@@ -5,21 +5,21 @@ through the entry-point groups of the same names, or through a file that the use
 """
 
 import hashlib
-import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from qdc.backendbase import Backend
 from qdc.codec import Codec, Lowered
 from qdc.errors import DuplicateName, QdcError, UnknownName, nearest
 from qdc.ir.annotations import BUILT_IN, Annotation
 from qdc.passbase import Configured, Pass
+from qdc.pipeline.syntax import STAGES, is_name
 
 C = TypeVar("C", bound=Configured)
 
@@ -37,6 +37,14 @@ class Registry:
 
     def add(self, kind: type[Configured]) -> None:
         """Add a pass or a backend. Raises ``DuplicateName`` naming both owners."""
+        if kind.name == STAGES or not is_name(kind.name):
+            raise QdcError(
+                f"pipeline text cannot name a pass or a backend {kind.name!r}",
+                where=[_owner(kind)],
+                help="name it by a verb with dashes, such as my-allocate",
+            )
+        if kind.name in self.presets:
+            raise _duplicate(kind.name, f"the preset {kind.name}", _owner(kind))
         for table, base in ((self.passes, Pass), (self.backends, Backend)):
             if issubclass(kind, base):
                 _refuse_second(kind, table.get(kind.name))
@@ -75,7 +83,7 @@ class Registry:
         Raises:
             QdcError: the file is missing, fails to import, or defines neither.
         """
-        module = _import_file(path)
+        module, digest = _import_file(path)
         kinds = list(_defined_in(module))
         if not kinds:
             raise QdcError(
@@ -85,7 +93,7 @@ class Registry:
             )
         for kind in kinds:
             self.add(kind)
-        self.plugins.append(f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
+        self.plugins.append(f"{path.name} sha256:{digest}")
 
     def _annotation_classes(self) -> Iterator[type[Annotation]]:
         kinds = [k for p in self.passes.values() for k in (*p.provides, *p.requires)]
@@ -108,15 +116,19 @@ def standard_registry(plugins: Sequence[Path] = ()) -> Registry:
                     f"the installed plugin {entry.value} does not import: {error}",
                     help="uninstall or repair the package that provides it",
                 ) from error
-            if not (isinstance(kind, type) and issubclass(kind, Pass | Backend)):
-                raise QdcError(f"the installed plugin {entry.value} is no pass or backend")
+            if not _is_usable(kind):
+                raise QdcError(
+                    f"the installed plugin {entry.value} is no pass or backend with a name",
+                    help="repair or uninstall the package that provides it",
+                )
             registry.add(kind)
     for path in plugins:
         registry.load_plugin(path)
+    registry.codecs()
     return registry
 
 
-def _find(label: str, name: str, table: Mapping[str, type[C]], known: Sequence[str] | Mapping[str, object]) -> type[C]:
+def _find(label: str, name: str, table: Mapping[str, type[C]], known: Iterable[str]) -> type[C]:
     if name not in table:
         raise UnknownName(f"no {label} is called {name!r}", help=nearest(name, known))
     return table[name]
@@ -124,40 +136,55 @@ def _find(label: str, name: str, table: Mapping[str, type[C]], known: Sequence[s
 
 def _refuse_second(new: type, old: type | None, label: str = "") -> None:
     if old is not None and old is not new:
-        raise DuplicateName(
-            f"two owners claim the name {label or getattr(new, 'name', new.__name__)!r}",
-            where=[_owner(old), _owner(new)],
-            help="rename one of them, or leave one out",
-        )
+        name = label or getattr(new, "name", new.__name__)
+        raise _duplicate(name, _owner(old), _owner(new))
+
+
+def _duplicate(name: str, *owners: str) -> DuplicateName:
+    return DuplicateName(
+        f"two owners claim the name {name!r}",
+        where=owners,
+        help="rename one of them, or leave one out",
+    )
 
 
 def _owner(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_file(path: Path) -> tuple[ModuleType, str]:
+    """Run a plugin and return it with the digest of what ran; the same text runs only once."""
+    how = "give a Python file: --plugin my_pass.py"
     if not path.is_file():
-        raise QdcError(f"no such plugin file: {path}", help="give a Python file: --plugin my_pass.py")
-    name = f"qdc_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+        raise QdcError(f"no such plugin file: {path}", help=how)
+    if path.suffix != ".py":
+        raise QdcError("the plugin is no Python file", where=[path.name], help=how)
+    source = path.read_bytes()
+    digest = hashlib.sha256(source).hexdigest()
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    name = f"qdc_plugin_{path.stem}_{place[:8]}_{digest[:8]}"
     if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise QdcError("the plugin is no Python file", where=[path.name])
-    module = importlib.util.module_from_spec(spec)
+        return sys.modules[name], digest
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        exec(compile(source, path, "exec"), vars(module))
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise QdcError(
             f"the plugin does not import: {type(error).__name__}: {error}", where=[path.name]
         ) from error
-    return module
+    return module, digest
 
 
 def _defined_in(module: ModuleType) -> Iterator[type[Configured]]:
     for value in vars(module).values():
-        own = isinstance(value, type) and value.__module__ == module.__name__
-        if own and issubclass(value, Pass | Backend) and hasattr(value, "name"):
+        if _is_usable(value) and value.__module__ == module.__name__:
             yield value
+
+
+def _is_usable(value: object) -> TypeGuard[type[Configured]]:
+    if not (isinstance(value, type) and issubclass(value, Pass | Backend)):
+        return False
+    return isinstance(getattr(value, "name", None), str) and not inspect.isabstract(value)

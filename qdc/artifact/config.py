@@ -47,9 +47,7 @@ def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
     return parsed
 
 
-def parse_codec(
-    layer: str, fields: Mapping[str, Any], codecs: Mapping[str, type[Codec]]
-) -> Codec:
+def parse_codec(layer: str, fields: Mapping[str, Any], codecs: Mapping[str, type[Codec]]) -> Codec:
     """Build the codec of one layer from untrusted fields. Raises ``InvalidArtifact``."""
     name = fields.get("codec")
     if not isinstance(name, str) or name not in codecs:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qdc.artifact.writer import ArtifactWriter
 from qdc.codec import Lowered
+from qdc.errors import InvalidGraph
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph
@@ -45,9 +46,21 @@ class Emission:
         return found
 
     def layers(self) -> dict[str, dict[str, object]]:
-        """For each quantized layer, by full path: its codec and the codec's fields."""
+        """For each quantized layer, by full path: its codec and the codec's fields.
+
+        Raises:
+            InvalidGraph: some layers are packed and kept, or neither.
+        """
+        layers = {node.name: node.path for node in self.graph.layers()}
+        packed = {n.name for n in self.graph if self.graph.get(n.name, Packed) is not None}
+        if packed != set(layers):
+            raise InvalidGraph(
+                "layers are packed and kept, or neither",
+                where=[f"%{name}" for name in sorted(packed ^ set(layers))],
+                help="decide which layers are kept before the first pass that lowers",
+            )
         found: dict[str, dict[str, object]] = {}
-        for node in self.graph.layers():
-            codec = self.graph.require(node.name, Lowered).codec
-            found[node.path] = {"codec": codec.name, **codec.model_dump(mode="json")}
+        for name, path in layers.items():
+            codec = self.graph.require(name, Lowered).codec
+            found[path] = {"codec": codec.name, **codec.model_dump(mode="json")}
         return found

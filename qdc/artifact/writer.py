@@ -25,7 +25,7 @@ class ArtifactWriter:
     """A folder in the making; ``commit`` makes it appear, ``abort`` leaves no trace."""
 
     def __init__(self, out: Path, *, force: bool = False) -> None:
-        """Check the target. Raises ``OutputExists`` unless it is free, empty, or may be replaced."""
+        """Check the target. Raises ``QdcError`` unless it is free, empty, or may be replaced."""
         self.out = out.absolute()
         self.tensor_bytes = 0
         """Bytes of tensor data written."""
@@ -34,9 +34,7 @@ class ArtifactWriter:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", dir=self.out.parent))
         except OSError as error:
-            raise QdcError(
-                f"cannot write to {self.out.parent}: {error.strerror}", help="choose another -o"
-            ) from error
+            raise _unwritable(self.out.parent, error) from error
         self._shards: dict[str, str] = {}
 
     def shard(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -59,11 +57,14 @@ class ArtifactWriter:
         self._shards.update(dict.fromkeys(ordered, name))
 
     def file(self, name: str, data: bytes) -> None:
-        """Write one file and sync it."""
-        with (self.folder / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one file and sync it. Raises ``QdcError`` if the disk does not take it."""
+        try:
+            with (self.folder / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unwritable(self.folder / name, error) from error
 
     def json(self, name: str, data: object) -> None:
         """Write one JSON file, keys in their order."""
@@ -108,7 +109,14 @@ class ArtifactWriter:
 
 
 def check_target(out: Path, *, force: bool) -> None:
-    """Refuse a target that holds something. Raises ``OutputExists``."""
+    """Refuse a target that holds something or cannot be looked at. Raises ``QdcError``."""
+    try:
+        _check_target(out, force=force)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _check_target(out: Path, *, force: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
@@ -124,6 +132,11 @@ def check_target(out: Path, *, force: bool) -> None:
             f"{out} is no qdc artifact, so --force does not replace it",
             help="choose another -o, or remove the folder yourself",
         )
+
+
+def _unwritable(path: Path, error: OSError) -> QdcError:
+    reason = (error.strerror or str(error)).lower()
+    return QdcError(f"cannot write to {path}: {reason}", help="choose another -o")
 
 
 def _is_artifact(folder: Path) -> bool:

@@ -1,11 +1,14 @@
 """The command line. Data goes to stdout, everything else to stderr.
 
-Exit codes: 0 done, 1 a mistake in the input or the command, 2 a bug of qdc, 130 interrupted.
+Exit codes: 0 done, 1 a mistake in the input or the command, 2 a bug of qdc or of a plugin, 130
+interrupted.
 """
 
 import os
+import shlex
 import sys
 import traceback
+from pathlib import Path
 
 
 def main() -> None:
@@ -18,11 +21,14 @@ def run(arguments: list[str]) -> int:
     import typer
 
     from qdc.cli.app import app
-    from qdc.errors import QdcError
+    from qdc.errors import InvalidGraph, QdcError
 
     try:
-        result = app(arguments, prog_name="qdc", standalone_mode=False)
+        result = app(arguments or ["--help"], prog_name="qdc", standalone_mode=False, obj=arguments)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except InvalidGraph as error:
+        return _bug(error, str(error), arguments)
     except QdcError as error:
         return _fail(error, str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -33,12 +39,13 @@ def run(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         if _is_usage(error):
-            context = getattr(error, "ctx", None)
-            help_ = f"\n  help  {context.command_path} --help" if context is not None else ""
-            return _fail(error, f"error {error.format_message()}{help_}")  # type: ignore[attr-defined]
+            return _fail(error, _usage_text(error))
+        if isinstance(error, OSError) and error.filename is not None and not _notes(error):
+            reason = (error.strerror or "unknown reason").lower()
+            return _fail(error, f"error[QDC002] cannot use {error.filename}: {reason}")
         traceback.print_exc()
-        print("error this is a bug of qdc, not a mistake of yours", file=sys.stderr)
-        return 2
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        return _bug(error, f"error[QDC900] {what}", arguments)
 
 
 def _is_usage(error: Exception) -> bool:
@@ -51,8 +58,35 @@ def _is_usage(error: Exception) -> bool:
     )
 
 
+def _usage_text(error: Exception) -> str:
+    """Click's message in the form of our own: lower case, no full stop, what to type next."""
+    message = str(error.format_message())  # type: ignore[attr-defined]
+    text = f"error[QDC001] {message[:1].lower()}{message[1:]}".rstrip(".")
+    context = getattr(error, "ctx", None)
+    return text if context is None else f"{text}\n  help  {context.command_path} --help"
+
+
 def _fail(error: Exception, text: str) -> int:
     print(text, file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
+    for note in _notes(error):
         print(f"  {note}", file=sys.stderr)
     return 1
+
+
+def _bug(error: Exception, text: str, arguments: list[str]) -> int:
+    _fail(error, text)
+    print(f"  this is a bug of {_owner(error)}, not a mistake of yours", file=sys.stderr)
+    print(f"  rerun {shlex.join(['qdc', *arguments])}", file=sys.stderr)
+    return 2
+
+
+def _notes(error: Exception) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
+
+
+def _owner(error: Exception) -> str:
+    """Name the file of ``--plugin`` that the traceback runs through, if there is one."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).startswith("qdc_plugin_"):
+            return f"the plugin {Path(frame.f_code.co_filename).name}"
+    return "qdc"

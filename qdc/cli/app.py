@@ -14,7 +14,6 @@ app = typer.Typer(
     name="qdc",
     rich_markup_mode=None,
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -23,8 +22,12 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", help="Python file with further passes or backends"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
-Device = Annotated[str, typer.Option(help="cpu | cuda")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu | cuda")]
+TextField = Annotated[
+    str, typer.Option(metavar="NAME", help="Field of a jsonl line that holds the text")
+]
+Runnable = Annotated[Path, typer.Argument(metavar="MODEL", help="Artifact or model folder")]
 
 
 def _version(wanted: bool) -> None:
@@ -46,39 +49,58 @@ def root(
     qdc run OUT "a text with <mask>"   fill the gaps
     qdc eval OUT --text held.jsonl --against MODEL
     qdc show OUT --only 'blocks.0.*'   read the IR
-    """
+    """  # noqa: D301
 
 
 @app.command()
 def compile(
-    model: Annotated[Path, typer.Argument(help="Folder with config.json, tokenizer.json, *.safetensors")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write")],
-    passes: Annotated[str, typer.Option(help="Preset, or pass{option=value ...},...")] = "default",
-    backend: Annotated[str, typer.Option(help="Emitter, or emitter{option=value ...}")] = "reference",
+    context: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="Folder: config.json, tokenizer.json, *.safetensors"),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder to write")],
+    passes: Annotated[
+        str, typer.Option(metavar="TEXT", help="Preset, or pass{option=value ...},...")
+    ] = "default",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="Who writes the artifact")
+    ] = "reference",
     calibration: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Text or jsonl file [default: the embedded text]"),
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field of a jsonl line that holds the text")] = "text",
-    samples: Annotated[int | None, typer.Option(help="Sequences to calibrate on")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of a sequence")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of windows and masks")] = None,
+    text_field: TextField = "text",
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", help="Sequences to calibrate on")
+    ] = None,
+    length: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a sequence")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of windows and masks")] = None,
     device: Device = "cpu",
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is at OUT")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an artifact that is at OUT")
+    ] = False,
     plugin: Plugins = None,
     dump_after: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Write the IR after these passes: all, or a,b")
+        str | None,
+        typer.Option(metavar="NAMES", help="Write the IR after these passes: all, or a,b"),
     ] = None,
-    dump_dir: Annotated[Path | None, typer.Option(help="Where [default: OUT-dumps]")] = None,
+    dump_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where [default: OUT-dumps]")
+    ] = None,
     stop_after: Annotated[
         str | None,
         typer.Option(metavar="PASS", help="Stop there: write the IR, no artifact"),
     ] = None,
-    timings: Annotated[bool, typer.Option("--timings", help="Seconds and peak memory by pass")] = False,
-    remarks: Annotated[bool, typer.Option("--remarks", help="What passes say of each layer")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Seconds and peak memory by pass")
+    ] = False,
+    remarks: Annotated[
+        bool, typer.Option("--remarks", help="What passes say of each layer")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Trace a model, run a pass pipeline, emit with a backend.
+    """Compile a model: trace it, run passes, write an artifact.
 
     \b
     Examples:
@@ -88,7 +110,7 @@ def compile(
                    abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
       qdc compile MODEL -o out --dump-after all --timings
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
-    """
+    """  # noqa: D301
     from qdc.cli.compile import compile_command
 
     compile_command(
@@ -107,13 +129,14 @@ def compile(
         stop_after=stop_after,
         timings=timings,
         remarks=remarks,
+        arguments=context.obj or [],
         as_json=json,
     )
 
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="IR dump (.qdc), artifact, or model folder")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="IR dump, artifact or model folder")],
     only: Annotated[str, typer.Option(metavar="PATTERN", help="Nodes, as in 'blocks.0.*'")] = "*",
     tags: Annotated[
         str | None, typer.Option(metavar="TAGS", help="Just these annotations, as in orders,packed")
@@ -121,13 +144,13 @@ def show(
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Print the IR of a dump, of an artifact, or of a model before any pass.
+    """Print the IR of a dump, an artifact or a model.
 
     \b
     Examples:
       qdc show out --only 'blocks.0.*' --tags orders,packed
       diff <(qdc show d/02_sensitivity.qdc) <(qdc show d/03_abmp-allocate.qdc)
-    """
+    """  # noqa: D301
     from qdc.cli.show import show_command
 
     wanted = [tag.strip().lstrip("@") for tag in tags.split(",")] if tags else None
@@ -136,21 +159,23 @@ def show(
 
 @app.command()
 def passes(
-    names: Annotated[list[str] | None, typer.Argument(help="Describe just these")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Describe just these")
+    ] = None,
     provides: Annotated[
         str | None, typer.Option(metavar="TAG", help="Passes that write this annotation")
     ] = None,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """List passes with what they read, write and take, and the named pipelines.
+    """List passes and named pipelines, or describe some.
 
     \b
     Examples:
       qdc passes
       qdc passes daq-lower
       qdc passes --provides salience
-    """
+    """  # noqa: D301
     from qdc.cli.lists import passes_command
 
     passes_command(names or [], provides, plugin or [], json)
@@ -158,7 +183,13 @@ def passes(
 
 @app.command()
 def backends(plugin: Plugins = None, json: Json = False) -> None:
-    """List the backends that write artifacts."""
+    """List the backends that write artifacts.
+
+    \b
+    Examples:
+      qdc backends
+      qdc backends --plugin my_backend.py --json
+    """  # noqa: D301
     from qdc.cli.lists import backends_command
 
     backends_command(plugin or [], json)
@@ -166,10 +197,14 @@ def backends(plugin: Plugins = None, json: Json = False) -> None:
 
 @app.command()
 def run(
-    model: Annotated[Path, typer.Argument(help="Artifact or model folder")],
-    text: Annotated[str, typer.Argument(help="Text with <mask> gaps; - reads it from stdin")],
-    gap: Annotated[int, typer.Option(help="Tokens of each gap")] = 1,
-    steps: Annotated[int | None, typer.Option(help="Forwards [default: one for each token]")] = None,
+    model: Runnable,
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="Text with <mask> gaps; - reads stdin")
+    ],
+    gap: Annotated[int, typer.Option(metavar="N", help="Tokens of each gap")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Forwards [default: one a token]")
+    ] = None,
     device: Device = "cpu",
     plugin: Plugins = None,
     json: Json = False,
@@ -180,7 +215,7 @@ def run(
     Examples:
       qdc run out "for i in <mask>(10):"
       qdc run out "def read(path):<mask>" --gap 12
-    """
+    """  # noqa: D301
     from qdc.cli.run import run_command
 
     run_command(model, text, gap, steps, device, plugin or [], json)
@@ -188,27 +223,31 @@ def run(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Artifact or model folder")],
+    model: Runnable,
     text: Annotated[Path, typer.Option(metavar="FILE", help="Held-out text or jsonl file")],
     against: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Compare with this one, on the same masks")
     ] = None,
-    ratios: Annotated[str, typer.Option(help="Mask ratios")] = "0.15,0.5,0.85",
-    length: Annotated[int | None, typer.Option(help="Tokens of a window [default: the model's]")] = None,
-    windows: Annotated[int, typer.Option(help="Most windows to use")] = 128,
-    seeds: Annotated[int, typer.Option(help="Mask drawings of each window and ratio")] = 3,
-    text_field: Annotated[str, typer.Option(help="Field of a jsonl line that holds the text")] = "text",
+    ratios: Annotated[str, typer.Option(metavar="LIST", help="Mask ratios")] = "0.15,0.5,0.85",
+    length: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of a window [default: the model's]")
+    ] = None,
+    windows: Annotated[int, typer.Option(metavar="N", help="Most windows to use")] = 128,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Mask drawings of each window and ratio")
+    ] = 3,
+    text_field: TextField = "text",
     device: Device = "cpu",
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Measure masked cross-entropy on held-out text, alone or against another model.
+    """Measure masked cross-entropy on held-out text.
 
     \b
     Examples:
       qdc eval out --text examples/tiny-llada/heldout.jsonl
       qdc eval out --text heldout.jsonl --against examples/tiny-llada --seeds 5
-    """
+    """  # noqa: D301
     from qdc.cli.evaluate import evaluate_command
 
     evaluate_command(

@@ -1,7 +1,6 @@
 """``qdc compile``: run a job, print the summary."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from qdc.cli.terminal import console, print_json, progress, size, table
 from qdc.compiler import plan_job, run_job
+from qdc.errors import QdcError
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
 
@@ -31,9 +31,16 @@ def compile_command(
     stop_after: str | None,
     timings: bool,
     remarks: bool,
+    arguments: Sequence[str],
     as_json: bool,
 ) -> None:
     """Compile and report."""
+    if dump_folder is not None and not dump_after and stop_after is None:
+        raise QdcError("--dump-dir is given, and nothing is dumped", help="add --dump-after all")
+    if text_field != "text" and calibration is None:
+        raise QdcError(
+            "--text-field is given, and no file to read it from", help="add --calibration FILE"
+        )
     job = plan_job(
         model,
         out,
@@ -48,7 +55,7 @@ def compile_command(
         dump_after=dump_after,
         dump_folder=dump_folder,
         stop_after=stop_after,
-        command=shlex.join(["qdc", *sys.argv[1:]]),
+        command=shlex.join(["qdc", *arguments]),
     )
     with progress() as update:
         report = run_job(job, update)

@@ -27,13 +27,16 @@ def evaluate_command(
     """Load one or two models, measure on the same masks, print."""
     wanted = _ratios(ratios)
     if seeds < 1 or windows < 2:
-        raise QdcError(f"found {seeds} seeds and {windows} windows, need at least 1 and 2")
+        raise QdcError(
+            f"found {seeds} seeds and {windows} windows, need at least 1 and 2",
+            help="raise --seeds or --windows",
+        )
     source = read_text(text, text_field)
     candidate = open_runnable(model, device, plugins)
     original = None if against is None else open_runnable(against, device, plugins)
     if original is not None:
         _check_alike(candidate, original)
-    size = length or candidate.facts.max_length
+    size = candidate.facts.max_length if length is None else length
     if size > candidate.facts.max_length:
         raise QdcError(
             f"--length {size} is beyond the model's {candidate.facts.max_length} tokens",
@@ -109,7 +112,9 @@ def _ratios(text: str) -> tuple[float, ...]:
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise QdcError(f"--ratios {text!r} is no list of numbers", help="--ratios 0.15,0.5") from error
+        raise QdcError(
+            f"--ratios {text!r} is no list of numbers", help="--ratios 0.15,0.5"
+        ) from error
     if not all(0 < ratio <= 1 for ratio in found):
         raise QdcError(f"--ratios {text!r} leaves 0..1", help="--ratios 0.15,0.5,0.85")
     return found

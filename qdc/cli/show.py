@@ -2,17 +2,20 @@
 
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from qdc.cli.terminal import print_json
-from qdc.errors import QdcError, UnknownName, nearest
+from qdc.errors import InvalidArtifact, QdcError, UnknownName, nearest
+from qdc.frontend.checkpoint import read_json
 from qdc.ir.annotations import Opaque
 from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph
 from qdc.ir.printer import as_data, render
 from qdc.registry import Registry, standard_registry
 
-DUMP = "ir.qdc"
+CONFIG, DUMP = "config.json", "ir.qdc"
+WHAT = "give a .qdc dump, an artifact or a model folder"
 
 
 def show_command(
@@ -21,6 +24,9 @@ def show_command(
     """Print a graph."""
     registry = standard_registry(plugins)
     graph = _graph(path, registry)
+    if not any(fnmatchcase(node.name, only) for node in graph):
+        names = [node.name for node in graph]
+        raise UnknownName(f"no node matches {only!r}", help=nearest(only, names))
     if tags is not None:
         _check_tags(tags, graph, registry)
     if as_json:
@@ -35,7 +41,15 @@ def _graph(path: Path, registry: Registry) -> LayerGraph:
     if (path / DUMP).is_file():
         return read(path / DUMP, registry.annotations())
     if not path.is_dir():
-        raise QdcError(f"no such file or folder: {path}", help="give a .qdc dump, an artifact or a model")
+        raise QdcError(f"no such file or folder: {path}", help=WHAT)
+    if not (path / CONFIG).is_file():
+        raise QdcError(f"{path} holds neither {CONFIG} nor {DUMP}", help=WHAT)
+    if "quantization_config" in read_json(path / CONFIG):
+        raise InvalidArtifact(
+            f"the artifact has lost its {DUMP}",
+            where=[str(path)],
+            help="compile it again; qdc run does not need that file",
+        )
     from qdc.compiler import open_model
 
     return open_model(path)[1].graph

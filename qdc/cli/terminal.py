@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 100
 Update = Callable[[str, int, int], None]
@@ -22,7 +23,13 @@ def console() -> Console:
 
 def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
     """A plain table; ``right`` are the places of the columns of numbers."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    made = Table(
+        title=Text(title, style="bold", no_wrap=True, overflow="ignore"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        show_header=any(columns),
+    )
     for place, column in enumerate(columns):
         made.add_column(column, justify="right" if place in right else "left", overflow="fold")
     return made
@@ -35,7 +42,11 @@ def print_json(data: object) -> None:
 
 def size(nbytes: int) -> str:
     """``1.968 GB (1.833 GiB)``; smaller units for smaller sizes."""
-    for name, decimal, binary in (("G", 10**9, 1 << 30), ("M", 10**6, 1 << 20), ("k", 10**3, 1 << 10)):
+    for name, decimal, binary in (
+        ("G", 10**9, 1 << 30),
+        ("M", 10**6, 1 << 20),
+        ("k", 10**3, 1 << 10),
+    ):
         if nbytes >= decimal:
             return f"{nbytes / decimal:.4g} {name}B ({nbytes / binary:.4g} {name.upper()}iB)"
     return f"{nbytes} B"

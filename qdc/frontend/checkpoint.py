@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -45,6 +47,9 @@ class Checkpoint:
         """Every tensor by name, with dtype and shape."""
         for file in sorted(set(self._files.values())):
             self._read_headers(file)
+        unknown = sorted(set(self.headers) - set(self._files))
+        if unknown:
+            raise InvalidCheckpoint("the shards hold tensors that the index lacks", where=unknown)
         missing = sorted(set(self._files) - set(self.headers))
         if missing:
             raise InvalidCheckpoint(
@@ -88,7 +93,7 @@ class Checkpoint:
                 broken.append(name)
             header = self.headers[name]
             whole.update(f"{name} {header}".encode())
-            whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             if progress is not None:
                 progress(done + 1, len(self.headers))
         if broken:
@@ -120,7 +125,7 @@ class Checkpoint:
         unsafe = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
         if unsafe:
             raise InvalidCheckpoint("the index names files outside its folder", where=unsafe)
-        gone = sorted(n for n in names if not (self.folder / n).is_file())
+        gone = sorted(n for n in names if not os.path.isfile(self.folder / n))  # noqa: PTH113
         if gone:
             raise InvalidCheckpoint(
                 "the index names shards that are missing", where=gone, help="fetch them again"
@@ -136,9 +141,17 @@ class Checkpoint:
                     raise InvalidCheckpoint(
                         f"tensor {name} has dtype {view.get_dtype()}", where=[str(path)]
                     )
-                if self._files.get(name) == path:
-                    shape = tuple(view.get_shape())
-                    self.headers[name] = Parameter(name=name, dtype=dtype, shape=shape)
+                if self._files.get(name, path) == path:
+                    self.headers[name] = self._header(name, dtype, view.get_shape(), path)
+
+    @staticmethod
+    def _header(name: str, dtype: str, shape: list[int], path: Path) -> Parameter:
+        try:
+            return Parameter(name=name, dtype=dtype, shape=tuple(shape))
+        except ValidationError as error:
+            raise InvalidCheckpoint(
+                f"tensor {name!r} has an odd name or shape: {shape}", where=[str(path)]
+            ) from error
 
     def _open(self, path: Path) -> Any:
         try:
@@ -154,7 +167,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidCheckpoint(f"cannot read {path.name}: {error.strerror}", where=[str(path)]) from error
+        raise InvalidCheckpoint(
+            f"cannot read {path.name}: {error.strerror}", where=[str(path)]
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidCheckpoint(f"{path.name} is no JSON", where=[str(path)]) from error
     if not isinstance(data, dict):

@@ -8,6 +8,8 @@ from qdc.ir.annotations import Kept
 from qdc.ir.graph import LINEAR, LayerGraph
 from qdc.ir.types import Frozen
 
+FLOATING = ("f64", "f32", "f16", "bf16")
+
 
 class Covered(Frozen):
     """The fate of one tensor."""
@@ -35,7 +37,9 @@ def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
     wanted = {p.name: p for node in graph for p in node.parameters}
     missing = sorted(set(wanted) - set(checkpoint.headers))
     if missing:
-        raise InvalidCheckpoint(f"the checkpoint lacks {len(missing)} tensors of the model", where=missing)
+        raise InvalidCheckpoint(
+            f"the checkpoint lacks {len(missing)} tensors of the model", where=missing
+        )
     wrong = [
         f"{name}: {checkpoint.headers[name]} instead of {tuple(parameter.shape)}"
         for name, parameter in wanted.items()
@@ -46,11 +50,11 @@ def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
     unmapped = sorted(set(checkpoint.headers) - set(wanted))
     if unmapped:
         raise InvalidCheckpoint(
-            f"{len(unmapped)} tensors of the checkpoint are unmapped: the model has no place for them",
+            f"{len(unmapped)} tensors are unmapped: the model has no place for them",
             where=unmapped,
             help="the checkpoint may be of another variant of the family; compare config.json",
         )
-    odd = [f"{n}: {p.dtype}" for n, p in checkpoint.headers.items() if p.dtype not in ("f64", "f32", "f16", "bf16")]
+    odd = [f"{n}: {p.dtype}" for n, p in checkpoint.headers.items() if p.dtype not in FLOATING]
     if odd:
         raise InvalidCheckpoint("weights are not floating point", where=odd)
 

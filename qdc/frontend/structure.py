@@ -52,7 +52,7 @@ def find_regions(
     if not regions:
         raise UnsupportedModel(
             "the model has no module list of repeated blocks with linears",
-            help="qdc streams a model by its repeated blocks; a model without them is not supported",
+            help="qdc streams a model by its repeated blocks and supports none without them",
         )
     place = {node.name: index for index, node in enumerate(nodes)}
     regions.sort(key=lambda region: place[region.nodes[0]])

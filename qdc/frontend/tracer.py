@@ -5,7 +5,7 @@ stands between them becomes function nodes. Names come from module paths, shapes
 meta device with two prime sizes for batch and length, which no width of a model equals.
 """
 
-import os
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
     """
     traced = LeafTracer().trace(module)
     output = next(node for node in traced.nodes if node.op == "output")
+    if not isinstance(output.args[0], fx.Node):
+        raise UnsupportedModel("the model does not return one tensor, the logits")
     kept = [node for node in traced.nodes if node.op != "output"]
     values = _Shapes(fx.GraphModule(module, traced)).values(kept)
     paths = {node: _path(node) for node in kept}
@@ -80,7 +82,6 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
     structure = Structure(
         name=facts.family, prefix=prefix, model=facts, nodes=nodes, regions=regions
     )
-    del output
     return Program(LayerGraph(structure), module, {names[node]: node for node in kept})
 
 
@@ -133,13 +134,12 @@ def _function(node: fx.Node) -> str:
 
 def _common_prefix(paths: list[str]) -> str:
     """The dotted start that all leaf modules share, with its dot."""
-    shared = os.path.commonprefix([path.split(".")[:-1] for path in paths]) if paths else []
-    return "".join(f"{part}." for part in shared)
+    levels = zip(*(path.split(".")[:-1] for path in paths), strict=False)
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, levels)
+    return "".join(f"{parts[0]}." for parts in shared)
 
 
-def _names(
-    nodes: list[fx.Node], paths: dict[fx.Node, str], prefix: str
-) -> dict[fx.Node, str]:
+def _names(nodes: list[fx.Node], paths: dict[fx.Node, str], prefix: str) -> dict[fx.Node, str]:
     """Unique names: the path without the prefix, numbered from the second use on."""
     names: dict[fx.Node, str] = {}
     used: dict[str, int] = {}

@@ -6,9 +6,9 @@ subclassing ``Annotation`` (or ``Lowered``, in ``qdc.codec``) in its own file.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from qdc.ir.types import Frozen, TensorRef, shape_text
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 LOWEST_ORDER, HIGHEST_ORDER = 1, 4
 SHORT_LIST = 8
+DEEPEST = 32
+Width = Annotated[int, Field(gt=0)]
+"""Columns of a block."""
 
 
 class Annotation(Frozen):
@@ -33,6 +36,11 @@ class Annotation(Frozen):
     def slot_name(cls) -> str:
         """The slot that this class fills."""
         return cls.slot or cls.tag
+
+    @property
+    def fills(self) -> str:
+        """The slot that this annotation fills on its node."""
+        return self.slot_name()
 
     def text(self) -> str:
         """What the text form prints after the tag: deterministic, on one line."""
@@ -54,9 +62,21 @@ class Annotation(Frozen):
 class Opaque(Annotation):
     """An annotation of a tag that this process does not know: kept and named, never read."""
 
+    model_config = ConfigDict(ser_json_bytes="hex")
     tag: ClassVar[str] = "opaque"
-    unknown_tag: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    unknown_tag: str = Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)
     data: dict[str, Any]
+
+    @field_validator("data")
+    @classmethod
+    def _plain(cls, data: dict[str, Any]) -> dict[str, Any]:
+        _check_plain(data, DEEPEST)
+        return data
+
+    @property
+    def fills(self) -> str:
+        """A slot for each unknown tag, so that two on one node both survive."""
+        return f"?{self.unknown_tag}"
 
     def text(self) -> str:
         """Say that it is unknown."""
@@ -104,7 +124,7 @@ class Factor(Annotation):
     scratch: ClassVar[bool] = True
     tensor: TensorRef
     """``f32[columns, columns]``, upper triangular U with inverse = U^T U."""
-    damp: float = Field(ge=0)
+    damp: float = Field(ge=0, allow_inf_nan=False)
     """Share of the mean diagonal that was added."""
     attempts: int = Field(ge=0)
     """Factorizations tried; 0 if every input is dead."""
@@ -116,7 +136,7 @@ class Factor(Annotation):
         retried = f"   {self.attempts} attempts" if self.attempts > 1 else ""
         dead = f"   {len(self.dead)} dead inputs" if self.dead else ""
         shape = shape_text(self.tensor.dtype, self.tensor.shape)
-        return f"{shape}   damp {self.damp:g}{retried}{dead}"
+        return f"{shape}   damp {self.damp:.4g}{retried}{dead}"
 
     def problems(self, node: "Node") -> Iterator[str]:
         """A factor is square, one row an input column."""
@@ -131,7 +151,7 @@ class Salience(Annotation):
 
     tag: ClassVar[str] = "salience"
     blocks: tuple[float, ...] = Field(min_length=1)
-    widths: tuple[int, ...] = Field(min_length=1)
+    widths: tuple[Width, ...] = Field(min_length=1)
 
     def text(self) -> str:
         """``4 blocks of 128   1.1e+03 .. 9.4e+03``."""
@@ -151,7 +171,7 @@ class Orders(Annotation):
     tag: ClassVar[str] = "orders"
     blocks: tuple[int, ...] = Field(min_length=1)
     """One order a block, left to right; each order stores one sign bit a weight."""
-    widths: tuple[int, ...] = Field(min_length=1)
+    widths: tuple[Width, ...] = Field(min_length=1)
     """Columns of each block."""
     budget: int | None = None
     """The exact mean order, counted in weights, that the allocation claims; None claims nothing."""
@@ -174,7 +194,7 @@ class Orders(Annotation):
 
     def text(self) -> str:
         """``2 1 3 2   mean 2``."""
-        return f"{runs(self.blocks)}   mean {self.mean:g}"
+        return f"{runs(self.blocks)}   mean {self.mean:.4g}"
 
     def problems(self, node: "Node") -> Iterator[str]:
         """Orders are in range, tile the columns, and keep the budget that they claim."""
@@ -239,13 +259,27 @@ def runs(values: tuple[int, ...]) -> str:
     return ", ".join(parts)
 
 
+def _check_plain(value: object, depth: int) -> None:
+    if depth == 0:
+        raise ValueError(f"nested deeper than {DEEPEST}")
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("a key is no text")
+        value = list(value.values())
+    if type(value) is list:
+        for item in value:
+            _check_plain(item, depth - 1)
+    elif not isinstance(value, str | bytes | int | float | None):
+        raise ValueError(f"holds a {type(value).__name__}")
+
+
 def _blocks_text(widths: tuple[int, ...]) -> str:
     last = f" and {widths[-1]}" if widths[-1] != widths[0] else ""
     return f"{len(widths)} blocks of {widths[0]}{last}"
 
 
 def _tiling(widths: tuple[int, ...], count: int, node: "Node") -> Iterator[str]:
-    if sum(widths) != node.columns or min(widths) < 1:
+    if sum(widths) != node.columns:
         yield f"block widths sum to {sum(widths)}, not to {node.columns} input columns"
     if len(widths) != count:
         yield f"{count} blocks for {len(widths)} block widths"

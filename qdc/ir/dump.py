@@ -18,6 +18,7 @@ from qdc.ir.printer import VERSION
 from qdc.ir.verify import verify
 
 FORMAT = "qdc-ir"
+PARTS = {"format", "version", "after", "structure", "annotations"}
 LARGEST = 1 << 28
 Tags = Mapping[str, type[Annotation]]
 
@@ -55,22 +56,29 @@ def from_bytes(data: bytes, tags: Tags) -> LayerGraph:
     raw = _unpacked(data)
     version = raw.get("version")
     if raw.get("format") != FORMAT or not isinstance(version, int) or isinstance(version, bool):
-        raise InvalidDump("the file is no qdc IR dump", help="qdc show reads .qdc files and artifacts")
+        raise InvalidDump(
+            "the file is no qdc IR dump", help="qdc show reads .qdc files and artifacts"
+        )
     if version > VERSION or version < 1:
         raise InvalidDump(
             f"the dump has version {version}, this qdc reads 1..{VERSION}",
             help="update qdc, or write the dump again with this one",
         )
+    odd = sorted(PARTS.symmetric_difference(map(str, raw)))
+    if odd:
+        raise InvalidDump("parts of the dump are missing or unknown", where=odd)
     try:
-        graph = LayerGraph(Structure.model_validate(raw.get("structure")))
-        after, notes = raw.get("after"), raw.get("annotations")
+        graph = LayerGraph(Structure.model_validate(raw["structure"]))
+        after, notes = raw["after"], raw["annotations"]
         if not isinstance(after, str) or not isinstance(notes, list):
-            raise InvalidDump("the dump lacks its pipeline or its annotations")
+            raise InvalidDump("after or annotations of the dump have the wrong type")
         graph.after = after
         for entry in notes:
             name, note = _note(entry, tags)
-            if note.slot_name() in graph.annotations(name):
-                raise InvalidDump(f"two @{note.slot_name()} on one node", where=[f"%{name}"])
+            if name not in graph:
+                raise InvalidDump("an annotation is on no node", where=[f"@{_tagged(note)[0]}"])
+            if note.fills in graph.annotations(name):
+                raise InvalidDump(f"two annotations fill @{note.fills}", where=[f"%{name}"])
             graph.annotate(name, note)
         verify(graph)
     except ValidationError as error:
@@ -80,7 +88,9 @@ def from_bytes(data: bytes, tags: Tags) -> LayerGraph:
     except InvalidDump:
         raise
     except QdcError as error:
-        raise InvalidDump(f"the dump holds {error.what}", where=error.where) from error
+        raise InvalidDump(
+            f"the dump is damaged: {error.what}", where=error.where, help=error.help
+        ) from error
     except (RecursionError, OverflowError) as error:
         raise InvalidDump("the dump holds a graph that cannot be walked") from error
     return graph
@@ -119,11 +129,5 @@ def _note(entry: Any, tags: Tags) -> tuple[str, Annotation]:
         case [str(name), str(tag), dict(fields)]:
             if tag in tags:
                 return name, tags[tag].model_validate(fields)
-            opaque = _opaque_class(tag)
-            return name, opaque(unknown_tag=tag, data=fields)
+            return name, Opaque(unknown_tag=tag, data=fields)
     raise InvalidDump("an annotation of the dump is not [node, tag, fields]")
-
-
-def _opaque_class(tag: str) -> type[Opaque]:
-    """Give each unknown tag a slot of its own, so that two on one node both survive."""
-    return type("Opaque", (Opaque,), {"slot": f"?{tag}", "__module__": __name__})

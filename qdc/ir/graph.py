@@ -17,9 +17,9 @@ LINEAR = "linear"
 class Node(Frozen):
     """One operation and the value that it produces; the value has the node's name."""
 
-    name: str = Field(pattern=r"^[A-Za-z_][\w.\-]*$")
+    name: str = Field(pattern=r"^\w[\w.\-]*$", max_length=256)
     """Module path without the graph's prefix, unique."""
-    op: str = Field(pattern=r"^[a-z][\w.\-]*$")
+    op: str = Field(pattern=r"^[A-Za-z][\w.\-]*$", max_length=256)
     """``input``, ``linear``, ``embedding``, another leaf module, or a function's name."""
     inputs: tuple[str, ...] = ()
     type: ValueType
@@ -126,6 +126,10 @@ class LayerGraph:
         """Nodes in execution order."""
         return iter(self.structure.nodes)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a node has this name."""
+        return name in self._nodes
+
     def __getitem__(self, name: str) -> Node:
         """Return the node of this name. Raises ``UnknownName`` with the nearest names."""
         if name not in self._nodes:
@@ -144,7 +148,7 @@ class LayerGraph:
     def annotate(self, name: str, note: Annotation) -> None:
         """Write ``note`` on a node, in place of what its slot held."""
         node = self[name]
-        self._annotations[node.name][note.slot_name()] = note
+        self._annotations[node.name][note.fills] = note
 
     def annotations(self, name: str) -> Mapping[str, Annotation]:
         """All annotations of a node by slot, in the order in which they were first written."""

@@ -13,6 +13,8 @@ from qdc.ir.graph import LayerGraph, Node, Region
 from qdc.ir.types import shape_text
 
 VERSION = 1
+TAG_WIDTH = 8
+"""The longest tag that comes with qdc; fixed, so that a new note leaves the others as they were."""
 
 
 def render(graph: LayerGraph, only: str = "*", tags: Collection[str] | None = None) -> str:
@@ -26,9 +28,7 @@ def render(graph: LayerGraph, only: str = "*", tags: Collection[str] | None = No
     Raises:
         UnknownName: no node matches ``only``.
     """
-    shown = [node for node in graph if fnmatchcase(node.name, only)]
-    if not shown:
-        raise UnknownName(f"no node matches {only!r}", help=nearest(only, [n.name for n in graph]))
+    shown = _matching(graph, only)
     names = [len(node.name) for node in shown]
     bodies = [len(_body(node)) for node in shown]
     name_width, body_width = min(max(names), 28), min(max(bodies), 64)
@@ -46,13 +46,14 @@ def render(graph: LayerGraph, only: str = "*", tags: Collection[str] | None = No
             f"  %{node.name:<{name_width}} = {_body(node):<{body_width}} : {node.type}".rstrip()
         )
         notes = [n for n in graph.annotations(node.name).values() if _wanted(n, tags)]
-        width = max((len(_tag(note)) for note in notes), default=0)
-        lines.extend(f"      @{_tag(note):<{width}}  {note.text()}" for note in notes)
-    return "\n".join(lines) + "\n"
+        lines.extend(f"      @{_tag(note):<{TAG_WIDTH}}  {note.text()}" for note in notes)
+    return "\n".join(map(_printable, lines)) + "\n"
 
 
-def as_data(graph: LayerGraph, only: str = "*", tags: Collection[str] | None = None) -> dict[str, object]:
-    """Return the same content as plain data, for ``--json``."""
+def as_data(
+    graph: LayerGraph, only: str = "*", tags: Collection[str] | None = None
+) -> dict[str, object]:
+    """Return the same content as plain data, for ``--json``; arguments and errors as above."""
     return {
         "graph": graph.name,
         "version": VERSION,
@@ -68,10 +69,23 @@ def as_data(graph: LayerGraph, only: str = "*", tags: Collection[str] | None = N
                     if _wanted(note, tags)
                 },
             }
-            for node in graph
-            if fnmatchcase(node.name, only)
+            for node in _matching(graph, only)
         ],
     }
+
+
+def _matching(graph: LayerGraph, only: str) -> list[Node]:
+    shown = [node for node in graph if fnmatchcase(node.name, only)]
+    if not shown:
+        raise UnknownName(f"no node matches {only!r}", help=nearest(only, [n.name for n in graph]))
+    return shown
+
+
+def _printable(line: str) -> str:
+    """Names and reasons may come from a hostile dump: no line breaks, no terminal codes."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _header(graph: LayerGraph) -> list[str]:

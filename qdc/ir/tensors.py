@@ -16,7 +16,7 @@ from qdc.ir.types import TensorRef, short_dtype
 def digest(tensor: Tensor) -> str:
     """SHA-256 over the bytes of a tensor, row-major."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 class TensorTable:
@@ -60,7 +60,7 @@ class TensorTable:
         raise InvalidGraph(
             f"tensor {ref.name} was released",
             where=[ref.name],
-            help="scratch tensors live for one stage or region: keep the passes that share one together",
+            help="scratch tensors live for one stage or region: keep their passes together",
         )
 
     def release(self, name: str) -> None:
@@ -69,11 +69,22 @@ class TensorTable:
         self._spilled.pop(name, None)
 
     def spill(self, path: Path) -> None:
-        """Move everything in memory to one file."""
+        """Move everything in memory to one file. Raises ``ValueError`` if it is in use already."""
+        if path in self._spilled.values():
+            raise ValueError(f"{path} holds tensors already")
         if self._held:
-            save_file({n: t.to("cpu").contiguous() for n, t in self._held.items()}, path)
+            save_file(dict(self._separate()), path)
             self._spilled.update(dict.fromkeys(self._held, path))
             self._held.clear()
+
+    def _separate(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what is held, each in memory of its own: a file holds no views."""
+        seen = set()
+        for name, tensor in self._held.items():
+            plain = tensor.detach().to("cpu").contiguous()
+            memory = plain.untyped_storage().data_ptr()
+            yield name, plain.clone() if memory in seen else plain
+            seen.add(memory)
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor in memory."""

@@ -16,6 +16,7 @@ BYTES = {
 }  # fmt: skip
 Dimension = int | str
 """A size, or the name of one that is known only at run time: ``B`` (batch), ``L`` (length)."""
+LARGEST_SIZE, MOST_DIMENSIONS = 1 << 40, 8
 
 
 class Frozen(BaseModel):
@@ -50,9 +51,11 @@ class ValueType(Frozen):
     @field_validator("shape")
     @classmethod
     def _sizes(cls, shape: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
+        if len(shape) > MOST_DIMENSIONS:
+            raise ValueError(f"more than {MOST_DIMENSIONS} dimensions")
         for size in shape:
-            if isinstance(size, int) and size < 0:
-                raise ValueError(f"negative size {size}")
+            if isinstance(size, int) and not 0 <= size <= LARGEST_SIZE:
+                raise ValueError(f"size {size} is outside 0..{LARGEST_SIZE}")
             if isinstance(size, str) and not re.fullmatch(r"[A-Z](\*[A-Z])*", size):
                 raise ValueError(f"bad dimension name {size!r}")
         return shape
@@ -70,28 +73,27 @@ class ValueType(Frozen):
         return total
 
 
-class TensorRef(ValueType):
-    """A named tensor that lives outside the graph, in a tensor table or an artifact."""
+class Stored(ValueType):
+    """A named tensor outside the graph: every size is a number."""
 
+    shape: tuple[int, ...]
     name: str = Field(min_length=1)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored size in bytes."""
+        return self.elements({}) * BYTES[self.dtype]
+
+
+class TensorRef(Stored):
+    """A tensor in a tensor table or an artifact."""
+
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the tensor's bytes, little-endian, row-major."""
 
-    @property
-    def nbytes(self) -> int:
-        """Stored size in bytes."""
-        return self.elements({}) * BYTES[self.dtype]
 
+class Parameter(Stored):
+    """A tensor of the checkpoint that a node reads; its name is the key there."""
 
-class Parameter(ValueType):
-    """A tensor of the checkpoint that a node reads."""
-
-    name: str = Field(min_length=1)
-    """Its key in the checkpoint."""
     role: str = "weight"
     """``weight`` or ``bias``: the attribute of the module that holds it."""
-
-    @property
-    def nbytes(self) -> int:
-        """Stored size in bytes."""
-        return self.elements({}) * BYTES[self.dtype]

@@ -1,11 +1,13 @@
 """The verifier: it runs after every pass, and on every dump and artifact that is read."""
 
+from collections import Counter
 from collections.abc import Container, Iterator
 
-import networkx as nx
-
 from qdc.errors import InvalidGraph
-from qdc.ir.graph import LINEAR, LayerGraph, Node
+from qdc.ir.graph import LINEAR, LayerGraph, Node, Region
+
+Problem = tuple[str, str]
+"""Node and what is wrong with it."""
 
 
 def verify(graph: LayerGraph, tensors: Container[str] | None = None, after: str = "") -> None:
@@ -19,11 +21,12 @@ def verify(graph: LayerGraph, tensors: Container[str] | None = None, after: str 
     Raises:
         InvalidGraph: topology, shapes, annotations, budgets or references are broken.
     """
+    misshapen = list(_shapes(graph))
     found = [
         *_topology(graph),
-        *_shapes(graph),
+        *misshapen,
         *_regions(graph),
-        *_annotations(graph),
+        *_annotations(graph, skipped={name for name, _ in misshapen}),
         *(_references(graph, tensors) if tensors is not None else ()),
     ]
     if found:
@@ -36,17 +39,16 @@ def verify(graph: LayerGraph, tensors: Container[str] | None = None, after: str 
         )
 
 
-def _topology(graph: LayerGraph) -> Iterator[tuple[str, str]]:
+def _topology(graph: LayerGraph) -> Iterator[Problem]:
+    """Execution order is topological, which also rules out cycles."""
     place = {node.name: index for index, node in enumerate(graph)}
     for node in graph:
         for name in node.inputs:
             if place[name] >= place[node.name]:
-                yield node.name, f"reads %{name}, which comes later"
-    if not nx.is_directed_acyclic_graph(graph.edges):
-        yield next(iter(place), graph.name), "the graph has a cycle"
+                yield node.name, f"reads %{name}, which does not come before it"
 
 
-def _shapes(graph: LayerGraph) -> Iterator[tuple[str, str]]:
+def _shapes(graph: LayerGraph) -> Iterator[Problem]:
     for node in graph:
         if node.op == LINEAR:
             yield from ((node.name, text) for text in _linear_shapes(graph, node))
@@ -57,51 +59,75 @@ def _linear_shapes(graph: LayerGraph, node: Node) -> Iterator[str]:
     if len(weights) != 1 or len(weights[0].shape) != 2 or len(node.inputs) != 1:
         yield "a linear has one input and one two-dimensional weight"
         return
-    read = graph[node.inputs[0]].type.shape
-    if not read or read[-1] != weights[0].shape[1]:
-        yield f"reads {read[-1] if read else 'a scalar'}, its weight has {weights[0].shape[1]} columns"
-    if node.type.shape != (*read[:-1], weights[0].shape[0]):
-        yield f"gives {node.type}, its weight has {weights[0].shape[0]} rows"
+    rows, columns = weights[0].shape
+    read = graph[node.inputs[0]].type
+    if read.shape[-1:] != (columns,):
+        yield f"reads {read}, its weight has {columns} columns"
+    if node.type.shape != (*read.shape[:-1], rows):
+        yield f"gives {node.type}, its weight has {rows} rows"
     for parameter in node.parameters:
-        if parameter.role == "bias" and parameter.shape != (weights[0].shape[0],):
+        if parameter.role == "bias" and parameter.shape != (rows,):
             yield f"its bias is {parameter}"
 
 
-def _regions(graph: LayerGraph) -> Iterator[tuple[str, str]]:
+def _regions(graph: LayerGraph) -> Iterator[Problem]:
     place = {node.name: index for index, node in enumerate(graph)}
-    seen: set[str] = set()
-    last = -1
+    names = Counter(region.name for region in graph.regions)
+    following = 0
     for region in graph.regions:
+        first = region.nodes[0]
+        if names[region.name] > 1:
+            yield first, f"more than one region is called {region.name}"
         unknown = [name for name in region.nodes if name not in place]
         if unknown:
-            yield unknown[0], f"region {region.name} holds a node that is not there"
+            yield from (
+                (n, f"region {region.name} holds a node that is not there") for n in unknown
+            )
             continue
-        if seen.intersection(region.nodes):
-            yield region.nodes[0], f"region {region.name} shares nodes with another"
-        seen.update(region.nodes)
-        if place[region.nodes[0]] <= last:
-            yield region.nodes[0], f"region {region.name} is out of order"
-        last = place[region.nodes[-1]]
-        members = set(region.nodes)
-        for stage in region.stages:
-            for layer in stage.layers:
-                if layer not in members or graph[layer].op != LINEAR:
-                    yield layer, f"a stage of region {region.name} holds no linear of that region"
-                elif graph[layer].inputs != (stage.value,):
-                    yield layer, f"does not read %{stage.value}, the value of its stage"
+        places = [place[name] for name in region.nodes]
+        if places != list(range(places[0], places[0] + len(places))):
+            yield first, f"region {region.name} is not one piece of the execution order"
+        elif places[0] < following:
+            yield first, f"region {region.name} starts before the one ahead of it ends"
+        following = max(following, *(index + 1 for index in places))
+        yield from _stages(graph, region, place)
 
 
-def _annotations(graph: LayerGraph) -> Iterator[tuple[str, str]]:
+def _stages(graph: LayerGraph, region: Region, place: dict[str, int]) -> Iterator[Problem]:
+    """Each linear of a region is in one stage, with all that read the same value, in order."""
+    where = f"region {region.name}"
+    linears = {name for name in region.nodes if graph[name].op == LINEAR}
+    uses = Counter(layer for stage in region.stages for layer in stage.layers)
+    values = Counter(stage.value for stage in region.stages)
+    yield from ((n, f"a stage of {where} holds no linear of it") for n in uses if n not in linears)
+    yield from (
+        (n, f"{uses[n]} stages of {where} hold it") for n in sorted(linears) if uses[n] != 1
+    )
+    following = -1
+    for stage in region.stages:
+        inside = [layer for layer in stage.layers if layer in linears]
+        for layer in inside:
+            if graph[layer].inputs != (stage.value,):
+                yield layer, f"does not read %{stage.value}, the value of its stage"
+        if values[stage.value] > 1:
+            yield stage.layers[0], f"two stages of {where} read %{stage.value}"
+        if inside and place[inside[0]] <= following:
+            yield inside[0], f"the stages of {where} are not in execution order"
+        following = max([following, *(place[layer] for layer in inside[:1])])
+
+
+def _annotations(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem]:
+    """Ask each annotation; those of ``skipped`` nodes have no shape to be compared with."""
     for node in graph:
         for note in graph.annotations(node.name).values():
             needs_linear = note.tag not in ("opaque", "kept")
             if needs_linear and node.op != LINEAR:
                 yield node.name, f"@{note.tag} is on a {node.op}, not on a linear"
-                continue
-            yield from ((node.name, f"@{note.tag}: {text}") for text in note.problems(node))
+            elif node.name not in skipped:
+                yield from ((node.name, f"@{note.tag}: {text}") for text in note.problems(node))
 
 
-def _references(graph: LayerGraph, tensors: Container[str]) -> Iterator[tuple[str, str]]:
+def _references(graph: LayerGraph, tensors: Container[str]) -> Iterator[Problem]:
     for node in graph:
         for note in graph.annotations(node.name).values():
             for ref in note.refs():

@@ -51,7 +51,7 @@ def build(config: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
     supported = ", ".join(a for family in FAMILIES for a in family.architectures)
     raise UnsupportedModel(
         f"no model family here implements {', '.join(names) or 'a model without architectures'}",
-        help=f"supported architectures: {supported}; code that comes with a checkpoint is never run",
+        help=f"supported architectures: {supported}; code beside a checkpoint is never run",
     )
 
 
@@ -60,7 +60,9 @@ def _build(family: Family, config: Mapping[str, Any]) -> tuple[nn.Module, ModelF
         with torch.device("meta"):
             module, facts = family.build(config)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()]
+        problems = [
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()
+        ]
         raise UnsupportedModel(
             f"config.json asks for a {family.name} variant that is not implemented",
             where=problems,

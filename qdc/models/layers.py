@@ -42,7 +42,7 @@ class Rotary(nn.Module):
             self.theta**-exponent,
         )
         cosine, sine = angles.cos()[:, None, :], angles.sin()[:, None, :]
-        low, high = x.float().split(half, dim=-1)
+        low, high = x.float().chunk(2, dim=-1)
         turned = torch.cat((low * cosine - high * sine, high * cosine + low * sine), dim=-1)
         return turned.to(x.dtype)
 
@@ -53,7 +53,11 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
     ) -> Tensor:
-        """``[batch, T, heads, head_width]`` each, mask ``[batch, T]`` (0 hides) ``-> [batch, T, width]``."""
+        """``[batch, T, heads, head_width]`` each, mask ``[batch, T]`` (0 hides).
+
+        Returns:
+            ``[batch, T, width]``.
+        """
         visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),

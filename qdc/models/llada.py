@@ -1,11 +1,11 @@
-"""LLaDA: a Llama-shaped transformer with full bidirectional attention, under its published key names.
+"""LLaDA: a Llama-shaped transformer with full bidirectional attention, under its published names.
 
 Source: shared facts on LLaDA-8B (ecosystem A.2). Position i of the logits predicts token i.
 The forward pass is free of shape arithmetic and of branches on values, so plain ``torch.fx``
 traces it; every tensor of the published checkpoints loads with ``strict=True``.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,19 +13,23 @@ from torch import Tensor, nn
 
 from qdc.models.layers import Attention, RMSNorm, Rotary
 
+DEEPEST = 1024
+Width = Annotated[int, Field(gt=0, le=1 << 24)]
+"""A size that no allocation on the meta device trips over."""
+
 
 class LLaDAConfig(BaseModel):
-    """The fields of ``config.json`` that decide the network; variants nobody published are refused."""
+    """The fields of ``config.json`` that decide the network; unpublished variants are refused."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
-    d_model: int = Field(gt=0)
-    n_layers: int = Field(gt=0)
-    n_heads: int = Field(gt=0)
-    n_kv_heads: int | None = Field(default=None, gt=0)
-    mlp_hidden_size: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    embedding_size: int | None = None
+    d_model: Width
+    n_layers: int = Field(gt=0, le=DEEPEST)
+    n_heads: Width
+    n_kv_heads: Width | None = None
+    mlp_hidden_size: Width
+    vocab_size: Width
+    embedding_size: Width | None = None
     max_sequence_length: int = Field(default=4096, gt=0)
     rope_theta: float = Field(default=500000.0, gt=0)
     rms_norm_eps: float = Field(default=1e-5, gt=0)
@@ -47,6 +51,7 @@ class LLaDAConfig(BaseModel):
     include_bias: Literal[False] = False
     include_qkv_bias: Literal[False, None] = False
     attention_layer_norm: Literal[False] = False
+    clip_qkv: None = None
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> "LLaDAConfig":
@@ -55,7 +60,9 @@ class LLaDAConfig(BaseModel):
                 f"d_model {self.d_model} does not split into {self.n_heads} heads of even width"
             )
         if self.n_heads % self.key_heads:
-            raise ValueError(f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.key_heads}")
+            raise ValueError(
+                f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.key_heads}"
+            )
         if self.mask_token_id >= self.embeddings:
             raise ValueError(
                 f"mask_token_id {self.mask_token_id} is outside the {self.embeddings} embeddings"
@@ -102,7 +109,8 @@ class LLaDABlock(nn.Module):
         value = self.v_proj(normed).unflatten(-1, heads)
         hidden = hidden + self.attn_out(self.attention(query, key, value, attention_mask))
         normed = self.ff_norm(hidden)
-        return hidden + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        added: Tensor = self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        return hidden + added
 
 
 class _Transformer(nn.Module):
@@ -117,7 +125,8 @@ class _Transformer(nn.Module):
         hidden = self.wte(input_ids)
         for block in self.blocks:
             hidden = block(hidden, attention_mask)
-        return self.ff_out(self.ln_f(hidden))
+        logits: Tensor = self.ff_out(self.ln_f(hidden))
+        return logits
 
 
 class _Body(nn.Module):
@@ -126,7 +135,8 @@ class _Body(nn.Module):
         self.transformer = _Transformer(config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        return self.transformer(input_ids, attention_mask)
+        logits: Tensor = self.transformer(input_ids, attention_mask)
+        return logits
 
 
 class LLaDA(nn.Module):
@@ -139,4 +149,5 @@ class LLaDA(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding) ``-> [batch, T, vocab]`` logits."""
-        return self.model(input_ids, attention_mask)
+        logits: Tensor = self.model(input_ids, attention_mask)
+        return logits

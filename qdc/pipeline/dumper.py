@@ -20,9 +20,7 @@ class Dumper(Instrument):
     dump is put together from its regions.
     """
 
-    def __init__(
-        self, plan: Plan, folder: Path, places: frozenset[int], graph: LayerGraph
-    ) -> None:
+    def __init__(self, plan: Plan, folder: Path, places: frozenset[int], graph: LayerGraph) -> None:
         """Dump after the passes at these places; ``graph`` is still as the front end made it."""
         self.plan, self.folder, self.places, self.graph = plan, folder, places, graph
         self._initial = _notes(graph, [node.name for node in graph])

@@ -13,7 +13,7 @@ SOURCE, SINK = "source", "sink"
 
 
 def values_to_keep(
-    edges: nx.DiGraph,
+    edges: "nx.DiGraph[str]",
     reach: Collection[str],
     needed: Collection[str],
     sizes: Mapping[str, int],
@@ -33,7 +33,7 @@ def values_to_keep(
         The values to keep.
     """
     inside = set(reach)
-    flow = nx.DiGraph()
+    flow: nx.DiGraph[str | tuple[str, str]] = nx.DiGraph()
     flow.add_nodes_from((SOURCE, SINK))
     for name in reach:
         flow.add_edge(("in", name), ("out", name), capacity=sizes[name])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from qdc.errors import InvalidGraph
 from qdc.ir.verify import verify
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.unit import Unit
@@ -25,11 +26,21 @@ class Instrument:
 
 
 class Verifier(Instrument):
-    """Check the whole graph after every pass."""
+    """Check the whole graph after every pass, and that the pass gave what it declares."""
 
     def after(self, place: int, unit: Unit) -> None:
-        """Raise ``InvalidGraph`` naming the pass that broke the graph."""
+        """Raise ``InvalidGraph`` naming the pass that broke the graph or its word."""
         verify(unit.graph, unit.tensors, after=unit.step.name)
+        layers = unit.layers()
+        for kind in unit.step.provides:
+            lacking = [f"%{n.name}" for n in layers if unit.graph.get(n.name, kind) is None]
+            if lacking:
+                raise InvalidGraph(
+                    f"{unit.step.name} provides @{kind.slot_name()}, "
+                    f"and {len(lacking)} of {len(layers)} layers lack it afterwards",
+                    where=lacking,
+                    help="annotate every layer of the unit, or annotate @kept on those left out",
+                )
 
 
 @dataclass

@@ -6,15 +6,16 @@ unmet is reported together, before any forward.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
+from qdc.codec import Lowered
 from qdc.errors import InvalidPipeline, MissingAnnotation, QdcError, nearest
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotations import Annotation, Packed
 from qdc.ir.graph import LayerGraph
-from qdc.passbase import Configured, Kinds, Pass
+from qdc.passbase import Configured, Kinds, Pass, option_text
 from qdc.pipeline.syntax import Item, StagesItem, caret, parse
 from qdc.registry import Registry
 
@@ -100,7 +101,9 @@ class Plan:
         return len(names) - 1 - names[::-1].index(name)
 
 
-def build_plan(text: str, registry: Registry, overrides: Mapping[str, object] | None = None) -> Plan:
+def build_plan(
+    text: str, registry: Registry, overrides: Mapping[str, object] | None = None
+) -> Plan:
     """Parse a pipeline, expand its presets, configure its passes.
 
     Args:
@@ -136,7 +139,7 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
     Raises:
         MissingAnnotation: naming every unmet need at once.
     """
-    available: dict[type[Annotation], str] = dict.fromkeys(present, "")
+    available: dict[type[Annotation], None] = dict.fromkeys(present)
     released: dict[type[Annotation], str] = {}
     unmet: list[str] = []
 
@@ -151,11 +154,18 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
             del available[kind]
             released[kind] = f"which is released at the end of {where}"
 
+    def provide(step: Pass) -> None:
+        lowers = any(issubclass(kind, Lowered) for kind in step.provides)
+        if lowers and Packed in available:
+            del available[Packed]
+            released[Packed] = f"which {step.name} makes stale"
+        available.update(dict.fromkeys(step.provides))
+
     for segment in plan.segments():
         for item in segment.items:
             for step in item.passes if isinstance(item, Group) else (item,):
                 demand(step.name, step.requires)
-                available.update(dict.fromkeys(step.provides, step.name))
+                provide(step)
             if isinstance(item, Group):
                 release("stages(...)")
         release("a region, before the next barrier")
@@ -163,8 +173,8 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
     if unmet:
         raise MissingAnnotation(
             f"{len(unmet)} needs of the pipeline are unmet: {'; '.join(unmet)}",
-            help="add a pass that provides it, earlier in the same stages(...) where the tensors are "
-            "scratch; qdc passes lists what each pass reads and writes",
+            help="add a pass that provides it, earlier in the same stages(...) where the tensors "
+            "are scratch; qdc passes lists what each pass reads and writes",
         )
 
 
@@ -176,7 +186,7 @@ def configure(kind: type[Configured], item: Item, text: str) -> Configured:
         if key not in fields:
             has = nearest(key, fields) if fields else "it has no options"
             raise InvalidPipeline(f"{item.name} has no option {key!r}", help=has)
-        values[fields[key]] = _shaped(kind.model_fields[fields[key]], value)
+        values[fields[key]] = _shaped(kind.model_fields[fields[key]].annotation, value)
     return _validated(kind, values, caret(text, item.place))
 
 
@@ -196,15 +206,20 @@ class _Builder:
 
     def group(self, item: StagesItem) -> Group:
         steps: list[Pass] = []
-        for step in self.items(item.items):
-            if isinstance(step, Group):
-                raise InvalidPipeline("stages(...) cannot be nested", help=caret(self.text, item.place))
-            if step.barrier:
-                raise InvalidPipeline(
-                    f"{step.name} needs the whole model and cannot run inside stages(...)",
-                    help=caret(self.text, item.place),
-                )
-            steps.append(step)
+        text = self.text
+        for inner in item.items:
+            for step in list(self.items([inner])):
+                if isinstance(step, Group):
+                    raise InvalidPipeline(
+                        f"{inner.name} has stages(...) of its own, which cannot be nested",
+                        help=caret(text, inner.place),
+                    )
+                if step.barrier:
+                    raise InvalidPipeline(
+                        f"{step.name} needs the whole model and cannot run inside stages(...)",
+                        help=caret(text, inner.place),
+                    )
+                steps.append(step)
         return Group(tuple(steps))
 
     def preset(self, item: Item) -> Iterator[Pass | Group]:
@@ -220,7 +235,9 @@ class _Builder:
     def step(self, item: Item) -> Pass:
         kind = self.registry.find_pass(item.name)
         made = configure(kind, item, self.text)
-        taken = {k: v for k, v in self.overrides.items() if k.replace("-", "_") in kind.model_fields}
+        taken = {
+            k: v for k, v in self.overrides.items() if k.replace("-", "_") in kind.model_fields
+        }
         twice = sorted(set(taken) & set(item.options))
         if twice:
             raise InvalidPipeline(
@@ -235,10 +252,19 @@ class _Builder:
         return result
 
 
-def _shaped(field: FieldInfo, value: str | tuple[str, ...]) -> object:
-    """A single value of an option that takes several is a list of one."""
-    several = get_origin(field.annotation) in (tuple, list)
-    return (value,) if several and isinstance(value, str) else value
+def _shaped(kind: object, value: str | tuple[str, ...]) -> object:
+    """Turn text into what pydantic does not: choices that are no text, none, lists of one."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (tuple, list):
+        return tuple(_shaped(inside[0], v) for v in ((value,) if isinstance(value, str) else value))
+    if origin is Literal:
+        return next((choice for choice in inside if option_text(choice) == value), value)
+    if origin not in (Union, UnionType):
+        return value
+    if value == "none" and NoneType in inside and str not in inside:
+        return None
+    shaped = (_shaped(member, value) for member in inside)
+    return next((found for found in shaped if found is not value), value)
 
 
 def _validated(kind: type[Configured], values: Mapping[str, object], place: str) -> Configured:

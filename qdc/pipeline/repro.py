@@ -1,4 +1,4 @@
-"""The instrument that leaves a folder behind when a pass fails: what it saw, and how to get there."""
+"""The instrument that leaves a folder behind when a pass fails: what it saw, and how to rerun."""
 
 import traceback
 from pathlib import Path
@@ -44,7 +44,7 @@ class Repro(Instrument):
             "",
             "".join(traceback.format_exception(error)),
         ]
+        (self.folder / "error.txt").write_text("\n".join(lines), encoding="utf-8")
         (self.folder / "before.qdc").write_bytes(to_bytes(self._snapshot))
         (self.folder / "before.txt").write_text(render(self._snapshot), encoding="utf-8")
-        (self.folder / "error.txt").write_text("\n".join(lines), encoding="utf-8")
         error.add_note(f"repro: {self.folder}/error.txt has the command that reruns it")

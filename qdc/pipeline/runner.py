@@ -37,7 +37,9 @@ class Runner:
             if segment.barrier and last:
                 for region in self.workspace.program.graph.regions:
                     region_done(region)
-            self.workspace.end_segment(None if last else self.scratch / f"segment_{index}.safetensors")
+            self.workspace.end_segment(
+                None if last else self.scratch / f"segment_{index}.safetensors"
+            )
             place += _count(segment)
         if not segments:
             for region in self.workspace.program.graph.regions:
@@ -74,9 +76,15 @@ class Runner:
         self._apply(step, place, stages, None, whole=True)
 
     def _apply(
-        self, step: Pass, place: int, stages: tuple[Stage, ...], region: Region | None, *, whole: bool
+        self,
+        step: Pass,
+        place: int,
+        stages: tuple[Stage, ...],
+        region: Region | None,
+        *,
+        whole: bool,
     ) -> None:
-        unit = Unit(step, self.workspace, stages, region, whole)
+        unit = Unit(step, place, self.workspace, stages, region, whole)
         for instrument in self.instruments:
             instrument.before(place, unit)
         try:

@@ -6,6 +6,7 @@ of the stages before it. Every linear is executed once for each sample.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,12 +14,14 @@ from torch.func import functional_call
 
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import LINEAR, Region, Stage
+from qdc.ir.types import BYTES
 from qdc.pipeline.frontier import values_to_keep
 
 Weights = Callable[[str, str], Tensor]
 """``(node name, role) -> tensor`` in the compute dtype, as it stands now."""
 COSTLY = frozenset({LINEAR, "attention", "input", "embedding"})
 Environment = dict[str, Tensor]
+Parameters = dict[str, dict[str, Tensor]]
 
 
 class Stream:
@@ -49,6 +52,7 @@ class Stream:
         """Linears executed, counted once for each sample."""
         self.tokens = torch.cat(batches)
         """``i64[samples, length]``: what was put in."""
+        self.sizes = dict(zip("BL", batches[0].shape, strict=True))
         self.kept: list[Environment] = [{tokens: batch} for batch in batches]
 
     def enter(self, stage: Stage) -> None:
@@ -63,8 +67,9 @@ class Stream:
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield the value that the stage reads, batch by batch: ``[b, length, columns]``."""
         steps = self._steps({stage.value})
+        parameters = self._parameters(steps)
         for environment in self.kept:
-            yield self._compute(environment, steps, {stage.value})[stage.value]
+            yield self._compute(environment, steps, parameters, {stage.value})[stage.value]
 
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""
@@ -89,14 +94,22 @@ class Stream:
             [name for name in reach if self.graph[name].op in COSTLY],
         )
         steps = self._steps(keep)
+        parameters = self._parameters(steps)
         for index, environment in enumerate(self.kept):
-            found = self._compute(environment, steps, keep)
+            found = self._compute(environment, steps, parameters, keep)
             self.kept[index] = {name: value.cpu() for name, value in found.items()}
         self.boundary = boundary
 
     def _nbytes(self, name: str) -> int:
-        batch, length = next(iter(self.kept[0].values())).shape[:2]
-        return max(1, self.graph[name].type.elements({"B": batch, "L": length}))
+        kind = self.graph[name].type
+        return max(1, kind.elements(self.sizes) * BYTES[kind.dtype])
+
+    def _parameters(self, steps: list[str]) -> Parameters:
+        """What the steps read, as it stands now: decoded once for all batches."""
+        return {
+            name: {p.role: self.weights(name, p.role) for p in self.graph[name].parameters}
+            for name in steps
+        }
 
     def _steps(self, wanted: Collection[str]) -> list[str]:
         """Nodes to execute, in order, to get the wanted values from the kept ones."""
@@ -111,39 +124,39 @@ class Stream:
 
     @torch.no_grad()
     def _compute(
-        self, kept: Mapping[str, Tensor], steps: list[str], wanted: Collection[str]
+        self,
+        kept: Mapping[str, Tensor],
+        steps: list[str],
+        parameters: Parameters,
+        wanted: Collection[str],
     ) -> Environment:
         """Execute the steps on one batch, dropping each value after its last reader."""
         last = {read: step for step in steps for read in self.edges.predecessors(step)}
         environment = {name: value.to(self.device) for name, value in kept.items()}
         for step in steps:
-            environment[step] = self._execute(step, environment)
+            environment[step] = self._execute(step, environment, parameters[step])
             for read in self.edges.predecessors(step):
                 if last[read] == step and read not in wanted:
                     environment.pop(read, None)
         return {name: environment[name] for name in wanted}
 
-    def _execute(self, name: str, environment: Environment) -> Tensor:
+    def _execute(
+        self, name: str, environment: Environment, parameters: dict[str, Tensor]
+    ) -> Tensor:
         node = self.program.nodes[name]
+        arguments: Any
+        keywords: Any
         arguments, keywords = fx.map_arg(
             (node.args, node.kwargs), lambda read: environment.get(self.names[read])
         )
         result: Tensor
         if node.op == "call_module":
-            return self._call_leaf(name, str(node.target), arguments, keywords)
-        if node.op == "call_method":
+            if self.graph[name].op == LINEAR:
+                self.linear_calls += len(arguments[0])
+            leaf = self.program.module.get_submodule(str(node.target))
+            result = functional_call(leaf, parameters, arguments, keywords)
+        elif node.op == "call_method":
             result = getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
         else:
             result = node.target(*arguments, **keywords)  # type: ignore[operator]
-        return result
-
-    def _call_leaf(
-        self, name: str, path: str, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]
-    ) -> Tensor:
-        node = self.graph[name]
-        parameters = {p.role: self.weights(name, p.role) for p in node.parameters}
-        if node.op == LINEAR:
-            self.linear_calls += len(arguments[0])
-        leaf = self.program.module.get_submodule(path)
-        result: Tensor = functional_call(leaf, parameters, arguments, keywords)
         return result

@@ -1,7 +1,8 @@
 """The grammar of pipelines, parsed into names and option texts.
 
     pipeline ::= item (',' item)*
-    item     ::= name options? | 'stages(' pipeline ')'
+    item     ::= step | 'stages(' step (',' step)* ')'
+    step     ::= name options?
     options  ::= '{' key '=' value (',' value)* (' ' key '=' ...)* '}'
 
 Backends share the form of one item. Errors point at the place with a caret.
@@ -32,7 +33,7 @@ class StagesItem:
     """``stages(...)``: what is inside runs stage by stage."""
 
     place: int
-    items: "tuple[Item | StagesItem, ...]"
+    items: tuple[Item, ...]
 
 
 def parse(text: str) -> tuple[Item | StagesItem, ...]:
@@ -46,16 +47,20 @@ def parse(text: str) -> tuple[Item | StagesItem, ...]:
 def parse_item(text: str) -> Item:
     """Parse ``name{options}``, the form of a backend. Raises ``InvalidPipeline``."""
     reader = _Reader(text)
-    item = reader.item()
+    item = reader.step()
     reader.expect_end()
-    if isinstance(item, StagesItem):
-        raise reader.error("expected a name", at=item.place)
     return item
+
+
+def is_name(text: str) -> bool:
+    """Whether pipeline text can name a pass so."""
+    return _NAME.fullmatch(text) is not None
 
 
 def caret(text: str, place: int) -> str:
     """Show where in ``text`` something is, on two lines under a ``help`` label."""
-    return f"\n        {text}\n        {' ' * place}^"
+    flat = re.sub(r"\s", " ", text)
+    return f"\n        {flat}\n        {' ' * place}^"
 
 
 class _Reader:
@@ -70,14 +75,32 @@ class _Reader:
         return tuple(items)
 
     def item(self) -> Item | StagesItem:
-        self.skip()
+        start = self.skip()
+        if not self.opens_stages():
+            return self.step()
+        inside = [self.inner()]
+        while self.take(","):
+            inside.append(self.inner())
+        if not self.take(")"):
+            raise self.error("expected ',' or ')'")
+        return StagesItem(start, tuple(inside))
+
+    def inner(self) -> Item:
+        start = self.skip()
+        if self.opens_stages():
+            raise self.error("stages(...) cannot be nested", at=start)
+        return self.step()
+
+    def opens_stages(self) -> bool:
         start = self.place
+        if self.take(STAGES) and self.take("("):
+            return True
+        self.place = start
+        return False
+
+    def step(self) -> Item:
+        start = self.skip()
         name = self.match(_NAME, "a pass name")
-        if name == STAGES and self.take("("):
-            inside = self.pipeline()
-            if not self.take(")"):
-                raise self.error("expected ',' or ')'")
-            return StagesItem(start, inside)
         return Item(name, start, self.options() if self.take("{") else {})
 
     def options(self) -> dict[str, str | tuple[str, ...]]:
@@ -129,5 +152,4 @@ class _Reader:
 
     def error(self, what: str, at: int | None = None) -> InvalidPipeline:
         place = self.place if at is None else at
-        flat = self.text.replace("\n", " ").replace("\t", " ")
-        return InvalidPipeline(f"the pipeline does not parse: {what}", help=caret(flat, place))
+        return InvalidPipeline(f"the pipeline does not parse: {what}", help=caret(self.text, place))

@@ -1,13 +1,15 @@
 """The view that a pass gets: the layers of one stage, of one region, or of the model."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qdc.errors import InvalidCalibration
-from qdc.ir.annotations import Annotation
+from qdc.codec import Lowered
+from qdc.errors import InvalidCalibration, InvalidGraph
+from qdc.ir.annotations import Annotation, Packed
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage
 from qdc.ir.tensors import TensorTable
 from qdc.ir.types import TensorRef
@@ -21,13 +23,14 @@ class Unit:
     """What one call of ``Pass.run`` may look at and rewrite."""
 
     step: Pass
+    place: int
+    """Place of the pass in the plan."""
     workspace: Workspace
     stages: tuple[Stage, ...]
     region: Region | None
     """The region that the stages belong to; None for a barrier pass."""
     whole_region: bool
     """Whether the unit is all of its region, so that nothing of it is quantized in between."""
-    note_progress: Callable[[int, int], None] | None = None
 
     @property
     def name(self) -> str:
@@ -79,8 +82,16 @@ class Unit:
         """A tensor that an annotation names, on the device."""
         return self.tensors.get(ref).to(self.device)
 
+    def find(self, ref: TensorRef) -> Tensor | None:
+        """A tensor that may have been released since; None then."""
+        with contextlib.suppress(InvalidGraph):
+            return self.get(ref)
+        return None
+
     def annotate(self, node: Node, note: Annotation) -> None:
-        """Write an annotation on a layer."""
+        """Write an annotation on a layer; a new lowering takes the packed form of the old away."""
+        if isinstance(note, Lowered):
+            self.graph.remove(node.name, Packed)
         self.graph.annotate(node.name, note)
 
     def remark(self, kind: str, node: Node, **details: object) -> None:
@@ -89,7 +100,7 @@ class Unit:
 
     def stream(self, make: MakeBatches) -> Stream:
         """This pass's calibration stream; ``make`` gives its batches of token ids once."""
-        return self.workspace.stream(self.step, make)
+        return self.workspace.stream(self.place, make)
 
     def calibration(self) -> Calibration:
         """The calibration text. Raises ``InvalidCalibration`` if the compile has none."""

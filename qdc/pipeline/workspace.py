@@ -14,7 +14,6 @@ from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
-from qdc.passbase import Pass
 from qdc.pipeline.stream import Stream
 
 MakeBatches = Callable[[], list[Tensor]]
@@ -59,7 +58,7 @@ class Workspace:
     samples: int = 0
     """Samples of the largest calibration."""
     _loaded: dict[str, Tensor] = field(default_factory=dict)
-    _streams: dict[Pass, Stream] = field(default_factory=dict)
+    _streams: dict[int, Stream] = field(default_factory=dict)
 
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
         """The checkpoint's own tensor in fp32 on the device; a region's are read once.
@@ -87,13 +86,13 @@ class Workspace:
         }
         return codec.dense(codec.unpack(stored)).to(self.device)
 
-    def stream(self, owner: Pass, make: MakeBatches) -> Stream:
-        """The stream of a pass, started from its samples at the first call."""
-        if owner not in self._streams:
+    def stream(self, place: int, make: MakeBatches) -> Stream:
+        """The stream of the pass at this place, started from its samples at the first call."""
+        if place not in self._streams:
             batches = make()
             self.samples = max(self.samples, sum(len(batch) for batch in batches))
-            self._streams[owner] = Stream(self.program, batches, self.current, self.device)
-        return self._streams[owner]
+            self._streams[place] = Stream(self.program, batches, self.current, self.device)
+        return self._streams[place]
 
     def leave(self, region: Region) -> None:
         """Move all streams past a region and forget its weights."""
@@ -112,6 +111,7 @@ class Workspace:
         """Drop the streams; with a folder, move the tensors that remain out of memory."""
         self.linear_calls += sum(stream.linear_calls for stream in self._streams.values())
         self._streams.clear()
+        self._loaded.clear()
         if spill is not None:
             self.tensors.spill(spill)
 

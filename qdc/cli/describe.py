@@ -1,0 +1,103 @@
+"""Passes and backends as plain data, for tables, ``--json`` and the generated pages."""
+
+import inspect
+import sys
+from typing import Any, NamedTuple
+
+from pydantic.fields import FieldInfo
+
+from qdc.passbase import Configured, Kinds, Pass, option_text
+
+NAMES = {"integer": "integer", "number": "number", "boolean": "true | false"}
+BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+LARGE = 1 << 17
+
+
+class Option(NamedTuple):
+    """One option of a pass or a backend, every part as text."""
+
+    name: str
+    values: str
+    """What it takes: ``integer >= 1``, ``stage | layer``."""
+    default: str
+    help: str
+
+
+class Described(NamedTuple):
+    """A pass or a backend."""
+
+    name: str
+    summary: str
+    reads: str
+    writes: str
+    whole_model: bool
+    calibration: bool
+    options: tuple[Option, ...]
+    text: str
+    """The docstring of its module: source, and the IR before and after."""
+
+    def as_data(self) -> dict[str, object]:
+        """Ready for JSON."""
+        return {**self._asdict(), "options": [option._asdict() for option in self.options]}
+
+
+def describe(kind: type[Configured]) -> Described:
+    """Read the class."""
+    properties = kind.model_json_schema()["properties"] if kind.model_fields else {}
+    return Described(
+        name=kind.name,
+        summary=(inspect.getdoc(kind) or "").split("\n")[0].rstrip("."),
+        reads=" ".join(tags(getattr(kind, "requires", ()))),
+        writes=" ".join(tags(getattr(kind, "provides", ()))),
+        whole_model=issubclass(kind, Pass) and kind.barrier,
+        calibration=issubclass(kind, Pass) and kind.reads_calibration,
+        options=tuple(
+            Option(
+                name.replace("_", "-"),
+                _values(properties[name]),
+                _default(field),
+                field.description or "",
+            )
+            for name, field in kind.model_fields.items()
+        ),
+        text=inspect.cleandoc(sys.modules[kind.__module__].__doc__ or ""),
+    )
+
+
+def tags(kinds: Kinds) -> list[str]:
+    """The names of annotations as the text form has them; a base class has its slot's name."""
+    return [kind.tag if hasattr(kind, "tag") else kind.slot_name() for kind in kinds]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return "none" if value is None else option_text(value)
+
+
+def _values(schema: dict[str, Any]) -> str:
+    """Say what an option takes, from its JSON schema."""
+    if "anyOf" in schema:
+        found = [_values(part) for part in schema["anyOf"] if part.get("type") != "null"]
+        return " or ".join(found)
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if schema.get("type") == "array":
+        return f"{_values(schema.get('items', {}))}, ..."
+    text = NAMES.get(str(schema.get("type")), "text")
+    limits = [f"{sign} {_number(schema[key])}" for key, sign in BOUNDS.items() if key in schema]
+    if "minimum" in schema and "maximum" in schema:
+        limits = [f"{_number(schema['minimum'])}..{_number(schema['maximum'])}"]
+    if "multipleOf" in schema:
+        limits.append(f"a multiple of {schema['multipleOf']}")
+    return f"{text} {', '.join(limits)}".rstrip()
+
+
+def _number(value: float) -> str:
+    """``0.5``; a large power of two as ``2^62``."""
+    if isinstance(value, int) and value >= LARGE and value.bit_count() == 1:
+        return f"2^{value.bit_length() - 1}"
+    return f"{value:g}" if value < LARGE else str(value)

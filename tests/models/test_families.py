@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qdc.errors import UnsupportedModel
+from qdc.models.families import FAMILIES, build
+from tests.support.checkpoints import EMBEDDED
+
+SMALL: dict[str, Any] = {
+    "architectures": ["LLaDAModelLM"],
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "mlp_hidden_size": 96,
+    "vocab_size": 50,
+    "embedding_size": 56,
+    "max_sequence_length": 32,
+    "mask_token_id": 1,
+}
+
+
+def test_the_facts_come_from_the_configuration() -> None:
+    module, facts = build(SMALL)
+    assert facts.model_dump() == {
+        "family": "llada",
+        "mask_token_id": 1,
+        "vocabulary": 56,
+        "max_length": 32,
+        "logits_shift": 0,
+    }
+    assert not module.training
+    assert {p.device.type for p in module.parameters()} == {"meta"}
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_the_embedded_model_is_supported() -> None:
+    config = json.loads((EMBEDDED / "config.json").read_text(encoding="utf-8"))
+    _, facts = build(config)
+    assert facts.vocabulary == 2048
+
+
+def test_the_published_configuration_is_supported() -> None:
+    published = {
+        **SMALL,
+        "activation_type": "silu",
+        "alibi": False,
+        "alibi_bias_max": 8.0,
+        "attention_dropout": 0.0,
+        "attention_layer_norm": False,
+        "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
+        "block_group_size": 1,
+        "block_type": "llama",
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "init_device": "meta",
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "multi_query_attention": None,
+        "rope": True,
+        "rope_full_precision": True,
+        "scale_logits": False,
+        "weight_tying": False,
+    }
+    build(published)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("block_type", "sequential"),
+        ("block_group_size", 4),
+        ("activation_type", "swiglu"),
+        ("layer_norm_type", "default"),
+        ("layer_norm_with_affine", False),
+        ("rope", False),
+        ("rope_full_precision", False),
+        ("alibi", True),
+        ("scale_logits", True),
+        ("input_emb_norm", True),
+        ("weight_tying", True),
+        ("include_bias", True),
+        ("include_qkv_bias", True),
+        ("attention_layer_norm", True),
+        ("clip_qkv", 8.0),
+        ("d_model", 0),
+        ("d_model", "wide"),
+        ("d_model", 10**18),
+        ("n_layers", -1),
+        ("n_layers", 10**9),
+        ("n_heads", None),
+        ("mlp_hidden_size", 1.5),
+        ("vocab_size", 10**12),
+        ("embedding_size", -5),
+        ("rope_theta", float("nan")),
+        ("rope_theta", float("inf")),
+        ("rms_norm_eps", 0),
+        ("mask_token_id", -1),
+        ("max_sequence_length", 0),
+    ],
+)
+def test_a_variant_is_refused_by_its_field(field: str, value: object) -> None:
+    with pytest.raises(UnsupportedModel, match="not implemented") as caught:
+        build({**SMALL, field: value})
+    assert [place.split(":")[0] for place in caught.value.where] == [field]
+
+
+def test_all_refused_fields_are_named() -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        build({**SMALL, "alibi": True, "rope": False})
+    assert len(caught.value.where) == 2
+
+
+def test_a_field_that_is_missing_is_named() -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        build({name: value for name, value in SMALL.items() if name != "mask_token_id"})
+    assert caught.value.where == ("mask_token_id: Field required",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"n_heads": 3}, "d_model 64 does not split into 3 heads"),
+        ({"d_model": 60}, "60 does not split into 4 heads of even width"),
+        ({"n_kv_heads": 3}, "n_heads 4 is no multiple of n_kv_heads 3"),
+        ({"mask_token_id": 56}, "mask_token_id 56 is outside the 56 embeddings"),
+    ],
+    ids=lambda found: found if isinstance(found, str) else "",
+)
+def test_sizes_must_agree(fields: dict[str, int], text: str) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        build({**SMALL, **fields})
+    assert text in caught.value.where[0]
+
+
+@pytest.mark.parametrize(
+    "architectures",
+    [["QwenForCausalLM"], [], None, "LLaDAModelLM", {"a": 1}, [["LLaDAModelLM"]]],
+    ids=str,
+)
+def test_unknown_architectures_are_refused_with_the_known_ones(architectures: object) -> None:
+    with pytest.raises(UnsupportedModel, match="no model family here implements") as caught:
+        build({**SMALL, "architectures": architectures})
+    for family in FAMILIES:
+        for name in family.architectures:
+            assert name in caught.value.help
+
+
+def test_a_configuration_without_architectures_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="a model without architectures"):
+        build({})
+
+
+def test_building_takes_no_memory(tmp_path: Path) -> None:
+    giant = {**SMALL, "d_model": 1 << 20, "mlp_hidden_size": 1 << 22, "n_layers": 4}
+    module, _ = build(giant)
+    assert sum(p.numel() for p in module.parameters()) > 1e13
+    assert torch.get_default_device().type == "cpu"

@@ -1,0 +1,171 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from qdc.frontend.checkpoint import Checkpoint
+from qdc.models.families import build
+from tests.support.checkpoints import write_checkpoint
+
+TOLERANCE = 1e-5
+LLAMA_NAMES = (
+    ("model.transformer.wte.", "model.embed_tokens."),
+    ("model.transformer.ln_f.", "model.norm."),
+    ("model.transformer.ff_out.", "lm_head."),
+    ("model.transformer.blocks.", "model.layers."),
+    (".attn_norm.", ".input_layernorm."),
+    (".q_proj.", ".self_attn.q_proj."),
+    (".k_proj.", ".self_attn.k_proj."),
+    (".v_proj.", ".self_attn.v_proj."),
+    (".attn_out.", ".self_attn.o_proj."),
+    (".ff_norm.", ".post_attention_layernorm."),
+    (".ff_proj.", ".mlp.gate_proj."),
+    (".up_proj.", ".mlp.up_proj."),
+    (".ff_out.", ".mlp.down_proj."),
+)
+BLOCK_NAMES = "attn_norm q_proj k_proj v_proj attn_out ff_norm ff_proj up_proj ff_out".split()
+KEYS = {
+    "model.transformer.wte.weight",
+    *(f"model.transformer.blocks.{i}.{leaf}.weight" for i in range(2) for leaf in BLOCK_NAMES),
+    "model.transformer.ln_f.weight",
+    "model.transformer.ff_out.weight",
+}
+
+
+def ours(folder: Path) -> nn.Module:
+    """The checkpoint in our implementation, fp32."""
+    module, _ = build(Checkpoint(folder).config)
+    module = module.to_empty(device="cpu")
+    module.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    return module
+
+
+def native(folder: Path) -> LlamaForCausalLM:
+    """The same weights in transformers' Llama, made bidirectional."""
+    config = Checkpoint(folder).config
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=config["d_model"],
+            intermediate_size=config["mlp_hidden_size"],
+            num_hidden_layers=config["n_layers"],
+            num_attention_heads=config["n_heads"],
+            num_key_value_heads=config["n_kv_heads"],
+            vocab_size=config["vocab_size"],
+            max_position_embeddings=config["max_sequence_length"],
+            rms_norm_eps=config["rms_norm_eps"],
+            rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+            is_causal=False,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    renamed = {llama_name(n): t for n, t in load_file(folder / "model.safetensors").items()}
+    model.load_state_dict(renamed, strict=True)
+    return model
+
+
+def llama_name(name: str) -> str:
+    for ending in (".blocks.", ""):
+        for old, new in LLAMA_NAMES:
+            if old == ".ff_out." and "layers" not in name:
+                continue
+            name = name.replace(old, new) if ending == "" or old.endswith(ending) else name
+    return name
+
+
+@pytest.fixture(scope="module", params=[None, 1], ids=["all heads", "grouped heads"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(
+        tmp_path_factory.mktemp("llada"),
+        d_model=64,
+        mlp_hidden_size=96,
+        n_heads=4,
+        n_kv_heads=request.param,
+        vocab=50,
+        dtype=torch.float32,
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    return torch.randint(0, 50, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_equals_the_native_llama_without_a_causal_mask(folder: Path, tokens: Tensor) -> None:
+    found = ours(folder)(tokens)
+    expected = native(folder)(input_ids=tokens).logits
+    assert found.shape == (3, 11, 50)
+    assert float(expected.std()) > 0.5
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_equals_the_native_llama_with_padding(folder: Path, tokens: Tensor) -> None:
+    mask = torch.ones_like(tokens)
+    mask[1, 7:], mask[2, :4] = 0, 0
+    real = mask.bool()
+    found = ours(folder)(tokens, mask)
+    expected = native(folder)(input_ids=tokens, attention_mask=mask).logits
+    torch.testing.assert_close(found[real], expected[real], atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_padded_positions_are_ignored(folder: Path, tokens: Tensor) -> None:
+    model = ours(folder)
+    mask = torch.ones_like(tokens)
+    mask[:, 7:] = 0
+    other = tokens.clone()
+    other[:, 7:] = 49 - other[:, 7:]
+    found = model(tokens, mask)[:, :7]
+    torch.testing.assert_close(model(other, mask)[:, :7], found, atol=0, rtol=0)
+    torch.testing.assert_close(model(tokens[:, :7]), found, atol=TOLERANCE, rtol=0)
+    assert float((model(tokens)[:, :7] - found).abs().max()) > 0.01
+
+
+@torch.no_grad()
+def test_every_position_sees_every_other(folder: Path, tokens: Tensor) -> None:
+    model = ours(folder)
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % 50
+    changed = (model(other) - model(tokens)).abs().amax(-1)
+    assert bool((changed > 1e-4).all())
+
+
+@torch.no_grad()
+def test_boolean_and_integer_masks_agree(folder: Path, tokens: Tensor) -> None:
+    mask = torch.ones_like(tokens)
+    mask[0, 5:] = 0
+    model = ours(folder)
+    assert torch.equal(model(tokens, mask), model(tokens, mask.bool()))
+    full = torch.ones_like(tokens)
+    torch.testing.assert_close(model(tokens, full), model(tokens), atol=TOLERANCE, rtol=0)
+
+
+def test_the_published_names_and_no_others(folder: Path) -> None:
+    model, _ = build(Checkpoint(folder).config)
+    assert set(model.state_dict()) == KEYS
+    assert not list(model.named_buffers())
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_strict_loading_notices(folder: Path, change: str) -> None:
+    module, _ = build(Checkpoint(folder).config)
+    tensors = load_file(folder / "model.safetensors")
+    if change == "missing":
+        del tensors["model.transformer.blocks.1.ff_out.weight"]
+    else:
+        tensors["model.transformer.blocks.1.q_proj.bias"] = torch.zeros(64)
+    with pytest.raises(RuntimeError, match=r"blocks\.1"):
+        module.to_empty(device="cpu").load_state_dict(tensors, strict=True)
+
+
+@torch.no_grad()
+def test_bf16_stays_near_fp32(folder: Path, tokens: Tensor) -> None:
+    model = ours(folder)
+    wide = model(tokens)
+    narrow = model.to(torch.bfloat16)(tokens)
+    assert narrow.dtype == torch.bfloat16
+    assert float((narrow.float() - wide).abs().mean()) < 0.05

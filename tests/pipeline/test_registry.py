@@ -1,0 +1,269 @@
+"""Names and their owners: built-ins, installed packages, plugin files."""
+
+import hashlib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from qdc.backendbase import Backend
+from qdc.codec import Codec, Lowered
+from qdc.errors import DuplicateName, QdcError, UnknownName
+from qdc.ir.annotations import Annotation
+from qdc.passbase import Kinds, Pass
+from qdc.registry import Registry, standard_registry
+
+PLUGIN = '''
+"""A plugin."""
+from typing import ClassVar
+from qdc import Pass
+
+class {cls}(Pass):
+    """Do nothing."""
+    name: ClassVar[str] = "{name}"
+'''
+
+
+class SecondPack(Pass):
+    """Claims a name that is taken."""
+
+    name: ClassVar[str] = "pack"
+
+
+class FalseOrders(Annotation):
+    """Claims a tag that is taken."""
+
+    tag: ClassVar[str] = "orders"
+
+
+class WritesFalseOrders(Pass):
+    """Brings the tag along."""
+
+    name: ClassVar[str] = "false-orders"
+    provides: ClassVar[Kinds] = (FalseOrders,)
+
+
+class FalseUniform(Codec):
+    """Claims a codec name that is taken."""
+
+    name: ClassVar[str] = "uniform"
+
+
+class FalseRtn(Lowered):
+    """Carries it."""
+
+    tag: ClassVar[str] = "false-rtn"
+    codec: FalseUniform
+
+
+class WritesFalseRtn(Pass):
+    """Brings the codec along."""
+
+    name: ClassVar[str] = "false-rtn"
+    provides: ClassVar[Kinds] = (FalseRtn,)
+
+
+class Vague(Lowered):
+    """Does not say which codec."""
+
+    tag: ClassVar[str] = "vague"
+
+
+class WritesVague(Pass):
+    """Brings it along."""
+
+    name: ClassVar[str] = "vague"
+    provides: ClassVar[Kinds] = (Vague,)
+
+
+def write_plugin(folder: Path, name: str, cls: str = "Mine", file: str = "mine.py") -> Path:
+    path = folder / file
+    path.write_text(PLUGIN.format(cls=cls, name=name))
+    return path
+
+
+def test_built_ins_are_there() -> None:
+    registry = standard_registry()
+    assert set(registry.presets) == {"default", "uniform", "rtn", "data-free"}
+    assert registry.find_pass("pack").name == "pack"
+    assert registry.find_backend("reference").name == "reference"
+    assert {"multi-binary", "uniform"} <= set(registry.codecs())
+    assert {"kept", "moment", "factor", "salience", "orders", "packed", "daq", "rtn"} <= set(
+        registry.annotations()
+    )
+    assert registry.plugins == []
+
+
+def test_a_second_pass_of_one_name_names_both_owners() -> None:
+    with pytest.raises(DuplicateName, match="two owners claim the name 'pack'") as caught:
+        standard_registry().add(SecondPack)
+    first, second = caught.value.where
+    assert first == "qdc.passes.pack.Pack"
+    assert second.endswith("test_registry.SecondPack")
+
+
+def test_the_same_class_twice_is_no_conflict() -> None:
+    registry = Registry()
+    registry.add(SecondPack)
+    registry.add(SecondPack)
+    assert registry.passes == {"pack": SecondPack}
+
+
+def test_a_second_tag_names_both_owners() -> None:
+    registry = standard_registry()
+    registry.add(WritesFalseOrders)
+    with pytest.raises(DuplicateName, match="the name '@orders'") as caught:
+        registry.annotations()
+    assert caught.value.where[0] == "qdc.ir.annotations.Orders"
+    assert caught.value.where[1].endswith("FalseOrders")
+
+
+def test_a_second_codec_names_both_owners() -> None:
+    registry = standard_registry()
+    registry.add(WritesFalseRtn)
+    with pytest.raises(DuplicateName, match="the name 'uniform'") as caught:
+        registry.codecs()
+    assert caught.value.where[0] == "qdc.passes.rtn_lower.UniformGrid"
+    assert caught.value.where[1].endswith("FalseUniform")
+
+
+def test_a_lowering_says_which_codec_it_carries() -> None:
+    registry = Registry()
+    registry.add(WritesVague)
+    with pytest.raises(QdcError, match="Vague does not say which codec it carries"):
+        registry.codecs()
+
+
+@pytest.mark.parametrize("name", ["stages", "my pass", "", "1st"])
+def test_a_name_that_no_pipeline_can_hold_is_refused(name: str) -> None:
+    odd = type("Odd", (Pass,), {"name": name, "__module__": __name__})
+    with pytest.raises(QdcError, match="cannot name a pass"):
+        Registry().add(odd)
+
+
+def test_a_pass_cannot_take_the_name_of_a_preset(tmp_path: Path) -> None:
+    with pytest.raises(DuplicateName, match="'default'") as caught:
+        standard_registry([write_plugin(tmp_path, "default")])
+    assert caught.value.where[0] == "the preset default"
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"), [("referense", "did you mean reference?"), ("zz", "known: reference")]
+)
+def test_an_unknown_backend_offers_the_nearest(text: str, nearest: str) -> None:
+    with pytest.raises(UnknownName) as caught:
+        standard_registry().find_backend(text)
+    assert caught.value.what == f"no backend is called {text!r}"
+    assert caught.value.help == nearest
+
+
+def test_a_plugin_file_is_recorded_with_its_digest(tmp_path: Path) -> None:
+    path = write_plugin(tmp_path, "my-pass")
+    registry = standard_registry([path, path])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert set(registry.plugins) == {f"mine.py sha256:{digest}"}
+    assert registry.find_pass("my-pass").__doc__ == "Do nothing."
+    assert list(tmp_path.iterdir()) == [path], "no cache is left beside the user's file"
+
+
+def test_an_edited_plugin_is_read_again(tmp_path: Path) -> None:
+    standard_registry([write_plugin(tmp_path, "one-pass")])
+    registry = standard_registry([write_plugin(tmp_path, "two-pass")])
+    assert "two-pass" in registry.passes
+    assert "one-pass" not in registry.passes
+
+
+def test_two_plugins_that_claim_one_name_are_refused(tmp_path: Path) -> None:
+    files = [write_plugin(tmp_path, "twice", file=f"{n}.py") for n in "ab"]
+    with pytest.raises(DuplicateName, match="'twice'") as caught:
+        standard_registry(files)
+    assert [owner.split("_")[2] for owner in caught.value.where] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "what"),
+    [
+        ("gone.py", None, "no such plugin file"),
+        ("mine.txt", "x = 1", "the plugin is no Python file"),
+        ("mine.py", "def", "the plugin does not import: SyntaxError"),
+        ("mine.py", "import no_such_module_at_all", "ModuleNotFoundError: No module named"),
+        ("mine.py", "raise SystemExit(3)", "the plugin does not import: SystemExit: 3"),
+        ("mine.py", "x = 1", "defines neither a pass nor a backend"),
+        ("mine.py", "from qdc.passes.pack import Pack", "defines neither a pass nor a backend"),
+        ("mine.py", "from qdc import Pass\nclass A(Pass): pass", "defines neither a pass"),
+    ],
+)
+def test_a_bad_plugin_file_is_refused(
+    file: str, source: str | None, what: str, tmp_path: Path
+) -> None:
+    path = tmp_path / file
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(QdcError) as caught:
+        standard_registry([path])
+    assert what in caught.value.what
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    found: list[EntryPoint] = []
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [entry for entry in found if entry.group == group]
+
+    monkeypatch.setattr("qdc.registry.entry_points", entry_points)
+    return found
+
+
+def install(found: list[EntryPoint], value: str, group: str = "qdc.passes") -> None:
+    found.append(EntryPoint(name="x", value=value, group=group))
+
+
+def test_installed_passes_and_backends_are_added(
+    installed: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plugin(tmp_path, "from-package", file="installed_pass.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(installed, "installed_pass:Mine")
+    install(installed, "qdc.backends.reference:Reference", "qdc.backends")
+    registry = standard_registry()
+    assert "from-package" in registry.passes
+    assert registry.plugins == [], "an installed package is no plugin file"
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("no_such_module:X", "the installed plugin no_such_module:X does not import"),
+        ("qdc.passes.pack:Gone", "the installed plugin qdc.passes.pack:Gone does not import"),
+        ("qdc.codec:Codec", "is no pass or backend with a name"),
+        ("qdc.passbase:Pass", "is no pass or backend with a name"),
+        ("qdc.backendbase:Backend", "is no pass or backend with a name"),
+        ("qdc.registry:standard_registry", "is no pass or backend with a name"),
+    ],
+)
+def test_a_bad_entry_point_is_refused(value: str, what: str, installed: list[EntryPoint]) -> None:
+    install(installed, value)
+    with pytest.raises(QdcError) as caught:
+        standard_registry()
+    assert what in caught.value.what
+    assert "uninstall" in caught.value.help
+
+
+def test_an_installed_pass_cannot_take_a_built_in_name(
+    installed: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plugin(tmp_path, "pack", file="installed_twin.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(installed, "installed_twin:Mine")
+    with pytest.raises(DuplicateName) as caught:
+        standard_registry()
+    assert caught.value.where == ("qdc.passes.pack.Pack", "installed_twin.Mine")
+
+
+def test_a_backend_is_no_pass() -> None:
+    registry = standard_registry()
+    assert issubclass(registry.find_backend("reference"), Backend)
+    with pytest.raises(UnknownName):
+        registry.find_pass("reference")

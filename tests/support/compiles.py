@@ -1,0 +1,70 @@
+"""Short compiles of tiny checkpoints, and a pass that shows what others left."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import qdc
+from qdc.compiler import plan_job, run_job
+from qdc.ir.graph import Node
+from qdc.passbase import Pass
+from qdc.pipeline.unit import Unit
+from qdc.registry import Registry, standard_registry
+from qdc.report import CompileReport
+
+SAMPLES, LENGTH = 4, 16
+
+
+def compile_tiny(model: Path, out: Path, passes: str = "default", **options: Any) -> CompileReport:
+    """Compile with few and short samples, where the pipeline calibrates."""
+    if passes.startswith(("default", "uniform", "rtn")) or "calibrate-mcs" in passes:
+        options = {"samples": SAMPLES, "length": LENGTH, **options}
+    if passes.startswith("rtn-lower"):
+        options = {**options, "samples": None, "length": None}
+    return qdc.compile(model, passes, out=out, **options)
+
+
+class Spy(Pass):
+    """Call ``look`` with its label and its unit."""
+
+    name: ClassVar[str] = "spy"
+    label: str = ""
+    look: ClassVar[Callable[[str, Unit], None]]
+
+    def run(self, unit: Unit) -> None:
+        type(self).look(self.label, unit)
+
+
+class Barrier(Spy):
+    """The same for the whole model."""
+
+    name: ClassVar[str] = "spy-all"
+    barrier: ClassVar[bool] = True
+
+
+def spying(look: Callable[[str, Unit], None]) -> Registry:
+    """A registry in which ``spy{label=...}`` and ``spy-all{...}`` call ``look``."""
+    registry = standard_registry()
+    for kind in (Spy, Barrier):
+        registry.add(type(kind.__name__, (kind,), {"look": staticmethod(look)}))
+    return registry
+
+
+def run_passes(
+    model: Path, folder: Path, registry: Registry, passes: str, **options: Any
+) -> CompileReport:
+    """Run a pipeline without writing an artifact; repro and dumps go below ``folder``."""
+    job = plan_job(model, folder / "out", registry, passes=passes, **options)
+    return run_job(job)
+
+
+def last_pass(passes: str, registry: Registry) -> str:
+    """The name of the last pass, for ``stop_after``."""
+    from qdc.pipeline.plan import build_plan
+
+    return [step.name for step in build_plan(passes, registry).passes()][-1]
+
+
+def names(nodes: tuple[Node, ...]) -> list[str]:
+    """Names of nodes."""
+    return [node.name for node in nodes]

@@ -1,0 +1,122 @@
+"""Units for testing one pass alone: a few linears, their weights, no model and no text."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.tracer import Program
+from qdc.ir.annotations import Annotation, Factor, Moment, Orders
+from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage, Structure
+from qdc.ir.types import Parameter, ValueType, short_dtype
+from qdc.numerics.blocks import block_widths
+from qdc.numerics.factor import factorize
+from qdc.passbase import Pass
+from qdc.pipeline.unit import Unit
+from qdc.pipeline.workspace import Workspace
+
+FACTS = ModelFacts(family="toy", mask_token_id=1, vocabulary=8, max_length=16)
+
+
+class Weights:
+    """Stands in for a checkpoint: tensors by name."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+def layers(weights: Mapping[str, Tensor]) -> LayerGraph:
+    """A graph of one region; linears of equal input size read one value and make one stage."""
+    inputs: dict[str, list[str]] = {}
+    linears: list[Node] = []
+    for name, weight in weights.items():
+        rows, columns = weight.shape
+        read = f"x{columns}"
+        inputs.setdefault(read, []).append(name)
+        dtype = short_dtype(str(weight.dtype))
+        linears.append(
+            Node(
+                name=name,
+                op="linear",
+                inputs=(read,),
+                type=ValueType(dtype="f32", shape=("B", "L", rows)),
+                path=f"model.{name}",
+                parameters=(
+                    Parameter(name=f"model.{name}.weight", dtype=dtype, shape=(rows, columns)),
+                ),
+            )
+        )
+    given = [
+        Node(name=n, op="input", type=ValueType(dtype="f32", shape=("B", "L", int(n[1:]))))
+        for n in inputs
+    ]
+    stages = tuple(Stage(value=value, layers=tuple(names)) for value, names in inputs.items())
+    region = Region(name="h0", nodes=tuple(weights), stages=stages)
+    return LayerGraph(
+        Structure(
+            name="toy",
+            prefix="model.",
+            model=FACTS,
+            nodes=(*given, *linears),
+            regions=(region,),
+        )
+    )
+
+
+def make_unit(step: Pass, weights: Mapping[str, Tensor]) -> Unit:
+    """A unit of all these layers, by name."""
+    graph = layers(weights)
+    named = Weights({f"model.{name}.weight": weight for name, weight in weights.items()})
+    workspace = Workspace(
+        Program(graph, nn.Module(), {}),
+        cast(Checkpoint, named),
+        torch.device("cpu"),
+        calibration=None,
+    )
+    region = graph.regions[0]
+    return Unit(step, 0, workspace, region.stages, region, whole_region=True)
+
+
+def annotate_all(unit: Unit, *notes: Annotation) -> None:
+    """Write the same annotations on every layer of a unit."""
+    for node in unit.layers():
+        for note in notes:
+            unit.annotate(node, note)
+
+
+def put_statistics(unit: Unit, moment: Tensor, orders: tuple[int, ...]) -> None:
+    """What daq-lower reads: a moment, its factor and the orders, shared by all layers."""
+    factor = factorize(moment)
+    dead = tuple(factor.dead.nonzero().flatten().tolist())
+    widths = block_widths(moment.shape[0])
+    annotate_all(
+        unit,
+        Moment(tensor=unit.put("x:moment", moment), samples=1, tokens=1, masked=0.5),
+        Factor(
+            tensor=unit.put("x:factor", factor.upper),
+            damp=factor.damp,
+            attempts=factor.attempts,
+            dead=dead,
+        ),
+        Orders(blocks=orders, widths=widths),
+    )
+
+
+def correlated_moment(columns: int, seed: int = 0) -> Tensor:
+    """A well-conditioned second moment whose inputs are strongly correlated."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(4 * columns, 8, generator=generator)
+    mix = torch.randn(8, columns, generator=generator)
+    inputs = shared @ mix + torch.randn(4 * columns, columns, generator=generator)
+    return inputs.T @ inputs / len(inputs)
+
+
+def noise(rows: int, columns: int, seed: int = 0) -> Tensor:
+    """A random fp32 weight."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator) / columns**0.5
