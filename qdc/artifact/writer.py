@@ -26,7 +26,7 @@ class ArtifactWriter:
 
     def __init__(self, out: Path, *, force: bool = False) -> None:
         """Check the target. Raises ``QdcError`` unless it is free, empty, or may be replaced."""
-        self.out = out.absolute()
+        self.out, self.force = out.absolute(), force
         self.tensor_bytes = 0
         """Bytes of tensor data written."""
         check_target(self.out, force=force)
@@ -86,22 +86,33 @@ class ArtifactWriter:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def commit(self) -> None:
-        """Put the folder in its place; an older artifact there is replaced as a whole."""
+        """Put the folder in its place; an older artifact there is replaced as a whole.
+
+        Raises:
+            OutputExists: something else has come there in the meantime.
+            QdcError: the file system refuses; what was there is there again.
+        """
+        check_target(self.out, force=self.force)
         _sync(self.folder)
-        self.folder.chmod(0o755)
-        old = None
-        if self.out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
-            self.out.rename(old)
         try:
-            self.folder.rename(self.out)
-        except OSError:
-            if old is not None:
-                old.rename(self.out)
-            raise
+            self.folder.chmod(0o755)
+            old = self._set_aside() if self.out.exists() else None
+            try:
+                self.folder.rename(self.out)
+            except OSError:
+                if old is not None:
+                    old.rename(self.out)
+                raise
+        except OSError as error:
+            raise _unwritable(self.out, error) from error
         _sync(self.out.parent)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+
+    def _set_aside(self) -> Path:
+        old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
+        self.out.rename(old)
+        return old
 
     def abort(self) -> None:
         """Remove everything that was written."""

@@ -24,8 +24,8 @@ def find_regions(
         prefix: start of the module paths that the region names leave out.
 
     Raises:
-        UnsupportedModel: no module list repeats a block, a list mixes classes, or a block does not
-            hand one value to the next.
+        UnsupportedModel: no module list repeats a block, a list mixes classes, a block does not
+            hand one value to the next, or two linears have one weight.
     """
     regions = []
     for path, modules in _outermost_lists(module):
@@ -57,6 +57,7 @@ def find_regions(
     place = {node.name: index for index, node in enumerate(nodes)}
     regions.sort(key=lambda region: place[region.nodes[0]])
     _check_stream(regions, nodes)
+    _check_weights(nodes)
     return tuple(regions)
 
 
@@ -102,3 +103,14 @@ def _check_stream(regions: list[Region], nodes: tuple[Node, ...]) -> None:
                 f"a block hands {len(given)} values on, not one residual stream",
                 where=[f"%{name}" for name in given],
             )
+
+
+def _check_weights(nodes: tuple[Node, ...]) -> None:
+    """Each linear has a weight of its own: two statistics cannot decide one quantization."""
+    owners: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.op == LINEAR:
+            owners.setdefault(node.weight.name, []).append(node.name)
+    shared = [f"%{name}" for names in owners.values() if len(names) > 1 for name in names]
+    if shared:
+        raise UnsupportedModel("one weight is used by more than one linear", where=shared)

@@ -141,11 +141,15 @@ def _common_prefix(paths: list[str]) -> str:
 
 def _names(nodes: list[fx.Node], paths: dict[fx.Node, str], prefix: str) -> dict[fx.Node, str]:
     """Unique names: the path without the prefix, numbered from the second use on."""
-    names: dict[fx.Node, str] = {}
+    plain = {node: paths[node].removeprefix(prefix) for node in nodes}
+    taken, names = set(plain.values()), dict[fx.Node, str]()
     used: dict[str, int] = {}
     for node in nodes:
-        name = paths[node].removeprefix(prefix)
-        count = used[name] = used.get(name, 0) + 1
+        name = plain[node]
+        count = used.get(name, 0) + 1
+        while count > 1 and f"{name}_{count}" in taken:
+            count += 1
+        used[name] = count
         names[node] = name if count == 1 else f"{name}_{count}"
     return names
 

@@ -96,7 +96,7 @@ class LayerGraph:
         self._annotations: dict[str, dict[str, Annotation]] = {name: {} for name in self._nodes}
         if len(self._nodes) != len(structure.nodes):
             raise InvalidGraph("two nodes have one name", where=_twice(structure.nodes))
-        self.edges = nx.DiGraph()
+        self.edges: nx.DiGraph[str] = nx.DiGraph()
         """``producer -> consumer`` by name."""
         self.edges.add_nodes_from(self._nodes)
         for node in structure.nodes:

@@ -102,9 +102,7 @@ def test_data_for_json() -> None:
     assert [node["name"] for node in data["nodes"]] == ["h0.gate", "h1.gate"]
     gate = data["nodes"][0]
     assert gate["type"] == {"dtype": "f32", "shape": ["B", "L", 16]}
-    assert gate["annotations"] == {
-        "orders": {"blocks": [1, 3], "widths": [128, 128], "budget": 2}
-    }
+    assert gate["annotations"] == {"orders": {"blocks": [1, 3], "widths": [128, 128], "budget": 2}}
 
 
 def test_data_of_a_pattern_that_matches_nothing() -> None:

@@ -177,7 +177,7 @@ def test_released_scratch_says_so(text: str, model: Path, tmp_path: Path) -> Non
     registry, last = spying(read), text.rpartition(",")[2]
     with pytest.raises(InvalidGraph, match="was released") as caught:
         run_passes(model, tmp_path, registry, text, stop_after=last, **CALIBRATE)
-    assert "keep the passes that share one together" in caught.value.help
+    assert "scratch tensors live for one stage or region" in caught.value.help
 
 
 def test_only_one_regions_statistics_are_in_memory(model: Path, tmp_path: Path) -> None:

@@ -55,8 +55,14 @@ class Model:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    sizes = {"d_model": WIDTH, "mlp_hidden_size": HIDDEN, "vocab": 64, "n_layers": 3}
-    folder = write_checkpoint(tmp_path / "model", dtype=torch.float32, **sizes)
+    folder = write_checkpoint(
+        tmp_path / "model",
+        d_model=WIDTH,
+        mlp_hidden_size=HIDDEN,
+        n_layers=3,
+        vocab=64,
+        dtype=torch.float32,
+    )
     checkpoint, program = open_model(folder)
     plain, _ = build(checkpoint.config)
     state = {name: checkpoint.tensor(name) for name in checkpoint.headers}

@@ -17,10 +17,8 @@ SAMPLES, LENGTH = 4, 16
 
 def compile_tiny(model: Path, out: Path, passes: str = "default", **options: Any) -> CompileReport:
     """Compile with few and short samples, where the pipeline calibrates."""
-    if passes.startswith(("default", "uniform", "rtn")) or "calibrate-mcs" in passes:
+    if passes in ("default", "uniform", "rtn") or "calibrate-mcs" in passes:
         options = {"samples": SAMPLES, "length": LENGTH, **options}
-    if passes.startswith("rtn-lower"):
-        options = {**options, "samples": None, "length": None}
     return qdc.compile(model, passes, out=out, **options)
 
 
@@ -56,13 +54,6 @@ def run_passes(
     """Run a pipeline without writing an artifact; repro and dumps go below ``folder``."""
     job = plan_job(model, folder / "out", registry, passes=passes, **options)
     return run_job(job)
-
-
-def last_pass(passes: str, registry: Registry) -> str:
-    """The name of the last pass, for ``stop_after``."""
-    from qdc.pipeline.plan import build_plan
-
-    return [step.name for step in build_plan(passes, registry).passes()][-1]
 
 
 def names(nodes: tuple[Node, ...]) -> list[str]:

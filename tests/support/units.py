@@ -113,10 +113,12 @@ def correlated_moment(columns: int, seed: int = 0) -> Tensor:
     shared = torch.randn(4 * columns, 8, generator=generator)
     mix = torch.randn(8, columns, generator=generator)
     inputs = shared @ mix + torch.randn(4 * columns, columns, generator=generator)
-    return inputs.T @ inputs / len(inputs)
+    moment: Tensor = inputs.T @ inputs / len(inputs)
+    return moment
 
 
 def noise(rows: int, columns: int, seed: int = 0) -> Tensor:
     """A random fp32 weight."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, columns, generator=generator) / columns**0.5
+    weight: Tensor = torch.randn(rows, columns, generator=generator) / columns**0.5
+    return weight

@@ -1,0 +1,323 @@
+"""Loading an artifact, which is untrusted: it works, or one clear error says why not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import qdc
+from qdc.errors import InvalidArtifact, InvalidCheckpoint, QdcError
+from tests.support.checkpoints import write_checkpoint
+from tests.support.compiles import compile_tiny
+
+LAYER = "model.transformer.blocks.0.q_proj"
+INDEX = "model.safetensors.index.json"
+SHARD = "model-00001-of-00003.safetensors"
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("load")
+    write_checkpoint(folder / "model", d_model=32, mlp_hidden_size=160, vocab=2048)
+    compile_tiny(folder / "model", folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artifact, tmp_path / "copy"))
+
+
+def edit_json(path: Path, edit: Edit) -> None:
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+def edit_shard(folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+    tensors = load_file(folder / SHARD)
+    edit(tensors)
+    save_file(tensors, folder / SHARD)
+
+
+def refusal(folder: Path) -> InvalidArtifact:
+    with pytest.raises(InvalidArtifact) as caught:
+        qdc.load(folder)
+    return caught.value
+
+
+def test_logits_have_batch_length_and_vocabulary(artifact: Path) -> None:
+    module = qdc.load(artifact)
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    logits = module(torch.tensor([[5, 6, 7], [8, 9, 10]]))
+    assert logits.shape == (2, 3, 2048)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_padding_is_hidden_by_the_mask(artifact: Path) -> None:
+    module = qdc.load(artifact)
+    alone = module(torch.tensor([[5, 6]]))
+    padded = torch.tensor([[5, 6, 7, 8]])
+    masked = module(padded, torch.tensor([[1, 1, 0, 0]]))
+    torch.testing.assert_close(masked[:, :2], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(module(padded)[:, :2], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_the_dtype_is_the_one_asked_for(artifact: Path) -> None:
+    module = qdc.load(artifact, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    assert module(torch.tensor([[1, 2]])).dtype == torch.bfloat16
+
+
+def test_artifacts_and_checkpoints_are_not_mixed_up(artifact: Path) -> None:
+    with pytest.raises(InvalidCheckpoint, match="quantized already"):
+        qdc.load_original(artifact)
+    error = refusal(artifact.parent / "model")
+    assert "the folder is a plain checkpoint" in error.what
+    assert "qdc compile" in error.help
+
+
+def test_a_missing_folder_says_so(tmp_path: Path) -> None:
+    assert "no such model folder" in refusal(tmp_path / "gone").what
+
+
+def drop_planes(tensors: dict[str, Tensor]) -> None:
+    del tensors[f"{LAYER}.planes"]
+
+
+def add_tensor(tensors: dict[str, Tensor]) -> None:
+    tensors["model.more"] = torch.zeros(1)
+
+
+def widen_scale(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{LAYER}.row_scale"] = tensors[f"{LAYER}.row_scale"].float()
+
+
+def cut_planes(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{LAYER}.planes"] = tensors[f"{LAYER}.planes"][:1].clone()
+
+
+def change_orders(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{LAYER}.orders"] += 1
+
+
+def spoil_scale(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{LAYER}.col_scale"][0, 0, 0] = float("nan")
+
+
+def integer_norm(tensors: dict[str, Tensor]) -> None:
+    name = "model.transformer.blocks.0.attn_norm.weight"
+    tensors[name] = tensors[name].to(torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("edit", "what", "where"),
+    [
+        (drop_planes, "tensors that its shards do not hold", f"{LAYER}.planes"),
+        (widen_scale, "the wrong dtype or shape", f"{LAYER}.row_scale: f32"),
+        (cut_planes, "the wrong dtype or shape", f"{LAYER}.planes: u8[1,"),
+        (change_orders, "the stored orders are not those", LAYER),
+        (spoil_scale, "col_scale holds NaN or infinity", LAYER),
+        (integer_norm, "the wrong dtype or shape", "blocks.0.attn_norm.weight: i32"),
+    ],
+)
+def test_damaged_tensors_are_refused(
+    edit: Callable[[dict[str, Tensor]], None], what: str, where: str, copy: Path
+) -> None:
+    edit_shard(copy, edit)
+    error = refusal(copy)
+    assert what in error.what
+    assert any(where in place for place in error.where)
+
+
+def test_a_tensor_without_a_place_is_refused(copy: Path) -> None:
+    edit_shard(copy, add_tensor)
+    edit_json(copy / INDEX, lambda data: data["weight_map"].update({"model.more": SHARD}))
+    error = refusal(copy)
+    assert error.what == "0 tensors are missing, 1 have no place in the model"
+    assert error.where == ("model.more",)
+
+
+def test_a_missing_tensor_is_refused(copy: Path) -> None:
+    edit_shard(copy, drop_planes)
+    edit_json(copy / INDEX, lambda data: data["weight_map"].pop(f"{LAYER}.planes"))
+    error = refusal(copy)
+    assert error.what == "1 tensors are missing, 0 have no place in the model"
+
+
+@pytest.mark.parametrize("size", [0, 4, 200, -1])
+def test_a_truncated_shard_is_refused(size: int, copy: Path) -> None:
+    data = (copy / SHARD).read_bytes()
+    (copy / SHARD).write_bytes(data[:size])
+    error = refusal(copy)
+    assert "no safetensors file, or is cut short" in error.what
+    assert error.where == (str(copy / SHARD),)
+
+
+@pytest.mark.parametrize("shard", ["../copy/x.safetensors", "/etc/passwd", "sub/x.safetensors"])
+def test_an_index_that_leaves_the_folder_is_refused(shard: str, copy: Path) -> None:
+    edit_json(copy / INDEX, lambda data: data["weight_map"].update({f"{LAYER}.planes": shard}))
+    error = refusal(copy)
+    assert "names files outside its folder" in error.what
+    assert error.where == (shard,)
+
+
+def set_layer(**fields: object) -> Edit:
+    def edit(config: dict[str, Any]) -> None:
+        config["quantization_config"]["layers"][LAYER].update(fields)
+
+    return edit
+
+
+def set_quantization(**fields: object) -> Edit:
+    def edit(config: dict[str, Any]) -> None:
+        config["quantization_config"].update(fields)
+
+    return edit
+
+
+def move_layer(config: dict[str, Any]) -> None:
+    layers = config["quantization_config"]["layers"]
+    layers["model.transformer.blocks.7.q_proj"] = layers.pop(LAYER)
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        (set_layer(codec="multi-binry"), "no codec is called 'multi-binry'"),
+        (set_layer(codec=None), "no codec is called None"),
+        (set_layer(rows=1 << 60), "rows Input should be less than or equal"),
+        (set_layer(rows=1 << 23), "the model has no 8388608 x 32 weight there"),
+        (set_layer(columns=0), "columns Input should be greater than 0"),
+        (set_layer(orders=[2, 2]), "2 orders for 1 blocks"),
+        (set_layer(orders=[3]), "the wrong dtype or shape"),
+        (set_layer(orders=[9]), "orders must lie in 1..4"),
+        (set_layer(more=1), "more Extra inputs are not permitted"),
+        (set_layer(block=3), "block Input should be a multiple of 8"),
+        (move_layer, "the model has no 32 x 32 weight there"),
+        (set_quantization(format_version=2), "has format version 2, this qdc reads up to 1"),
+        (set_quantization(format_version=0), "is not one of qdc: "),
+        (set_quantization(quant_method="gptq"), "is not one of qdc: "),
+        (set_quantization(layers=[]), "is not one of qdc: "),
+        (set_quantization(layers={LAYER: 1}), "is not one of qdc: "),
+        (set_quantization(layers={}), "have no place in the model"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(edit: Edit, what: str, copy: Path) -> None:
+    edit_json(copy / "config.json", edit)
+    error = refusal(copy)
+    assert what in error.what
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "config.json is no JSON"),
+        ("\x00\xff", "config.json is no JSON"),
+        ("[1]", "config.json holds no object"),
+        ("{}", "has no quantization_config"),
+        ("[" * 100_000, "config.json is no JSON"),
+        ('{"quantization_config": ' + "9" * 5000 + "}", "config.json is no JSON"),
+    ],
+)
+def test_garbage_instead_of_a_configuration_is_refused(text: str, what: str, copy: Path) -> None:
+    (copy / "config.json").write_bytes(text.encode("latin-1"))
+    assert what in refusal(copy).what
+
+
+def test_a_configuration_that_is_gone_is_refused(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    assert "cannot read config.json" in refusal(copy).what
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 70), 1 << 70)
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["uniform", "multi-binary", 2, 8, 32, 128])
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner)
+)
+
+
+def paths(data: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Every place of a JSON value, few of the many layers."""
+    keys: list[Any] = []
+    if isinstance(data, dict):
+        keys = list(data)[:12]
+    elif isinstance(data, list):
+        keys = list(range(len(data)))[:3]
+    inner: Any = data
+    return [path, *(p for key in keys for p in paths(inner[key], (*path, key)))]
+
+
+def put(data: Any, path: tuple[str | int, ...], value: object, *, drop: bool) -> Any:
+    if not path:
+        return value
+    owner = data
+    for key in path[:-1]:
+        owner = owner[key]
+    if drop:
+        del owner[path[-1]]
+    else:
+        owner[path[-1]] = value
+    return data
+
+
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_configuration_gets_past_qdc_errors(artifact: Path, data: st.DataObject) -> None:
+    config = json.loads((artifact / "config.json").read_text())
+    part = config["quantization_config"]
+    path = data.draw(st.sampled_from(paths(part)))
+    value, drop = data.draw(values), data.draw(st.booleans())
+    config["quantization_config"] = put(part, path, value, drop=drop)
+    check(artifact, json.dumps(config).encode())
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_model_configuration_gets_past_qdc_errors(artifact: Path, data: st.DataObject) -> None:
+    config = json.loads((artifact / "config.json").read_text())
+    key = data.draw(st.sampled_from([k for k in config if k != "quantization_config"]))
+    check(artifact, json.dumps({**config, key: data.draw(values)}).encode())
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(place=st.integers(0, 1 << 20), byte=st.integers(0, 255))
+@example(place=0, byte=0)
+def test_no_changed_byte_gets_past_qdc_errors(artifact: Path, place: int, byte: int) -> None:
+    text = bytearray((artifact / "config.json").read_bytes())
+    text[place % len(text)] = byte
+    check(artifact, bytes(text))
+
+
+def check(artifact: Path, config: bytes) -> None:
+    """With this configuration, beside the other files, loading works or is refused."""
+    folder = artifact.with_name("mutated")
+    if not folder.exists():
+        folder.mkdir()
+        for file in artifact.iterdir():
+            if file.name != "config.json":
+                (folder / file.name).symlink_to(file)
+    (folder / "config.json").write_bytes(config)
+    try:
+        module = qdc.load(folder)
+    except QdcError as error:
+        str(error)
+    else:
+        assert module is not None
