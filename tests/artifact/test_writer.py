@@ -13,7 +13,7 @@ from qdc.artifact.writer import ArtifactWriter, check_target
 from qdc.errors import InvalidArtifact, OutputExists, QdcError
 
 ARTIFACT = {"quantization_config": {"quant_method": "qdc"}}
-as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 
 
 def make_artifact(folder: Path, config: object = ARTIFACT) -> Path:
@@ -154,7 +154,7 @@ def test_impossible_places_say_so(name: str, tmp_path: Path) -> None:
         ArtifactWriter(tmp_path / name)
 
 
-@as_root
+@not_as_root
 def test_a_place_without_permission_says_so(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)

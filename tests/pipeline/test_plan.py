@@ -160,6 +160,14 @@ def test_the_caret_of_a_bad_value_stands_below_its_pass(registry: Registry) -> N
     assert caught.value.help == "\n        pack, rtn-lower{bits=3}\n              ^"
 
 
+def test_a_bad_override_of_a_preset_points_into_its_text(registry: Registry) -> None:
+    with pytest.raises(InvalidPipeline) as caught:
+        build_plan("pack,default", registry, {"samples": 0})
+    _, text, mark = caught.value.help.split("\n")
+    assert text.strip() == registry.presets["default"]
+    assert text[mark.index("^") :].startswith("calibrate-mcs,")
+
+
 @pytest.mark.parametrize(
     ("text", "nearest"), [("daq-lowr", "daq-lower"), ("defualt", "default"), ("zz", "known: ")]
 )

@@ -24,6 +24,17 @@ class {cls}(Pass):
     name: ClassVar[str] = "{name}"
 '''
 
+CLASH = """
+from qdc import Annotation, Pass
+
+class Orders(Annotation):
+    tag = "orders"
+
+class Clash(Pass):
+    name = "clash"
+    provides = (Orders,)
+"""
+
 
 class SecondPack(Pass):
     """Claims a name that is taken."""
@@ -126,6 +137,14 @@ def test_a_second_codec_names_both_owners() -> None:
         registry.codecs()
     assert caught.value.where[0] == "qdc.passes.rtn_lower.UniformGrid"
     assert caught.value.where[1].endswith("FalseUniform")
+
+
+def test_clashes_of_a_plugin_are_found_as_it_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "clash.py"
+    path.write_text(CLASH)
+    with pytest.raises(DuplicateName, match="the name '@orders'") as caught:
+        standard_registry([path])
+    assert caught.value.where[1].endswith("Orders")
 
 
 def test_a_lowering_says_which_codec_it_carries() -> None:

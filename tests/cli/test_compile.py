@@ -1,0 +1,148 @@
+"""``qdc compile`` on a good model: what it writes, prints and reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qdc.report import CompileReport
+from tests.cli.conftest import Command
+from tests.support.commands import qdc as command
+
+SMALL = ("--samples", 4, "--length", 16)
+RTN = ("--passes", "rtn-lower,pack")
+
+
+@pytest.fixture(scope="module")
+def compiled(model: Path) -> tuple[Path, dict[str, object], str]:
+    """One compile by the real command, with every kind of output: folder, report, stderr."""
+    out = model.with_name("compiled")
+    found = command(
+        "compile", model, "-o", out, *SMALL, "--dump-after", "sensitivity,pack", "--seed", 3,
+        "--timings", "--remarks", "--json",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    return out, json.loads(found.stdout), found.stderr
+
+
+def test_report_is_complete(compiled: tuple[Path, dict[str, object], str]) -> None:
+    out, data, _ = compiled
+    derived = {"sign_bits", "effective_bits", "error_by_kind"}
+    report = CompileReport.model_validate({k: v for k, v in data.items() if k not in derived})
+    assert report.out == str(out)
+    assert report.pipeline == (
+        "stages(calibrate-mcs{samples=4 length=16 seed=3},sensitivity,abmp-allocate,daq-lower),pack"
+    )
+    assert data["sign_bits"] == {"exact": "2", "value": 2.0}
+    assert len(report.layers) == 14
+    assert [row.name for row in report.passes][-1] == "pack"
+    assert all(row.peak_bytes > 0 and row.units > 0 for row in report.passes)
+    assert any(
+        line.startswith("passed daq-lower %blocks.0.q_proj error=") for line in report.remarks
+    )
+
+
+def test_artifact_is_as_large_as_reported(compiled: tuple[Path, dict[str, object], str]) -> None:
+    out, data, _ = compiled
+    assert sum(path.stat().st_size for path in out.iterdir()) == data["bytes_after"]
+
+
+def test_stderr_stays_empty_when_it_is_no_terminal(
+    compiled: tuple[Path, dict[str, object], str],
+) -> None:
+    assert compiled[2] == ""
+
+
+def test_dumps_lie_beside_the_artifact(compiled: tuple[Path, dict[str, object], str]) -> None:
+    out, data, _ = compiled
+    folder = out.with_name("compiled-dumps")
+    names = ["02_sensitivity.qdc", "02_sensitivity.txt", "05_pack.qdc", "05_pack.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert data["dumps"] == [str(folder / name) for name in names]
+
+
+def test_summary_has_every_figure(model: Path, tmp_path: Path, qdc: Command) -> None:
+    text = qdc("compile", model, "-o", tmp_path / "out", *SMALL)
+    assert max(map(len, text.splitlines())) <= 100
+    for line in (
+        "blocks.*.ff_out  ",
+        "sign bits       2 a weight, exactly",
+        "effective bits  ",
+        "coverage        14 tensors quantized, 7 kept",
+        "forwards        ",
+        "before          ",
+        "GiB" if "GB" in text else "MiB",
+        "peak memory     ",
+    ):
+        assert line in text
+    assert "calibrate-mcs  " not in text
+
+
+def test_timings_and_remarks_are_shown_on_request(
+    model: Path, tmp_path: Path, qdc: Command
+) -> None:
+    text = qdc("compile", model, "-o", tmp_path / "out", *RTN, "--timings", "--remarks")
+    assert "\nrtn-lower      2 " in text
+    assert "\npassed rtn-lower %blocks.1.ff_out" in text
+
+
+def test_stop_after_writes_the_ir_and_no_artifact(
+    model: Path, tmp_path: Path, qdc: Command
+) -> None:
+    text = qdc("compile", model, "-o", tmp_path / "out", *SMALL, "--stop-after", "abmp-allocate")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-dumps"]
+    assert "written" not in text
+    shown = qdc("show", tmp_path / "out-dumps" / "03_abmp-allocate.qdc", "--only", "*.q_proj")
+    assert "@orders" in shown
+    assert "@daq" not in shown
+
+
+def test_dump_folder_may_be_chosen(model: Path, tmp_path: Path, qdc: Command) -> None:
+    qdc(
+        "compile", model, "-o", tmp_path / "out", *RTN,
+        "--dump-after", "all", "--dump-dir", tmp_path / "ir",
+    )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "ir").glob("*.txt")) == [
+        "01_rtn-lower.txt",
+        "02_pack.txt",
+    ]
+
+
+def test_diff_of_two_dumps_is_what_the_pass_did(model: Path, tmp_path: Path, qdc: Command) -> None:
+    qdc(
+        "compile", model, "-o", tmp_path / "out", *SMALL,
+        "--dump-after", "all", "--stop-after", "daq-lower",
+    )  # fmt: skip
+    dumps = sorted((tmp_path / "out-dumps").glob("*.txt"))
+    texts = [dump.read_text().splitlines() for dump in dumps]
+    tags = [{"@moment"}, {"@factor", "@salience"}, {"@orders"}, {"@daq"}]
+    before = qdc("show", model).splitlines()
+    for text, expected in zip(texts, tags, strict=True):
+        added = [line for line in text if line not in before]
+        assert {line.split()[0] for line in added} == {"after", *expected}
+        assert [line for line in before if line not in text] == [
+            line for line in before if line.startswith("  after ")
+        ]
+        before = text
+
+
+def test_force_replaces_an_artifact(model: Path, tmp_path: Path, qdc: Command) -> None:
+    for passes in ("rtn-lower,pack", "rtn-lower{bits=4},pack"):
+        qdc("compile", model, "-o", tmp_path / "out", "--passes", passes, "--force")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["pipeline"] == "rtn-lower{bits=4},pack"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_calibration_file_is_read_and_named(
+    model: Path, text: Path, tmp_path: Path, qdc: Command
+) -> None:
+    lines = tmp_path / "long.jsonl"
+    lines.write_text(json.dumps({"body": text.read_text() * 10}) + "\n", encoding="utf-8")
+    report = json.loads(
+        qdc(
+            "compile", model, "-o", tmp_path / "out", *SMALL, "--passes", "rtn", "--json",
+            "--calibration", lines, "--text-field", "body",
+        )
+    )  # fmt: skip
+    assert report["calibration"].startswith("long.jsonl sha256:")

@@ -1,0 +1,134 @@
+"""``show``, ``run``, ``eval``, ``passes`` and ``backends`` on good input."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.support.commands import qdc as command
+
+
+def test_show_reads_a_model_an_artifact_and_a_dump(
+    model: Path, artifact: Path, qdc: Command
+) -> None:
+    texts = [qdc("show", path) for path in (model, artifact, artifact / "ir.qdc")]
+    assert all(text.startswith("graph @") for text in texts)
+    assert texts[1] == texts[2]
+    assert "@packed" in texts[1]
+    assert "@packed" not in texts[0]
+
+
+def test_show_selects_nodes_and_tags(artifact: Path, qdc: Command) -> None:
+    text = qdc("show", artifact, "--only", "blocks.1.*", "--tags", "orders,@packed")
+    assert "blocks.0.q_proj" not in text
+    tags = {line.split()[0] for line in text.splitlines() if line.startswith("      @")}
+    assert tags == {"@orders", "@packed"}
+
+
+def test_show_as_json(artifact: Path, qdc: Command) -> None:
+    data = json.loads(qdc("show", artifact, "--only", "*.q_proj", "--tags", "orders", "--json"))
+    assert [node["name"] for node in data["nodes"]] == ["blocks.0.q_proj", "blocks.1.q_proj"]
+    assert data["nodes"][0]["annotations"]["orders"]["widths"] == [128, 32]
+
+
+def test_real_command_shows_the_ir(artifact: Path, qdc: Command) -> None:
+    found = command("show", artifact)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == qdc("show", artifact)
+
+
+def test_run_fills_the_gaps(model: Path, artifact: Path, qdc: Command) -> None:
+    for folder in (model, artifact):
+        text = qdc("run", folder, "for <mask> in range")
+        assert text.startswith("for ")
+        assert text.endswith(" in range\n")
+        assert "<mask>" not in text
+
+
+def test_run_as_json(artifact: Path, qdc: Command) -> None:
+    data = json.loads(qdc("run", artifact, "a <mask> b <mask>", "--gap", "2", "--json"))
+    assert len(data["filled"]) == 4
+    assert data["text"].startswith("a ")
+
+
+def test_run_reads_stdin(artifact: Path, qdc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = qdc("run", artifact, "def f(<mask>):", "--steps", 1)
+    monkeypatch.setattr("sys.stdin", io.StringIO("def f(<mask>):"))
+    assert qdc("run", artifact, "-", "--steps", 1) == given
+
+
+def test_real_command_runs_a_model(artifact: Path) -> None:
+    found = command("run", artifact, "x = <mask>", "--json")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert json.loads(found.stdout)["text"].startswith("x = ")
+
+
+def test_eval_of_one_model(artifact: Path, text: Path, qdc: Command) -> None:
+    table = qdc("eval", artifact, "--text", text, "--length", 4, "--seeds", 1, "--ratios", "0.5,1")
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["0.5", "1", "bound", "unigram"]
+    data = json.loads(qdc("eval", artifact, "--text", text, "--length", 4, "--seeds", 1, "--json"))
+    assert [row["ratio"] for row in data["ratios"]] == [0.15, 0.5, 0.85]
+
+
+def test_real_command_compares_two_models(model: Path, artifact: Path, text: Path) -> None:
+    found = command(
+        "eval", artifact, "--against", model, "--text", text, "--length", 4, "--seeds", 2, "--json"
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    data = json.loads(found.stdout)
+    for here, there, rise in zip(
+        data["candidate"]["ratios"], data["original"]["ratios"], data["differences"], strict=True
+    ):
+        assert here["tokens"] == there["tokens"]
+        assert rise["rise"] == pytest.approx(here["loss"] - there["loss"])
+        assert rise["standard_error"] > 0
+
+
+def test_a_model_against_itself_differs_by_nothing(model: Path, text: Path, qdc: Command) -> None:
+    table = qdc("eval", model, "--against", model, "--text", text, "--length", 4)
+    assert table.count("+0.0000") == 4
+    assert max(map(len, table.splitlines())) <= 100
+
+
+def test_passes_lists_all_with_presets(qdc: Command) -> None:
+    text = qdc("passes")
+    assert max(map(len, text.splitlines())) <= 100
+    for name in ("calibrate-mcs", "daq-lower", "pack", "data-free"):
+        assert f"\n{name} " in text
+
+
+def test_passes_describes_one(qdc: Command) -> None:
+    text = qdc("passes", "rtn-lower")
+    assert "    after        @rtn" in text
+    assert "1 | 2 | 4 | 8" in text
+    assert "daq-lower" not in text
+    assert qdc("passes", "uniform").endswith(",pack\n")
+
+
+def test_passes_by_what_they_provide(qdc: Command) -> None:
+    def names(tag: str) -> list[str]:
+        data = json.loads(qdc("passes", "--provides", tag, "--json"))
+        return [entry["name"] for entry in data["passes"]]
+
+    assert names("salience") == ["sensitivity"]
+    assert names("@lowered") == ["daq-lower", "rtn-lower"]
+
+
+def test_passes_as_json(qdc: Command) -> None:
+    data = json.loads(qdc("passes", "--json"))
+    assert data["presets"]["data-free"] == "rtn-lower,pack"
+    (rtn,) = (entry for entry in data["passes"] if entry["name"] == "rtn-lower")
+    assert rtn["options"][0] == {
+        "name": "bits",
+        "values": "1 | 2 | 4 | 8",
+        "default": "2",
+        "help": "bits of a code",
+    }
+
+
+def test_backends(qdc: Command) -> None:
+    assert "reference" in qdc("backends")
+    (entry,) = json.loads(qdc("backends", "--json"))["backends"]
+    assert (entry["name"], entry["reads"]) == ("reference", "packed")

@@ -1,0 +1,114 @@
+"""The code on the pages runs, and the generated page is up to date."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdc.cli import run
+from tests.support.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = ("format.md", "ir.md", "writing_passes.md")
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of each block that can be run."""
+    return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_on_the_page_runs(
+    page: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A block that starts with a file name becomes that file; every other one is executed."""
+    write_checkpoint(tmp_path / "examples" / "tiny-llada", d_model=256, mlp_hidden_size=384)
+    monkeypatch.chdir(tmp_path)
+    for number, (language, text) in enumerate(blocks(page)):
+        if language == "sh":
+            run_lines(text, capsys)
+            continue
+        name = re.match(r"# (\w+\.py)\n", text)
+        file = tmp_path / (name.group(1) if name else f"block_{number}.py")
+        file.write_text(text, encoding="utf-8")
+        if not name or file.name.startswith("test_"):
+            run_tests(file, tmp_path)
+
+
+def run_lines(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run the ``qdc`` and ``diff`` commands of a block."""
+    for line in text.splitlines():
+        words = shlex.split(line)
+        if words[0] == "diff":
+            assert subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode == 1
+            continue
+        assert words[0] == "qdc"
+        code = run(words[1:])
+        out, error = capsys.readouterr()
+        assert code == 0, f"{line}\n{error}"
+        assert out
+
+
+def run_tests(file: Path, folder: Path) -> None:
+    """Execute a file, then call the test functions that it defines."""
+    for name, value in runpy.run_path(str(file)).items():
+        if name.startswith("test_"):
+            value(folder / name)
+
+
+def test_every_page_has_code_that_runs() -> None:
+    assert all(blocks(page) for page in PAGES)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = [
+        f"{page.name}: {target}"
+        for page in DOCS.glob("*.md")
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (DOCS / target).exists()
+    ]
+    assert not broken
+
+
+def test_files_that_the_pages_name_exist() -> None:
+    named = re.compile(r"`((?:examples|passes|backends|tests|docs)/[\w./-]*)`")
+    broken = [
+        f"{page.name}: {path}"
+        for page in DOCS.glob("*.md")
+        for path in named.findall(page.read_text(encoding="utf-8"))
+        if not (ROOT / path).exists()
+    ]
+    assert not broken
+
+
+def generate(
+    *arguments: str, script: Path = DOCS / "generate.py"
+) -> subprocess.CompletedProcess[str]:
+    """Run ``docs/generate.py``."""
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_generated_page_is_up_to_date() -> None:
+    found = generate("--check")
+    assert found.returncode == 0, found.stderr
+
+
+def test_check_refuses_a_stale_page(tmp_path: Path) -> None:
+    script = tmp_path / "generate.py"
+    script.write_text((DOCS / "generate.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "passes.md").write_text("old\n", encoding="utf-8")
+    found = generate("--check", script=script)
+    assert found.returncode == 1
+    assert found.stderr == "passes.md is stale; write it again with: make docs\n"

@@ -1,0 +1,127 @@
+"""The numpy reader decodes what ``qdc.load`` decodes, bit for bit."""
+
+import json
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import qdc
+from qdc.passes import PRESETS
+from tests.support.checkpoints import write_checkpoint
+from tests.support.commands import python
+from tests.support.compiles import compile_tiny
+
+READER = Path(__file__).parents[2] / "examples" / "read_artifact.py"
+PIPELINES = {
+    "mixed orders": PRESETS["default"].replace("allocate", "allocate{ratio=0.5}"),
+    "one order of 4": PRESETS["uniform"].replace("ratio=0", "base=4 ratio=0"),
+    "one order of 1": PRESETS["uniform"].replace("ratio=0", "base=1 ratio=0"),
+    "two bits": "data-free",
+    "one bit": "rtn-lower{bits=1 group=24},pack",
+    "eight bits": "rtn-lower{bits=8 group=64},pack",
+}
+
+
+def wide(folder: Path) -> Path:
+    """A checkpoint of one region whose layers have full and ragged last blocks."""
+    return write_checkpoint(folder, d_model=256, mlp_hidden_size=520, n_layers=1, n_kv_heads=1)
+
+
+@pytest.fixture(scope="module")
+def decoded() -> dict[str, Callable[..., dict[str, np.ndarray]]]:
+    return runpy.run_path(str(READER))
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with a ragged last block and four widths of layers."""
+    folder = tmp_path_factory.mktemp("artifact")
+    compile_tiny(wide(folder / "m"), folder / "out", PIPELINES["mixed orders"])
+    return folder / "out"
+
+
+def same(folder: Path, found: dict[str, np.ndarray]) -> bool:
+    """Whether the weights are those of ``qdc.load``, minus zero and zero told apart."""
+    state = qdc.load(folder).state_dict()
+    layers = json.loads((folder / "config.json").read_text())["quantization_config"]["layers"]
+    assert set(found) == set(layers)
+    return all(
+        weight.dtype == np.float32
+        and np.array_equal(
+            np.ascontiguousarray(weight).view(np.int32),
+            state[f"{path}.weight"].numpy().view(np.int32),
+        )
+        for path, weight in found.items()
+    )
+
+
+@pytest.mark.parametrize("passes", PIPELINES.values(), ids=PIPELINES.keys())
+def test_weights_equal_those_of_load(
+    decoded: dict[str, Callable[..., dict[str, np.ndarray]]], passes: str, tmp_path: Path
+) -> None:
+    model = wide(tmp_path / "m")
+    compile_tiny(model, tmp_path / "out", passes)
+    found = decoded["read"](tmp_path / "out")
+    assert len(found) == 7
+    assert same(tmp_path / "out", found)
+
+
+def test_orders_differ_in_the_artifact_that_is_compared(artifact: Path) -> None:
+    layers = json.loads((artifact / "config.json").read_text())["quantization_config"]["layers"]
+    orders = {order for layer in layers.values() for order in layer["orders"]}
+    widths = {layer["columns"] % layer["block"] for layer in layers.values()}
+    assert orders == {1, 2, 3}
+    assert widths == {0, 8}
+
+
+def test_needs_neither_torch_nor_qdc(artifact: Path) -> None:
+    script = (
+        f"import runpy, sys; from pathlib import Path; runpy.run_path({str(READER)!r})"
+        f"['read'](Path({str(artifact)!r})); "
+        "print(sorted(n for n in sys.modules if n.split('.')[0] in ('torch', 'qdc')))"
+    )
+    found = python("-c", script)
+    assert (found.stdout, found.stderr) == ("[]\n", "")
+
+
+def test_prints_a_table(artifact: Path) -> None:
+    found = python(READER, artifact)
+    assert found.returncode == 0
+    first, *others = found.stdout.splitlines()
+    assert first.startswith("model.transformer.blocks.0.q_proj ")
+    assert "float32[256, 256]" in first
+    assert len(others) == 6
+
+
+@pytest.mark.parametrize("suffix", ["planes", "row_scale", "col_scale", "orders"])
+def test_refuses_a_damaged_tensor(
+    decoded: dict[str, Callable[..., dict[str, np.ndarray]]],
+    suffix: str,
+    artifact: Path,
+    tmp_path: Path,
+) -> None:
+    broken = shutil.copytree(artifact, tmp_path / "broken")
+    shard = broken / "model-00001-of-00002.safetensors"
+    tensors = load_file(shard)
+    name = f"model.transformer.blocks.0.q_proj.{suffix}"
+    tensors[name] = torch.cat([tensors[name], tensors[name]])
+    save_file(tensors, shard)
+    with pytest.raises(ValueError, match=f"{suffix} is damaged"):
+        decoded["read"](broken)
+
+
+def test_refuses_another_version(
+    decoded: dict[str, Callable[..., dict[str, np.ndarray]]], artifact: Path, tmp_path: Path
+) -> None:
+    newer = shutil.copytree(artifact, tmp_path / "newer")
+    config = json.loads((newer / "config.json").read_text())
+    config["quantization_config"]["format_version"] = 2
+    (newer / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="version 1"):
+        decoded["read"](newer)
