@@ -41,6 +41,9 @@ def samples(folder: Path) -> list[tuple[str, str]]:
 
 def card(record: dict[str, Any], filled: list[tuple[str, str]]) -> str:
     """Return the card's text."""
+    runs = record["runs"]
+    steps, tokens, seconds = (sum(run[k] for run in runs) for k in ("steps", "tokens", "seconds"))
+    rates = ", then ".join(str(run["rate"]) for run in runs)
     unigram = record["unigram_cross_entropy"]
     losses = "\n".join(
         f"| {ratio} | {loss:.3f} | {loss / unigram:.0%} |"
@@ -61,10 +64,11 @@ is measured on a model that has learned something. It is no assistant.
 | parameters | {record["parameters"]:,}, stored as bf16 |
 | shape | 6 blocks, width 256, 4 heads, feed-forward 768, length {max(record["window_lengths"])} |
 | objective | t ~ U(0, 1), cross-entropy of the masked tokens, averaged over each sequence |
-| optimizer | Muon inside the blocks, AdamW outside, rate {record["rate"]}, decay to zero |
-| steps | {record["steps"]:,} of {record["tokens_of_a_step"]:,} tokens |
-| tokens seen | {record["tokens_seen"]:,} |
-| time | {record["seconds"] / 60:.0f} minutes on {record["device"]}, torch {record["torch"]} |
+| optimizer | Muon inside the blocks, AdamW outside, each run with decay to zero |
+| steps | {steps:,} of {record["tokens_of_a_step"]:,} tokens, in {len(runs)} runs at rate {rates} |
+| tokens seen | {tokens:,} |
+| time | {seconds / 60:.0f} minutes on {record["device"]}, shared with other work |
+| torch | {record["torch"]} |
 
 Held-out masked cross-entropy, nats a token; a unigram model of the training text has {unigram:.3f}:
 

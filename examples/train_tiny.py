@@ -6,7 +6,7 @@ The objective is LLaDA's: draw t ~ U(0, 1) for every sequence (stratified over t
 token with probability t, and minimise the cross-entropy of the masked tokens, averaged over each
 sequence; that average equals the 1/t weighting in expectation, with less variance. Hidden matrices
 are trained by Muon, the rest by AdamW, both with linear warm-up and decay to zero. A CUDA device is
-used if there is one.
+used if there is one. ``--resume`` starts a further run of the same schedule from trained weights.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from model_card import write_card
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_corpus import split
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="longest window; most are half")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", type=Path, help="folder of an earlier run to go on from")
     options = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,6 +174,11 @@ def main() -> None:
     generator = torch.Generator().manual_seed(options.seed)
     model = LLaDA(config)
     initialize(model, generator)
+    earlier: list[dict[str, object]] = []
+    if options.resume is not None:
+        model.load_state_dict(load_file(options.resume / "model.safetensors"))
+        model.float()
+        earlier = json.loads((options.resume / "training.json").read_text())["runs"]
     model.to(device)
     optimizer_list = optimizers(model, options.rate)
 
@@ -216,19 +222,24 @@ def main() -> None:
             print("held out", {r: round(v, 3) for r, v in now.items()}, flush=True)
             save(model, tokenizer, options.out, {"unfinished at step": step, "held_out": now})
 
-    seconds = time.monotonic() - start
     model.to(device, torch.bfloat16).float()
     record: dict[str, object] = {
         "files": len(train),
         "tokens_in_corpus": len(ids),
         "held_out_files": sorted(held_out),
         "held_out_tokens": len(held_ids),
-        "steps": step,
-        "tokens_seen": tokens,
+        "runs": [
+            *earlier,
+            {
+                "steps": step,
+                "tokens": tokens,
+                "rate": options.rate,
+                "seed": options.seed,
+                "seconds": round(time.monotonic() - start),
+            },
+        ],
         "tokens_of_a_step": options.tokens,
         "window_lengths": [options.length // 2, options.length],
-        "rate": options.rate,
-        "seconds": round(seconds),
         "device": device,
         "torch": torch.__version__,
         "parameters": sum(w.numel() for w in model.parameters()),

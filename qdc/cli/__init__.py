@@ -10,6 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
+INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
@@ -26,6 +28,8 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(arguments or ["--help"], prog_name="qdc", standalone_mode=False, obj=arguments)
         sys.stdout.flush()
+        if result == INTERRUPTED:  # typer has caught the signal
+            print("interrupted", file=sys.stderr)
         return result if isinstance(result, int) else 0
     except InvalidGraph as error:
         return _bug(error, str(error), arguments)
@@ -33,7 +37,7 @@ def run(arguments: list[str]) -> int:
         return _fail(error, str(error))
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

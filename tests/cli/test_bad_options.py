@@ -1,0 +1,120 @@
+"""Options that cannot work: one message that says why, exit code 1."""
+
+from pathlib import Path
+
+import pytest
+
+from qdc.cli import run
+from tests.cli.conftest import Command
+from tests.support.checkpoints import write_checkpoint
+
+RTN = ("--passes", "rtn-lower,pack")
+SMALL = ("--samples", "4", "--length", "16")
+HIGH = "calibrate-mcs,sensitivity,abmp-allocate{base=4 ratio=0.5},daq-lower,pack"
+SINGULAR = "calibrate-mcs,sensitivity{damp=1e-30 attempts=1},abmp-allocate,daq-lower,pack"
+OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "unmet needs": (
+        ("--passes", "daq-lower,pack"),
+        ("daq-lower reads @moment", "@factor", "@orders"),
+    ),
+    "nothing packed": (("--passes", "rtn-lower"), ("backend reference reads @packed",)),
+    "parse error": (("--passes", "rtn-lower,,pack"), ("expected a pass name", "          ^")),
+    "open options": (("--passes", "rtn-lower{bits=2"), ("^",)),
+    "nested stages": (("--passes", "stages(stages(rtn-lower)),pack"), ("cannot be nested",)),
+    "preset with options": (("--passes", "default{x=1}"), ("takes no options",)),
+    "value of a wrong type": (("--passes", "rtn-lower{bits=two},pack"), ("bits", "'two'")),
+    "value out of range": (("--samples", "0"), ("samples", "greater than or equal to 1")),
+    "no number": (("--samples", "many"), ("--samples", "qdc compile --help")),
+    "given twice": (("--passes", "calibrate-mcs{seed=1}", "--seed", "2"), ("seed", "--seed")),
+    "samples for nobody": ((*RTN, "--samples", "3"), ("no pass", "--samples")),
+    "text for nobody": ((*RTN, "--calibration", "TEXT"), ("no pass", "--calibration")),
+    "field without file": (("--text-field", "body"), ("--text-field", "--calibration")),
+    "folder without dumps": (("--dump-dir", "d"), ("--dump-dir", "--dump-after all")),
+    "orders out of range": (("--passes", HIGH, *SMALL), ("3..5", "1..4", "%blocks.0.q_proj")),
+    "no inverse": (
+        ("--passes", SINGULAR, *SMALL),
+        (
+            "not positive definite",
+            "%blocks.0.q_proj",
+            "%blocks.0.k_proj",
+            "%blocks.0.ff_out",
+            "damp",
+        ),
+    ),
+    "short calibration": (("--calibration", "TEXT"), ("tokens", "need one of at least 65")),
+    "calibration folder": (("--calibration", "MODEL"), ("found a folder",)),
+    "no CUDA device": (("--device", "cuda:99"), ("CUDA",)),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_are_refused(
+    case: str, model: Path, text: Path, tmp_path: Path, refused: Command
+) -> None:
+    arguments, named = OPTIONS[case]
+    places = {"TEXT": text, "MODEL": model}
+    message = refused(
+        "compile", model, "-o", tmp_path / "out", *(places.get(word, word) for word in arguments)
+    )
+    assert [part for part in named if part not in message] == []
+    assert not list(tmp_path.iterdir())
+
+
+RUNS = {
+    "no gap": (("a text",), "no gap", "<mask>"),
+    "empty text": (("",), "no gap", "<mask>"),
+    "long text": (("word " * 90 + "<mask>",), "the model takes 64", "shorten"),
+    "long gap": (("<mask>", "--gap", "65"), "65 tokens", "shorten"),
+    "no steps": (("<mask>", "--steps", "0"), "0 steps", "help"),
+    "empty gap": (("<mask>", "--gap", "0"), "0 tokens per gap", "help"),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_run_refuses(case: str, artifact: Path, refused: Command) -> None:
+    arguments, *named = RUNS[case]
+    message = refused("run", artifact, *arguments)
+    assert [part for part in named if part not in message] == []
+
+
+EVALS = {
+    "ratio": (("--ratios", "0,0.5"), "--ratios"),
+    "ratio above one": (("--ratios", "1.5"), "--ratios"),
+    "long windows": (("--length", "65"), "the model's 64"),
+    "no length": (("--length", "0"), "length"),
+    "short text": (("--length", "60"), "need one of at least 60"),
+    "one window": (("--length", "4", "--windows", "1"), "windows"),
+    "no seeds": (("--length", "4", "--seeds", "0"), "seeds"),
+}
+
+
+@pytest.mark.parametrize("case", EVALS)
+def test_eval_refuses(case: str, artifact: Path, text: Path, refused: Command) -> None:
+    arguments, *named = EVALS[case]
+    message = refused("eval", artifact, "--text", text, *arguments)
+    assert [part for part in named if part not in message] == []
+
+
+def test_eval_refuses_models_that_are_not_alike(
+    artifact: Path, text: Path, tmp_path: Path, refused: Command
+) -> None:
+    other = write_checkpoint(tmp_path / "m", max_length=32)
+    assert "do not share" in refused("eval", artifact, "--text", text, "--against", other)
+
+
+def test_missing_arguments_are_named(refused: Command) -> None:
+    assert "'--out'" in refused("compile", "m")
+    assert "'TEXT'" in refused("run", "m")
+    assert "'--text'" in refused("eval", "m")
+    assert "unexpected extra argument" in refused("backends", "x")
+
+
+def test_interruption_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qdc.cli.lists.backends_command", interrupted)
+    assert run(["backends"]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")

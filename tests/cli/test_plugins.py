@@ -1,0 +1,149 @@
+"""Wrong plugins: a mistake of the user gives 1, a bug of the plugin gives 2 and a repro folder."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qdc.cli import run
+from qdc.ir.dump import read
+from qdc.registry import standard_registry
+from tests.cli.conftest import Command
+from tests.support.commands import qdc as command
+
+START = """
+from typing import ClassVar
+from qdc import Annotation, Pass, Unit
+from qdc.ir.annotations import Orders
+
+class Mine(Pass):
+    name: ClassVar[str] = "mine"
+
+    def run(self, unit: Unit) -> None:
+"""
+FILES = {
+    "duplicate": (START.replace('"mine"', '"pack"'), ("'pack'", "qdc.passes.pack.Pack", "Mine")),
+    "syntax": ("def f(:\n", ("SyntaxError", "my_pass.py")),
+    "import": ("import nothing_of_this_name\n", ("nothing_of_this_name",)),
+    "no pass": ("x = 1\n", ("neither a pass nor a backend", "docs/writing_passes.md")),
+    "bad name": (START.replace('"mine"', '"a b"'), ("'a b'",)),
+}
+
+
+def written(folder: Path, text: str, name: str = "my_pass.py") -> Path:
+    if text.startswith(START[:20]) and text.endswith("None:\n"):
+        text += "        pass\n"
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_file_is_refused(case: str, tmp_path: Path, refused: Command) -> None:
+    text, named = FILES[case]
+    message = refused("passes", "--plugin", written(tmp_path, text))
+    assert [part for part in named if part not in message] == []
+
+
+def test_file_that_is_no_python_is_refused(tmp_path: Path, refused: Command) -> None:
+    assert "my.txt" in refused("passes", "--plugin", written(tmp_path, "x = 1\n", "my.txt"))
+
+
+def test_bug_in_a_plugin_leaves_a_repro_folder(model: Path, tmp_path: Path) -> None:
+    """The message has the command; the command, run again, fails in the same way."""
+    plugin = written(tmp_path, f"{START}        1 / (unit.name != 'blocks.1')\n")
+    found = command(
+        "compile", model, "-o", tmp_path / "my out", "--plugin", plugin,
+        "--passes", "rtn-lower,mine,pack",
+    )  # fmt: skip
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "Traceback" in found.stderr
+    last = found.stderr[found.stderr.index("error[QDC900]") :].splitlines()
+    assert last[0] == "error[QDC900] ZeroDivisionError: division by zero"
+    assert "  this is a bug of the plugin my_pass.py, not a mistake of yours" in last
+    folder = tmp_path / "my out-repro"
+    assert f"  repro: {folder}/error.txt has the command that reruns it" in last
+    error = (folder / "error.txt").read_text(encoding="utf-8")
+    assert "pass     mine" in error
+    assert "unit     blocks.1:" in error
+    assert "ZeroDivisionError" in error
+    graph = read(folder / "before.qdc", standard_registry().annotations())
+    assert graph.after == "rtn-lower"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my out-repro", "my_pass.py"]
+
+    (rerun,) = (line.removeprefix("  rerun ") for line in last if line.startswith("  rerun "))
+    (noted,) = (line[9:] for line in error.splitlines() if line.startswith("rerun    "))
+    assert rerun == noted
+    program, *arguments = shlex.split(rerun)
+    again = command(*arguments)
+    assert program == "qdc"
+    assert again.returncode == 2
+    assert again.stderr.splitlines()[-len(last) :] == last
+
+
+def test_the_shorter_rerun_stops_at_the_same_place(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``up to`` in the repro file: options that cut the pipeline after the failing pass."""
+    plugin = written(tmp_path, f"{START}        raise KeyError(unit.name)\n")
+    arguments = ["compile", str(model), "-o", str(tmp_path / "out"), "--plugin", str(plugin)]
+    assert run([*arguments, "--passes", "rtn-lower,mine,pack"]) == 2
+    error = (tmp_path / "out-repro" / "error.txt").read_text(encoding="utf-8")
+    (shorter,) = (line[9:] for line in error.splitlines() if line.startswith("up to    "))
+    capsys.readouterr()
+    assert run([*arguments, *shlex.split(shorter)]) == 2
+    assert "error[QDC900] KeyError: 'blocks.0'" in capsys.readouterr().err
+
+
+def test_pass_that_breaks_the_graph_is_a_bug(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = """        for node in unit.layers():
+            unit.annotate(node, Orders(blocks=(2,), widths=(7,)))
+"""
+    plugin = written(tmp_path, START + body)
+    arguments = ["compile", str(model), "-o", str(tmp_path / "out"), "--plugin", str(plugin)]
+    code = run([*arguments, "--passes", "mine,rtn-lower,pack"])
+    out, error = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert error.startswith("error[QDC202] mine left an invalid graph")
+    assert "%blocks.0.q_proj" in error
+    assert "Traceback" not in error
+    assert "  rerun qdc compile " in error
+    assert (tmp_path / "out-repro" / "before.txt").is_file()
+
+
+def test_mistake_that_a_plugin_reports_is_none_of_its_bugs(
+    model: Path, tmp_path: Path, refused: Command
+) -> None:
+    body = "        raise QdcError('no such layer', help='try again')\n"
+    plugin = written(tmp_path, f"from qdc import QdcError\n{START}{body}")
+    message = refused(
+        "compile", model, "-o", tmp_path / "out", "--plugin", plugin,
+        "--passes", "mine,rtn-lower,pack",
+    )  # fmt: skip
+    assert message == "error[QDC100] no such layer\n  help  try again\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["my_pass.py"]
+
+
+def test_unknown_tags_are_shown_without_the_plugin(
+    model: Path, tmp_path: Path, qdc: Command
+) -> None:
+    body = """        for node in unit.layers():
+            unit.annotate(node, Note())
+
+class Note(Annotation):
+    tag: ClassVar[str] = "note"
+
+    def text(self) -> str:
+        return "hello"
+
+Mine.provides = (Note,)
+"""
+    plugin = written(tmp_path, START + body)
+    qdc(
+        "compile", model, "-o", tmp_path / "out", "--plugin", plugin,
+        "--passes", "mine,rtn-lower,pack",
+    )  # fmt: skip
+    only = ("--only", "blocks.0.q_proj", "--tags", "note")
+    assert "@note      unknown tag" in qdc("show", tmp_path / "out", *only)
+    assert "@note      hello" in qdc("show", tmp_path / "out", *only, "--plugin", plugin)
