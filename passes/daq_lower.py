@@ -17,17 +17,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.codec import Lowered
-from qdc.errors import InvalidCheckpoint
-from qdc.ir.annotations import Factor, Moment, Orders
+from qdc.codec import Lowered, Tensors
+from qdc.ir.annotations import Factor, Orders
 from qdc.ir.graph import Node
+from qdc.lowering import Lowering
 from qdc.multibinary import MultiBinary
 from qdc.numerics.blocks import BLOCK, block_slices
-from qdc.numerics.error import relative_output_error
 from qdc.numerics.feedback import quantize_blocks
 from qdc.numerics.importance import importance, outlier_weight
 from qdc.numerics.multibinary import Components, dense, fit
-from qdc.passbase import Kinds, Pass
+from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
 
 
@@ -49,11 +48,11 @@ class Daq(Lowered):
         )
 
 
-class DaqLower(Pass):
+class DaqLower(Lowering):
     """Fit each block by binary components and carry its error over to the blocks that follow."""
 
     name: ClassVar[str] = "daq-lower"
-    requires: ClassVar[Kinds] = (Moment, Factor, Orders)
+    requires: ClassVar[Kinds] = (Factor, Orders)
     provides: ClassVar[Kinds] = (Daq,)
 
     sweeps: int = Field(default=15, ge=0, le=1000, description="rounds of refit and sign search")
@@ -68,31 +67,13 @@ class DaqLower(Pass):
         default="exact", description="how a block's error moves to later blocks"
     )
 
-    def run(self, unit: Unit) -> None:
-        """Lower one layer after the other; they share the factor of their stage."""
-        failed: dict[str, str] = {}
-        for node in unit.layers():
-            try:
-                note = self.lower(unit, node)
-            except OverflowError as error:
-                failed[f"%{node.name}"] = str(error)
-                continue
-            unit.annotate(node, note)
-            unit.remark("passed", node, error=note.error, outliers=note.outliers)
-        if failed:
-            raise InvalidCheckpoint(
-                f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
-                where=tuple(failed),
-                help="scale the weights of the checkpoint below 65504",
-            )
-
-    def lower(self, unit: Unit, node: Node) -> Daq:
-        """Quantize the blocks of a layer left to right. Raises ``OverflowError``."""
+    def lower(self, unit: Unit, node: Node) -> tuple[Daq, Tensors]:
+        """Quantize the blocks of a layer left to right."""
         factor = unit.graph.require(node.name, Factor)
         orders = unit.graph.require(node.name, Orders)
-        upper, original = unit.get(factor.tensor), unit.weight(node)
-        dead = torch.tensor(factor.dead, dtype=torch.int64, device=original.device)
-        weight = original.index_fill(1, dead, 0)
+        upper = unit.get(factor.tensor)
+        dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
+        weight = unit.weight(node).index_fill(1, dead, 0)
         slices = block_slices(node.columns)
         blocks: list[Components] = []
         flagged: list[Tensor] = []
@@ -109,16 +90,8 @@ class DaqLower(Pass):
             swept.append(len(losses) - 1)
             return dense(fitted)
 
-        result = quantize_blocks(weight, upper, slices, self.compensation, quantize)
-        tensors = MultiBinary.working(blocks, BLOCK)
-        moment = unit.graph.require(node.name, Moment)
-        return Daq(
-            codec=MultiBinary(
-                rows=node.rows, columns=node.columns, block=BLOCK, orders=orders.blocks
-            ),
-            tensors=tuple(unit.put(f"{node.name}:{s}", t) for s, t in tensors.items()),
-            suffixes=tuple(tensors),
-            error=relative_output_error(original, result, unit.get(moment.tensor)),
-            outliers=int(torch.stack(flagged).sum()) / weight.numel(),
-            sweeps=max(swept),
-        )
+        quantize_blocks(weight, upper, slices, self.compensation, quantize)
+        codec = MultiBinary(rows=node.rows, columns=node.columns, block=BLOCK, orders=orders.blocks)
+        share = int(torch.stack(flagged).sum()) / weight.numel()
+        note = Daq(codec=codec, outliers=share, sweeps=max(swept))
+        return note, MultiBinary.working(blocks, BLOCK)

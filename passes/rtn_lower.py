@@ -15,14 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from qdc.codec import Codec, Lowered, Tensors
-from qdc.errors import InvalidCheckpoint
-from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node
 from qdc.ir.types import ValueType
+from qdc.lowering import Lowering
 from qdc.numerics.blocks import block_slices
-from qdc.numerics.error import relative_output_error
 from qdc.numerics.uniform import Uniform, dense_uniform, fit_uniform, pack_codes, unpack_codes
-from qdc.passbase import Kinds, Pass
+from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
 
 
@@ -83,7 +81,7 @@ class Rtn(Lowered):
         return f"{codec.groups} groups of {codec.group}   {codec.bits} bits{self.error_text()}"
 
 
-class RtnLower(Pass):
+class RtnLower(Lowering):
     """Round every weight to the nearest level of a uniform grid."""
 
     name: ClassVar[str] = "rtn-lower"
@@ -94,25 +92,7 @@ class RtnLower(Pass):
         default=128, ge=8, le=1 << 16, multiple_of=8, description="columns of a grid"
     )
 
-    def run(self, unit: Unit) -> None:
-        """Round one layer after the other."""
-        failed: dict[str, str] = {}
-        for node in unit.layers():
-            try:
-                note = self.lower(unit, node)
-            except OverflowError as error:
-                failed[f"%{node.name}"] = str(error)
-                continue
-            unit.annotate(node, note)
-            unit.remark("passed", node, error=note.error)
-        if failed:
-            raise InvalidCheckpoint(
-                f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
-                where=tuple(failed),
-                help="scale the weights of the checkpoint below 65504",
-            )
-
-    def lower(self, unit: Unit, node: Node) -> Rtn:
+    def lower(self, unit: Unit, node: Node) -> tuple[Rtn, Tensors]:
         """Fit the grid of every row and group, then round."""
         weight = unit.weight(node)
         codec = UniformGrid(rows=node.rows, columns=node.columns, group=self.group, bits=self.bits)
@@ -123,16 +103,7 @@ class RtnLower(Pass):
             "scale": torch.stack([grid.scale for grid in grids], dim=1).half(),
             "minimum": torch.stack([grid.minimum for grid in grids], dim=1).half(),
         }
-        note = unit.graph.get(node.name, Moment)
-        moment = None if note is None else unit.find(note.tensor)
-        return Rtn(
-            codec=codec,
-            tensors=tuple(unit.put(f"{node.name}:{s}", t) for s, t in tensors.items()),
-            suffixes=tuple(tensors),
-            error=None
-            if moment is None
-            else relative_output_error(weight, codec.dense(tensors), moment),
-        )
+        return Rtn(codec=codec), tensors
 
 
 def _padded(codes: Tensor, width: int) -> Tensor:

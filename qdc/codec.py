@@ -81,8 +81,8 @@ class Lowered(Annotation):
     slot: ClassVar[str] = "lowered"
 
     codec: Codec
-    tensors: tuple[TensorRef, ...]
-    suffixes: tuple[str, ...]
+    tensors: tuple[TensorRef, ...] = ()
+    suffixes: tuple[str, ...] = ()
     """Name of each working tensor."""
     error: float | None = Field(default=None, ge=0)
     """Relative output error on the calibration states; None if none were collected."""

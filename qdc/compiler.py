@@ -139,18 +139,10 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
     repro = Repro(job.plan, job.repro_folder, job.command, program.graph)
     ticker = _Ticker(notify, job.plan, program)
     instruments = (repro, ticker, meter, *job.instruments, dumper, Verifier())
-    source = calibration.source if calibration is not None else None
-    with _writer(job) as writer, tempfile.TemporaryDirectory(prefix="qdc-") as scratch:
+    with _writer(job) as writer, _scratch(job) as scratch:
         emission = None
-        if writer is not None and job.backend is not None:
-            facts: dict[str, object] = {
-                "qdc_version": __version__,
-                "pipeline": str(job.plan),
-                "backend": str(job.backend),
-                "checkpoint_sha256": digest,
-                "calibration": source and {"name": source.name, "sha256": source.digest},
-                "plugins": job.registry.plugins,
-            }
+        if writer is not None:
+            facts = _facts(job, calibration, digest)
             emission = Emission(program.graph, workspace.tensors, checkpoint, writer, facts)
 
         def region_done(region: Region) -> None:
@@ -158,33 +150,16 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
                 job.backend.emit_region(emission, region)
             workspace.release(region)
 
-        Runner(job.plan, workspace, instruments, Path(scratch)).run(region_done)
+        Runner(job.plan, workspace, instruments, scratch).run(region_done)
         program.graph.after = str(job.plan)
         verify(program.graph, workspace.tensors)
-        if emission is not None and job.backend is not None and writer is not None:
+        if emission is not None and job.backend is not None:
             job.backend.finish(emission)
-        report = CompileReport(
-            out=None if writer is None else str(job.out),
-            family=program.graph.model.family,
-            pipeline=str(job.plan),
-            backend=str(job.backend) if job.backend is not None else "",
-            device=job.device,
-            calibration=None if source is None else f"{source.name} sha256:{source.digest}",
-            plugins=tuple(job.registry.plugins),
-            layers=tuple(layer_reports(program.graph)),
-            coverage=coverage(program.graph),
-            passes=tuple(
-                PassReport(name=m.name, seconds=m.seconds, peak_bytes=m.peak_bytes, units=m.units)
-                for m in meter.measured
-            ),
-            remarks=tuple(map(str, workspace.remarks)),
-            bytes_before=checkpoint.nbytes,
-            bytes_after=0 if writer is None else writer.nbytes,
-            tensor_bytes=0 if writer is None else writer.tensor_bytes,
-            layer_forwards=workspace.linear_calls
-            / max(1, workspace.samples * sum(1 for _ in program.graph.layers())),
-            seconds=time.perf_counter() - started,
-            dumps=tuple(map(str, dumper.write())),
+        report = _report(job, workspace, meter, writer).model_copy(
+            update={
+                "dumps": tuple(map(str, dumper.write())),
+                "seconds": time.perf_counter() - started,
+            }
         )
         if writer is not None:
             writer.commit()
@@ -212,6 +187,56 @@ def _calibration(job: Job) -> Calibration | None:
         return None
     source = read_text(job.calibration, job.text_field)
     return Calibration(source, encoder(load_tokenizer(job.model)))
+
+
+def _facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, object]:
+    """What the artifact's configuration says of its origin."""
+    source = None if calibration is None else calibration.source
+    return {
+        "qdc_version": __version__,
+        "pipeline": str(job.plan),
+        "backend": str(job.backend),
+        "checkpoint_sha256": digest,
+        "calibration": source and {"name": source.name, "sha256": source.digest},
+        "plugins": job.registry.plugins,
+    }
+
+
+def _report(
+    job: Job, workspace: Workspace, meter: Meter, writer: ArtifactWriter | None
+) -> CompileReport:
+    graph, text = workspace.program.graph, workspace.calibration
+    source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
+    layers = sum(1 for _ in graph.layers())
+    return CompileReport(
+        out=None if writer is None else str(job.out),
+        family=graph.model.family,
+        pipeline=str(job.plan),
+        backend=str(job.backend) if job.backend is not None else "",
+        device=job.device,
+        calibration=source,
+        plugins=tuple(job.registry.plugins),
+        layers=tuple(layer_reports(graph)),
+        coverage=coverage(graph),
+        passes=tuple(
+            PassReport(name=m.name, seconds=m.seconds, peak_bytes=m.peak_bytes, units=m.units)
+            for m in meter.measured
+        ),
+        remarks=tuple(map(str, workspace.remarks)),
+        bytes_before=workspace.checkpoint.nbytes,
+        bytes_after=0 if writer is None else writer.nbytes,
+        tensor_bytes=0 if writer is None else writer.tensor_bytes,
+        layer_forwards=workspace.linear_calls / max(1, workspace.samples * layers),
+        seconds=0.0,
+    )
+
+
+@contextlib.contextmanager
+def _scratch(job: Job) -> Iterator[Path]:
+    """Yield a folder for what waits between segments: beside the artifact, where there is room."""
+    parent = None if job.backend is None else job.out.absolute().parent
+    with tempfile.TemporaryDirectory(prefix=".qdc-", dir=parent) as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ SINGULAR = "calibrate-mcs,sensitivity{damp=1e-30 attempts=1},abmp-allocate,daq-l
 OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unmet needs": (
         ("--passes", "daq-lower,pack"),
-        ("daq-lower reads @moment", "@factor", "@orders"),
+        ("daq-lower reads @factor", "daq-lower reads @orders"),
     ),
     "nothing packed": (("--passes", "rtn-lower"), ("backend reference reads @packed",)),
     "parse error": (("--passes", "rtn-lower,,pack"), ("expected a pass name", "          ^")),
@@ -43,14 +43,20 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "short calibration": (("--calibration", "TEXT"), ("tokens", "need one of at least 65")),
     "calibration folder": (("--calibration", "MODEL"), ("found a folder",)),
-    "no CUDA device": (("--device", "cuda:99"), ("CUDA",)),
+    "no CUDA device": (("--device", "cuda"), ("no CUDA device", "--device cpu")),
 }
 
 
 @pytest.mark.parametrize("case", OPTIONS)
 def test_options_are_refused(
-    case: str, model: Path, text: Path, tmp_path: Path, refused: Command
+    case: str,
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    refused: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     arguments, named = OPTIONS[case]
     places = {"TEXT": text, "MODEL": model}
     message = refused(

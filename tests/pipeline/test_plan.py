@@ -207,8 +207,8 @@ def test_all_unmet_needs_are_reported_together(registry: Registry) -> None:
         check_order(plan, final=(Packed,), backend="reference")
     nothing = "which nothing before it provides"
     assert caught.value.what == (
-        "4 needs of the pipeline are unmet: "
-        f"sensitivity reads @moment, {nothing}; daq-lower reads @moment, {nothing}; "
+        "3 needs of the pipeline are unmet: "
+        f"sensitivity reads @moment, {nothing}; "
         f"daq-lower reads @orders, {nothing}; backend reference reads @packed, {nothing}"
     )
 

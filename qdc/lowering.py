@@ -1,0 +1,61 @@
+"""What every quantizer shares: a pass that lowers one layer after the other.
+
+A quantizer subclasses ``Lowering``, implements ``lower`` for one layer, and brings its annotation
+and codec in the same file. Reading weights, measuring the output error, keeping tensors, remarks
+and the report of weights that no fp16 scale holds are done here, once.
+"""
+
+from abc import ABC, abstractmethod
+
+from qdc.codec import Lowered, Tensors
+from qdc.errors import InvalidCheckpoint
+from qdc.ir.annotations import Moment
+from qdc.ir.graph import Node
+from qdc.numerics.error import relative_output_error
+from qdc.passbase import Pass
+from qdc.pipeline.unit import Unit
+
+
+class Lowering(Pass, ABC):
+    """A pass that turns weights into the working form of a codec."""
+
+    @abstractmethod
+    def lower(self, unit: Unit, node: Node) -> tuple[Lowered, Tensors]:
+        """Quantize one layer.
+
+        Returns:
+            The annotation with its codec and statistics, and the working tensors by suffix.
+
+        Raises:
+            OverflowError: a scale does not fit its stored dtype.
+        """
+
+    def run(self, unit: Unit) -> None:
+        """Lower every layer of the unit; report all layers that overflow together."""
+        failed: dict[str, str] = {}
+        for node in unit.layers():
+            try:
+                note, working = self.lower(unit, node)
+            except OverflowError as error:
+                failed[f"%{node.name}"] = str(error)
+                continue
+            refs = tuple(unit.put(f"{node.name}:{s}", tensor) for s, tensor in working.items())
+            measured = output_error(unit, node, note, working)
+            kept = {"tensors": refs, "suffixes": tuple(working), "error": measured}
+            unit.annotate(node, note.model_copy(update=kept))
+            unit.remark("passed", node, error=measured)
+        if failed:
+            raise InvalidCheckpoint(
+                f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
+                where=tuple(failed),
+                help="scale the weights of the checkpoint below 65504",
+            )
+
+
+def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> float | None:
+    """Relative output error on the calibration states; None without a moment at hand."""
+    found = unit.graph.get(node.name, Moment)
+    moment = None if found is None else unit.find(found.tensor)
+    if moment is None:
+        return None
+    return relative_output_error(unit.weight(node), note.codec.dense(working), moment)
