@@ -87,13 +87,19 @@ def plan_job(
     emitter = configure(registry.find_backend(item.name), item, backend)
     if not isinstance(emitter, Backend):
         raise TypeError(f"{item.name} is registered as a backend and is none")
-    places = frozenset(_dump_places(plan, dump_after))
     if stop_after is not None:
-        last = plan.place_of(stop_after)
-        plan = plan.cut(last)
-        places = frozenset(place for place in places if place <= last) | {last}
+        plan = plan.cut(plan.place_of(stop_after))
         check_order(plan)
-    else:
+        if force:
+            raise InvalidPipeline(
+                "--force replaces an artifact, and --stop-after writes none", help="leave one out"
+            )
+    places = frozenset(_dump_places(plan, [*dump_after, *([stop_after] if stop_after else [])]))
+    if dump_folder is not None and not places:
+        raise InvalidPipeline(
+            "--dump-dir is given, and nothing is dumped", help="add --dump-after all"
+        )
+    if stop_after is None:
         check_order(plan, final=emitter.requires, backend=emitter.name)
         check_target(out.absolute(), force=force)
     if calibration is not None and not any(step.reads_calibration for step in plan.passes()):

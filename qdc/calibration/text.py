@@ -9,6 +9,7 @@ from typing import NamedTuple
 from qdc.errors import InvalidCalibration, nearest
 
 EMBEDDED = "embedded"
+DEFAULT_FIELD = "text"
 HOW = "give a UTF-8 text file, or a .jsonl file with one object a line"
 
 
@@ -24,19 +25,25 @@ class TextSource(NamedTuple):
     documents: tuple[str, ...]
 
 
-def read_text(path: Path | None, field: str = "text") -> TextSource:
+def read_text(path: Path | None, field: str = DEFAULT_FIELD) -> TextSource:
     """Read documents; ``None`` stands for the embedded text.
 
     A ``.jsonl`` file holds one object a line, whose ``field`` is a document; blank lines do not
     count. Any other file is one document. Nothing but white space is no document. Raises
     InvalidCalibration for a file that is missing, unreadable, not UTF-8 text or without a document.
     """
+    is_lines = path is not None and path.suffix.lower() == ".jsonl"
+    if field != DEFAULT_FIELD and not is_lines:
+        raise InvalidCalibration(
+            f"field {field!r} is asked of text that has no fields",
+            where=[EMBEDDED if path is None else path.name],
+            help="give --text-field together with a .jsonl file",
+        )
     if path is None:
         data = (files("qdc") / "data" / "calibration.jsonl").read_bytes()
         return _source(EMBEDDED, data, tuple(_lines(data.decode(), EMBEDDED, "text")))
     data = _bytes(path)
     text = _decode(data, path.name)
-    is_lines = path.suffix.lower() == ".jsonl"
     return _source(path.name, data, tuple(_lines(text, path.name, field)) if is_lines else (text,))
 
 

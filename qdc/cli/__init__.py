@@ -39,8 +39,11 @@ def run(arguments: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _closed_pipe()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer has caught it
+            return _closed_pipe()
+        raise
     except Exception as error:
         if _is_usage(error):
             return _fail(error, _usage_text(error))
@@ -50,6 +53,12 @@ def run(arguments: list[str]) -> int:
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         return _bug(error, f"error[QDC900] {what}", arguments)
+
+
+def _closed_pipe() -> int:
+    """Whoever read the output has enough of it; keep the interpreter from flushing the rest."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
 
 
 def _is_usage(error: Exception) -> bool:

@@ -45,11 +45,10 @@ def test_jsonl_documents(tmp_path: Path) -> None:
 
 
 def test_field(tmp_path: Path) -> None:
-    """Another field may hold the text; the embedded text keeps its own."""
+    """Another field may hold the text."""
     path = tmp_path / "corpus.jsonl"
     path.write_text(json.dumps({"content": "one", "text": "two"}))
     assert read_text(path, field="content").documents == ("one",)
-    assert read_text(None, field="content") == read_text(None)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +98,12 @@ def test_missing_and_folder(tmp_path: Path) -> None:
     assert caught.value.where == (str(tmp_path / "none.txt"),)
     with pytest.raises(InvalidCalibration, match="found a folder, need a file"):
         read_text(tmp_path)
+
+
+def test_a_field_of_plain_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plain.txt"
+    path.write_text("words", encoding="utf-8")
+    for given in (path, None):
+        with pytest.raises(InvalidCalibration) as caught:
+            read_text(given, "body")
+        assert "'body'" in caught.value.what

@@ -3,6 +3,7 @@
 import difflib
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from typing import ClassVar
 
 import pytest
@@ -195,7 +196,7 @@ def test_only_the_named_passes_are_dumped(model: Path, tmp_path: Path) -> None:
 
 
 def test_stopping_early_dumps_and_writes_no_artifact(model: Path, tmp_path: Path) -> None:
-    report = compile_tiny(model, tmp_path / "out", stop_after="sensitivity", dump_after=["pack"])
+    report = compile_tiny(model, tmp_path / "out", stop_after="sensitivity")
     assert report.out is None
     assert report.pipeline.endswith(",sensitivity)")
     assert [Path(dump).name for dump in report.dumps] == [
@@ -203,6 +204,25 @@ def test_stopping_early_dumps_and_writes_no_artifact(model: Path, tmp_path: Path
         "02_sensitivity.txt",
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["out-dumps"]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"dump_after": ["pack"]}, "the pipeline has no pass 'pack'"),
+        ({"force": True}, "--stop-after writes none"),
+    ],
+)
+def test_options_without_effect_on_an_early_stop_are_refused(
+    model: Path, tmp_path: Path, options: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(QdcError, match=what):
+        compile_tiny(model, tmp_path / "out", stop_after="sensitivity", **options)
+
+
+def test_a_dump_folder_without_dumps_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(QdcError, match="nothing is dumped"):
+        compile_tiny(model, tmp_path / "out", "rtn-lower,pack", dump_dir=tmp_path / "dumps")
 
 
 def test_the_report_counts_units_time_and_forwards(compiled: tuple[CompileReport, Path]) -> None:
