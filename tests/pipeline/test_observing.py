@@ -3,8 +3,7 @@
 import difflib
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
