@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from qdc.cli.terminal import print_json
@@ -24,9 +23,6 @@ def show_command(
     """Print a graph."""
     registry = standard_registry(plugins)
     graph = _graph(path, registry)
-    if not any(fnmatchcase(node.name, only) for node in graph):
-        names = [node.name for node in graph]
-        raise UnknownName(f"no node matches {only!r}", help=nearest(only, names))
     if tags is not None:
         _check_tags(tags, graph, registry)
     if as_json:
