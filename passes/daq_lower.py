@@ -1,7 +1,7 @@
 """Fit each block by binary components and carry its error over to the blocks that follow.
 
 Source: Quant-dLLM, arXiv 2510.03274, Data-aware Any-order Quantizer (DAQ), in the released code's
-form (``quant-dllm.md`` 2.3-2.6): greedy start, joint cyclic refits of all scales with outliers
+form (github.com/ZTA2785/Quant-dLLM): greedy start, joint cyclic refits of all scales with outliers
 weighted, joint search over the signs. Scales are rounded to fp16 before the error is taken, so
 what later blocks and layers see is what is stored. Compensation between blocks is the exact
 triangular one; ``diag`` is the released code's approximation.

@@ -2,7 +2,7 @@
 
 Source: Quant-dLLM, arXiv 2510.03274, importance Z; the released code's form
 Z_ij = W_ij^2 / U_jj^2, where U is the upper Cholesky factor of the inverse of the damped moment
-(``quant-dllm.md`` 2.2). The factor is shared by the layers of a stage.
+(github.com/ZTA2785/Quant-dLLM). The factor is shared by the layers of a stage.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @moment    f32[512,512]   128 samples, 32,768 tokens, 38% masked

@@ -59,6 +59,8 @@ def compile(
     Raises:
         QdcError: the input is at fault; says what, where, and what to do.
     """
+    given = dict(locals())
+    del given["progress"]
     job = plan_job(
         Path(model_dir),
         Path(out),
@@ -73,7 +75,7 @@ def compile(
         dump_after=dump_after,
         dump_folder=None if dump_dir is None else Path(dump_dir),
         stop_after=stop_after,
-        command=f"qdc compile {model_dir} -o {out} --passes '{passes}' --backend '{backend}'",
+        command=f"qdc.compile({', '.join(f'{key}={value!r}' for key, value in given.items())})",
     )
     return run_job(job, progress)
 

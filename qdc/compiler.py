@@ -1,6 +1,7 @@
 """The compiler: checkpoint to graph, pipeline, artifact, report."""
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from qdc import __version__
 from qdc.artifact.emission import Emission
 from qdc.artifact.writer import ArtifactWriter, check_target
 from qdc.backendbase import Backend
-from qdc.calibration.text import read_text
+from qdc.calibration.text import DEFAULT_FIELD, read_text
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.errors import InvalidPipeline, QdcError
 from qdc.frontend.checkpoint import Checkpoint
@@ -48,7 +49,7 @@ class Job:
     """None if the pipeline stops before an artifact."""
     registry: Registry
     calibration: Path | None = None
-    text_field: str = "text"
+    text_field: str = DEFAULT_FIELD
     device: str = "cpu"
     force: bool = False
     dump_places: frozenset[int] = frozenset()
@@ -67,7 +68,7 @@ def plan_job(
     backend: str = "reference",
     overrides: dict[str, object] | None = None,
     calibration: Path | None = None,
-    text_field: str = "text",
+    text_field: str = DEFAULT_FIELD,
     device: str = "cpu",
     force: bool = False,
     dump_after: Sequence[str] = (),
@@ -107,6 +108,13 @@ def plan_job(
             "no pass of the pipeline reads calibration text, and --calibration is given",
             help=f"the pipeline is: {plan}",
         )
+    if text_field != DEFAULT_FIELD and calibration is None:
+        raise InvalidPipeline(
+            "--text-field is given, and no file to read it from", help="add --calibration FILE"
+        )
+    dump_folder = dump_folder or out.with_name(f"{out.name}-dumps")
+    if places:
+        _check_folder(dump_folder)
     check_device(device)
     return Job(
         model=model,
@@ -119,7 +127,7 @@ def plan_job(
         device=device,
         force=force,
         dump_places=places,
-        dump_folder=dump_folder or out.with_name(f"{out.name}-dumps"),
+        dump_folder=dump_folder,
         repro_folder=out.with_name(f"{out.name}-repro"),
         command=command,
         instruments=tuple(instruments),
@@ -193,6 +201,17 @@ def _calibration(job: Job) -> Calibration | None:
         return None
     source = read_text(job.calibration, job.text_field)
     return Calibration(source, encoder(load_tokenizer(job.model)))
+
+
+def _check_folder(folder: Path) -> None:
+    """Check it now: a finished compile must not be lost to a folder that cannot be written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise QdcError(
+            f"cannot write dumps to {folder}",
+            where=[str(there)],
+            help="choose another --dump-dir",
+        )
 
 
 def _facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, object]:
@@ -275,6 +294,11 @@ def check_device(device: str) -> None:
         raise QdcError(f"no device is called {device!r}", help="known: cpu, cuda") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise QdcError("this torch sees no CUDA device", help="use --device cpu")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise QdcError(
+            f"device {device!r} is not there",
+            help=f"there are {torch.cuda.device_count()}, counted from cuda:0",
+        )
     if kind not in ("cpu", "cuda"):
         raise QdcError(f"device {device!r} is not supported", help="known: cpu, cuda")
 

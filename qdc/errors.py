@@ -31,7 +31,7 @@ class QdcError(Exception):
             lines.append(f"  at    {', '.join(self.where[:SHOWN])}{more}")
         if self.help:
             lines.append(f"  help  {self.help}")
-        return "\n".join(lines)
+        return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n"))
 
 
 class UnknownName(QdcError):

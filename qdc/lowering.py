@@ -5,6 +5,7 @@ and codec in the same file. Reading weights, measuring the output error, keeping
 and the report of weights that no fp16 scale holds are done here, once.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 from qdc.codec import Lowered, Tensors
@@ -53,9 +54,13 @@ class Lowering(Pass, ABC):
 
 
 def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> float | None:
-    """Relative output error on the calibration states; None without a moment at hand."""
+    """Relative output error on the calibration states.
+
+    None without a moment at hand, and where a layer without output makes the share undefined.
+    """
     found = unit.graph.get(node.name, Moment)
     moment = None if found is None else unit.find(found.tensor)
     if moment is None:
         return None
-    return relative_output_error(unit.weight(node), note.codec.dense(working), moment)
+    error = relative_output_error(unit.weight(node), note.codec.dense(working), moment)
+    return error if math.isfinite(error) else None

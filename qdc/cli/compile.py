@@ -9,7 +9,6 @@ from rich.table import Table
 
 from qdc.cli.terminal import console, print_json, progress, size, table
 from qdc.compiler import plan_job, run_job
-from qdc.errors import QdcError
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
 
@@ -35,12 +34,6 @@ def compile_command(
     as_json: bool,
 ) -> None:
     """Compile and report."""
-    if dump_folder is not None and not dump_after and stop_after is None:
-        raise QdcError("--dump-dir is given, and nothing is dumped", help="add --dump-after all")
-    if text_field != "text" and calibration is None:
-        raise QdcError(
-            "--text-field is given, and no file to read it from", help="add --calibration FILE"
-        )
     job = plan_job(
         model,
         out,
