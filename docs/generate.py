@@ -5,7 +5,7 @@ python docs/generate.py --check    exit with 1 if the page is not what this woul
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qdc.backends import BACKENDS
@@ -61,12 +61,12 @@ def _entry(entry: Described) -> Iterator[str]:
     if entry.options:
         yield "\n| Option | Takes | Default | Meaning |\n|---|---|---|---|\n"
         for option in entry.options:
-            cells = (f"`{option.name}`", option.values, f"`{option.default}`", option.help)
+            cells = (f"`{option.name}`", option.values, f"`{option.default_text}`", option.help)
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
-def _tags(text: str) -> str:
-    return ", ".join(f"`@{tag}`" for tag in text.split())
+def _tags(names: Iterable[str]) -> str:
+    return ", ".join(f"`@{name}`" for name in names)
 
 
 if __name__ == "__main__":

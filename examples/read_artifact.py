@@ -18,9 +18,10 @@ Array = npt.NDArray[Any]
 
 def read(folder: Path) -> dict[str, Array]:
     """Decode every quantized layer: full path to ``float32[rows, columns]``."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-    if config["quant_method"] != "qdc" or config["format_version"] != 1:
-        raise ValueError("this reader knows format version 1 of qdc")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("quantization_config", {})
+    if config.get("quant_method") != "qdc" or config["format_version"] != 1:
+        raise ValueError(f"{folder} is no qdc artifact of format version 1")
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     found: dict[str, dict[str, Array]] = {path: {} for path in config["layers"]}
     for name, shard in index["weight_map"].items():
@@ -28,12 +29,8 @@ def read(folder: Path) -> dict[str, Array]:
         if path in found and suffix != "bias":
             with safe_open(folder / Path(shard).name, framework="numpy") as file:
                 found[path][suffix] = file.get_tensor(name)
-    return {path: decode_layer(config["layers"][path], found[path]) for path in found}
-
-
-def decode_layer(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:
-    """``float32[rows, columns]`` from an entry of ``layers`` and the layer's tensors."""
-    return {"multi-binary": multi_binary, "uniform": uniform}[layer["codec"]](layer, stored)
+    codecs, layers = {"multi-binary": multi_binary, "uniform": uniform}, config["layers"]
+    return {path: codecs[layers[path]["codec"]](layers[path], found[path]) for path in found}
 
 
 def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:
@@ -75,5 +72,9 @@ def expect(right: bool, what: str) -> None:
 
 
 if __name__ == "__main__":
-    for name, weight in read(Path(sys.argv[1])).items():
+    try:
+        weights = read(Path(sys.argv[1]))
+    except (IndexError, OSError, ValueError) as error:
+        sys.exit(str(error) if sys.argv[1:] else "usage: python examples/read_artifact.py OUT")
+    for name, weight in weights.items():
         print(f"{name:<40} {weight.dtype}{list(weight.shape)}   deviation {weight.std():.4f}")

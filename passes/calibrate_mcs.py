@@ -16,7 +16,9 @@ from torch import Tensor
 
 from qdc.calibration.masks import mask_windows
 from qdc.calibration.samples import draw_windows
+from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
+from qdc.ir.graph import LayerGraph
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
@@ -40,6 +42,15 @@ class CalibrateMcs(Pass):
     prefix: float = Field(default=0.25, ge=0, lt=1, description="share of a sequence kept visible")
     seed: int = Field(default=0, ge=0, lt=1 << 62, description="seed of windows and masks")
     batch: int = Field(default=8, ge=1, description="sequences computed at once")
+
+    def check(self, graph: LayerGraph) -> None:
+        """Refuse samples that are longer than the model takes."""
+        if self.length is not None and self.length > graph.model.max_length:
+            raise InvalidCalibration(
+                f"samples of {self.length} tokens are asked for, "
+                f"the model takes {graph.model.max_length}",
+                help="choose a smaller length, or leave it out",
+            )
 
     def run(self, unit: Unit) -> None:
         """Advance the stream to each stage and add up the value that it reads."""

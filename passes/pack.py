@@ -26,6 +26,7 @@ class Pack(Pass):
     name: ClassVar[str] = "pack"
     requires: ClassVar[Kinds] = (Lowered,)
     provides: ClassVar[Kinds] = (Packed,)
+    consumes: ClassVar[Kinds] = (Lowered,)
 
     def run(self, unit: Unit) -> None:
         """Pack one layer after the other."""

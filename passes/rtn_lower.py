@@ -1,4 +1,4 @@
-"""Round every weight to the nearest of four levels: the simplest lowering, for comparison.
+"""Round every weight to the nearest level of a uniform grid: the simplest lowering.
 
 Source: the common asymmetric min-max grid, one scale and one minimum for each row and group. It
 reads no statistics, so ``rtn-lower,pack`` compiles without calibration; with a moment at hand

@@ -9,6 +9,7 @@ from torch import nn
 from qdc.compiler import plan_job, run_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
+from qdc.runtime.device import check_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 PathLike = str | Path
@@ -27,8 +28,8 @@ def compile(
     seed: int | None = None,
     device: str = "cpu",
     force: bool = False,
-    plugins: Sequence[PathLike] = (),
-    dump_after: Sequence[str] = (),
+    plugins: PathLike | Sequence[PathLike] = (),
+    dump_after: str | Sequence[str] = (),
     dump_dir: PathLike | None = None,
     stop_after: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -59,12 +60,11 @@ def compile(
     Raises:
         QdcError: the input is at fault; says what, where, and what to do.
     """
-    given = dict(locals())
-    del given["progress"]
+    given = {key: value for key, value in locals().items() if key != "progress"}
     job = plan_job(
         Path(model_dir),
         Path(out),
-        standard_registry([Path(plugin) for plugin in plugins]),
+        standard_registry(_paths(plugins)),
         passes=passes,
         backend=backend,
         overrides={"samples": samples, "length": length, "seed": seed},
@@ -72,7 +72,7 @@ def compile(
         text_field=text_field,
         device=device,
         force=force,
-        dump_after=dump_after,
+        dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
         dump_folder=None if dump_dir is None else Path(dump_dir),
         stop_after=stop_after,
         command=f"qdc.compile({', '.join(f'{key}={value!r}' for key, value in given.items())})",
@@ -85,7 +85,7 @@ def load(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     *,
-    plugins: Sequence[PathLike] = (),
+    plugins: PathLike | Sequence[PathLike] = (),
 ) -> nn.Module:
     """Load an artifact as a module: ``forward(input_ids, attention_mask=None)``.
 
@@ -101,7 +101,8 @@ def load(
     Raises:
         QdcError: the artifact is damaged, incomplete or newer than this qdc.
     """
-    registry = standard_registry([Path(plugin) for plugin in plugins])
+    check_device(device)
+    registry = standard_registry(_paths(plugins))
     return load_artifact(Path(artifact), registry, device, dtype)
 
 
@@ -113,4 +114,9 @@ def load_original(
     Raises:
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
+    check_device(device)
     return load_checkpoint(Path(model_dir), device, dtype)
+
+
+def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:
+    return [Path(path) for path in ([given] if isinstance(given, str | Path) else given)]

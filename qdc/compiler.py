@@ -32,6 +32,7 @@ from qdc.pipeline.syntax import parse_item
 from qdc.pipeline.workspace import Calibration, Workspace
 from qdc.registry import Registry
 from qdc.report import CompileReport, PassReport, layer_reports
+from qdc.runtime.device import check_device, exact_products
 from qdc.runtime.load import refuse_compiled
 
 Progress = Callable[[str, int, int], None]
@@ -83,6 +84,7 @@ def plan_job(
         QdcError: unknown names, bad options, unmet requirements, a target that is not free, an
             option that nothing takes.
     """
+    out = out.resolve() if out.name in ("", "..") else out.absolute()
     plan = build_plan(passes, registry, overrides)
     item = parse_item(backend)
     emitter = configure(registry.find_backend(item.name), item, backend)
@@ -102,7 +104,7 @@ def plan_job(
         )
     if stop_after is None:
         check_order(plan, final=emitter.requires, backend=emitter.name)
-        check_target(out.absolute(), force=force)
+        check_target(out, force=force)
     if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
         raise InvalidPipeline(
             "no pass of the pipeline reads calibration text, and --calibration is given",
@@ -150,10 +152,10 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
     workspace = Workspace(program, checkpoint, torch.device(job.device), calibration)
     meter = Meter(job.plan)
     dumper = Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
-    repro = Repro(job.plan, job.repro_folder, job.command, program.graph)
+    repro = Repro(job.plan, job.repro_folder, job.command)
     ticker = _Ticker(notify, job.plan, program)
     instruments = (repro, ticker, meter, *job.instruments, dumper, Verifier())
-    with _writer(job) as writer, _scratch(job) as scratch:
+    with _writer(job) as writer, _scratch(job) as scratch, exact_products():
         emission = None
         if writer is not None:
             facts = _facts(job, calibration, digest)
@@ -284,23 +286,6 @@ def _dump_places(plan: Plan, names: Sequence[str]) -> Iterator[int]:
         else:
             plan.place_of(name)
             yield from (place for place, step in enumerate(steps) if step == name)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there. Raises ``QdcError``."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise QdcError(f"no device is called {device!r}", help="known: cpu, cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise QdcError("this torch sees no CUDA device", help="use --device cpu")
-    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise QdcError(
-            f"device {device!r} is not there",
-            help=f"there are {torch.cuda.device_count()}, counted from cuda:0",
-        )
-    if kind not in ("cpu", "cuda"):
-        raise QdcError(f"device {device!r} is not supported", help="known: cpu, cuda")
 
 
 class _Ticker(Instrument):

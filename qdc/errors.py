@@ -113,9 +113,10 @@ class OutputExists(QdcError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which known names are close to ``name``, or list them all; a text for ``help``."""
+    """Say which known names are close to ``name``, or list some; a text for ``help``."""
     names = sorted(known)
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(names)}" if names else "none is known"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"known: {', '.join(names[:SHOWN])}{more}" if names else "none is known"

@@ -53,6 +53,8 @@ class Pass(Configured):
     """Annotations that every layer of a unit must carry before the pass runs."""
     provides: ClassVar[Kinds] = ()
     """Annotations that every layer of a unit carries afterwards."""
+    consumes: ClassVar[Kinds] = ()
+    """Annotations whose tensors are gone afterwards: no later pass can read them."""
     barrier: ClassVar[bool] = False
     """Whether it needs the whole model at once: everything before it is finished first."""
     reads_calibration: ClassVar[bool] = False

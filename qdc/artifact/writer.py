@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from qdc.errors import InvalidArtifact, OutputExists, QdcError
@@ -47,13 +48,19 @@ class ArtifactWriter:
         if twice:
             raise InvalidArtifact("a tensor is written twice", where=twice)
         ordered = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
-        data = save(ordered, metadata={"format": "pt"})
-        (header,) = struct.unpack("<Q", data[:8])
-        expected = 8 + header + sum(tensor.nbytes for tensor in ordered.values())
-        if len(data) != expected:
-            raise InvalidArtifact(f"{name} has {len(data)} bytes, {expected} were predicted")
-        self.tensor_bytes += expected - 8 - header
-        self.file(name, data)
+        predicted = sum(tensor.nbytes for tensor in ordered.values())
+        path = self.folder / name
+        try:
+            save_file(ordered, path, metadata={"format": "pt"})
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+                (header,) = struct.unpack("<Q", file.read(8))
+        except (OSError, SafetensorError) as error:
+            raise _unwritable(path, error) from error
+        written = path.stat().st_size - 8 - header
+        if written != predicted:
+            raise InvalidArtifact(f"{name} has {written} bytes, {predicted} were predicted")
+        self.tensor_bytes += written
         self._shards.update(dict.fromkeys(ordered, name))
 
     def file(self, name: str, data: bytes) -> None:
@@ -134,19 +141,19 @@ def _check_target(out: Path, *, force: bool) -> None:
         raise OutputExists(f"{out} is there and is no folder", help="choose another -o")
     if not any(out.iterdir()):
         return
+    if not _is_artifact(out):
+        raise OutputExists(
+            f"{out} is there and is no qdc artifact" + ("; --force does not replace it" * force),
+            help="choose another -o, or remove the folder yourself",
+        )
     if not force:
         raise OutputExists(
             f"{out} is there already", help="choose another -o, or replace it with --force"
         )
-    if not _is_artifact(out):
-        raise OutputExists(
-            f"{out} is no qdc artifact, so --force does not replace it",
-            help="choose another -o, or remove the folder yourself",
-        )
 
 
-def _unwritable(path: Path, error: OSError) -> QdcError:
-    reason = (error.strerror or str(error)).lower()
+def _unwritable(path: Path, error: Exception) -> QdcError:
+    reason = (getattr(error, "strerror", None) or str(error)).lower()
     return QdcError(f"cannot write to {path}: {reason}", help="choose another -o")
 
 

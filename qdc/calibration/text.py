@@ -57,6 +57,8 @@ def _source(name: str, data: bytes, documents: tuple[str, ...]) -> TextSource:
 def _bytes(path: Path) -> bytes:
     if path.is_dir():
         raise InvalidCalibration("found a folder, need a file", where=[path.name], help=HOW)
+    if path.exists() and not path.is_file():
+        raise InvalidCalibration("found no regular file", where=[path.name], help=HOW)
     try:
         return path.read_bytes()
     except FileNotFoundError:

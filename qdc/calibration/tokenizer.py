@@ -67,10 +67,16 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
 
 def encoder(tokenizer: "PreTrainedTokenizerFast") -> Callable[[str], list[int]]:
-    """Turn a tokenizer into a function from text to ids that adds no special tokens."""
+    """Turn a tokenizer into a function from text to ids, without special tokens.
+
+    None is added, and a special token that is written in the text is text: no document can mask
+    or end itself.
+    """
 
     def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=True
+        )
         return ids
 
     return encode

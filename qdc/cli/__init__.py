@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a mistake in the input or the command, 2 a bug of qdc or o
 interrupted.
 """
 
+import errno
 import os
 import shlex
 import sys
@@ -11,6 +12,8 @@ import traceback
 from pathlib import Path
 
 INTERRUPTED = 130
+BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+"""Whoever wrote or read, nobody made a mistake in code."""
 
 
 def main() -> None:
@@ -47,9 +50,11 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if _is_usage(error):
             return _fail(error, _usage_text(error))
-        if isinstance(error, OSError) and error.filename is not None and not _notes(error):
+        if isinstance(error, OSError) and _is_outside(error):
+            _give_up_stdout()
+            what = "read or write" if error.filename is None else f"use {error.filename}"
             reason = (error.strerror or "unknown reason").lower()
-            return _fail(error, f"error[QDC002] cannot use {error.filename}: {reason}")
+            return _fail(error, f"error[QDC002] cannot {what}: {reason}")
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         return _bug(error, f"error[QDC900] {what}", arguments)
@@ -59,6 +64,19 @@ def _closed_pipe() -> int:
     """Whoever read the output has enough of it; keep the interpreter from flushing the rest."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 0
+
+
+def _give_up_stdout() -> None:
+    """Keep the interpreter from writing at exit what stdout does not take."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _closed_pipe()
+
+
+def _is_outside(error: OSError) -> bool:
+    """Whether a file or a disk is the reason, and no code of ours or of a plugin."""
+    return error.errno in BAD_DISK or (error.filename is not None and not _notes(error))
 
 
 def _is_usage(error: Exception) -> bool:

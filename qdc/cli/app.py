@@ -243,6 +243,9 @@ def evaluate(
 ) -> None:
     """Measure masked cross-entropy on held-out text.
 
+    The last rows are the bound, an upper bound on the negative log-likelihood of a token, and what
+    the frequencies of the tokens alone would reach.
+
     \b
     Examples:
       qdc eval out --text examples/tiny-llada/heldout.jsonl

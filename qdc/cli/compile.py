@@ -1,13 +1,22 @@
 """``qdc compile``: run a job, print the summary."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from qdc.cli.terminal import console, print_json, progress, size, table
+from qdc.cli.terminal import (
+    console,
+    print_json,
+    print_lines,
+    print_table,
+    progress,
+    size,
+    table,
+)
 from qdc.compiler import plan_job, run_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
@@ -63,16 +72,15 @@ def print_summary(
 ) -> None:
     """Print what a compile did."""
     if report.layers:
-        to.print(_layers(report))
+        print_table(to, _layers(report))
         to.print()
-    to.print(_totals(report))
+    print_lines(to, f"pipeline  {report.pipeline}", "")
+    print_table(to, _totals(report))
     if timings:
         to.print()
-        to.print(_passes(report))
+        print_table(to, _passes(report))
     if remarks:
-        to.print()
-        for line in report.remarks:
-            to.print(line, markup=False)
+        print_lines(to, "", *report.remarks)
 
 
 def _layers(report: CompileReport) -> Table:
@@ -97,11 +105,6 @@ def _layers(report: CompileReport) -> Table:
 
 def _totals(report: CompileReport) -> Table:
     rows = table("summary", "", "")
-    kept = [row for row in report.coverage if row.status == "kept"]
-    reasons: dict[str, int] = {}
-    for row in kept:
-        reasons[row.reason] = reasons.get(row.reason, 0) + 1
-    rows.add_row("pipeline", report.pipeline)
     if report.calibration is not None:
         rows.add_row("calibration", report.calibration[:60])
         rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
@@ -111,13 +114,10 @@ def _totals(report: CompileReport) -> Table:
         exact = f"{bits.numerator}" if bits.denominator == 1 else f"{bits} = {float(bits):.6f}"
         rows.add_row("quantized", f"{len(report.layers)} layers, {weights:,} weights")
         rows.add_row("sign bits", f"{exact} a weight, exactly")
+        if any(layer.orders for layer in report.layers):
+            rows.add_row("orders", _orders(report))
         rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, every byte counted")
-    rows.add_row(
-        "coverage",
-        f"{len(report.coverage) - len(kept)} tensors quantized, {len(kept)} kept ("
-        + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        + "), 0 unmapped",
-    )
+    rows.add_row("coverage", _coverage(report))
     for plugin in report.plugins:
         rows.add_row("plugin", plugin)
     rows.add_row("before", size(report.bytes_before))
@@ -129,6 +129,29 @@ def _totals(report: CompileReport) -> Table:
     rows.add_row("time", f"{report.seconds:.1f} s on {report.device}")
     rows.add_row("peak memory", size(max((p.peak_bytes for p in report.passes), default=0)))
     return rows
+
+
+def _orders(report: CompileReport) -> str:
+    """How many blocks have each order, and how many layers have more than one."""
+    found = [layer.orders for layer in report.layers if layer.orders]
+    blocks = sorted(Counter(order for orders in found for order in orders).items())
+    counts = ", ".join(f"{count:,} blocks of order {order}" for order, count in blocks)
+    mixed = sum(len(set(orders)) > 1 for orders in found)
+    return f"{counts}; {mixed} of {len(found)} layers mixed"
+
+
+def _coverage(report: CompileReport) -> str:
+    """What becomes of the tensors of the checkpoint."""
+    total = len(report.coverage)
+    reasons = Counter(row.reason for row in report.coverage if row.status == "kept")
+    kept = f"{reasons.total()} kept"
+    if reasons:
+        kept += f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
+    done = "quantized" if report.layers else "to quantize"
+    return (
+        f"{total - reasons.total()} tensors {done}, {kept}; "
+        f"all {total} tensors of the checkpoint accounted for"
+    )
 
 
 def _passes(report: CompileReport) -> Table:

@@ -5,6 +5,7 @@ import sys
 from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from qdc.passbase import Configured, Kinds, Pass, option_text
 
@@ -14,13 +15,20 @@ LARGE = 1 << 17
 
 
 class Option(NamedTuple):
-    """One option of a pass or a backend, every part as text."""
+    """One option of a pass or a backend."""
 
     name: str
     values: str
     """What it takes: ``integer >= 1``, ``stage | layer``."""
-    default: str
+    required: bool
+    default: object
+    """As JSON has it; None too where the option is required."""
     help: str
+
+    @property
+    def default_text(self) -> str:
+        """The default as pipeline text has it."""
+        return "required" if self.required else option_text(self.default)
 
 
 class Described(NamedTuple):
@@ -28,17 +36,21 @@ class Described(NamedTuple):
 
     name: str
     summary: str
-    reads: str
-    writes: str
-    whole_model: bool
-    calibration: bool
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    whole_model: bool | None
+    """Whether it needs all layers at once; None for a backend."""
+    calibration: bool | None
+    """Whether it reads calibration text; None for a backend."""
     options: tuple[Option, ...]
     text: str
     """The docstring of its module: source, and the IR before and after."""
 
     def as_data(self) -> dict[str, object]:
-        """Ready for JSON."""
-        return {**self._asdict(), "options": [option._asdict() for option in self.options]}
+        """Ready for JSON, without what does not apply."""
+        options = [option._asdict() for option in self.options]
+        known = {key: value for key, value in self._asdict().items() if value is not None}
+        return {**known, "options": options}
 
 
 def describe(kind: type[Configured]) -> Described:
@@ -47,14 +59,15 @@ def describe(kind: type[Configured]) -> Described:
     return Described(
         name=kind.name,
         summary=(inspect.getdoc(kind) or "").split("\n")[0].rstrip("."),
-        reads=" ".join(tags(getattr(kind, "requires", ()))),
-        writes=" ".join(tags(getattr(kind, "provides", ()))),
-        whole_model=issubclass(kind, Pass) and kind.barrier,
-        calibration=issubclass(kind, Pass) and kind.reads_calibration,
+        reads=tuple(tags(getattr(kind, "requires", ()))),
+        writes=tuple(tags(getattr(kind, "provides", ()))),
+        whole_model=kind.barrier if issubclass(kind, Pass) else None,
+        calibration=kind.reads_calibration if issubclass(kind, Pass) else None,
         options=tuple(
             Option(
                 name.replace("_", "-"),
                 _values(properties[name]),
+                field.is_required(),
                 _default(field),
                 field.description or "",
             )
@@ -69,11 +82,10 @@ def tags(kinds: Kinds) -> list[str]:
     return [kind.tag if hasattr(kind, "tag") else kind.slot_name() for kind in kinds]
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: FieldInfo) -> object:
     if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    return "none" if value is None else option_text(value)
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def _values(schema: dict[str, Any]) -> str:

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from qdc.calibration.text import read_text
 from qdc.cli.models import Opened, open_runnable
-from qdc.cli.terminal import console, print_json, progress, table
+from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, table
 from qdc.errors import QdcError
 from qdc.runtime.evaluate import Comparison, Evaluation, compare, evaluate, held_out_windows
+
+BOUND = "bound: on the negative log-likelihood a token, from masks of all ratios"
 
 
 def evaluate_command(
@@ -26,11 +30,7 @@ def evaluate_command(
 ) -> None:
     """Load one or two models, measure on the same masks, print."""
     wanted = _ratios(ratios)
-    if seeds < 1 or windows < 2:
-        raise QdcError(
-            f"found {seeds} seeds and {windows} windows, need at least 1 and 2",
-            help="raise --seeds or --windows",
-        )
+    _check_counts(seeds, windows, against is not None)
     source = read_text(text, text_field)
     candidate = open_runnable(model, device, plugins)
     original = None if against is None else open_runnable(against, device, plugins)
@@ -42,7 +42,7 @@ def evaluate_command(
             f"--length {size} is beyond the model's {candidate.facts.max_length} tokens",
             help="choose a smaller length",
         )
-    cut = held_out_windows(source.documents, candidate.encode, size, windows).to(device)
+    cut = held_out_windows(source.documents, candidate.encode, size, windows)
     mask, drawn, documents = candidate.facts.mask_token_id, range(seeds), len(source.documents)
     result: Evaluation | Comparison
     with progress() as update:
@@ -52,34 +52,37 @@ def evaluate_command(
 
         if original is None:
             result = evaluate(
-                candidate.module, cut, mask, wanted, drawn, progress=tick, documents=documents
+                candidate.logits, cut, mask, wanted, drawn, progress=tick, documents=documents
             )
         else:
             result = compare(
-                candidate.module, original.module, cut, mask, wanted, drawn,
+                candidate.logits, original.logits, cut, mask, wanted, drawn,
                 progress=tick, documents=documents,
             )  # fmt: skip
     if as_json:
         print_json(result.model_dump(mode="json"))
     elif isinstance(result, Comparison):
-        _print_comparison(result)
+        print_comparison(console(), result)
     else:
-        _print_evaluation(result)
+        print_evaluation(console(), result)
 
 
-def _print_evaluation(found: Evaluation) -> None:
+def print_evaluation(to: Console, found: Evaluation) -> None:
+    """Print how well one model predicts."""
     rows = table(_title(found), "mask ratio", "tokens", "cross-entropy", right=(1, 2))
     for row in found.ratios:
         rows.add_row(f"{row.ratio:g}", f"{row.tokens:,}", f"{row.loss:.4f}")
     rows.add_row("bound", "", f"{found.bound:.4f}")
-    rows.add_row("unigram", "", f"{found.unigram:.4f}")
-    console().print(rows)
+    rows.add_row("unigram of these windows", "", f"{found.unigram:.4f}")
+    print_table(to, rows)
+    print_lines(to, "", BOUND)
 
 
-def _print_comparison(found: Comparison) -> None:
+def print_comparison(to: Console, found: Comparison) -> None:
+    """Print two models side by side, and what the first one loses."""
     candidate, original = found.candidate, found.original
     rows = table(
-        _title(candidate), "mask ratio", "tokens", "this", "against", "rise", "s.e.",
+        _title(candidate), "mask ratio", "tokens", "compiled", "original", "rise", "s.e.",
         "share of the gap to unigram", right=(1, 2, 3, 4, 5, 6),
     )  # fmt: skip
     for here, there, rise in zip(candidate.ratios, original.ratios, found.differences, strict=True):
@@ -91,14 +94,15 @@ def _print_comparison(found: Comparison) -> None:
             f"{there.loss:.4f}",
             f"{rise.rise:+.4f}",
             f"{rise.standard_error:.4f}",
-            f"{rise.rise / gap:.1%}" if gap > 0 else "",
+            f"{rise.rise / gap:.1%}" if gap > 0 else "n/a",
         )
     rows.add_row(
         "bound", "", f"{candidate.bound:.4f}", f"{original.bound:.4f}",
         f"{found.bound_rise:+.4f}", f"{found.bound_standard_error:.4f}", "",
     )  # fmt: skip
-    rows.add_row("unigram", "", "", f"{original.unigram:.4f}", "", "", "")
-    console().print(rows)
+    rows.add_row("unigram of these windows", "", "", f"{original.unigram:.4f}", "", "", "")
+    print_table(to, rows)
+    print_lines(to, "", BOUND)
 
 
 def _title(found: Evaluation) -> str:
@@ -106,6 +110,18 @@ def _title(found: Evaluation) -> str:
         f"nats a token   {found.windows} windows of {found.length} tokens "
         f"from {found.documents} documents"
     )
+
+
+def _check_counts(seeds: int, windows: int, compared: bool) -> None:
+    if seeds < 1:
+        raise QdcError(f"--seeds {seeds} draws no mask", help="--seeds 1 or more")
+    if windows < 1:
+        raise QdcError(f"--windows {windows} leaves no text", help="--windows 1 or more")
+    if compared and windows < 2:
+        raise QdcError(
+            f"--windows {windows} gives no standard error of the difference from --against",
+            help="--windows 2 or more",
+        )
 
 
 def _ratios(text: str) -> tuple[float, ...]:

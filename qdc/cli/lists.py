@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdc.cli.describe import Described, describe, tags
-from qdc.cli.terminal import console, print_json, table
-from qdc.errors import UnknownName, nearest
+from qdc.cli.terminal import console, print_json, print_lines, print_table, table
+from qdc.errors import QdcError, UnknownName, nearest
 from qdc.registry import Registry, standard_registry
 
 
@@ -17,7 +17,7 @@ def passes_command(
     presets = {
         n: t for n, t in registry.presets.items() if not provides and (n in names or not names)
     }
-    chosen = [describe(registry.find_pass(n)) for n in names if n not in registry.presets]
+    chosen = [_named(n, registry) for n in names if n not in registry.presets]
     if not names:
         chosen = [describe(kind) for kind in registry.passes.values()]
     if provides is not None:
@@ -30,13 +30,12 @@ def passes_command(
     for entry in chosen:
         if names:
             console().print(f"\n{entry.name}", style="bold", markup=False)
-            console().print(entry.text, markup=False)
+            print_lines(console(), *entry.text.splitlines())
         _print_options(entry)
     if presets:
-        rows = table("\npresets", "name", "pipeline")
-        for name, text in presets.items():
-            rows.add_row(name, text)
-        console().print(rows)
+        console().print("\npresets", style="bold")
+        width = max(map(len, presets))
+        print_lines(console(), *(f"{name:<{width}}  {text}" for name, text in presets.items()))
 
 
 def backends_command(plugins: Sequence[Path], as_json: bool) -> None:
@@ -47,10 +46,16 @@ def backends_command(plugins: Sequence[Path], as_json: bool) -> None:
         return
     rows = table("backends", "backend", "reads", "what it does")
     for entry in described:
-        rows.add_row(entry.name, entry.reads, entry.summary)
-    console().print(rows)
+        rows.add_row(entry.name, " ".join(entry.reads), entry.summary)
+    print_table(console(), rows)
     for entry in described:
         _print_options(entry)
+
+
+def _named(name: str, registry: Registry) -> Described:
+    if name in registry.backends:
+        raise UnknownName(f"{name!r} is a backend, not a pass", help="qdc backends")
+    return describe(registry.find_pass(name))
 
 
 def _providing(tag: str, chosen: Sequence[Described], registry: Registry) -> list[Described]:
@@ -60,22 +65,31 @@ def _providing(tag: str, chosen: Sequence[Described], registry: Registry) -> lis
         for kind in registry.passes.values()
     }
     found = [entry for entry in chosen if tag in slots[entry.name]]
-    if not found:
-        known = set().union(*(slots[entry.name] for entry in chosen))
-        raise UnknownName(f"no pass provides {tag!r}", help=nearest(tag, known))
-    return found
+    if found:
+        return found
+    able = [name for name, provided in slots.items() if tag in provided]
+    if not able:
+        raise UnknownName(
+            f"no pass provides {tag!r}", help=nearest(tag, set().union(*slots.values()))
+        )
+    if not chosen:
+        raise QdcError("--provides is about passes, not about presets", help="name no preset")
+    raise QdcError(
+        f"{tag!r} is not provided by {', '.join(entry.name for entry in chosen)}",
+        help=f"provided by: {', '.join(able)}",
+    )
 
 
 def _print_passes(chosen: Sequence[Described]) -> None:
     rows = table("passes", "pass", "reads", "writes", "what it does")
     for entry in chosen:
-        rows.add_row(entry.name, entry.reads, entry.writes, entry.summary)
-    console().print(rows)
+        rows.add_row(entry.name, " ".join(entry.reads), " ".join(entry.writes), entry.summary)
+    print_table(console(), rows)
 
 
 def _print_options(entry: Described) -> None:
     if entry.options:
         rows = table(f"\n{entry.name}", "option", "takes", "default", "meaning")
         for option in entry.options:
-            rows.add_row(option.name, option.values, option.default, option.help)
-        console().print(rows)
+            rows.add_row(option.name, option.values, option.default_text, option.help)
+        print_table(console(), rows)

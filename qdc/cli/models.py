@@ -3,15 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.errors import QdcError
 from qdc.frontend.checkpoint import read_json
 from qdc.ir.graph import ModelFacts
 from qdc.models.families import build
 from qdc.registry import standard_registry
+from qdc.runtime.device import check_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 
@@ -24,17 +27,24 @@ class Opened:
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
     compiled: bool
+    device: str
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """``i64[b, length] -> [b, length, vocabulary]``; the tokens may be on the CPU."""
+        found: Tensor = self.module(tokens.to(self.device))
+        return found
 
 
 def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
     """Load either kind of folder. Raises ``QdcError`` saying what is wrong with it."""
-    from qdc.compiler import check_device
-
     check_device(device)
+    registry = standard_registry(plugins)
+    if folder.is_file():
+        _refuse_file(folder)
     config = read_json(folder / "config.json")
     compiled = "quantization_config" in config
     if compiled:
-        module = load_artifact(folder, standard_registry(plugins), device, torch.float32)
+        module = load_artifact(folder, registry, device, torch.float32)
     else:
         module = load_checkpoint(folder, device, torch.float32)
     _, facts = build({k: v for k, v in config.items() if k != "quantization_config"})
@@ -43,4 +53,14 @@ def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False))
 
-    return Opened(module, facts, encoder(tokenizer), decode, compiled)
+    return Opened(module, facts, encoder(tokenizer), decode, compiled, device)
+
+
+def _refuse_file(path: Path) -> NoReturn:
+    """Say what the file is, and the artifact if it lies in one."""
+    inside = (path.parent / "config.json").is_file()
+    folder = f"the folder {path.parent}" if inside else "the artifact, the OUT of qdc compile"
+    what = "a file, not an artifact or a model folder"
+    if path.suffix == ".qdc":
+        what = "an IR dump and holds no weights"
+    raise QdcError(f"{path} is {what}", help=f"give {folder}")

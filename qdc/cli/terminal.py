@@ -1,11 +1,12 @@
 """Tables on stdout, progress on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -15,10 +16,28 @@ Update = Callable[[str, int, int], None]
 
 
 def console() -> Console:
-    """Stdout; a fixed width where it is no terminal, so that files and tests read the same."""
-    return Console(
-        width=None if sys.stdout.isatty() else WIDTH, highlight=False, soft_wrap=False, emoji=False
-    )
+    """Stdout, as wide as ``COLUMNS`` says or the terminal is; a file gets a fixed width."""
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) else None
+    if width is None and not sys.stdout.isatty():
+        width = WIDTH
+    return Console(width=width, highlight=False, soft_wrap=False, emoji=False)
+
+
+def print_table(to: Console, rows: RenderableType) -> None:
+    """Print a table; away from a terminal its lines end where their text ends."""
+    if to.is_terminal:
+        to.print(rows)
+        return
+    with to.capture() as caught:
+        to.print(rows)
+    print_lines(to, *(line.rstrip() for line in caught.get().splitlines()))
+
+
+def print_lines(to: Console, *lines: str) -> None:
+    """Print lines as they are, however long: nothing is wrapped, cut or read as markup."""
+    for line in lines:
+        to.print(line, markup=False, soft_wrap=True)
 
 
 def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:

@@ -37,8 +37,9 @@ class Checkpoint:
         """Read configuration and headers. Raises ``InvalidCheckpoint`` naming the file at fault."""
         self.folder = folder
         if not folder.is_dir():
+            problem = "is a file, not a model folder" if folder.exists() else "is not there"
             raise InvalidCheckpoint(
-                f"no such model folder: {folder}",
+                f"{folder} {problem}",
                 help="give a local folder that holds config.json and *.safetensors",
             )
         self.config: dict[str, Any] = read_json(folder / "config.json")
@@ -168,7 +169,9 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidCheckpoint(
-            f"cannot read {path.name}: {error.strerror}", where=[str(path)]
+            f"cannot read {path.name}: {(error.strerror or '').lower()}",
+            where=[str(path)],
+            help="give the folder of a model or an artifact",
         ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidCheckpoint(f"{path.name} is no JSON", where=[str(path)]) from error

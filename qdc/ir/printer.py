@@ -54,12 +54,18 @@ def as_data(
     graph: LayerGraph, only: str = "*", tags: Collection[str] | None = None
 ) -> dict[str, object]:
     """Return the same content as plain data, for ``--json``; arguments and errors as above."""
+    shown = _matching(graph, only)
+    names = {node.name for node in shown}
     return {
         "graph": graph.name,
         "version": VERSION,
         "model": graph.model.model_dump(),
         "after": graph.after,
-        "regions": [region.model_dump(mode="json") for region in graph.regions],
+        "regions": [
+            region.model_dump(mode="json")
+            for region in graph.regions
+            if not names.isdisjoint(region.nodes)
+        ],
         "nodes": [
             {
                 **node.model_dump(mode="json"),
@@ -69,7 +75,7 @@ def as_data(
                     if _wanted(note, tags)
                 },
             }
-            for node in _matching(graph, only)
+            for node in shown
         ],
     }
 

@@ -1,5 +1,6 @@
 """The instrument that writes the graph as it is after chosen passes."""
 
+import re
 from pathlib import Path
 
 from qdc.ir.annotations import Annotation
@@ -10,6 +11,7 @@ from qdc.pipeline.instruments import Instrument
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.unit import Unit
 
+DUMP_NAME = re.compile(r"\d\d_[\w-]+\.(qdc|txt)")
 Notes = dict[str, tuple[Annotation, ...]]
 
 
@@ -23,20 +25,26 @@ class Dumper(Instrument):
     def __init__(self, plan: Plan, folder: Path, places: frozenset[int], graph: LayerGraph) -> None:
         """Dump after the passes at these places; ``graph`` is still as the front end made it."""
         self.plan, self.folder, self.places, self.graph = plan, folder, places, graph
-        self._initial = _notes(graph, [node.name for node in graph])
+        self._initial = notes_of(graph, [node.name for node in graph])
         self._seen: dict[int, Notes] = {}
 
     def after(self, place: int, unit: Unit) -> None:
         """Note what the unit's linears carry now."""
         if place in self.places:
             names = [name for stage in unit.stages for name in stage.layers]
-            self._seen.setdefault(place, {}).update(_notes(unit.graph, names))
+            self._seen.setdefault(place, {}).update(notes_of(unit.graph, names))
 
     def write(self) -> list[Path]:
-        """Write ``NN_pass.qdc`` and ``NN_pass.txt`` for each chosen pass; return the files."""
+        """Write ``NN_pass.qdc`` and ``NN_pass.txt`` for each chosen pass; return the files.
+
+        Dumps of an earlier run in the same folder are removed: two runs do not mix.
+        """
         if not self._seen:
             return []
         self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.iterdir():
+            if DUMP_NAME.fullmatch(old.name):
+                old.unlink()
         names = [step.name for step in self.plan.passes()]
         written = []
         for place, notes in sorted(self._seen.items()):
@@ -51,5 +59,6 @@ class Dumper(Instrument):
         return written
 
 
-def _notes(graph: LayerGraph, names: list[str]) -> Notes:
+def notes_of(graph: LayerGraph, names: list[str]) -> Notes:
+    """What these nodes carry now."""
     return {name: tuple(graph.annotations(name).values()) for name in names}

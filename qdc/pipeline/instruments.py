@@ -28,9 +28,14 @@ class Instrument:
 class Verifier(Instrument):
     """Check the whole graph after every pass, and that the pass gave what it declares."""
 
+    def __init__(self) -> None:
+        """The graph's structure is frozen: it is checked after the first pass only."""
+        self._first = True
+
     def after(self, place: int, unit: Unit) -> None:
         """Raise ``InvalidGraph`` naming the pass that broke the graph or its word."""
-        verify(unit.graph, unit.tensors, after=unit.step.name)
+        verify(unit.graph, unit.tensors, after=unit.step.name, structure=self._first)
+        self._first = False
         layers = unit.layers()
         for kind in unit.step.provides:
             lacking = [f"%{n.name}" for n in layers if unit.graph.get(n.name, kind) is None]

@@ -159,6 +159,9 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
         if lowers and Packed in available:
             del available[Packed]
             released[Packed] = f"which {step.name} makes stale"
+        for kind in [have for have in available if issubclass(have, step.consumes)]:
+            del available[kind]
+            released.update(dict.fromkeys((kind, *step.consumes), f"which {step.name} used up"))
         available.update(dict.fromkeys(step.provides))
 
     for segment in plan.segments():
@@ -172,7 +175,7 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
     demand(f"backend {backend}", final)
     if unmet:
         raise MissingAnnotation(
-            f"{len(unmet)} needs of the pipeline are unmet: {'; '.join(unmet)}",
+            f"the pipeline has {len(unmet)} unmet need{'s' * (len(unmet) > 1)}: {'; '.join(unmet)}",
             help="add a pass that provides it, earlier in the same stages(...) where the tensors "
             "are scratch; qdc passes lists what each pass reads and writes",
         )

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from qdc.errors import InvalidGraph, QdcError
 from qdc.ir.dump import to_bytes
-from qdc.ir.graph import LayerGraph
 from qdc.ir.printer import render
+from qdc.pipeline.dumper import Notes, notes_of
 from qdc.pipeline.instruments import Instrument
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.unit import Unit
@@ -19,17 +19,14 @@ class Repro(Instrument):
     exception, do.
     """
 
-    def __init__(self, plan: Plan, folder: Path, command: str, graph: LayerGraph) -> None:
+    def __init__(self, plan: Plan, folder: Path, command: str) -> None:
         """``command`` is what the user typed, or how the API was called."""
         self.plan, self.folder, self.command = plan, folder, command
-        self._snapshot = graph
+        self._before: Notes = {}
 
     def before(self, place: int, unit: Unit) -> None:
-        """Keep the graph: a failing pass may leave it half rewritten."""
-        self._snapshot = unit.graph.with_annotations(
-            {node.name: tuple(unit.graph.annotations(node.name).values()) for node in unit.graph},
-            str(self.plan.cut(place - 1)) if place else "",
-        )
+        """Keep the unit's annotations: a failing pass may leave them half rewritten."""
+        self._before = notes_of(unit.graph, [n for stage in unit.stages for n in stage.layers])
 
     def failed(self, place: int, unit: Unit, error: Exception) -> None:
         """Write the folder and say so in a note on the error."""
@@ -45,6 +42,10 @@ class Repro(Instrument):
             "".join(traceback.format_exception(error)),
         ]
         (self.folder / "error.txt").write_text("\n".join(lines), encoding="utf-8")
-        (self.folder / "before.qdc").write_bytes(to_bytes(self._snapshot))
-        (self.folder / "before.txt").write_text(render(self._snapshot), encoding="utf-8")
+        graph = unit.graph.with_annotations(
+            {**notes_of(unit.graph, [node.name for node in unit.graph]), **self._before},
+            str(self.plan.cut(place - 1)) if place else "",
+        )
+        (self.folder / "before.qdc").write_bytes(to_bytes(graph))
+        (self.folder / "before.txt").write_text(render(graph), encoding="utf-8")
         error.add_note(f"repro: {self.folder}/error.txt has the command that reruns it")

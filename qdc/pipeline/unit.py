@@ -89,10 +89,21 @@ class Unit:
         return None
 
     def annotate(self, node: Node, note: Annotation) -> None:
-        """Write an annotation on a layer; a new lowering takes the packed form of the old away."""
+        """Write an annotation on a layer, in place of what its slot held.
+
+        A new lowering takes the packed form of the old away. Tensors that no annotation of the
+        layer names any more are released, unless they are scratch, which a stage shares.
+        """
+        before = self._owned(node)
         if isinstance(note, Lowered):
             self.graph.remove(node.name, Packed)
         self.graph.annotate(node.name, note)
+        for name in before - self._owned(node):
+            self.tensors.release(name)
+
+    def _owned(self, node: Node) -> set[str]:
+        notes = self.graph.annotations(node.name).values()
+        return {ref.name for note in notes if not note.scratch for ref in note.refs()}
 
     def remark(self, kind: str, node: Node, **details: object) -> None:
         """Say something about a layer; shown with ``--remarks``."""

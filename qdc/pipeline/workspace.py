@@ -39,7 +39,8 @@ class Remark:
 
     def __str__(self) -> str:
         """``passed daq-lower %h0.q error=1.3e-02``."""
-        details = " ".join(f"{key}={_short(value)}" for key, value in self.details.items())
+        known = {key: value for key, value in self.details.items() if value is not None}
+        details = " ".join(f"{key}={_short(value)}" for key, value in known.items())
         return f"{self.kind} {self.step} %{self.layer} {details}".rstrip()
 
 
@@ -80,7 +81,7 @@ class Workspace:
             return self.parameter(node, role)
         codec: Codec = lowered.codec
         if packed is None:
-            return codec.dense(lowered.working(self.tensors))
+            return codec.dense(lowered.working(self.tensors)).to(self.device)
         stored = {
             s: self.tensors.get(ref) for s, ref in zip(packed.suffixes, packed.tensors, strict=True)
         }

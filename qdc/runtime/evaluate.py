@@ -2,7 +2,7 @@
 
 Two numbers describe a masked diffusion model: how well it predicts tokens masked at a fixed ratio,
 and the bound on the negative log-likelihood, the mean over time t of the masked cross-entropy
-divided by t. The bound is drawn as LLaDA's likelihood is (specification 6.2): a time masks an exact
+divided by t. The bound is drawn as LLaDA's likelihood is: a time masks an exact
 number k of L tokens and its weight is L / k. Its expectation is that of independent masks with
 weight 1 / t, whose variance has no limit as t nears 0.
 """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import parse_codec, parse_quantization
+from qdc.artifact.writer import METHOD
 from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
@@ -79,10 +80,13 @@ def load_checkpoint(folder: Path, device: str | torch.device, dtype: torch.dtype
 def refuse_compiled(source: Checkpoint) -> None:
     """Raise ``InvalidCheckpoint`` if the checkpoint is quantized already."""
     if "quantization_config" in source.config:
+        settings = source.config["quantization_config"]
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        what = "a qdc artifact" if method == METHOD else "quantized already"
         raise InvalidCheckpoint(
-            "the checkpoint is quantized already",
+            f"the model is {what}, not a full-precision checkpoint",
             where=[str(source.folder)],
-            help="give the original, full-precision checkpoint",
+            help="give the checkpoint that it was made from",
         )
 
 

@@ -69,7 +69,7 @@ def test_the_dtype_is_the_one_asked_for(artifact: Path) -> None:
 
 
 def test_artifacts_and_checkpoints_are_not_mixed_up(artifact: Path) -> None:
-    with pytest.raises(InvalidCheckpoint, match="quantized already"):
+    with pytest.raises(InvalidCheckpoint, match="is a qdc artifact"):
         qdc.load_original(artifact)
     error = refusal(artifact.parent / "model")
     assert "the folder is a plain checkpoint" in error.what
@@ -77,7 +77,7 @@ def test_artifacts_and_checkpoints_are_not_mixed_up(artifact: Path) -> None:
 
 
 def test_a_missing_folder_says_so(tmp_path: Path) -> None:
-    assert "no such model folder" in refusal(tmp_path / "gone").what
+    assert "is not there" in refusal(tmp_path / "gone").what
 
 
 def drop_planes(tensors: dict[str, Tensor]) -> None:

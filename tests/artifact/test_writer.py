@@ -129,7 +129,7 @@ def test_an_existing_artifact_needs_force(tmp_path: Path) -> None:
 )
 def test_force_does_not_replace_what_is_no_artifact(config: object, tmp_path: Path) -> None:
     out = make_artifact(tmp_path / "out", config)
-    with pytest.raises(OutputExists, match="is no qdc artifact, so --force does not replace it"):
+    with pytest.raises(OutputExists, match="is no qdc artifact; --force does not replace it"):
         check_target(out, force=True)
 
 

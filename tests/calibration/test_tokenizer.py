@@ -106,3 +106,10 @@ def test_special_tokens_outside_the_vocabulary(folder: Path) -> None:
     with pytest.raises(InvalidCheckpoint, match="names special tokens that") as caught:
         load_tokenizer(folder)
     assert caught.value.where == ("eos_token '<eos>'", "unk_token '<unk>'")
+
+
+def test_a_special_token_in_the_text_is_text(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    ids = encoder(tokenizer)(f"a{MASK}b{END}")
+    assert not {0, 1} & set(ids)
+    assert tokenizer.decode(ids) == f"a{MASK}b{END}"

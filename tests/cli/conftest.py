@@ -13,6 +13,12 @@ __all__ = ["one_thread"]
 Command = Callable[..., str]
 
 
+@pytest.fixture(autouse=True)
+def standard_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the shell that runs the tests says."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint with ragged blocks."""

@@ -66,6 +66,52 @@ def test_options_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+COUNTS = {
+    "no seed": (("--seeds", "0"), "--seeds 0"),
+    "no window": (("--windows", "0"), "--windows 0"),
+    "one window, no error": (("--windows", "1", "--against", "MODEL"), "standard error"),
+}
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_eval_refuses(case: str, artifact: Path, model: Path, text: Path, refused: Command) -> None:
+    arguments, named = COUNTS[case]
+    words = (model if word == "MODEL" else word for word in arguments)
+    assert named in refused("eval", artifact, "--text", text, "--length", 4, *words)
+
+
+def test_eval_of_one_model_takes_one_window(artifact: Path, text: Path, qdc: Command) -> None:
+    table = qdc("eval", artifact, "--text", text, "--length", 4, "--windows", 1)
+    assert "   1 windows of 4 tokens" in table
+
+
+PASSES = {
+    "backend": (("reference",), "is a backend", "qdc backends"),
+    "provided elsewhere": (
+        ("--provides", "salience", "daq-lower"), "'salience' is not provided by daq-lower",
+        "sensitivity",
+    ),
+    "preset": (("--provides", "salience", "rtn"), "about passes", "preset"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PASSES)
+def test_passes_refuses(case: str, refused: Command) -> None:
+    arguments, *named = PASSES[case]
+    message = refused("passes", *arguments)
+    assert [part for part in named if part not in message] == []
+
+
+def test_run_refuses_a_dump(artifact: Path, tmp_path: Path, refused: Command) -> None:
+    message = refused("run", artifact / "ir.qdc", "a <mask>")
+    assert "holds no weights" in message
+    assert f"give the folder {artifact}\n" in message
+    (tmp_path / "03_pack.qdc").write_bytes(b"")
+    assert "OUT of qdc compile" in refused("run", tmp_path / "03_pack.qdc", "a <mask>")
+    (tmp_path / "m.bin").write_bytes(b"")
+    assert "is a file" in refused("run", tmp_path / "m.bin", "a <mask>")
+
+
 RUNS = {
     "no gap": (("a text",), "no gap", "<mask>"),
     "empty text": (("",), "no gap", "<mask>"),

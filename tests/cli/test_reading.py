@@ -67,7 +67,9 @@ def test_real_command_runs_a_model(artifact: Path) -> None:
 
 def test_eval_of_one_model(artifact: Path, text: Path, qdc: Command) -> None:
     table = qdc("eval", artifact, "--text", text, "--length", 4, "--seeds", 1, "--ratios", "0.5,1")
-    assert [line.split()[0] for line in table.splitlines()[2:]] == ["0.5", "1", "bound", "unigram"]
+    assert [line.split()[0] for line in table.splitlines()[2:-2]] == [
+        "0.5", "1", "bound", "unigram",
+    ]  # fmt: skip
     data = json.loads(qdc("eval", artifact, "--text", text, "--length", 4, "--seeds", 1, "--json"))
     assert [row["ratio"] for row in data["ratios"]] == [0.15, 0.5, 0.85]
 
@@ -123,7 +125,8 @@ def test_passes_as_json(qdc: Command) -> None:
     assert rtn["options"][0] == {
         "name": "bits",
         "values": "1 | 2 | 4 | 8",
-        "default": "2",
+        "required": False,
+        "default": 2,
         "help": "bits of a code",
     }
 
@@ -131,4 +134,28 @@ def test_passes_as_json(qdc: Command) -> None:
 def test_backends(qdc: Command) -> None:
     assert "reference" in qdc("backends")
     (entry,) = json.loads(qdc("backends", "--json"))["backends"]
-    assert (entry["name"], entry["reads"]) == ("reference", "packed")
+    assert (entry["name"], entry["reads"]) == ("reference", ["packed"])
+    assert not {"whole_model", "calibration"} & set(entry)
+
+
+def test_defaults_keep_their_types(qdc: Command) -> None:
+    data = json.loads(qdc("passes", "--json"))
+    entries = {entry["name"]: entry for entry in data["passes"]}
+    assert entries["abmp-allocate"]["reads"] == ["salience"]
+    assert entries["calibrate-mcs"]["calibration"] is True
+    kinds = {type(o["default"]) for entry in data["passes"] for o in entry["options"]}
+    assert kinds <= {int, float, bool, str, list, type(None)}
+    assert {int, float} <= kinds
+
+
+def test_pipelines_are_not_wrapped(model: Path, tmp_path: Path, qdc: Command) -> None:
+    passes = f"{','.join(['rtn-lower'] * 12)},pack"
+    text = qdc("compile", model, "-o", tmp_path / "out", "--passes", passes)
+    assert f"\npipeline  {passes}\n" in text
+    assert [line for line in text.splitlines() if line != line.rstrip()] == []
+    assert [line for line in qdc("passes").splitlines() if line != line.rstrip()] == []
+
+
+def test_columns_set_the_width(qdc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, qdc("backends").splitlines())) <= 60

@@ -1,11 +1,16 @@
 """Data on stdout, progress on stderr and only on a terminal, a closed pipe is no error."""
 
+import errno
 import os
 import pty
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from qdc.cli import run
+from tests.cli.conftest import Command, check_refusal
 from tests.support.commands import environment
 
 
@@ -55,3 +60,39 @@ def test_a_closed_pipe_is_no_error(artifact: Path) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=120) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["show", "passes", "help"])
+def test_a_full_disk_is_no_bug(command: str, artifact: Path) -> None:
+    arguments = {"show": ("show", artifact), "passes": ("passes",), "help": ("--help",)}[command]
+    with Path("/dev/full").open("wb") as full:
+        process = popen(*arguments, stdout=full.fileno(), stderr=subprocess.PIPE)
+        _, error = process.communicate(timeout=120)
+    text = error.decode()
+    check_refusal(process.returncode, "", text)
+    assert text == "error[QDC002] cannot read or write: no space left on device\n"
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EIO", "EROFS"])
+def test_a_bad_disk_is_no_bug_of_whoever_meets_it(
+    name: str, model: Path, refused: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = getattr(errno, name)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("qdc.cli.show.render", fail)
+    assert os.strerror(number).lower() in refused("show", model)
+
+
+def test_another_error_of_the_system_is_a_bug(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EBADF, "no such descriptor")
+
+    monkeypatch.setattr("qdc.cli.show.render", fail)
+    assert run(["show", str(model)]) == 2
+    assert "error[QDC900]" in capsys.readouterr().err

@@ -68,3 +68,13 @@ def test_padding_does_not_change_what_is_visible(original: nn.Module) -> None:
 
 def _lines(path: str) -> list[str]:
     return (MODEL.parents[1] / path).read_text(encoding="utf-8").splitlines()
+
+
+def test_allocation_moves_blocks_of_the_widest_layers(tmp_path: Path) -> None:
+    """At the default ratio six blocks are too few to move one; at 0.2 one goes up, one down."""
+    passes = "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0.2},daq-lower),pack"
+    report = qdc.compile(MODEL, passes, out=tmp_path / "out", samples=8, length=64)
+    assert report.sign_bits == 2
+    for layer in report.layers:
+        mixed = [1, 2, 2, 2, 2, 3] if layer.kind.endswith(".ff_out") else [2, 2]
+        assert sorted(layer.orders) == mixed

@@ -125,3 +125,17 @@ def test_refuses_another_version(
     (newer / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="version 1"):
         decoded["read"](newer)
+
+
+def test_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    wide(tmp_path / "m")
+    cases = {
+        (): "usage: python examples/read_artifact.py OUT",
+        (tmp_path / "m",): f"{tmp_path / 'm'} is no qdc artifact of format version 1",
+        (tmp_path / "x",): f"No such file or directory: '{tmp_path / 'x' / 'config.json'}'",
+    }
+    for arguments, message in cases.items():
+        found = python(READER, *arguments)
+        assert (found.returncode, found.stdout) == (1, "")
+        assert found.stderr.endswith(f"{message}\n")
+        assert found.stderr.count("\n") == 1

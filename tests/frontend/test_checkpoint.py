@@ -126,10 +126,10 @@ def test_all_tensors_that_are_not_finite_are_named(tmp_path: Path, number: float
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    assert "no such model folder" in refused(tmp_path / "nowhere").what
+    assert "is not there" in refused(tmp_path / "nowhere").what
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    assert "no such model folder" in refused(file).what
+    assert "is a file" in refused(file).what
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_a_configuration_that_is_none(tmp_path: Path, content: bytes, text: str)
 def test_a_configuration_that_is_missing(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert refused(tmp_path).what == "cannot read config.json: No such file or directory"
+    assert refused(tmp_path).what == "cannot read config.json: no such file or directory"
     (tmp_path / "config.json").mkdir()
-    assert refused(tmp_path).what == "cannot read config.json: Is a directory"
+    assert refused(tmp_path).what == "cannot read config.json: is a directory"
 
 
 def test_a_folder_without_safetensors(tmp_path: Path) -> None:

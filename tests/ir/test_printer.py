@@ -100,9 +100,16 @@ def test_data_for_json() -> None:
     assert data["version"] == 1
     assert data["after"].startswith("stages(")
     assert [node["name"] for node in data["nodes"]] == ["h0.gate", "h1.gate"]
+    assert [region["name"] for region in data["regions"]] == ["h0", "h1"]
     gate = data["nodes"][0]
     assert gate["type"] == {"dtype": "f32", "shape": ["B", "L", 16]}
     assert gate["annotations"] == {"orders": {"blocks": [1, 3], "widths": [128, 128], "budget": 2}}
+
+
+def test_data_has_the_regions_of_its_nodes() -> None:
+    data = json.loads(json.dumps(as_data(compiled(), only="h1.*")))
+    assert [region["name"] for region in data["regions"]] == ["h1"]
+    assert as_data(compiled(), only="head")["regions"] == []
 
 
 def test_data_of_a_pattern_that_matches_nothing() -> None:

@@ -131,3 +131,10 @@ def test_samples_are_masked_behind_the_prefix(model: Path, text: Path, tmp_path:
     assert (tokens[-1, 3:] == MASK).all(), "the last sample stands at time one"
     shares = (tokens == MASK).double().mean(dim=1)
     assert shares[:4].mean() < shares[4:].mean()
+
+
+def test_samples_longer_than_the_model_takes_are_refused_early(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidCalibration, match="asked for, the model takes 64"):
+        moments(model, tmp_path, text, "samples=1 length=65")

@@ -207,7 +207,7 @@ def test_all_unmet_needs_are_reported_together(registry: Registry) -> None:
         check_order(plan, final=(Packed,), backend="reference")
     nothing = "which nothing before it provides"
     assert caught.value.what == (
-        "3 needs of the pipeline are unmet: "
+        "the pipeline has 3 unmet needs: "
         f"sensitivity reads @moment, {nothing}; "
         f"daq-lower reads @orders, {nothing}; backend reference reads @packed, {nothing}"
     )
@@ -283,3 +283,9 @@ def test_a_cut_is_a_prefix(place: int) -> None:
 def test_an_option_that_is_not_a_number_never_reaches_a_pass(registry: Registry) -> None:
     with pytest.raises(ValueError, match="finite"):
         Sensitivity(damp=math.nan)
+
+
+def test_what_a_pass_used_up_cannot_be_read_again(registry: Registry) -> None:
+    plan = build_plan("rtn-lower,pack,pack", registry)
+    with pytest.raises(MissingAnnotation, match="pack reads @lowered, which pack used up"):
+        check_order(plan, final=(Packed,), backend="reference")

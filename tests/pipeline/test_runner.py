@@ -214,3 +214,18 @@ def test_a_new_lowering_takes_the_packed_form_away(model: Path, tmp_path: Path) 
 
     text = "rtn-lower,pack,spy{label=a},rtn-lower,spy{label=b}"
     run_passes(model, tmp_path, spying(look), text, stop_after="spy")
+
+
+def test_lowering_twice_does_not_gather_tensors(model: Path, tmp_path: Path) -> None:
+    """What a second lowering replaces is released: memory does not grow with depth."""
+    held: list[int] = []
+
+    def look(label: str, unit: Unit) -> None:
+        held.append(sum(tensor.nbytes for _, tensor in unit.tensors.held()))
+
+    run_passes(model, tmp_path / "a", spying(look), "rtn-lower,rtn-lower{bits=4},pack,spy")
+    once: list[int] = list(held)
+    held.clear()
+    run_passes(model, tmp_path / "b", spying(look), "rtn-lower{bits=4},pack,spy")
+    assert once == held
+    assert len(set(held)) == 1
