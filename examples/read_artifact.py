@@ -1,7 +1,4 @@
-"""Decode an artifact with numpy and safetensors alone: no torch, no qdc. See docs/format.md.
-
-python examples/read_artifact.py OUT
-"""
+"""Decode an artifact with numpy and safetensors alone: no torch, no qdc. See docs/format.md."""
 
 import json
 import sys
@@ -10,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import safe_open
 
-Array = npt.NDArray[Any]
+Array = np.ndarray[Any, Any]
 
 
 def read(folder: Path) -> dict[str, Array]:
     """Decode every quantized layer: full path to ``float32[rows, columns]``."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("quantization_config", {})
+    config = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config", {})
     if config.get("quant_method") != "qdc" or config["format_version"] != 1:
         raise ValueError(f"{folder} is no qdc artifact of format version 1")
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
@@ -29,8 +24,12 @@ def read(folder: Path) -> dict[str, Array]:
         if path in found and suffix != "bias":
             with safe_open(folder / Path(shard).name, framework="numpy") as file:
                 found[path][suffix] = file.get_tensor(name)
-    codecs, layers = {"multi-binary": multi_binary, "uniform": uniform}, config["layers"]
-    return {path: codecs[layers[path]["codec"]](layers[path], found[path]) for path in found}
+    return {path: decode_layer(config["layers"][path], found[path]) for path in found}
+
+
+def decode_layer(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:
+    """``float32[rows, columns]`` from an entry of ``layers`` and the layer's tensors."""
+    return {"multi-binary": multi_binary, "uniform": uniform}[layer["codec"]](layer, stored)
 
 
 def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:

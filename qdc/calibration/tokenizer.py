@@ -74,9 +74,7 @@ def encoder(tokenizer: "PreTrainedTokenizerFast") -> Callable[[str], list[int]]:
     """
 
     def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=True
-        )
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
     return encode

@@ -135,7 +135,9 @@ def _orders(report: CompileReport) -> str:
     """How many blocks have each order, and how many layers have more than one."""
     found = [layer.orders for layer in report.layers if layer.orders]
     blocks = sorted(Counter(order for orders in found for order in orders).items())
-    counts = ", ".join(f"{count:,} blocks of order {order}" for order, count in blocks)
+    counts = ", ".join(
+        f"{count:,} block{'s' * (count > 1)} of order {order}" for order, count in blocks
+    )
     mixed = sum(len(set(orders)) > 1 for orders in found)
     return f"{counts}; {mixed} of {len(found)} layers mixed"
 

@@ -106,10 +106,8 @@ def print_comparison(to: Console, found: Comparison) -> None:
 
 
 def _title(found: Evaluation) -> str:
-    return (
-        f"nats a token   {found.windows} windows of {found.length} tokens "
-        f"from {found.documents} documents"
-    )
+    windows = "1 window" if found.windows == 1 else f"{found.windows} windows"
+    return f"nats a token   {windows} of {found.length} tokens from {found.documents} documents"
 
 
 def _check_counts(seeds: int, windows: int, compared: bool) -> None:

@@ -167,7 +167,7 @@ def test_unwritable_places_are_named(model: Path, tmp_path: Path, refused: Comma
 def test_an_artifact_is_not_compiled_again(
     artifact: Path, tmp_path: Path, refused: Command
 ) -> None:
-    assert "quantized already" in refused("compile", artifact, "-o", tmp_path / "out", *RTN)
+    assert "is a qdc artifact" in refused("compile", artifact, "-o", tmp_path / "out", *RTN)
 
 
 def test_truncated_dump_is_refused(artifact: Path, tmp_path: Path, refused: Command) -> None:
