@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Command, check_refusal
+from tests.cli.conftest import check_refusal
 from tests.support.commands import qdc as command
 
 HELP_FIELD, HELP_DEVICE = "did you mean text?", "known: cpu, cuda"
@@ -63,7 +63,6 @@ TYPOS = {
     ),
     "eval ratios": ((*EVAL, "--ratios", "0.5;1"), "'0.5;1'", "0.15"),
 }  # fmt: skip
-REAL = ("command", "option name", "pass", "pass option", "backend", "dump-after", "show tags")
 
 
 @pytest.fixture
@@ -72,22 +71,12 @@ def places(model: Path, artifact: Path, text: Path, tmp_path: Path) -> dict[str,
 
 
 @pytest.mark.parametrize("typo", TYPOS)
-def test_typo_is_refused(
-    typo: str, refused: Command, places: dict[str, Path], tmp_path: Path
-) -> None:
-    arguments, named, helped = TYPOS[typo]
-    message = refused(*(places.get(argument, argument) for argument in arguments))
-    assert named in message
-    assert helped.lower() in message.lower()
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("typo", REAL)
 def test_typo_is_refused_by_the_real_command(
     typo: str, places: dict[str, Path], tmp_path: Path
 ) -> None:
-    arguments, named, _ = TYPOS[typo]
+    arguments, named, helped = TYPOS[typo]
     found = command(*(places.get(argument, argument) for argument in arguments))
     check_refusal(found.returncode, found.stdout, found.stderr)
     assert named in found.stderr
+    assert helped.lower() in found.stderr.lower()
     assert not list(tmp_path.iterdir())
