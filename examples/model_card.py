@@ -65,7 +65,7 @@ is measured on a model that has learned something. It is no assistant.
 | shape | 6 blocks, width 256, 4 heads, feed-forward 768, length {max(record["window_lengths"])} |
 | objective | t ~ U(0, 1), cross-entropy of the masked tokens, averaged over each sequence |
 | optimizer | Muon inside the blocks, AdamW outside, each run with decay to zero |
-| steps | {steps:,} of {record["tokens_of_a_step"]:,} tokens, in {len(runs)} runs at rate {rates} |
+| steps | {steps:,} of {record["tokens_of_a_step"]:,} tokens, one run for each rate: {rates} |
 | tokens seen | {tokens:,} |
 | time | {seconds / 60:.0f} minutes on {record["device"]}, shared with other work |
 | torch | {record["torch"]} |

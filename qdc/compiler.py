@@ -24,7 +24,7 @@ from qdc.ir.graph import Region
 from qdc.ir.verify import verify
 from qdc.models.families import build
 from qdc.pipeline.dumper import Dumper
-from qdc.pipeline.instruments import Instrument, Meter, Verifier
+from qdc.pipeline.instruments import Instrument, Meter, Remarks, Verifier
 from qdc.pipeline.plan import Plan, build_plan, check_order, configure
 from qdc.pipeline.repro import Repro
 from qdc.pipeline.runner import Runner
@@ -150,11 +150,11 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
     calibration = _calibration(job)
     digest = checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total))
     workspace = Workspace(program, checkpoint, torch.device(job.device), calibration)
-    meter = Meter(job.plan)
+    meter, remarks = Meter(job.plan), Remarks()
     dumper = Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
     ticker = _Ticker(notify, job.plan, program)
-    instruments = (repro, ticker, meter, *job.instruments, dumper, Verifier())
+    instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, Verifier())
     with _writer(job) as writer, _scratch(job) as scratch, exact_products():
         emission = None
         if writer is not None:
@@ -171,7 +171,7 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
         verify(program.graph, workspace.tensors)
         if emission is not None and job.backend is not None:
             job.backend.finish(emission)
-        report = _report(job, workspace, meter, writer).model_copy(
+        report = _report(job, workspace, meter, remarks, writer).model_copy(
             update={
                 "dumps": tuple(map(str, dumper.write())),
                 "seconds": time.perf_counter() - started,
@@ -230,7 +230,11 @@ def _facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, 
 
 
 def _report(
-    job: Job, workspace: Workspace, meter: Meter, writer: ArtifactWriter | None
+    job: Job,
+    workspace: Workspace,
+    meter: Meter,
+    remarks: Remarks,
+    writer: ArtifactWriter | None,
 ) -> CompileReport:
     graph, text = workspace.program.graph, workspace.calibration
     source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
@@ -249,7 +253,7 @@ def _report(
             PassReport(name=m.name, seconds=m.seconds, peak_bytes=m.peak_bytes, units=m.units)
             for m in meter.measured
         ),
-        remarks=tuple(map(str, workspace.remarks)),
+        remarks=tuple(map(str, remarks.found)),
         bytes_before=workspace.checkpoint.nbytes,
         bytes_after=0 if writer is None else writer.nbytes,
         tensor_bytes=0 if writer is None else writer.tensor_bytes,

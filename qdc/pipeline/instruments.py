@@ -10,6 +10,7 @@ from qdc.errors import InvalidGraph
 from qdc.ir.verify import verify
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.unit import Unit
+from qdc.pipeline.workspace import Remark
 
 
 class Instrument:
@@ -46,6 +47,19 @@ class Verifier(Instrument):
                     where=lacking,
                     help="annotate every layer of the unit, or annotate @kept on those left out",
                 )
+
+
+class Remarks(Instrument):
+    """Collect what passes say about layers."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.found: list[Remark] = []
+
+    def after(self, place: int, unit: Unit) -> None:
+        """Take over the remarks of this application."""
+        self.found += unit.workspace.remarks
+        unit.workspace.remarks.clear()
 
 
 @dataclass

@@ -54,6 +54,7 @@ class Workspace:
     calibration: Calibration | None
     tensors: TensorTable = field(default_factory=TensorTable)
     remarks: list[Remark] = field(default_factory=list)
+    """Of the pass that runs now; an instrument takes them over."""
     linear_calls: int = 0
     """Linears executed for calibration, counted once for each sample."""
     samples: int = 0

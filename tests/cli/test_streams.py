@@ -3,8 +3,10 @@
 import errno
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,26 @@ def test_a_closed_pipe_is_no_error(artifact: Path) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=120) == 0
+
+
+def test_a_terminated_compile_leaves_nothing(tmp_path: Path) -> None:
+    """SIGTERM in the middle: the half-written folder is removed on the way out."""
+    model = Path(__file__).parents[2] / "examples" / "tiny-llada"
+    process = popen(
+        "compile",
+        model,
+        "-o",
+        tmp_path / "out",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert any(tmp_path.iterdir())
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

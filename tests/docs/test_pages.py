@@ -72,9 +72,9 @@ def test_every_page_has_code_that_runs() -> None:
 def test_links_between_pages_lead_somewhere() -> None:
     broken = [
         f"{page.name}: {target}"
-        for page in DOCS.glob("*.md")
+        for page in (ROOT / "README.md", *DOCS.glob("*.md"))
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
-        if "://" not in target and not (DOCS / target).exists()
+        if "://" not in target and not (page.parent / target).exists()
     ]
     assert not broken
 
@@ -83,7 +83,7 @@ def test_files_that_the_pages_name_exist() -> None:
     named = re.compile(r"`((?:examples|passes|backends|tests|docs)/[\w./-]*)`")
     broken = [
         f"{page.name}: {path}"
-        for page in DOCS.glob("*.md")
+        for page in (ROOT / "README.md", *DOCS.glob("*.md"))
         for path in named.findall(page.read_text(encoding="utf-8"))
         if not (ROOT / path).exists()
     ]
