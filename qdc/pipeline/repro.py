@@ -3,7 +3,7 @@
 import traceback
 from pathlib import Path
 
-from qdc.errors import InvalidGraph, QdcError
+from qdc.errors import InvalidCalibration, InvalidCheckpoint
 from qdc.ir.dump import to_bytes
 from qdc.ir.printer import render
 from qdc.pipeline.dumper import Notes, notes_of
@@ -15,8 +15,7 @@ from qdc.pipeline.unit import Unit
 class Repro(Instrument):
     """Write the graph before the failing pass, the error, and the command that reruns it.
 
-    Errors that name a mistake in the input need none; a graph left broken, and every other
-    exception, do.
+    Only a mistake in the checkpoint or in the calibration text needs none: the error names it.
     """
 
     def __init__(self, plan: Plan, folder: Path, command: str) -> None:
@@ -30,7 +29,7 @@ class Repro(Instrument):
 
     def failed(self, place: int, unit: Unit, error: Exception) -> None:
         """Write the folder and say so in a note on the error."""
-        if isinstance(error, QdcError) and not isinstance(error, InvalidGraph):
+        if isinstance(error, InvalidCalibration | InvalidCheckpoint):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [
