@@ -63,7 +63,8 @@ def test_options_are_refused(
         "compile", model, "-o", tmp_path / "out", *(places.get(word, word) for word in arguments)
     )
     assert [part for part in named if part not in message] == []
-    assert not list(tmp_path.iterdir())
+    left = ["out-repro"] if case == "no inverse" else []  # a pass failed, not a check before it
+    assert [path.name for path in tmp_path.iterdir()] == left
 
 
 COUNTS = {
