@@ -30,9 +30,10 @@ class Reference(Backend):
         graph, writer = emission.graph, emission.writer
         inside = {name for region in graph.regions for name in region.nodes}
         rest = [node.name for node in graph if node.name not in inside]
-        writer.shard(_shard_name(emission, len(graph.regions)), emission.kept(rest))
+        tensors = {**emission.packed(rest), **emission.kept(rest)}
+        writer.shard(_shard_name(emission, len(graph.regions)), tensors)
         writer.index()
-        layers = emission.layers()
+        layers, biases = emission.layers(), emission.added_biases()
         writer.json(
             CONFIG,
             {
@@ -49,6 +50,7 @@ class Reference(Backend):
                     "modules_to_not_convert": [
                         node.path for node in graph.linears() if node.path not in layers
                     ],
+                    **({"added_biases": biases} if biases else {}),
                     "layers": layers,
                 },
             },

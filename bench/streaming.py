@@ -32,9 +32,9 @@ def streamed(folder: Path, batches: list[Tensor]) -> tuple[Moments, int]:
     """Collect the moments as the compiler does; also return the linears executed."""
     checkpoint, program = open_model(folder)
 
-    def weights(name: str, role: str) -> Tensor:
-        node = program.graph[name]
-        return checkpoint.tensor(next(p.name for p in node.parameters if p.role == role)).float()
+    def weights(name: str) -> dict[str, Tensor]:
+        parameters = program.graph[name].parameters
+        return {p.role: checkpoint.tensor(p.name).float() for p in parameters}
 
     stream = Stream(program, batches, weights, torch.device("cpu"))
     found: Moments = {}

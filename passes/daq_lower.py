@@ -2,8 +2,10 @@
 
 Source: Quant-dLLM, arXiv 2510.03274, Data-aware Any-order Quantizer (DAQ), in the released code's
 form (github.com/ZTA2785/Quant-dLLM): greedy start, joint cyclic refits of all scales with outliers
-weighted, joint search over the signs. Scales are rounded to fp16 before the error is taken, so
-what later blocks and layers see is what is stored. Compensation between blocks is the exact
+weighted, joint search over the signs. Ours after that (``feedback``): the signs are chosen anew
+column by column, each seeing the errors of the others, and the scales are refitted in the metric
+of what later columns cannot compensate (Schur complement); a few rounds, the best is kept. Scales
+are rounded to what is stored before any error is taken. Compensation between blocks is the exact
 triangular one; ``diag`` is the released code's approximation.
 
     before   %h0.q = linear %x   w f16[64,512]
@@ -22,9 +24,11 @@ from qdc.ir.annotations import Factor, Orders
 from qdc.ir.graph import Node
 from qdc.lowering import Lowering
 from qdc.multibinary import MultiBinary
-from qdc.numerics.blocks import BLOCK, block_slices
-from qdc.numerics.feedback import quantize_blocks
-from qdc.numerics.importance import importance, outlier_weight
+from qdc.numerics.binarygrid import BinaryGrid
+from qdc.numerics.blocks import block_slices
+from qdc.numerics.columns import block_metric, quantize_block
+from qdc.numerics.feedback import Compensation, quantize_blocks
+from qdc.numerics.importance import ImportanceKind, importance, outlier_weight
 from qdc.numerics.multibinary import Components, dense, fit
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
@@ -59,13 +63,38 @@ class DaqLower(Lowering):
     tolerance: float = Field(
         default=1e-6, ge=0, description="stop when a sweep gains less than this share; 0 never"
     )
+    fit: Literal["joint", "greedy"] = Field(
+        default="joint", description="all components together (release), or one by one (paper)"
+    )
     sigma: float = Field(default=2.0, gt=0, description="deviations of importance of an outlier")
+    two_sided: bool = Field(
+        default=False, description="count unimportant weights as outliers too (paper)"
+    )
     outlier_weight: float = Field(
         default=3.0, gt=0, description="least-squares weight of an outlier; 1 turns it off"
     )
-    compensation: Literal["exact", "diag", "none"] = Field(
+    importance: ImportanceKind = Field(
+        default="conditional", description="diagonal in the importance: release, or paper"
+    )
+    outliers_of: Literal["current", "original"] = Field(
+        default="current", description="weights whose importance counts: compensated, or original"
+    )
+    compensation: Compensation = Field(
         default="exact", description="how a block's error moves to later blocks"
     )
+    feedback: bool = Field(
+        default=True, description="choose the signs column by column, seeing each other's errors"
+    )
+    rounds: int = Field(
+        default=2, ge=0, le=100, description="refits of the scales, each with feedback anew"
+    )
+    code_sweeps: int = Field(
+        default=1, ge=0, le=100, description="sweeps over the columns after each feedback"
+    )
+    order: Literal["natural", "activation"] = Field(
+        default="natural", description="columns of a block from left, or costliest first"
+    )
+    scale_bits: Literal[8, 16] = Field(default=16, description="bits of a stored scale")
 
     def lower(self, unit: Unit, node: Node) -> tuple[Daq, Tensors]:
         """Quantize the blocks of a layer left to right."""
@@ -74,24 +103,59 @@ class DaqLower(Lowering):
         upper = unit.get(factor.tensor)
         dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
         weight = unit.weight(node).index_fill(1, dead, 0)
-        slices = block_slices(node.columns)
+        width = -(-orders.widths[0] // 8) * 8
+        slices = block_slices(node.columns, width)
         blocks: list[Components] = []
         flagged: list[Tensor] = []
         swept: list[int] = []
 
         def quantize(index: int, block: Tensor) -> Tensor:
             part = slices[index]
-            emphasis = outlier_weight(
-                importance(block, upper[part, part]), self.sigma, self.outlier_weight
+            emphasis = self.emphasis(
+                block if self.outliers_of == "current" else weight[:, part], upper, part
             )
-            fitted, losses = fit(block, orders.blocks[index], emphasis, self.sweeps, self.tolerance)
-            blocks.append(fitted)
+            fitted, losses = fit(
+                block,
+                orders.blocks[index],
+                emphasis,
+                self.sweeps,
+                self.tolerance,
+                greedy=self.fit == "greedy",
+                scale_bits=self.scale_bits,
+            )
             flagged.append((emphasis != 1).sum())
             swept.append(len(losses) - 1)
+            if self.feedback:
+                fitted = self.refine(block, fitted, upper[part, part])
+            blocks.append(fitted)
             return dense(fitted)
 
         quantize_blocks(weight, upper, slices, self.compensation, quantize)
-        codec = MultiBinary(rows=node.rows, columns=node.columns, block=BLOCK, orders=orders.blocks)
+        codec = MultiBinary(
+            rows=node.rows,
+            columns=node.columns,
+            block=width,
+            orders=orders.blocks,
+            scale_bits=self.scale_bits,
+        )
         share = int(torch.stack(flagged).sum()) / weight.numel()
         note = Daq(codec=codec, outliers=share, sweeps=max(swept))
-        return note, MultiBinary.working(blocks, BLOCK)
+        return note, MultiBinary.working(blocks, width)
+
+    def emphasis(self, block: Tensor, upper: Tensor, part: slice) -> Tensor:
+        """Least-squares weights of a block, f32[n, g]: outliers of importance count more."""
+        scores = importance(block, upper[: part.stop, part], self.importance)
+        return outlier_weight(scores, self.sigma, self.outlier_weight, two_sided=self.two_sided)
+
+    def refine(self, block: Tensor, fitted: Components, triangle: Tensor) -> Components:
+        """Alternate column feedback and refits of the scales, from the fitted levels on."""
+        metric = block_metric(triangle, by_activation=self.order == "activation")
+        grid, best = quantize_block(
+            block,
+            dense(fitted),
+            BinaryGrid(fitted, self.scale_bits),
+            metric,
+            rounds=self.rounds,
+            sweeps=self.code_sweeps,
+        )
+        return grid.encode(best)

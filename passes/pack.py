@@ -10,10 +10,7 @@ predicted ones and that unpacking gives the same weight bit for bit, and release
 
 from typing import ClassVar
 
-import torch
-
 from qdc.codec import Lowered
-from qdc.errors import InvalidGraph
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node
 from qdc.passbase import Kinds, Pass
@@ -37,18 +34,7 @@ class Pack(Pass):
         """Pack, check bytes and weight, release."""
         lowered = unit.graph.require(node.name, Lowered)
         codec = lowered.codec
-        working = lowered.working(unit.tensors)
-        stored = {suffix: tensor.cpu() for suffix, tensor in codec.pack(working).items()}
-        codec.check(stored, node.name)
-        nbytes = sum(tensor.nbytes for tensor in stored.values())
-        same = torch.equal(codec.dense(codec.unpack(stored)), codec.dense(working).cpu())
-        if nbytes != codec.nbytes or not same:
-            raise InvalidGraph(
-                f"codec {codec.name} predicted {codec.nbytes} bytes and packed {nbytes}"
-                if nbytes != codec.nbytes
-                else f"codec {codec.name} does not give back the weight that it packed",
-                where=[f"%{node.name}"],
-            )
+        stored = codec.pack_exactly(lowered.working(unit.tensors), node.name)
         for ref in lowered.tensors:
             unit.tensors.release(ref.name)
         return Packed(

@@ -10,63 +10,16 @@ reads no statistics, so ``rtn-lower,pack`` compiles without calibration; with a 
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from qdc.codec import Codec, Lowered, Tensors
+from qdc.codec import Lowered, Tensors
 from qdc.ir.graph import Node
-from qdc.ir.types import ValueType
 from qdc.lowering import Lowering
 from qdc.numerics.blocks import block_slices
-from qdc.numerics.uniform import Uniform, dense_uniform, fit_uniform, pack_codes, unpack_codes
+from qdc.numerics.uniform import fit_uniform
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
-
-
-class UniformGrid(Codec):
-    """W = scale * code + minimum, one scale and minimum for each row and group of columns."""
-
-    name: ClassVar[str] = "uniform"
-
-    group: int = Field(gt=0, multiple_of=8, le=1 << 16)
-    bits: Literal[1, 2, 4, 8]
-
-    @property
-    def groups(self) -> int:
-        """Groups of a row."""
-        return -(-self.columns // self.group)
-
-    @property
-    def payload_bits(self) -> int:
-        """Bits of the codes."""
-        return self.rows * self.columns * self.bits
-
-    def specification(self) -> dict[str, ValueType]:
-        """Codes, scales, minima."""
-        rows, groups = self.rows, self.groups
-        return {
-            "codes": ValueType(dtype="u8", shape=(rows, groups, self.group * self.bits // 8)),
-            "scale": ValueType(dtype="f16", shape=(rows, groups)),
-            "minimum": ValueType(dtype="f16", shape=(rows, groups)),
-        }
-
-    def pack(self, working: Tensors) -> dict[str, Tensor]:
-        """Codes to bit fields, lowest bits first."""
-        return {**working, "codes": pack_codes(working["codes"], self.bits).contiguous()}
-
-    def unpack(self, stored: Tensors) -> dict[str, Tensor]:
-        """Bit fields to codes."""
-        return {**stored, "codes": unpack_codes(stored["codes"], self.bits, self.group)}
-
-    def dense(self, working: Tensors) -> Tensor:
-        """``scale * code + minimum`` in fp32, the padding cut off."""
-        grid = Uniform(
-            working["codes"].flatten(0, 1),
-            working["scale"].flatten().float(),
-            working["minimum"].flatten().float(),
-        )
-        return dense_uniform(grid).reshape(self.rows, -1)[:, : self.columns].contiguous()
+from qdc.uniformgrid import UniformGrid
 
 
 class Rtn(Lowered):
@@ -98,13 +51,4 @@ class RtnLower(Lowering):
         codec = UniformGrid(rows=node.rows, columns=node.columns, group=self.group, bits=self.bits)
         slices = block_slices(node.columns, self.group)
         grids = [fit_uniform(weight[:, part], self.bits) for part in slices]
-        tensors = {
-            "codes": torch.stack([_padded(grid.codes, self.group) for grid in grids], dim=1),
-            "scale": torch.stack([grid.scale for grid in grids], dim=1).half(),
-            "minimum": torch.stack([grid.minimum for grid in grids], dim=1).half(),
-        }
-        return Rtn(codec=codec), tensors
-
-
-def _padded(codes: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(codes, (0, width - codes.shape[1]))
+        return Rtn(codec=codec), UniformGrid.working(grids, self.group)

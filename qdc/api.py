@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qdc.calibration.records import Fields
 from qdc.compiler import plan_job, run_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
@@ -23,11 +24,13 @@ def compile(
     out: PathLike,
     calibration: PathLike | None = None,
     text_field: str = "text",
+    chat_fields: str | None = None,
     samples: int | None = None,
     length: int | None = None,
     seed: int | None = None,
     device: str = "cpu",
     force: bool = False,
+    write_report: bool = True,
     plugins: PathLike | Sequence[PathLike] = (),
     dump_after: str | Sequence[str] = (),
     dump_dir: PathLike | None = None,
@@ -41,13 +44,17 @@ def compile(
         passes: a pipeline, or the name of a preset.
         backend: an emitter, as ``name`` or ``name{option=value}``.
         out: folder of the artifact; it appears when it is complete.
-        calibration: a text or jsonl file; the embedded text without one.
-        text_field: field of a jsonl line that holds the text.
+        calibration: a text or jsonl file, or the folder of a dataset (``save_to_disk``, parquet,
+            jsonl); the embedded text without one.
+        text_field: field of a record that holds the text.
+        chat_fields: ``prompt,answer``, the fields of a record that hold a prompt and its answer, or
+            ``messages``, that of a list of messages: only the (last) answer is ever masked.
         samples: sequences to calibrate on; for every pass that has this option.
         length: tokens of a sequence; the same.
         seed: seed of windows and masks; the same.
         device: ``cpu`` or ``cuda``.
         force: replace an artifact that is at ``out``.
+        write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
         plugins: files that define further passes or backends.
         dump_after: names of passes, or ``all``: write the graph after each.
         dump_dir: where; beside ``out`` if not given.
@@ -69,9 +76,10 @@ def compile(
         backend=backend,
         overrides={"samples": samples, "length": length, "seed": seed},
         calibration=None if calibration is None else Path(calibration),
-        text_field=text_field,
+        fields=Fields.parse(text_field, chat_fields),
         device=device,
         force=force,
+        report=write_report,
         dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
         dump_folder=None if dump_dir is None else Path(dump_dir),
         stop_after=stop_after,

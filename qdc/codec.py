@@ -13,11 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.errors import InvalidArtifact, QdcError
+from qdc.errors import InvalidArtifact, InvalidGraph, InvalidPipeline, QdcError
 from qdc.ir.annotations import Annotation
 from qdc.ir.graph import Node
 from qdc.ir.tensors import TensorTable
 from qdc.ir.types import BYTES, Frozen, TensorRef, ValueType, short_dtype
+from qdc.numerics.blocks import block_slices
+from qdc.relaxation import Relaxation
 
 Tensors = Mapping[str, Tensor]
 SIZE_LIMIT = 1 << 24
@@ -54,6 +56,47 @@ class Codec(Frozen):
         """``f32[rows, columns]``, computed exactly as the format's formula says."""
 
     @property
+    def column_blocks(self) -> tuple[slice, ...]:
+        """The columns in the parts that reports tell apart: a codec's own blocks, or of 128."""
+        return block_slices(self.columns)
+
+    def pack_exactly(self, working: Tensors, layer: str) -> dict[str, Tensor]:
+        """Pack to the CPU, and prove that nothing was lost.
+
+        Raises:
+            InvalidGraph: the bytes are not the predicted ones, or unpacking gives another weight.
+        """
+        stored = {suffix: tensor.cpu() for suffix, tensor in self.pack(working).items()}
+        self.check(stored, layer)
+        nbytes = sum(tensor.nbytes for tensor in stored.values())
+        if nbytes != self.nbytes:
+            raise InvalidGraph(
+                f"codec {self.name} predicted {self.nbytes} bytes and packed {nbytes}",
+                where=[f"%{layer}"],
+            )
+        if not torch.equal(self.dense(self.unpack(stored)), self.dense(working).cpu()):
+            raise InvalidGraph(
+                f"codec {self.name} does not give back the weight that it packed",
+                where=[f"%{layer}"],
+            )
+        return stored
+
+    def relax(self, working: Tensors, weight: Tensor) -> Relaxation:
+        """The working tensors as something that gradients can move.
+
+        Args:
+            working: where to start.
+            weight: ``f32[rows, columns]``, the original.
+
+        Raises:
+            InvalidPipeline: the codec has no such form.
+        """
+        raise InvalidPipeline(
+            f"layers stored as {self.name} cannot be polished",
+            help="leave polish out, or lower them by a pass whose codec can: daq-lower",
+        )
+
+    @property
     def nbytes(self) -> int:
         """Predicted bytes of all stored tensors."""
         return sum(t.elements({}) * BYTES[t.dtype] for t in self.specification().values())
@@ -79,6 +122,7 @@ class Lowered(Annotation):
     """A layer in the working form of a codec; subclasses narrow ``codec`` and add statistics."""
 
     slot: ClassVar[str] = "lowered"
+    on: ClassVar[tuple[str, ...]] = ("linear", "embedding")
 
     codec: Codec
     tensors: tuple[TensorRef, ...] = ()
@@ -86,6 +130,8 @@ class Lowered(Annotation):
     """Name of each working tensor."""
     error: float | None = Field(default=None, ge=0)
     """Relative output error on the calibration states; None if none were collected."""
+    block_errors: tuple[float, ...] = ()
+    """The share of each of the codec's column blocks in it; they add up to the error."""
 
     @classmethod
     def codec_class(cls) -> type[Codec]:

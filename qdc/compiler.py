@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from qdc import __version__
 from qdc.artifact.emission import Emission
 from qdc.artifact.writer import ArtifactWriter, check_target
 from qdc.backendbase import Backend
-from qdc.calibration.text import DEFAULT_FIELD, read_text
+from qdc.calibration.records import Fields
+from qdc.calibration.text import read_source
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.errors import InvalidPipeline, QdcError
 from qdc.frontend.checkpoint import Checkpoint
@@ -31,7 +33,23 @@ from qdc.pipeline.runner import Runner
 from qdc.pipeline.syntax import parse_item
 from qdc.pipeline.workspace import Calibration, Workspace
 from qdc.registry import Registry
-from qdc.report import CompileReport, PassReport, layer_reports
+from qdc.report import CompileReport, layer_reports
+from qdc.report.collect import (
+    environment,
+    file_reports,
+    full_text,
+    outside_reports,
+    pass_reports,
+    size_parts,
+)
+from qdc.report.files import (
+    PAGE,
+    ReportWriter,
+    artifact_digest,
+    check_report_target,
+    discard_report,
+    report_folder,
+)
 from qdc.runtime.device import check_device, exact_products
 from qdc.runtime.load import refuse_compiled
 
@@ -50,9 +68,11 @@ class Job:
     """None if the pipeline stops before an artifact."""
     registry: Registry
     calibration: Path | None = None
-    text_field: str = DEFAULT_FIELD
+    fields: Fields = field(default=Fields())
     device: str = "cpu"
     force: bool = False
+    report: bool = True
+    """Whether the report is written beside the artifact."""
     dump_places: frozenset[int] = frozenset()
     dump_folder: Path = Path()
     repro_folder: Path = Path("repro")
@@ -69,9 +89,10 @@ def plan_job(
     backend: str = "reference",
     overrides: dict[str, object] | None = None,
     calibration: Path | None = None,
-    text_field: str = DEFAULT_FIELD,
+    fields: Fields | None = None,
     device: str = "cpu",
     force: bool = False,
+    report: bool = True,
     dump_after: Sequence[str] = (),
     dump_folder: Path | None = None,
     stop_after: str | None = None,
@@ -105,14 +126,17 @@ def plan_job(
     if stop_after is None:
         check_order(plan, final=emitter.requires, backend=emitter.name)
         check_target(out, force=force)
+        if report:
+            check_report_target(out)
     if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
         raise InvalidPipeline(
             "no pass of the pipeline reads calibration text, and --calibration is given",
             help=f"the pipeline is: {plan}",
         )
-    if text_field != DEFAULT_FIELD and calibration is None:
+    fields = fields or Fields()
+    if fields.option and calibration is None:
         raise InvalidPipeline(
-            "--text-field is given, and no file to read it from", help="add --calibration FILE"
+            f"{fields.option} is given, and no file to read it from", help="add --calibration FILE"
         )
     dump_folder = dump_folder or out.with_name(f"{out.name}-dumps")
     if places:
@@ -125,9 +149,10 @@ def plan_job(
         backend=None if stop_after is not None else emitter,
         registry=registry,
         calibration=calibration,
-        text_field=text_field,
+        fields=fields,
         device=device,
         force=force,
+        report=report,
         dump_places=places,
         dump_folder=dump_folder,
         repro_folder=out.with_name(f"{out.name}-repro"),
@@ -149,7 +174,13 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
         step.check(program.graph)
     calibration = _calibration(job)
     digest = checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total))
-    workspace = Workspace(program, checkpoint, torch.device(job.device), calibration)
+    workspace = Workspace(
+        program,
+        checkpoint,
+        torch.device(job.device),
+        calibration,
+        returns=job.plan.returns(),
+    )
     meter, remarks = Meter(job.plan), Remarks()
     dumper = Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
@@ -171,15 +202,30 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
         verify(program.graph, workspace.tensors)
         if emission is not None and job.backend is not None:
             job.backend.finish(emission)
-        report = _report(job, workspace, meter, remarks, writer).model_copy(
+        report = _report(job, workspace, meter, remarks, digest, writer).model_copy(
             update={
                 "dumps": tuple(map(str, dumper.write())),
                 "seconds": time.perf_counter() - started,
             }
         )
         if writer is not None:
-            writer.commit()
+            _commit(job, writer, report)
     return report
+
+
+def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
+    """Make the artifact appear, and its report with it."""
+    if not job.report:
+        writer.commit()
+        discard_report(job.out)
+        return
+    pages = ReportWriter(job.out)
+    try:
+        pages.stage(report)
+        writer.commit()
+        pages.commit()
+    finally:
+        pages.abort()
 
 
 def open_model(folder: Path) -> tuple[Checkpoint, Program]:
@@ -201,7 +247,7 @@ def open_model(folder: Path) -> tuple[Checkpoint, Program]:
 def _calibration(job: Job) -> Calibration | None:
     if not any(step.reads_calibration for step in job.plan.passes()):
         return None
-    source = read_text(job.calibration, job.text_field)
+    source = read_source(job.calibration, job.fields)
     return Calibration(source, encoder(load_tokenizer(job.model)))
 
 
@@ -234,29 +280,39 @@ def _report(
     workspace: Workspace,
     meter: Meter,
     remarks: Remarks,
+    digest: str,
     writer: ArtifactWriter | None,
 ) -> CompileReport:
     graph, text = workspace.program.graph, workspace.calibration
     source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
     layers = sum(1 for _ in graph.layers())
+    parts = () if writer is None else size_parts(graph)
     return CompileReport(
         out=None if writer is None else str(job.out),
+        report=str(report_folder(job.out) / PAGE) if writer is not None and job.report else None,
+        created=datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC"),
         family=graph.model.family,
         pipeline=str(job.plan),
+        full_pipeline=full_text(job.plan),
         backend=str(job.backend) if job.backend is not None else "",
         device=job.device,
+        environment=environment(job.device),
+        checkpoint=str(job.model.absolute()),
+        checkpoint_sha256=digest,
         calibration=source,
+        artifact_sha256="" if writer is None else artifact_digest(writer.folder),
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),
+        outside=tuple(outside_reports(graph)),
         coverage=coverage(graph),
-        passes=tuple(
-            PassReport(name=m.name, seconds=m.seconds, peak_bytes=m.peak_bytes, units=m.units)
-            for m in meter.measured
-        ),
+        passes=pass_reports(job.plan, meter.measured),
         remarks=tuple(map(str, remarks.found)),
         bytes_before=workspace.checkpoint.nbytes,
         bytes_after=0 if writer is None else writer.nbytes,
         tensor_bytes=0 if writer is None else writer.tensor_bytes,
+        predicted_bytes=sum(part.nbytes for part in parts),
+        parts=parts,
+        files=() if writer is None else file_reports(writer.folder),
         layer_forwards=workspace.linear_calls / max(1, workspace.samples * layers),
         seconds=0.0,
     )

@@ -7,12 +7,13 @@ and the report of weights that no fp16 scale holds are done here, once.
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 from qdc.codec import Lowered, Tensors
 from qdc.errors import InvalidCheckpoint
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node
-from qdc.numerics.error import relative_output_error
+from qdc.numerics.error import block_errors
 from qdc.passbase import Pass
 from qdc.pipeline.unit import Unit
 
@@ -41,10 +42,10 @@ class Lowering(Pass, ABC):
                 failed[f"%{node.name}"] = str(error)
                 continue
             refs = tuple(unit.put(f"{node.name}:{s}", tensor) for s, tensor in working.items())
+            kept = {"tensors": refs, "suffixes": tuple(working)}
             measured = output_error(unit, node, note, working)
-            kept = {"tensors": refs, "suffixes": tuple(working), "error": measured}
-            unit.annotate(node, note.model_copy(update=kept))
-            unit.remark("passed", node, error=measured)
+            unit.annotate(node, note.model_copy(update={**kept, **measured}))
+            unit.remark("passed", node, error=measured["error"])
         if failed:
             raise InvalidCheckpoint(
                 f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
@@ -53,14 +54,17 @@ class Lowering(Pass, ABC):
             )
 
 
-def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> float | None:
-    """Relative output error on the calibration states.
+def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> dict[str, Any]:
+    """Relative output error on the calibration states: the annotation's error and block errors.
 
     None without a moment at hand, and where a layer without output makes the share undefined.
     """
     found = unit.graph.get(node.name, Moment)
     moment = None if found is None else unit.find(found.tensor)
     if moment is None:
-        return None
-    error = relative_output_error(unit.weight(node), note.codec.dense(working), moment)
-    return error if math.isfinite(error) else None
+        return {"error": None}
+    dense = note.codec.dense(working)
+    error = block_errors(unit.weight(node), dense, moment, note.codec.column_blocks)
+    if not math.isfinite(error.total):
+        return {"error": None}
+    return {"error": error.total, "block_errors": error.blocks}

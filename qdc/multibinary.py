@@ -6,7 +6,7 @@ are plain ``narrow`` and ``cat`` calls. ``docs/format.md`` specifies it.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -18,7 +18,14 @@ from qdc.ir.annotations import HIGHEST_ORDER, LOWEST_ORDER
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices, block_widths
-from qdc.numerics.components import Components, dense
+from qdc.numerics.components import (
+    Components,
+    decode_scales,
+    dense,
+    encode_scales,
+    side_by_side,
+)
+from qdc.relaxedbinary import RelaxedBinary
 
 
 class MultiBinary(Codec):
@@ -29,6 +36,8 @@ class MultiBinary(Codec):
     block: int = Field(default=128, gt=0, multiple_of=8, le=1 << 16)
     orders: tuple[int, ...] = Field(min_length=1)
     """One order a block, left to right."""
+    scale_bits: Literal[8, 16] = 16
+    """16: scales are fp16. 8: codes of 0..255, parts of one fp16 peak a plane."""
 
     @field_validator("orders")
     @classmethod
@@ -50,6 +59,11 @@ class MultiBinary(Codec):
         return sum(self.orders)
 
     @property
+    def column_blocks(self) -> tuple[slice, ...]:
+        """The blocks that have an order each."""
+        return block_slices(self.columns, self.block)
+
+    @property
     def payload_bits(self) -> int:
         """One bit for each sign; the padding of a ragged last block is not counted."""
         widths = block_widths(self.columns, self.block)
@@ -58,29 +72,41 @@ class MultiBinary(Codec):
     def specification(self) -> dict[str, ValueType]:
         """Planes, row scales, column scales, orders."""
         rows, planes = self.rows, self.planes
-        return {
+        scale = "f16" if self.scale_bits == 16 else "u8"
+        wanted = {
             "planes": ValueType(dtype="u8", shape=(rows, planes, self.block // 8)),
-            "row_scale": ValueType(dtype="f16", shape=(rows, planes)),
-            "col_scale": ValueType(dtype="f16", shape=(1, planes, self.block)),
+            "row_scale": ValueType(dtype=scale, shape=(rows, planes)),
+            "col_scale": ValueType(dtype=scale, shape=(1, planes, self.block)),
             "orders": ValueType(dtype="u8", shape=(len(self.orders),)),
         }
+        if self.scale_bits == 8:
+            wanted["row_peak"] = ValueType(dtype="f16", shape=(1, planes))
+            wanted["col_peak"] = ValueType(dtype="f16", shape=(1, planes, 1))
+        return wanted
 
     def pack(self, working: Tensors) -> dict[str, Tensor]:
-        """Signs to bits; scales as they are."""
-        return {
+        """Signs to bits; scales as they are, or as codes."""
+        packed = {
             "planes": pack_signs(working["signs"]).contiguous(),
             "row_scale": working["row_scale"].contiguous(),
             "col_scale": working["col_scale"].contiguous(),
             "orders": torch.tensor(self.orders, dtype=torch.uint8),
         }
+        if self.scale_bits == 8:
+            row, row_peak = encode_scales(working["row_scale"].T.float())
+            packed["row_scale"], packed["row_peak"] = row.T.contiguous(), row_peak.T.contiguous()
+            column, packed["col_peak"] = encode_scales(working["col_scale"].float())
+            packed["col_scale"] = column
+        return packed
 
     def unpack(self, stored: Tensors) -> dict[str, Tensor]:
-        """Bits to signs."""
-        return {
-            "signs": unpack_signs(stored["planes"], self.block),
-            "row_scale": stored["row_scale"],
-            "col_scale": stored["col_scale"],
-        }
+        """Bits to signs, codes to scales."""
+        row_scale, col_scale = stored["row_scale"], stored["col_scale"]
+        if self.scale_bits == 8:
+            row_scale = decode_scales(row_scale, stored["row_peak"]).half()
+            col_scale = decode_scales(col_scale, stored["col_peak"]).half()
+        signs = unpack_signs(stored["planes"], self.block)
+        return {"signs": signs, "row_scale": row_scale, "col_scale": col_scale}
 
     def dense(self, working: Tensors) -> Tensor:
         """Each block from its components: fp32, components added in order."""
@@ -107,17 +133,11 @@ class MultiBinary(Codec):
             )
             first += order
 
+    def relax(self, working: Tensors, weight: Tensor) -> RelaxedBinary:
+        """Latent weights and scales that start at the working tensors."""
+        return RelaxedBinary(list(self.components(working)), weight, self.block, self.scale_bits)
+
     @staticmethod
     def working(blocks: list[Components], block: int) -> dict[str, Tensor]:
         """Join fitted blocks into the working form; a ragged block is padded with minus and 0."""
-        signs = [_padded(c.signs, block, -1).transpose(0, 1) for c in blocks]
-        columns = [_padded(c.col_scale, block, 0) for c in blocks]
-        return {
-            "signs": torch.cat(signs, dim=1).contiguous(),
-            "row_scale": torch.cat([c.row_scale.T for c in blocks], dim=1).half().contiguous(),
-            "col_scale": torch.cat(columns)[None].half().contiguous(),
-        }
-
-
-def _padded(tensor: Tensor, width: int, value: int) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]), value=value)
+        return side_by_side(blocks, block)

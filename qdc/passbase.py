@@ -53,10 +53,14 @@ class Pass(Configured):
     """Annotations that every layer of a unit must carry before the pass runs."""
     provides: ClassVar[Kinds] = ()
     """Annotations that every layer of a unit carries afterwards."""
+    annotates: ClassVar[Kinds] = ()
+    """Annotations that it writes on other nodes than the layers of its unit."""
     consumes: ClassVar[Kinds] = ()
     """Annotations whose tensors are gone afterwards: no later pass can read them."""
     barrier: ClassVar[bool] = False
     """Whether it needs the whole model at once: everything before it is finished first."""
+    whole_regions: ClassVar[bool] = False
+    """Whether it needs a region at once: it cannot stand inside ``stages(...)``."""
     reads_calibration: ClassVar[bool] = False
     """Whether it draws samples from the calibration text."""
 

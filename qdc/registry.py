@@ -18,6 +18,7 @@ from qdc.backendbase import Backend
 from qdc.codec import Codec, Lowered
 from qdc.errors import DuplicateName, QdcError, UnknownName, nearest
 from qdc.ir.annotations import BUILT_IN, Annotation
+from qdc.ir.tuned import Tuned
 from qdc.passbase import Configured, Pass
 from qdc.pipeline.syntax import STAGES, is_name
 
@@ -96,8 +97,9 @@ class Registry:
         self.plugins.append(f"{path.name} sha256:{digest}")
 
     def _annotation_classes(self) -> Iterator[type[Annotation]]:
-        kinds = [k for p in self.passes.values() for k in (*p.provides, *p.requires)]
-        yield from dict.fromkeys((*BUILT_IN, *kinds))
+        kinds = [k for p in self.passes.values() for k in (*p.provides, *p.requires, *p.annotates)]
+        built_in: tuple[type[Annotation], ...] = (*BUILT_IN, Tuned)
+        yield from dict.fromkeys((*built_in, *kinds))
 
 
 def standard_registry(plugins: Sequence[Path] = ()) -> Registry:

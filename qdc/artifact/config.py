@@ -21,6 +21,8 @@ class QuantizationConfig(BaseModel):
     pipeline: str = ""
     layers: dict[str, dict[str, Any]]
     """For each quantized layer, by full path: ``codec`` and the codec's fields."""
+    added_biases: tuple[str, ...] = ()
+    """Full paths of the linears that have a bias and have none in the model's configuration."""
 
 
 def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:

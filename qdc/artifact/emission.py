@@ -9,9 +9,10 @@ from qdc.artifact.writer import ArtifactWriter
 from qdc.codec import Lowered
 from qdc.errors import InvalidGraph
 from qdc.frontend.checkpoint import Checkpoint
-from qdc.ir.annotations import Packed
+from qdc.ir.annotations import Kept, Packed
 from qdc.ir.graph import LayerGraph
 from qdc.ir.tensors import TensorTable
+from qdc.ir.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,37 @@ class Emission:
         return found
 
     def kept(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors of these nodes that stay as the checkpoint has them."""
+        """Tensors of these nodes that are stored plainly: the checkpoint's own, and tuned ones."""
         found: dict[str, Tensor] = {}
         for name in names:
-            replaced = self.graph.get(name, Packed) is not None
-            for parameter in self.graph[name].parameters:
-                if not (replaced and parameter.role == "weight"):
+            node, tuned = self.graph[name], self.graph.get(name, Tuned)
+            replaced = {"weight"} if self.graph.get(name, Packed) is not None else set()
+            if tuned is not None:
+                for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
+                    found[f"{node.path}.{role}"] = self.tensors.get(ref)
+                    replaced.add(role)
+            for parameter in node.parameters:
+                if parameter.role not in replaced:
                     found[parameter.name] = self.checkpoint.tensor(parameter.name)
         return found
 
+    def added_biases(self) -> list[str]:
+        """Full paths of the linears that have a bias now and had none."""
+        tuned = ((node, self.graph.get(node.name, Tuned)) for node in self.graph.linears())
+        return [node.path for node, note in tuned if note is not None and note.added(node)]
+
     def layers(self) -> dict[str, dict[str, object]]:
         """For each quantized layer, by full path: its codec and the codec's fields.
+
+        Embedding and output head are among them if a pass has quantized them.
 
         Raises:
             InvalidGraph: some layers are packed and kept, or neither.
         """
         layers = {node.name: node.path for node in self.graph.layers()}
+        for node in self.graph.vocabulary():
+            if self.graph.get(node.name, Lowered) and not self.graph.get(node.name, Kept):
+                layers[node.name] = node.path
         packed = {n.name for n in self.graph if self.graph.get(n.name, Packed) is not None}
         if packed != set(layers):
             raise InvalidGraph(

@@ -35,6 +35,8 @@ def draw_windows(
     windows: list[Tensor] = []
     while len(windows) < samples:
         if not places:
+            if not longest and any(document.strip() for document in documents):
+                raise _no_token(documents)
             raise _too_short(len(documents), longest, length)
         drawn = _below(len(places), generator)
         place = places[drawn]
@@ -55,6 +57,13 @@ def draw_windows(
 
 def _below(bound: int, generator: torch.Generator) -> int:
     return int(torch.randint(bound, (), generator=generator))
+
+
+def _no_token(documents: Sequence[str]) -> InvalidCalibration:
+    return InvalidCalibration(
+        f"found no token in {len(documents)} documents of {sum(map(len, documents))} characters",
+        help="give text that the tokenizer of this model knows",
+    )
 
 
 def _too_short(documents: int, longest: int, length: int) -> InvalidCalibration:

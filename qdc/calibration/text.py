@@ -1,62 +1,135 @@
-"""Text for calibration and evaluation: a file of the user's, or the one that travels with qdc."""
+"""Text for calibration and evaluation: the user's, or what travels with qdc."""
 
 import hashlib
-import json
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from qdc.errors import InvalidCalibration, nearest
+from qdc.calibration.datasets import Rows, dataset_files, open_rows
+from qdc.calibration.records import (
+    DEFAULT_FIELD,
+    HOW,
+    Dialogue,
+    Fields,
+    Lazy,
+    dialogue,
+    document,
+    parse_line,
+)
+from qdc.errors import InvalidCalibration
 
 EMBEDDED = "embedded"
-DEFAULT_FIELD = "text"
-HOW = "give a UTF-8 text file, or a .jsonl file with one object a line"
+LINES = ".jsonl"
+PIECE = 1 << 22
+S = TypeVar("S", bound=Sequence[object])
 
 
 class TextSource(NamedTuple):
-    """Documents and where they come from.
+    """Documents or dialogues, and where they come from.
 
-    ``name`` is a file's name without its folder, or ``embedded``; ``digest`` is the SHA-256 of the
-    file's bytes in hexadecimal.
+    ``name`` is that of a file or folder without the folders around it, or ``embedded``; ``digest``
+    is the SHA-256 in hexadecimal of a file's bytes, or of the names and bytes of a folder's files.
+    One of ``documents`` and ``dialogues`` is empty; records of a dataset are read when drawn.
     """
 
     name: str
     digest: str
-    documents: tuple[str, ...]
+    documents: Sequence[str]
+    dialogues: Sequence[Dialogue] = ()
 
 
 def read_text(path: Path | None, field: str = DEFAULT_FIELD) -> TextSource:
-    """Read documents; ``None`` stands for the embedded text.
+    """Read documents; ``None`` stands for the embedded text. See ``read_source``."""
+    return read_source(path, Fields(text=field))
 
-    A ``.jsonl`` file holds one object a line, whose ``field`` is a document; blank lines do not
-    count. Any other file is one document. Nothing but white space is no document. Raises
-    InvalidCalibration for a file that is missing, unreadable, not UTF-8 text or without a document.
+
+def read_source(path: Path | None, fields: Fields) -> TextSource:
+    """Read documents, or dialogues where ``fields`` names prompts and answers, or messages.
+
+    A ``.jsonl`` file holds one object a line; blank lines do not count. A folder holds what
+    ``datasets`` writes with ``save_to_disk``, or parquet or jsonl files. Any other file is one
+    document. Nothing but white space is no document. Raises InvalidCalibration for what is missing,
+    unreadable, not UTF-8 text or without text.
     """
-    is_lines = path is not None and path.suffix.lower() == ".jsonl"
-    if field != DEFAULT_FIELD and not is_lines:
-        raise InvalidCalibration(
-            f"field {field!r} is asked of text that has no fields",
-            where=[EMBEDDED if path is None else path.name],
-            help="give --text-field together with a .jsonl file",
-        )
     if path is None:
+        _refuse_fields(fields, EMBEDDED)
         data = (files("qdc") / "data" / "calibration.jsonl").read_bytes()
-        return _source(EMBEDDED, data, tuple(_lines(data.decode(), EMBEDDED, "text")))
+        return _of_lines(EMBEDDED, data, _entries(data.decode(), EMBEDDED), Fields())
+    if path.is_dir():
+        return _folder(path, fields)
+    is_lines = path.suffix.lower() == LINES
+    if not is_lines:
+        _refuse_fields(fields, path.name)
     data = _bytes(path)
     text = _decode(data, path.name)
-    return _source(path.name, data, tuple(_lines(text, path.name, field)) if is_lines else (text,))
+    if is_lines:
+        return _of_lines(path.name, data, _entries(text, path.name), fields)
+    return TextSource(path.name, _digest(data), _filled((text,), path.name))
 
 
-def _source(name: str, data: bytes, documents: tuple[str, ...]) -> TextSource:
+def _refuse_fields(fields: Fields, name: str) -> None:
+    if fields.option:
+        raise InvalidCalibration(
+            f"field {fields.names[0]!r} is asked of text that has no fields",
+            where=[name],
+            help=f"give {fields.option} together with a .jsonl file or a folder of a dataset",
+        )
+
+
+def _of_lines(
+    name: str, data: bytes, entries: Iterator[tuple[str, object]], fields: Fields
+) -> TextSource:
+    if fields.chat:
+        dialogues = tuple(dialogue(entry, place, fields) for place, entry in entries)
+        return TextSource(name, _digest(data), (), _some(dialogues, name))
+    found = tuple(document(entry, place, fields.text) for place, entry in entries)
+    return TextSource(name, _digest(data), _filled(found, name))
+
+
+def _folder(path: Path, fields: Fields) -> TextSource:
+    """Read a folder; the digest covers the files that hold records, under their names."""
+    found = dataset_files(path)
+    digest = hashlib.sha256()
+    for file in found.data:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as opened:
+            while piece := opened.read(PIECE):
+                digest.update(piece)
+    if found.kind == LINES:
+        lines = (e for file in found.data for e in _entries(_decode_file(file), file.name))
+        return _of_lines(path.name, b"", lines, fields)._replace(digest=digest.hexdigest())
+    rows: Rows = open_rows(found, fields.names)
+    size = len(rows)
+
+    def place(row: int) -> str:
+        return f"{path.name} row {row}"
+
+    if fields.chat:
+        dialogues = Lazy(size, lambda row: dialogue(rows[row], place(row), fields))
+        return TextSource(path.name, digest.hexdigest(), (), _some(dialogues, path.name))
+    documents = Lazy(size, lambda row: document(rows[row], place(row), fields.text))
+    return TextSource(path.name, digest.hexdigest(), _some(documents, path.name))
+
+
+def _some(records: S, name: str) -> S:
+    if not records:
+        raise InvalidCalibration("found no record, need at least 1", where=[name], help=HOW)
+    return records
+
+
+def _filled(documents: tuple[str, ...], name: str) -> tuple[str, ...]:
     filled = tuple(document for document in documents if not document.isspace() and document)
     if not filled:
         raise InvalidCalibration("the file holds no text", where=[name], help=HOW)
-    return TextSource(name, hashlib.sha256(data).hexdigest(), filled)
+    return filled
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise InvalidCalibration("found a folder, need a file", where=[path.name], help=HOW)
     if path.exists() and not path.is_file():
         raise InvalidCalibration("found no regular file", where=[path.name], help=HOW)
     try:
@@ -68,6 +141,10 @@ def _bytes(path: Path) -> bytes:
         raise InvalidCalibration(
             f"the file cannot be read: {reason}", where=[path.name], help=HOW
         ) from error
+
+
+def _decode_file(path: Path) -> str:
+    return _decode(_bytes(path), path.name)
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -84,51 +161,8 @@ def _decode(data: bytes, name: str) -> str:
     return text
 
 
-def _lines(text: str, name: str, field: str) -> list[str]:
-    return [
-        _document(line, f"{name} line {number}", field)
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
-    ]
-
-
-def _document(line: str, place: str, field: str) -> str:
-    try:
-        entry: object = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InvalidCalibration(
-            f"no valid JSON at column {error.colno}: {error.msg.lower()}", where=[place], help=HOW
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidCalibration("no JSON that can be read", where=[place], help=HOW) from error
-    if not isinstance(entry, dict):
-        raise InvalidCalibration(
-            f"found {_kind(entry)}, need an object with the field '{field}'",
-            where=[place],
-            help=f'write each line as {{"{field}": "..."}}',
-        )
-    if field not in entry:
-        raise InvalidCalibration(
-            f"the field '{field}' is missing", where=[place], help=nearest(field, entry)
-        )
-    document = entry[field]
-    if not isinstance(document, str):
-        raise InvalidCalibration(
-            f"the field '{field}' holds {_kind(document)}, need text",
-            where=[place],
-            help="name the field that holds the text",
-        )
-    try:
-        document.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidCalibration(
-            f"the field '{field}' holds half a surrogate pair at character {error.start}",
-            where=[place],
-            help="write the text as UTF-8, or both halves as \\u escapes",
-        ) from error
-    return document
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
-    return "null" if value is None else kinds.get(type(value), "a number")
+def _entries(text: str, name: str) -> Iterator[tuple[str, object]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{name} line {number}"
+            yield place, parse_line(line, place)

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdc.errors import InvalidCheckpoint
+from qdc.calibration.records import ASSISTANT, Dialogue
+from qdc.errors import InvalidCalibration, InvalidCheckpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE, TEMPLATE_FIELD = "chat_template.jinja", "chat_template"
 SPECIAL = (
     "bos_token",
     "eos_token",
@@ -26,10 +28,11 @@ TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """Read ``tokenizer.json`` and, where there is one, ``tokenizer_config.json``.
 
-    Of the second file only the special tokens and the two settings of decoding and length count;
-    classes that it names are never loaded. Stored truncation and padding are switched off, for
-    documents are tokenised whole. Raises InvalidCheckpoint for a file that is missing or damaged,
-    and for special tokens outside the vocabulary, whose ids the model would not know.
+    Of the second file only the special tokens, the two settings of decoding and length, and the
+    chat template count, which ``chat_template.jinja`` replaces; classes that it names are never
+    loaded. Templates run in the sandbox of transformers. Stored truncation and padding are switched
+    off, for documents are tokenised whole. Raises InvalidCheckpoint for a file that is missing or
+    damaged, and for special tokens outside the vocabulary, whose ids the model would not know.
     """
     if not (folder / TOKENIZER).is_file():
         raise InvalidCheckpoint(
@@ -63,24 +66,99 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     tokenizer = build(tokenizer_object=backend, **settings)
     tokenizer.deprecation_warnings[TOO_LONG] = True
+    tokenizer.chat_template = _template(folder)
     return tokenizer
 
 
-def encoder(tokenizer: "PreTrainedTokenizerFast") -> Callable[[str], list[int]]:
-    """Turn a tokenizer into a function from text to ids, without special tokens.
+class Encoder:
+    """From text to token ids, without adding special tokens.
 
-    None is added, and a special token that is written in the text is text: no document can mask
-    or end itself.
+    A special token that is written in a document is text: no document can mask or end itself.
     """
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+        """Use this tokenizer."""
+        self.tokenizer = tokenizer
+        self.unknown: int | None = tokenizer.unk_token_id
+        """What stands for text that the tokenizer does not know; most know all text."""
+
+    def __call__(self, text: str) -> list[int]:
+        """Encode a document."""
+        ids: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=True
+        )
         return ids
 
-    return encode
+    def dialogue(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
+        """Encode a prompt and its answer, in the form of the chat template if there is one.
+
+        The prompt ends where the model would begin to write; the answer takes along how a turn
+        ends. Without a template, turns are lines of text. Raises InvalidCalibration if the template
+        refuses the messages.
+        """
+        if self.tokenizer.chat_template is None:
+            prompt = "\n".join(turn.content for turn in dialogue.prompt) + "\n"
+            return self(prompt), self(dialogue.answer)
+        given = [turn._asdict() for turn in dialogue.prompt]
+        answer = {"role": ASSISTANT, "content": dialogue.answer}
+        prompt, whole = self._rendered(given, True), self._rendered([*given, answer], False)
+        if not dialogue.answer or not whole.startswith(prompt):
+            return self._marked(prompt), self(dialogue.answer)
+        return self._marked(prompt), self._marked(whole[len(prompt) :])
+
+    def _rendered(self, messages: list[dict[str, str]], opens_answer: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=opens_answer
+            )
+        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+            raise InvalidCalibration(
+                f"the chat template refuses a dialogue of {len(messages)} turns: {error}",
+                where=[TEMPLATE],
+                help="check the roles of the messages, or the template of the model",
+            ) from error
+        return str(text)
+
+    def _marked(self, text: str) -> list[int]:
+        """Encode text in which the template has written special tokens."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+
+def encoder(tokenizer: "PreTrainedTokenizerFast") -> Encoder:
+    """Turn a tokenizer into a function from text to ids."""
+    return Encoder(tokenizer)
 
 
 def _settings(path: Path) -> dict[str, Any]:
+    found = _read(path)
+    kept = {name: _token(found[name], name) for name in SPECIAL if found.get(name) is not None}
+    length = found.get("model_max_length")
+    if isinstance(length, int) and not isinstance(length, bool) and length > 0:
+        kept["model_max_length"] = length
+    if isinstance(found.get("clean_up_tokenization_spaces"), bool):
+        kept["clean_up_tokenization_spaces"] = found["clean_up_tokenization_spaces"]
+    return kept
+
+
+def _template(folder: Path) -> str | None:
+    """The chat template: of its own file, or of the settings; of several, the default one."""
+    own = folder / TEMPLATE
+    if own.is_file():
+        try:
+            return own.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise InvalidCheckpoint(f"{TEMPLATE} is not UTF-8", where=[TEMPLATE]) from error
+    found = _read(folder / SETTINGS).get(TEMPLATE_FIELD)
+    for named in found if isinstance(found, list) else []:
+        if isinstance(named, dict) and named.get("name") == "default":
+            found = named.get("template")
+    return found if isinstance(found, str) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -93,13 +171,7 @@ def _settings(path: Path) -> dict[str, Any]:
         raise InvalidCheckpoint(
             f"{SETTINGS} holds no object", where=[SETTINGS], help="copy the file again"
         )
-    kept = {name: _token(found[name], name) for name in SPECIAL if found.get(name) is not None}
-    length = found.get("model_max_length")
-    if isinstance(length, int) and not isinstance(length, bool) and length > 0:
-        kept["model_max_length"] = length
-    if isinstance(found.get("clean_up_tokenization_spaces"), bool):
-        kept["clean_up_tokenization_spaces"] = found["clean_up_tokenization_spaces"]
-    return kept
+    return found
 
 
 def _token(value: object, name: str) -> Any:

@@ -5,6 +5,7 @@ interrupted.
 """
 
 import errno
+import logging
 import os
 import shlex
 import signal
@@ -35,6 +36,8 @@ def run(arguments: list[str]) -> int:
     from qdc.cli.app import app
     from qdc.errors import InvalidGraph, QdcError
 
+    # It warns of a missing cache folder, which changes nothing about a page.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         result = app(arguments or ["--help"], prog_name="qdc", standalone_mode=False, obj=arguments)
         sys.stdout.flush()

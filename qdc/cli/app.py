@@ -25,7 +25,14 @@ Plugins = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu | cuda")]
 TextField = Annotated[
-    str, typer.Option(metavar="NAME", help="Field of a jsonl line that holds the text")
+    str, typer.Option(metavar="NAME", help="Field that holds the text of a record")
+]
+ChatFields = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="PROMPT,ANSWER or MESSAGES: fields of a chat")
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Text, jsonl, dataset folder [default: embedded]"),
 ]
 Runnable = Annotated[Path, typer.Argument(metavar="MODEL", help="Artifact or model folder")]
 
@@ -61,16 +68,14 @@ def compile(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder to write")],
     passes: Annotated[
-        str, typer.Option(metavar="TEXT", help="Preset, or pass{option=value ...},...")
+        str, typer.Option(metavar="TEXT", help="Preset or pass{option=value},...")
     ] = "default",
     backend: Annotated[
         str, typer.Option(metavar="NAME", help="Who writes the artifact")
     ] = "reference",
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text or jsonl file [default: the embedded text]"),
-    ] = None,
+    calibration: Calibration = None,
     text_field: TextField = "text",
+    chat_fields: ChatFields = None,
     samples: Annotated[
         int | None, typer.Option(metavar="N", help="Sequences to calibrate on")
     ] = None,
@@ -79,6 +84,9 @@ def compile(
     device: Device = "cpu",
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact that is at OUT")
+    ] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Write no page to OUT-report")
     ] = False,
     plugin: Plugins = None,
     dump_after: Annotated[
@@ -100,17 +108,19 @@ def compile(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Compile a model: trace it, run passes, write an artifact.
+    """Trace a model, run passes, write an artifact.
 
     \b
     Examples:
       qdc compile examples/tiny-llada -o out
       qdc compile MODEL -o out --calibration docs.jsonl --samples 64 --seed 1
+      qdc compile MODEL -o out --calibration chats --chat-fields prompt,answer
       qdc compile MODEL -o out --passes 'stages(calibrate-mcs,sensitivity,
                    abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
       qdc compile MODEL -o out --dump-after all --timings
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
     """  # noqa: D301
+    from qdc.calibration.records import Fields
     from qdc.cli.compile import compile_command
 
     compile_command(
@@ -119,10 +129,11 @@ def compile(
         passes=passes,
         backend=backend,
         calibration=calibration,
-        text_field=text_field,
+        fields=Fields.parse(text_field, chat_fields),
         overrides={"samples": samples, "length": length, "seed": seed},
         device=device,
         force=force,
+        write_report=not no_report,
         plugins=plugin or [],
         dump_after=[name.strip() for name in dump_after.split(",")] if dump_after else [],
         dump_folder=dump_dir,
@@ -238,6 +249,9 @@ def evaluate(
     ] = 3,
     text_field: TextField = "text",
     device: Device = "cpu",
+    report: Annotated[
+        bool, typer.Option("--report", help="Add the figures to the artifact's report")
+    ] = False,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -249,7 +263,7 @@ def evaluate(
     \b
     Examples:
       qdc eval out --text examples/tiny-llada/heldout.jsonl
-      qdc eval out --text heldout.jsonl --against examples/tiny-llada --seeds 5
+      qdc eval out --text heldout.jsonl --against examples/tiny-llada --report
     """  # noqa: D301
     from qdc.cli.evaluate import evaluate_command
 
@@ -263,6 +277,74 @@ def evaluate(
         seeds=seeds,
         text_field=text_field,
         device=device,
+        add_to_report=report,
         plugins=plugin or [],
+        as_json=json,
+    )
+
+
+@app.command()
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Artifact, its report folder or report.json")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Page to write [default: report.html]"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the report of a compile as a page again.
+
+    \b
+    Examples:
+      qdc report out
+      qdc report out -o page.html
+      qdc report out --json
+    """  # noqa: D301
+    from qdc.cli.report import report_command
+
+    report_command(path, out, json)
+
+
+@app.command(name="inspect-calibration")
+def inspect_calibration(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder")],
+    calibration: Calibration = None,
+    text_field: TextField = "text",
+    chat_fields: ChatFields = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="Windows to compare")] = 16,
+    length: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of a window [default: the model's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of windows and masks")] = 0,
+    ratios: Annotated[
+        str, typer.Option(metavar="LIST", help="Mask ratios")
+    ] = "0.1,0.3,0.5,0.7,0.9",
+    top: Annotated[int, typer.Option(metavar="N", help="Eigenvectors whose space is compared")] = 8,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Show how masks shift the inputs of each layer.
+
+    \b
+    Examples:
+      qdc inspect-calibration examples/tiny-llada
+      qdc inspect-calibration MODEL --calibration docs.jsonl --samples 32
+      qdc inspect-calibration MODEL --ratios 0.5,1 --json
+    """  # noqa: D301
+    from qdc.calibration.records import Fields
+    from qdc.cli.inspect_calibration import inspect_command
+
+    inspect_command(
+        model=model,
+        calibration=calibration,
+        fields=Fields.parse(text_field, chat_fields),
+        samples=samples,
+        length=length,
+        seed=seed,
+        ratios=ratios,
+        top=top,
+        device=device,
         as_json=json,
     )

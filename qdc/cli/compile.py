@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from qdc.calibration.records import Fields
 from qdc.cli.terminal import (
     console,
     print_json,
@@ -29,10 +30,11 @@ def compile_command(
     passes: str,
     backend: str,
     calibration: Path | None,
-    text_field: str,
+    fields: Fields,
     overrides: dict[str, object],
     device: str,
     force: bool,
+    write_report: bool,
     plugins: Sequence[Path],
     dump_after: Sequence[str],
     dump_folder: Path | None,
@@ -51,9 +53,10 @@ def compile_command(
         backend=backend,
         overrides=overrides,
         calibration=calibration,
-        text_field=text_field,
+        fields=fields,
         device=device,
         force=force,
+        report=write_report,
         dump_after=dump_after,
         dump_folder=dump_folder,
         stop_after=stop_after,
@@ -124,6 +127,8 @@ def _totals(report: CompileReport) -> Table:
     if report.out is not None:
         rows.add_row("after", f"{size(report.bytes_after)}, tensors {size(report.tensor_bytes)}")
         rows.add_row("written", report.out)
+    if report.report is not None:
+        rows.add_row("report", report.report)
     for dump in report.dumps:
         rows.add_row("dump", dump)
     rows.add_row("time", f"{report.seconds:.1f} s on {report.device}")

@@ -60,7 +60,7 @@ def describe(kind: type[Configured]) -> Described:
         name=kind.name,
         summary=(inspect.getdoc(kind) or "").split("\n")[0].rstrip("."),
         reads=tuple(tags(getattr(kind, "requires", ()))),
-        writes=tuple(tags(getattr(kind, "provides", ()))),
+        writes=tuple(tags((*getattr(kind, "provides", ()), *getattr(kind, "annotates", ())))),
         whole_model=kind.barrier if issubclass(kind, Pass) else None,
         calibration=kind.reads_calibration if issubclass(kind, Pass) else None,
         options=tuple(

@@ -7,8 +7,11 @@ from rich.console import Console
 
 from qdc.calibration.text import read_text
 from qdc.cli.models import Opened, open_runnable
+from qdc.cli.report import report_of
 from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, table
 from qdc.errors import QdcError
+from qdc.report.files import write_report
+from qdc.report.model import EvaluationReport
 from qdc.runtime.evaluate import Comparison, Evaluation, compare, evaluate, held_out_windows
 
 BOUND = "bound: on the negative log-likelihood a token, from masks of all ratios"
@@ -25,11 +28,13 @@ def evaluate_command(
     seeds: int,
     text_field: str,
     device: str,
+    add_to_report: bool,
     plugins: Sequence[Path],
     as_json: bool,
 ) -> None:
     """Load one or two models, measure on the same masks, print."""
-    wanted = _ratios(ratios)
+    wanted = parse_ratios(ratios)
+    report = report_of(model) if add_to_report else None
     _check_counts(seeds, windows, against is not None)
     source = read_text(text, text_field)
     candidate = open_runnable(model, device, plugins)
@@ -59,6 +64,14 @@ def evaluate_command(
                 candidate.logits, original.logits, cut, mask, wanted, drawn,
                 progress=tick, documents=documents,
             )  # fmt: skip
+    if report is not None:
+        found = EvaluationReport(
+            text=f"{source.name} sha256:{source.digest}",
+            seeds=seeds,
+            against=None if against is None else str(against.absolute()),
+            result=result,
+        )
+        write_report(report.model_copy(update={"evaluation": found}), model)
     if as_json:
         print_json(result.model_dump(mode="json"))
     elif isinstance(result, Comparison):
@@ -122,7 +135,8 @@ def _check_counts(seeds: int, windows: int, compared: bool) -> None:
         )
 
 
-def _ratios(text: str) -> tuple[float, ...]:
+def parse_ratios(text: str) -> tuple[float, ...]:
+    """Mask ratios from ``0.15,0.5``. Raises ``QdcError``."""
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError as error:

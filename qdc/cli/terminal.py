@@ -11,6 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from qdc.units import size
+
+__all__ = ["console", "print_json", "print_lines", "print_table", "progress", "size", "table"]
+
 WIDTH = 100
 Update = Callable[[str, int, int], None]
 
@@ -57,18 +61,6 @@ def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
 def print_json(data: object) -> None:
     """Print data as JSON on stdout."""
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def size(nbytes: int) -> str:
-    """``1.968 GB (1.833 GiB)``; smaller units for smaller sizes."""
-    for name, decimal, binary in (
-        ("G", 10**9, 1 << 30),
-        ("M", 10**6, 1 << 20),
-        ("k", 10**3, 1 << 10),
-    ):
-        if nbytes >= decimal:
-            return f"{nbytes / decimal:.4g} {name}B ({nbytes / binary:.4g} {name.upper()}iB)"
-    return f"{nbytes} B"
 
 
 @contextmanager

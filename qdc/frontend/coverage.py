@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+from qdc.codec import Lowered
 from qdc.errors import InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
-from qdc.ir.annotations import Kept
+from qdc.ir.annotations import OUTSIDE, Kept
 from qdc.ir.graph import LINEAR, LayerGraph
+from qdc.ir.tuned import Tuned
 from qdc.ir.types import Frozen
 
 FLOATING = ("f64", "f32", "f16", "bf16")
@@ -25,7 +27,7 @@ def mark_kept(graph: LayerGraph) -> None:
     inside = {layer for region in graph.regions for s in region.stages for layer in s.layers}
     for node in graph.linears():
         if node.name not in inside:
-            graph.annotate(node.name, Kept(reason="outside the repeated blocks"))
+            graph.annotate(node.name, Kept(reason=OUTSIDE))
 
 
 def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
@@ -61,7 +63,10 @@ def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
 
 def coverage(graph: LayerGraph) -> tuple[Covered, ...]:
     """List every tensor of the model with its fate and the reason, in execution order."""
-    quantized = {node.name for node in graph.layers()}
+    quantized = {node.name: "a linear of a repeated block" for node in graph.layers()}
+    for node in graph.vocabulary():
+        if graph.get(node.name, Lowered) is not None:
+            quantized[node.name] = "the output head" if node.op == LINEAR else "the embedding"
     rows: dict[str, Covered] = {}
     for node in graph:
         for parameter in node.parameters:
@@ -69,7 +74,7 @@ def coverage(graph: LayerGraph) -> tuple[Covered, ...]:
             rows[parameter.name] = Covered(
                 tensor=parameter.name,
                 status="quantized" if lowered else "kept",
-                reason="a linear of a repeated block" if lowered else _reason(graph, node.name),
+                reason=quantized[node.name] if lowered else _reason(graph, node.name),
                 weights=parameter.elements({}),
             )
     return tuple(rows.values())
@@ -80,4 +85,5 @@ def _reason(graph: LayerGraph, name: str) -> str:
     kept = graph.get(name, Kept)
     if kept is not None:
         return kept.reason
-    return "bias" if node.op == LINEAR else node.op
+    plain = "bias" if node.op == LINEAR else node.op
+    return plain if graph.get(name, Tuned) is None else f"{plain}, tuned"

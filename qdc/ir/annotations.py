@@ -8,7 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from qdc.ir.types import Frozen, TensorRef, shape_text
 
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 LOWEST_ORDER, HIGHEST_ORDER = 1, 4
 SHORT_LIST = 8
 DEEPEST = 32
+USUAL_GEOMETRY = "mcs"
 Width = Annotated[int, Field(gt=0)]
 """Columns of a block."""
 
@@ -31,6 +39,8 @@ class Annotation(Frozen):
     """Annotations of one slot replace each other on a node; the tag, unless said otherwise."""
     scratch: ClassVar[bool] = False
     """Its tensors are released at the end of the stage or region that made them."""
+    on: ClassVar[tuple[str, ...]] = ("linear",)
+    """Operations of the nodes that may carry it; empty for all."""
 
     @classmethod
     def slot_name(cls) -> str:
@@ -64,6 +74,7 @@ class Opaque(Annotation):
 
     model_config = ConfigDict(ser_json_bytes="hex")
     tag: ClassVar[str] = "opaque"
+    on: ClassVar[tuple[str, ...]] = ()
     unknown_tag: str = Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)
     data: dict[str, Any]
 
@@ -83,10 +94,15 @@ class Opaque(Annotation):
         return f"unknown tag, {len(self.data)} fields kept"
 
 
+OUTSIDE = "outside the repeated blocks"
+"""Why a linear is kept that no pass was asked to quantize."""
+
+
 class Kept(Annotation):
     """This layer stays as the checkpoint has it."""
 
     tag: ClassVar[str] = "kept"
+    on: ClassVar[tuple[str, ...]] = ()
     reason: str
 
     def text(self) -> str:
@@ -105,11 +121,25 @@ class Moment(Annotation):
     tokens: int = Field(gt=0)
     masked: float = Field(ge=0, le=1)
     """Share of the tokens that were masked."""
+    geometry: str = Field(default=USUAL_GEOMETRY, pattern=r"^[a-z][a-z0-9-]*$", max_length=64)
+    """Which tokens were masked."""
+    masked_weight: float = Field(default=1, gt=0, allow_inf_nan=False)
+    """What a masked token counts in the mean against a visible one."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the last two out where they say nothing, as dumps before them did."""
+        data: dict[str, Any] = dump(self)
+        usual = {"geometry": USUAL_GEOMETRY, "masked_weight": 1}
+        return {k: v for k, v in data.items() if k not in usual or v != usual[k]}
 
     def text(self) -> str:
         """``f32[512,512]   128 samples, 32,768 tokens, 38% masked``."""
         shape = shape_text(self.tensor.dtype, self.tensor.shape)
-        return f"{shape}   {self.samples} samples, {self.tokens:,} tokens, {self.masked:.0%} masked"
+        weight = "" if self.masked_weight == 1 else f" of weight {self.masked_weight:g}"
+        geometry = "" if self.geometry == USUAL_GEOMETRY else f"   {self.geometry}"
+        masked = f"{self.masked:.0%} masked{weight}"
+        return f"{shape}   {self.samples} samples, {self.tokens:,} tokens, {masked}{geometry}"
 
     def problems(self, node: "Node") -> Iterator[str]:
         """A moment is square, one row an input column."""
@@ -210,6 +240,7 @@ class Packed(Annotation):
     """The stored form of a layer, as the backend writes it."""
 
     tag: ClassVar[str] = "packed"
+    on: ClassVar[tuple[str, ...]] = ("linear", "embedding")
     tensors: tuple[TensorRef, ...] = Field(min_length=1)
     suffixes: tuple[str, ...] = Field(min_length=1)
     """Name of each tensor after the layer's path."""

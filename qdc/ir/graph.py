@@ -11,7 +11,7 @@ from qdc.ir.annotations import Annotation, Kept
 from qdc.ir.types import Frozen, Parameter, ValueType
 
 A = TypeVar("A", bound=Annotation)
-LINEAR = "linear"
+LINEAR, EMBEDDING = "linear", "embedding"
 
 
 class Node(Frozen):
@@ -144,6 +144,12 @@ class LayerGraph:
         """The linears that are to be quantized: those inside regions that nobody keeps."""
         inside = {layer for region in self.regions for s in region.stages for layer in s.layers}
         return (n for n in self.linears() if n.name in inside and self.get(n.name, Kept) is None)
+
+    def vocabulary(self) -> Iterator[Node]:
+        """Embedding and output head: the matrices outside the regions with a row for each token."""
+        inside = {name for region in self.regions for name in region.nodes}
+        outside = (n for n in self if n.op in (LINEAR, EMBEDDING) and n.name not in inside)
+        return (node for node in outside if node.rows == self.model.vocabulary)
 
     def annotate(self, name: str, note: Annotation) -> None:
         """Write ``note`` on a node, in place of what its slot held."""

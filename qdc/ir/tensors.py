@@ -10,7 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qdc.errors import InvalidGraph
-from qdc.ir.types import TensorRef, short_dtype
+from qdc.ir.types import SHORT, TensorRef, short_dtype
+
+LONG = {short: long for long, short in SHORT.items()}
+
+
+def torch_dtype(short: str) -> torch.dtype:
+    """``bf16`` ``-> torch.bfloat16``. Raises ``KeyError`` for others."""
+    found: torch.dtype = getattr(torch, LONG[short])
+    return found
 
 
 def digest(tensor: Tensor) -> str:

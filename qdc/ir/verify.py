@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 
 from qdc.errors import InvalidGraph
-from qdc.ir.graph import LINEAR, LayerGraph, Node, Region
+from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, Node, Region
 
 Problem = tuple[str, str]
 """Node and what is wrong with it."""
@@ -59,6 +59,10 @@ def _shapes(graph: LayerGraph) -> Iterator[Problem]:
     for node in graph:
         if node.op == LINEAR:
             yield from ((node.name, text) for text in _linear_shapes(graph, node))
+        elif node.op == EMBEDDING:
+            weights = [len(p.shape) for p in node.parameters if p.role == "weight"]
+            if weights != [2] or node.type.shape[-1:] != (node.columns,):
+                yield node.name, "an embedding has one two-dimensional weight and gives its rows"
 
 
 def _linear_shapes(graph: LayerGraph, node: Node) -> Iterator[str]:
@@ -127,9 +131,8 @@ def _annotations(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem
     """Ask each annotation; those of ``skipped`` nodes have no shape to be compared with."""
     for node in graph:
         for note in graph.annotations(node.name).values():
-            needs_linear = note.tag not in ("opaque", "kept")
-            if needs_linear and node.op != LINEAR:
-                yield node.name, f"@{note.tag} is on a {node.op}, not on a linear"
+            if note.on and node.op not in note.on:
+                yield node.name, f"@{note.tag} is on a {node.op}, not on a {' or '.join(note.on)}"
             elif node.name not in skipped:
                 yield from ((node.name, f"@{note.tag}: {text}") for text in note.problems(node))
 

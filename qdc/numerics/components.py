@@ -1,5 +1,6 @@
 """The binary components of a block: the form in which it is stored, and what it stands for."""
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -71,25 +72,73 @@ def canonical(c: Components) -> Components:
     return Components(signs[falling], row_scale[falling], col_scale[falling])
 
 
-def stored(c: Components, dtype: torch.dtype = torch.float16) -> Components:
-    """Round canonical scales to the dtype of the artifact (quant-dllm.md 4.4 and 8 P).
+def stored(c: Components, scale_bits: int = 16) -> Components:
+    """Round canonical scales to what the artifact holds (quant-dllm.md 4.4 and 8 P).
 
-    Round to nearest even. Row scales below the smallest normal number of the dtype (6e-5 for
-    fp16) lose relative precision, and those below half the smallest subnormal (3e-8) become 0.
+    Nearest even. With 16 bits a scale is fp16: row scales below its smallest normal number (6e-5)
+    lose relative precision, and those below half the smallest subnormal (3e-8) become 0. With 8
+    bits see ``eight_bit``.
 
     Args:
         c: The components.
-        dtype: Float type that the artifact stores scales in.
+        scale_bits: 16 or 8.
 
     Returns:
-        Canonical components; scales are f32 that fit ``dtype`` exactly.
+        Canonical components; scales are f32 that fit fp16 exactly.
 
     Raises:
-        OverflowError: If a scale is not finite in ``dtype``.
+        OverflowError: If a scale is not finite in fp16.
     """
     signs, row_scale, col_scale = canonical(c)
-    row_scale = row_scale.to(dtype).to(torch.float32)
-    col_scale = col_scale.to(dtype).to(torch.float32)
+    row_scale = row_scale.to(torch.float16).to(torch.float32)
+    col_scale = col_scale.to(torch.float16).to(torch.float32)
     if not bool(row_scale.isfinite().all() & col_scale.isfinite().all()):
-        raise OverflowError(f"a scale of the block is not finite in {dtype}")
+        raise OverflowError("a scale of the block is not finite in fp16")
+    if scale_bits == 8:
+        row_scale = decode_scales(*encode_scales(row_scale))
+        col_scale = decode_scales(*encode_scales(col_scale))
     return Components(signs, row_scale, col_scale)
+
+
+def encode_scales(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Round scales to 8 bits: 0..255 parts of the largest, which stays as it is.
+
+    Args:
+        scale: f32[..., s], not negative, finite in fp16.
+
+    Returns:
+        Codes u8[..., s], peaks f16[..., 1]. Decoded scales are encoded to the same again.
+    """
+    peak = scale.amax(dim=-1, keepdim=True).to(torch.float16)
+    wide = peak.to(torch.float32)
+    codes = (scale * 255 / torch.where(wide > 0, wide, 1.0)).round().clamp(0, 255)
+    return codes.to(torch.uint8), peak
+
+
+def decode_scales(codes: Tensor, peak: Tensor) -> Tensor:
+    """Scales f32[..., s] that fit fp16: code * peak / 255 in fp32, rounded to fp16."""
+    part = codes.to(torch.float32) * peak.to(torch.float32) / 255
+    return part.to(torch.float16).to(torch.float32)
+
+
+def side_by_side(blocks: Sequence[Components], width: int) -> dict[str, Tensor]:
+    """Join the blocks of a layer as they are stored; a narrower one is padded with minus and 0.
+
+    Args:
+        blocks: Left to right, with scales that fit fp16.
+        width: Columns of a block; P is the sum of the orders.
+
+    Returns:
+        ``signs`` i8[n, P, width], ``row_scale`` f16[n, P], ``col_scale`` f16[1, P, width].
+    """
+    signs = [_padded(c.signs, width, -1).transpose(0, 1) for c in blocks]
+    columns = [_padded(c.col_scale, width, 0) for c in blocks]
+    return {
+        "signs": torch.cat(signs, dim=1).contiguous(),
+        "row_scale": torch.cat([c.row_scale.T for c in blocks], dim=1).half().contiguous(),
+        "col_scale": torch.cat(columns)[None].half().contiguous(),
+    }
+
+
+def _padded(tensor: Tensor, width: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]), value=value)

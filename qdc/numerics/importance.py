@@ -1,55 +1,69 @@
 """How much each weight matters to the layer's output: elementwise, by block, and the outliers."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+ImportanceKind = Literal["conditional", "marginal"]
 
-def importance(weight: Tensor, upper: Tensor) -> Tensor:
-    """Importance Z of every weight (quant-dllm.md 2.2, related-systems.md A6).
 
-    Z_ij = w_ij^2 / U_jj^2: twice the optimal-brain-surgeon loss increase of zeroing w_ij while the
-    columns left of j are frozen and those right of it compensate, for the loss that has the
-    damped moment as its curvature.
+def importance(weight: Tensor, upper: Tensor, kind: ImportanceKind = "conditional") -> Tensor:
+    """Importance Z of every weight (quant-dllm.md 2.2, 2.9 no. 3, related-systems.md A6).
+
+    ``conditional``, the released code's: Z_ij = w_ij^2 / U_jj^2, twice the
+    optimal-brain-surgeon loss increase of zeroing w_ij while the columns left of j are frozen and
+    those right of it compensate, for the loss that has the damped moment as its curvature.
+    ``marginal``, the paper's: Z_ij = (w_ij / [M^-1]_jj)^2, with the diagonal of the whole inverse.
 
     Args:
-        weight: f32[n, m].
-        upper: f32[m, m], factor of the damped inverse moment.
+        weight: f32[n, c], the last columns that ``upper`` has.
+        upper: f32[r, c], those columns of the factor of the damped inverse moment; the last c
+            rows are its triangle. All rows above it are needed for ``marginal``.
+        kind: Which diagonal.
 
     Returns:
-        f32[n, m] in output^2, not negative.
+        f32[n, c], not negative; in output^2 if conditional.
     """
-    return (weight / upper.diagonal()).square()
+    if kind == "marginal":
+        return (weight / upper.square().sum(0)).square()
+    return (weight / upper[-upper.shape[1] :].diagonal()).square()
 
 
-def block_scores(weight: Tensor, upper: Tensor, slices: Sequence[slice]) -> tuple[float, ...]:
+def block_scores(
+    weight: Tensor, upper: Tensor, slices: Sequence[slice], kind: ImportanceKind = "conditional"
+) -> tuple[float, ...]:
     """Add up the importance of each block (quant-dllm.md 3); sums in fp64.
 
     Args:
         weight: f32[n, m].
         upper: f32[m, m], factor of the damped inverse moment.
         slices: The blocks' columns.
+        kind: Which importance.
 
     Returns:
-        The salience of each block, in output^2.
+        The salience of each block, in output^2 if conditional.
     """
-    elements = importance(weight, upper)
+    elements = importance(weight, upper, kind)
     return tuple(float(elements[:, part].sum(dtype=torch.float64)) for part in slices)
 
 
-def outlier_weight(importance_block: Tensor, sigma: float, weight: float) -> Tensor:
+def outlier_weight(
+    importance_block: Tensor, sigma: float, weight: float, *, two_sided: bool = False
+) -> Tensor:
     """Least-squares weights that favour the outliers of a block (quant-dllm.md 2.3, 2.9 no. 1).
 
-    One-sided: an outlier lies more than ``sigma`` standard deviations above the mean, both over
-    the whole block, the deviation unbiased; statistics in fp64. ``weight`` multiplies the squared
-    error as it is (the square of the paper's lambda). Equal values hold no outlier, nor does a
-    single one.
+    An outlier lies more than ``sigma`` standard deviations above the mean, or with ``two_sided``
+    away from it, both over the whole block, the deviation unbiased; statistics in fp64. ``weight``
+    multiplies the squared error as it is (the square of the paper's lambda). Equal values hold no
+    outlier, nor does a single one.
 
     Args:
         importance_block: f32[n, g].
         sigma: Threshold in standard deviations, not negative.
         weight: Weight of an outlier, positive.
+        two_sided: Whether values far below the mean are outliers too.
 
     Returns:
         f32[n, g]: ``weight`` at outliers, 1 elsewhere.
@@ -66,4 +80,5 @@ def outlier_weight(importance_block: Tensor, sigma: float, weight: float) -> Ten
         return ones
     wide = importance_block.to(torch.float64)
     deviation, mean = torch.std_mean(wide)
-    return ones.masked_fill(wide - mean > sigma * deviation, weight)
+    away = (wide - mean).abs() if two_sided else wide - mean
+    return ones.masked_fill(away > sigma * deviation, weight)

@@ -7,8 +7,8 @@ from torch import Tensor
 class MomentAccumulator:
     """Sums x x^T over tokens in fp32 (quant-dllm.md 1.5, matrix S).
 
-    All tokens weigh the same, masked or visible. Memory: one f32[columns, columns]. A caller on
-    CUDA must leave TF32 matrix products off, which is the default of torch.
+    All tokens weigh the same, masked or visible, unless weights are given. Memory: one f32[columns,
+    columns]. A caller on CUDA must leave TF32 matrix products off, which is the default of torch.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
@@ -25,39 +25,60 @@ class MomentAccumulator:
             raise ValueError(f"a moment needs at least one column, not {columns}")
         self._sum = torch.zeros(columns, columns, dtype=torch.float32, device=device)
         self._tokens = 0
+        self._weight: float = 0
 
     @property
     def tokens(self) -> int:
         """Tokens added so far."""
         return self._tokens
 
-    def add(self, inputs: Tensor) -> None:
+    @property
+    def weight(self) -> float:
+        """Sum of their weights; the number of tokens where none were given."""
+        return self._weight
+
+    def add(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """Add the tokens of one batch.
 
         Args:
             inputs: [..., columns], any float dtype, converted to fp32 before the product; every
                 leading index is one token.
+            weights: [...], one number a token, at least 0: how much its x x^T counts. Each token is
+                scaled by the root of its weight, so that the sum stays positive semidefinite.
 
         Raises:
-            ValueError: If the last dimension is not ``columns``.
+            ValueError: If the last dimension is not ``columns``, if the weights do not fit, or if
+                one of them is negative or not finite.
         """
         columns = self._sum.shape[0]
         if inputs.ndim == 0 or inputs.shape[-1] != columns:
             raise ValueError(f"expected [..., {columns}] inputs, got {tuple(inputs.shape)}")
         rows = inputs.detach().reshape(-1, columns).to(self._sum.device, torch.float32)
+        if weights is None:
+            self._weight += rows.shape[0]
+        else:
+            if weights.shape != inputs.shape[:-1]:
+                raise ValueError(
+                    f"expected weights {tuple(inputs.shape[:-1])}, got {tuple(weights.shape)}"
+                )
+            shares = weights.detach().reshape(-1, 1).to(rows.device, torch.float32)
+            if not bool(((shares >= 0) & shares.isfinite()).all()):
+                raise ValueError("a weight is negative or not finite")
+            self._weight += shares.double().sum().item()
+            rows = rows * shares.sqrt()
         self._sum.addmm_(rows.T, rows)
         self._tokens += rows.shape[0]
 
     def value(self) -> Tensor:
-        """Average over the tokens.
+        """Average over the tokens, each with its weight.
 
         Returns:
             f32[columns, columns], a fresh tensor in input^2, exactly symmetric: entries are the
             mean of the two mirrored sums.
 
         Raises:
-            ValueError: If no token was added.
+            ValueError: If no token was added, or none of a weight above 0.
         """
-        if self._tokens == 0:
+        if self._tokens == 0 or self._weight == 0:
             raise ValueError("the moment of zero tokens is undefined")
-        return (self._sum + self._sum.T) / (2 * self._tokens)
+        return (self._sum + self._sum.T) / (2 * self._weight)

@@ -143,7 +143,14 @@ def search_signs(block: Tensor, c: Components) -> Components:
 
 
 def fit(
-    block: Tensor, order: int, weight: Tensor, sweeps: int = 15, tolerance: float = 1e-6
+    block: Tensor,
+    order: int,
+    weight: Tensor,
+    sweeps: int = 15,
+    tolerance: float = 1e-6,
+    *,
+    greedy: bool = False,
+    scale_bits: int = 16,
 ) -> tuple[Components, list[float]]:
     """Fit a block and round it to what the artifact stores (quant-dllm.md 2.4, 2.5, 8 H, O, P).
 
@@ -155,12 +162,15 @@ def fit(
         block: f32[n, g].
         order: Number of components, 1..4.
         weight: f32[n, g], positive least-squares weights.
-        sweeps: Most sweeps.
+        sweeps: Most sweeps; of each component if greedy.
         tolerance: Stop once a sweep lowers the loss by less than this share; 0 never does.
+        greedy: Fit one component to the end, then the next to what is left, as the paper's text
+            has it (2.9 no. 5), instead of all together.
+        scale_bits: As for ``stored``.
 
     Returns:
         The stored components, and the loss after the start and after each sweep (before rounding
-        to fp16).
+        of the scales; of the last component if greedy).
 
     Raises:
         ValueError: If the order is outside 1..4, the shapes differ, the block is empty, or a
@@ -171,11 +181,21 @@ def fit(
         raise ValueError(f"block {tuple(block.shape)} and weight {tuple(weight.shape)} do not fit")
     if not bool(block.isfinite().all() & weight.isfinite().all()):
         raise ValueError("the block or its weight holds NaN or infinite numbers")
-    best = greedy_start(block, order)
-    losses = [float(weighted_loss(block, best, weight))]
+    if greedy:
+        best, losses = _one_by_one(block, order, weight, sweeps, tolerance)
+    else:
+        best, losses = _alternate(block, greedy_start(block, order), weight, sweeps, tolerance)
+    rounded = stored(best, scale_bits)
+    return (rounded if greedy else search_signs(block, rounded)), losses
+
+
+def _alternate(
+    block: Tensor, start: Components, weight: Tensor, sweeps: int, tolerance: float
+) -> tuple[Components, list[float]]:
+    best, losses = start, [float(weighted_loss(block, start, weight))]
     for _ in range(sweeps):
         candidate = refit_scales(block, best, weight)
-        if order > 1:
+        if len(start.signs) > 1:
             candidate = search_signs(block, candidate)
         before, loss = losses[-1], float(weighted_loss(block, candidate, weight))
         if loss > before:
@@ -184,4 +204,17 @@ def fit(
         losses.append(loss)
         if tolerance > 0 and before - loss <= tolerance * before:
             break
-    return search_signs(block, stored(best)), losses
+    return best, losses
+
+
+def _one_by_one(
+    block: Tensor, order: int, weight: Tensor, sweeps: int, tolerance: float
+) -> tuple[Components, list[float]]:
+    """Components of their own, each fitted to what is left; signs are those of the rest."""
+    rest, parts, losses = block, [], [float("inf")]
+    for _ in range(order):
+        part, losses = _alternate(rest, greedy_start(rest, 1), weight, sweeps, tolerance)
+        parts.append(part)
+        rest = rest - term(part, 0)
+    signs, rows, columns = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    return Components(signs, rows, columns), losses

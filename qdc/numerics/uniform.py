@@ -65,4 +65,4 @@ def dense_uniform(u: Uniform) -> Tensor:
     Returns:
         f32[n, g], in units of the weight.
     """
-    return u.scale[:, None] * u.codes + u.minimum[:, None]
+    return (u.scale[:, None] * u.codes).add_(u.minimum[:, None])

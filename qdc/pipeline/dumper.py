@@ -16,7 +16,7 @@ Notes = dict[str, tuple[Annotation, ...]]
 
 
 class Dumper(Instrument):
-    """Note what every layer carries right after a pass, then write one graph for each pass.
+    """Note what every node carries right after a pass, then write one graph for each pass.
 
     Passes run region by region, so no moment of the run shows the whole model after one pass; the
     dump is put together from its regions.
@@ -29,10 +29,9 @@ class Dumper(Instrument):
         self._seen: dict[int, Notes] = {}
 
     def after(self, place: int, unit: Unit) -> None:
-        """Note what the unit's linears carry now."""
+        """Note what the unit's nodes carry now."""
         if place in self.places:
-            names = [name for stage in unit.stages for name in stage.layers]
-            self._seen.setdefault(place, {}).update(notes_of(unit.graph, names))
+            self._seen.setdefault(place, {}).update(notes_of(unit.graph, _nodes(unit)))
 
     def write(self) -> list[Path]:
         """Write ``NN_pass.qdc`` and ``NN_pass.txt`` for each chosen pass; return the files.
@@ -57,6 +56,18 @@ class Dumper(Instrument):
             text.write_text(render(graph), encoding="utf-8")
             written += [binary, text]
         return written
+
+
+def _nodes(unit: Unit) -> list[str]:
+    """What may have changed: the unit and what its stages read, and all outside of the regions."""
+    others = {name for region in unit.graph.regions for name in region.nodes}
+    if unit.region is None:
+        others = set()
+    elif unit.whole_region:
+        others -= set(unit.region.nodes)
+    else:
+        others -= {name for stage in unit.stages for name in (stage.value, *stage.layers)}
+    return [node.name for node in unit.graph if node.name not in others]
 
 
 def notes_of(graph: LayerGraph, names: list[str]) -> Notes:

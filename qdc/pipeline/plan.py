@@ -5,19 +5,43 @@ unmet is reported together, before any forward.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from qdc.codec import Lowered
 from qdc.errors import InvalidPipeline, MissingAnnotation, QdcError, nearest
 from qdc.ir.annotations import Annotation, Packed
-from qdc.ir.graph import LayerGraph
+from qdc.ir.graph import LayerGraph, Region, Stage
+from qdc.ir.tuned import Tuned
 from qdc.passbase import Configured, Kinds, Pass, option_text
-from qdc.pipeline.syntax import Item, StagesItem, caret, parse
+from qdc.pipeline.syntax import STAGES, Item, StagesItem, caret, parse
 from qdc.registry import Registry
+
+
+class StageOrder(Configured):
+    """The options of ``stages(...)``."""
+
+    name: ClassVar[str] = STAGES
+    order: Literal["natural", "outputs-first"] = Field(
+        default="natural",
+        description="stages as they are executed, or first those that write into the residual "
+        "stream, while what they read is still in full precision (the released code's for LLaDA)",
+    )
+
+    def sort(self, graph: LayerGraph, region: Region) -> tuple[Stage, ...]:
+        """The region's stages in the order in which they are finished."""
+        if self.order == "natural":
+            return region.stages
+        return tuple(sorted(region.stages, key=lambda stage: not _writes_residual(graph, stage)))
+
+
+def _writes_residual(graph: LayerGraph, stage: Stage) -> bool:
+    """Whether all that reads the stage's layers adds them to something."""
+    readers = {read for layer in stage.layers for read in graph.edges.successors(layer)}
+    return bool(readers) and all(graph[reader].op == "add" for reader in readers)
 
 
 @dataclass(frozen=True)
@@ -25,10 +49,11 @@ class Group:
     """Passes that run stage by stage: each stage is finished before the next is calibrated."""
 
     passes: tuple[Pass, ...]
+    order: StageOrder = field(default_factory=StageOrder)
 
     def __str__(self) -> str:
         """``stages(a,b)``."""
-        return f"stages({','.join(map(str, self.passes))})"
+        return f"{self.order}({','.join(map(str, self.passes))})"
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,22 @@ class Plan:
         if pending:
             yield Segment(tuple(pending), barrier=False)
 
+    def returns(self) -> bool:
+        """Whether a calibration stream must be able to go back inside a region.
+
+        So it is where stages are taken out of order, and where a pass rewrites what the stages of
+        its region have been calibrated through.
+        """
+        after_group = False
+        for item in self.items:
+            if isinstance(item, Group):
+                after_group = True
+                if item.order != StageOrder():
+                    return True
+            elif after_group and any(issubclass(k, Lowered | Tuned) for k in item.provides):
+                return True
+        return False
+
     def applications(self, graph: LayerGraph) -> int:
         """How many times a pass will be run on a unit."""
         stages = sum(len(region.stages) for region in graph.regions)
@@ -87,7 +128,7 @@ class Plan:
             inside = item.passes if isinstance(item, Group) else (item,)
             taken = inside[:left]
             if taken:
-                kept.append(Group(taken) if isinstance(item, Group) else taken[0])
+                kept.append(Group(taken, item.order) if isinstance(item, Group) else taken[0])
             left -= len(taken)
         return Plan(tuple(kept))
 
@@ -222,8 +263,16 @@ class _Builder:
                         f"{step.name} needs the whole model and cannot run inside stages(...)",
                         help=caret(text, inner.place),
                     )
+                if step.whole_regions:
+                    raise InvalidPipeline(
+                        f"{step.name} needs whole regions and cannot run inside stages(...)",
+                        help=caret(text, inner.place),
+                    )
                 steps.append(step)
-        return Group(tuple(steps))
+        options = Item(STAGES, item.place, item.options)
+        order = configure(StageOrder, options, text)
+        assert isinstance(order, StageOrder)
+        return Group(tuple(steps), order)
 
     def preset(self, item: Item) -> Iterator[Pass | Group]:
         text = self.registry.presets[item.name]

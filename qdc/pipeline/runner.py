@@ -52,7 +52,7 @@ class Runner:
             at = place
             for item in segment.items:
                 if isinstance(item, Group):
-                    for stage in region.stages:
+                    for stage in item.order.sort(self.workspace.program.graph, region):
                         for offset, step in enumerate(item.passes):
                             self._apply(step, at + offset, (stage,), region, whole=False)
                         self.workspace.release_scratch(stage.layers)

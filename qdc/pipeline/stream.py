@@ -2,101 +2,144 @@
 
 Between two stages only the frontier of live values is held (``frontier``). Values are computed with
 the weights as they are at that moment, so inside ``stages(...)`` each stage sees the quantization
-of the stages before it. Every linear is executed once for each sample.
+of the stages before it. Every linear is executed once for each sample, unless a later pass rewrites
+what the stream has gone past: then it goes back to where it entered the region.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import Tensor, fx
-from torch.func import functional_call
+from torch import Tensor
 
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import LINEAR, Region, Stage
+from qdc.ir.graph import Region, Stage
 from qdc.ir.types import BYTES
+from qdc.pipeline.execute import Environment, Executor
 from qdc.pipeline.frontier import values_to_keep
 
-Weights = Callable[[str, str], Tensor]
-"""``(node name, role) -> tensor`` in the compute dtype, as it stands now."""
-COSTLY = frozenset({LINEAR, "attention", "input", "embedding"})
-Environment = dict[str, Tensor]
-Parameters = dict[str, dict[str, Tensor]]
+Weights = Callable[[str], Mapping[str, Tensor]]
+"""``node name -> tensors by role``, in the compute dtype, as they stand now."""
+COSTLY = frozenset({"linear", "attention", "input", "embedding"})
 
 
 class Stream:
     """Batches of samples at one place of the model."""
 
     def __init__(
-        self, program: Program, batches: list[Tensor], weights: Weights, device: torch.device
+        self,
+        program: Program,
+        batches: list[Tensor],
+        weights: Weights,
+        device: torch.device,
+        *,
+        returns: bool = False,
     ) -> None:
         """Start before the first region.
 
         Args:
             program: the traced model; its first input takes the token ids, the others are absent.
             batches: ``i64[b, length]`` token ids, no padding.
-            weights: gives each parameter as it stands at the time of the call.
+            weights: gives each node's parameters as they stand at the time of the call.
             device: where values are computed; they are held on the CPU between stages.
+            returns: whether to hold the values with which a region was entered until it is left,
+                so that the stream can go back there.
         """
-        self.program, self.weights, self.device = program, weights, device
-        self.graph = program.graph
-        self.order = [node.name for node in self.graph]
-        self.place = {name: index for index, name in enumerate(self.order)}
-        self.names = {node: name for name, node in program.nodes.items()}
-        tokens, *self.absent = [node.name for node in self.graph if node.op == "input"]
-        self.edges = self.graph.edges.copy()
-        self.edges.remove_nodes_from(self.absent)
+        self.executor = Executor(program, device)
+        self.graph, self.weights, self.returns = program.graph, weights, returns
         self.boundary = 0
         """Nodes before this place have been computed."""
-        self.linear_calls = 0
-        """Linears executed, counted once for each sample."""
         self.tokens = torch.cat(batches)
         """``i64[samples, length]``: what was put in."""
         self.sizes = dict(zip("BL", batches[0].shape, strict=True))
-        self.kept: list[Environment] = [{tokens: batch} for batch in batches]
+        self.kept: list[Environment] = [{self.executor.tokens: batch} for batch in batches]
+        self._entrance = (self.boundary, list(self.kept))
+        self._left = 0
+
+    @property
+    def linear_calls(self) -> int:
+        """Linears executed, counted once for each sample."""
+        return self.executor.linear_calls
+
+    def start(self, region: Region) -> None:
+        """Advance to the first node of a region, or go back there."""
+        place = self.executor.place[region.nodes[0]]
+        if place < self.boundary:
+            self.rewind()
+        self._advance(place)
+        self._mark()
 
     def enter(self, stage: Stage) -> None:
-        """Advance to just before the stage's first linear."""
-        self._advance(min(self.place[layer] for layer in stage.layers))
+        """Advance to just before the stage's first linear, or go back there."""
+        place = min(self.executor.place[layer] for layer in stage.layers)
+        if place < self.boundary:
+            self.rewind()
+        self._advance(place)
 
     def leave(self, region: Region) -> None:
         """Advance past a region; does nothing if the stream is past it, or if none follows."""
+        self._left = self.executor.place[region.nodes[-1]] + 1
         if region is not self.graph.regions[-1]:
-            self._advance(self.place[region.nodes[-1]] + 1)
+            self._advance(self._left)
+        self._mark()
+
+    def passed(self, name: str) -> bool:
+        """Whether values that hang on this node were computed, in a region not yet left."""
+        return self._left <= self.executor.place[name] < self.boundary
+
+    def rewind(self) -> None:
+        """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
+        if not self.returns:
+            raise RuntimeError("the stream does not hold what it would go back to")
+        self.boundary, self.kept = self._entrance[0], list(self._entrance[1])
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield the value that the stage reads, batch by batch: ``[b, length, columns]``."""
-        steps = self._steps({stage.value})
+        for found in self.compute((stage.value,)):
+            yield found[stage.value]
+
+    @torch.no_grad()
+    def compute(self, wanted: tuple[str, ...]) -> Iterator[Environment]:
+        """Yield values ahead of the boundary, batch by batch, on the device; nothing moves."""
+        steps = self.executor.steps(wanted, self.kept[0])
         parameters = self._parameters(steps)
         for environment in self.kept:
-            yield self._compute(environment, steps, parameters, {stage.value})[stage.value]
+            with torch.no_grad():
+                found = self.executor.run(environment, steps, parameters, wanted)
+            yield found
+
+    def results(self, region: Region) -> tuple[str, ...]:
+        """Names of the values that a region hands on: those that nodes after it read."""
+        end = self.executor.place[region.nodes[-1]] + 1
+        inside = set(region.nodes)
+        return tuple(sorted(inside & self.executor.read_after(end), key=self.executor.place.get))
 
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""
         return sum(value.nbytes for environment in self.kept for value in environment.values())
 
+    def _mark(self) -> None:
+        if self.returns:
+            self._entrance = (self.boundary, list(self.kept))
+
+    @torch.no_grad()
     def _advance(self, boundary: int) -> None:
         """Compute what the nodes from ``boundary`` on need, and keep the cheapest part of it."""
         if boundary <= self.boundary:
             return
-        future = set(self.order[boundary:])
-        needed = {
-            name
-            for name in self.order[:boundary]
-            if name not in self.absent and future.intersection(self.edges.successors(name))
-        }
-        reach = [*self.kept[0], *self._steps(needed)]
+        executor = self.executor
+        needed = executor.read_after(boundary)
+        reach = [*self.kept[0], *executor.steps(needed, self.kept[0])]
         keep = values_to_keep(
-            self.edges,
+            executor.edges,
             reach,
             needed,
             {name: self._nbytes(name) for name in reach},
             [name for name in reach if self.graph[name].op in COSTLY],
         )
-        steps = self._steps(keep)
+        steps = executor.steps(keep, self.kept[0])
         parameters = self._parameters(steps)
         for index, environment in enumerate(self.kept):
-            found = self._compute(environment, steps, parameters, keep)
+            found = executor.run(environment, steps, parameters, keep)
             self.kept[index] = {name: value.cpu() for name, value in found.items()}
         self.boundary = boundary
 
@@ -104,59 +147,6 @@ class Stream:
         kind = self.graph[name].type
         return max(1, kind.elements(self.sizes) * BYTES[kind.dtype])
 
-    def _parameters(self, steps: list[str]) -> Parameters:
+    def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
         """What the steps read, as it stands now: decoded once for all batches."""
-        return {
-            name: {p.role: self.weights(name, p.role) for p in self.graph[name].parameters}
-            for name in steps
-        }
-
-    def _steps(self, wanted: Collection[str]) -> list[str]:
-        """Nodes to execute, in order, to get the wanted values from the kept ones."""
-        held, needed = self.kept[0], set[str]()
-        pending = [name for name in wanted if name not in held]
-        while pending:
-            name = pending.pop()
-            if name not in needed:
-                needed.add(name)
-                pending.extend(p for p in self.edges.predecessors(name) if p not in held)
-        return sorted(needed, key=self.place.__getitem__)
-
-    @torch.no_grad()
-    def _compute(
-        self,
-        kept: Mapping[str, Tensor],
-        steps: list[str],
-        parameters: Parameters,
-        wanted: Collection[str],
-    ) -> Environment:
-        """Execute the steps on one batch, dropping each value after its last reader."""
-        last = {read: step for step in steps for read in self.edges.predecessors(step)}
-        environment = {name: value.to(self.device) for name, value in kept.items()}
-        for step in steps:
-            environment[step] = self._execute(step, environment, parameters[step])
-            for read in self.edges.predecessors(step):
-                if last[read] == step and read not in wanted:
-                    environment.pop(read, None)
-        return {name: environment[name] for name in wanted}
-
-    def _execute(
-        self, name: str, environment: Environment, parameters: dict[str, Tensor]
-    ) -> Tensor:
-        node = self.program.nodes[name]
-        arguments: Any
-        keywords: Any
-        arguments, keywords = fx.map_arg(
-            (node.args, node.kwargs), lambda read: environment.get(self.names[read])
-        )
-        result: Tensor
-        if node.op == "call_module":
-            if self.graph[name].op == LINEAR:
-                self.linear_calls += len(arguments[0])
-            leaf = self.program.module.get_submodule(str(node.target))
-            result = functional_call(leaf, parameters, arguments, keywords)
-        elif node.op == "call_method":
-            result = getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
-        else:
-            result = node.target(*arguments, **keywords)  # type: ignore[operator]
-        return result
+        return {name: self.weights(name) for name in steps}

@@ -1,7 +1,7 @@
 """The grammar of pipelines, parsed into names and option texts.
 
     pipeline ::= item (',' item)*
-    item     ::= step | 'stages(' step (',' step)* ')'
+    item     ::= step | 'stages' options? '(' step (',' step)* ')'
     step     ::= name options?
     options  ::= '{' key '=' value (',' value)* (' ' key '=' ...)* '}'
 
@@ -34,6 +34,7 @@ class StagesItem:
 
     place: int
     items: tuple[Item, ...]
+    options: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
 
 
 def parse(text: str) -> tuple[Item | StagesItem, ...]:
@@ -76,27 +77,31 @@ class _Reader:
 
     def item(self) -> Item | StagesItem:
         start = self.skip()
-        if not self.opens_stages():
+        options = self.opens_stages()
+        if options is None:
             return self.step()
         inside = [self.inner()]
         while self.take(","):
             inside.append(self.inner())
         if not self.take(")"):
             raise self.error("expected ',' or ')'")
-        return StagesItem(start, tuple(inside))
+        return StagesItem(start, tuple(inside), options)
 
     def inner(self) -> Item:
         start = self.skip()
-        if self.opens_stages():
+        if self.opens_stages() is not None:
             raise self.error("stages(...) cannot be nested", at=start)
         return self.step()
 
-    def opens_stages(self) -> bool:
+    def opens_stages(self) -> dict[str, str | tuple[str, ...]] | None:
+        """Take ``stages(`` or ``stages{...}(`` and give the options; None if neither is there."""
         start = self.place
-        if self.take(STAGES) and self.take("("):
-            return True
+        if self.take(STAGES):
+            options = self.options() if self.take("{") else {}
+            if self.take("("):
+                return options
         self.place = start
-        return False
+        return None
 
     def step(self) -> Item:
         start = self.skip()

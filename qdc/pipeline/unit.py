@@ -11,8 +11,9 @@ from qdc.codec import Lowered
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.ir.annotations import Annotation, Packed
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage
-from qdc.ir.tensors import TensorTable
-from qdc.ir.types import TensorRef
+from qdc.ir.tensors import TensorTable, torch_dtype
+from qdc.ir.tuned import Tuned
+from qdc.ir.types import TensorRef, short_dtype
 from qdc.passbase import Pass
 from qdc.pipeline.stream import Stream
 from qdc.pipeline.workspace import Calibration, MakeBatches, Remark, Workspace
@@ -98,8 +99,40 @@ class Unit:
         if isinstance(note, Lowered):
             self.graph.remove(node.name, Packed)
         self.graph.annotate(node.name, note)
+        if isinstance(note, Lowered | Tuned):
+            self.workspace.rewritten(node.name)
         for name in before - self._owned(node):
             self.tensors.release(name)
+
+    def tune(self, node: Node, role: str, value: Tensor) -> Tensor:
+        """Put ``value`` in place of a parameter, or give a linear the bias that it lacks.
+
+        It is rounded to what the artifact stores: the checkpoint's dtype, fp16 for an added bias.
+
+        Args:
+            node: a norm, a linear: any node with parameters but for matrices.
+            role: ``weight`` or ``bias``.
+            value: of the parameter's shape, ``[rows]`` for an added bias.
+
+        Returns:
+            The rounded value in fp32 on the device; the streams compute with it from now on.
+
+        Raises:
+            InvalidGraph: it is not finite in that dtype.
+        """
+        own = next((p for p in node.parameters if p.role == role), None)
+        dtype = torch.float16 if own is None else torch_dtype(own.dtype)
+        stored = value.detach().to("cpu", dtype)
+        if not bool(stored.isfinite().all()):
+            raise InvalidGraph(
+                f"the tuned {role} is not finite in {short_dtype(str(stored.dtype))}",
+                where=[f"%{node.name}"],
+            )
+        before = self.graph.get(node.name, Tuned)
+        tensors = {} if before is None else dict(zip(before.roles, before.tensors, strict=True))
+        tensors[role] = self.put(f"{node.path}.{role}", stored.contiguous())
+        self.annotate(node, Tuned(roles=tuple(tensors), tensors=tuple(tensors.values())))
+        return stored.to(self.device, torch.float32)
 
     def _owned(self, node: Node) -> set[str]:
         notes = self.graph.annotations(node.name).values()
@@ -112,6 +145,10 @@ class Unit:
     def stream(self, make: MakeBatches) -> Stream:
         """This pass's calibration stream; ``make`` gives its batches of token ids once."""
         return self.workspace.stream(self.place, make)
+
+    def reference(self, make: MakeBatches) -> Stream:
+        """A stream of this pass through the original model, whatever passes rewrite."""
+        return self.workspace.stream(self.place, make, original=True)
 
     def calibration(self) -> Calibration:
         """The calibration text. Raises ``InvalidCalibration`` if the compile has none."""

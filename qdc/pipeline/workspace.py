@@ -1,6 +1,6 @@
 """What a running pipeline holds: one region's weights, the tensor table, the streams."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,11 +9,13 @@ from torch import Tensor
 
 from qdc.calibration.text import TextSource
 from qdc.codec import Codec, Lowered
+from qdc.errors import InvalidGraph
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
+from qdc.ir.tuned import Tuned
 from qdc.pipeline.stream import Stream
 
 MakeBatches = Callable[[], list[Tensor]]
@@ -57,10 +59,13 @@ class Workspace:
     """Of the pass that runs now; an instrument takes them over."""
     linear_calls: int = 0
     """Linears executed for calibration, counted once for each sample."""
+    returns: bool = False
+    """Whether streams must be able to go back inside a region; ``Plan.returns`` knows."""
     samples: int = 0
     """Samples of the largest calibration."""
     _loaded: dict[str, Tensor] = field(default_factory=dict)
     _streams: dict[int, Stream] = field(default_factory=dict)
+    _references: dict[int, Stream] = field(default_factory=dict)
 
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
         """The checkpoint's own tensor in fp32 on the device; a region's are read once.
@@ -73,10 +78,19 @@ class Workspace:
             self._loaded[name] = self.checkpoint.tensor(name)
         return self._loaded[name].to(self.device, torch.float32)
 
+    def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
+        """The checkpoint's own weight in fp32 on the device, ``count`` rows at a time, not kept."""
+        weight = self.checkpoint.tensor(node.weight.name)
+        for start in range(0, len(weight), count):
+            yield weight[start : start + count].to(self.device, torch.float32)
+
     def current(self, name: str, role: str = "weight") -> Tensor:
-        """The tensor as it stands: dequantized once its layer was lowered."""
+        """The tensor as it stands: dequantized once its layer was lowered, tuned once it was."""
         graph = self.program.graph
-        node = graph[name]
+        node, tuned = graph[name], graph.get(name, Tuned)
+        replaced = None if tuned is None else tuned.find(role)
+        if replaced is not None:
+            return self.tensors.get(replaced).to(self.device, torch.float32)
         packed, lowered = graph.get(name, Packed), graph.get(name, Lowered)
         if role != "weight" or lowered is None:
             return self.parameter(node, role)
@@ -88,17 +102,56 @@ class Workspace:
         }
         return codec.dense(codec.unpack(stored)).to(self.device)
 
-    def stream(self, place: int, make: MakeBatches) -> Stream:
-        """The stream of the pass at this place, started from its samples at the first call."""
-        if place not in self._streams:
+    def parameters(self, name: str) -> dict[str, Tensor]:
+        """All that a node computes with, by role, as it stands: added biases are among them."""
+        graph = self.program.graph
+        tuned = graph.get(name, Tuned)
+        roles = [p.role for p in graph[name].parameters]
+        roles += () if tuned is None else tuned.added(graph[name])
+        return {role: self.current(name, role) for role in roles}
+
+    def originals(self, name: str) -> dict[str, Tensor]:
+        """All that a node computes with in the original model, by role."""
+        node = self.program.graph[name]
+        return {p.role: self.parameter(node, p.role) for p in node.parameters}
+
+    def stream(self, place: int, make: MakeBatches, *, original: bool = False) -> Stream:
+        """The stream of the pass at this place, started from its samples at the first call.
+
+        Args:
+            place: of the pass in the plan.
+            make: gives the batches.
+            original: whether it goes through the original model whatever passes do; a pass may
+                have one stream of each kind.
+        """
+        streams = self._references if original else self._streams
+        if place not in streams:
             batches = make()
             self.samples = max(self.samples, sum(len(batch) for batch in batches))
-            self._streams[place] = Stream(self.program, batches, self.current, self.device)
-        return self._streams[place]
+            weights = self.originals if original else self.parameters
+            returns = self.returns and not original
+            streams[place] = Stream(self.program, batches, weights, self.device, returns=returns)
+        return streams[place]
+
+    def rewritten(self, name: str) -> None:
+        """Send streams that have gone past this node of the region back to where they entered it.
+
+        Raises ``InvalidGraph`` if they cannot go back.
+        """
+        for stream in self._streams.values():
+            if not stream.passed(name):
+                continue
+            if not stream.returns:
+                raise InvalidGraph(
+                    "a calibration stream has gone past the layer, and it is rewritten",
+                    where=[f"%{name}"],
+                    help="declare in the pass's provides what it rewrites",
+                )
+            stream.rewind()
 
     def leave(self, region: Region) -> None:
         """Move all streams past a region and forget its weights."""
-        for stream in self._streams.values():
+        for stream in (*self._streams.values(), *self._references.values()):
             stream.leave(region)
         self._loaded.clear()
 
@@ -111,8 +164,10 @@ class Workspace:
 
     def end_segment(self, spill: Path | None) -> None:
         """Drop the streams; with a folder, move the tensors that remain out of memory."""
-        self.linear_calls += sum(stream.linear_calls for stream in self._streams.values())
+        streams = (*self._streams.values(), *self._references.values())
+        self.linear_calls += sum(stream.linear_calls for stream in streams)
         self._streams.clear()
+        self._references.clear()
         self._loaded.clear()
         if spill is not None:
             self.tensors.spill(spill)

@@ -50,6 +50,7 @@ def load_artifact(
             for layer, fields in quantization.layers.items()
         }
         module, _ = build({k: v for k, v in source.config.items() if k != "quantization_config"})
+        _add_biases(module, quantization.added_biases)
         _check(module, codecs, source)
         state = {
             name: _tensor(name, codecs, source).to(device, dtype) for name in module.state_dict()
@@ -88,6 +89,18 @@ def refuse_compiled(source: Checkpoint) -> None:
             where=[str(source.folder)],
             help="give the checkpoint that it was made from",
         )
+
+
+def _add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
+    """Give these linears of a module on meta a bias. Raises ``InvalidArtifact``."""
+    leaves = dict(module.named_modules())
+    for path in paths:
+        linear = leaves.get(path)
+        if not isinstance(linear, nn.Linear):
+            raise InvalidArtifact("added_biases names no linear of the model", where=[path])
+        if linear.bias is not None:
+            raise InvalidArtifact("added_biases names a linear that has a bias", where=[path])
+        linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))
 
 
 def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
-COMMANDS = ("compile", "show", "passes", "backends", "run", "eval")
+COMMANDS = ("compile", "show", "passes", "backends", "run", "eval", "report", "inspect-calibration")
 SCREEN = 40
 
 

@@ -25,6 +25,8 @@ PIPELINES = {
     "two bits": "data-free",
     "one bit": "rtn-lower{bits=1 group=24},pack",
     "eight bits": "rtn-lower{bits=8 group=64},pack",
+    "vocabulary in eight bits": "quantize-vocab,data-free",
+    "vocabulary in four bits": "data-free,quantize-vocab{bits=4 group=96}",
 }
 
 
@@ -68,7 +70,7 @@ def test_weights_equal_those_of_load(
     model = wide(tmp_path / "m")
     compile_tiny(model, tmp_path / "out", passes)
     found = decoded["read"](tmp_path / "out")
-    assert len(found) == 7
+    assert len(found) == (9 if "vocab" in passes else 7)
     assert same(tmp_path / "out", found)
 
 

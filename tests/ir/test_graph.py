@@ -4,6 +4,7 @@ from pydantic import ValidationError
 from qdc.errors import InvalidGraph, MissingAnnotation, UnknownName
 from qdc.ir.annotations import Kept, Opaque, Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
+from qdc.ir.types import Parameter
 from tests.support.graphs import annotated, function, linear, source, structure, two_blocks, value
 
 ORDERS = Orders(blocks=(1, 3), widths=(4, 4))
@@ -112,3 +113,16 @@ def test_with_annotations_starts_from_none() -> None:
     assert not other.annotations("h0.up")
     assert other.get("h0.down", Kept) == Kept(reason="why not")
     assert graph.get("h0.up", Orders) == ORDERS
+
+
+def test_the_vocabulary_has_a_row_for_each_token_and_lies_outside_the_regions() -> None:
+    def embedding(name: str, rows: int) -> Node:
+        weight = Parameter(name=f"{name}.weight", dtype="f16", shape=(rows, 8))
+        node = function(name, "embedding", ("tokens",), "B", "L", 8)
+        return node.model_copy(update={"parameters": (weight,)})
+
+    graph = two_blocks()
+    nodes = [linear("h0.gate", "tokens", 1000, 8) if n.name == "h0.gate" else n for n in graph]
+    nodes += [embedding("wte", 1000), embedding("positions", 64), linear("small", "tokens", 64, 8)]
+    changed = LayerGraph(structure(nodes, graph.regions))
+    assert [node.name for node in changed.vocabulary()] == ["head", "wte"]

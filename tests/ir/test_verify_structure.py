@@ -207,3 +207,22 @@ def test_a_linear_with_several_faults_is_named_once() -> None:
     assert "6 columns" in said
     assert "4 rows" in said
     assert where == ("%a",)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        (),
+        (WEIGHT.model_copy(update={"shape": (16,)}),),
+        (WEIGHT.model_copy(update={"shape": (16, 4)}),),
+        (WEIGHT, WEIGHT),
+    ],
+)
+def test_an_embedding_has_one_table_of_its_width(parameters: tuple[Parameter, ...]) -> None:
+    node = function("wte", "embedding", ("tokens",), "B", "L", 8)
+    wte = node.model_copy(update={"parameters": parameters})
+    graph = LayerGraph(structure([source("tokens", "B", "L"), wte]))
+    graph.annotate("wte", GOOD["packed"])
+    said, where = problems(graph)
+    assert "an embedding has one two-dimensional weight" in said
+    assert where == ("%wte",)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qdc.numerics.error import relative_output_error
+from qdc.numerics.error import block_errors, relative_output_error
 
 
 def test_is_the_share_of_the_squared_output() -> None:
@@ -35,3 +35,39 @@ def test_survives_cancellation() -> None:
     weight, error = torch.tensor([[1000.0, 0.0]]), torch.tensor([[0.5, -0.5]])
     share = relative_output_error(weight, weight - error, moment)
     assert share == pytest.approx(0.25e-2 / 1e6, rel=1e-4)
+
+
+PARTS = (slice(0, 2), slice(2, 5), slice(5, 6))
+
+
+def test_blocks_share_the_error_as_the_outputs_do() -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    inputs[:, 3] += inputs[:, 0]
+    weight = torch.randn(4, 6, generator=generator)
+    wrong = weight - weight.round()
+    whole = (inputs @ wrong.T.double()).T
+    total = (inputs @ weight.T.double()).square().sum()
+    expected = []
+    for part in PARTS:
+        own = (inputs[:, part] @ wrong[:, part].T.double()).T
+        expected.append(float((own * whole).sum() / total))
+    found = block_errors(weight, weight.round(), inputs.T @ inputs, PARTS)
+    assert found.blocks == pytest.approx(tuple(expected), rel=1e-6)
+    assert sum(found.blocks) == pytest.approx(found.total, rel=1e-12)
+    assert found.total == relative_output_error(weight, weight.round(), inputs.T @ inputs)
+
+
+def test_a_block_that_undoes_the_error_of_another_halves_its_share() -> None:
+    # Both inputs are alike, so the error of the first is undone by that of the second but for half.
+    weight, error = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, -0.5]])
+    parts = (slice(0, 1), slice(1, 2))
+    found = block_errors(weight, weight - error, torch.ones(2, 2), parts)
+    assert found.total == 0.25 / 4
+    assert found.blocks == (0.5 / 4, -0.25 / 4)
+
+
+def test_blocks_of_a_layer_without_error_or_output() -> None:
+    zero, one = torch.zeros(1, 6), torch.ones(1, 6)
+    assert block_errors(one, one, torch.eye(6), PARTS) == (0.0, (0.0, 0.0, 0.0))
+    assert block_errors(zero, one, torch.eye(6), PARTS) == (float("inf"), ())

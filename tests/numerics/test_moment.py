@@ -68,3 +68,37 @@ def test_refuses_zero_tokens_and_other_widths() -> None:
         accumulator.add(torch.tensor(1.0))
     with pytest.raises(ValueError, match="at least one column"):
         MomentAccumulator(0)
+
+
+def test_weights_count_a_token_as_often() -> None:
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(2, 6, 4, generator=generator)
+    weights = torch.randint(0, 4, (2, 6), generator=generator).float()
+    weighted, repeated = MomentAccumulator(4), MomentAccumulator(4)
+    weighted.add(inputs, weights)
+    repeated.add(inputs.reshape(-1, 4).repeat_interleave(weights.flatten().long(), 0))
+    assert weighted.tokens == 12
+    assert weighted.weight == repeated.weight == weights.sum()
+    torch.testing.assert_close(weighted.value(), repeated.value())
+    assert torch.equal(weighted.value(), weighted.value().T)
+
+
+def test_equal_weights_change_nothing_but_rounding() -> None:
+    inputs = torch.randn(30, 5, generator=torch.Generator().manual_seed(3))
+    plain, weighted = MomentAccumulator(5), MomentAccumulator(5)
+    plain.add(inputs)
+    weighted.add(inputs, torch.full((30,), 7.0))
+    torch.testing.assert_close(plain.value(), weighted.value())
+    assert plain.weight == plain.tokens
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_refuses_senseless_weights(weight: float) -> None:
+    accumulator = MomentAccumulator(2)
+    with pytest.raises(ValueError, match="negative or not finite"):
+        accumulator.add(torch.ones(3, 2), torch.tensor([1, weight, 1]))
+    with pytest.raises(ValueError, match="expected weights"):
+        accumulator.add(torch.ones(3, 2), torch.ones(2))
+    accumulator.add(torch.ones(3, 2), torch.zeros(3))
+    with pytest.raises(ValueError, match="zero tokens"):
+        accumulator.value()

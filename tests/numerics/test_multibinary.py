@@ -231,9 +231,8 @@ def test_stored_scales_fit_fp16() -> None:
 
 def test_stored_refuses_overflow() -> None:
     c = random_components(2, 8)
-    with pytest.raises(OverflowError, match="float16"):
+    with pytest.raises(OverflowError, match="fp16"):
         stored(c._replace(row_scale=c.row_scale * 1e6))
-    assert stored(c._replace(row_scale=c.row_scale * 1e6), torch.bfloat16).row_scale.max() > 1e5
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from qdc.calibration.records import Fields
+from qdc.calibration.tokenizer import load_tokenizer
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.ir.annotations import Moment
 from qdc.passes.calibrate_mcs import CalibrateMcs
@@ -138,3 +140,125 @@ def test_samples_longer_than_the_model_takes_are_refused_early(
 ) -> None:
     with pytest.raises(InvalidCalibration, match="asked for, the model takes 64"):
         moments(model, tmp_path, text, "samples=1 length=65")
+
+
+STATES = "samples=6 length=16 seed=1"
+
+
+def states(model: Path, folder: Path, text: Path, options: str) -> Tensor:
+    """The masked share of each row that the pass calibrates on."""
+    seen: list[Tensor] = []
+
+    def look(label: str, unit: Unit) -> None:
+        seen.append(unit.workspace._streams[0].tokens == MASK)
+
+    passes = f"calibrate-mcs{{{options}}},spy"
+    run_passes(model, folder, spying(look), passes, stop_after="spy", calibration=text)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "prefix", "shares"),
+    [
+        ("geometry=clean", 16, [0] * 6),
+        ("geometry=rollout steps=4", 4, [1 - step / 4 for step in (3, 2, 2, 1, 0, 0)]),
+        ("geometry=rollout steps=4 block-length=4", 4, [1 - s / 4 for s in (3, 2, 2, 1, 0, 0)]),
+        ("clean-copy=true", 4, [0, None, None, None, None, 1]),
+        ("timesteps=2", 4, [None, 1] * 6),
+        ("timesteps=3 clean-copy=true", 4, [0, None, 1] * 6),
+        ("geometry=block-diffusion block-length=3", 4, [None] * 5 + [1]),
+        ("geometry=uniform timesteps=2", 0, [None] * 12),
+    ],
+)
+def test_geometries(
+    options: str,
+    prefix: int,
+    shares: list[float | None],
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+) -> None:
+    """What is masked where the geometry leaves no choice; the prefix never is."""
+    masked = states(model, tmp_path, text, f"{STATES} {options}")
+    assert len(masked) == len(shares)
+    assert not masked[:, :prefix].any()
+    for row, share in zip(masked, shares, strict=True):
+        if share is not None:
+            assert row[prefix:].double().mean().nan_to_num().item() == pytest.approx(share)
+
+
+def test_uniform_masks_the_whole_window(model: Path, text: Path, tmp_path: Path) -> None:
+    masked = states(model, tmp_path, text, "samples=32 length=16 geometry=uniform")
+    assert masked[:, :4].any()
+    shares = masked.double().mean(1)
+    assert shares[:16].mean() < 0.5 < shares[16:].mean()
+
+
+def test_the_note_names_geometry_and_weight(model: Path, text: Path, tmp_path: Path) -> None:
+    usual, _ = moments(model, tmp_path, text, OPTIONS)["blocks.0.q_proj"]
+    assert "mcs" not in usual.text()
+    assert not {"geometry", "masked_weight"} & set(usual.model_dump())
+    note, _ = moments(
+        model, tmp_path, text, OPTIONS + " geometry=uniform masked-weight=3 timesteps=2"
+    )["blocks.0.q_proj"]
+    assert (note.geometry, note.masked_weight, note.samples, note.tokens) == ("uniform", 3, 3, 72)
+    assert note.text().endswith("masked of weight 3   uniform")
+    assert Moment.model_validate(note.model_dump()) == note
+
+
+def test_masked_positions_weigh_more(model: Path, text: Path, tmp_path: Path) -> None:
+    """At the first stage a masked position always reads the same: the moment moves towards it."""
+    plain = moments(model, tmp_path, text, OPTIONS)["blocks.0.q_proj"]
+    heavy = moments(model, tmp_path, text, OPTIONS + " masked-weight=5")["blocks.0.q_proj"]
+    light = moments(model, tmp_path, text, OPTIONS + " masked-weight=0.2")["blocks.0.q_proj"]
+    share = plain[0].masked
+    # all three are mixtures of the same two moments
+    of = {w: w * share / (w * share + 1 - share) for w in (0.2, 1.0, 5.0)}
+    slope = (heavy[1] - light[1]) / (of[5.0] - of[0.2])
+    expected = light[1] + slope * (of[1.0] - of[0.2])
+    torch.testing.assert_close(plain[1], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(heavy[1], plain[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("geometry=clean masked-weight=2", "geometry clean does not read masked-weight"),
+        ("geometry=uniform prefix=0.5", "geometry uniform does not read prefix"),
+        ("geometry=uniform clean-copy=true", "does not read clean-copy"),
+        ("steps=4", "geometry mcs does not read steps, which is for rollout"),
+        ("block-length=4", "does not read block-length"),
+        ("geometry=causal", "geometry: Input should be 'mcs'"),
+        ("masked-weight=0", "masked-weight: Input should be greater than 0"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    options: str, expected: str, model: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(QdcError, match=expected):
+        moments(model, tmp_path, text, options)
+
+
+def test_prompts_are_visible_and_leave_no_room_for_a_prefix(model: Path, tmp_path: Path) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("\n".join(f'{{"q": "say {n}", "a": "{n} " }}' for n in range(40)))
+    seen: list[Tensor] = []
+
+    def look(label: str, unit: Unit) -> None:
+        seen.append(unit.workspace._streams[0].tokens)
+
+    def run(options: str) -> None:
+        run_passes(
+            model, tmp_path, spying(look), f"calibrate-mcs{{{options}}},spy", stop_after="spy",
+            calibration=chats, fields=Fields.parse(chat="q,a"),
+        )  # fmt: skip
+
+    run("samples=4 length=24 timesteps=1")
+    decode = load_tokenizer(model).decode
+    for row in seen[0].tolist():
+        assert str(decode(row)).startswith("say ")
+        assert MASK in row
+        kept = str(decode([token for token in row if token != MASK]))
+        assert not set(kept) - set("say \n0123456789"), kept
+    with pytest.raises(InvalidCalibration, match="the samples have prompts, which are the prefix"):
+        run("samples=4 length=24 prefix=0.5")

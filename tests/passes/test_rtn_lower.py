@@ -10,8 +10,9 @@ from qdc.ir.verify import verify
 from qdc.numerics.error import relative_output_error
 from qdc.numerics.uniform import dense_uniform, fit_uniform
 from qdc.passes.pack import Pack
-from qdc.passes.rtn_lower import Rtn, RtnLower, UniformGrid
+from qdc.passes.rtn_lower import Rtn, RtnLower
 from qdc.pipeline.unit import Unit
+from qdc.uniformgrid import UniformGrid
 from tests.conftest import Golden
 from tests.support.units import annotate_all, correlated_moment, make_unit, noise
 

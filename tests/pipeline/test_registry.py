@@ -135,7 +135,7 @@ def test_a_second_codec_names_both_owners() -> None:
     registry.add(WritesFalseRtn)
     with pytest.raises(DuplicateName, match="the name 'uniform'") as caught:
         registry.codecs()
-    assert caught.value.where[0] == "qdc.passes.rtn_lower.UniformGrid"
+    assert caught.value.where[0] == "qdc.uniformgrid.UniformGrid"
     assert caught.value.where[1].endswith("FalseUniform")
 
 

@@ -31,12 +31,15 @@ class Model:
     def samples(self) -> int:
         return sum(len(batch) for batch in self.batches)
 
-    def weight(self, name: str, role: str = "weight") -> Tensor:
-        found = self.plain.get_parameter(f"{self.program.graph[name].path}.{role}")
-        return found.detach()
+    def weights(self, name: str) -> dict[str, Tensor]:
+        node = self.program.graph[name]
+        return {
+            p.role: self.plain.get_parameter(f"{node.path}.{p.role}").detach()
+            for p in node.parameters
+        }
 
     def stream(self) -> Stream:
-        return Stream(self.program, list(self.batches), self.weight, torch.device("cpu"))
+        return Stream(self.program, list(self.batches), self.weights, torch.device("cpu"))
 
     def inputs(self, layer: str) -> list[Tensor]:
         """What a linear reads in a plain forward of each batch."""
@@ -95,7 +98,7 @@ def test_values_follow_the_weights_as_they_are_replaced(model: Model) -> None:
         stream.enter(stage)
         torch.testing.assert_close(list(stream.values(stage)), model.inputs(stage.layers[0]))
         for layer in stage.layers:
-            weight = model.weight(layer)
+            weight = model.weights(layer)["weight"]
             weight.copy_(weight.sign() * weight.abs().mean())
     last = model.inputs(model.stages()[-1].layers[0])
     assert not torch.allclose(first[0], last[0], rtol=0.1), "the rounding must show"

@@ -16,7 +16,8 @@ SAMPLES, LENGTH = 4, 16
 
 
 def compile_tiny(model: Path, out: Path, passes: str = "default", **options: Any) -> CompileReport:
-    """Compile with few and short samples, where the pipeline calibrates."""
+    """Compile with few and short samples, where the pipeline calibrates; write no report."""
+    options = {"write_report": False, **options}
     if passes in ("default", "uniform", "rtn") or "calibrate-mcs" in passes:
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     return qdc.compile(model, passes, out=out, **options)

@@ -1,0 +1,95 @@
+"""AutoRound: learned rounding and clipping, block by block, by signed gradient descent.
+
+Library: intel/auto-round, Apache-2.0; paper arXiv 2309.05516. Its uniform grid has a scale and an
+integer zero point for each group of a row, the rounding offset of every weight and both ends of
+every grid are trained against the block's full-precision output, on inputs from blocks that are
+already quantized. All options are the library's defaults but those in ``DEFAULTS`` below.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdc.calibration.tokenizer import load_tokenizer
+from qdc.errors import QdcError
+
+from .native import BlockWatch, dense_weights, open_pair
+from .result import PeerResult, Stopwatch, check_levels, grouped_bits, require
+
+INSTALL = (
+    "pip install --no-deps auto-round==0.16.1 accelerate && "
+    "pip install datasets py-cpuinfo psutil requests tqdm  (see bench/README.md)"
+)
+DEFAULTS: dict[str, Any] = {
+    "bits": 2,
+    "group_size": 128,
+    "sym": False,
+    "iters": 200,
+    "batch_size": 8,
+    "amp": False,
+}
+"""``amp`` off computes in f32: on a CPU the library would cast model and targets to bf16."""
+
+
+def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> PeerResult:
+    """Quantize the linears of every block on masked ``samples``, ``i64[N, length]``.
+
+    ``options`` go to ``AutoRound`` and replace ``DEFAULTS``; ``seed`` is the seed of its batches.
+
+    Raises:
+        MissingLibrary: auto-round is not installed.
+        QdcError: the library saw another function than ours, or left its format.
+    """
+    library = require("auto_round", INSTALL)
+    given = DEFAULTS | options
+    original, native = open_pair(model_folder, samples[:2])
+    tokenizer = load_tokenizer(model_folder)
+    _check_padding(tokenizer.pad_token_id, samples)
+    blocks = BlockWatch(original, native, samples)
+    batches = list(torch.split(samples, given["batch_size"]))
+    with Stopwatch() as watch:
+        rounder = library.AutoRound(
+            native,
+            tokenizer=tokenizer,
+            scheme="W2A16",
+            dataset=batches,
+            seqlen=samples.shape[1],
+            nsamples=len(samples),
+            device_map="cpu",
+            seed=seed,
+            **given,
+        )
+        quantized, _ = rounder.quantize()
+    note = blocks.finish()
+    weights = dense_weights(quantized, original.config.n_layers)
+    check_levels(weights, given["bits"], given["group_size"])
+    return PeerResult(
+        name="autoround",
+        version=library.__version__,
+        weights=weights,
+        effective_bits=grouped_bits(given["bits"], given["group_size"], 16, given["bits"]),
+        code_bits=given["bits"],
+        seconds=watch.seconds,
+        options={**given, "seed": seed, "nsamples": len(samples), "seqlen": samples.shape[1]},
+        notes=(
+            note,
+            watch.note(),
+            "counted: codes, one fp16 scale and one packed integer zero point a group",
+            "the library leaves each sample's last position out of its loss",
+        ),
+    )
+
+
+def _check_padding(padding: object, samples: Tensor) -> None:
+    """Refuse samples of which the library would leave more out of its loss than the last place.
+
+    Without a padding token it takes equal tokens at the end, which masks often are, for padding.
+    """
+    if not isinstance(padding, int) or bool((samples == padding).any()):
+        raise QdcError(
+            f"the padding token {padding} is absent or occurs in the samples, so that the library "
+            "would leave tokens out of its loss",
+            help="benchmark a model whose tokenizer has a padding token of its own",
+        )

@@ -1,0 +1,87 @@
+"""GPTQ: column by column rounding with error feedback through the inverse second moment.
+
+Library: vllm-project/llm-compressor, Apache-2.0; paper arXiv 2210.17323. A uniform grid with a
+scale and an integer zero point for each group of a row; blocks in sequence, each on inputs from
+blocks that are already quantized.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdc.calibration.tokenizer import load_tokenizer
+
+from .native import BlockWatch, dense_weights, open_pair
+from .result import PeerResult, Stopwatch, check_levels, grouped_bits, require
+
+INSTALL = (
+    "pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0 && "
+    "pip install datasets loguru  (see bench/README.md)"
+)
+DEFAULTS: dict[str, Any] = {"bits": 2, "group_size": 128, "observer": "memoryless_minmax"}
+
+
+def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> PeerResult:
+    """Quantize the linears of every block on masked ``samples``, ``i64[N, length]``.
+
+    Of ``options``, ``bits``, ``group_size`` and ``observer`` describe the grid and all others go to
+    the library's ``GPTQModifier``; ``observer="memoryless_mse"`` searches the clip range.
+
+    Raises:
+        MissingLibrary: llm-compressor is not installed.
+        QdcError: the library saw another function than ours, or left its format.
+    """
+    library = require("llmcompressor", INSTALL)
+    modifiers = require("llmcompressor.modifiers.gptq", INSTALL)
+    schemes = require("compressed_tensors.quantization", INSTALL)
+    datasets = require("datasets", INSTALL)
+    given = DEFAULTS | options
+    original, native = open_pair(model_folder, samples[:2])
+    grid = schemes.QuantizationArgs(
+        num_bits=given["bits"],
+        symmetric=False,
+        strategy="group",
+        group_size=given["group_size"],
+        observer=given["observer"],
+        scale_dtype=torch.float16,
+    )
+    scheme = schemes.QuantizationScheme(targets=["Linear"], weights=grid)
+    rest = {k: v for k, v in given.items() if k not in DEFAULTS}
+    recipe = modifiers.GPTQModifier(config_groups={"all": scheme}, ignore=["lm_head"], **rest)
+    rows = {"input_ids": samples.tolist(), "attention_mask": torch.ones_like(samples).tolist()}
+    blocks = BlockWatch(original, native, samples)
+    torch.manual_seed(seed)
+    with Stopwatch() as watch, tempfile.TemporaryDirectory() as folder:
+        # The library looks up whether the model on disk is compressed already.
+        native.config.save_pretrained(folder)
+        native.config.name_or_path = folder
+        library.oneshot(
+            model=native,
+            processor=load_tokenizer(model_folder),
+            dataset=datasets.Dataset.from_dict(rows),
+            recipe=recipe,
+            batch_size=8,
+            num_calibration_samples=len(samples),
+            max_seq_length=samples.shape[1],
+            shuffle_calibration_samples=False,
+        )
+    note = blocks.finish()
+    weights = dense_weights(native, original.config.n_layers)
+    check_levels(weights, given["bits"], given["group_size"])
+    return PeerResult(
+        name="gptq",
+        version=f"llmcompressor {library.__version__}",
+        weights=weights,
+        effective_bits=grouped_bits(given["bits"], given["group_size"], 16, given["bits"]),
+        code_bits=given["bits"],
+        seconds=watch.seconds,
+        options={**given, "seed": seed, "nsamples": len(samples), "seqlen": samples.shape[1]},
+        notes=(
+            note,
+            watch.note(),
+            "counted: codes, one fp16 scale and one packed integer zero point a group",
+        ),
+    )

@@ -1,0 +1,111 @@
+"""What a peer gives back, on disk and in memory, and what its format costs."""
+
+import importlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qdc.errors import QdcError
+
+FACTS, WEIGHTS = "peer.json", "weights.safetensors"
+
+
+class MissingLibrary(QdcError):
+    """The library that a peer is made of is not installed here."""
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """One run of one library.
+
+    ``weights`` holds the dense ``f32[rows, columns]`` of each quantized linear by our layer path.
+    ``code_bits`` counts codes alone, ``effective_bits`` also scales and zero points, both a weight.
+    ``seconds`` is the library's work, without reading the model; the checks in it take about 1 %;
+    ``options`` is what it was given, ``notes`` what a reader must know to believe the figures.
+    """
+
+    name: str
+    version: str
+    weights: dict[str, Tensor]
+    effective_bits: float
+    code_bits: float
+    seconds: float
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def save(result: PeerResult, folder: Path) -> None:
+    """Write ``peer.json`` and ``weights.safetensors``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in result.weights.items()}, folder / WEIGHTS)
+    facts = {k: v for k, v in vars(result).items() if k != "weights"}
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> PeerResult:
+    """Read what ``save`` wrote."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    facts["notes"] = tuple(facts["notes"])
+    return PeerResult(weights=load_file(folder / WEIGHTS), **facts)
+
+
+def grouped_bits(code_bits: int, group: int, scale_bits: int = 16, zero_bits: int = 2) -> float:
+    """Stored bits a weight where each ``group`` of one row has its own scale and zero point."""
+    return code_bits + (scale_bits + zero_bits) / group
+
+
+def most_levels(weight: Tensor, group: int) -> int:
+    """Return the largest number of different values in a group of ``f32[rows, columns]``.
+
+    It proves that a dense weight fits the format whose bits are claimed: 2 bits are 4 levels.
+    """
+    ordered = weight.reshape(-1, group).sort(1).values
+    return int((ordered.diff(dim=1) != 0).sum(1).max()) + 1
+
+
+def check_levels(weights: dict[str, Tensor], bits: int, group: int) -> None:
+    """Raise QdcError if a group holds more values than ``bits`` can name."""
+    wrong = [name for name, weight in weights.items() if most_levels(weight, group) > 2**bits]
+    if wrong:
+        raise QdcError(
+            f"groups of {group} weights hold more than {2**bits} levels: "
+            "the claimed bits would be wrong",
+            where=wrong,
+            help="check the library's version against the one in bench/README.md",
+        )
+
+
+class Stopwatch:
+    """Times a ``with`` block: ``seconds`` of wall clock, ``processor`` seconds with children's."""
+
+    seconds = processor = 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        self._begin = time.perf_counter(), sum(os.times()[:4])
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.seconds = time.perf_counter() - self._begin[0]
+        self.processor = sum(os.times()[:4]) - self._begin[1]
+
+    def note(self) -> str:
+        """Both times, the second of which other jobs on the machine hardly change."""
+        threads = torch.get_num_threads()
+        return f"{self.seconds:.0f} s, {self.processor:.0f} processor seconds, {threads} threads"
+
+
+def require(module: str, install: str) -> Any:
+    """Import a library, or raise MissingLibrary with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingLibrary(
+            f"the library '{module}' cannot be imported: {error}", help=install
+        ) from error

@@ -1,0 +1,145 @@
+"""Store embedding and output head on uniform grids of 8 or 4 bits.
+
+They are as large as half of a compiled 8B model if they stay in 16 bits. Each row is one token; at
+8 bits one grid a row loses nothing that an evaluation can see, so no statistics are read. Placed
+first in a pipeline, the calibration already runs on the quantized embedding. The pass packs what it
+lowers, a part of a matrix at a time.
+
+    before   %wte = embedding %input_ids   w f16[2048,256]
+    after        @vocab   one grid a row   8 bits   weight error 4.1e-05
+                 @packed  532,480 B   8 sign bits/weight   8.125 in all
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from qdc.codec import Lowered, Tensors
+from qdc.errors import InvalidCheckpoint, UnsupportedModel
+from qdc.ir.annotations import OUTSIDE, Kept, Packed
+from qdc.ir.graph import LayerGraph, Node
+from qdc.numerics.blocks import block_slices
+from qdc.numerics.uniform import fit_uniform
+from qdc.passbase import Kinds, Pass
+from qdc.pipeline.unit import Unit
+from qdc.uniformgrid import UniformGrid
+
+WIDEST = 1 << 16
+"""Columns of the widest grid of the codec."""
+PART = 1 << 18
+"""Weights that are held in fp32 at a time: few enough for a cache, many enough for a vector."""
+
+
+class Vocabulary(Lowered):
+    """An embedding or an output head on uniform grids."""
+
+    tag: ClassVar[str] = "vocab"
+    codec: UniformGrid
+    weight_error: float = Field(ge=0)
+    """Squared error of the weights, as a share of their squares."""
+
+    def text(self) -> str:
+        """``one grid a row   8 bits   weight error 4.1e-05``."""
+        codec = self.codec
+        grids = f"{codec.groups} groups of {codec.group}" if codec.groups > 1 else "one grid a row"
+        return f"{grids}   {codec.bits} bits   weight error {self.weight_error:.1e}"
+
+
+class QuantizeVocab(Pass):
+    """Store embedding and output head on uniform grids of 8 or 4 bits."""
+
+    name: ClassVar[str] = "quantize-vocab"
+    annotates: ClassVar[Kinds] = (Vocabulary, Packed)
+    barrier: ClassVar[bool] = True
+
+    bits: Literal[4, 8] = Field(default=8, description="bits of a code")
+    group: int | None = Field(
+        default=None,
+        ge=8,
+        le=WIDEST,
+        multiple_of=8,
+        description="columns of a grid; none: a whole row at 8 bits, 128 at 4",
+    )
+
+    def check(self, graph: LayerGraph) -> None:
+        """There is a vocabulary, and each of its matrices is a tensor of its own."""
+        nodes = list(graph.vocabulary())
+        if not nodes:
+            raise UnsupportedModel(
+                "the model has neither embedding nor output head outside its blocks",
+                help="leave quantize-vocab out of the pipeline",
+            )
+        names = [node.weight.name for node in nodes]
+        if len(set(names)) < len(names):
+            raise UnsupportedModel(
+                "embedding and output head are one tensor, which quantize-vocab cannot store",
+                where=[f"%{node.name}" for node in nodes],
+                help="leave quantize-vocab out of the pipeline",
+            )
+
+    def run(self, unit: Unit) -> None:
+        """Quantize one matrix after the other; those that somebody keeps stay as they are."""
+        for node in unit.graph.vocabulary():
+            kept = unit.graph.get(node.name, Kept)
+            if kept is not None and kept.reason != OUTSIDE:
+                unit.remark("missed", node, reason=kept.reason)
+                continue
+            unit.graph.remove(node.name, Kept)
+            self.quantize(unit, node)
+
+    def quantize(self, unit: Unit, node: Node) -> None:
+        """Lower and pack one matrix, part by part along its rows, which share nothing.
+
+        Raises:
+            InvalidCheckpoint: its grids do not fit fp16.
+        """
+        codec = self.codec(node)
+        parts: list[dict[str, Tensor]] = []
+        lost = total = 0.0
+        for weight in unit.workspace.row_parts(node, max(1, PART // node.columns)):
+            part = codec.model_copy(update={"rows": len(weight)})
+            try:
+                working = lower(weight, part)
+            except OverflowError as error:
+                raise InvalidCheckpoint(
+                    f"weights do not fit fp16 scales: {error}",
+                    where=[f"%{node.name}"],
+                    help="scale the weights of the checkpoint below 65504",
+                ) from error
+            parts.append(part.pack_exactly(working, node.name))
+            lost += squares(part.dense(working) - weight)
+            total += squares(weight)
+        share = lost / total if total else 0.0
+        unit.annotate(node, Vocabulary(codec=codec, weight_error=share))
+        stored = {s: torch.cat([part.pop(s) for part in parts]) for s in codec.specification()}
+        codec.check(stored, node.name)
+        note = Packed(
+            tensors=tuple(unit.put(f"{node.path}.{s}", tensor) for s, tensor in stored.items()),
+            suffixes=tuple(stored),
+            payload_bits=codec.payload_bits,
+            weights=node.rows * node.columns,
+        )
+        unit.annotate(node, note)
+        unit.remark("passed", node, weight_error=share)
+
+    def codec(self, node: Node) -> UniformGrid:
+        """The codec of one matrix; a group is never wider than a row."""
+        row = -(-node.columns // 8) * 8
+        wanted = self.group or (WIDEST if self.bits == 8 else 128)
+        return UniformGrid(
+            rows=node.rows, columns=node.columns, group=min(wanted, row), bits=self.bits
+        )
+
+
+def squares(values: Tensor) -> float:
+    """Sum of squares, in fp64."""
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+
+
+def lower(weight: Tensor, codec: UniformGrid) -> Tensors:
+    """Round ``f32[rows, columns]`` to the nearest levels of the codec's grids."""
+    slices = block_slices(codec.columns, codec.group)
+    grids = [fit_uniform(weight[:, part], codec.bits) for part in slices]
+    return UniformGrid.working(grids, codec.group)

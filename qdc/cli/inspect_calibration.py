@@ -1,0 +1,141 @@
+"""``qdc inspect-calibration``: what masks do to the inputs of each layer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+
+from qdc.calibration.inspection import Sampling, StageShift, inspect
+from qdc.calibration.records import Fields
+from qdc.calibration.text import read_source
+from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.cli.evaluate import parse_ratios
+from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, table
+from qdc.compiler import open_model
+from qdc.errors import InvalidCalibration, QdcError
+from qdc.numerics.shift import Shift
+from qdc.runtime.device import check_device, exact_products
+
+LEGEND = (
+    "against the same windows without masks; ratio 0: other windows without masks, by chance",
+    "trace: log of the ratio of energies; space: overlap of the leading eigenspaces, 1 if equal;",
+    "moment: relative distance of the second moments; KL: median over the channels, in nats",
+)
+COLUMNS = ("trace", "space", "moment", "KL")
+
+
+def inspect_command(
+    *,
+    model: Path,
+    calibration: Path | None,
+    fields: Fields,
+    samples: int,
+    length: int | None,
+    seed: int,
+    ratios: str,
+    top: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure and print."""
+    check_device(device)
+    wanted = parse_ratios(ratios)
+    checkpoint, program = open_model(model)
+    facts = program.graph.model
+    if length is not None and length > facts.max_length:
+        raise InvalidCalibration(
+            f"samples of {length} tokens are asked for, the model takes {facts.max_length}",
+            help="choose a smaller length, or leave it out",
+        )
+    sampling = _sampling(
+        samples=samples, length=length or facts.max_length, seed=seed, ratios=wanted, top=top
+    )
+    if fields.option and calibration is None:
+        raise QdcError(
+            f"{fields.option} is given, and no file to read it from", help="add --calibration FILE"
+        )
+    source = read_source(calibration, fields)
+    encode = encoder(load_tokenizer(model))
+    with progress() as update, exact_products():
+
+        def tick(done: int, total: int) -> None:
+            update("inspect the stages", done, total)
+
+        found = inspect(program, checkpoint, source, encode, sampling, torch.device(device), tick)
+    if as_json:
+        print_json(as_data(found, sampling, f"{source.name} sha256:{source.digest}"))
+    else:
+        print_inspection(console(), found, sampling, source.name)
+
+
+def as_data(found: Sequence[StageShift], sampling: Sampling, calibration: str) -> dict[str, object]:
+    """Ready for JSON."""
+    rows = []
+    for row in found:
+        data = row._asdict()
+        for part in ("every", "masked", "visible"):
+            shift = data[part]
+            data[part] = None if shift is None else shift._asdict()
+        rows.append(data)
+    return {"calibration": calibration, **sampling.model_dump(mode="json"), "stages": rows}
+
+
+def print_inspection(
+    to: Console, found: Sequence[StageShift], sampling: Sampling, calibration: str
+) -> None:
+    """Print a summary by ratio, then every stage at every ratio."""
+    title = f"{sampling.samples} windows of {sampling.length} tokens from {calibration}"
+    rows = table(
+        f"{title}: mean over {len({row.value for row in found})} stages",
+        "ratio", *COLUMNS, *(f"masked {name}" for name in COLUMNS[1:3]),
+        *(f"visible {name}" for name in COLUMNS[1:3]), right=tuple(range(9)),
+    )  # fmt: skip
+    for ratio in (0.0, *sampling.ratios):
+        here = [row for row in found if row.ratio == ratio]
+        rows.add_row(f"{ratio:g}", *_cells(here))
+    print_table(to, rows)
+    each = table(
+        "\nevery stage", "layers", "ratio", *COLUMNS, "masked moment", "visible moment",
+        right=tuple(range(1, 8)),
+    )  # fmt: skip
+    before = ""
+    for row in found:
+        name = row.region + " " + "|".join(layer.rsplit(".", 1)[-1] for layer in row.layers)
+        cells = _cells([row])
+        each.add_row("" if name == before else name, f"{row.ratio:g}", *cells[:4], *cells[5::2])
+        before = name
+    print_table(to, each)
+    print_lines(to, "", *LEGEND)
+
+
+def _cells(rows: Sequence[StageShift]) -> list[str]:
+    every = [row.every for row in rows]
+    cells = [_mean([s and s.trace for s in every], "+.2f"), *_pair(every)]
+    cells.append(_mean([s and s.divergence for s in every], ".3f"))
+    return [*cells, *_pair([r.masked for r in rows]), *_pair([r.visible for r in rows])]
+
+
+def _pair(shifts: Sequence[Shift | None]) -> list[str]:
+    return [
+        _mean([s and s.overlap for s in shifts], ".2f"),
+        _mean([s and s.distance for s in shifts], ".2f"),
+    ]
+
+
+def _mean(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return format(sum(known) / len(known), form) if known else "-"
+
+
+def _sampling(**values: object) -> Sampling:
+    try:
+        return Sampling.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise QdcError(
+            f"--{name} {first['input']} is refused: {first['msg'].lower()}",
+            help="qdc inspect-calibration --help",
+        ) from error

@@ -1,0 +1,158 @@
+"""Choose the codes of a block column by column, each column seeing the errors of the others.
+
+One loop for every block quantizer that knows its levels (``grids.Grid``). Columns are walked in
+Python; all rows of a column move at once. Source: related-systems.md A4, A5, 10.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from qdc.numerics.grids import Grid
+
+G = TypeVar("G", bound=Grid)
+
+
+class Metric(NamedTuple):
+    """What an error inside a block costs once all later columns have compensated for it.
+
+    Attributes:
+        full: f32[g, g], the Schur complement inv(U_bb^T U_bb).
+        order: i64[g], the columns in the order in which they are rounded.
+        upper: f32[g, g], factor of the inverse of ``full`` with rows and columns in that order.
+    """
+
+    full: Tensor
+    order: Tensor
+    upper: Tensor
+
+
+def block_metric(triangle: Tensor, *, by_activation: bool = False) -> Metric:
+    """Build the metric of a block from its part of the factor, U_bb.
+
+    Args:
+        triangle: f32[g, g], upper triangular.
+        by_activation: Round the columns that cost most first. The order is inside the block,
+            whose scales belong to columns, so nothing of it is stored.
+
+    Returns:
+        The metric, computed in fp64.
+    """
+    wide = triangle.to(torch.float64)
+    identity = torch.eye(len(wide), dtype=torch.float64, device=wide.device)
+    inverse = torch.linalg.solve_triangular(wide, identity, upper=True)
+    full = inverse @ inverse.T
+    if not by_activation:
+        natural = torch.arange(len(wide), device=wide.device)
+        return Metric(full.float(), natural, triangle)
+    order = full.diagonal().argsort(descending=True, stable=True)
+    gram = wide.T @ wide
+    upper = torch.linalg.cholesky(gram[order][:, order], upper=True)
+    return Metric(full.float(), order, upper.float())
+
+
+def column_feedback(block: Tensor, metric: Metric, grid: Grid) -> Tensor:
+    """Round column after column; each one's error is compensated in the columns still to come.
+
+    Args:
+        block: f32[n, g], not modified.
+        metric: The block's metric.
+        grid: The levels.
+
+    Returns:
+        f32[n, g], every weight on a level of the grid.
+    """
+    rest = block.T[metric.order].contiguous()
+    dense = torch.empty_like(rest)
+    upper, scale = metric.upper, metric.upper.diagonal()
+    columns = metric.order.tolist()
+    for place, column in enumerate(columns):
+        dense[place] = grid.nearest(column, rest[place])
+        error = (rest[place] - dense[place]) / scale[place]
+        rest[place + 1 :].addr_(upper[place, place + 1 :], error, alpha=-1)
+    result = torch.empty_like(dense)
+    result[metric.order] = dense
+    return result.T.contiguous()
+
+
+def coordinate_sweeps(
+    block: Tensor, dense: Tensor, metric: Metric, grid: Grid, sweeps: int
+) -> Tensor:
+    """Move one column at a time to its best levels, all other columns fixed.
+
+    The cost tr(E M E^T) never rises but for fp32 rounding.
+
+    Args:
+        block: f32[n, g].
+        dense: f32[n, g], on the levels of the grid; not modified.
+        metric: The block's metric.
+        grid: The levels.
+        sweeps: Rounds over all columns.
+
+    Returns:
+        f32[n, g], on the levels of the grid.
+    """
+    current = dense.T.contiguous()
+    gradient = metric.full @ (block.T - current)
+    columns, diagonal = metric.order.tolist(), metric.full.diagonal()
+    for _ in range(sweeps):
+        for column in columns:
+            best = grid.nearest(column, current[column] + gradient[column] / diagonal[column])
+            gradient.addr_(metric.full[:, column], best - current[column], alpha=-1)
+            current[column] = best
+    return current.T.contiguous()
+
+
+def block_cost(block: Tensor, dense: Tensor, metric: Metric) -> float:
+    """Output error of a block in its metric, tr(E M E^T), summed over rows; the sum in fp64."""
+    error = block - dense
+    return float(((error @ metric.full) * error).sum(dtype=torch.float64))
+
+
+def quantize_block(
+    block: Tensor,
+    start: Tensor | None,
+    grid: G,
+    metric: Metric,
+    *,
+    rounds: int = 0,
+    sweeps: int = 0,
+    gains: list[float] | None = None,
+) -> tuple[G, Tensor]:
+    """Alternate column feedback and refits of the scales; keep the best by the exact cost.
+
+    Args:
+        block: f32[n, g], as changed by the blocks before.
+        start: f32[n, g] on the grid's levels, a first candidate; None without one.
+        grid: The first levels.
+        metric: The block's metric.
+        rounds: Refits of the scales, each followed by feedback anew.
+        sweeps: Coordinate sweeps after each feedback.
+        gains: Takes the cost of each candidate, in the order tried.
+
+    Returns:
+        The best grid and the block written out on its levels.
+    """
+    costs = [] if gains is None else gains
+    best: tuple[float, G, Tensor] | None = None
+
+    def consider(candidate: G, dense: Tensor) -> None:
+        nonlocal best
+        cost = block_cost(block, dense, metric)
+        costs.append(cost)
+        if best is None or cost < best[0]:
+            best = (cost, candidate, dense)
+
+    if start is not None:
+        consider(grid, start)
+    for turn in range(rounds + 1):
+        dense = column_feedback(block, metric, grid)
+        if sweeps:
+            dense = coordinate_sweeps(block, dense, metric, grid, sweeps)
+        consider(grid, dense)
+        if turn < rounds:
+            grid, dense = grid.refit(block, dense, metric.full)
+            consider(grid, dense)
+    assert best is not None
+    return best[1], best[2]

@@ -1,0 +1,42 @@
+"""What a block quantizer must know to take part in error feedback: its levels.
+
+GPTQ's uniform grid, the binary components of DAQ, ternary levels or a codebook of scalars differ
+in nothing else: the loop that chooses among the levels (``columns``), the compensation between the
+blocks (``feedback``) and the alternation of codes and scales (``columns.quantize_block``) are
+shared. Source: related-systems.md A4, A5, B4, B5.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+from torch import Tensor
+
+
+class Grid(ABC):
+    """The levels of one block: one set for each weight, fixed by the block's scales."""
+
+    @abstractmethod
+    def nearest(self, column: int, target: Tensor) -> Tensor:
+        """Round one column to its nearest levels.
+
+        Args:
+            column: Index inside the block.
+            target: f32[n].
+
+        Returns:
+            f32[n], exactly the values that ``dense`` would write out for these codes.
+        """
+
+    @abstractmethod
+    def refit(self, block: Tensor, dense: Tensor, metric: Tensor) -> tuple[Self, Tensor]:
+        """Refit the scales with the codes of ``dense`` fixed, rounded to what is stored.
+
+        Args:
+            block: f32[n, g], what is to be met.
+            dense: f32[n, g], made of this grid's levels.
+            metric: f32[g, g], positive definite: the error E costs tr(E metric E^T).
+
+        Returns:
+            A grid of the same kind, and the same codes written out with its levels. It need not
+            be better than this one: the caller compares.
+        """

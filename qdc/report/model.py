@@ -1,0 +1,191 @@
+"""What a compile did, as data: the summary table, ``--json``, the page and tests read this."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from qdc.errors import QdcError
+from qdc.frontend.coverage import Covered
+from qdc.ir.types import Frozen
+from qdc.runtime.evaluate import Comparison, Evaluation
+
+SCHEMA = 1
+DERIVED = ("sign_bits", "effective_bits", "error_by_kind")
+
+
+class LayerReport(Frozen):
+    """One quantized layer."""
+
+    name: str
+    kind: str
+    """The name without its number: layers of one kind play the same part in every region."""
+    rows: int
+    columns: int
+    codec: str
+    orders: tuple[int, ...] = ()
+    payload_bits: int
+    nbytes: int
+    """Stored bytes: signs or codes, scales, tags, padding, and a bias that a pass has added."""
+    error: float | None
+    """Relative output error on the calibration states."""
+    block_errors: tuple[float, ...] = ()
+    """Share of each block of columns in the error; they add up to it."""
+    stored: dict[str, int] = Field(default_factory=dict)
+    """Bytes of each stored tensor, by its suffix."""
+
+    @property
+    def weights(self) -> int:
+        """Rows times columns."""
+        return self.rows * self.columns
+
+    @property
+    def sign_bits(self) -> float:
+        """Sign (or code) bits a weight."""
+        return self.payload_bits / self.weights
+
+    @property
+    def effective_bits(self) -> float:
+        """Every stored bit a weight."""
+        return 8 * self.nbytes / self.weights
+
+
+class PassReport(Frozen):
+    """Options and cost of one pass over all its units."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+    units: int
+    options: dict[str, str] = Field(default_factory=dict)
+    """Every option as pipeline text, also where it has its default."""
+    changed: tuple[str, ...] = ()
+    """Names of the options that differ from their defaults."""
+
+
+class SizePart(Frozen):
+    """One use of the artifact's tensor bytes."""
+
+    name: str
+    nbytes: int
+
+
+class FileReport(Frozen):
+    """One file of the artifact."""
+
+    name: str
+    nbytes: int
+
+
+class EvaluationReport(Frozen):
+    """Held-out figures that ``qdc eval --report`` added."""
+
+    text: str
+    """Name and digest of the held-out text."""
+    seeds: int
+    against: str | None
+    """Folder of the model that it was compared with."""
+    result: Comparison | Evaluation
+
+
+class CompileReport(Frozen):
+    """The result of ``qdc.compile``."""
+
+    schema_version: int = SCHEMA
+    out: str | None
+    """Folder of the artifact; None if the pipeline stopped before one."""
+    report: str | None = None
+    """The page; None if none was written."""
+    created: str = ""
+    """Date and time, UTC."""
+    family: str
+    pipeline: str
+    full_pipeline: str = ""
+    """The pipeline with every option written out; pasteable."""
+    backend: str
+    device: str
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Versions, threads and machine: what may change the last digit of a figure."""
+    checkpoint: str = ""
+    """Folder of the checkpoint."""
+    checkpoint_sha256: str = ""
+    calibration: str | None
+    """Name and digest of the text."""
+    artifact_sha256: str = ""
+    """Digest of the artifact's files other than shards; its dump names every tensor's digest."""
+    plugins: tuple[str, ...]
+    layers: tuple[LayerReport, ...]
+    """Quantized layers of the repeated blocks: what the bits of the method count."""
+    outside: tuple[LayerReport, ...] = ()
+    """Quantized matrices outside of them: embedding and output head."""
+    coverage: tuple[Covered, ...]
+    passes: tuple[PassReport, ...]
+    remarks: tuple[str, ...]
+    bytes_before: int
+    """All tensor files of the checkpoint."""
+    bytes_after: int
+    """All files of the artifact."""
+    tensor_bytes: int
+    """Tensor data of the artifact, as written."""
+    predicted_bytes: int = 0
+    """The same, computed from shapes and dtypes alone."""
+    parts: tuple[SizePart, ...] = ()
+    """What the predicted bytes are."""
+    files: tuple[FileReport, ...] = ()
+    layer_forwards: float
+    """Linears executed for calibration, divided by samples times quantized linears."""
+    seconds: float
+    dumps: tuple[str, ...] = ()
+    evaluation: EvaluationReport | None = None
+
+    @property
+    def sign_bits(self) -> Fraction:
+        """Sign (or code) bits a quantized weight of the repeated blocks, exact."""
+        weights = sum(layer.weights for layer in self.layers)
+        return Fraction(sum(layer.payload_bits for layer in self.layers), max(1, weights))
+
+    @property
+    def effective_bits(self) -> float:
+        """Every stored bit a quantized weight of the repeated blocks."""
+        weights = sum(layer.weights for layer in self.layers)
+        return 8 * sum(layer.nbytes for layer in self.layers) / max(1, weights)
+
+    def error_by_kind(self) -> dict[str, float]:
+        """Mean relative output error of the layers of each kind, where it was measured."""
+        found: dict[str, list[float]] = {}
+        for layer in self.layers:
+            if layer.error is not None:
+                found.setdefault(layer.kind, []).append(layer.error)
+        return {kind: sum(errors) / len(errors) for kind, errors in found.items()}
+
+    def as_data(self) -> dict[str, object]:
+        """Everything, with the derived figures, ready for JSON."""
+        bits = self.sign_bits
+        return {
+            "sign_bits": {"exact": str(bits), "value": float(bits)},
+            "effective_bits": self.effective_bits,
+            "error_by_kind": self.error_by_kind(),
+            **self.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], where: str) -> "CompileReport":
+        """Read what ``as_data`` gave. Raises ``QdcError`` that names ``where``."""
+        version = data.get("schema_version")
+        if version != SCHEMA:
+            raise QdcError(
+                f"the report has schema version {version!r}, this qdc reads {SCHEMA}",
+                where=[where],
+                help="compile again, or use the qdc that wrote it",
+            )
+        try:
+            return cls.model_validate({k: v for k, v in data.items() if k not in DERIVED})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise QdcError(
+                f"the report is damaged: {place}: {first['msg']}",
+                where=[where],
+                help="compile again",
+            ) from error
