@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from qdc.calibration.tokenizer import load_tokenizer
 
@@ -21,6 +22,7 @@ INSTALL = (
     "pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0 && "
     "pip install datasets loguru  (see bench/README.md)"
 )
+BATCH = 8
 DEFAULTS: dict[str, Any] = {"bits": 2, "group_size": 128, "observer": "memoryless_minmax"}
 
 
@@ -37,7 +39,6 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     library = require("llmcompressor", INSTALL)
     modifiers = require("llmcompressor.modifiers.gptq", INSTALL)
     schemes = require("compressed_tensors.quantization", INSTALL)
-    datasets = require("datasets", INSTALL)
     given = DEFAULTS | options
     original, native = open_pair(model_folder, samples[:2])
     grid = schemes.QuantizationArgs(
@@ -51,7 +52,10 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     scheme = schemes.QuantizationScheme(targets=["Linear"], weights=grid)
     rest = {k: v for k, v in given.items() if k not in DEFAULTS}
     recipe = modifiers.GPTQModifier(config_groups={"all": scheme}, ignore=["lm_head"], **rest)
-    rows = {"input_ids": samples.tolist(), "attention_mask": torch.ones_like(samples).tolist()}
+    # A loader of our own: from a plain data set the library draws samples in another order.
+    parts = torch.split(samples, BATCH)
+    batches: Any = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in parts]
+    loader = DataLoader(batches, batch_size=None)
     blocks = BlockWatch(original, native, samples)
     torch.manual_seed(seed)
     with Stopwatch() as watch, tempfile.TemporaryDirectory() as folder:
@@ -61,9 +65,9 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
         library.oneshot(
             model=native,
             processor=load_tokenizer(model_folder),
-            dataset=datasets.Dataset.from_dict(rows),
+            dataset=loader,
             recipe=recipe,
-            batch_size=8,
+            batch_size=BATCH,
             num_calibration_samples=len(samples),
             max_seq_length=samples.shape[1],
             shuffle_calibration_samples=False,
