@@ -20,7 +20,15 @@ PASSES = (
     Pack,
 )
 PRESETS = {
-    "default": "stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower),pack",
+    "default": "quantize-vocab,stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower),"
+    "polish{iterations=40},pack",
+    "best": "quantize-vocab,stages(calibrate-mcs,sensitivity{block=256},abmp-allocate,"
+    "daq-lower{scale-bits=8}),polish{iterations=200},pack",
+    "release": "stages{order=outputs-first}(calibrate-mcs,sensitivity,abmp-allocate{scope=layer},"
+    "daq-lower{tolerance=0 compensation=diag feedback=false}),pack",
+    "paper": "stages(calibrate-mcs,sensitivity{importance=marginal},abmp-allocate{scope=layer},"
+    "daq-lower{fit=greedy sigma=3 two-sided=true outlier-weight=4 importance=marginal "
+    "outliers-of=original compensation=none feedback=false}),pack",
     "uniform": "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},daq-lower),pack",
     "rtn": "stages(calibrate-mcs,rtn-lower),pack",
     "data-free": "rtn-lower,pack",

@@ -72,7 +72,7 @@ class Polish(CalibrationOptions):
         kept = fit.snapshot()
         for step in range(1, self.iterations + 1):
             optimizer.zero_grad()
-            fit.batch_loss(order[step - 1]).backward()
+            torch.autograd.backward(fit.batch_loss(order[step - 1]))
             optimizer.step()
             schedule.step()
             if step % self.check_every == 0 or step == self.iterations:

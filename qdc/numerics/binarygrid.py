@@ -100,6 +100,6 @@ def _solve(system: Tensor, target: Tensor) -> Tensor:
     scale = safe.rsqrt()
     unit = wide * scale[..., :, None] * scale[..., None, :]
     identity = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
-    solved = torch.linalg.solve(unit + RIDGE * identity, right * scale[..., None])
+    solved: Tensor = torch.linalg.solve(unit + RIDGE * identity, right * scale[..., None])
     free = solved * scale[..., None]
     return (free * (diagonal > 0)[..., None]).to(torch.float32)

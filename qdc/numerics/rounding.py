@@ -29,11 +29,14 @@ def nearest_signs(latent: Tensor, row_scale: Tensor, col_scale: Tensor) -> Tenso
         return _sign(latent * parts[0])[None]
     if order == 2:
         swap = parts[1].abs() > parts[0].abs()
-        high = torch.where(swap, parts[1], parts[0])
-        low = torch.where(swap, parts[0], parts[1])
+        high, low = parts
+        if swap.any():
+            high, low = torch.where(swap, low, high), torch.where(swap, high, low)
         first = _sign(latent * high)
         second = _sign((latent - first * high) * low)
-        return torch.stack((torch.where(swap, second, first), torch.where(swap, first, second)))
+        if swap.any():
+            first, second = torch.where(swap, second, first), torch.where(swap, first, second)
+        return torch.stack((first, second))
     best = torch.zeros(latent.shape, dtype=torch.uint8, device=latent.device)
     nearest = torch.full_like(latent, torch.inf)
     for pattern in range(2**order):
@@ -77,7 +80,7 @@ def _level(parts: Tensor, pattern: int) -> Tensor:
 
 
 def _sign(value: Tensor) -> Tensor:
-    return torch.where(value >= 0, 1.0, -1.0)
+    return torch.ones_like(value).copysign_(value)
 
 
 class RoundToLevels(torch.autograd.Function):
@@ -87,7 +90,7 @@ class RoundToLevels(torch.autograd.Function):
     def forward(ctx: Any, latent: Tensor, row_scale: Tensor, col_scale: Tensor) -> Tensor:
         """Write out the nearest levels."""
         signs = nearest_signs(latent, row_scale, col_scale)
-        ctx.save_for_backward(signs.to(torch.int8), row_scale, col_scale)
+        ctx.save_for_backward(signs, row_scale, col_scale)
         return torch.einsum("knb,kbg,knbg->nbg", row_scale, col_scale, signs)
 
     @staticmethod

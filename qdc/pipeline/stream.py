@@ -97,7 +97,6 @@ class Stream:
         for found in self.compute((stage.value,)):
             yield found[stage.value]
 
-    @torch.no_grad()
     def compute(self, wanted: tuple[str, ...]) -> Iterator[Environment]:
         """Yield values ahead of the boundary, batch by batch, on the device; nothing moves."""
         steps = self.executor.steps(wanted, self.kept[0])
@@ -110,8 +109,8 @@ class Stream:
     def results(self, region: Region) -> tuple[str, ...]:
         """Names of the values that a region hands on: those that nodes after it read."""
         end = self.executor.place[region.nodes[-1]] + 1
-        inside = set(region.nodes)
-        return tuple(sorted(inside & self.executor.read_after(end), key=self.executor.place.get))
+        read = self.executor.read_after(end)
+        return tuple(name for name in region.nodes if name in read)
 
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""
