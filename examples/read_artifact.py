@@ -35,8 +35,8 @@ def decode_layer(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array
 def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:
     """Add the components of each block: (row scale * column scale) * sign, in float32."""
     rows, columns, block, orders = (layer[key] for key in ("rows", "columns", "block", "orders"))
-    planes, total = stored["planes"], sum(orders)
-    row, col = stored["row_scale"].astype("f4"), stored["col_scale"].astype("f4")
+    planes, total, bits = stored["planes"], sum(orders), layer.get("scale_bits", 16)
+    row, col = (scales(stored, kind, bits) for kind in ("row", "col"))
     expect(planes.shape == (rows, total, block // 8), "planes")
     expect(row.shape == (rows, total) and bool(np.isfinite(row).all()), "row_scale")
     expect(col.shape == (1, total, block) and bool(np.isfinite(col).all()), "col_scale")
@@ -45,23 +45,45 @@ def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array
     for left, order in zip(range(0, columns, block), orders, strict=True):
         part = dense[:, left : left + block]
         for k in range(plane, plane + order):
-            bits = np.unpackbits(planes[:, k], axis=1, bitorder="little")[:, : part.shape[1]]
-            term = np.outer(row[:, k], col[0, k, : part.shape[1]]) * (bits * np.float32(2) - 1)
+            ones = np.unpackbits(planes[:, k], axis=1, bitorder="little")[:, : part.shape[1]]
+            term = np.outer(row[:, k], col[0, k, : part.shape[1]]) * (ones * np.float32(2) - 1)
             part[:] = term if k == plane else part + term
         plane += order
     return dense
 
 
+def scales(stored: Mapping[str, Array], kind: str, bits: int) -> Array:
+    """Scales in float32; codes of 8 bits are parts of their plane's peak, rounded to float16."""
+    found = stored[f"{kind}_scale"]
+    if bits == 8:
+        peak = stored[f"{kind}_peak"]
+        expect(peak.shape == (1, found.shape[1], 1)[: found.ndim], f"{kind}_peak")
+        expect(found.dtype == np.uint8, f"{kind}_scale")
+        found = (found.astype("f4") * peak.astype("f4") / np.float32(255)).astype("f2")
+    expect(found.dtype == np.float16, f"{kind}_scale")
+    return found.astype("f4")
+
+
 def uniform(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:
-    """``scale * code + minimum`` in float32."""
+    """``scale * code + minimum`` in float32; a packed zero point gives ``-scale * zero``."""
     rows, columns, group, bits = (layer[key] for key in ("rows", "columns", "group", "bits"))
-    codes, groups = stored["codes"], -(-columns // group)
-    scale, minimum = (stored[name].astype("f4")[..., None] for name in ("scale", "minimum"))
-    expect(codes.shape == (rows, groups, group * bits // 8), "codes")
-    expect(scale.shape == minimum.shape == (rows, groups, 1), "scale and minimum")
-    fields = codes[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8(2**bits - 1)
-    dense: Array = scale * fields.reshape(rows, groups, group).astype("f4") + minimum
+    groups, scale = -(-columns // group), stored["scale"].astype("f4")
+    expect(stored["codes"].shape == (rows, groups, group * bits // 8), "codes")
+    expect(scale.shape == (rows, groups) and bool(np.isfinite(scale).all()), "scale")
+    if layer.get("zero", "float") == "packed":
+        expect(stored["zero"].shape == (rows, -(-groups * bits // 8)), "zero")
+        minimum = 0 - scale * fields(stored["zero"], bits)[:, :groups]
+    else:
+        minimum = stored["minimum"].astype("f4")
+        expect(minimum.shape == scale.shape and bool(np.isfinite(minimum).all()), "minimum")
+    dense: Array = scale[..., None] * fields(stored["codes"], bits) + minimum[..., None]
     return dense.reshape(rows, groups * group)[:, :columns]
+
+
+def fields(packed: Array, bits: int) -> Array:
+    """Bit fields of the last dimension as float32, the lowest of each byte first."""
+    split = packed[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8(2**bits - 1)
+    return split.reshape(*packed.shape[:-1], -1).astype("f4")
 
 
 def expect(right: bool, what: str) -> None:

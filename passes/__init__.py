@@ -1,10 +1,15 @@
 """The passes that come with qdc, and the pipelines that have a name."""
 
 from .abmp_allocate import AbmpAllocate
+from .allocate import Allocate
+from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
+from .gptq_lower import GptqLower
+from .measure_orders import MeasureOrders
 from .pack import Pack
 from .polish import Polish
+from .probe_loss import ProbeLoss
 from .quantize_vocab import QuantizeVocab
 from .rtn_lower import RtnLower
 from .sensitivity import Sensitivity
@@ -12,10 +17,15 @@ from .sensitivity import Sensitivity
 PASSES = (
     QuantizeVocab,
     CalibrateMcs,
+    CalibrateCross,
     Sensitivity,
+    MeasureOrders,
+    ProbeLoss,
     AbmpAllocate,
+    Allocate,
     DaqLower,
     RtnLower,
+    GptqLower,
     Polish,
     Pack,
 )
@@ -31,5 +41,10 @@ PRESETS = {
     "outliers-of=original compensation=none feedback=false}),pack",
     "uniform": "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},daq-lower),pack",
     "rtn": "stages(calibrate-mcs,rtn-lower),pack",
+    "gptq": "stages(calibrate-mcs,sensitivity,gptq-lower{group=64 search=clip zero=packed}),pack",
+    "gptaq": "stages(calibrate-cross,sensitivity,"
+    "gptq-lower{group=64 search=clip zero=packed asymmetry=0.25}),pack",
+    "arb-rc": "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},"
+    "daq-lower{outlier-weight=1 compensation=diag feedback=false}),pack",
     "data-free": "rtn-lower,pack",
 }

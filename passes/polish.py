@@ -68,7 +68,7 @@ class Polish(CalibrationOptions):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 - s / self.iterations)
         training, held = self.split(len(fit.states))
         order = self.visits(training)
-        before = best = fit.loss(held)
+        before = best = fit.start_loss(held)
         kept = fit.snapshot()
         for step in range(1, self.iterations + 1):
             optimizer.zero_grad()

@@ -1,6 +1,8 @@
 """Round every weight to the nearest level of a uniform grid: the simplest lowering.
 
-Source: the common asymmetric min-max grid, one scale and one minimum for each row and group. It
+Source: the common asymmetric min-max grid, one scale and one minimum for each row and group;
+``search=clip`` narrows it where that gains more than the clipped weights lose (the grid search of
+GPTQ's code). It
 reads no statistics, so ``rtn-lower,pack`` compiles without calibration; with a moment at hand
 (``stages(calibrate-mcs,rtn-lower),pack``) it also notes the output error.
 
@@ -10,16 +12,16 @@ reads no statistics, so ``rtn-lower,pack`` compiles without calibration; with a 
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qdc.codec import Lowered, Tensors
 from qdc.ir.graph import Node
 from qdc.lowering import Lowering
 from qdc.numerics.blocks import block_slices
-from qdc.numerics.uniform import fit_uniform
+from qdc.numerics.uniform import NORM, Search, Zero, fit_uniform
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
-from qdc.uniformgrid import UniformGrid
+from qdc.uniformgrid import UniformGrid, require_clip
 
 
 class Rtn(Lowered):
@@ -30,8 +32,7 @@ class Rtn(Lowered):
 
     def text(self) -> str:
         """``4 groups of 128   2 bits   output error 2.0e-01``."""
-        codec = self.codec
-        return f"{codec.groups} groups of {codec.group}   {codec.bits} bits{self.error_text()}"
+        return f"{self.codec.text()}{self.error_text()}"
 
 
 class RtnLower(Lowering):
@@ -44,11 +45,29 @@ class RtnLower(Lowering):
     group: int = Field(
         default=128, ge=8, le=1 << 16, multiple_of=8, description="columns of a grid"
     )
+    search: Search = Field(
+        default="minmax", description="grid from minimum to maximum, or the best narrower one"
+    )
+    norm: float = Field(
+        default=NORM, gt=0, le=8, description="exponent of the error that clip minimises"
+    )
+    zero: Zero = Field(
+        default="float", description="store a group's minimum in fp16, or the code of 0"
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "RtnLower":
+        require_clip(self.search, self.norm)
+        return self
 
     def lower(self, unit: Unit, node: Node) -> tuple[Rtn, Tensors]:
         """Fit the grid of every row and group, then round."""
         weight = unit.weight(node)
-        codec = UniformGrid(rows=node.rows, columns=node.columns, group=self.group, bits=self.bits)
-        slices = block_slices(node.columns, self.group)
-        grids = [fit_uniform(weight[:, part], self.bits) for part in slices]
-        return Rtn(codec=codec), UniformGrid.working(grids, self.group)
+        codec = UniformGrid(
+            rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
+        )
+        grids = [
+            fit_uniform(weight[:, part], self.bits, self.search, self.zero, self.norm)
+            for part in block_slices(node.columns, self.group)
+        ]
+        return Rtn(codec=codec), UniformGrid.working(grids, self.group, self.zero)

@@ -5,6 +5,7 @@ annotations and tensors; it never prints, never forwards the model itself, and k
 state in local variables.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,6 +64,17 @@ class Pass(Configured):
     """Whether it needs a region at once: it cannot stand inside ``stages(...)``."""
     reads_calibration: ClassVar[bool] = False
     """Whether it draws samples from the calibration text."""
+
+    def needs(self) -> Kinds:
+        """What it reads with these options: ``requires``, and what an option asks for."""
+        return self.requires
+
+    def whole_model(self) -> bool:
+        """``barrier``, unless the options decide."""
+        return self.barrier
+
+    def check_later(self, later: "Sequence[Pass]") -> None:
+        """Refuse passes behind it in the pipeline that its result is not meant for."""
 
     def check(self, graph: "LayerGraph") -> None:
         """Refuse a model that this pass cannot work on, before anything runs."""

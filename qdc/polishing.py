@@ -1,11 +1,12 @@
 """One region as a function of trainable tensors, fitted to the output of the original region."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from qdc.codec import Lowered
+from qdc.codec import Codec, Lowered
 from qdc.ir.graph import Node
 from qdc.numerics.error import block_errors
 from qdc.numerics.moment import MomentAccumulator
@@ -14,6 +15,7 @@ from qdc.pipeline.unit import Unit
 from qdc.relaxation import Kind, Relaxation
 
 State = list[Tensor]
+Parameters = Mapping[str, Mapping[str, Tensor]]
 
 
 class RegionFit:
@@ -42,15 +44,20 @@ class RegionFit:
         self.steps = self.executor.steps(self.outputs, self.states[0])
         self.fixed = {name: stream.weights(name) for name in self.steps}
         self.layers: dict[str, Relaxation] = {}
+        self.codecs: dict[str, Codec] = {}
         for node in unit.layers():
             lowered = unit.graph.require(node.name, Lowered)
             working = {s: t.to(unit.device) for s, t in lowered.working(unit.tensors).items()}
             self.layers[node.name] = lowered.codec.relax(working, unit.weight(node))
+            self.codecs[node.name] = lowered.codec
         self.vectors = {
             (name, role): nn.Parameter(tensor.clone())
             for name, tensors in self.fixed.items()
             for role, tensor in tensors.items()
             if tensor.ndim == 1
+        }
+        self.dtypes = {
+            (name, role): unit.stored_dtype(unit.graph[name], role) for name, role in self.vectors
         }
 
     def groups(self, code: float, scale: float, vector: float) -> list[dict[str, object]]:
@@ -64,9 +71,14 @@ class RegionFit:
         found += [{"params": [tensor], "lr": vector} for tensor in self.vectors.values()]
         return found
 
-    def batch_loss(self, batch: int) -> Tensor:
-        """Mean squared error of the outputs of one batch, weighted by position."""
-        found = self.executor.run(self.states[batch], self.steps, self._parameters(), self.outputs)
+    def batch_loss(self, batch: int, parameters: Parameters | None = None) -> Tensor:
+        """Mean squared error of the outputs of one batch, weighted by position.
+
+        Without parameters it is that of the trainable tensors, with gradients.
+        """
+        if parameters is None:
+            parameters = self._parameters()
+        found = self.executor.run(self.states[batch], self.steps, parameters, self.outputs)
         weights = self.weights[batch].to(self.executor.device)
         total = torch.zeros((), device=self.executor.device)
         for name, value in found.items():
@@ -74,10 +86,21 @@ class RegionFit:
             total = total + (error.flatten(2).mean(2) * weights).sum() / weights.sum()
         return total
 
+    def start_loss(self, batches: Sequence[int]) -> float:
+        """Mean loss of some batches with the region as it came."""
+        return self._mean_loss(batches, self.fixed)
+
     @torch.no_grad()
     def loss(self, batches: Sequence[int]) -> float:
-        """Mean loss of some batches."""
-        return sum(float(self.batch_loss(batch)) for batch in batches) / len(batches)
+        """Mean loss of some batches, everything rounded to what would be stored now.
+
+        Infinite where a scale does not fit its stored dtype.
+        """
+        try:
+            parameters = self._rounded()
+        except OverflowError:
+            return math.inf
+        return self._mean_loss(batches, parameters)
 
     def snapshot(self) -> State:
         """Copies of all trainable tensors."""
@@ -145,6 +168,18 @@ class RegionFit:
                 )
                 noted = {"error": error.total, "block_errors": error.blocks}
                 unit.annotate(node, lowered.model_copy(update=noted))
+
+    @torch.no_grad()
+    def _mean_loss(self, batches: Sequence[int], parameters: Parameters) -> float:
+        return sum(float(self.batch_loss(batch, parameters)) for batch in batches) / len(batches)
+
+    def _rounded(self) -> dict[str, dict[str, Tensor]]:
+        found = {name: dict(tensors) for name, tensors in self.fixed.items()}
+        for (name, role), tensor in self.vectors.items():
+            found[name][role] = tensor.to(self.dtypes[name, role]).to(torch.float32)
+        for name, layer in self.layers.items():
+            found[name]["weight"] = self.codecs[name].dense(layer.working())
+        return found
 
     def _parameters(self) -> dict[str, dict[str, Tensor]]:
         found = {name: dict(tensors) for name, tensors in self.fixed.items()}

@@ -40,6 +40,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
         effective_bits=grouped_bits(given["nbits"], given["group_size"], 16, 16),
         code_bits=given["nbits"],
         seconds=watch.seconds,
+        processor_seconds=watch.processor,
         options=given,
         notes=(
             watch.note(),

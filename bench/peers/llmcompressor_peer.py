@@ -82,6 +82,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
         effective_bits=grouped_bits(given["bits"], given["group_size"], 16, given["bits"]),
         code_bits=given["bits"],
         seconds=watch.seconds,
+        processor_seconds=watch.processor,
         options={**given, "seed": seed, "nsamples": len(samples), "seqlen": samples.shape[1]},
         notes=(
             note,

@@ -28,6 +28,7 @@ class PeerResult:
     ``weights`` holds the dense ``f32[rows, columns]`` of each quantized linear by our layer path.
     ``code_bits`` counts codes alone, ``effective_bits`` also scales and zero points, both a weight.
     ``seconds`` is the library's work, without reading the model; the checks in it take about 1 %;
+    ``processor_seconds`` is what it took of all cores together;
     ``options`` is what it was given, ``notes`` what a reader must know to believe the figures.
     """
 
@@ -39,6 +40,7 @@ class PeerResult:
     seconds: float
     options: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    processor_seconds: float = 0.0
 
 
 def save(result: PeerResult, folder: Path) -> None:

@@ -6,7 +6,7 @@ subclassing ``Annotation`` (or ``Lowered``, in ``qdc.codec``) in its own file.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     ConfigDict,
@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from qdc.ir.types import Frozen, TensorRef, shape_text
+from qdc.ir.types import Frozen, Ratio, TensorRef, shape_text
 
 if TYPE_CHECKING:
     from qdc.ir.graph import Node
@@ -203,8 +203,12 @@ class Orders(Annotation):
     """One order a block, left to right; each order stores one sign bit a weight."""
     widths: tuple[Width, ...] = Field(min_length=1)
     """Columns of each block."""
-    budget: int | None = None
+    budget: Ratio | None = None
     """The exact mean order, counted in weights, that the allocation claims; None claims nothing."""
+    scope: Literal["layer", "model"] = "layer"
+    """Over what the budget is the mean: this layer, or all layers that say ``model``."""
+    stored_bytes: int | None = Field(default=None, ge=0)
+    """Most bytes that the packed layer may take; None allows any number."""
 
     @property
     def mean(self) -> float:
@@ -222,6 +226,13 @@ class Orders(Annotation):
             raise ValueError(f"{len(self.blocks)} orders for {len(self.widths)} block widths")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the last two out where they say nothing, as dumps before them did."""
+        data: dict[str, Any] = dump(self)
+        usual = {"scope": "layer", "stored_bytes": None}
+        return {k: v for k, v in data.items() if k not in usual or v != usual[k]}
+
     def text(self) -> str:
         """``2 1 3 2   mean 2``."""
         return f"{runs(self.blocks)}   mean {self.mean:.4g}"
@@ -232,7 +243,9 @@ class Orders(Annotation):
         for order in sorted(set(self.blocks)):
             if not LOWEST_ORDER <= order <= HIGHEST_ORDER:
                 yield f"order {order} is outside {LOWEST_ORDER}..{HIGHEST_ORDER}"
-        if self.budget is not None and self.total != self.budget * sum(self.widths):
+        if self.budget is None or self.scope == "model":
+            return
+        if self.total != self.budget * sum(self.widths):
             yield f"mean order {self.mean:.6g} breaks the strict budget of {self.budget}"
 
 

@@ -3,8 +3,18 @@
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+)
 
 SHORT = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
@@ -17,6 +27,27 @@ BYTES = {
 Dimension = int | str
 """A size, or the name of one that is known only at run time: ``B`` (batch), ``L`` (length)."""
 LARGEST_SIZE, MOST_DIMENSIONS = 1 << 40, 8
+
+
+def _exact(value: object) -> Fraction:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}/[1-9][0-9]{0,17}", value):
+        return Fraction(value)
+    if isinstance(value, int | Fraction) and not isinstance(value, bool) and value >= 0:
+        return Fraction(value)
+    raise ValueError("is neither a whole number nor a ratio of two, as in 7/4")
+
+
+def _plain(value: Fraction) -> int | str:
+    return value.numerator if value.denominator == 1 else str(value)
+
+
+Ratio = Annotated[
+    Fraction | int,
+    PlainValidator(_exact),
+    PlainSerializer(_plain),
+    WithJsonSchema({"type": "string"}),
+]
+"""An exact number; stored as an integer, or as text ``7/4``."""
 
 
 class Frozen(BaseModel):

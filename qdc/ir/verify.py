@@ -2,9 +2,12 @@
 
 from collections import Counter
 from collections.abc import Container, Iterator
+from fractions import Fraction
 
 from qdc.errors import InvalidGraph
+from qdc.ir.annotations import Orders, Packed
 from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, Node, Region
+from qdc.ir.tuned import Tuned
 
 Problem = tuple[str, str]
 """Node and what is wrong with it."""
@@ -34,6 +37,7 @@ def verify(
         *misshapen,
         *(_regions(graph) if structure else ()),
         *_annotations(graph, skipped={name for name, _ in misshapen}),
+        *_promises(graph, skipped={name for name, _ in misshapen}),
         *(_references(graph, tensors) if tensors is not None else ()),
     ]
     if found:
@@ -135,6 +139,29 @@ def _annotations(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem
                 yield node.name, f"@{note.tag} is on a {node.op}, not on a {' or '.join(note.on)}"
             elif node.name not in skipped:
                 yield from ((node.name, f"@{note.tag}: {text}") for text in note.problems(node))
+
+
+def _promises(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem]:
+    """What an allocation claims beyond one annotation: a mean over layers, bytes of the packed."""
+    shared: dict[Fraction | int, list[tuple[Node, Orders]]] = {}
+    for node in graph.linears():
+        orders = graph.get(node.name, Orders)
+        if orders is None or node.name in skipped:
+            continue
+        if orders.scope == "model" and orders.budget is not None:
+            shared.setdefault(orders.budget, []).append((node, orders))
+        packed, tuned = graph.get(node.name, Packed), graph.get(node.name, Tuned)
+        if orders.stored_bytes is not None and packed is not None:
+            taken = packed.nbytes + (0 if tuned is None else tuned.added_bytes(node))
+            if taken > orders.stored_bytes:
+                allowed = f"its allocation counts on {orders.stored_bytes:,}"
+                yield node.name, f"stores {taken:,} bytes, {allowed}"
+    for budget, members in shared.items():
+        bits = sum(note.total * node.rows for node, note in members)
+        weights = sum(sum(note.widths) * node.rows for node, note in members)
+        if bits != budget * weights:
+            mean = f"mean order {bits / weights:.6g} over {len(members)} layers"
+            yield members[0][0].name, f"{mean} breaks the strict budget of {budget}"
 
 
 def _references(graph: LayerGraph, tensors: Container[str]) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ def quantize_blocks(
     slices: Sequence[slice],
     compensation: Compensation,
     quantize: Callable[[int, Tensor], Tensor],
+    asymmetry: Tensor | None = None,
 ) -> Tensor:
     """Quantize blocks left to right, moving each one's error to the columns after it.
 
@@ -30,6 +31,10 @@ def quantize_blocks(
         compensation: The rule.
         quantize: Called as ``quantize(index, block)`` with the block as changed by those before,
             a copy of its own; returns the quantized block written out, of the same shape.
+        asymmetry: f32[m, m], strictly upper triangular P of ``asymmetry.asymmetry_term``: column
+            after column, those to the right change by W_j P_j as well, before the block is
+            quantized. With blocks of one column this is GPTAQ's update exactly; in wider ones
+            the error inside a block hands nothing on, so any block quantizer can take part.
 
     Returns:
         f32[n, m], the quantized blocks side by side.
@@ -42,10 +47,15 @@ def quantize_blocks(
     _require_tiling(slices, weight.shape[1])
     if upper.shape != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"factor {tuple(upper.shape)} does not fit weight {tuple(weight.shape)}")
+    if asymmetry is not None and asymmetry.shape != upper.shape:
+        raise ValueError(f"asymmetry {tuple(asymmetry.shape)} is not {tuple(upper.shape)}")
     rest = weight.to(torch.float32, copy=True)
     dense = torch.empty_like(rest)
     for index, part in enumerate(slices):
         current = rest[:, part]
+        if asymmetry is not None:
+            current = _drifted(current, asymmetry[part, part])
+            rest[:, part.stop :] += current @ asymmetry[part, part.stop :]
         quantized = quantize(index, current.clone(memory_format=torch.contiguous_format))
         if quantized.shape != current.shape:
             raise ValueError(
@@ -62,6 +72,15 @@ def quantize_blocks(
             error = error / triangle.diagonal()
         rest[:, part.stop :] -= error @ upper[part, part.stop :]
     return dense
+
+
+def _drifted(block: Tensor, asymmetry: Tensor) -> Tensor:
+    """Add to each column what those to its left, themselves changed so, hand on: V (I - P) = W."""
+    identity = torch.eye(len(asymmetry), dtype=asymmetry.dtype, device=asymmetry.device)
+    drifted: Tensor = torch.linalg.solve_triangular(
+        identity - asymmetry, block, upper=True, left=False, unitriangular=True
+    )
+    return drifted
 
 
 def residual_cost(weight: Tensor, dense: Tensor, upper: Tensor) -> float:

@@ -83,7 +83,7 @@ class Plan:
         """Split at the barriers."""
         pending: list[Pass | Group] = []
         for item in self.items:
-            if isinstance(item, Pass) and item.barrier:
+            if isinstance(item, Pass) and item.whole_model():
                 if pending:
                     yield Segment(tuple(pending), barrier=False)
                 yield Segment((item,), barrier=True)
@@ -117,7 +117,7 @@ class Plan:
             if isinstance(item, Group):
                 total += len(item.passes) * stages
             else:
-                total += 1 if item.barrier else len(graph.regions)
+                total += 1 if item.whole_model() else len(graph.regions)
         return total
 
     def cut(self, place: int) -> "Plan":
@@ -179,7 +179,11 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
 
     Raises:
         MissingAnnotation: naming every unmet need at once.
+        InvalidPipeline: a pass refuses one behind it.
     """
+    steps = list(plan.passes())
+    for place, step in enumerate(steps):
+        step.check_later(steps[place + 1 :])
     available: dict[type[Annotation], None] = dict.fromkeys(present)
     released: dict[type[Annotation], str] = {}
     unmet: list[str] = []
@@ -208,7 +212,7 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
     for segment in plan.segments():
         for item in segment.items:
             for step in item.passes if isinstance(item, Group) else (item,):
-                demand(step.name, step.requires)
+                demand(step.name, step.needs())
                 provide(step)
             if isinstance(item, Group):
                 release("stages(...)")
@@ -258,7 +262,7 @@ class _Builder:
                         f"{inner.name} has stages(...) of its own, which cannot be nested",
                         help=caret(text, inner.place),
                     )
-                if step.barrier:
+                if step.whole_model():
                     raise InvalidPipeline(
                         f"{step.name} needs the whole model and cannot run inside stages(...)",
                         help=caret(text, inner.place),

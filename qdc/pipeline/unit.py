@@ -120,9 +120,7 @@ class Unit:
         Raises:
             InvalidGraph: it is not finite in that dtype.
         """
-        own = next((p for p in node.parameters if p.role == role), None)
-        dtype = torch.float16 if own is None else torch_dtype(own.dtype)
-        stored = value.detach().to("cpu", dtype)
+        stored = value.detach().to("cpu", self.stored_dtype(node, role))
         if not bool(stored.isfinite().all()):
             raise InvalidGraph(
                 f"the tuned {role} is not finite in {short_dtype(str(stored.dtype))}",
@@ -133,6 +131,12 @@ class Unit:
         tensors[role] = self.put(f"{node.path}.{role}", stored.contiguous())
         self.annotate(node, Tuned(roles=tuple(tensors), tensors=tuple(tensors.values())))
         return stored.to(self.device, torch.float32)
+
+    @staticmethod
+    def stored_dtype(node: Node, role: str) -> torch.dtype:
+        """What a tuned parameter is rounded to: the checkpoint's dtype, fp16 for an added bias."""
+        own = next((p for p in node.parameters if p.role == role), None)
+        return torch.float16 if own is None else torch_dtype(own.dtype)
 
     def _owned(self, node: Node) -> set[str]:
         notes = self.graph.annotations(node.name).values()

@@ -129,8 +129,9 @@ class Workspace:
             batches = make()
             self.samples = max(self.samples, sum(len(batch) for batch in batches))
             weights = self.originals if original else self.parameters
-            returns = self.returns and not original
-            streams[place] = Stream(self.program, batches, weights, self.device, returns=returns)
+            streams[place] = Stream(
+                self.program, batches, weights, self.device, returns=self.returns
+            )
         return streams[place]
 
     def rewritten(self, name: str) -> None:

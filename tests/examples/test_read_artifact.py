@@ -12,19 +12,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qdc
-from qdc.passes import PRESETS
 from tests.support.checkpoints import write_checkpoint
 from tests.support.commands import python
-from tests.support.compiles import compile_tiny
+from tests.support.compiles import PLAIN, compile_tiny
 
 READER = Path(__file__).parents[2] / "examples" / "read_artifact.py"
 PIPELINES = {
-    "mixed orders": PRESETS["default"].replace("allocate", "allocate{ratio=0.5}"),
-    "one order of 4": PRESETS["uniform"].replace("ratio=0", "base=4 ratio=0"),
-    "one order of 1": PRESETS["uniform"].replace("ratio=0", "base=1 ratio=0"),
+    "mixed orders": PLAIN.replace("allocate", "allocate{ratio=0.5}"),
+    "8-bit scales": PLAIN.replace("allocate,", "allocate{ratio=0.5},").replace(
+        "lower", "lower{scale-bits=8}"
+    ),
+    "one order of 4": PLAIN.replace("allocate", "allocate{base=4 ratio=0}"),
+    "one order of 1": PLAIN.replace("allocate", "allocate{base=1 ratio=0}"),
     "two bits": "data-free",
     "one bit": "rtn-lower{bits=1 group=24},pack",
     "eight bits": "rtn-lower{bits=8 group=64},pack",
+    "packed zero points": "rtn-lower{group=24 search=clip zero=packed},pack",
+    "packed zero points of one bit": "rtn-lower{bits=1 group=24 zero=packed},pack",
+    "packed zero points of four bits": "rtn-lower{bits=4 group=24 zero=packed},pack",
     "vocabulary in eight bits": "quantize-vocab,data-free",
     "vocabulary in four bits": "data-free,quantize-vocab{bits=4 group=96}",
 }

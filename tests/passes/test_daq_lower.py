@@ -4,36 +4,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
 
 from qdc.errors import InvalidCheckpoint
 from qdc.ir.annotations import Factor
-from qdc.ir.verify import verify
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.error import relative_output_error
 from qdc.numerics.importance import importance, outlier_weight
 from qdc.numerics.multibinary import dense, fit
 from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.passes.pack import Pack
-from qdc.pipeline.unit import Unit
+from tests.support.lowering import lower, result
 from tests.support.units import correlated_moment, make_unit, noise, put_statistics
 
 COLUMNS = 160
-
-
-def lower(
-    weights: dict[str, Tensor], moment: Tensor, orders: tuple[int, ...], **options: object
-) -> Unit:
-    unit = make_unit(DaqLower.model_validate(options), weights)
-    put_statistics(unit, moment, orders)
-    unit.step.run(unit)
-    verify(unit.graph, unit.tensors, after="daq-lower")
-    return unit
-
-
-def result(unit: Unit, name: str = "q") -> Tensor:
-    note = unit.graph.require(name, Daq)
-    return note.codec.dense(note.working(unit.tensors))
 
 
 def test_more_orders_give_less_error() -> None:
@@ -82,7 +65,7 @@ def test_compensation_changes_nothing_where_inputs_are_independent() -> None:
 
 def test_without_compensation_a_block_is_the_fit_of_its_own_weights() -> None:
     weight, moment = noise(5, COLUMNS), correlated_moment(COLUMNS)
-    unit = lower({"q": weight}, moment, (2, 3), compensation="none", sweeps=4)
+    unit = lower({"q": weight}, moment, (2, 3), compensation="none", sweeps=4, feedback=False)
     upper = unit.get(unit.graph.require("q", Factor).tensor)
     for part, order in zip(block_slices(COLUMNS), (2, 3), strict=True):
         block = weight[:, part].contiguous()

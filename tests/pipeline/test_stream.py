@@ -1,84 +1,16 @@
 """The calibration stream against a plain forward with hooks."""
 
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from qdc.compiler import open_model
-from qdc.frontend.tracer import Program
-from qdc.ir.graph import Stage
-from qdc.models.families import build
-from qdc.pipeline.stream import Stream
-from tests.support.checkpoints import write_checkpoint
-
-WIDTH, HIDDEN, LENGTH = 32, 48, 6
-
-
-@dataclass
-class Model:
-    """A traced program, a plain module with the same weights, and two uneven batches."""
-
-    program: Program
-    plain: nn.Module
-    batches: list[Tensor]
-    executed: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def samples(self) -> int:
-        return sum(len(batch) for batch in self.batches)
-
-    def weights(self, name: str) -> dict[str, Tensor]:
-        node = self.program.graph[name]
-        return {
-            p.role: self.plain.get_parameter(f"{node.path}.{p.role}").detach()
-            for p in node.parameters
-        }
-
-    def stream(self) -> Stream:
-        return Stream(self.program, list(self.batches), self.weights, torch.device("cpu"))
-
-    def inputs(self, layer: str) -> list[Tensor]:
-        """What a linear reads in a plain forward of each batch."""
-        seen: list[Tensor] = []
-        path = self.program.graph[layer].path
-        module = self.plain.get_submodule(path)
-        hook = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-        for batch in self.batches:
-            self.plain(batch)
-        hook.remove()
-        return seen
-
-    def stages(self) -> list[Stage]:
-        return [stage for region in self.program.graph.regions for stage in region.stages]
+from tests.support.streams import HIDDEN, LENGTH, WIDTH, Model, small_model
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    folder = write_checkpoint(
-        tmp_path / "model",
-        d_model=WIDTH,
-        mlp_hidden_size=HIDDEN,
-        n_layers=3,
-        vocab=64,
-        dtype=torch.float32,
-    )
-    checkpoint, program = open_model(folder)
-    plain, _ = build(checkpoint.config)
-    state = {name: checkpoint.tensor(name) for name in checkpoint.headers}
-    plain.load_state_dict(state, assign=True)
-    generator = torch.Generator().manual_seed(0)
-    batches = [torch.randint(64, (size, LENGTH), generator=generator) for size in (2, 1)]
-    made = Model(program, plain.requires_grad_(False), batches)
-    for node in program.graph.linears():
-        leaf = program.module.get_submodule(node.path)
-        leaf.register_forward_pre_hook(
-            lambda _, arguments, name=node.name: made.executed.update({name: len(arguments[0])})
-        )
-    return made
+    return small_model(tmp_path / "model")
 
 
 def test_values_are_those_of_a_plain_forward_at_every_stage(model: Model) -> None:
@@ -98,8 +30,7 @@ def test_values_follow_the_weights_as_they_are_replaced(model: Model) -> None:
         stream.enter(stage)
         torch.testing.assert_close(list(stream.values(stage)), model.inputs(stage.layers[0]))
         for layer in stage.layers:
-            weight = model.weights(layer)["weight"]
-            weight.copy_(weight.sign() * weight.abs().mean())
+            model.rewrite(layer)
     last = model.inputs(model.stages()[-1].layers[0])
     assert not torch.allclose(first[0], last[0], rtol=0.1), "the rounding must show"
 
@@ -146,12 +77,11 @@ def test_never_more_is_held_than_what_later_nodes_read(model: Model) -> None:
         assert stream.kept_bytes() <= 4 * tokens * sum(sizes)
 
 
-def test_going_back_or_past_the_end_does_nothing(model: Model) -> None:
+def test_going_past_the_end_does_nothing(model: Model) -> None:
     stream = model.stream()
-    first, last = model.program.graph.regions[0], model.program.graph.regions[-1]
+    first, last = model.regions[0], model.regions[-1]
     stream.leave(first)
     calls, boundary = stream.linear_calls, stream.boundary
-    stream.enter(first.stages[0])
     stream.leave(first)
     stream.leave(last)
     assert (stream.linear_calls, stream.boundary) == (calls, boundary)

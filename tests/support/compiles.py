@@ -8,17 +8,21 @@ import qdc
 from qdc.compiler import plan_job, run_job
 from qdc.ir.graph import Node
 from qdc.passbase import Pass
+from qdc.passes import PRESETS
 from qdc.pipeline.unit import Unit
 from qdc.registry import Registry, standard_registry
 from qdc.report import CompileReport
 
 SAMPLES, LENGTH = 4, 16
+PLAIN = "stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower),pack"
+"""Every pass of the method, without polish and with the vocabulary as it is."""
 
 
-def compile_tiny(model: Path, out: Path, passes: str = "default", **options: Any) -> CompileReport:
+def compile_tiny(model: Path, out: Path, passes: str = PLAIN, **options: Any) -> CompileReport:
     """Compile with few and short samples, where the pipeline calibrates; write no report."""
     options = {"write_report": False, **options}
-    if passes in ("default", "uniform", "rtn") or "calibrate-mcs" in passes:
+    text = PRESETS.get(passes, passes)
+    if "calibrate-mcs" in text or "polish" in text:
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     return qdc.compile(model, passes, out=out, **options)
 

@@ -1,0 +1,195 @@
+"""Experiments that take the rise of the held-out loss apart; each changes one thing.
+
+All run on the same held-out windows at mask ratio 0.5, so that differences are paired. Weights of a
+version are ``W + E``; an experiment applies a part of ``E``, or noise in its place.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.objectives.gradient import Curvature, slopes
+from bench.objectives.measure import Spectrum
+from bench.objectives.model import Samples, Subject, Weights, kind
+from bench.objectives.rise import Gap, Logits
+
+WINDOWS, RATIO, STATES = 16, 0.5, 16
+SHARES = (0.25, 0.5, 0.75)
+"""By how much ``E`` is scaled down to see whether the rise is linear or quadratic in it."""
+TOP_INPUTS, TOP_OUTPUTS = (1, 16), 16
+NOISE_OF = "feedback"
+"""The version whose layer errors the noise matches."""
+
+ONE_BY_ONE = ("feedback", "feedback-polish")
+"""Versions whose layers are also put in one at a time."""
+
+Experiment = tuple[str, Callable[[], AbstractContextManager[Logits]]]
+"""A label, and what gives the logits of the changed model for a while."""
+Results = dict[str, dict[str, tuple[float, float]]]
+
+
+def explain(subject: Subject, versions: dict[str, Weights], file: Path) -> Results:
+    """Run all experiments; what ``file`` holds is not run again.
+
+    Returns:
+        By version and experiment, the rise of the loss and its standard error.
+    """
+    found: Results = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    gap = Gap(subject, [subject.held_out(WINDOWS, RATIO, 0)])
+    shapes = Shapes(subject, subject.calibration(1000, 128).spread(STATES))
+
+    def run(version: str, experiments: Iterator[Experiment]) -> None:
+        done = found.setdefault(version, {})
+        for label, logits in experiments:
+            if label not in done:
+                with logits() as module:
+                    done[label] = gap.of_module(module)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+    for name, version in versions.items():
+        errors = {layer: version[layer] - old for layer, old in subject.weights.items()}
+        run(name, parts(subject, errors))
+        run(name, _applied(subject, shapes.parts(errors, noise=name == NOISE_OF)))
+    for name, version in versions.items():
+        if name not in ONE_BY_ONE:
+            continue
+        errors = {layer: version[layer] - old for layer, old in subject.weights.items()}
+        run(name, _applied(subject, ((f"layer {n}", {n: errors[n]}) for n in subject.layers)))
+    return found
+
+
+def parts(subject: Subject, errors: Weights) -> Iterator[Experiment]:
+    """All of the errors, scaled down, at some positions, of one region or of one kind of layer."""
+    whole: list[tuple[str, Weights]] = [("all", errors)]
+    for share in SHARES:
+        scaled = {layer: share * error for layer, error in errors.items()}
+        whole.append((f"scaled {share:g}", scaled))
+    for number, region in enumerate(subject.regions):
+        inside = {n: e for n, e in errors.items() if n.startswith(f"{region}.")}
+        whole.append((f"region {number}", inside))
+    for own in dict.fromkeys(map(kind, subject.layers)):
+        whole.append((f"kind {own}", {n: e for n, e in errors.items() if kind(n) == own}))
+    yield from _applied(subject, iter(whole))
+    for where in ("masked", "visible"):
+        yield f"errors at {where}", partial(_somewhere, subject, errors, where)
+
+
+class Shapes:
+    """Directions of inputs by energy and of outputs by Fisher information, for each layer."""
+
+    def __init__(self, subject: Subject, states: Samples) -> None:
+        self.subject = subject
+        self.spectrum = Spectrum(subject, states)
+        outputs = Curvature(subject, slopes(subject, states)).outputs
+        self.outputs = {
+            layer: torch.linalg.eigh(outputs[layer]).eigenvectors.flip(1)
+            for layer in subject.layers
+        }
+
+    def parts(self, errors: Weights, *, noise: bool) -> Iterator[tuple[str, Weights]]:
+        """Parts of the errors by direction; with ``noise`` also noise of the same layer error."""
+        for top in TOP_INPUTS:
+            inside = self._split(errors, top, inputs=True)
+            yield f"inputs within top {top}", inside
+            yield f"inputs without top {top}", _minus(errors, inside)
+        inside = self._split(errors, TOP_OUTPUTS, inputs=False)
+        yield f"outputs within top {TOP_OUTPUTS}", inside
+        yield f"outputs without top {TOP_OUTPUTS}", _minus(errors, inside)
+        if not noise:
+            return
+        generator = torch.Generator().manual_seed(0)
+        white = {
+            layer: torch.randn(error.shape, generator=generator) for layer, error in errors.items()
+        }
+        yield "noise: white weights", self._matched(white, errors)
+        even = {
+            layer: value / self._root(layer) @ self.spectrum.vectors[self._stage(layer)].T
+            for layer, value in white.items()
+        }
+        yield "noise: even over input directions", self._matched(even, errors)
+        for top in TOP_INPUTS:
+            inside = self._split(white, top, inputs=True)
+            yield f"noise: inputs within top {top}", self._matched(inside, errors)
+            yield f"noise: inputs without top {top}", self._matched(_minus(white, inside), errors)
+        inside = self._split(white, TOP_OUTPUTS, inputs=False)
+        yield f"noise: outputs within top {TOP_OUTPUTS}", self._matched(inside, errors)
+        yield (
+            f"noise: outputs without top {TOP_OUTPUTS}",
+            self._matched(_minus(white, inside), errors),
+        )
+
+    def energy(self, layer: str, error: Tensor) -> float:
+        """Sum of the squared outputs of an error over the states."""
+        moment = self.spectrum.moments["all"][self._stage(layer)]
+        return float(((error @ moment) * error).sum())
+
+    def _stage(self, layer: str) -> str:
+        return self.subject.source[layer]
+
+    def _root(self, layer: str) -> Tensor:
+        """Root of the energy of each input direction; tiny ones count as a millionth of all."""
+        values = self.spectrum.values[self._stage(layer)]
+        return values.clamp(min=float(values.sum()) * 1e-6).sqrt()
+
+    def _split(self, errors: Weights, top: int, *, inputs: bool) -> Weights:
+        """The part of each error inside the leading directions."""
+        found = {}
+        for layer, error in errors.items():
+            if inputs:
+                lead = self.spectrum.vectors[self._stage(layer)][:, :top]
+                found[layer] = error @ lead @ lead.T
+            else:
+                lead = self.outputs[layer][:, :top]
+                found[layer] = lead @ (lead.T @ error)
+        return found
+
+    def _matched(self, noise: Weights, errors: Weights) -> Weights:
+        """Noise scaled to the energy of each layer's error."""
+        return {
+            layer: value * (self.energy(layer, errors[layer]) / self.energy(layer, value)) ** 0.5
+            for layer, value in noise.items()
+        }
+
+
+def _applied(subject: Subject, given: Iterator[tuple[str, Weights]]) -> Iterator[Experiment]:
+    """Experiments that add errors to some layers and leave the others as they were."""
+    for label, errors in given:
+        weights = {layer: subject.weights[layer] + error for layer, error in errors.items()}
+        yield label, partial(subject.using, weights)
+
+
+@contextmanager
+def _somewhere(subject: Subject, errors: Weights, where: str) -> Iterator[Logits]:
+    """The original model whose linears err at masked or at visible positions only."""
+    places = torch.empty(0)
+
+    def err(_: nn.Module, inputs: tuple[Tensor], output: Tensor, own: Tensor) -> Tensor:
+        return output + places * F.linear(inputs[0], own)
+
+    def logits(tokens: Tensor) -> Tensor:
+        nonlocal places
+        masked = tokens == subject.facts.mask_token_id
+        places = (masked if where == "masked" else ~masked).unsqueeze(-1).float()
+        found: Tensor = subject.module(tokens)
+        return found
+
+    handles = [
+        subject.module.get_submodule(layer).register_forward_hook(partial(err, own=error))
+        for layer, error in errors.items()
+    ]
+    try:
+        yield logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _minus(whole: Weights, part: Weights) -> Weights:
+    return {layer: value - part[layer] for layer, value in whole.items()}

@@ -1,0 +1,206 @@
+"""The study's plots as SVG: what predicts the loss, what an error costs, how errors add up."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from bench.objectives.model import kind
+from bench.objectives.tables import FAMILIES, OBJECTIVES, Row, judged
+from bench.quality.style import GRID, INK, MUTED, figure, plain_numbers, styled, svg
+
+COLOURS = dict(zip(FAMILIES, ("#8a94a0", "#0d9c84", "#2f5bea", "#b04ad0", "#e0702b"), strict=True))
+PANELS = (
+    ("fresh: layer all", "Layer error"),
+    ("fresh: last region masked", "Region output, last, masked"),
+    ("fresh: kl", "Divergence of predictions"),
+)
+LABELLED = (
+    "feedback",
+    "feedback-polish",
+    "feedback-clean",
+    "feedback-n8",
+    "feedback-damp1",
+    "fit-exact-w3",
+    "rtn-128",
+    "autoround",
+    "gptq",
+    "rtn-polish",
+)
+KINDS = ("#1b2f8f", "#4a6ff0", "#9db4f5", "#0d9c84", "#e0702b", "#f2a56f", "#8a94a0")
+Explained = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def draw(summary: dict[str, Any], folder: Path) -> None:
+    """Write all plots that the summary has figures for."""
+    rows = summary["versions"]
+    made = {"objectives-scatter": scatter(rows), "objectives-ranking": ranking(rows)}
+    if summary["explained"]:
+        made["objectives-directions"] = directions(summary["explained"])
+        made["objectives-sums"] = sums(summary["explained"])
+    for name, text in made.items():
+        (folder / f"{name}.svg").write_text(text, "utf-8")
+
+
+def scatter(rows: Sequence[Row]) -> str:
+    """The gap against three objectives, one point a version."""
+    with styled():
+        drawn = figure(10, 3.9)
+        plots = drawn.subplots(1, len(PANELS), sharey=True)
+        for axes, (what, title) in zip(plots, PANELS, strict=True):
+            axes.set(xscale="log", yscale="log", title=title)
+            for family in FAMILIES:
+                chosen = [row for row in rows if row["family"] == family]
+                axes.scatter(
+                    [row[what] for row in chosen],
+                    [row["rise 0.5"] for row in chosen],
+                    s=34,
+                    color=COLOURS[family],
+                    label=family,
+                    edgecolor="white",
+                    linewidth=0.6,
+                    zorder=3,
+                )
+            for row in rows:
+                if row["name"] in LABELLED:
+                    axes.annotate(
+                        row["name"],
+                        (row[what], row["rise 0.5"]),
+                        (4, 3),
+                        textcoords="offset points",
+                        fontsize=6.5,
+                        color=MUTED,
+                    )
+            _line(axes, [row[what] for row in rows], [row["rise 0.5"] for row in rows])
+            plain_numbers(axes, "x")
+            plain_numbers(axes, "y")
+        plots[0].set_ylabel("gap, nats a masked token")
+        handles, labels = plots[0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="lower center", ncols=len(FAMILIES), fontsize=8)
+        drawn.subplots_adjust(bottom=0.19, wspace=0.08)
+        return svg(drawn)
+
+
+def ranking(rows: Sequence[Row]) -> str:
+    """Rank correlation of every objective with the gap, over all and within one family."""
+    overall = judged(rows, FAMILIES)
+    close = judged(rows, ("feedback", "polish", "library"))
+    names = sorted(OBJECTIVES, key=lambda name: close[name].rank[0])
+    with styled():
+        drawn = figure(7.4, 0.27 * len(names) + 0.9)
+        axes = drawn.add_axes((0.42, 0.1, 0.56, 0.86))
+        for shift, found, colour, label in (
+            (0.14, overall, "#a9b3bf", "all versions"),
+            (-0.14, close, "#2f5bea", "feedback, polish and libraries: the close ones"),
+        ):
+            for place, name in enumerate(names):
+                value, low, high = found[name].rank
+                axes.plot([low, high], [place + shift] * 2, color=colour, linewidth=1.6, alpha=0.6)
+                axes.plot(
+                    value,
+                    place + shift,
+                    "o",
+                    color=colour,
+                    markersize=5,
+                    label=label if not place else None,
+                )
+        axes.set_yticks(range(len(names)), names, fontsize=8, color=INK)
+        axes.set(xlim=(-0.6, 1.02), xlabel="rank correlation with the gap (90 % interval)")
+        axes.grid(axis="y", visible=False)
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.legend(loc="lower left", fontsize=8)
+        return svg(drawn)
+
+
+def directions(explained: Explained) -> str:
+    """What noise of one layer error costs, by where it points."""
+    done = next(found for found in explained.values() if any("noise" in label for label in found))
+    bars = {"the quantizer's own errors": done["all"]}
+    bars |= {k.removeprefix("noise: "): v for k, v in done.items() if k.startswith("noise")}
+    with styled():
+        drawn = figure(6.8, 0.34 * len(bars) + 0.7)
+        axes = drawn.add_axes((0.36, 0.14, 0.6, 0.82))
+        places = np.arange(len(bars))[::-1]
+        values = [value[0] for value in bars.values()]
+        axes.barh(
+            places,
+            values,
+            xerr=[value[1] for value in bars.values()],
+            height=0.62,
+            color=["#2f5bea"] + ["#a9bdf7"] * (len(bars) - 1),
+            ecolor=MUTED,
+            capsize=2,
+        )
+        axes.set_yticks(places, bars, fontsize=8, color=INK)
+        axes.set_xlabel("gap, nats a masked token; the same layer error in every layer")
+        axes.grid(axis="y", visible=False)
+        return svg(drawn)
+
+
+def sums(explained: Explained) -> str:
+    """Rises of single layers, piled up by kind, beside what all cause together.
+
+    A kind whose rises sum to less than nothing has no height.
+    """
+    with styled():
+        drawn = figure(7.4, 3.2)
+        axes = drawn.add_axes((0.1, 0.13, 0.62, 0.82))
+        shown = {
+            name: done
+            for name, done in explained.items()
+            if any(label.startswith("layer ") for label in done)
+        }
+        singles = [
+            {label: value[0] for label, value in done.items() if label.startswith("layer ")}
+            for done in shown.values()
+        ]
+        kinds = dict.fromkeys(kind(label) for found in singles for label in found)
+        palette = dict(zip(kinds, KINDS, strict=False))
+        for place, (done, found) in enumerate(zip(shown.values(), singles, strict=True)):
+            bottom = 0.0
+            for name in kinds:
+                values = [value for label, value in found.items() if kind(label) == name]
+                height = max(0.0, sum(values))
+                axes.bar(
+                    place - 0.2,
+                    height,
+                    0.36,
+                    bottom=bottom,
+                    color=palette[name],
+                    label=name if not place else None,
+                )
+                bottom += height
+            axes.bar(
+                place + 0.2,
+                done["all"][0],
+                0.36,
+                yerr=done["all"][1],
+                color=INK,
+                alpha=0.82,
+                ecolor=MUTED,
+                capsize=2,
+                label=None if place else "all together",
+            )
+        axes.set_xticks(range(len(shown)), list(shown), fontsize=8.5, color=INK)
+        axes.set_ylabel("gap, nats a masked token")
+        axes.grid(axis="x", visible=False)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(
+            handles[::-1],
+            labels[::-1],
+            loc="center left",
+            bbox_to_anchor=(1.01, 0.5),
+            title="one layer at a time",
+            title_fontsize=8,
+            fontsize=8,
+        )
+        return svg(drawn)
+
+
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """A straight line through the logarithms."""
+    slope, offset = np.polyfit(np.log(x), np.log(y), 1)
+    ends = np.array([min(x), max(x)])
+    axes.plot(ends, np.exp(offset) * ends**slope, color=GRID, linewidth=1.6, zorder=1)

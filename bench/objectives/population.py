@@ -1,0 +1,102 @@
+"""Quantized versions of one model that differ in character: what the objectives are judged on."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import qdc
+
+SEED = 0
+"""Seed of the states that the versions are compiled with; other seeds give fresh states."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to quantize the model."""
+
+    name: str
+    family: str
+    """``rounding``, ``block fit``, ``feedback`` or ``polish``: which colour it has in the plots."""
+    pipeline: str
+    samples: int = 128
+    geometry: str = "mcs"
+
+
+def population() -> list[Variant]:
+    """Return the versions; each differs in one or two things from one of its family."""
+    block_fit = "feedback=false"
+    found = [
+        Variant(f"rtn-{group}", "rounding", f"rtn-lower{{group={group}}},pack")
+        for group in (128, 64, 32)
+    ]
+    for compensation, weights in (("none", (1, 3)), ("diag", (3,)), ("exact", (1, 3, 9))):
+        for weight in weights:
+            options = f"{block_fit} compensation={compensation} outlier-weight={weight}"
+            found.append(_daq(f"fit-{compensation}-w{weight}", "block fit", options))
+    found += [
+        _daq("fit-greedy", "block fit", f"{block_fit} fit=greedy outlier-weight=1 sweeps=0"),
+        _daq("fit-clean", "block fit", block_fit, geometry="clean"),
+        _daq("fit-n8", "block fit", block_fit, samples=8),
+        _daq("feedback", "feedback"),
+        _daq("feedback-first", "feedback", "rounds=0 code-sweeps=0"),
+        _daq("feedback-w1", "feedback", "outlier-weight=1"),
+        _daq("feedback-block64", "feedback", sensitivity="block=64"),
+        _daq("feedback-clean", "feedback", geometry="clean"),
+        _daq("feedback-masked4", "feedback", calibration="masked-weight=4"),
+    ]
+    found += [
+        _daq(f"feedback-damp{damp}", "feedback", sensitivity=f"damp={damp}")
+        for damp in ("0.1", "1")
+    ]
+    found += [_daq(f"feedback-n{n}", "feedback", samples=n) for n in (8, 32)]
+    polish = "polish{iterations=25}"
+    found += [
+        Variant("rtn-polish", "polish", f"rtn-lower,{polish},pack"),
+        _daq("fit-polish", "polish", block_fit, after=f"{polish},"),
+        _daq("feedback-polish", "polish", after=f"{polish},"),
+        _daq("feedback-n16-polish", "polish", after=f"{polish},", samples=16),
+        _daq("polish-masked4", "polish", after="polish{iterations=25 masked-weight=4},"),
+    ]
+    return found
+
+
+def compiled(variant: Variant, model: Path, cache: Path) -> Path:
+    """Return the artifact's folder, compiling it if the cache lacks it."""
+    out = cache / variant.name
+    if (out / "config.json").is_file():
+        return out
+    shutil.rmtree(out, ignore_errors=True)
+    reads = "calibrate-mcs" in variant.pipeline or "polish" in variant.pipeline
+    qdc.compile(
+        model,
+        variant.pipeline,
+        out=out,
+        samples=variant.samples if reads else None,
+        seed=SEED if reads else None,
+        write_report=False,
+    )
+    return out
+
+
+def _daq(
+    name: str,
+    family: str,
+    options: str = "",
+    *,
+    sensitivity: str = "",
+    calibration: str = "",
+    geometry: str = "mcs",
+    samples: int = 128,
+    after: str = "",
+) -> Variant:
+    calibrate = f"geometry={geometry} {calibration}".strip()
+    stages = ",".join(
+        f"{step}{{{given}}}" if given else step
+        for step, given in (
+            ("calibrate-mcs", calibrate),
+            ("sensitivity", sensitivity),
+            ("abmp-allocate", ""),
+            ("daq-lower", options),
+        )
+    )
+    return Variant(name, family, f"stages({stages}),{after}pack", samples, geometry)

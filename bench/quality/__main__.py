@@ -1,0 +1,106 @@
+"""Run the quality benchmark and write its page: see ``python -m bench.quality --help``."""
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Container
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from . import ablations, cases
+from .jobs import Job, Settings, resolve
+from .page import write_page
+from .runner import ROOT, finished, pending, run_all
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0, or 1 if a job failed."""
+    given = _parser().parse_args(arguments)
+    settings = Settings(
+        model=given.model,
+        held_out=given.held_out or given.model / "heldout.jsonl",
+        out=given.out,
+        peers_python=given.peers_python,
+        windows=given.windows,
+        samples=given.samples,
+        tag=given.tag,
+    )
+    jobs = [
+        *resolve(cases.methods(), given.seeds, settings),
+        *resolve(ablations.cases(), given.ablation_seeds, settings),
+        *resolve(cases.timings(), given.seeds, settings),
+    ]
+    wanted = [job for job in jobs if re.search(given.only, job.path)]
+    if given.list:
+        _print(wanted, given.out)
+        return 0
+    failed = {}
+    if not given.page:
+        given.out.mkdir(parents=True, exist_ok=True)
+        # Ended politely, the run takes its processes with it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        todo = pending(given.out, wanted)
+        outcome = run_all(todo, given.out, given.jobs, given.threads)
+        failed = outcome.failed
+        for path, error in failed.items():
+            print(f"\n{path}: {error}", file=sys.stderr)
+        print(f"{outcome.done} done, {len(failed)} failed", file=sys.stderr)
+    if not given.no_page:
+        write_page(jobs, finished(given.out, jobs), given.docs, settings)
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality",
+        description="Quality of every method on the embedded model. Jobs that are done are kept.",
+    )
+    add = parser.add_argument
+    add("--list", action="store_true", help="print the jobs and whether they are done, run none")
+    add("--page", action="store_true", help="run nothing, write the page from what is there")
+    add("--no-page", action="store_true", help="leave the page as it is")
+    add("--only", default="", metavar="REGEX", help="jobs to run, as '^method/best/'")
+    add("--jobs", type=int, default=1, help="processes at a time")
+    add("--threads", type=int, default=1, help="threads of each (timings run alone, on 2)")
+    add("--seeds", type=_seeds, default=(0, 1, 2), help="calibration seeds of the methods")
+    add("--ablation-seeds", type=_seeds, default=(0,), help="the same for the ablations")
+    add("--tag", default="", help="marks the source of qdc; another tag computes everything anew")
+    add("--windows", type=int, default=64, help="held-out windows")
+    add("--samples", type=int, help="calibration samples where a pipeline does not say: trial runs")
+    add("--model", type=Path, default=ROOT / "examples" / "tiny-llada")
+    add("--held-out", type=Path, help="text, the model's heldout.jsonl if not given")
+    add("--out", type=Path, default=ROOT / "bench" / "out" / "quality", help="results")
+    add("--docs", type=Path, default=ROOT / "docs", help="folder of quality.md")
+    add("--peers-python", type=Path, default=Path("/opt/peers/bin/python"))
+    return parser
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    found = tuple(int(part) for part in text.split(","))
+    if not found:
+        raise argparse.ArgumentTypeError("need at least one seed")
+    return found
+
+
+def _print(jobs: list[Job], out: Path) -> None:
+    done = finished(out, jobs)
+    table = Table("job", "state", "what", box=None, pad_edge=False)
+    for job in jobs:
+        state = _state(job, done)
+        what = job.missing or job.case.pipeline or f"{job.case.peer} {job.case.options}"
+        table.add_row(job.path, state, what)
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(table)
+    counts = {s: sum(1 for j in jobs if _state(j, done) == s) for s in ("done", "to do", "missing")}
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _state(job: Job, done: Container[str]) -> str:
+    return "missing" if job.work is None else "done" if job.path in done else "to do"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Collect each stage's second moment, and how its input drifts from the original model's.
+
+Source: GPTAQ (arXiv 2504.02692), asymmetric calibration. As ``calibrate-mcs``, which it stands in
+for, with the same options and samples; the same samples also run through the original model, and
+the cross moment (x0 - x) x^T between both streams is kept for a lowering that takes part of the
+error of the layers before it back. It runs the model twice.
+
+    before   %h0.o = linear %x   w f16[512,512]
+    after        @moment        f32[512,512]   128 samples, 32,768 tokens, 38% masked
+                 @cross-moment  f32[512,512]   drift 3.1e-02
+"""
+
+from typing import ClassVar
+
+import torch
+
+from qdc.calibration.options import CalibrationOptions
+from qdc.errors import InvalidPipeline
+from qdc.ir.annotations import Moment
+from qdc.ir.cross import CrossMoment
+from qdc.numerics.asymmetry import CrossMomentAccumulator
+from qdc.numerics.moment import MomentAccumulator
+from qdc.passbase import Kinds
+from qdc.pipeline.unit import Unit
+
+
+class CalibrateCross(CalibrationOptions):
+    """Collect each stage's second moment, and how its input drifts from the original model's.
+
+    Only inside ``stages(...)``, where stages are calibrated on the quantized stream.
+    """
+
+    name: ClassVar[str] = "calibrate-cross"
+    provides: ClassVar[Kinds] = (Moment, CrossMoment)
+
+    def run(self, unit: Unit) -> None:
+        """Advance both streams to each stage and add up what it reads."""
+        if unit.whole_region:
+            raise InvalidPipeline(
+                f"{self.name} outside stages(...) sees the original model only: nothing drifts",
+                help="put it into stages(...) with what lowers, or use calibrate-mcs",
+            )
+        stream = unit.stream(lambda: self.draw(unit).batches(self.batch))
+        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
+        hidden = stream.tokens == unit.model.mask_token_id
+        weights = None if self.masked_weight == 1 else self.weigh(hidden)
+        for stage, layers in unit.layers_by_stage():
+            stream.enter(stage)
+            reference.enter(stage)
+            moment = MomentAccumulator(layers[0].columns, unit.device)
+            cross = CrossMomentAccumulator(layers[0].columns, unit.device)
+            first = 0
+            for value, original in zip(stream.values(stage), reference.values(stage), strict=True):
+                last = first + len(value)
+                share = None if weights is None else weights[first:last]
+                moment.add(value, share)
+                cross.add(value, original, share)
+                first = last
+            notes = (
+                Moment(
+                    tensor=unit.put(f"{stage.value}:moment", moment.value()),
+                    samples=self.samples,
+                    tokens=moment.tokens,
+                    masked=hidden.double().mean().item(),
+                    geometry=self.geometry,
+                    masked_weight=self.masked_weight,
+                ),
+                CrossMoment(
+                    tensor=unit.put(f"{stage.value}:cross-moment", cross.value()),
+                    drift=cross.drift,
+                ),
+            )
+            for node in layers:
+                for note in notes:
+                    unit.annotate(node, note)

@@ -1,0 +1,78 @@
+"""What the quantized stream has lost against the original one, for a layer to take back.
+
+Source: GPTAQ (arXiv 2504.02692): a layer on quantized inputs X is to give what the original layer
+gives on the original inputs X0. The minimiser of |W X0 - Q X|^2 over Q is W + W D inv(M), with
+M = X X^T and D = (X0 - X) X^T; GPTAQ keeps the part of it that acts on columns not yet rounded.
+"""
+
+import torch
+from torch import Tensor
+
+
+class CrossMomentAccumulator:
+    """Sums (x0 - x) x^T over tokens in fp32: f32[columns, columns], not symmetric."""
+
+    def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
+        """Start at zero tokens.
+
+        Args:
+            columns: Input features of the layer.
+            device: Where the sum lives.
+        """
+        self._sum = torch.zeros(columns, columns, dtype=torch.float32, device=device)
+        self._drift = self._energy = self._weight = 0.0
+
+    def add(self, inputs: Tensor, reference: Tensor, weights: Tensor | None = None) -> None:
+        """Add the tokens of one batch.
+
+        Args:
+            inputs: [..., columns], x: of the quantized stream.
+            reference: [..., columns], x0: of the original one, the same tokens.
+            weights: [...], what each token counts; 1 if not given.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if inputs.shape != reference.shape or inputs.shape[-1] != len(self._sum):
+            raise ValueError(
+                f"inputs {tuple(inputs.shape)} and reference {tuple(reference.shape)} do not fit "
+                f"{len(self._sum)} columns"
+            )
+        device = self._sum.device
+        rows, first = (
+            t.detach().reshape(-1, t.shape[-1]).to(device, torch.float32)
+            for t in (inputs, reference)
+        )
+        shares = torch.ones(len(rows), 1, device=device)
+        if weights is not None:
+            shares = weights.detach().reshape(-1, 1).to(device, torch.float32)
+        change = first - rows
+        self._sum.addmm_((change * shares).T, rows)
+        self._drift += float((change.square() * shares).sum(dtype=torch.float64))
+        self._energy += float((first.square() * shares).sum(dtype=torch.float64))
+        self._weight += float(shares.sum(dtype=torch.float64))
+
+    def value(self) -> Tensor:
+        """Mean over the tokens, f32[columns, columns]. Raises ``ValueError`` without any."""
+        if self._weight == 0:
+            raise ValueError("the cross moment of zero tokens is undefined")
+        return self._sum / self._weight
+
+    @property
+    def drift(self) -> float:
+        """Mean of |x0 - x|^2 as a share of that of |x0|^2; 0 where all x0 are 0."""
+        return self._drift / self._energy if self._energy > 0 else 0.0
+
+
+def asymmetry_term(cross: Tensor, upper: Tensor, share: float) -> Tensor:
+    """GPTAQ's matrix P: what a column hands on to those to its right.
+
+    Args:
+        cross: f32[m, m], D, normalised as the moment is.
+        upper: f32[m, m], U with inverse moment U^T U.
+        share: The term is multiplied by this: 1 as derived, 0.25 in the published scripts.
+
+    Returns:
+        f32[m, m], share * triu(D U^T) U, triu without the diagonal: strictly upper triangular.
+    """
+    return share * ((cross @ upper.T).triu_(1) @ upper).triu_(1)

@@ -1,0 +1,104 @@
+"""calibrate-cross: the moment of calibrate-mcs, and the drift from the original model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import qdc
+from qdc.errors import InvalidPipeline
+from qdc.ir.annotations import Moment
+from qdc.ir.cross import CrossMoment
+from qdc.pipeline.unit import Unit
+from tests.support.checkpoints import write_checkpoint
+from tests.support.compiles import compile_tiny, run_passes, spying
+
+TEXT = "a deterministic walk through the standard library, one word after another. " * 40
+OPTIONS = "samples=3 length=12 seed=7"
+Found = dict[str, tuple[Tensor, Tensor, float]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cross") / "model"
+    return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, dtype=torch.float32)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def collect(model: Path, folder: Path, text: Path, passes: str) -> Found:
+    """By layer: moment, cross moment and drift at the spy (zeros without a cross moment)."""
+    found: Found = {}
+
+    def look(label: str, unit: Unit) -> None:
+        for node in unit.layers():
+            moment = unit.get(unit.graph.require(node.name, Moment).tensor).clone()
+            note = unit.graph.get(node.name, CrossMoment)
+            cross = torch.zeros(()) if note is None else unit.get(note.tensor).clone()
+            found[node.name] = moment, cross, 0.0 if note is None else note.drift
+
+    run_passes(model, folder, spying(look), passes, stop_after="rtn-lower", calibration=text)
+    return found
+
+
+@pytest.mark.parametrize("extra", ["", " masked-weight=3", " geometry=clean", " batch=2"])
+def test_the_moment_is_that_of_calibrate_mcs(
+    model: Path, text: Path, tmp_path: Path, extra: str
+) -> None:
+    passes = f"stages(calibrate-cross{{{OPTIONS}{extra}}},spy,rtn-lower)"
+    cross = collect(model, tmp_path, text, passes)
+    plain = collect(model, tmp_path, text, passes.replace("-cross", "-mcs"))
+    assert cross.keys() == plain.keys()
+    for name, (moment, _, _) in cross.items():
+        assert torch.equal(moment, plain[name][0])
+
+
+@pytest.mark.parametrize("order", ["natural", "outputs-first"])
+def test_the_streams_part_where_layers_are_quantized(
+    model: Path, text: Path, tmp_path: Path, order: str
+) -> None:
+    passes = f"stages{{order={order}}}(calibrate-cross{{{OPTIONS}}},spy,rtn-lower)"
+    if order == "natural":
+        passes = passes.replace("{order=natural}", "")
+    found = collect(model, tmp_path, text, passes)
+    for name, (moment, cross, drift) in found.items():
+        first = name.startswith("blocks.0.")
+        untouched = "q_proj" in name or "k_proj" in name or "v_proj" in name
+        if first and (untouched or (order == "outputs-first" and "attn_out" in name)):
+            assert not cross.any()
+            assert drift == 0
+        elif not first:
+            assert 0.001 < drift < 2
+            assert float(cross.norm()) > 0.001 * float(moment.norm())
+
+
+def test_outside_stages_it_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidPipeline, match="sees the original model only"):
+        collect(model, tmp_path, text, f"calibrate-cross{{{OPTIONS}}},spy,rtn-lower")
+
+
+def test_a_cross_moment_is_what_its_docstring_says(model: Path, text: Path, tmp_path: Path) -> None:
+    """Cov(x0 - x, x): with the moment of both streams known for the stage, x0 = x gives S - S."""
+    batches = {}
+    for batch in (1, 3):
+        passes = f"stages(calibrate-cross{{{OPTIONS} batch={batch}}},spy,rtn-lower)"
+        batches[batch] = collect(model, tmp_path, text, passes)
+    for name, (_, cross, drift) in batches[1].items():
+        torch.testing.assert_close(batches[3][name][1], cross, rtol=1e-3, atol=1e-5)
+        assert batches[3][name][2] == pytest.approx(drift, rel=1e-3, abs=1e-9)
+
+
+def test_gptaq_compiles_and_differs_from_gptq(model: Path, text: Path, tmp_path: Path) -> None:
+    states = {}
+    for name in ("gptq", "gptaq"):
+        compile_tiny(model, tmp_path / name, name, calibration=text, samples=3, length=12)
+        states[name] = qdc.load(tmp_path / name).state_dict()
+    differing = {k for k, v in states["gptq"].items() if not torch.equal(v, states["gptaq"][k])}
+    assert not any("blocks.0.q_proj" in name for name in differing)
+    assert any("blocks.1." in name for name in differing)

@@ -1,0 +1,111 @@
+"""probe-loss: every layer's effect is what a plain run of the changed model shows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qdc.calibration.probes import Probes
+from qdc.compiler import open_model
+from qdc.errors import InvalidCalibration
+from qdc.ir.costs import LossSensitivity
+from qdc.passes.probe_loss import ProbeLoss
+from qdc.pipeline.unit import Unit
+from qdc.pipeline.workspace import Workspace
+from qdc.runtime.load import load_checkpoint
+from tests.support.checkpoints import MASK, write_checkpoint
+from tests.support.compiles import run_passes, spying
+
+OPTIONS = "samples=6 length=16 probes=3 batch=2"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probes") / "model"
+    return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, vocab=2048, dtype=torch.float32)
+
+
+def states() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(2, 64, (5, 16), generator=generator)
+    return tokens.masked_fill(torch.rand(5, 16, generator=generator) < 0.4, MASK)
+
+
+def test_a_probe_is_a_run_of_the_changed_model(model: Path) -> None:
+    checkpoint, program = open_model(model)
+    workspace = Workspace(program, checkpoint, torch.device("cpu"), calibration=None)
+    tokens = states()
+    probes = Probes(workspace, list(torch.split(tokens, 2)), 2)
+    changed: dict[str, Tensor] = {}
+    for region in program.graph.regions:
+        probes.advance(region)
+        for stage in region.stages:
+            list(probes.enter(stage))
+            for layer in stage.layers:
+                original = probes.weight(layer)
+                noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
+                changed[layer] = original + 0.1 * noise
+                probes.replace(layer, changed[layer], region)
+        probes.leave(region)
+    used = tokens[:4]
+    hidden = used == MASK
+    plain = load_checkpoint(model, "cpu", torch.float32)
+    expected = plain(used)[hidden].double().log_softmax(-1)
+    for layer, weight in changed.items():
+        module = load_checkpoint(model, "cpu", torch.float32)
+        own = module.get_submodule(program.graph[layer].path)
+        own.weight = torch.nn.Parameter(weight)
+        found = module(used)[hidden].detach().double().log_softmax(-1)
+        divergence = functional.kl_div(found, expected, reduction="batchmean", log_target=True)
+        rise, positions = probes.divergence(layer)
+        assert positions == int(hidden.sum())
+        assert rise == pytest.approx(float(divergence), rel=1e-3)
+        assert rise > 0
+
+
+def test_nothing_changed_is_no_divergence(model: Path) -> None:
+    checkpoint, program = open_model(model)
+    workspace = Workspace(program, checkpoint, torch.device("cpu"), calibration=None)
+    probes = Probes(workspace, [states()], 1)
+    layer = program.graph.regions[0].stages[0].layers[0]
+    for region in program.graph.regions:
+        probes.advance(region)
+        if region is program.graph.regions[0]:
+            list(probes.enter(region.stages[0]))
+            probes.replace(layer, probes.weight(layer).clone(), region)
+        probes.leave(region)
+    assert probes.divergence(layer)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_every_layer_gets_its_weight(model: Path, tmp_path: Path) -> None:
+    found: dict[str, LossSensitivity] = {}
+
+    def look(label: str, unit: Unit) -> None:
+        for node in unit.layers():
+            found[node.name] = unit.graph.require(node.name, LossSensitivity)
+
+    passes = f"probe-loss{{{OPTIONS}}},spy-all"
+    run_passes(model, tmp_path, spying(look), passes, stop_after="spy-all")
+    assert len(found) == 14
+    for note in found.values():
+        assert note.rise > 0
+        assert note.error > 0
+    assert len({note.positions for note in found.values()}) == 1
+    again = dict(found)
+    run_passes(model, tmp_path, spying(look), passes, stop_after="spy-all")
+    assert found == again
+
+
+def test_probed_samples_are_spread_over_the_times() -> None:
+    order = ProbeLoss(probes=4).spread(16).tolist()
+    assert order[:4] == [2, 6, 10, 14]
+    assert sorted(order) == list(range(16))
+    assert sorted(ProbeLoss(probes=9).spread(3).tolist()) == [0, 1, 2]
+
+
+def test_clean_text_has_no_masked_positions(model: Path) -> None:
+    _, program = open_model(model)
+    with pytest.raises(InvalidCalibration, match="geometry clean has none"):
+        ProbeLoss(geometry="clean").check(program.graph)
