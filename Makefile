@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format golden docs clean
+.PHONY: help demo test lint format golden docs quality clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ golden: $(TEST) ## rewrite the expected texts in tests/golden
 
 docs: $(DEMO) ## write the generated pages in docs/
 	$(BIN)/python docs/generate.py
+
+quality: $(DEMO) ## measure every method and ablation, hours; write docs/quality.md
+	@$(BIN)/python -m bench.quality --jobs 2 --tag "$$(git rev-parse --short HEAD)"
 
 clean: ## delete caches and build folders; the environment and out/ stay
 	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -9,8 +9,9 @@ layer compensates at the base order; on the way every block is fitted at every o
                  @salience  4 blocks of 128   1.1e+03 .. 9.4e+03
     after        @costs     4 blocks   share of the output at orders 1..: 0.21 0.05 0.013 0.0041
 
-``fit`` takes the plain fit of the signs and scales; ``feedback`` lets the signs of a block see each
-other's errors, as daq-lower does by default: closer to what is stored, and several times slower.
+``feedback`` lets the signs of a block see each other's errors, as daq-lower does by default. The
+plain ``fit`` is several times faster and ranks blocks otherwise: measure with it only for
+daq-lower{feedback=false}.
 """
 
 from collections.abc import Sequence
@@ -44,15 +45,15 @@ class MeasureOrders(Pass):
         default=HIGHEST_ORDER, ge=1, le=HIGHEST_ORDER, description="highest order to fit"
     )
     how: Literal["fit", "feedback"] = Field(
-        default="fit", description="plain fit, or with the signs seeing each other's errors"
+        default="feedback", description="plain fit, or with the signs seeing each other's errors"
     )
     sweeps: int = Field(default=15, ge=0, le=1000, description="rounds of refit and sign search")
     tolerance: float = Field(
         default=1e-4, ge=0, description="stop when a sweep gains less than this share; 0 never"
     )
-    rounds: int = Field(default=2, ge=0, le=100, description="of feedback: refits of the scales")
+    rounds: int = Field(default=0, ge=0, le=100, description="of feedback: refits of the scales")
     code_sweeps: int = Field(
-        default=1, ge=0, le=100, description="of feedback: sweeps over the columns after each"
+        default=0, ge=0, le=100, description="of feedback: sweeps over the columns after each"
     )
     scale_bits: Literal[8, 16] = Field(default=16, description="bits of a stored scale")
 

@@ -24,7 +24,8 @@ FRESH = 1000
 SEEN_WINDOWS, FRESH_WINDOWS, HELD_WINDOWS, GRADIENT_WINDOWS = 12, 20, 16, 12
 RATIOS = {"0.5": (64, (0, 1)), "0.15": (16, (0,)), "0.85": (16, (0,))}
 """Held-out windows and mask seeds by mask ratio."""
-EXPLAINED = ("fit-exact-w3", "feedback", "feedback-polish")
+EXPLAINED = ("fit-exact-w3", "feedback", "feedback-polish", "autoround")
+"""Versions that are taken apart; ``autoround`` is the name of a peer, if one is given."""
 
 
 def main() -> None:
@@ -53,7 +54,11 @@ def main() -> None:
     rows = measured(subject, variants, given.cache)
     explained = None
     if not given.skip_explain:
-        versions = {name: _named(name, subject, variants, given.cache) for name in EXPLAINED}
+        versions = {
+            variant.name: version_of(subject, variant, given.cache)
+            for variant in variants
+            if variant.name in EXPLAINED
+        }
         explained = explain(subject, versions, given.cache / "explained.json")
     given.out.mkdir(parents=True, exist_ok=True)
     spectrum = Spectrum(subject, _fresh(subject, FRESH_WINDOWS)).shares(subject)
@@ -130,10 +135,6 @@ class Bench:
 
 def _fresh(subject: Subject, windows: int) -> Samples:
     return subject.calibration(FRESH, 128).spread(windows)
-
-
-def _named(name: str, subject: Subject, variants: list[Variant], cache: Path) -> Weights:
-    return version_of(subject, next(v for v in variants if v.name == name), cache)
 
 
 if __name__ == "__main__":

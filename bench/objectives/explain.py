@@ -20,13 +20,13 @@ from bench.objectives.model import Samples, Subject, Weights, kind
 from bench.objectives.rise import Gap, Logits
 
 WINDOWS, RATIO, STATES = 16, 0.5, 16
-SHARES = (0.25, 0.5, 0.75)
+SHARES = (0.5,)
 """By how much ``E`` is scaled down to see whether the rise is linear or quadratic in it."""
 TOP_INPUTS, TOP_OUTPUTS = (1, 16), 16
 NOISE_OF = "feedback"
 """The version whose layer errors the noise matches."""
 
-ONE_BY_ONE = ("feedback", "feedback-polish")
+ONE_BY_ONE = ("feedback", "feedback-polish", "autoround")
 """Versions whose layers are also put in one at a time."""
 
 Experiment = tuple[str, Callable[[], AbstractContextManager[Logits]]]

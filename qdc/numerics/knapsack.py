@@ -4,7 +4,8 @@ A multiple-choice knapsack. With a price on every unit, each block has a cheapes
 and every other order a surcharge; a solution costs the relaxed optimum plus the surcharges that it
 takes. So once a solution with surcharges G is known, an order with a surcharge of G or more cannot
 be part of a better one: a small core of orders is searched by dynamic programming, and widened
-until that proves the result. A model of 9,216 blocks takes seconds; docs/allocation.md has times.
+until that proves the result. The 9,216 blocks of an 8B model take 0.1 s on one core when signs are
+counted, and 2 s when bytes are, whose totals are many more.
 """
 
 from collections.abc import Iterable

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import qdc
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
+from tests.support.compiles import PLAIN, compile_tiny
 
 LAYER = "model.transformer.blocks.0.q_proj"
 INDEX = "model.safetensors.index.json"
@@ -227,3 +228,72 @@ def test_garbage_instead_of_a_configuration_is_refused(text: str, what: str, cop
 def test_a_configuration_that_is_gone_is_refused(copy: Path) -> None:
     (copy / "config.json").unlink()
     assert "cannot read config.json" in refusal(copy).what
+
+
+@pytest.fixture(scope="module")
+def eight_bit(artifact: Path) -> Path:
+    """The model with scales of 8 bits."""
+    out = artifact.with_name("eight-bit")
+    compile_tiny(artifact.with_name("model"), out, PLAIN.replace("lower", "lower{scale-bits=8}"))
+    return out
+
+
+def test_scales_of_8_bits_are_loaded(eight_bit: Path, artifact: Path) -> None:
+    entry = json.loads((eight_bit / "config.json").read_text())["quantization_config"]["layers"]
+    assert {layer["scale_bits"] for layer in entry.values()} == {8}
+    tokens = torch.tensor([[5, 6, 7]])
+    one, other = qdc.load(eight_bit)(tokens), qdc.load(artifact)(tokens)
+    assert one.isfinite().all()
+    assert not torch.equal(one, other)
+    sizes = [sum(f.stat().st_size for f in x.glob("*.safetensors")) for x in (eight_bit, artifact)]
+    assert sizes[0] < sizes[1]
+
+
+def test_an_artifact_from_before_scale_bits_is_loaded(artifact: Path, copy: Path) -> None:
+    def drop(config: dict[str, Any]) -> None:
+        for layer in config["quantization_config"]["layers"].values():
+            assert layer.pop("scale_bits") == 16
+
+    edit_json(copy / "config.json", drop)
+    tokens = torch.tensor([[5, 6, 7]])
+    assert torch.equal(qdc.load(copy)(tokens), qdc.load(artifact)(tokens))
+
+
+def drop_peak(tensors: dict[str, Tensor]) -> None:
+    del tensors[f"{LAYER}.row_peak"]
+
+
+def spoil_peak(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{LAYER}.col_peak"][0, 0] = float("nan")
+
+
+def reshape_peak(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{LAYER}.row_peak"] = tensors[f"{LAYER}.row_peak"].T.contiguous()
+
+
+@pytest.mark.parametrize("edit", [drop_peak, spoil_peak, reshape_peak])
+def test_peaks_that_are_missing_or_no_numbers_are_refused(
+    edit: Callable[[dict[str, Tensor]], None], eight_bit: Path, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(eight_bit, tmp_path / "broken"))
+    edit_shard(broken, edit)
+    refusal(broken)
+
+
+@pytest.mark.parametrize("bits", [4, "8", None, 8])
+def test_scale_bits_that_the_tensors_do_not_have_are_refused(copy: Path, bits: object) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["quantization_config"]["layers"][LAYER]["scale_bits"] = bits
+
+    edit_json(copy / "config.json", change)
+    refusal(copy)
+
+
+def test_a_negative_peak_does_no_harm(eight_bit: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(eight_bit, tmp_path / "broken"))
+
+    def negate(tensors: dict[str, Tensor]) -> None:
+        tensors[f"{LAYER}.row_peak"].neg_()
+
+    edit_shard(broken, negate)
+    assert qdc.load(broken)(torch.tensor([[5, 6, 7]])).isfinite().all()

@@ -118,6 +118,7 @@ def test_the_configuration_names_layers_stages_and_what_stays(compiled: Compiled
         "columns": 160,
         "block": 128,
         "orders": [2, 2],
+        "scale_bits": 16,
     }
 
 

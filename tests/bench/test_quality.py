@@ -373,7 +373,10 @@ def test_page_is_written_from_results_and_the_frame_stays(
         r"(-->\n).*?(<!-- end)", r"\1\2", frame, flags=re.DOTALL
     )
     assert "| date | 2026-01-02 |" in text
-    for name in re.findall(r"\(quality/([\w-]+\.svg)\)", text):
+    pictures = re.findall(r"\(quality/([\w-]+\.svg)\)", text)
+    assert sorted(pictures) == sorted(path.name for path in (docs / "quality").iterdir())
+    assert len(pictures) == 5
+    for name in pictures:
         drawing = (docs / "quality" / name).read_text(encoding="utf-8")
         assert drawing.lstrip().startswith("<?xml"), name
     assert "autoround" in (docs / "quality" / "loss-by-bits.svg").read_text(encoding="utf-8")
@@ -385,7 +388,9 @@ def test_page_is_written_from_results_and_the_frame_stays(
 def test_page_without_results_says_so(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "quality.md").write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     write_page([], {}, tmp_path, settings)
-    assert "Nothing has been run." in (tmp_path / "quality.md").read_text(encoding="utf-8")
+    text = (tmp_path / "quality.md").read_text(encoding="utf-8")
+    assert "Nothing has been run." in text
+    assert "![" not in text
 
 
 def test_list_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,10 @@ import pytest
 from qdc.report import CompileReport
 from tests.cli.conftest import Command
 from tests.support.commands import qdc as command
+from tests.support.compiles import PLAIN
 
 SMALL = ("--samples", 4, "--length", 16)
+METHOD = ("--passes", PLAIN, *SMALL)
 RTN = ("--passes", "rtn-lower,pack")
 
 
@@ -18,7 +20,7 @@ def compiled(model: Path) -> tuple[Path, dict[str, object], str]:
     """One compile by the real command, with every kind of output: folder, report, stderr."""
     out = model.with_name("compiled")
     found = command(
-        "compile", model, "-o", out, *SMALL, "--dump-after", "sensitivity,pack", "--seed", 3,
+        "compile", model, "-o", out, *METHOD, "--dump-after", "sensitivity,pack", "--seed", 3,
         "--timings", "--remarks", "--json",
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
@@ -62,7 +64,7 @@ def test_dumps_lie_beside_the_artifact(compiled: tuple[Path, dict[str, object], 
 
 
 def test_summary_has_every_figure(model: Path, tmp_path: Path, qdc: Command) -> None:
-    text = qdc("compile", model, "-o", tmp_path / "out", *SMALL)
+    text = qdc("compile", model, "-o", tmp_path / "out", *METHOD)
     assert max(map(len, text.splitlines())) <= 100
     for line in (
         "blocks.*.ff_out  ",
@@ -89,7 +91,7 @@ def test_timings_and_remarks_are_shown_on_request(
 def test_stop_after_writes_the_ir_and_no_artifact(
     model: Path, tmp_path: Path, qdc: Command
 ) -> None:
-    text = qdc("compile", model, "-o", tmp_path / "out", *SMALL, "--stop-after", "abmp-allocate")
+    text = qdc("compile", model, "-o", tmp_path / "out", *METHOD, "--stop-after", "abmp-allocate")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out-dumps"]
     assert "written" not in text
     shown = qdc("show", tmp_path / "out-dumps" / "03_abmp-allocate.qdc", "--only", "*.q_proj")
@@ -110,7 +112,7 @@ def test_dump_folder_may_be_chosen(model: Path, tmp_path: Path, qdc: Command) ->
 
 def test_diff_of_two_dumps_is_what_the_pass_did(model: Path, tmp_path: Path, qdc: Command) -> None:
     qdc(
-        "compile", model, "-o", tmp_path / "out", *SMALL,
+        "compile", model, "-o", tmp_path / "out", *METHOD,
         "--dump-after", "all", "--stop-after", "daq-lower",
     )  # fmt: skip
     dumps = sorted((tmp_path / "out-dumps").glob("*.txt"))

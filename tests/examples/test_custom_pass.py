@@ -57,7 +57,8 @@ def test_runs_as_an_installed_entry_point(model: Path, tmp_path: Path) -> None:
     )
     listed = command("passes", "--provides", "orders", "--json", paths=(site,))
     names = [entry["name"] for entry in json.loads(listed.stdout)["passes"]]
-    assert names == ["abmp-allocate", "protect-allocate"]
+    assert names[-1] == "protect-allocate"
+    assert "abmp-allocate" in names
 
     out = tmp_path / "out"
     found = command(

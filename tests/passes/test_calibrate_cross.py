@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 import qdc
-from qdc.errors import InvalidPipeline
+from qdc.errors import InvalidGraph, InvalidPipeline
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
+from qdc.ir.verify import verify
 from qdc.pipeline.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, run_passes, spying
+from tests.support.graphs import annotated, ref, two_blocks
 
 TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 OPTIONS = "samples=3 length=12 seed=7"
@@ -102,3 +104,13 @@ def test_gptaq_compiles_and_differs_from_gptq(model: Path, text: Path, tmp_path:
     differing = {k for k, v in states["gptq"].items() if not torch.equal(v, states["gptaq"][k])}
     assert not any("blocks.0.q_proj" in name for name in differing)
     assert any("blocks.1." in name for name in differing)
+
+
+def test_the_note_says_how_far_and_must_fit_the_layer() -> None:
+    fits = CrossMoment(tensor=ref("a", 8, 8), drift=0.031)
+    graph = annotated(two_blocks(), h0__gate=fits)
+    verify(graph, tensors={"a"})
+    assert fits.text() == "f32[8,8]   drift 3.1e-02"
+    wrong = CrossMoment(tensor=ref("a", 4, 4), drift=0)
+    with pytest.raises(InvalidGraph, match="does not fit 8 input columns"):
+        verify(annotated(two_blocks(), h0__gate=wrong), tensors={"a"})

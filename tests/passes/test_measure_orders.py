@@ -34,7 +34,7 @@ def measure(step: MeasureOrders, dead: tuple[int, ...] = ()) -> tuple[Unit, Cost
 
 
 def test_the_first_block_costs_what_its_fits_cost() -> None:
-    unit, note = measure(MeasureOrders(tolerance=1e-6))
+    unit, note = measure(MeasureOrders(how="fit", tolerance=1e-6))
     block = unit.weight(next(unit.graph.layers()))[:, :128].contiguous()
     upper = unit.get(unit.graph.require("q", Factor).tensor)
     metric = block_metric(upper[:128, :128])

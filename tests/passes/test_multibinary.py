@@ -9,7 +9,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.multibinary import MultiBinary
 from qdc.numerics.blocks import block_widths
-from qdc.numerics.components import Components, dense
+from qdc.numerics.components import Components, decode_scales, dense, encode_scales
 
 Stored = dict[str, Tensor]
 
@@ -23,6 +23,8 @@ def random_blocks(codec: MultiBinary, seed: int) -> list[Components]:
         rows = torch.rand(order, codec.rows, generator=generator)
         columns = torch.rand(order, width, generator=generator)
         scales = (scale.half().float() for scale in (rows, columns))
+        if codec.scale_bits == 8:
+            scales = (decode_scales(*encode_scales(scale)) for scale in scales)
         blocks.append(Components(signs.to(torch.int8), *scales))
     return blocks
 
@@ -37,7 +39,13 @@ def codecs(draw: st.DrawFn, blocks: int = 4) -> MultiBinary:
     columns = draw(st.integers(1, blocks * block))
     count = -(-columns // block)
     orders = tuple(draw(st.integers(1, 4)) for _ in range(count))
-    return MultiBinary(rows=draw(st.integers(1, 6)), columns=columns, block=block, orders=orders)
+    return MultiBinary(
+        rows=draw(st.integers(1, 6)),
+        columns=columns,
+        block=block,
+        orders=orders,
+        scale_bits=draw(st.sampled_from([8, 16])),
+    )
 
 
 def packed(codec: MultiBinary, seed: int) -> tuple[Stored, Tensor]:
@@ -67,7 +75,8 @@ def test_the_predicted_bytes_are_the_bytes(codec: MultiBinary, seed: int) -> Non
     stored, _ = packed(codec, seed)
     assert sum(tensor.nbytes for tensor in stored.values()) == codec.nbytes
     planes = sum(codec.orders)
-    signs, scales = codec.rows * planes * codec.block // 8, 2 * planes * (codec.rows + codec.block)
+    signs, scales = codec.rows * planes * codec.block // 8, planes * (codec.rows + codec.block)
+    scales = 2 * scales if codec.scale_bits == 16 else scales + 4 * planes
     assert codec.nbytes == signs + scales + len(codec.orders)
     widths = block_widths(codec.columns, codec.block)
     signs_kept = sum(o * w for o, w in zip(codec.orders, widths, strict=True))
@@ -98,13 +107,14 @@ def test_columns_are_sliced_by_narrow_at_block_boundaries(
     orders = codec.orders[first : first + count]
     before, planes = sum(codec.orders[:first]), sum(orders)
     part = {
-        name: stored[name].narrow(1, before, planes)
-        for name in ("planes", "row_scale", "col_scale")
+        name: tensor.narrow(1, before, planes)
+        for name, tensor in stored.items()
+        if name != "orders"
     }
     part["orders"] = stored["orders"].narrow(0, first, count)
     left = first * codec.block
     right = min(left + count * codec.block, codec.columns)
-    smaller = MultiBinary(rows=codec.rows, columns=right - left, block=codec.block, orders=orders)
+    smaller = codec.model_copy(update={"columns": right - left, "orders": orders})
     assert torch.equal(decoded(smaller, part), weight[:, left:right])
 
 
@@ -113,18 +123,16 @@ def test_layers_of_a_stage_are_joined_by_cat(codec: MultiBinary, rows: int, seed
     other = codec.model_copy(update={"rows": rows})
     (one, first), (two, second) = packed(codec, seed), packed(other, seed + 1)
     # column scales differ between layers: an engine holds one row of them for each fused part
-    joined = {
-        name: torch.cat([one[name], two[name]]) for name in ("planes", "row_scale", "col_scale")
-    }
+    joined = {name: torch.cat([one[name], two[name]]) for name in one if name != "orders"}
     assert joined["col_scale"].shape[0] == 2
     parts = ((0, codec.rows, first), (codec.rows, rows, second))
     for index, (start, count, weight) in enumerate(parts):
         part = {
             "planes": joined["planes"].narrow(0, start, count),
             "row_scale": joined["row_scale"].narrow(0, start, count),
-            "col_scale": joined["col_scale"].narrow(0, index, 1),
             "orders": one["orders"],
         }
+        part |= {name: joined[name].narrow(0, index, 1) for name in joined.keys() - part.keys()}
         smaller = codec.model_copy(update={"rows": count})
         assert torch.equal(decoded(smaller, part), weight)
 
@@ -158,6 +166,9 @@ def test_bits_and_padding_are_where_the_format_says() -> None:
         {"rows": 1 << 40},
         {"columns": -8},
         {"more": 1},
+        {"scale_bits": 4},
+        {"scale_bits": "8"},
+        {"scale_bits": None},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
@@ -184,3 +195,48 @@ def test_stored_tensors_are_checked(change: dict[str, Tensor], what: str) -> Non
     with pytest.raises(InvalidArtifact, match=what) as caught:
         codec.check({**stored, **change}, "h0.q")
     assert caught.value.where == ("h0.q",)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"row_peak": torch.full((1, 3), float("nan")).half()}, "row_peak holds NaN"),
+        ({"col_peak": torch.full((1, 3, 1), -float("inf")).half()}, "col_peak holds NaN"),
+        ({"row_peak": torch.ones(1, 3)}, r"row_peak is f32\[1,3\], the format says f16\[1,3\]"),
+        ({"col_peak": torch.ones(1, 3).half()}, r"col_peak is f16\[1,3\], the format says"),
+        ({"row_scale": torch.ones(2, 3).half()}, r"row_scale is f16\[2,3\], the format says u8"),
+        ({"row_peak": None}, "the stored tensors are"),
+        ({"col_peak": None}, "the stored tensors are"),
+    ],
+)
+def test_peaks_are_checked(change: dict[str, Tensor | None], what: str) -> None:
+    codec = MultiBinary(rows=2, columns=16, block=8, orders=(1, 2), scale_bits=8)
+    stored, _ = packed(codec, 0)
+    changed = {name: t for name, t in {**stored, **change}.items() if t is not None}
+    with pytest.raises(InvalidArtifact, match=what):
+        codec.check(changed, "h0.q")
+
+
+@pytest.mark.parametrize("peak", [-2.0, 0.0, 65504.0, 2.0**-24])
+def test_an_odd_peak_gives_finite_weights(peak: float) -> None:
+    codec = MultiBinary(rows=2, columns=16, block=8, orders=(1, 4), scale_bits=8)
+    stored, _ = packed(codec, 0)
+    for name in ("row_peak", "col_peak"):
+        stored[name] = torch.full_like(stored[name], peak)
+    assert decoded(codec, stored).isfinite().all()
+
+
+def test_an_entry_without_scale_bits_means_16() -> None:
+    entry = {"rows": 2, "columns": 16, "block": 8, "orders": (1, 2)}
+    assert MultiBinary.model_validate(entry).scale_bits == 16
+
+
+def test_scales_of_8_bits_save_an_eighth_of_a_bit() -> None:
+    """As the specification counts: 0.128 bit a weight at 128 columns and order 2."""
+    size = {
+        bits: MultiBinary(rows=4096, columns=4096, orders=(2,) * 32, scale_bits=bits).nbytes
+        for bits in (8, 16)
+    }
+    weights = 4096 * 4096
+    assert 8 * size[16] / weights == pytest.approx(2.2578, abs=1e-4)
+    assert 8 * (size[16] - size[8]) / weights == pytest.approx(0.1288, abs=1e-4)

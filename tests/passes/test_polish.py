@@ -14,7 +14,6 @@ from qdc.codec import Codec, Lowered
 from qdc.errors import InvalidPipeline, MissingAnnotation
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.ir.annotations import Moment
-from qdc.ir.tuned import Tuned
 from qdc.ir.types import ValueType
 from qdc.passes.polish import Polish
 from qdc.pipeline.plan import build_plan, check_order
@@ -298,6 +297,9 @@ class Stiff(Lowered):
     tag: ClassVar[str] = "stiff"
     codec: Rigid
 
+    def text(self) -> str:
+        return "half precision"
+
 
 class StiffLower(Spy):
     """Lower each layer to half precision."""
@@ -332,7 +334,15 @@ def test_batches_are_split_and_visited_in_rounds() -> None:
 
 
 def test_a_polished_layer_notes_its_new_error(model: Path, text: Path, tmp_path: Path) -> None:
-    report = run(model, text, tmp_path, "")
-    errors = [layer.error for layer in report.layers]
-    assert all(error is not None and 0 < error < 1 for error in errors)
-    assert Tuned.slot_name() == "tuned"
+    passes = STAGES.replace("SCALE", "16") + "POLISHpack"
+    before, after = (
+        run_passes(
+            model, tmp_path / name, registry(), passes.replace("POLISH", step), calibration=text
+        )
+        for name, step in (("a", ""), ("b", POLISH.replace("OPTIONS", "") + ","))
+    )
+    for one, other in zip(before.layers, after.layers, strict=True):
+        assert one.error is not None
+        assert other.error is not None
+        assert 0 < other.error != one.error
+        assert sum(other.block_errors) == pytest.approx(other.error)

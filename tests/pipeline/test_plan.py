@@ -15,9 +15,10 @@ from qdc.passes.abmp_allocate import AbmpAllocate
 from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passes.daq_lower import DaqLower
 from qdc.passes.pack import Pack
+from qdc.passes.polish import Polish
 from qdc.passes.rtn_lower import RtnLower
 from qdc.passes.sensitivity import Sensitivity
-from qdc.pipeline.plan import Group, Plan, build_plan, check_order
+from qdc.pipeline.plan import Group, Plan, StageOrder, build_plan, check_order
 from qdc.registry import Registry, standard_registry
 
 
@@ -84,7 +85,12 @@ BUILT_IN = st.one_of(
         sigma=positive,
         outlier_weight=positive,
         compensation=st.sampled_from(["exact", "diag", "none"]),
+        fit=st.sampled_from(["joint", "greedy"]),
+        two_sided=st.booleans(),
+        feedback=st.booleans(),
+        scale_bits=st.sampled_from([8, 16]),
     ),
+    st.builds(Polish, held_out=st.floats(0.01, 0.5), code_rate=st.floats(0, 1)),
     st.builds(
         RtnLower,
         bits=st.sampled_from([1, 2, 4, 8]),
@@ -104,9 +110,22 @@ BUILT_IN = st.one_of(
 )
 
 
-@given(st.lists(BUILT_IN | st.lists(BUILT_IN, min_size=1, max_size=3), min_size=1, max_size=3))
-def test_the_text_of_a_plan_rebuilds_it(steps: list[Pass | list[Pass]]) -> None:
-    plan = Plan(tuple(Group(tuple(s)) if isinstance(s, list) else s for s in steps))
+INSIDE = BUILT_IN.filter(lambda step: not step.whole_regions)
+
+
+@given(
+    st.lists(BUILT_IN | st.lists(INSIDE, min_size=1, max_size=3), min_size=1, max_size=3),
+    st.sampled_from(["natural", "outputs-first"]),
+)
+def test_the_text_of_a_plan_rebuilds_it(
+    steps: list[Pass | list[Pass]], order: Literal["natural", "outputs-first"]
+) -> None:
+    plan = Plan(
+        tuple(
+            Group(tuple(step), StageOrder(order=order)) if isinstance(step, list) else step
+            for step in steps
+        )
+    )
     assert build_plan(str(plan), REGISTRY) == plan
 
 
@@ -130,7 +149,7 @@ def test_a_preset_stands_between_other_passes(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("text", "what", "help_text"),
     [
-        ("default{samples=1}", "the preset default takes no options", "write it out: stages("),
+        ("uniform{samples=1}", "the preset uniform takes no options", "write it out: stages("),
         ("pack,stages(rtn)", "rtn has stages(...) of its own", "\n        pack,stages(rtn)\n"),
         ("stages(pack,whole)", "whole needs the whole model", "\n" + 20 * " " + "^"),
         ("abmp-allocate{ration=0.1}", "abmp-allocate has no option 'ration'", "did you mean ratio"),
@@ -179,9 +198,11 @@ def test_an_unknown_name_offers_the_nearest(text: str, nearest: str, registry: R
 
 
 def test_overrides_go_to_every_pass_that_has_the_option(registry: Registry) -> None:
-    plan = build_plan("default", registry, {"samples": 3, "seed": 5, "length": None})
-    calibrate = next(iter(plan.passes()))
+    text = "stages(calibrate-mcs,rtn-lower),polish{iterations=2},pack"
+    plan = build_plan(text, registry, {"samples": 3, "seed": 5, "length": None})
+    calibrate, _, polish, _ = plan.passes()
     assert calibrate == CalibrateMcs(samples=3, seed=5)
+    assert polish == Polish(samples=3, seed=5, iterations=2)
     assert str(plan).startswith("stages(calibrate-mcs{samples=3 seed=5},")
 
 
@@ -289,3 +310,46 @@ def test_what_a_pass_used_up_cannot_be_read_again(registry: Registry) -> None:
     plan = build_plan("rtn-lower,pack,pack", registry)
     with pytest.raises(MissingAnnotation, match="pack reads @lowered, which pack used up"):
         check_order(plan, final=(Packed,), backend="reference")
+
+
+@pytest.mark.parametrize(
+    ("text", "returns"),
+    [
+        ("stages(calibrate-mcs,rtn-lower),pack", False),
+        ("calibrate-mcs,rtn-lower,polish,pack", False),
+        ("stages(calibrate-mcs,rtn-lower),polish,pack", True),
+        ("stages(calibrate-mcs,rtn-lower),rtn-lower,pack", True),
+        ("stages{order=natural}(calibrate-mcs,rtn-lower),pack", False),
+        ("stages{order=outputs-first}(calibrate-mcs,rtn-lower),pack", True),
+    ],
+)
+def test_streams_hold_the_way_back_only_where_it_may_be_needed(
+    text: str, returns: bool, registry: Registry
+) -> None:
+    assert build_plan(text, registry).returns() == returns
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("stages{order=odd}(pack)", "stages refuses order: Input should be 'natural' or 'outputs"),
+        ("stages{order=natural order=natural}(pack)", "option order is given twice"),
+        ("stages(rtn-lower,polish),pack", "polish needs whole regions"),
+    ],
+)
+def test_a_bad_group_says_what_and_where(text: str, what: str, registry: Registry) -> None:
+    with pytest.raises(InvalidPipeline) as caught:
+        build_plan(text, registry)
+    assert what in caught.value.what
+    assert "^" in caught.value.help
+
+
+def test_an_unknown_option_of_a_group_offers_the_nearest(registry: Registry) -> None:
+    with pytest.raises(InvalidPipeline, match="stages has no option 'ordre'") as caught:
+        build_plan("stages{ordre=natural}(pack)", registry)
+    assert caught.value.help == "did you mean order?"
+
+
+def test_the_order_of_stages_survives_a_cut(registry: Registry) -> None:
+    plan = build_plan("stages{order=outputs-first}(calibrate-mcs,rtn-lower),pack", registry)
+    assert str(plan.cut(0)) == "stages{order=outputs-first}(calibrate-mcs)"

@@ -32,6 +32,13 @@ def test_items_keep_names_options_and_places() -> None:
     )
 
 
+def test_a_group_may_have_options() -> None:
+    assert parse("stages{order=x y=1,2} (a,b{z=3})") == (
+        StagesItem(0, (Item("a", 23), Item("b", 25, {"z": "3"})), {"order": "x", "y": ("1", "2")}),
+    )
+    assert parse("stages{x=1}") == (Item("stages", 0, {"x": "1"}),)
+
+
 @pytest.mark.parametrize(
     ("text", "column", "what"),
     [
@@ -48,6 +55,9 @@ def test_items_keep_names_options_and_places() -> None:
         ("a{x=1 x=2}", 6, "option x is given twice"),
         ("stages(a", 8, "expected ',' or ')'"),
         ("stages()", 7, "expected a pass name"),
+        ("stages{x}(a)", 8, "expected '='"),
+        ("stages{x=1}(a", 13, "expected ',' or ')'"),
+        ("stages(stages{x=1}(a))", 7, "stages(...) cannot be nested"),
         ("a,stages(b,stages(c))", 11, "stages(...) cannot be nested"),
         ("a\n\tb", 3, "expected ',' or the end"),
     ],

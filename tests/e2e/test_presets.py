@@ -1,0 +1,80 @@
+"""The pipelines that have a name: their text is what runs, and they compile a tiny model."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import qdc
+from qdc.passes import PRESETS
+from qdc.passes.daq_lower import DaqLower
+from qdc.pipeline.plan import Group, build_plan
+from qdc.registry import standard_registry
+from tests.support.checkpoints import write_checkpoint
+from tests.support.commands import qdc as command
+from tests.support.compiles import compile_tiny
+
+METHOD = ("default", "best", "release", "paper")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("presets") / "model"
+    return write_checkpoint(folder, d_model=32, mlp_hidden_size=160)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_text_is_a_fixed_point(name: str) -> None:
+    registry = standard_registry()
+    plan = build_plan(name, registry)
+    assert str(plan) == PRESETS[name]
+    assert build_plan(str(plan), registry) == plan
+
+
+def test_they_are_printed() -> None:
+    shown = command("passes")
+    assert shown.returncode == 0
+    text = re.sub(r"\s+", "", shown.stdout)
+    for name, pipeline in PRESETS.items():
+        assert name in text
+        assert re.sub(r"\s+", "", pipeline) in text, name
+
+
+@pytest.mark.parametrize("name", METHOD)
+def test_the_method_compiles_a_tiny_model(name: str, model: Path, tmp_path: Path) -> None:
+    passes = re.sub(r"iterations=\d+", "iterations=2", PRESETS[name])
+    report = compile_tiny(model, tmp_path / "out", passes)
+    assert str(report.pipeline).startswith(passes.split("(")[0])
+    layers = [layer for layer in report.layers if layer.codec == "multi-binary"]
+    assert len(layers) == 14
+    assert all(layer.error is not None and layer.error < 1 for layer in layers)
+    assert all(layer.payload_bits == 2 * layer.weights for layer in layers)
+    assert any(remark.split()[1] == "polish" for remark in report.remarks) == ("polish" in passes)
+    logits = qdc.load(tmp_path / "out")(torch.tensor([[5, 6, 7, 1]]))
+    assert logits.isfinite().all()
+
+
+def lowering(name: str) -> DaqLower:
+    (step,) = (s for s in build_plan(name, standard_registry()).passes() if s.name == "daq-lower")
+    assert isinstance(step, DaqLower)
+    return step
+
+
+def test_release_and_paper_are_as_the_specification_says() -> None:
+    release, paper = lowering("release"), lowering("paper")
+    assert (release.sigma, paper.sigma) == (2, 3)
+    assert (release.two_sided, paper.two_sided) == (False, True)
+    assert (release.outlier_weight, paper.outlier_weight) == (3, 4)
+    assert (release.importance, paper.importance) == ("conditional", "marginal")
+    assert (release.outliers_of, paper.outliers_of) == ("current", "original")
+    assert (release.fit, paper.fit) == ("joint", "greedy")
+    assert (release.compensation, paper.compensation) == ("diag", "none")
+    assert (release.sweeps, release.tolerance) == (15, 0)
+    for step in (release, paper):
+        assert not step.feedback
+        assert step.scale_bits == 16
+    (group,) = (
+        item for item in build_plan("release", standard_registry()).items if isinstance(item, Group)
+    )
+    assert group.order.order == "outputs-first"
