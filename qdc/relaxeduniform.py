@@ -11,7 +11,9 @@ from qdc.numerics.uniform import round_to_grid
 from qdc.relaxation import Kind, Relaxation
 
 MARGIN = 0.49
-"""How far from its level, in steps, a latent weight starts at most where another level follows."""
+"""How far from its level, in steps, a weight counts at most where another level follows."""
+START = 0.5
+"""Share of the way from the level to the weight at which a latent weight starts."""
 
 
 class RelaxedUniform(Relaxation):
@@ -35,14 +37,17 @@ class RelaxedUniform(Relaxation):
         self.latent = nn.Parameter(self._start(codes, weight))
 
     def _start(self, codes: Tensor, weight: Tensor) -> Tensor:
-        """As near to the weights as the codes allow: inside the cell of each one's level."""
+        """Half way from each level to the weight, or to the edge of the cell if that is nearer.
+
+        So the first steps do not flip the codes of weights at an edge.
+        """
         padding = self.shape[1] * self.shape[2] - self.columns
         padded = pad(weight, (0, padding)).reshape(self.shape)
         step = self.scale.detach()[..., None]
         level = codes * step + self._minimum().detach()[..., None]
         lowest = torch.where(codes > 0, level - MARGIN * step, -torch.inf)
         highest = torch.where(codes < 2**self.bits - 1, level + MARGIN * step, torch.inf)
-        return padded.clamp(lowest, highest)
+        return torch.lerp(level, padded.clamp(lowest, highest), START)
 
     def _minimum(self) -> Tensor:
         return self._minimum_at(self.scale, self.minimum)

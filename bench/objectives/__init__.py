@@ -5,5 +5,5 @@
 
 Compiles a population of quantized versions (seed 0), measures candidate objectives on each and the
 rise of the loss on held-out text, correlates the two, and takes the rise apart by experiments. What
-is in the cache is not done again. Prints the tables; writes ``objectives.json`` and the plots.
+is in the cache is not done again. Writes figures, tables and plots for ``objectives.md``.
 """

@@ -24,7 +24,14 @@ FRESH = 1000
 SEEN_WINDOWS, FRESH_WINDOWS, HELD_WINDOWS, GRADIENT_WINDOWS = 12, 20, 16, 12
 RATIOS = {"0.5": (64, (0, 1)), "0.15": (16, (0,)), "0.85": (16, (0,))}
 """Held-out windows and mask seeds by mask ratio."""
-EXPLAINED = ("fit-exact-w3", "feedback", "feedback-polish", "autoround")
+EXPLAINED = (
+    "rtn-64",
+    "fit-exact-w3",
+    "feedback-damp1",
+    "feedback",
+    "feedback-polish",
+    "autoround",
+)
 """Versions that are taken apart; ``autoround`` is the name of a peer, if one is given."""
 
 
@@ -64,7 +71,7 @@ def main() -> None:
     spectrum = Spectrum(subject, _fresh(subject, FRESH_WINDOWS)).shares(subject)
     summary = {"versions": rows, "spectrum": spectrum, "explained": explained}
     (given.out / "objectives.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
-    print(tables(summary))
+    (given.out / "objectives-tables.md").write_text(tables(summary), "utf-8")
     draw(summary, given.out)
 
 

@@ -26,7 +26,7 @@ TOP_INPUTS, TOP_OUTPUTS = (1, 16), 16
 NOISE_OF = "feedback"
 """The version whose layer errors the noise matches."""
 
-ONE_BY_ONE = ("feedback", "feedback-polish", "autoround")
+ONE_BY_ONE = ("rtn-64", "feedback", "feedback-polish", "autoround")
 """Versions whose layers are also put in one at a time."""
 
 Experiment = tuple[str, Callable[[], AbstractContextManager[Logits]]]
@@ -57,6 +57,7 @@ def explain(subject: Subject, versions: dict[str, Weights], file: Path) -> Resul
         errors = {layer: version[layer] - old for layer, old in subject.weights.items()}
         run(name, parts(subject, errors))
         run(name, _applied(subject, shapes.parts(errors, noise=name == NOISE_OF)))
+        run(name, shapes.constants(errors))
     for name, version in versions.items():
         if name not in ONE_BY_ONE:
             continue
@@ -87,6 +88,7 @@ class Shapes:
     def __init__(self, subject: Subject, states: Samples) -> None:
         self.subject = subject
         self.spectrum = Spectrum(subject, states)
+        self.means = _means(subject, states)
         outputs = Curvature(subject, slopes(subject, states)).outputs
         self.outputs = {
             layer: torch.linalg.eigh(outputs[layer]).eigenvectors.flip(1)
@@ -102,6 +104,7 @@ class Shapes:
         inside = self._split(errors, TOP_OUTPUTS, inputs=False)
         yield f"outputs within top {TOP_OUTPUTS}", inside
         yield f"outputs without top {TOP_OUTPUTS}", _minus(errors, inside)
+        yield "rows without their shrinkage", self._unbiased(errors)
         if not noise:
             return
         generator = torch.Generator().manual_seed(0)
@@ -124,6 +127,13 @@ class Shapes:
             f"noise: outputs without top {TOP_OUTPUTS}",
             self._matched(_minus(white, inside), errors),
         )
+
+    def constants(self, errors: Weights) -> Iterator[Experiment]:
+        """The mean output error of each layer, a constant: alone, and taken out by a bias."""
+        shift = {layer: error @ self.means[self._stage(layer)] for layer, error in errors.items()}
+        back = {layer: -value for layer, value in shift.items()}
+        yield "constant part alone", partial(_shifted, self.subject, {}, shift)
+        yield "without the constant part", partial(_shifted, self.subject, errors, back)
 
     def energy(self, layer: str, error: Tensor) -> float:
         """Sum of the squared outputs of an error over the states."""
@@ -150,6 +160,16 @@ class Shapes:
                 found[layer] = lead @ (lead.T @ error)
         return found
 
+    def _unbiased(self, errors: Weights) -> Weights:
+        """Errors of weights whose rows are stretched until no error lies along the true output."""
+        found = {}
+        for layer, error in errors.items():
+            weight = self.subject.weights[layer]
+            seen = weight @ self.spectrum.moments["all"][self._stage(layer)]
+            gain = 1 + (seen * error).sum(1) / (seen * weight).sum(1)
+            found[layer] = (weight + error) / gain[:, None] - weight
+        return found
+
     def _matched(self, noise: Weights, errors: Weights) -> Weights:
         """Noise scaled to the energy of each layer's error."""
         return {
@@ -163,6 +183,24 @@ def _applied(subject: Subject, given: Iterator[tuple[str, Weights]]) -> Iterator
     for label, errors in given:
         weights = {layer: subject.weights[layer] + error for layer, error in errors.items()}
         yield label, partial(subject.using, weights)
+
+
+@contextmanager
+def _shifted(subject: Subject, errors: Weights, shift: Weights) -> Iterator[Logits]:
+    """The original model with some errors, and with constants ``f32[rows]`` added to outputs."""
+    changed = {layer: subject.weights[layer] + error for layer, error in errors.items()}
+    handles = [
+        subject.module.get_submodule(layer).register_forward_hook(
+            lambda _, __, output, own=value: output + own
+        )
+        for layer, value in shift.items()
+    ]
+    try:
+        with subject.using(changed) as module:
+            yield module
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -189,6 +227,16 @@ def _somewhere(subject: Subject, errors: Weights, where: str) -> Iterator[Logits
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def _means(subject: Subject, samples: Samples) -> dict[str, Tensor]:
+    """Mean input of each stage, ``f32[columns]``."""
+    found: dict[str, Tensor] = {}
+    for batch in samples.batches():
+        for stage, value in subject.trace(batch.tokens).inputs.items():
+            found[stage] = found.get(stage, 0) + value.sum(0) / samples.tokens.numel()
+    return found
 
 
 def _minus(whole: Weights, part: Weights) -> Weights:

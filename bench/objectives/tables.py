@@ -60,7 +60,7 @@ def judged(
 
 
 def tables(summary: dict[str, Any]) -> str:
-    """All tables, one after the other."""
+    """All tables, one after the other, as a page."""
     rows = summary["versions"]
     parts = [
         ("Objectives", objectives(rows)),
@@ -71,7 +71,11 @@ def tables(summary: dict[str, Any]) -> str:
     if summary["explained"]:
         parts.append(("Experiments", experiments(summary["explained"])))
         parts.append(("Noise", noise(summary["explained"])))
-    return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts) + "\n"
+    head = (
+        "# All figures of the study of objectives\n\nWritten by `bench.objectives`; "
+        "[objectives.md](objectives.md) says what they mean."
+    )
+    return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in parts)]) + "\n"
 
 
 def objectives(rows: Sequence[Row]) -> str:

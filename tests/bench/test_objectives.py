@@ -163,7 +163,7 @@ def test_experiments_agree_with_each_other_and_resume(
     only = {**subject.weights, layer: version["feedback"][layer]}
     assert place == pytest.approx(Gap(subject, [samples]).of(only))
     assert {f"layer {layer}" for layer in subject.layers} < found.keys()
-    assert {"errors at masked", "errors at visible", "noise: white weights"} < found.keys()
+    assert {"errors at masked", "without the constant part", "noise: white weights"} < found.keys()
     assert all(math.isfinite(part) for value in found.values() for part in value)
     monkeypatch.setattr(Gap, "of_module", lambda *_: pytest.fail("run again"))
     again = explain(subject, version, tmp_path / "explained.json")["feedback"]

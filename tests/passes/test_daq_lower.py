@@ -4,15 +4,18 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
 from qdc.errors import InvalidCheckpoint
 from qdc.ir.annotations import Factor
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.error import relative_output_error
+from qdc.numerics.feedback import residual_cost
 from qdc.numerics.importance import importance, outlier_weight
 from qdc.numerics.multibinary import dense, fit
 from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.passes.pack import Pack
+from qdc.pipeline.unit import Unit
 from tests.support.lowering import lower, result
 from tests.support.units import correlated_moment, make_unit, noise, put_statistics
 
@@ -122,15 +125,75 @@ def test_a_layer_that_no_token_reaches_is_lowered() -> None:
     assert unit.graph.require("q", Daq).error == 0
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("feedback", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_what_is_packed_is_what_was_fitted(dtype: torch.dtype) -> None:
+def test_what_is_packed_is_what_was_fitted(dtype: torch.dtype, feedback: bool, bits: int) -> None:
     weight = noise(6, COLUMNS).to(dtype)
-    unit = lower({"q": weight}, correlated_moment(COLUMNS), (2, 3))
+    options = {"feedback": feedback, "scale_bits": bits}
+    unit = lower({"q": weight}, correlated_moment(COLUMNS), (2, 3), **options)
     expected = result(unit)
     codec = unit.graph.require("q", Daq).codec
     Pack().run(unit)
     stored = {n.rpartition(".")[2]: t for n, t in unit.tensors.held() if n.startswith("model.q.")}
     assert torch.equal(codec.dense(codec.unpack(stored)), expected)
+
+
+def cost(unit: Unit, weight: Tensor) -> float:
+    """Error of the first block once all later columns have compensated for it."""
+    upper = unit.get(unit.graph.require("q", Factor).tensor)[:128, :128]
+    return residual_cost(weight[:, :128], result(unit)[:, :128], upper)
+
+
+def test_each_part_of_the_refinement_pays() -> None:
+    weight, moment = noise(24, COLUMNS), correlated_moment(COLUMNS)
+    steps: list[dict[str, object]] = [
+        {"feedback": False},
+        {"rounds": 0, "code_sweeps": 0},
+        {"rounds": 2, "code_sweeps": 0},
+        {"rounds": 2, "code_sweeps": 2},
+    ]
+    costs = [cost(lower({"q": weight}, moment, (2, 2), **step), weight) for step in steps]
+    assert all(later < 0.97 * earlier for earlier, later in pairwise(costs))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("order", ["natural", "activation"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_refined_block_is_never_worse_than_the_fit(seed: int, order: str, bits: int) -> None:
+    weight = noise(3, COLUMNS, seed)
+    moment = correlated_moment(COLUMNS, seed)
+    options = {"order": order, "scale_bits": bits}
+    fitted, refined = (
+        cost(lower({"q": weight}, moment, (1, 3), feedback=feedback, **options), weight)
+        for feedback in (False, True)
+    )
+    assert refined <= fitted * (1 + 1e-4)
+
+
+def test_the_order_of_columns_matters_but_is_not_stored() -> None:
+    weight = noise(12, COLUMNS)
+    moment = correlated_moment(COLUMNS) * torch.linspace(0.1, 3, COLUMNS).outer(
+        torch.linspace(0.1, 3, COLUMNS)
+    )
+    natural, activation = (
+        lower({"q": weight}, moment, (2, 2), order=order) for order in ("natural", "activation")
+    )
+    assert not torch.equal(result(natural), result(activation))
+    notes = [unit.graph.require("q", Daq) for unit in (natural, activation)]
+    assert notes[0].codec == notes[1].codec
+    assert notes[0].suffixes == notes[1].suffixes
+
+
+def test_scales_of_8_bits_cost_little() -> None:
+    weight, moment = noise(24, COLUMNS), correlated_moment(COLUMNS)
+    units = [lower({"q": weight}, moment, (2, 2), scale_bits=bits) for bits in (16, 8)]
+    notes = [unit.graph.require("q", Daq) for unit in units]
+    assert [note.codec.scale_bits for note in notes] == [16, 8]
+    assert notes[0].error is not None
+    assert notes[1].error is not None
+    assert notes[1].error < 1.1 * notes[0].error
+    assert notes[1].codec.nbytes < notes[0].codec.nbytes
 
 
 def test_outliers_and_sweeps_are_noted() -> None:

@@ -58,8 +58,8 @@ def test_the_weight_of_outliers() -> None:
     release, paper = (
         DaqLower(outlier_weight=given).emphasis(block, upper, part) for given in (3.0, 2.0**2)
     )
-    assert release.unique().tolist() == [1, 3]
-    assert paper.unique().tolist() == [1, 4]
+    assert set(release.flatten().tolist()) == {1, 3}
+    assert set(paper.flatten().tolist()) == {1, 4}
     outliers = release > 1
     errors = [
         squares((block - dense(fit(block, 1, emphasis)[0]))[outliers])
@@ -263,7 +263,7 @@ def test_zeros_have_a_sign() -> None:
     weight[:, ::3] = 0
     unit = lower({"q": weight}, torch.eye(COLUMNS), (1, 2), **FITTED)
     signs = unit.graph.require("q", Daq).working(unit.tensors)["signs"]
-    assert signs.unique().tolist() == [-1, 1]
+    assert set(signs.flatten().tolist()) == {-1, 1}
     assert bool((signs[:, 0, ::3][:, :42] == 1).all())
 
 

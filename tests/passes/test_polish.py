@@ -47,7 +47,8 @@ class Measure(Polish):
         reference.start(unit.region)
         outputs = stream.results(unit.region)
         pairs = list(zip(stream.compute(outputs), reference.compute(outputs), strict=True))
-        weights = self.weigh(stream.tokens == unit.model.mask_token_id).split(self.batch)
+        hidden = stream.tokens == unit.model.mask_token_id
+        weights = torch.split(self.weigh(hidden), self.batch)
         _, held = self.split(len(pairs))
         losses = []
         for index in held:

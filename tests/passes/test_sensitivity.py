@@ -12,9 +12,11 @@ from qdc.pipeline.unit import Unit
 from tests.support.units import correlated_moment, make_unit, noise
 
 
-def measured(weights: dict[str, Tensor], moments: dict[int, Tensor], damp: float = 0.01) -> Unit:
+def measured(
+    weights: dict[str, Tensor], moments: dict[int, Tensor], damp: float = 0.01, block: int = 128
+) -> Unit:
     """Layers of two stages at most, told apart by their input size."""
-    unit = make_unit(Sensitivity(damp=damp), weights)
+    unit = make_unit(Sensitivity(damp=damp, block=block), weights)
     refs = {size: unit.put(f"x{size}:moment", moment) for size, moment in moments.items()}
     for node in unit.layers():
         note = Moment(tensor=refs[node.columns], samples=1, tokens=1, masked=0)
@@ -49,6 +51,23 @@ def test_layers_of_a_stage_share_one_factor_and_others_do_not() -> None:
     factors = {name: unit.graph.require(name, Factor).tensor for name in weights}
     assert factors["q"] == factors["k"] != factors["o"]
     assert factors["q"].name == "x16:factor"
+
+
+def test_the_width_of_a_block_is_an_option() -> None:
+    weights, moment = {"q": noise(3, 40)}, correlated_moment(40)
+    unit = measured(weights, {40: moment}, block=16)
+    unit.step.run(unit)
+    wide = measured(weights, {40: moment})
+    wide.step.run(wide)
+    note = unit.graph.require("q", Salience)
+    assert note.widths == (16, 16, 8)
+    assert sum(note.blocks) == pytest.approx(sum(wide.graph.require("q", Salience).blocks))
+
+
+@pytest.mark.parametrize("block", [0, 4, 12, 1 << 17])
+def test_a_width_that_no_codec_holds_is_refused(block: int) -> None:
+    with pytest.raises(ValueError, match="block"):
+        Sensitivity(block=block)
 
 
 def test_the_moment_is_left_alone() -> None:
