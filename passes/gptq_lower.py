@@ -3,9 +3,10 @@
 Source: GPTQ (arXiv 2210.17323). The grid of a group is fitted as its first column's turn comes, on
 weights that have taken over the errors so far; ``search=clip`` is the grid search of its code.
 ``asymmetry`` adds the term of GPTAQ (arXiv 2504.02692), which reads ``calibrate-cross`` and takes
-back part of the error of the layers before. Ours: ``sweeps`` and ``rounds``, which choose codes
-and refit grids in the metric of what later columns cannot compensate (Schur complement), in the
-same stored form. ``order=activation`` reorders inside a group only, so it stores nothing.
+back part of the error of the layers before. Ours: ``target=whole``, the minimiser itself, which
+that term follows column by column; ``sweeps`` and ``rounds``, which choose codes and refit grids in
+the metric of what later columns cannot compensate (Schur complement), in the same stored form.
+``order=activation`` reorders inside a group only, so it stores nothing.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @factor    f32[512,512]   damp 0.01
@@ -24,7 +25,7 @@ from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node
 from qdc.lowering import Lowering
 from qdc.numerics.affinegrid import AffineGrid
-from qdc.numerics.asymmetry import asymmetry_term
+from qdc.numerics.asymmetry import asymmetry_term, drifted_target
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.columns import block_metric, quantize_block
 from qdc.numerics.feedback import quantize_blocks
@@ -77,10 +78,15 @@ class GptqLower(Lowering):
     asymmetry: float = Field(
         default=0, ge=0, le=2, description="share of GPTAQ's term: 0, 0.25 (its scripts), 1"
     )
+    target: Literal["sequential", "whole"] = Field(
+        default="sequential", description="the term as published, or the whole minimiser (ours)"
+    )
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "GptqLower":
         require_clip(self.search, self.norm)
+        if self.target == "whole" and not self.asymmetry:
+            raise ValueError("target=whole says how asymmetry acts, and asymmetry is 0")
         return self
 
     def needs(self) -> Kinds:
@@ -93,6 +99,13 @@ class GptqLower(Lowering):
         upper = unit.get(factor.tensor)
         dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
         weight = unit.weight(node).index_fill(1, dead, 0)
+        term: Tensor | None = None
+        if self.asymmetry:
+            cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
+            if self.target == "whole":
+                weight = drifted_target(weight, cross, upper, self.asymmetry)
+            else:
+                term = asymmetry_term(cross, upper, self.asymmetry)
         slices = block_slices(node.columns, self.group)
         groups: list[Uniform] = []
 
@@ -101,7 +114,7 @@ class GptqLower(Lowering):
             groups.append(self.quantize(block, upper[part, part]))
             return dense_uniform(groups[-1])
 
-        quantize_blocks(weight, upper, slices, "exact", quantize, self.term(unit, node, upper))
+        quantize_blocks(weight, upper, slices, "exact", quantize, term)
         codec = UniformGrid(
             rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
         )
@@ -118,10 +131,3 @@ class GptqLower(Lowering):
             sweeps=self.sweeps,
         )
         return grid.encode(best)
-
-    def term(self, unit: Unit, node: Node, upper: Tensor) -> Tensor | None:
-        """GPTAQ's term, ``f32[columns, columns]``; None if it is not asked for."""
-        if not self.asymmetry:
-            return None
-        cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
-        return asymmetry_term(cross, upper, self.asymmetry)

@@ -34,6 +34,9 @@ EXPLAINED = (
 )
 """Versions that are taken apart; ``autoround`` is the name of a peer, if one is given."""
 
+PEER_FAMILIES = {"hqq": "rounding"}
+"""Peers that look at no states are with those of ours that do not."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -54,7 +57,9 @@ def main() -> None:
     given = parser.parse_args()
     variants = population()
     peers = dict(text.split("=", 1) for text in given.peer)
-    variants += [Variant(name, "library", folder) for name, folder in peers.items()]
+    variants += [
+        Variant(name, PEER_FAMILIES.get(name, "library"), folder) for name, folder in peers.items()
+    ]
     if given.only:
         variants = [variant for variant in variants if variant.name in given.only]
     subject = Subject(given.model)
@@ -63,7 +68,7 @@ def main() -> None:
     if not given.skip_explain:
         versions = {
             variant.name: version_of(subject, variant, given.cache)
-            for variant in variants
+            for variant in sorted(variants, key=lambda variant: _rank(variant.name))
             if variant.name in EXPLAINED
         }
         explained = explain(subject, versions, given.cache / "explained.json")
@@ -138,6 +143,10 @@ class Bench:
         row |= {f"fresh: {k}": v for k, v in spectral(subject, version, self.spectrum).items()}
         row |= {f"fresh: {k}": v for k, v in self.curvature.measure(version).items()}
         return row
+
+
+def _rank(name: str) -> int:
+    return EXPLAINED.index(name) if name in EXPLAINED else len(EXPLAINED)
 
 
 def _fresh(subject: Subject, windows: int) -> Samples:

@@ -63,7 +63,7 @@ def explain(subject: Subject, versions: dict[str, Weights], file: Path) -> Resul
             continue
         errors = {layer: version[layer] - old for layer, old in subject.weights.items()}
         run(name, _applied(subject, ((f"layer {n}", {n: errors[n]}) for n in subject.layers)))
-    return found
+    return {name: found[name] for name in versions}
 
 
 def parts(subject: Subject, errors: Weights) -> Iterator[Experiment]:

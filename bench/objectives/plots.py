@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from bench.objectives.model import kind
 from bench.objectives.tables import FAMILIES, OBJECTIVES, Row, judged
 from bench.quality.style import GRID, INK, MUTED, figure, plain_numbers, styled, svg
 
@@ -17,19 +16,32 @@ PANELS = (
     ("fresh: last region masked", "Region output, last, masked"),
     ("fresh: kl", "Divergence of predictions"),
 )
-LABELLED = (
-    "feedback",
-    "feedback-polish",
-    "feedback-clean",
-    "feedback-n8",
-    "feedback-damp1",
-    "fit-exact-w3",
-    "rtn-128",
-    "autoround",
-    "gptq",
-    "rtn-polish",
-)
-KINDS = ("#1b2f8f", "#4a6ff0", "#9db4f5", "#0d9c84", "#e0702b", "#f2a56f", "#8a94a0")
+LABELLED = {
+    "feedback": (6, -3),
+    "feedback-polish": (0, -10),
+    "feedback-damp1": (6, -3),
+    "fit-exact-w3": (-52, 6),
+    "rtn-64": (-4, 6),
+    "autoround": (-2, 6),
+    "gptq": (6, -3),
+}
+"""Versions that are named in the first panel, and where, in points from their mark."""
+PILES = {
+    "one layer at a time, summed": "layer ",
+    "one kind of layer at a time, summed": "kind ",
+    "one region at a time, summed": "region ",
+}
+PILE_COLOURS = ("#9db4f5", "#4a6ff0", "#1b2f8f")
+NOISES = {
+    "white weights": "noise, white in the weights",
+    "even over input directions": "noise, the same in every input direction",
+    "inputs within top 1": "noise, leading input direction only",
+    "inputs without top 1": "noise, all but the leading one",
+    "inputs within top 16": "noise, 16 leading input directions",
+    "inputs without top 16": "noise, all but these 16",
+    "outputs within top 16": "noise, 16 outputs that the loss feels most",
+    "outputs without top 16": "noise, all but these 16 outputs",
+}
 Explained = Mapping[str, Mapping[str, Sequence[float]]]
 
 
@@ -64,14 +76,14 @@ def scatter(rows: Sequence[Row]) -> str:
                     zorder=3,
                 )
             for row in rows:
-                if row["name"] in LABELLED:
+                if row["name"] in LABELLED and axes is plots[0]:
                     axes.annotate(
                         row["name"],
                         (row[what], row["rise 0.5"]),
-                        (4, 3),
+                        LABELLED[row["name"]],
                         textcoords="offset points",
-                        fontsize=6.5,
-                        color=MUTED,
+                        fontsize=7.5,
+                        color=INK,
                     )
             _line(axes, [row[what] for row in rows], [row["rise 0.5"] for row in rows])
             plain_numbers(axes, "x")
@@ -93,7 +105,7 @@ def ranking(rows: Sequence[Row]) -> str:
         axes = drawn.add_axes((0.42, 0.1, 0.56, 0.86))
         for shift, found, colour, label in (
             (0.14, overall, "#a9b3bf", "all versions"),
-            (-0.14, close, "#2f5bea", "feedback, polish and libraries: the close ones"),
+            (-0.14, close, "#2f5bea", "feedback, polish and libraries only"),
         ):
             for place, name in enumerate(names):
                 value, low, high = found[name].rank
@@ -107,10 +119,10 @@ def ranking(rows: Sequence[Row]) -> str:
                     label=label if not place else None,
                 )
         axes.set_yticks(range(len(names)), names, fontsize=8, color=INK)
-        axes.set(xlim=(-0.6, 1.02), xlabel="rank correlation with the gap (90 % interval)")
+        axes.set(xlim=(-0.8, 1.02), xlabel="rank correlation with the gap (90 % interval)")
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color=MUTED, linewidth=0.8)
-        axes.legend(loc="lower left", fontsize=8)
+        axes.legend(loc="upper left", fontsize=8)
         return svg(drawn)
 
 
@@ -118,10 +130,10 @@ def directions(explained: Explained) -> str:
     """What noise of one layer error costs, by where it points."""
     done = next(found for found in explained.values() if any("noise" in label for label in found))
     bars = {"the quantizer's own errors": done["all"]}
-    bars |= {k.removeprefix("noise: "): v for k, v in done.items() if k.startswith("noise")}
+    bars |= {name: done[f"noise: {key}"] for key, name in NOISES.items()}
     with styled():
         drawn = figure(6.8, 0.34 * len(bars) + 0.7)
-        axes = drawn.add_axes((0.36, 0.14, 0.6, 0.82))
+        axes = drawn.add_axes((0.42, 0.14, 0.56, 0.82))
         places = np.arange(len(bars))[::-1]
         values = [value[0] for value in bars.values()]
         axes.barh(
@@ -140,62 +152,39 @@ def directions(explained: Explained) -> str:
 
 
 def sums(explained: Explained) -> str:
-    """Rises of single layers, piled up by kind, beside what all cause together.
-
-    A kind whose rises sum to less than nothing has no height.
-    """
+    """Rises that parts of the errors cause alone, summed, beside what all cause together."""
     with styled():
-        drawn = figure(7.4, 3.2)
-        axes = drawn.add_axes((0.1, 0.13, 0.62, 0.82))
-        shown = {
-            name: done
-            for name, done in explained.items()
-            if any(label.startswith("layer ") for label in done)
-        }
-        singles = [
-            {label: value[0] for label, value in done.items() if label.startswith("layer ")}
-            for done in shown.values()
-        ]
-        kinds = dict.fromkeys(kind(label) for found in singles for label in found)
-        palette = dict(zip(kinds, KINDS, strict=False))
-        for place, (done, found) in enumerate(zip(shown.values(), singles, strict=True)):
-            bottom = 0.0
-            for name in kinds:
-                values = [value for label, value in found.items() if kind(label) == name]
-                height = max(0.0, sum(values))
-                axes.bar(
-                    place - 0.2,
-                    height,
-                    0.36,
-                    bottom=bottom,
-                    color=palette[name],
-                    label=name if not place else None,
-                )
-                bottom += height
+        drawn = figure(7.6, 3.4)
+        axes = drawn.add_axes((0.1, 0.13, 0.88, 0.82))
+        for turn, (label, prefix) in enumerate(PILES.items()):
+            totals = {
+                place: sum(value[0] for key, value in done.items() if key.startswith(prefix))
+                for place, done in enumerate(explained.values())
+                if any(key.startswith(prefix) for key in done)
+            }
             axes.bar(
-                place + 0.2,
-                done["all"][0],
-                0.36,
-                yerr=done["all"][1],
-                color=INK,
-                alpha=0.82,
-                ecolor=MUTED,
-                capsize=2,
-                label=None if place else "all together",
+                [place + 0.2 * (turn - 1.5) for place in totals],
+                list(totals.values()),
+                0.18,
+                color=PILE_COLOURS[turn],
+                label=label,
             )
-        axes.set_xticks(range(len(shown)), list(shown), fontsize=8.5, color=INK)
+        joint = [done["all"] for done in explained.values()]
+        axes.bar(
+            [place + 0.3 for place in range(len(joint))],
+            [value[0] for value in joint],
+            0.18,
+            yerr=[value[1] for value in joint],
+            color="#e0702b",
+            ecolor=MUTED,
+            capsize=2,
+            label="all together",
+        )
+        axes.set_xticks(range(len(explained)), list(explained), fontsize=8.5, color=INK)
         axes.set_ylabel("gap, nats a masked token")
         axes.grid(axis="x", visible=False)
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(
-            handles[::-1],
-            labels[::-1],
-            loc="center left",
-            bbox_to_anchor=(1.01, 0.5),
-            title="one layer at a time",
-            title_fontsize=8,
-            fontsize=8,
-        )
+        axes.margins(y=0.25)
+        axes.legend(loc="upper right", fontsize=8, ncols=2)
         return svg(drawn)
 
 

@@ -26,13 +26,15 @@ class Prediction:
 
 def predict(objective: Numbers, rise: Numbers, seed: int = 0) -> Prediction:
     """Judge ``objective``, ``f64[versions]``, against ``rise`` of the same versions."""
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(len(rise), size=(DRAWS, len(rise)))
-    rank = _interval(spearman(objective, rise), [spearman(objective[d], rise[d]) for d in draws])
+    drawn = np.random.default_rng(seed).integers(len(rise), size=(DRAWS, len(rise)))
+    rank = _interval(
+        spearman(objective, rise),
+        _correlations(_ranks(objective[drawn]), _ranks(rise[drawn])),
+    )
     if (objective <= 0).any() or (rise <= 0).any():
         return Prediction(len(rise), rank, None, None)
     x, y = np.log(objective), np.log(rise)
-    line = _interval(pearson(x, y), [pearson(x[d], y[d]) for d in draws])
+    line = _interval(pearson(x, y), _correlations(x[drawn], y[drawn]))
     slope, offset = np.polyfit(x, y, 1)
     missed = y - slope * x - offset
     factor = float(np.exp(np.sqrt((missed**2).sum() / max(1, len(y) - 2))))
@@ -41,22 +43,30 @@ def predict(objective: Numbers, rise: Numbers, seed: int = 0) -> Prediction:
 
 def pearson(x: Numbers, y: Numbers) -> float:
     """Correlation of two series; not a number if one is constant."""
-    x, y = x - x.mean(), y - y.mean()
-    size = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / size if size else float("nan")
+    return float(_correlations(x[None], y[None])[0])
 
 
 def spearman(x: Numbers, y: Numbers) -> float:
     """Correlation of the ranks; equal values share their mean rank."""
-    return pearson(_ranks(x), _ranks(y))
+    return pearson(_ranks(x[None])[0], _ranks(y[None])[0])
+
+
+def _correlations(x: Numbers, y: Numbers) -> Numbers:
+    """Correlation row by row, ``f64[rows, n]`` twice to ``f64[rows]``."""
+    x, y = (part - part.mean(1, keepdims=True) for part in (x, y))
+    size = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    with np.errstate(invalid="ignore"):
+        found: Numbers = (x * y).sum(1) / size
+    return found
 
 
 def _ranks(values: Numbers) -> Numbers:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = count.cumsum()
-    return ((last - (count - 1) / 2)[place]).astype(np.float64)
+    """Rank within each row of ``f64[rows, n]``; equal values share their mean rank."""
+    this, other = values[:, :, None], values[:, None, :]
+    found: Numbers = (this > other).sum(2) + ((this == other).sum(2) + 1) / 2
+    return found
 
 
-def _interval(value: float, drawn: list[float]) -> tuple[float, float, float]:
+def _interval(value: float, drawn: Numbers) -> tuple[float, float, float]:
     low, high = np.nanquantile(drawn, [0.05, 0.95])
     return value, float(low), float(high)

@@ -76,3 +76,22 @@ def asymmetry_term(cross: Tensor, upper: Tensor, share: float) -> Tensor:
         f32[m, m], share * triu(D U^T) U, triu without the diagonal: strictly upper triangular.
     """
     return share * ((cross @ upper.T).triu_(1) @ upper).triu_(1)
+
+
+def drifted_target(weight: Tensor, cross: Tensor, upper: Tensor, share: float) -> Tensor:
+    """The whole minimiser: what a layer on drifted inputs should hold before it is rounded.
+
+    At share 1 it minimises |W X0 - Q X|^2 + damping |Q - W|^2 over all Q; feedback and compensation
+    then start from it, in the same metric. Unlike ``asymmetry_term`` it also counts what a column
+    could only hand to columns on its left.
+
+    Args:
+        weight: f32[n, m], W.
+        cross: f32[m, m], D, normalised as the moment is.
+        upper: f32[m, m], U with inverse damped moment U^T U.
+        share: The change is multiplied by this.
+
+    Returns:
+        f32[n, m], W + share * W D U^T U.
+    """
+    return weight + share * (((weight @ cross) @ upper.T) @ upper)

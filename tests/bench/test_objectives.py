@@ -8,14 +8,16 @@ import pytest
 import torch
 
 import qdc
+from bench.objectives.__main__ import Bench
 from bench.objectives.explain import explain
 from bench.objectives.gradient import Curvature, logit_shift, slopes, spread
 from bench.objectives.measure import Spectrum, measure, reference, spectral, stage_moments
 from bench.objectives.model import Samples, Subject, Weights
-from bench.objectives.population import compiled, population
+from bench.objectives.plots import draw
+from bench.objectives.population import Variant, compiled, population
 from bench.objectives.rise import Gap
 from bench.objectives.statistics import predict, spearman
-from bench.objectives.tables import OBJECTIVES
+from bench.objectives.tables import FAMILIES, OBJECTIVES, tables
 from qdc.pipeline.plan import build_plan, check_order
 from qdc.registry import standard_registry
 from tests.support.checkpoints import EMBEDDED, MASK, write_checkpoint
@@ -218,3 +220,31 @@ def test_every_objective_is_a_figure_that_is_measured(subject: Subject, samples:
     found |= Curvature(subject, slopes(subject, samples)).measure(version)
     wanted = {figure.partition(": ")[2] for figure in OBJECTIVES.values()}
     assert wanted <= found.keys()
+
+
+def test_tables_and_plots_show_every_version(
+    subject: Subject, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Subject, "held_out", lambda *_: samples)
+    monkeypatch.setattr(Subject, "calibration", lambda *_: samples)
+    sizes = dict(zip((f"version-{family}" for family in FAMILIES), range(1, 9), strict=False))
+    versions = {name: noisy(subject, 0.2 * size, size) for name, size in sizes.items()}
+    bench = Bench(subject)
+    rows = [
+        bench.row(Variant(name, FAMILIES[sizes[name] - 1], ""), version)
+        for name, version in versions.items()
+    ]
+    explained = explain(subject, {"feedback": versions["version-feedback"]}, tmp_path / "x.json")
+    summary = {
+        "versions": rows,
+        "spectrum": Spectrum(subject, samples).shares(subject),
+        "explained": explained,
+    }
+    draw(summary, tmp_path)
+    assert len({file.read_bytes() for file in tmp_path.glob("*.svg")}) == 4
+    text = tables(summary)
+    assert all(text.count(name) == 1 for name in versions)
+    assert all(f"| {name} |" in text for name in OBJECTIVES)
+    rise = rows[0]["rise 0.5"]
+    assert isinstance(rise, float)
+    assert f"{rise:.4f}" in text

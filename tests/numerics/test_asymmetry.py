@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.numerics.asymmetry import CrossMomentAccumulator, asymmetry_term
+from qdc.numerics.asymmetry import CrossMomentAccumulator, asymmetry_term, drifted_target
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.factor import factorize
 from qdc.numerics.feedback import quantize_blocks
@@ -143,5 +143,38 @@ def test_outputs_come_nearer_to_the_original_ones(width: int) -> None:
             term = asymmetry_term(cross, upper, share)
             dense = quantize_blocks(weight, upper, block_slices(24, width), "exact", rounded, term)
             losses.append(float((original @ weight.T - inputs @ dense.T).square().sum()))
+        ratios.append(losses[1] / losses[0])
+    assert np.mean(ratios) < 0.95
+
+
+def test_the_whole_target_is_the_damped_least_squares_solution() -> None:
+    original, inputs = streams(10)
+    cross, upper = statistics(10)
+    weight = noise(5, 10, seed=9)
+    x0, x, w = (t.double().numpy() for t in (original, inputs, weight))
+    moment = x.T @ x / len(x)
+    damp = 0.01 * moment.diagonal().mean() * np.eye(10)
+    expected = np.linalg.solve(moment + damp, x.T @ x0 @ w.T / len(x) + damp @ w.T).T
+    found = drifted_target(weight, cross, upper, 1.0).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+    assert torch.equal(drifted_target(weight, 0 * cross, upper, 1.0), weight)
+    assert torch.equal(drifted_target(weight, cross, upper, 0.0), weight)
+
+
+def test_the_whole_target_is_nearer_than_the_published_term() -> None:
+    ratios = []
+    for seed in range(6):
+        original, inputs = streams(24, seed)
+        cross, upper = statistics(24, seed)
+        weight, parts = 4 * noise(16, 24, seed=seed + 9), block_slices(24, 6)
+        term = asymmetry_term(cross, upper, 1.0)
+        target = drifted_target(weight, cross, upper, 1.0)
+        losses = [
+            float((original @ weight.T - inputs @ dense.T).square().sum())
+            for dense in (
+                quantize_blocks(weight, upper, parts, "exact", rounded, term),
+                quantize_blocks(target, upper, parts, "exact", rounded),
+            )
+        ]
         ratios.append(losses[1] / losses[0])
     assert np.mean(ratios) < 0.95

@@ -115,6 +115,12 @@ def test_a_share_of_zero_or_no_drift_is_gptq_bit_for_bit() -> None:
     assert torch.equal(result(lower({"q": weight}, moment, drift, asymmetry=0)), plain)
     equal = lower({"q": weight}, moment, torch.zeros(COLUMNS, COLUMNS), asymmetry=1)
     assert torch.equal(result(equal), plain)
+    whole_target: dict[str, Any] = {"asymmetry": 1, "target": "whole"}
+    still = lower({"q": weight}, moment, torch.zeros(COLUMNS, COLUMNS), **whole_target)
+    assert torch.equal(result(still), plain)
+    other = result(lower({"q": weight}, moment, drift, **whole_target))
+    assert not torch.equal(other, plain)
+    assert not torch.equal(other, result(lower({"q": weight}, moment, drift, asymmetry=1)))
     quarter, whole = (
         result(lower({"q": weight}, moment, drift, asymmetry=share)) for share in (0.25, 1)
     )
@@ -200,6 +206,8 @@ def test_refuses_what_it_would_ignore_and_what_overflows() -> None:
         with pytest.raises(ValidationError, match="does not read norm"):
             kind.model_validate({"norm": 2.0})
         assert kind.model_validate({"norm": 2.0, "search": "clip"}).options()["norm"] == 2.0
+    with pytest.raises(ValidationError, match="asymmetry is 0"):
+        GptqLower(target="whole")
     weights = {"q": noise(2, 16) * 1e6, "k": noise(2, 16)}
     with pytest.raises(InvalidCheckpoint, match="weights do not fit fp16 scales") as caught:
         lower(weights, torch.eye(16))
