@@ -30,16 +30,19 @@ PASSES = (
     Pack,
 )
 PRESETS = {
-    "default": "quantize-vocab,stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower),"
-    "polish{iterations=40},pack",
-    "best": "quantize-vocab,stages(calibrate-mcs,sensitivity{block=256},abmp-allocate,"
-    "daq-lower{scale-bits=8}),polish{iterations=200},pack",
+    "default": "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1},abmp-allocate,"
+    "daq-lower{asymmetry=1}),pack",
+    "best": "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
+    "probe-loss{block=256},allocate{scope=model weights=loss},"
+    "stages(calibrate-cross,sensitivity{block=256 damp=0.1},daq-lower{asymmetry=1 scale-bits=8}),"
+    "polish,pack",
     "release": "stages{order=outputs-first}(calibrate-mcs,sensitivity,abmp-allocate{scope=layer},"
     "daq-lower{tolerance=0 compensation=diag feedback=false}),pack",
     "paper": "stages(calibrate-mcs,sensitivity{importance=marginal},abmp-allocate{scope=layer},"
     "daq-lower{fit=greedy sigma=3 two-sided=true outlier-weight=4 importance=marginal "
     "outliers-of=original compensation=none feedback=false}),pack",
-    "uniform": "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},daq-lower),pack",
+    "uniform": "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1},"
+    "abmp-allocate{ratio=0},daq-lower{asymmetry=1}),pack",
     "rtn": "stages(calibrate-mcs,rtn-lower),pack",
     "gptq": "stages(calibrate-mcs,sensitivity,gptq-lower{group=64 search=clip zero=packed}),pack",
     "gptaq": "stages(calibrate-cross,sensitivity,"

@@ -13,11 +13,13 @@ error of the layers before it back. It runs the model twice.
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 
 from qdc.calibration.options import CalibrationOptions
 from qdc.errors import InvalidPipeline
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
+from qdc.ir.graph import LayerGraph, Stage
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
@@ -32,6 +34,10 @@ class CalibrateCross(CalibrationOptions):
 
     name: ClassVar[str] = "calibrate-cross"
     provides: ClassVar[Kinds] = (Moment, CrossMoment)
+
+    residual: bool = Field(
+        default=True, description="also what the residual stream has lost, where a layer adds to it"
+    )
 
     def run(self, unit: Unit) -> None:
         """Advance both streams to each stage and add up what it reads."""
@@ -49,13 +55,22 @@ class CalibrateCross(CalibrationOptions):
             reference.enter(stage)
             moment = MomentAccumulator(layers[0].columns, unit.device)
             cross = CrossMomentAccumulator(layers[0].columns, unit.device)
+            carrier = residual_of(unit.graph, stage) if self.residual else None
+            wanted = (stage.value,) if carrier is None else (stage.value, carrier)
             first = 0
-            for value, original in zip(stream.values(stage), reference.values(stage), strict=True):
+            for now, original in zip(
+                stream.compute(wanted), reference.compute(wanted), strict=True
+            ):
+                value = now[stage.value]
                 last = first + len(value)
                 share = None if weights is None else weights[first:last]
                 moment.add(value, share)
-                cross.add(value, original, share)
+                cross.add(value, original[stage.value], share)
+                if carrier is not None:
+                    cross.add_residual(value, now[carrier], original[carrier], share)
                 first = last
+            lost = cross.residual()
+            residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
             notes = (
                 Moment(
                     tensor=unit.put(f"{stage.value}:moment", moment.value()),
@@ -68,8 +83,21 @@ class CalibrateCross(CalibrationOptions):
                 CrossMoment(
                     tensor=unit.put(f"{stage.value}:cross-moment", cross.value()),
                     drift=cross.drift,
+                    residual=residual,
                 ),
             )
             for node in layers:
                 for note in notes:
                     unit.annotate(node, note)
+
+
+def residual_of(graph: LayerGraph, stage: Stage) -> str | None:
+    """The value that the output of the stage's only layer is added to, or None."""
+    if len(stage.layers) != 1:
+        return None
+    (layer,) = stage.layers
+    readers = list(graph.edges.successors(layer))
+    if len(readers) != 1 or graph[readers[0]].op != "add":
+        return None
+    others = [name for name in graph[readers[0]].inputs if name != layer]
+    return others[0] if len(others) == 1 else None

@@ -4,8 +4,10 @@ Source: Quant-dLLM, arXiv 2510.03274, Data-aware Any-order Quantizer (DAQ), in t
 form (github.com/ZTA2785/Quant-dLLM): greedy start, joint cyclic refits of all scales with outliers
 weighted, joint search over the signs. Ours after that (``feedback``): the signs are chosen anew
 column by column, each seeing the errors of the others, and the scales are refitted in the metric
-of what later columns cannot compensate (Schur complement); a few rounds, the best is kept. Scales
-are rounded to what is stored before any error is taken. Compensation between blocks is the exact
+of what later columns cannot compensate (Schur complement); a few rounds, the best is kept. With
+``asymmetry`` (after ``calibrate-cross``) a layer is first moved to what would undo the drift of its
+inputs, and of the residual stream that it adds to, since the layers before it were quantized
+(GPTAQ's objective, arXiv 2504.02692, its whole minimiser). Scales are rounded to what is stored before any error is taken. Compensation between blocks is the exact
 triangular one; ``diag`` is the released code's approximation.
 
     before   %h0.q = linear %x   w f16[64,512]
@@ -21,9 +23,11 @@ from torch import Tensor
 
 from qdc.codec import Lowered, Tensors
 from qdc.ir.annotations import Factor, Orders
+from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node
 from qdc.lowering import Lowering
 from qdc.multibinary import MultiBinary
+from qdc.numerics.asymmetry import drifted_target
 from qdc.numerics.binarygrid import BinaryGrid
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.columns import block_metric, quantize_block
@@ -95,6 +99,16 @@ class DaqLower(Lowering):
         default="natural", description="columns of a block from left, or costliest first"
     )
     scale_bits: Literal[8, 16] = Field(default=16, description="bits of a stored scale")
+    asymmetry: float = Field(
+        default=0,
+        ge=0,
+        le=2,
+        description="share of the drift of its inputs that a layer takes back",
+    )
+
+    def needs(self) -> Kinds:
+        """What a layer is to take back is in the cross moment."""
+        return (*self.requires, CrossMoment) if self.asymmetry else self.requires
 
     def lower(self, unit: Unit, node: Node) -> tuple[Daq, Tensors]:
         """Quantize the blocks of a layer left to right."""
@@ -103,6 +117,11 @@ class DaqLower(Lowering):
         upper = unit.get(factor.tensor)
         dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
         weight = unit.weight(node).index_fill(1, dead, 0)
+        if self.asymmetry:
+            drift = unit.graph.require(node.name, CrossMoment)
+            residual = None if drift.residual is None else unit.get(drift.residual)
+            cross = unit.get(drift.tensor)
+            weight = drifted_target(weight, cross, upper, self.asymmetry, residual)
         width = -(-orders.widths[0] // 8) * 8
         slices = block_slices(node.columns, width)
         blocks: list[Components] = []

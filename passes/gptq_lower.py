@@ -101,9 +101,11 @@ class GptqLower(Lowering):
         weight = unit.weight(node).index_fill(1, dead, 0)
         term: Tensor | None = None
         if self.asymmetry:
-            cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
+            drift = unit.graph.require(node.name, CrossMoment)
+            cross = unit.get(drift.tensor)
             if self.target == "whole":
-                weight = drifted_target(weight, cross, upper, self.asymmetry)
+                residual = None if drift.residual is None else unit.get(drift.residual)
+                weight = drifted_target(weight, cross, upper, self.asymmetry, residual)
             else:
                 term = asymmetry_term(cross, upper, self.asymmetry)
         slices = block_slices(node.columns, self.group)

@@ -11,7 +11,14 @@ import bench.objectives
 import qdc
 from bench.objectives.explain import explain
 from bench.objectives.gradient import Curvature, slopes
-from bench.objectives.measure import Spectrum, measure, reference, spectral
+from bench.objectives.measure import (
+    Spectrum,
+    measure,
+    reference,
+    spectral,
+    stage_moments,
+    stretched,
+)
 from bench.objectives.model import Samples, Subject, Weights
 from bench.objectives.plots import draw
 from bench.objectives.population import SEED, Variant, compiled, population
@@ -22,6 +29,7 @@ from bench.peers.result import load as load_peer
 FRESH = 1000
 """Seed of states that no version has seen; they come from the same text."""
 SEEN_WINDOWS, FRESH_WINDOWS, HELD_WINDOWS, GRADIENT_WINDOWS = 12, 20, 16, 12
+STRETCH_WINDOWS = 48
 RATIOS = {"0.5": (64, (0, 1)), "0.15": (16, (0,)), "0.85": (16, (0,))}
 """Held-out windows and mask seeds by mask ratio."""
 EXPLAINED = (
@@ -105,7 +113,11 @@ def version_of(subject: Subject, variant: Variant, cache: Path) -> Weights:
     """Weights of a version: compiled, or what a library left."""
     if variant.family == "library":
         return load_peer(Path(variant.pipeline)).weights
-    return subject.version(qdc.load(compiled(variant, subject.folder, cache)))
+    found = subject.version(qdc.load(compiled(variant, subject.folder, cache)))
+    if not variant.stretched_from:
+        return found
+    seen = subject.calibration(SEED, variant.samples, variant.geometry).spread(STRETCH_WINDOWS)
+    return stretched(subject, found, stage_moments(subject, seen))
 
 
 class Bench:

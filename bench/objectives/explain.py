@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.objectives.gradient import Curvature, slopes
-from bench.objectives.measure import Spectrum
+from bench.objectives.measure import Spectrum, stretched
 from bench.objectives.model import Samples, Subject, Weights, kind
 from bench.objectives.rise import Gap, Logits
 
@@ -104,7 +104,9 @@ class Shapes:
         inside = self._split(errors, TOP_OUTPUTS, inputs=False)
         yield f"outputs within top {TOP_OUTPUTS}", inside
         yield f"outputs without top {TOP_OUTPUTS}", _minus(errors, inside)
-        yield "rows without their shrinkage", self._unbiased(errors)
+        version = {layer: self.subject.weights[layer] + error for layer, error in errors.items()}
+        longer = stretched(self.subject, version, self.spectrum.moments["all"])
+        yield "rows stretched", _minus(longer, self.subject.weights)
         if not noise:
             return
         generator = torch.Generator().manual_seed(0)
@@ -158,16 +160,6 @@ class Shapes:
             else:
                 lead = self.outputs[layer][:, :top]
                 found[layer] = lead @ (lead.T @ error)
-        return found
-
-    def _unbiased(self, errors: Weights) -> Weights:
-        """Errors of weights whose rows are stretched until no error lies along the true output."""
-        found = {}
-        for layer, error in errors.items():
-            weight = self.subject.weights[layer]
-            seen = weight @ self.spectrum.moments["all"][self._stage(layer)]
-            gain = 1 + (seen * error).sum(1) / (seen * weight).sum(1)
-            found[layer] = (weight + error) / gain[:, None] - weight
         return found
 
     def _matched(self, noise: Weights, errors: Weights) -> Weights:

@@ -151,6 +151,19 @@ def relative(subject: Subject, version: Weights, layer: str, moments: dict[str, 
     return float(((error @ moment) * error).sum() / size) if size else math.nan
 
 
+def stretched(subject: Subject, version: Weights, moments: dict[str, Tensor]) -> Weights:
+    """Scale each row until no part of its output error lies along the true output.
+
+    A least-squares fit leaves rows too short: ``E y'y < E y y`` for the fitted output ``y'``.
+    """
+    found = {}
+    for layer, weight in subject.weights.items():
+        seen = weight @ moments[subject.source[layer]]
+        gain = (seen * version[layer]).sum(1) / (seen * weight).sum(1)
+        found[layer] = version[layer] / gain[:, None]
+    return found
+
+
 def select(batch: Samples, part: str) -> Tensor:
     """Positions of a flattened batch, ``bool[P]``."""
     masked = batch.masked.flatten()

@@ -1,7 +1,7 @@
 """Quantized versions of one model that differ in character: what the objectives are judged on."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import qdc
@@ -20,6 +20,8 @@ class Variant:
     pipeline: str
     samples: int = 128
     geometry: str = "mcs"
+    stretched_from: str = ""
+    """Name of the version whose rows are stretched to make this one; see ``measure.stretched``."""
 
 
 def population() -> list[Variant]:
@@ -51,18 +53,22 @@ def population() -> list[Variant]:
     found += [_daq(f"feedback-n{n}", "feedback", samples=n) for n in (8, 32)]
     polish = "polish{iterations=25}"
     found += [
-        Variant("rtn-polish", "polish", f"rtn-lower,{polish},pack"),
         _daq("fit-polish", "polish", block_fit, after=f"{polish},"),
         _daq("feedback-polish", "polish", after=f"{polish},"),
         _daq("feedback-n16-polish", "polish", after=f"{polish},", samples=16),
         _daq("polish-masked4", "polish", after="polish{iterations=25 masked-weight=4},"),
+    ]
+    by_name = {variant.name: variant for variant in found}
+    found += [
+        replace(by_name[name], name=f"{name}-stretched", stretched_from=name)
+        for name in ("feedback", "feedback-w1", "feedback-damp1", "fit-exact-w3")
     ]
     return found
 
 
 def compiled(variant: Variant, model: Path, cache: Path) -> Path:
     """Return the artifact's folder, compiling it if the cache lacks it."""
-    out = cache / variant.name
+    out = cache / (variant.stretched_from or variant.name)
     if (out / "config.json").is_file():
         return out
     shutil.rmtree(out, ignore_errors=True)

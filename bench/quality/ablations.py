@@ -19,7 +19,11 @@ def pipeline(
     before: str = "",
     after: str = "",
 ) -> str:
-    """The base, ``default`` without polish, with options of its passes and passes around it."""
+    """The base, with options of its passes and passes around it.
+
+    It is DAQ with error feedback and nothing else: no drift taken back, no polish, the vocabulary
+    as it is. ``drifting`` varies what ``default`` adds to it.
+    """
     inner = (
         _step("calibrate-mcs", calibrate),
         _step("sensitivity", sensitivity),
@@ -52,13 +56,50 @@ class Ablation:
 
 def ablations() -> tuple[Ablation, ...]:
     """All questions, in the order of the page."""
-    return (*_calibration(), *_allocation(), *_fit(), *_around())
+    return (*_drift(), *_calibration(), *_allocation(), *_fit(), *_around())
 
 
 def cases() -> Iterator[Case]:
     """All variants of all questions."""
     for ablation in ablations():
         yield from ablation.cases()
+
+
+def drifting(
+    *, cross: str = "", damp: float = 0.1, asymmetry: float = 1, sensitivity: str = ""
+) -> str:
+    """``default`` without the vocabulary, with other options."""
+    options = " ".join(filter(None, (f"damp={damp:g}", sensitivity)))
+    return (
+        f"stages({_step('calibrate-cross', cross)},sensitivity{{{options}}},abmp-allocate,"
+        f"daq-lower{{asymmetry={asymmetry:g}}}),pack"
+    )
+
+
+def _drift() -> Iterator[Ablation]:
+    yield Ablation(
+        "drift of the inputs taken back",
+        "all of it",
+        {
+            "nothing": pipeline(sensitivity="damp=0.1"),
+            "half": drifting(asymmetry=0.5),
+            "all of it": drifting(),
+            "without the residual stream": drifting(cross="residual=false"),
+        },
+    )
+    yield Ablation(
+        "damping, drift taken back",
+        "0.1",
+        {f"{damp:g}": drifting(damp=damp) for damp in (0.01, 0.03, 0.1, 0.3, 1)},
+    )
+    yield Ablation(
+        "calibration geometry, drift taken back",
+        "mcs",
+        {
+            name: drifting(cross="" if name == "mcs" else f"geometry={name}")
+            for name in ("mcs", "uniform", "block-diffusion", "rollout", "clean")
+        },
+    )
 
 
 def _calibration() -> Iterator[Ablation]:

@@ -21,12 +21,18 @@ class CrossMoment(Annotation):
     """``f32[columns, columns]``: mean over all tokens of (x0 - x) x^T, x0 in the original model."""
     drift: float = Field(ge=0)
     """Mean of |x0 - x|^2 as a share of that of |x0|^2."""
+    residual: TensorRef | None = None
+    """``f32[rows, columns]``: mean of (h0 - h) x^T, where the layer's output is added to h, the
+    residual stream; None for a layer whose output is not added to anything."""
 
     def text(self) -> str:
         """``f32[512,512]   drift 3.1e-02``."""
-        return f"{shape_text(self.tensor.dtype, self.tensor.shape)}   drift {self.drift:.1e}"
+        added = "" if self.residual is None else "   with the residual stream's"
+        return f"{shape_text(self.tensor.dtype, self.tensor.shape)}   drift {self.drift:.1e}{added}"
 
     def problems(self, node: "Node") -> Iterator[str]:
         """It is square, one row an input column."""
         if self.tensor.shape != (node.columns, node.columns):
             yield f"cross moment {self.tensor} does not fit {node.columns} input columns"
+        if self.residual is not None and self.residual.shape != (node.rows, node.columns):
+            yield f"residual {self.residual} does not fit {node.weight}"

@@ -20,6 +20,7 @@ class CrossMomentAccumulator:
             device: Where the sum lives.
         """
         self._sum = torch.zeros(columns, columns, dtype=torch.float32, device=device)
+        self._residual: Tensor | None = None
         self._drift = self._energy = self._weight = 0.0
 
     def add(self, inputs: Tensor, reference: Tensor, weights: Tensor | None = None) -> None:
@@ -58,6 +59,32 @@ class CrossMomentAccumulator:
             raise ValueError("the cross moment of zero tokens is undefined")
         return self._sum / self._weight
 
+    def add_residual(
+        self, inputs: Tensor, now: Tensor, before: Tensor, weights: Tensor | None = None
+    ) -> None:
+        """Add the tokens of one batch to the sum of (h0 - h) x^T.
+
+        Args:
+            inputs: [..., columns], x.
+            now: [..., rows], h.
+            before: [..., rows], h0.
+            weights: [...], what each token counts; 1 if not given.
+        """
+        device = self._sum.device
+        rows, h, h0 = (
+            t.detach().reshape(-1, t.shape[-1]).to(device, torch.float32)
+            for t in (inputs, now, before)
+        )
+        change = h0 - h
+        if weights is not None:
+            change = change * weights.detach().reshape(-1, 1).to(device, torch.float32)
+        part = change.T @ rows
+        self._residual = part if self._residual is None else self._residual + part
+
+    def residual(self) -> Tensor | None:
+        """Mean of (h0 - h) x^T, f32[rows, columns], or None if none was added."""
+        return None if self._residual is None else self._residual / self._weight
+
     @property
     def drift(self) -> float:
         """Mean of |x0 - x|^2 as a share of that of |x0|^2; 0 where all x0 are 0."""
@@ -78,20 +105,27 @@ def asymmetry_term(cross: Tensor, upper: Tensor, share: float) -> Tensor:
     return share * ((cross @ upper.T).triu_(1) @ upper).triu_(1)
 
 
-def drifted_target(weight: Tensor, cross: Tensor, upper: Tensor, share: float) -> Tensor:
+def drifted_target(
+    weight: Tensor, cross: Tensor, upper: Tensor, share: float, residual: Tensor | None = None
+) -> Tensor:
     """The whole minimiser: what a layer on drifted inputs should hold before it is rounded.
 
-    At share 1 it minimises |W X0 - Q X|^2 + damping |Q - W|^2 over all Q; feedback and compensation
-    then start from it, in the same metric. Unlike ``asymmetry_term`` it also counts what a column
-    could only hand to columns on its left.
+    At share 1 it minimises |H0 + W X0 - H - Q X|^2 + damping |Q - W|^2 over all Q; feedback and
+    compensation then start from it, in the same metric. Unlike ``asymmetry_term`` it also counts
+    what a column could only hand to columns on its left, and, where the output is added to the
+    residual stream H, takes back what that has lost.
 
     Args:
         weight: f32[n, m], W.
         cross: f32[m, m], D, normalised as the moment is.
         upper: f32[m, m], U with inverse damped moment U^T U.
         share: The change is multiplied by this.
+        residual: f32[n, m], R = (H0 - H) X^T, normalised as the moment is; 0 if not given.
 
     Returns:
-        f32[n, m], W + share * W D U^T U.
+        f32[n, m], W + share * (W D + R) U^T U.
     """
-    return weight + share * (((weight @ cross) @ upper.T) @ upper)
+    lost = weight @ cross
+    if residual is not None:
+        lost = lost + residual
+    return weight + share * ((lost @ upper.T) @ upper)

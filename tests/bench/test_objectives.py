@@ -11,7 +11,14 @@ import qdc
 from bench.objectives.__main__ import Bench
 from bench.objectives.explain import explain
 from bench.objectives.gradient import Curvature, logit_shift, slopes, spread
-from bench.objectives.measure import Spectrum, measure, reference, spectral, stage_moments
+from bench.objectives.measure import (
+    Spectrum,
+    measure,
+    reference,
+    spectral,
+    stage_moments,
+    stretched,
+)
 from bench.objectives.model import Samples, Subject, Weights
 from bench.objectives.plots import draw
 from bench.objectives.population import Variant, compiled, population
@@ -143,6 +150,21 @@ def test_a_constant_shift_of_logits_changes_no_prediction() -> None:
     assert spread(logits, torch.eye(5, 7)) > 0
 
 
+def test_stretched_rows_err_at_right_angles_to_the_output(
+    subject: Subject, samples: Samples
+) -> None:
+    moments = stage_moments(subject, samples)
+    version = {k: 0.9 * weight for k, weight in noisy(subject, 0.2).items()}
+    found = stretched(subject, version, moments)
+    inputs = subject.trace(samples.tokens).inputs
+    for layer, weight in subject.weights.items():
+        x = inputs[subject.source[layer]]
+        true, error = x @ weight.T, x @ (found[layer] - weight).T
+        along = (true * error).sum(0) / true.square().sum(0)
+        assert torch.allclose(along, torch.zeros_like(along), atol=1e-4)
+        assert torch.allclose(found[layer] / version[layer], (found[layer] / version[layer])[:, :1])
+
+
 def test_changed_norm_gains_are_folded_into_the_weights(subject: Subject, samples: Samples) -> None:
     other = qdc.load_original(subject.folder)
     for norm in set(subject.norms.values()):
@@ -234,6 +256,8 @@ def test_tables_and_plots_show_every_version(
         bench.row(Variant(name, FAMILIES[sizes[name] - 1], ""), version)
         for name, version in versions.items()
     ]
+    for row, size in zip(rows, sizes.values(), strict=True):
+        row["rise 0.5"] = 0.1 * size
     explained = explain(subject, {"feedback": versions["version-feedback"]}, tmp_path / "x.json")
     summary = {
         "versions": rows,
@@ -245,6 +269,4 @@ def test_tables_and_plots_show_every_version(
     text = tables(summary)
     assert all(text.count(name) == 1 for name in versions)
     assert all(f"| {name} |" in text for name in OBJECTIVES)
-    rise = rows[0]["rise 0.5"]
-    assert isinstance(rise, float)
-    assert f"{rise:.4f}" in text
+    assert all(f" {0.1 * size:.4f} |" in text for size in sizes.values())
