@@ -83,7 +83,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     spectrum = Spectrum(subject, _fresh(subject, FRESH_WINDOWS)).shares(subject)
     summary = {"versions": rows, "spectrum": spectrum, "explained": explained}
-    (given.out / "objectives.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    (given.out / "objectives.json").write_text(json.dumps(_short(summary)) + "\n", "utf-8")
     (given.out / "objectives-tables.md").write_text(tables(summary), "utf-8")
     draw(summary, given.out)
 
@@ -155,6 +155,15 @@ class Bench:
         row |= {f"fresh: {k}": v for k, v in spectral(subject, version, self.spectrum).items()}
         row |= {f"fresh: {k}": v for k, v in self.curvature.measure(version).items()}
         return row
+
+
+def _short(value: object) -> object:
+    """The same with five digits of each number, which is more than is known."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _short(part) for key, part in value.items()}
+    return [_short(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _rank(name: str) -> int:

@@ -17,7 +17,7 @@ PANELS = (
     ("fresh: kl", "Divergence of predictions"),
 )
 LABELLED = {
-    "feedback": (6, -3),
+    "feedback": (2, -11),
     "feedback-polish": (0, -10),
     "feedback-damp1": (6, -3),
     "fit-exact-w3": (-52, 6),
