@@ -22,8 +22,9 @@ help: ## list the targets
 demo: $(DEMO) ## compile a small model and show what became of it
 	@$(BIN)/python examples/demo.py
 
+# A process for each core, one thread in each: two threads of one process gain little here.
 test: lint ## check everything: style, types, imports, behaviour
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(TEST) ## check style, types and imports only
 	$(BIN)/ruff check

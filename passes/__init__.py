@@ -34,7 +34,7 @@ PRESETS = {
     "daq-lower{asymmetry=1}),pack",
     "best": "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
     "probe-loss{block=256},allocate{scope=model weights=loss},"
-    "stages(calibrate-cross,sensitivity{block=256 damp=0.1},daq-lower{asymmetry=1 scale-bits=8}),"
+    "stages(calibrate-cross,sensitivity{damp=0.1 block=256},daq-lower{scale-bits=8 asymmetry=1}),"
     "polish,pack",
     "release": "stages{order=outputs-first}(calibrate-mcs,sensitivity,abmp-allocate{scope=layer},"
     "daq-lower{tolerance=0 compensation=diag feedback=false}),pack",

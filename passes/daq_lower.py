@@ -7,8 +7,9 @@ column by column, each seeing the errors of the others, and the scales are refit
 of what later columns cannot compensate (Schur complement); a few rounds, the best is kept. With
 ``asymmetry`` (after ``calibrate-cross``) a layer is first moved to what would undo the drift of its
 inputs, and of the residual stream that it adds to, since the layers before it were quantized
-(GPTAQ's objective, arXiv 2504.02692, its whole minimiser). Scales are rounded to what is stored before any error is taken. Compensation between blocks is the exact
-triangular one; ``diag`` is the released code's approximation.
+(GPTAQ's objective, arXiv 2504.02692, its whole minimiser). Scales are rounded to what is stored
+before any error is taken. Compensation between blocks is the exact triangular one; ``diag`` is the
+released code's approximation.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @orders  2 1 3 2   mean 2
@@ -18,7 +19,7 @@ triangular one; ``diag`` is the released code's approximation.
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from qdc.codec import Lowered, Tensors
@@ -106,6 +107,20 @@ class DaqLower(Lowering):
         description="share of the drift of its inputs that a layer takes back",
     )
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "DaqLower":
+        unread = {
+            "feedback=false": () if self.feedback else ("rounds", "code_sweeps", "order"),
+            "outlier-weight=1": ("sigma", "two_sided", "importance", "outliers_of")
+            if self.outlier_weight == 1
+            else (),
+        }
+        for why, options in unread.items():
+            for option in options:
+                if getattr(self, option) != type(self).model_fields[option].default:
+                    raise ValueError(f"{why} does not read {option.replace('_', '-')}")
+        return self
+
     def needs(self) -> Kinds:
         """What a layer is to take back is in the cross moment."""
         return (*self.requires, CrossMoment) if self.asymmetry else self.requires
@@ -116,12 +131,14 @@ class DaqLower(Lowering):
         orders = unit.graph.require(node.name, Orders)
         upper = unit.get(factor.tensor)
         dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
-        weight = unit.weight(node).index_fill(1, dead, 0)
+        weight = unit.weight(node)
         if self.asymmetry:
             drift = unit.graph.require(node.name, CrossMoment)
             residual = None if drift.residual is None else unit.get(drift.residual)
             cross = unit.get(drift.tensor)
+            # An input that is dead now may have been alive in the original model.
             weight = drifted_target(weight, cross, upper, self.asymmetry, residual)
+        weight = weight.index_fill(1, dead, 0)
         width = -(-orders.widths[0] // 8) * 8
         slices = block_slices(node.columns, width)
         blocks: list[Components] = []

@@ -98,7 +98,7 @@ class GptqLower(Lowering):
         factor = unit.graph.require(node.name, Factor)
         upper = unit.get(factor.tensor)
         dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
-        weight = unit.weight(node).index_fill(1, dead, 0)
+        weight = unit.weight(node)
         term: Tensor | None = None
         if self.asymmetry:
             drift = unit.graph.require(node.name, CrossMoment)
@@ -108,6 +108,7 @@ class GptqLower(Lowering):
                 weight = drifted_target(weight, cross, upper, self.asymmetry, residual)
             else:
                 term = asymmetry_term(cross, upper, self.asymmetry)
+        weight = weight.index_fill(1, dead, 0)
         slices = block_slices(node.columns, self.group)
         groups: list[Uniform] = []
 

@@ -61,6 +61,8 @@ class MeasureOrders(Pass):
     def _base_is_fitted(self) -> "MeasureOrders":
         if self.base > self.highest:
             raise ValueError(f"base {self.base} is above the highest order {self.highest}")
+        if self.how == "fit" and (self.rounds or self.code_sweeps):
+            raise ValueError("how=fit does not read rounds and code-sweeps, which are of feedback")
         return self
 
     def check_later(self, later: Sequence[Pass]) -> None:

@@ -34,6 +34,10 @@ from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
 
 
+PROBE_TOKENS = 4096
+"""What is held grows with layers times probed tokens: see docs/allocation.md."""
+
+
 class ProbeLoss(CalibrationOptions):
     """Quantize one layer at a time in the original model and measure what its predictions lose."""
 
@@ -41,7 +45,11 @@ class ProbeLoss(CalibrationOptions):
     provides: ClassVar[Kinds] = (LossSensitivity,)
     barrier: ClassVar[bool] = True
 
-    probes: int = Field(default=16, ge=1, description="samples on which each layer is tried")
+    probes: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"samples on which each layer is tried; {PROBE_TOKENS:,} tokens if not given",
+    )
     order: int = Field(default=2, ge=1, le=HIGHEST_ORDER, description="order of the tried layer")
     block: int = Field(
         default=BLOCK, ge=8, le=1 << 16, multiple_of=8, description="columns of a block"
@@ -65,7 +73,8 @@ class ProbeLoss(CalibrationOptions):
         """Walk through the model once, with ever more probes."""
         order = self.spread(self.samples * (self.timesteps or 1))
         tokens = self.draw(unit).tokens[order]
-        count = min(self.probes, len(tokens))
+        asked = self.probes or max(1, PROBE_TOKENS // tokens.shape[1])
+        count = min(asked, len(tokens))
         size = min(self.batch, count)
         head = list(torch.split(tokens[:count], size))
         batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head

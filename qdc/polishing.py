@@ -166,6 +166,8 @@ class RegionFit:
                     moments[stage.value].value(),
                     lowered.codec.column_blocks,
                 )
+                if not math.isfinite(error.total):
+                    continue  # a layer without output: the share is undefined
                 noted = {"error": error.total, "block_errors": error.blocks}
                 unit.annotate(node, lowered.model_copy(update=noted))
 

@@ -141,8 +141,8 @@ def _allocation() -> Iterator[Ablation]:
         variants |= {
             "knapsack layer": pipeline(sensitivity=given, allocate=f"{KNAPSACK}{{scope=layer}}"),
             "knapsack stage": pipeline(sensitivity=given, allocate=KNAPSACK),
-            "knapsack, feedback costs": pipeline(
-                sensitivity=given, allocate="measure-orders{how=feedback},allocate"
+            "knapsack stage, costs of the plain fit": pipeline(
+                sensitivity=given, allocate="measure-orders{how=fit},allocate"
             ),
             "knapsack model": _whole_model(given, "scope=model"),
             "knapsack model, loss": (

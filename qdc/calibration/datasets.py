@@ -72,6 +72,8 @@ def open_rows(files: DatasetFiles, columns: Sequence[str]) -> Rows:
             table = dataset.dataset(list(map(str, files.data)), format="parquet")
         _check_columns(table.schema.names, columns, files)
         table = table.select(columns) if files.kind == ARROW else table.to_table(list(columns))
+        # Offsets of a file may point anywhere, and its text may be none: look before reading.
+        table.validate(full=True)
     except (pyarrow.ArrowException, OSError) as error:
         first = str(error).split("\n")[0]
         raise InvalidCalibration(

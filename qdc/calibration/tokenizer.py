@@ -22,6 +22,15 @@ SPECIAL = (
     "cls_token",
     "mask_token",
 )
+FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the expressions of a template may raise besides the engine's own errors."""
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
@@ -113,7 +122,7 @@ class Encoder:
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=opens_answer
             )
-        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+        except (TemplateError, *FAILURES) as error:
             raise InvalidCalibration(
                 f"the chat template refuses a dialogue of {len(messages)} turns: {error}",
                 where=[TEMPLATE],

@@ -101,12 +101,14 @@ class Plan:
         """
         after_group = False
         for item in self.items:
+            passes = item.passes if isinstance(item, Group) else (item,)
+            rewritten = (kind for step in passes for kind in step.provides)
+            if after_group and any(issubclass(kind, Lowered | Tuned) for kind in rewritten):
+                return True
             if isinstance(item, Group):
                 after_group = True
                 if item.order != StageOrder():
                     return True
-            elif after_group and any(issubclass(k, Lowered | Tuned) for k in item.provides):
-                return True
         return False
 
     def applications(self, graph: LayerGraph) -> int:

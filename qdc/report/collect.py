@@ -125,9 +125,11 @@ def pass_reports(plan: Plan, measured: Iterable[Measured]) -> tuple[PassReport, 
 
 
 def full_text(plan: Plan) -> str:
-    """The pipeline with every option written out."""
+    """The pipeline with every option of its passes written out."""
     return ",".join(
-        f"stages({','.join(map(_full, item.passes))})" if isinstance(item, Group) else _full(item)
+        f"{item.order}({','.join(map(_full, item.passes))})"
+        if isinstance(item, Group)
+        else _full(item)
         for item in plan.items
     )
 

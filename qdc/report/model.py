@@ -21,8 +21,8 @@ class LayerReport(Frozen):
     name: str
     kind: str
     """The name without its number: layers of one kind play the same part in every region."""
-    rows: int
-    columns: int
+    rows: int = Field(gt=0)
+    columns: int = Field(gt=0)
     codec: str
     orders: tuple[int, ...] = ()
     payload_bits: int

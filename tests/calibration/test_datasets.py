@@ -3,6 +3,7 @@
 import builtins
 import hashlib
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,23 @@ def test_a_hostile_state_is_refused(tmp_path: Path, state: str, expected: str) -
     (tmp_path / "d" / "state.json").write_text(state)
     with pytest.raises(InvalidCalibration, match=expected):
         read_text(tmp_path / "d")
+
+
+@pytest.mark.parametrize("damage", ["no UTF-8", "beyond the data"])
+def test_hostile_text_is_refused(tmp_path: Path, damage: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    size, file = 12345, tmp_path / "d.arrow"
+    table = pyarrow.table({"text": ["x" * size]})
+    with pyarrow.ipc.new_stream(str(file), table.schema) as stream:
+        stream.write_table(table)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "d.arrow"}]}')
+    assert len(read_text(tmp_path).documents[0]) == size
+    good = b"xxx" if damage == "no UTF-8" else struct.pack("<2i", 0, size)
+    bad = b"x\xffx" if damage == "no UTF-8" else struct.pack("<2i", 0, 1 << 30)
+    before, _, after = file.read_bytes().rpartition(good)
+    file.write_bytes(before + bad + after)
+    with pytest.raises(InvalidCalibration, match="the dataset cannot be read"):
+        read_text(tmp_path)
 
 
 def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:

@@ -141,6 +141,13 @@ def test_a_template_that_refuses_is_an_error_of_the_text(folder: Path) -> None:
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("broken", ["{{ 1 // 0 }}", "{{ '{a}'.format() }}", "{{ '{5}'.format() }}"])
+def test_a_template_that_fails_is_an_error_of_the_text(folder: Path, broken: str) -> None:
+    (folder / "chat_template.jinja").write_text(broken)
+    with pytest.raises(InvalidCalibration, match="the chat template refuses"):
+        encoder(load_tokenizer(folder)).dialogue(Dialogue((Message("user", "x"),), "y"))
+
+
 def test_a_template_runs_in_a_sandbox(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(InvalidCalibration, match="the chat template refuses"):

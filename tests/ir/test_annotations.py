@@ -107,7 +107,9 @@ def test_shares_are_numbers(number: float) -> None:
         Moment(tensor=square, samples=1, tokens=1, masked=number)
 
 
-@pytest.mark.parametrize("data", [{"a": object()}, {"a": [{1: 2}]}, {"a": (1, 2)}], ids=str)
+@pytest.mark.parametrize(
+    "data", [{"a": object()}, {"a": [{1: 2}]}, {"a": (1, 2)}], ids=["object", "key", "tuple"]
+)
 def test_an_unknown_annotation_holds_plain_data(data: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Opaque(unknown_tag="new", data=data)

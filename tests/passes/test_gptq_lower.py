@@ -14,6 +14,7 @@ from qdc.ir.cross import CrossMoment
 from qdc.ir.printer import render
 from qdc.ir.verify import verify
 from qdc.numerics.error import relative_output_error
+from qdc.numerics.factor import factorize
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.uniform import fit_grid
 from qdc.passes.gptq_lower import Gptq, GptqLower
@@ -126,6 +127,21 @@ def test_a_share_of_zero_or_no_drift_is_gptq_bit_for_bit() -> None:
     )
     assert not torch.equal(quarter, plain)
     assert not torch.equal(quarter, whole)
+
+
+def test_what_an_input_gave_that_is_dead_now_is_taken_back() -> None:
+    weight, moment = noise(6, 16), correlated_moment(16)
+    moment[3], moment[:, 3] = 0, 0
+    drift = torch.zeros(16, 16)
+    drift[3, :3] = 0.5 * moment[0, 0]
+    options: dict[str, Any] = {"asymmetry": 1, "target": "whole", "bits": 8, "zero": "packed"}
+    found = result(lower({"q": weight}, moment, drift, **options))
+    assert not found[:, 3].any()
+    inverse = factorize(moment).upper.double()
+    change = weight[:, 3:4].double() @ drift[3:4].double() @ inverse.T @ inverse
+    assert change.abs().max() > 0.1
+    wanted = weight.index_fill(1, torch.tensor([3]), 0) + change
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.1 * float(change.abs().max()))
 
 
 def test_the_term_without_a_cross_moment_is_refused_before_anything_runs() -> None:

@@ -149,7 +149,11 @@ def test_a_preset_stands_between_other_passes(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("text", "what", "help_text"),
     [
-        ("uniform{samples=1}", "the preset uniform takes no options", "write it out: stages("),
+        (
+            "uniform{samples=1}",
+            "the preset uniform takes no options",
+            "write it out: quantize-vocab,stages(",
+        ),
         ("pack,stages(rtn)", "rtn has stages(...) of its own", "\n        pack,stages(rtn)\n"),
         ("stages(pack,whole)", "whole needs the whole model", "\n" + 20 * " " + "^"),
         ("abmp-allocate{ration=0.1}", "abmp-allocate has no option 'ration'", "did you mean ratio"),
@@ -162,6 +166,9 @@ def test_a_preset_stands_between_other_passes(registry: Registry) -> None:
         ("rtn-lower{bits=3}", "rtn-lower refuses bits: Input should be 1, 2, 4 or 8", "^"),
         ("daq-lower{compensation=exakt}", "'exact', 'diag' or 'none'", "^"),
         ("daq-lower{outlier-weight=0}", "refuses outlier-weight: ", "^"),
+        ("daq-lower{feedback=false rounds=7}", "feedback=false does not read rounds", "^"),
+        ("daq-lower{outlier-weight=1 sigma=3}", "outlier-weight=1 does not read sigma", "^"),
+        ("measure-orders{how=fit rounds=1}", "how=fit does not read rounds", "^"),
     ],
 )
 def test_a_bad_option_says_what_and_where(
@@ -184,7 +191,7 @@ def test_a_bad_override_of_a_preset_points_into_its_text(registry: Registry) -> 
         build_plan("pack,default", registry, {"samples": 0})
     _, text, mark = caught.value.help.split("\n")
     assert text.strip() == registry.presets["default"]
-    assert text[mark.index("^") :].startswith("calibrate-mcs,")
+    assert text[mark.index("^") :].startswith("calibrate-cross,")
 
 
 @pytest.mark.parametrize(
@@ -319,6 +326,8 @@ def test_what_a_pass_used_up_cannot_be_read_again(registry: Registry) -> None:
         ("calibrate-mcs,rtn-lower,polish,pack", False),
         ("stages(calibrate-mcs,rtn-lower),polish,pack", True),
         ("stages(calibrate-mcs,rtn-lower),rtn-lower,pack", True),
+        ("stages(calibrate-mcs,rtn-lower),stages(calibrate-mcs,rtn-lower),pack", True),
+        ("stages(calibrate-mcs),stages(calibrate-mcs),rtn-lower,pack", True),
         ("stages{order=natural}(calibrate-mcs,rtn-lower),pack", False),
         ("stages{order=outputs-first}(calibrate-mcs,rtn-lower),pack", True),
     ],

@@ -15,7 +15,7 @@ from qdc.multibinary import MultiBinary
 from qdc.pipeline.plan import build_plan
 from qdc.registry import standard_registry
 from qdc.report import CompileReport, layer_reports
-from qdc.report.collect import outside_reports, size_parts
+from qdc.report.collect import full_text, outside_reports, size_parts
 from qdc.report.files import artifact_digest, read_report
 from tests.support.compiles import compile_tiny
 from tests.support.graphs import linear, ref, source, structure
@@ -57,6 +57,11 @@ def test_the_full_pipeline_is_the_same_pipeline(compiled: CompileReport) -> None
     allocate = next(row for row in compiled.passes if row.name == "abmp-allocate")
     assert allocate.changed == ("ratio",)
     assert {"ratio", "base"} <= set(allocate.options)
+
+
+def test_the_full_pipeline_keeps_the_order_of_the_stages() -> None:
+    plan = build_plan("release", standard_registry())
+    assert str(build_plan(full_text(plan), standard_registry())) == str(plan)
 
 
 def test_digests_are_those_of_the_files(compiled: CompileReport) -> None:
