@@ -71,10 +71,10 @@ class ProbeLoss(CalibrationOptions):
 
     def run(self, unit: Unit) -> None:
         """Walk through the model once, with ever more probes."""
-        order = self.spread(self.samples * (self.timesteps or 1))
-        tokens = self.draw(unit).tokens[order]
-        asked = self.probes or max(1, PROBE_TOKENS // tokens.shape[1])
-        count = min(asked, len(tokens))
+        drawn = self.draw(unit).tokens
+        asked = self.probes or max(1, PROBE_TOKENS // drawn.shape[1])
+        count = min(asked, len(drawn))
+        tokens = drawn[self.spread(count, len(drawn))]
         size = min(self.batch, count)
         head = list(torch.split(tokens[:count], size))
         batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head
@@ -132,9 +132,9 @@ class ProbeLoss(CalibrationOptions):
                 help=f"raise {self.name}{{damp=...}} or calibrate on more tokens: --samples",
             ) from error
 
-    def spread(self, rows: int) -> Tensor:
+    @staticmethod
+    def spread(count: int, rows: int) -> Tensor:
         """Order of the samples: first those that are probed, evenly spread over the times."""
-        count = min(self.probes, rows)
         first = ((torch.arange(count) * 2 + 1) * rows).div(2 * count, rounding_mode="floor")
         others = torch.ones(rows, dtype=torch.bool)
         others[first] = False

@@ -99,10 +99,10 @@ def test_every_layer_gets_its_weight(model: Path, tmp_path: Path) -> None:
 
 
 def test_probed_samples_are_spread_over_the_times() -> None:
-    order = ProbeLoss(probes=4).spread(16).tolist()
+    order = ProbeLoss.spread(4, 16).tolist()
     assert order[:4] == [2, 6, 10, 14]
     assert sorted(order) == list(range(16))
-    assert sorted(ProbeLoss(probes=9).spread(3).tolist()) == [0, 1, 2]
+    assert sorted(ProbeLoss.spread(3, 3).tolist()) == [0, 1, 2]
 
 
 def test_clean_text_has_no_masked_positions(model: Path) -> None:
