@@ -33,7 +33,6 @@ from qdc.numerics.order_costs import fitter, order_costs
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
 
-
 PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""
 
