@@ -178,3 +178,23 @@ def test_the_whole_target_is_nearer_than_the_published_term() -> None:
         ]
         ratios.append(losses[1] / losses[0])
     assert np.mean(ratios) < 0.95
+
+
+def test_the_target_makes_up_for_the_residual_stream_too() -> None:
+    """At share 1 it solves the damped least-squares problem with H0 - H on the other side."""
+    original, inputs = streams(10)
+    weight = noise(6, 10, seed=5)
+    before, now = noise(len(inputs), 6, seed=6), noise(len(inputs), 6, seed=7)
+    cross = CrossMomentAccumulator(10)
+    assert cross.residual() is None
+    for part in (slice(0, 30), slice(30, None)):
+        cross.add(inputs[part], original[part])
+        cross.add_residual(inputs[part], now[part], before[part])
+    moment = (inputs.T @ inputs / len(inputs)).double()
+    upper = factorize(moment.float()).upper
+    x, x0, w, lost = (t.double().numpy() for t in (inputs, original, weight, before - now))
+    damp = 0.01 * float(moment.diagonal().mean()) * np.eye(10)
+    target = (x0 @ w.T + lost).T @ x / len(x)
+    expected = np.linalg.solve(moment.numpy() + damp, (target + w @ damp).T).T
+    found = drifted_target(weight, cross.value(), upper, 1.0, cross.residual())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-2, atol=1e-3)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import qdc
-from qdc.errors import InvalidGraph, InvalidPipeline
+from qdc.errors import InvalidGraph, InvalidPipeline, MissingAnnotation
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.verify import verify
@@ -114,3 +114,51 @@ def test_the_note_says_how_far_and_must_fit_the_layer() -> None:
     wrong = CrossMoment(tensor=ref("a", 4, 4), drift=0)
     with pytest.raises(InvalidGraph, match="does not fit 8 input columns"):
         verify(annotated(two_blocks(), h0__gate=wrong), tensors={"a"})
+
+
+def test_the_residual_stream_counts_where_a_layer_adds_to_it(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    found: dict[str, tuple[tuple[int, ...] | None, float]] = {}
+
+    def look(label: str, unit: Unit) -> None:
+        for node in unit.layers():
+            residual = unit.graph.require(node.name, CrossMoment).residual
+            value = 0.0 if residual is None else float(unit.get(residual).abs().max())
+            found[node.name] = (None if residual is None else residual.shape, value)
+
+    passes = f"stages(calibrate-cross{{{OPTIONS}}},spy,rtn-lower)"
+    run_passes(model, tmp_path, spying(look), passes, stop_after="rtn-lower", calibration=text)
+    shapes = {name: shape for name, (shape, _) in found.items()}
+    assert shapes["blocks.0.attn_out"] == (32, 32)
+    assert shapes["blocks.1.ff_out"] == (32, 48)
+    assert shapes["blocks.1.q_proj"] is shapes["blocks.1.up_proj"] is None
+    assert found["blocks.0.attn_out"][1] == 0, "nothing has drifted before the first layer"
+    assert found["blocks.1.attn_out"][1] > 0
+    found.clear()
+    without = passes.replace("{", "{residual=false ", 1)
+    run_passes(model, tmp_path, spying(look), without, stop_after="rtn-lower", calibration=text)
+    assert {shape for shape, _ in found.values()} == {None}
+
+
+def test_taking_the_drift_back_needs_it_and_changes_the_weights(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingAnnotation, match="cross-moment"):
+        compile_tiny(
+            model,
+            tmp_path / "lacks",
+            "stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower{asymmetry=1}),pack",
+        )
+    original = qdc.load_original(model)
+    tokens = torch.randint(2, 60, (8, 24), generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for share in (0, 1):
+        out = tmp_path / f"share{share}"
+        passes = (
+            "stages(calibrate-cross{samples=20 length=24},sensitivity,abmp-allocate,"
+            f"daq-lower{{asymmetry={share}}}),pack"
+        )
+        qdc.compile(model, passes, out=out, calibration=text, write_report=False)
+        errors[share] = float((qdc.load(out)(tokens) - original(tokens)).square().mean())
+    assert errors[0] != errors[1]
