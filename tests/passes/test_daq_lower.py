@@ -163,10 +163,10 @@ def test_each_part_of_the_refinement_pays() -> None:
 def test_the_refined_block_is_never_worse_than_the_fit(seed: int, order: str, bits: int) -> None:
     weight = noise(3, COLUMNS, seed)
     moment = correlated_moment(COLUMNS, seed)
-    options = {"order": order, "scale_bits": bits}
+    variants = ({"feedback": False}, {"order": order})
     fitted, refined = (
-        cost(lower({"q": weight}, moment, (1, 3), feedback=feedback, **options), weight)
-        for feedback in (False, True)
+        cost(lower({"q": weight}, moment, (1, 3), scale_bits=bits, **options), weight)
+        for options in variants
     )
     assert refined <= fitted * (1 + 1e-4)
 
