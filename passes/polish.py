@@ -80,7 +80,7 @@ class Polish(CalibrationOptions):
                 if found < best:
                     best, kept = found, fit.snapshot()
         fit.restore(kept)
-        fit.write(unit, held, before, best, self.name)
+        fit.write(unit, held, before, best)
 
     def batches(self, unit: Unit) -> list[Tensor]:
         """The samples in random order, ``i64[batch, length]``: neighbours have like masks."""

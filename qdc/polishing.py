@@ -112,35 +112,26 @@ class RegionFit:
         for tensor, kept in zip(self._trainable(), state, strict=True):
             tensor.copy_(kept)
 
-    def write(self, unit: Unit, held: Sequence[int], before: float, best: float, who: str) -> None:
+    def write(self, unit: Unit, held: Sequence[int], before: float, best: float) -> None:
         """Round everything to what is stored, and annotate it, if that is better than the start."""
         improved = best < before
         if improved:
             for (name, role), tensor in self.vectors.items():
                 unit.tune(unit.graph[name], role, tensor.detach())
         for node in unit.layers():
-            changed = self._write_layer(unit, node) if improved else 0.0
-            unit.remark(
-                "passed" if improved else "missed",
-                node,
-                region_loss_before=before,
-                region_loss=best,
-                changed=changed,
-            )
+            if improved:
+                self._write_layer(unit, node)
+            kind = "passed" if improved else "missed"
+            unit.remark(kind, node, region_loss_before=before, region_loss=best)
         if improved:
             self._note_errors(unit, held)
 
-    @torch.no_grad()
-    def _write_layer(self, unit: Unit, node: Node) -> float:
-        """Annotate one layer; give the share of its weights that are on another level now."""
+    def _write_layer(self, unit: Unit, node: Node) -> None:
         lowered = unit.graph.require(node.name, Lowered)
-        before = lowered.codec.dense(lowered.working(unit.tensors))
         working = self.layers[node.name].working()
         refs = tuple(unit.put(f"{node.name}:{s}", t.cpu()) for s, t in working.items())
         kept = {"tensors": refs, "suffixes": tuple(working), "error": None, "block_errors": ()}
         unit.annotate(node, lowered.model_copy(update=kept))
-        after = lowered.codec.dense(working).cpu()
-        return float(((after - before.cpu()).abs() > 0.5 * before.cpu().abs()).double().mean())
 
     @torch.no_grad()
     def _note_errors(self, unit: Unit, held: Sequence[int]) -> None:
