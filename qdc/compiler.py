@@ -25,9 +25,10 @@ from qdc.frontend.tracer import Program, trace
 from qdc.ir.graph import Region
 from qdc.ir.verify import verify
 from qdc.models.families import build
+from qdc.pipeline.builder import build_plan, configure
 from qdc.pipeline.dumper import Dumper
 from qdc.pipeline.instruments import Instrument, Meter, Remarks, Verifier
-from qdc.pipeline.plan import Plan, build_plan, check_order, configure
+from qdc.pipeline.plan import Plan, check_order
 from qdc.pipeline.repro import Repro
 from qdc.pipeline.runner import Runner
 from qdc.pipeline.syntax import parse_item

@@ -13,7 +13,8 @@ from bench.peers import PEERS
 from qdc.compiler import open_model
 from qdc.errors import QdcError
 from qdc.ir.graph import LayerGraph
-from qdc.pipeline.plan import build_plan, check_order
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.plan import check_order
 from qdc.registry import Registry, standard_registry
 from qdc.report.collect import full_text
 

@@ -25,7 +25,8 @@ from bench.objectives.population import Variant, compiled, population
 from bench.objectives.rise import Gap
 from bench.objectives.statistics import predict, spearman
 from bench.objectives.tables import FAMILIES, OBJECTIVES, tables
-from qdc.pipeline.plan import build_plan, check_order
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.plan import check_order
 from qdc.registry import standard_registry
 from tests.support.checkpoints import EMBEDDED, MASK, write_checkpoint
 

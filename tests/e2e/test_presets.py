@@ -9,7 +9,8 @@ import torch
 import qdc
 from qdc.passes import PRESETS
 from qdc.passes.daq_lower import DaqLower
-from qdc.pipeline.plan import Group, build_plan
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.plan import Group
 from qdc.registry import standard_registry
 from tests.support.checkpoints import write_checkpoint
 from tests.support.commands import qdc as command

@@ -20,7 +20,8 @@ from qdc.passbase import Kinds, Pass
 from qdc.passes.abmp_allocate import AbmpAllocate
 from qdc.passes.allocate import Allocate
 from qdc.passes.measure_orders import MeasureOrders
-from qdc.pipeline.plan import build_plan, check_order
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.plan import check_order
 from qdc.pipeline.unit import Unit
 from qdc.registry import standard_registry
 from tests.conftest import Golden

@@ -20,7 +20,8 @@ from qdc.numerics.uniform import fit_grid
 from qdc.passes.gptq_lower import Gptq, GptqLower
 from qdc.passes.pack import Pack
 from qdc.passes.rtn_lower import RtnLower
-from qdc.pipeline.plan import build_plan, check_order
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.plan import check_order
 from qdc.pipeline.unit import Unit
 from qdc.registry import standard_registry
 from tests.conftest import Golden

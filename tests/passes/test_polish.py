@@ -16,7 +16,8 @@ from qdc.frontend.checkpoint import Checkpoint
 from qdc.ir.annotations import Moment
 from qdc.ir.types import ValueType
 from qdc.passes.polish import Polish
-from qdc.pipeline.plan import build_plan, check_order
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.plan import check_order
 from qdc.pipeline.unit import Unit
 from qdc.registry import Registry, standard_registry
 from tests.support.checkpoints import write_checkpoint

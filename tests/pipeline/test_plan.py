@@ -18,7 +18,8 @@ from qdc.passes.pack import Pack
 from qdc.passes.polish import Polish
 from qdc.passes.rtn_lower import RtnLower
 from qdc.passes.sensitivity import Sensitivity
-from qdc.pipeline.plan import Group, Plan, StageOrder, build_plan, check_order
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.plan import Group, Plan, StageOrder, check_order
 from qdc.registry import Registry, standard_registry
 
 

@@ -12,7 +12,7 @@ from qdc.ir.annotations import Orders, Packed
 from qdc.ir.graph import LayerGraph, Region, Stage
 from qdc.ir.tuned import Tuned
 from qdc.multibinary import MultiBinary
-from qdc.pipeline.plan import build_plan
+from qdc.pipeline.builder import build_plan
 from qdc.registry import standard_registry
 from qdc.report import CompileReport, layer_reports
 from qdc.report.collect import full_text, outside_reports, size_parts

@@ -1,0 +1,148 @@
+"""From pipeline text to a plan of configured passes: names, options, presets, overrides."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from qdc.errors import InvalidPipeline, nearest
+from qdc.passbase import Configured, Pass, option_text
+from qdc.pipeline.plan import Group, Plan, StageOrder
+from qdc.pipeline.syntax import STAGES, Item, StagesItem, caret, parse
+from qdc.registry import Registry
+
+
+def build_plan(
+    text: str, registry: Registry, overrides: Mapping[str, object] | None = None
+) -> Plan:
+    """Parse a pipeline, expand its presets, configure its passes.
+
+    Args:
+        text: as in ``default`` or ``stages(calibrate-mcs{samples=64},...),pack``.
+        registry: where names are looked up.
+        overrides: option values that go to every pass that has such an option.
+
+    Raises:
+        InvalidPipeline: bad text, a bad option, or an override that no pass takes.
+        UnknownName: an unknown pass, with the nearest names.
+    """
+    wanted = {key: value for key, value in (overrides or {}).items() if value is not None}
+    builder = _Builder(text, registry, wanted)
+    plan = Plan(tuple(builder.items(parse(text))))
+    unused = sorted(set(wanted) - builder.used)
+    if unused:
+        raise InvalidPipeline(
+            f"no pass of the pipeline takes {', '.join('--' + key for key in unused)}",
+            help=f"the pipeline is: {plan}",
+        )
+    return plan
+
+
+def configure(kind: type[Configured], item: Item, text: str) -> Configured:
+    """Make a pass or a backend from its parsed options. Raises ``InvalidPipeline``."""
+    fields = {name.replace("_", "-"): name for name in kind.model_fields}
+    values: dict[str, Any] = {}
+    for key, value in item.options.items():
+        if key not in fields:
+            has = nearest(key, fields) if fields else "it has no options"
+            raise InvalidPipeline(f"{item.name} has no option {key!r}", help=has)
+        values[fields[key]] = _shaped(kind.model_fields[fields[key]].annotation, value)
+    return _validated(kind, values, caret(text, item.place))
+
+
+class _Builder:
+    def __init__(self, text: str, registry: Registry, overrides: Mapping[str, object]) -> None:
+        self.text, self.registry, self.overrides = text, registry, overrides
+        self.used: set[str] = set()
+
+    def items(self, parsed: Sequence[Item | StagesItem]) -> Iterator[Pass | Group]:
+        for item in parsed:
+            if isinstance(item, StagesItem):
+                yield self.group(item)
+            elif item.name in self.registry.presets:
+                yield from self.preset(item)
+            else:
+                yield self.step(item)
+
+    def group(self, item: StagesItem) -> Group:
+        steps: list[Pass] = []
+        text = self.text
+        for inner in item.items:
+            for step in list(self.items([inner])):
+                if isinstance(step, Group):
+                    raise InvalidPipeline(
+                        f"{inner.name} has stages(...) of its own, which cannot be nested",
+                        help=caret(text, inner.place),
+                    )
+                if step.whole_model():
+                    raise InvalidPipeline(
+                        f"{step.name} needs the whole model and cannot run inside stages(...)",
+                        help=caret(text, inner.place),
+                    )
+                if step.whole_regions:
+                    raise InvalidPipeline(
+                        f"{step.name} needs whole regions and cannot run inside stages(...)",
+                        help=caret(text, inner.place),
+                    )
+                steps.append(step)
+        options = Item(STAGES, item.place, item.options)
+        order = configure(StageOrder, options, text)
+        assert isinstance(order, StageOrder)
+        return Group(tuple(steps), order)
+
+    def preset(self, item: Item) -> Iterator[Pass | Group]:
+        text = self.registry.presets[item.name]
+        if item.options:
+            raise InvalidPipeline(
+                f"the preset {item.name} takes no options", help=f"write it out: {text}"
+            )
+        outer, self.text = self.text, text
+        yield from self.items(parse(text))
+        self.text = outer
+
+    def step(self, item: Item) -> Pass:
+        kind = self.registry.find_pass(item.name)
+        made = configure(kind, item, self.text)
+        taken = {
+            k: v for k, v in self.overrides.items() if k.replace("-", "_") in kind.model_fields
+        }
+        twice = sorted(set(taken) & set(item.options))
+        if twice:
+            raise InvalidPipeline(
+                f"{', '.join(twice)} is given both in the pipeline and as --{twice[0]}",
+                help="leave one of them out",
+            )
+        self.used.update(taken)
+        values = {**made.model_dump(), **{k.replace("-", "_"): v for k, v in taken.items()}}
+        result = _validated(kind, values, caret(self.text, item.place)) if taken else made
+        if not isinstance(result, Pass):
+            raise TypeError(f"{item.name} is registered as a pass and is none")
+        return result
+
+
+def _shaped(kind: object, value: str | tuple[str, ...]) -> object:
+    """Turn text into what pydantic does not: choices that are no text, none, lists of one."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (tuple, list):
+        return tuple(_shaped(inside[0], v) for v in ((value,) if isinstance(value, str) else value))
+    if origin is Literal:
+        return next((choice for choice in inside if option_text(choice) == value), value)
+    if origin not in (Union, UnionType):
+        return value
+    if value == "none" and NoneType in inside and str not in inside:
+        return None
+    shaped = (_shaped(member, value) for member in inside)
+    return next((found for found in shaped if found is not value), value)
+
+
+def _validated(kind: type[Configured], values: Mapping[str, object], place: str) -> Configured:
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(str(part).replace('_', '-') for part in e['loc'])}: {e['msg']}"
+            f" (given {e['input']!r})"
+            for e in error.errors()
+        ]
+        raise InvalidPipeline(f"{kind.name} refuses {'; '.join(wrong)}", help=place) from error
