@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 
 from qdc.calibration.options import CalibrationOptions
-from qdc.errors import InvalidPipeline
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Stage
@@ -34,6 +33,7 @@ class CalibrateCross(CalibrationOptions):
 
     name: ClassVar[str] = "calibrate-cross"
     provides: ClassVar[Kinds] = (Moment, CrossMoment)
+    only_in_stages: ClassVar[bool] = True
 
     residual: bool = Field(
         default=True, description="also what the residual stream has lost, where a layer adds to it"
@@ -41,11 +41,6 @@ class CalibrateCross(CalibrationOptions):
 
     def run(self, unit: Unit) -> None:
         """Advance both streams to each stage and add up what it reads."""
-        if unit.whole_region:
-            raise InvalidPipeline(
-                f"{self.name} outside stages(...) sees the original model only: nothing drifts",
-                help="put it into stages(...) with what lowers, or use calibrate-mcs",
-            )
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch))
         reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
         hidden = stream.tokens == unit.model.mask_token_id

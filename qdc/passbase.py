@@ -62,6 +62,8 @@ class Pass(Configured):
     """Whether it needs the whole model at once: everything before it is finished first."""
     whole_regions: ClassVar[bool] = False
     """Whether it needs a region at once: it cannot stand inside ``stages(...)``."""
+    only_in_stages: ClassVar[bool] = False
+    """Whether it makes no sense on whole regions: it stands inside ``stages(...)`` alone."""
     reads_calibration: ClassVar[bool] = False
     """Whether it draws samples from the calibration text."""
 

@@ -63,13 +63,24 @@ class _Builder:
             elif item.name in self.registry.presets:
                 yield from self.preset(item)
             else:
-                yield self.step(item)
+                yield self.alone(item)
+
+    def alone(self, item: Item) -> Pass:
+        step = self.step(item)
+        if step.only_in_stages:
+            raise InvalidPipeline(
+                f"{step.name} reads what the layers before have lost, and outside stages(...) "
+                "nothing has been",
+                help=caret(self.text, item.place),
+            )
+        return step
 
     def group(self, item: StagesItem) -> Group:
         steps: list[Pass] = []
         text = self.text
         for inner in item.items:
-            for step in list(self.items([inner])):
+            preset = inner.name in self.registry.presets
+            for step in list(self.preset(inner)) if preset else [self.step(inner)]:
                 if isinstance(step, Group):
                     raise InvalidPipeline(
                         f"{inner.name} has stages(...) of its own, which cannot be nested",
