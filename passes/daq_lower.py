@@ -26,9 +26,8 @@ from qdc.codec import Lowered, Tensors
 from qdc.ir.annotations import Factor, Orders
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node
-from qdc.lowering import Lowering
+from qdc.lowering import Lowering, target
 from qdc.multibinary import MultiBinary
-from qdc.numerics.asymmetry import drifted_target
 from qdc.numerics.binarygrid import BinaryGrid
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.columns import block_metric, quantize_block
@@ -130,15 +129,7 @@ class DaqLower(Lowering):
         factor = unit.graph.require(node.name, Factor)
         orders = unit.graph.require(node.name, Orders)
         upper = unit.get(factor.tensor)
-        dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
-        weight = unit.weight(node)
-        if self.asymmetry:
-            drift = unit.graph.require(node.name, CrossMoment)
-            residual = None if drift.residual is None else unit.get(drift.residual)
-            cross = unit.get(drift.tensor)
-            # An input that is dead now may have been alive in the original model.
-            weight = drifted_target(weight, cross, upper, self.asymmetry, residual)
-        weight = weight.index_fill(1, dead, 0)
+        weight = target(unit, node, upper, self.asymmetry)
         width = -(-orders.widths[0] // 8) * 8
         slices = block_slices(node.columns, width)
         blocks: list[Components] = []

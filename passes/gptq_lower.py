@@ -15,7 +15,6 @@ the metric of what later columns cannot compensate (Schur complement), in the sa
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -23,9 +22,9 @@ from qdc.codec import Lowered, Tensors
 from qdc.ir.annotations import Factor
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node
-from qdc.lowering import Lowering
+from qdc.lowering import Lowering, target
 from qdc.numerics.affinegrid import AffineGrid
-from qdc.numerics.asymmetry import asymmetry_term, drifted_target
+from qdc.numerics.asymmetry import asymmetry_term
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.columns import block_metric, quantize_block
 from qdc.numerics.feedback import quantize_blocks
@@ -97,18 +96,12 @@ class GptqLower(Lowering):
         """Quantize the groups of a layer left to right."""
         factor = unit.graph.require(node.name, Factor)
         upper = unit.get(factor.tensor)
-        dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
-        weight = unit.weight(node)
+        whole = self.target == "whole"
+        weight = target(unit, node, upper, self.asymmetry if whole else 0)
         term: Tensor | None = None
-        if self.asymmetry:
-            drift = unit.graph.require(node.name, CrossMoment)
-            cross = unit.get(drift.tensor)
-            if self.target == "whole":
-                residual = None if drift.residual is None else unit.get(drift.residual)
-                weight = drifted_target(weight, cross, upper, self.asymmetry, residual)
-            else:
-                term = asymmetry_term(cross, upper, self.asymmetry)
-        weight = weight.index_fill(1, dead, 0)
+        if self.asymmetry and not whole:
+            cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
+            term = asymmetry_term(cross, upper, self.asymmetry)
         slices = block_slices(node.columns, self.group)
         groups: list[Uniform] = []
 

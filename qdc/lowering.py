@@ -9,10 +9,15 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from qdc.codec import Lowered, Tensors
 from qdc.errors import InvalidCheckpoint
-from qdc.ir.annotations import Moment
+from qdc.ir.annotations import Factor, Moment
+from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node
+from qdc.numerics.asymmetry import drifted_target
 from qdc.numerics.error import block_errors
 from qdc.passbase import Pass
 from qdc.pipeline.unit import Unit
@@ -68,3 +73,22 @@ def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> dic
     if not math.isfinite(error.total):
         return {"error": None}
     return {"error": error.total, "block_errors": error.blocks}
+
+
+def target(unit: Unit, node: Node, upper: Tensor, share: float = 0) -> Tensor:
+    """What a layer should hold before it is rounded, ``f32[rows, columns]``; dead inputs are 0.
+
+    Args:
+        unit: of the layer, which carries a factor, and with a share a cross moment.
+        node: the layer.
+        upper: the factor, ``f32[columns, columns]``.
+        share: of the drift of its inputs, and of the residual stream, that it takes back.
+    """
+    weight = unit.weight(node)
+    if share:
+        drift = unit.graph.require(node.name, CrossMoment)
+        residual = None if drift.residual is None else unit.get(drift.residual)
+        # Before dead inputs are cleared: what is dead now may have been alive in the original.
+        weight = drifted_target(weight, unit.get(drift.tensor), upper, share, residual)
+    dead = unit.graph.require(node.name, Factor).dead
+    return weight.index_fill(1, torch.tensor(dead, dtype=torch.int64, device=upper.device), 0)
