@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from qdc.calibration.records import Fields
-from qdc.compiler import plan_job, run_job
+from qdc.compiler import run_job
+from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
 from qdc.runtime.device import check_device

@@ -1,11 +1,9 @@
 """The compiler: checkpoint to graph, pipeline, artifact, report."""
 
 import contextlib
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,27 +11,22 @@ import torch
 
 from qdc import __version__
 from qdc.artifact.emission import Emission
-from qdc.artifact.writer import ArtifactWriter, check_target
-from qdc.backendbase import Backend
-from qdc.calibration.records import Fields
+from qdc.artifact.writer import ArtifactWriter
 from qdc.calibration.text import read_source
 from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.errors import InvalidPipeline, QdcError
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.coverage import check_tensors, coverage, mark_kept
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.graph import Region
 from qdc.ir.verify import verify
+from qdc.job import Job
 from qdc.models.families import build
-from qdc.pipeline.builder import build_plan, configure
 from qdc.pipeline.dumper import Dumper
 from qdc.pipeline.instruments import Instrument, Meter, Remarks, Verifier
-from qdc.pipeline.plan import Plan, check_order
+from qdc.pipeline.plan import Plan
 from qdc.pipeline.repro import Repro
 from qdc.pipeline.runner import Runner
-from qdc.pipeline.syntax import parse_item
 from qdc.pipeline.workspace import Calibration, Workspace
-from qdc.registry import Registry
 from qdc.report import CompileReport, layer_reports
 from qdc.report.collect import (
     environment,
@@ -47,119 +40,14 @@ from qdc.report.files import (
     PAGE,
     ReportWriter,
     artifact_digest,
-    check_report_target,
     discard_report,
     report_folder,
 )
-from qdc.runtime.device import check_device, exact_products
+from qdc.runtime.device import exact_products
 from qdc.runtime.load import refuse_compiled
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides a compile, checked and configured before the first forward."""
-
-    model: Path
-    out: Path
-    plan: Plan
-    backend: Backend | None
-    """None if the pipeline stops before an artifact."""
-    registry: Registry
-    calibration: Path | None = None
-    fields: Fields = field(default=Fields())
-    device: str = "cpu"
-    force: bool = False
-    report: bool = True
-    """Whether the report is written beside the artifact."""
-    dump_places: frozenset[int] = frozenset()
-    dump_folder: Path = Path()
-    repro_folder: Path = Path("repro")
-    command: str = ""
-    instruments: tuple[Instrument, ...] = field(default=())
-
-
-def plan_job(
-    model: Path,
-    out: Path,
-    registry: Registry,
-    *,
-    passes: str = "default",
-    backend: str = "reference",
-    overrides: dict[str, object] | None = None,
-    calibration: Path | None = None,
-    fields: Fields | None = None,
-    device: str = "cpu",
-    force: bool = False,
-    report: bool = True,
-    dump_after: Sequence[str] = (),
-    dump_folder: Path | None = None,
-    stop_after: str | None = None,
-    command: str = "",
-    instruments: Sequence[Instrument] = (),
-) -> Job:
-    """Configure a compile and check all that can be checked without the model's weights.
-
-    Raises:
-        QdcError: unknown names, bad options, unmet requirements, a target that is not free, an
-            option that nothing takes.
-    """
-    out = out.resolve() if out.name in ("", "..") else out.absolute()
-    plan = build_plan(passes, registry, overrides)
-    item = parse_item(backend)
-    emitter = configure(registry.find_backend(item.name), item, backend)
-    if not isinstance(emitter, Backend):
-        raise TypeError(f"{item.name} is registered as a backend and is none")
-    if stop_after is not None:
-        plan = plan.cut(plan.place_of(stop_after))
-        check_order(plan)
-        if force:
-            raise InvalidPipeline(
-                "--force replaces an artifact, and --stop-after writes none", help="leave one out"
-            )
-    places = frozenset(_dump_places(plan, [*dump_after, *([stop_after] if stop_after else [])]))
-    if dump_folder is not None and not places:
-        raise InvalidPipeline(
-            "--dump-dir is given, and nothing is dumped", help="add --dump-after all"
-        )
-    if stop_after is None:
-        check_order(plan, final=emitter.requires, backend=emitter.name)
-        check_target(out, force=force)
-        if report:
-            check_report_target(out)
-    if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
-        raise InvalidPipeline(
-            "no pass of the pipeline reads calibration text, and --calibration is given",
-            help=f"the pipeline is: {plan}",
-        )
-    fields = fields or Fields()
-    if fields.option and calibration is None:
-        raise InvalidPipeline(
-            f"{fields.option} is given, and no file to read it from", help="add --calibration FILE"
-        )
-    dump_folder = dump_folder or out.with_name(f"{out.name}-dumps")
-    if places:
-        _check_folder(dump_folder)
-    check_device(device)
-    return Job(
-        model=model,
-        out=out,
-        plan=plan,
-        backend=None if stop_after is not None else emitter,
-        registry=registry,
-        calibration=calibration,
-        fields=fields,
-        device=device,
-        force=force,
-        report=report,
-        dump_places=places,
-        dump_folder=dump_folder,
-        repro_folder=out.with_name(f"{out.name}-repro"),
-        command=command,
-        instruments=tuple(instruments),
-    )
 
 
 def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
@@ -252,17 +140,6 @@ def _calibration(job: Job) -> Calibration | None:
     return Calibration(source, encoder(load_tokenizer(job.model)))
 
 
-def _check_folder(folder: Path) -> None:
-    """Check it now: a finished compile must not be lost to a folder that cannot be written."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise QdcError(
-            f"cannot write dumps to {folder}",
-            where=[str(there)],
-            help="choose another --dump-dir",
-        )
-
-
 def _facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, object]:
     """What the artifact's configuration says of its origin."""
     source = None if calibration is None else calibration.source
@@ -337,16 +214,6 @@ def _writer(job: Job) -> Iterator[ArtifactWriter | None]:
         yield writer
     finally:
         writer.abort()
-
-
-def _dump_places(plan: Plan, names: Sequence[str]) -> Iterator[int]:
-    steps = [step.name for step in plan.passes()]
-    for name in names:
-        if name == "all":
-            yield from range(len(steps))
-        else:
-            plan.place_of(name)
-            yield from (place for place, step in enumerate(steps) if step == name)
 
 
 class _Ticker(Instrument):

@@ -18,7 +18,8 @@ from qdc.cli.terminal import (
     size,
     table,
 )
-from qdc.compiler import plan_job, run_job
+from qdc.compiler import run_job
+from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
 

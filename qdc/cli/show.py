@@ -7,9 +7,9 @@ from pathlib import Path
 from qdc.cli.terminal import print_json
 from qdc.errors import InvalidArtifact, QdcError, UnknownName, nearest
 from qdc.frontend.checkpoint import read_json
-from qdc.ir.annotations import Opaque
 from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph
+from qdc.ir.opaque import Opaque
 from qdc.ir.printer import as_data, render
 from qdc.registry import Registry, standard_registry
 

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 LOWEST_ORDER, HIGHEST_ORDER = 1, 4
 SHORT_LIST = 8
-DEEPEST = 32
 USUAL_GEOMETRY = "mcs"
 Width = Annotated[int, Field(gt=0)]
 """Columns of a block."""
@@ -67,31 +64,6 @@ class Annotation(Frozen):
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, TensorRef):
                     yield item
-
-
-class Opaque(Annotation):
-    """An annotation of a tag that this process does not know: kept and named, never read."""
-
-    model_config = ConfigDict(ser_json_bytes="hex")
-    tag: ClassVar[str] = "opaque"
-    on: ClassVar[tuple[str, ...]] = ()
-    unknown_tag: str = Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)
-    data: dict[str, Any]
-
-    @field_validator("data")
-    @classmethod
-    def _plain(cls, data: dict[str, Any]) -> dict[str, Any]:
-        _check_plain(data, DEEPEST)
-        return data
-
-    @property
-    def fills(self) -> str:
-        """A slot for each unknown tag, so that two on one node both survive."""
-        return f"?{self.unknown_tag}"
-
-    def text(self) -> str:
-        """Say that it is unknown."""
-        return f"unknown tag, {len(self.data)} fields kept"
 
 
 OUTSIDE = "outside the repeated blocks"
@@ -301,20 +273,6 @@ def runs(values: tuple[int, ...]) -> str:
         places = [str(place) for place, found in enumerate(values) if found == value]
         parts.append(f"{value} at {' '.join(places)}")
     return ", ".join(parts)
-
-
-def _check_plain(value: object, depth: int) -> None:
-    if depth == 0:
-        raise ValueError(f"nested deeper than {DEEPEST}")
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("a key is no text")
-        value = list(value.values())
-    if type(value) is list:
-        for item in value:
-            _check_plain(item, depth - 1)
-    elif not isinstance(value, str | bytes | int | float | None):
-        raise ValueError(f"holds a {type(value).__name__}")
 
 
 def _blocks_text(widths: tuple[int, ...]) -> str:

@@ -12,8 +12,9 @@ import msgpack
 from pydantic import ValidationError
 
 from qdc.errors import InvalidDump, QdcError
-from qdc.ir.annotations import Annotation, Opaque
+from qdc.ir.annotations import Annotation
 from qdc.ir.graph import LayerGraph, Structure
+from qdc.ir.opaque import Opaque
 from qdc.ir.printer import VERSION
 from qdc.ir.verify import verify
 

@@ -8,8 +8,9 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 
 from qdc.errors import UnknownName, nearest
-from qdc.ir.annotations import Annotation, Opaque
+from qdc.ir.annotations import Annotation
 from qdc.ir.graph import LayerGraph, Node, Region
+from qdc.ir.opaque import Opaque
 from qdc.ir.types import shape_text
 
 VERSION = 1

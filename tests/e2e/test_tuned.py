@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import qdc
-from qdc.compiler import plan_job, run_job
+from qdc.compiler import run_job
 from qdc.errors import InvalidArtifact, InvalidGraph
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.ir.dump import read
 from qdc.ir.graph import LINEAR
 from qdc.ir.printer import render
 from qdc.ir.tuned import Tuned
+from qdc.job import plan_job
 from qdc.passbase import Pass
 from qdc.pipeline.unit import Unit
 from qdc.registry import Registry, standard_registry

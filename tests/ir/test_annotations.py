@@ -3,17 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qdc.ir.annotations import (
-    BUILT_IN,
-    Factor,
-    Kept,
-    Moment,
-    Opaque,
-    Orders,
-    Packed,
-    Salience,
-    runs,
-)
+from qdc.ir.annotations import BUILT_IN, Factor, Kept, Moment, Orders, Packed, Salience, runs
+from qdc.ir.opaque import Opaque
 from tests.support.graphs import ref
 
 

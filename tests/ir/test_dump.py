@@ -8,18 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdc.errors import InvalidDump
-from qdc.ir.annotations import (
-    Annotation,
-    Factor,
-    Kept,
-    Moment,
-    Opaque,
-    Orders,
-    Packed,
-    Salience,
-)
+from qdc.ir.annotations import Annotation, Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.dump import from_bytes, read, to_bytes
 from qdc.ir.graph import LayerGraph
+from qdc.ir.opaque import Opaque
 from qdc.ir.printer import VERSION, render
 from qdc.ir.types import BYTES, TensorRef
 from tests.ir.dumps import SMALL, TAGS, content, repacked, small

@@ -2,8 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from qdc.errors import InvalidGraph, MissingAnnotation, UnknownName
-from qdc.ir.annotations import Kept, Opaque, Orders, Salience
+from qdc.ir.annotations import Kept, Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
+from qdc.ir.opaque import Opaque
 from qdc.ir.types import Parameter
 from tests.support.graphs import annotated, function, linear, source, structure, two_blocks, value
 

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdc.errors import InvalidDump
-from qdc.ir.annotations import (
-    DEEPEST,
-)
 from qdc.ir.dump import from_bytes
+from qdc.ir.opaque import DEEPEST
 from tests.ir.dumps import SMALL, TAGS, accepted, node, note, repacked
 
 

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from qdc.errors import UnknownName
-from qdc.ir.annotations import Factor, Kept, Moment, Opaque, Orders, Packed, Salience
+from qdc.ir.annotations import Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.graph import LayerGraph, ModelFacts, Structure
+from qdc.ir.opaque import Opaque
 from qdc.ir.printer import as_data, render
 from tests.conftest import Golden
 from tests.support.graphs import annotated, linear, ref, source, structure, two_blocks

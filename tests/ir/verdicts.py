@@ -3,17 +3,9 @@
 import pytest
 
 from qdc.errors import InvalidGraph
-from qdc.ir.annotations import (
-    Annotation,
-    Factor,
-    Kept,
-    Moment,
-    Opaque,
-    Orders,
-    Packed,
-    Salience,
-)
+from qdc.ir.annotations import Annotation, Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.graph import LayerGraph
+from qdc.ir.opaque import Opaque
 from qdc.ir.verify import verify
 from tests.support.graphs import (
     ref,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import qdc
-from qdc.compiler import plan_job
 from qdc.errors import InvalidCheckpoint, InvalidGraph, InvalidPipeline, QdcError, UnsupportedModel
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.ir.annotations import Kept, Packed
@@ -18,6 +17,7 @@ from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.printer import render
 from qdc.ir.types import Parameter
+from qdc.job import plan_job
 from qdc.numerics.uniform import fit_uniform
 from qdc.passbase import Pass
 from qdc.passes import quantize_vocab

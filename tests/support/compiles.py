@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import qdc
-from qdc.compiler import plan_job, run_job
+from qdc.compiler import run_job
 from qdc.ir.graph import Node
+from qdc.job import plan_job
 from qdc.passbase import Pass
 from qdc.passes import PRESETS
 from qdc.pipeline.unit import Unit

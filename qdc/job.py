@@ -1,0 +1,143 @@
+"""One compile as it was asked for: configured, and checked as far as can be without weights."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qdc.artifact.writer import check_target
+from qdc.backendbase import Backend
+from qdc.calibration.records import Fields
+from qdc.errors import InvalidPipeline, QdcError
+from qdc.pipeline.builder import build_plan, configure
+from qdc.pipeline.instruments import Instrument
+from qdc.pipeline.plan import Plan, check_order
+from qdc.pipeline.syntax import parse_item
+from qdc.registry import Registry
+from qdc.report.files import check_report_target
+from qdc.runtime.device import check_device
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a compile, checked and configured before the first forward."""
+
+    model: Path
+    out: Path
+    plan: Plan
+    backend: Backend | None
+    """None if the pipeline stops before an artifact."""
+    registry: Registry
+    calibration: Path | None = None
+    fields: Fields = field(default=Fields())
+    device: str = "cpu"
+    force: bool = False
+    report: bool = True
+    """Whether the report is written beside the artifact."""
+    dump_places: frozenset[int] = frozenset()
+    dump_folder: Path = Path()
+    repro_folder: Path = Path("repro")
+    command: str = ""
+    instruments: tuple[Instrument, ...] = field(default=())
+
+
+def plan_job(
+    model: Path,
+    out: Path,
+    registry: Registry,
+    *,
+    passes: str = "default",
+    backend: str = "reference",
+    overrides: dict[str, object] | None = None,
+    calibration: Path | None = None,
+    fields: Fields | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    report: bool = True,
+    dump_after: Sequence[str] = (),
+    dump_folder: Path | None = None,
+    stop_after: str | None = None,
+    command: str = "",
+    instruments: Sequence[Instrument] = (),
+) -> Job:
+    """Configure a compile and check all that can be checked without the model's weights.
+
+    Raises:
+        QdcError: unknown names, bad options, unmet requirements, a target that is not free, an
+            option that nothing takes.
+    """
+    out = out.resolve() if out.name in ("", "..") else out.absolute()
+    plan = build_plan(passes, registry, overrides)
+    item = parse_item(backend)
+    emitter = configure(registry.find_backend(item.name), item, backend)
+    if not isinstance(emitter, Backend):
+        raise TypeError(f"{item.name} is registered as a backend and is none")
+    if stop_after is not None:
+        plan = plan.cut(plan.place_of(stop_after))
+        check_order(plan)
+        if force:
+            raise InvalidPipeline(
+                "--force replaces an artifact, and --stop-after writes none", help="leave one out"
+            )
+    places = frozenset(_dump_places(plan, [*dump_after, *([stop_after] if stop_after else [])]))
+    if dump_folder is not None and not places:
+        raise InvalidPipeline(
+            "--dump-dir is given, and nothing is dumped", help="add --dump-after all"
+        )
+    if stop_after is None:
+        check_order(plan, final=emitter.requires, backend=emitter.name)
+        check_target(out, force=force)
+        if report:
+            check_report_target(out)
+    if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
+        raise InvalidPipeline(
+            "no pass of the pipeline reads calibration text, and --calibration is given",
+            help=f"the pipeline is: {plan}",
+        )
+    fields = fields or Fields()
+    if fields.option and calibration is None:
+        raise InvalidPipeline(
+            f"{fields.option} is given, and no file to read it from", help="add --calibration FILE"
+        )
+    dump_folder = dump_folder or out.with_name(f"{out.name}-dumps")
+    if places:
+        _check_folder(dump_folder)
+    check_device(device)
+    return Job(
+        model=model,
+        out=out,
+        plan=plan,
+        backend=None if stop_after is not None else emitter,
+        registry=registry,
+        calibration=calibration,
+        fields=fields,
+        device=device,
+        force=force,
+        report=report,
+        dump_places=places,
+        dump_folder=dump_folder,
+        repro_folder=out.with_name(f"{out.name}-repro"),
+        command=command,
+        instruments=tuple(instruments),
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """Check it now: a finished compile must not be lost to a folder that cannot be written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise QdcError(
+            f"cannot write dumps to {folder}",
+            where=[str(there)],
+            help="choose another --dump-dir",
+        )
+
+
+def _dump_places(plan: Plan, names: Sequence[str]) -> Iterator[int]:
+    steps = [step.name for step in plan.passes()]
+    for name in names:
+        if name == "all":
+            yield from range(len(steps))
+        else:
+            plan.place_of(name)
+            yield from (place for place, step in enumerate(steps) if step == name)
