@@ -45,7 +45,7 @@ PRESETS = {
     "abmp-allocate{ratio=0},daq-lower{asymmetry=1}),pack",
     "rtn": "stages(calibrate-mcs,rtn-lower),pack",
     "gptq": "stages(calibrate-mcs,sensitivity,gptq-lower{group=64 search=clip zero=packed}),pack",
-    "gptaq": "stages(calibrate-cross,sensitivity,"
+    "gptaq": "stages(calibrate-cross{residual=false},sensitivity,"
     "gptq-lower{group=64 search=clip zero=packed asymmetry=0.25}),pack",
     "arb-rc": "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},"
     "daq-lower{outlier-weight=1 compensation=diag feedback=false}),pack",

@@ -64,6 +64,12 @@ def evaluate_command(
                 candidate.logits, original.logits, cut, mask, wanted, drawn,
                 progress=tick, documents=documents,
             )  # fmt: skip
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    elif isinstance(result, Comparison):
+        print_comparison(console(), result)
+    else:
+        print_evaluation(console(), result)
     if report is not None:
         found = EvaluationReport(
             text=f"{source.name} sha256:{source.digest}",
@@ -71,13 +77,13 @@ def evaluate_command(
             against=None if against is None else str(against.absolute()),
             result=result,
         )
+        if report_of(model).artifact_sha256 != report.artifact_sha256:
+            raise QdcError(
+                "the artifact was replaced while it was evaluated; its report is left as it is",
+                where=[str(model)],
+                help="evaluate again",
+            )
         write_report(report.model_copy(update={"evaluation": found}), model)
-    if as_json:
-        print_json(result.model_dump(mode="json"))
-    elif isinstance(result, Comparison):
-        print_comparison(console(), result)
-    else:
-        print_evaluation(console(), result)
 
 
 def print_evaluation(to: Console, found: Evaluation) -> None:

@@ -152,7 +152,10 @@ def quantize_block(
             dense = coordinate_sweeps(block, dense, metric, grid, sweeps)
         consider(grid, dense)
         if turn < rounds:
-            grid, dense = grid.refit(block, dense, metric.full)
+            try:
+                grid, dense = grid.refit(block, dense, metric.full)
+            except OverflowError:
+                break  # what was found before still fits its stored dtype
             consider(grid, dense)
     assert best is not None
     return best[1], best[2]

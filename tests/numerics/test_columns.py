@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import pytest
@@ -256,3 +257,16 @@ def test_the_metric_is_the_schur_complement() -> None:
     head, tail, mixed = damped[:5, :5], damped[5:, 5:], damped[:5, 5:]
     schur = head - mixed @ torch.linalg.solve(tail, mixed.T)
     torch.testing.assert_close(metric.full.double(), schur, rtol=1e-3, atol=1e-4)
+
+
+def test_a_refit_that_overflows_leaves_what_was_found() -> None:
+    class Overflowing(AffineGrid):
+        def refit(self, block: Tensor, dense: Tensor, metric: Tensor) -> tuple[Self, Tensor]:
+            raise OverflowError
+
+    block, metric = noise(6, 16), block_metric(triangle(16))
+    usual = AffineGrid.fit(block, 2, "clip")
+    overflowing = Overflowing.fit(block, 2, "clip")
+    kept, dense = quantize_block(block, None, overflowing, metric, rounds=2)
+    assert kept is overflowing
+    assert torch.equal(dense, column_feedback(block, metric, usual))
