@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from qdc.cli.evaluate import evaluate_command
+from qdc.cli.report import report_of
+from qdc.errors import QdcError
 from tests.cli.conftest import Command
 from tests.support.commands import qdc as command
 from tests.support.compiles import compile_tiny
@@ -99,3 +102,28 @@ def test_the_report_of_another_artifact_is_refused(
     message = refused("eval", out, "--text", text, *WINDOWS, "--report")
     assert "the report is of another artifact" in message
     assert "has no report" in refused("eval", model, "--text", text, *WINDOWS, "--report")
+
+
+def test_the_report_of_an_artifact_replaced_meanwhile_is_left_alone(
+    out: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (out.with_name("reported-report") / "report.json").read_bytes()
+    found = report_of(out)
+    later = iter([found, found.model_copy(update={"artifact_sha256": "0" * 64})])
+    monkeypatch.setattr("qdc.cli.evaluate.report_of", lambda artifact: next(later))
+    with pytest.raises(QdcError, match="was replaced while"):
+        evaluate_command(
+            model=out,
+            text=text,
+            against=None,
+            ratios="0.5",
+            length=8,
+            windows=2,
+            seeds=1,
+            text_field="text",
+            device="cpu",
+            add_to_report=True,
+            plugins=(),
+            as_json=True,
+        )
+    assert (out.with_name("reported-report") / "report.json").read_bytes() == before
