@@ -1,6 +1,6 @@
 """Other people's quantizers, run from their own libraries on our model and our samples.
 
-    /opt/peers/bin/python -m bench.peers autoround --model examples/tiny-llada --seed 0 --out DIR
+    .venv-peers/bin/python -m bench.peers autoround --model examples/tiny-llada --seed 0 --out DIR
 
 A peer is a module with ``quantize(model_folder, samples, seed, **options) -> PeerResult``. It sees
 exactly the masked samples of ``calibrate-mcs`` (``samples.masked_samples``) and returns dense

@@ -1,6 +1,6 @@
 """Run one peer and leave ``peer.json`` and ``weights.safetensors`` in a folder for each seed.
 
-python -m bench.peers autoround --model examples/tiny-llada --seed 0 1 2 --out /tmp/autoround
+python -m bench.peers autoround --model examples/tiny-llada --seed 0 1 2 --out bench/out/autoround
     --option iters=200 --held-out examples/tiny-llada/heldout.jsonl
 """
 

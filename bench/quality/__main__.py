@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         model=given.model,
         held_out=given.held_out or given.model / "heldout.jsonl",
         out=given.out,
-        peers_python=given.peers_python,
+        peers_python=given.peers_python.absolute(),
         windows=given.windows,
         samples=given.samples,
         tag=given.tag,
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--held-out", type=Path, help="text, the model's heldout.jsonl if not given")
     add("--out", type=Path, default=ROOT / "bench" / "out" / "quality", help="results")
     add("--docs", type=Path, default=ROOT / "docs", help="folder of quality.md")
-    add("--peers-python", type=Path, default=Path("/opt/peers/bin/python"))
+    add("--peers-python", type=Path, default=Path(".venv-peers/bin/python"))
     return parser
 
 
