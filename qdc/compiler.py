@@ -148,7 +148,12 @@ def _facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, 
         "pipeline": str(job.plan),
         "backend": str(job.backend),
         "checkpoint_sha256": digest,
-        "calibration": source and {"name": source.name, "sha256": source.digest},
+        "calibration": source
+        and {
+            "name": source.name,
+            "sha256": source.digest,
+            "fields": list(job.fields.chat or (job.fields.text,)),
+        },
         "plugins": job.registry.plugins,
     }
 

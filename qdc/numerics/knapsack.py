@@ -111,7 +111,7 @@ class _Problem:
     def search(self, surcharge: Floats, allowed: NDArray[np.bool_], bound: float) -> _Found | None:
         """The best choice among the allowed orders, by dynamic programming over reachable totals.
 
-        Memory: 9 bytes for each block with a choice and each total that is still in question.
+        Memory: 16 bytes for each block with a choice and each total that is still in question.
         """
         count = allowed.sum(axis=1)
         orders = allowed.argmax(axis=1) + 1

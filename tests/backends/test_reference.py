@@ -104,6 +104,7 @@ def test_the_configuration_names_layers_stages_and_what_stays(compiled: Compiled
     assert found["pipeline"] == compiled.report.pipeline
     assert found["backend"] == "reference"
     assert found["calibration"]["name"] == "embedded"
+    assert found["calibration"]["fields"] == ["text"]
     assert found["modules_to_not_convert"] == ["model.transformer.ff_out"]
     assert set(found["layers"]) == {f"{BLOCK}.{n}.{x}" for n in range(2) for x in LINEARS}
     assert found["stages"][:4] == [
