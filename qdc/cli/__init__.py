@@ -33,7 +33,10 @@ def run(arguments: list[str]) -> int:
     """Run one command; errors become one message and an exit code."""
     import typer
 
-    from qdc.cli.app import app
+    # The first two register their commands, in the order of the help.
+    from qdc.cli import app as _app  # noqa: F401
+    from qdc.cli import judging as _judging  # noqa: F401
+    from qdc.cli.options import app
     from qdc.errors import InvalidGraph, QdcError
 
     # It warns of a missing cache folder, which changes nothing about a page.

@@ -1,0 +1,32 @@
+"""The application, and the options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="qdc",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file with further passes or backends"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu | cuda")]
+TextField = Annotated[
+    str, typer.Option(metavar="NAME", help="Field that holds the text of a record")
+]
+ChatFields = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="PROMPT,ANSWER or MESSAGES: fields of a chat")
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Text, jsonl, dataset folder [default: embedded]"),
+]
+Runnable = Annotated[Path, typer.Argument(metavar="MODEL", help="Artifact or model folder")]
