@@ -29,6 +29,7 @@ def compile(
     samples: int | None = None,
     length: int | None = None,
     seed: int | None = None,
+    states: str = "bf16",
     device: str = "cpu",
     force: bool = False,
     write_report: bool = True,
@@ -53,6 +54,7 @@ def compile(
         samples: sequences to calibrate on; for every pass that has this option.
         length: tokens of a sequence; the same.
         seed: seed of windows and masks; the same.
+        states: ``bf16`` or ``f32``, how calibration states wait in host memory.
         device: ``cpu`` or ``cuda``.
         force: replace an artifact that is at ``out``.
         write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
@@ -78,6 +80,7 @@ def compile(
         overrides={"samples": samples, "length": length, "seed": seed},
         calibration=None if calibration is None else Path(calibration),
         fields=Fields.parse(text_field, chat_fields),
+        states=states,
         device=device,
         force=force,
         report=write_report,

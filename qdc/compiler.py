@@ -18,6 +18,7 @@ from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.coverage import check_tensors, coverage, mark_kept
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.graph import Region
+from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.job import Job
 from qdc.models.families import build
@@ -69,6 +70,7 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
         torch.device(job.device),
         calibration,
         returns=job.plan.returns(),
+        states=torch_dtype(job.states),
     )
     meter, remarks = Meter(job.plan), Remarks()
     dumper = Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
@@ -148,6 +150,7 @@ def _facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, 
         "pipeline": str(job.plan),
         "backend": str(job.backend),
         "checkpoint_sha256": digest,
+        "states": job.states,
         "calibration": source
         and {
             "name": source.name,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from qdc.artifact.writer import check_target
 from qdc.backendbase import Backend
@@ -16,6 +17,8 @@ from qdc.pipeline.syntax import parse_item
 from qdc.registry import Registry
 from qdc.report.files import check_report_target
 from qdc.runtime.device import check_device
+
+States = Literal["bf16", "f32"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Job:
     registry: Registry
     calibration: Path | None = None
     fields: Fields = field(default=Fields())
+    states: States = "bf16"
+    """Floating dtype of calibration states in host memory."""
     device: str = "cpu"
     force: bool = False
     report: bool = True
@@ -51,6 +56,7 @@ def plan_job(
     overrides: dict[str, object] | None = None,
     calibration: Path | None = None,
     fields: Fields | None = None,
+    states: str = "bf16",
     device: str = "cpu",
     force: bool = False,
     report: bool = True,
@@ -111,6 +117,7 @@ def plan_job(
         registry=registry,
         calibration=calibration,
         fields=fields,
+        states=_states(states),
         device=device,
         force=force,
         report=report,
@@ -120,6 +127,13 @@ def plan_job(
         command=command,
         instruments=tuple(instruments),
     )
+
+
+def _states(name: str) -> States:
+    for known in get_args(States):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise QdcError(f"calibration states cannot be held in {name!r}", help="known: bf16, f32")
 
 
 def _check_folder(folder: Path) -> None:

@@ -48,7 +48,8 @@ class BidirectionalAttention(LlamaAttention):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """``hidden_states [batch, T, width]`` and the rest by name; the mask is dropped."""
-        return super().forward(*args, **kwargs | {"attention_mask": None})
+        mixed: tuple[Tensor, Tensor] = super().forward(*args, **kwargs | {"attention_mask": None})
+        return mixed
 
 
 def names(layers: int) -> dict[str, str]:

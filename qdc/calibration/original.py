@@ -21,7 +21,13 @@ def original_weights(program: Program, checkpoint: Checkpoint, device: torch.dev
 
 
 def original_stream(
-    program: Program, checkpoint: Checkpoint, batches: list[Tensor], device: torch.device
+    program: Program,
+    checkpoint: Checkpoint,
+    batches: list[Tensor],
+    device: torch.device,
+    *,
+    held: torch.dtype = torch.float32,
 ) -> Stream:
     """Start batches ``i64[b, length]`` before the first region of the original model."""
-    return Stream(program, batches, original_weights(program, checkpoint, device), device)
+    weights = original_weights(program, checkpoint, device)
+    return Stream(program, batches, weights, device, held=held)

@@ -117,7 +117,10 @@ class Probes:
             stream.leave(region)
 
     def _stream(self, batches: list[Tensor]) -> Stream:
-        return Stream(self.workspace.program, batches, self._weights, self.workspace.device)
+        workspace = self.workspace
+        return Stream(
+            workspace.program, batches, self._weights, workspace.device, held=workspace.states
+        )
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:
         if name not in self._cache:

@@ -91,7 +91,8 @@ def predict(
     stage = Stage(value=head.inputs[0], layers=(head.name,))
 
     model = workspace.program, workspace.checkpoint
-    stream = original_stream(*model, [tokens for tokens, _ in states], workspace.device)
+    batches = [tokens for tokens, _ in states]
+    stream = original_stream(*model, batches, workspace.device, held=workspace.states)
     for region in graph.regions:
         stream.leave(region)
     stream.enter(stage)

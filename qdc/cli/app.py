@@ -56,6 +56,9 @@ def compile(
     ] = None,
     length: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a sequence")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of windows and masks")] = None,
+    states: Annotated[
+        str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
+    ] = "bf16",
     device: Device = "cpu",
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact that is at OUT")
@@ -106,6 +109,7 @@ def compile(
         calibration=calibration,
         fields=Fields.parse(text_field, chat_fields),
         overrides={"samples": samples, "length": length, "seed": seed},
+        states=states,
         device=device,
         force=force,
         write_report=not no_report,

@@ -61,7 +61,7 @@ class Executor:
         """Execute the steps on one batch, dropping each value after its last reader.
 
         Args:
-            held: values at hand, on any device.
+            held: values at hand, on any device and in any floating dtype; computed with in fp32.
             steps: as ``steps(wanted, held)`` gives them.
             parameters: of every step.
             wanted: the values to return.
@@ -70,13 +70,18 @@ class Executor:
             The wanted values, on the device.
         """
         last = {read: step for step in steps for read in self.edges.predecessors(step)}
-        environment = {name: value.to(self.device) for name, value in held.items()}
+        environment = {name: self._widen(value) for name, value in held.items()}
         for step in steps:
             environment[step] = self._execute(step, environment, parameters[step])
             for read in self.edges.predecessors(step):
                 if last[read] == step and read not in wanted:
                     environment.pop(read, None)
         return {name: environment[name] for name in wanted}
+
+    def _widen(self, value: Tensor) -> Tensor:
+        """What is computed with is fp32, however narrow it was held."""
+        wide = torch.float32 if value.is_floating_point() else value.dtype
+        return value.to(self.device, wide)
 
     def _execute(
         self, name: str, environment: Environment, parameters: Mapping[str, Tensor]

@@ -33,6 +33,7 @@ class Stream:
         device: torch.device,
         *,
         returns: bool = False,
+        held: torch.dtype = torch.float32,
     ) -> None:
         """Start before the first region.
 
@@ -43,9 +44,11 @@ class Stream:
             device: where values are computed; they are held on the CPU between stages.
             returns: whether to hold the values with which a region was entered until it is left,
                 so that the stream can go back there.
+            held: floating dtype of the values between stages; they are computed in fp32.
         """
         self.executor = Executor(program, device)
         self.graph, self.weights, self.returns = program.graph, weights, returns
+        self.held = held
         self.boundary = 0
         """Nodes before this place have been computed."""
         self.tokens = torch.cat(batches)
@@ -139,7 +142,7 @@ class Stream:
         parameters = self._parameters(steps)
         for index, environment in enumerate(self.kept):
             found = executor.run(environment, steps, parameters, keep)
-            self.kept[index] = {name: value.cpu() for name, value in found.items()}
+            self.kept[index] = {name: hold(value, self.held) for name, value in found.items()}
         self.boundary = boundary
 
     def _nbytes(self, name: str) -> int:
@@ -149,3 +152,8 @@ class Stream:
     def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
         """What the steps read, as it stands now: decoded once for all batches."""
         return {name: self.weights(name) for name in steps}
+
+
+def hold(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A value as it waits on the CPU: floats in ``dtype``, token ids as they are."""
+    return value.to("cpu", dtype if value.is_floating_point() else value.dtype)

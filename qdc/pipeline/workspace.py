@@ -61,6 +61,8 @@ class Workspace:
     """Linears executed for calibration, counted once for each sample."""
     returns: bool = False
     """Whether streams must be able to go back inside a region; ``Plan.returns`` knows."""
+    states: torch.dtype = torch.float32
+    """Floating dtype of calibration states between two stages."""
     samples: int = 0
     """Samples of the largest calibration."""
     _loaded: dict[str, Tensor] = field(default_factory=dict)
@@ -130,7 +132,12 @@ class Workspace:
             self.samples = max(self.samples, sum(len(batch) for batch in batches))
             weights = self.originals if original else self.parameters
             streams[place] = Stream(
-                self.program, batches, weights, self.device, returns=self.returns
+                self.program,
+                batches,
+                weights,
+                self.device,
+                returns=self.returns,
+                held=self.states,
             )
         return streams[place]
 

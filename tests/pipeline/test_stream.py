@@ -91,3 +91,17 @@ def test_the_samples_stay_readable(model: Model) -> None:
     stream = model.stream()
     stream.enter(model.stages()[-1])
     assert torch.equal(stream.tokens, torch.cat(model.batches))
+
+
+def test_states_held_in_bf16_are_half_as_large_and_computed_with_in_fp32(model: Model) -> None:
+    wide, narrow = model.stream(), model.stream(held=torch.bfloat16)
+    stage = model.stages()[-1]
+    for stream in (wide, narrow):
+        stream.enter(stage)
+    floats = [v for held in narrow.kept for v in held.values() if v.is_floating_point()]
+    assert {value.dtype for value in floats} == {torch.bfloat16}
+    assert 2 * narrow.kept_bytes() == wide.kept_bytes()
+    for exact, rounded in zip(wide.values(stage), narrow.values(stage), strict=True):
+        assert rounded.dtype == torch.float32
+        assert torch.allclose(rounded, exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))
+        assert not torch.equal(rounded, exact)

@@ -57,7 +57,8 @@ def spying(look: Callable[[str, Unit], None]) -> Registry:
 def run_passes(
     model: Path, folder: Path, registry: Registry, passes: str, **options: Any
 ) -> CompileReport:
-    """Run a pipeline without writing an artifact; repro and dumps go below ``folder``."""
+    """Run a pipeline without an artifact, states exact; repro and dumps go below ``folder``."""
+    options = {"states": "f32", **options}
     job = plan_job(model, folder / "out", registry, passes=passes, **options)
     return run_job(job)
 

@@ -37,9 +37,10 @@ class Model:
             for p in node.parameters
         }
 
-    def stream(self, *, returns: bool = False) -> Stream:
+    def stream(self, *, returns: bool = False, held: torch.dtype = torch.float32) -> Stream:
+        device = torch.device("cpu")
         return Stream(
-            self.program, list(self.batches), self.weights, torch.device("cpu"), returns=returns
+            self.program, list(self.batches), self.weights, device, returns=returns, held=held
         )
 
     def rewrite(self, layer: str) -> None:
