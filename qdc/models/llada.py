@@ -5,26 +5,21 @@ The forward pass is free of shape arithmetic and of branches on values, so plain
 traces it; every tensor of the published checkpoints loads with ``strict=True``.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from qdc.models.configuration import Depth, ModelConfig, Width
 from qdc.models.layers import Attention, RMSNorm, Rotary
 
-DEEPEST = 1024
-Width = Annotated[int, Field(gt=0, le=1 << 24)]
-"""A size that no allocation on the meta device trips over."""
 
-
-class LLaDAConfig(BaseModel):
+class LLaDAConfig(ModelConfig):
     """The fields of ``config.json`` that decide the network; unpublished variants are refused."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
     d_model: Width
-    n_layers: int = Field(gt=0, le=DEEPEST)
+    n_layers: Depth
     n_heads: Width
     n_kv_heads: Width | None = None
     mlp_hidden_size: Width
