@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from qdc.ir.graph import ModelFacts
 from qdc.models.configuration import Depth, ModelConfig, Width
 from qdc.models.layers import Attention, RMSNorm, Rotary
 
@@ -91,6 +92,8 @@ class Layout(NamedTuple):
     """Whether queries and keys are normed head by head before they are rotated."""
     block: int | None = None
     """Tokens of an attention block, see ``Attention``; None lets all positions see all."""
+    logits_shift: int = 0
+    """1 if position i of the logits predicts token i + 1."""
 
 
 class SelfAttention(nn.Module):
@@ -193,12 +196,37 @@ class Decoder(nn.Module):
         """
         super().__init__()
         self.config = config
+        self.logits_shift = layout.logits_shift
         self.model = _Body(config, layout, feed_forward)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding) ``-> [batch, T, vocab]`` logits."""
+        """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding) ``-> [batch, T, vocab]`` logits.
+
+        They are as the published code gives them, shifted where the layout says so.
+        """
         logits: Tensor = self.lm_head(self.model(input_ids, attention_mask))
         return logits
+
+
+def decoder_facts(
+    family: str, config: DecoderConfig, layout: Layout, max_length: int
+) -> ModelFacts:
+    """What a graph says about a model of this layout."""
+    return ModelFacts(
+        family=family,
+        mask_token_id=config.mask_token_id,
+        vocabulary=config.vocab_size,
+        max_length=max_length,
+        logits_shift=layout.logits_shift,
+    )
+
+
+def dense_decoder(
+    family: str, config: DecoderConfig, layout: Layout, hidden: int, max_length: int
+) -> tuple[nn.Module, ModelFacts]:
+    """Build a decoder whose feed-forwards are all dense, ``hidden`` wide, and its facts."""
+    module = Decoder(config, layout, lambda _: GatedFeedForward(config.hidden_size, hidden))
+    return module, decoder_facts(family, config, layout, max_length)
