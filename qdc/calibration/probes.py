@@ -6,7 +6,7 @@ k R^2 / 2 runs of a region. Held on the CPU: the value between two regions for e
 ``layers x samples x length x width`` floats in the end.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,10 +44,10 @@ class Probes:
         self._replaced: dict[str, Tensor] = {}
         self.original = self._stream(list(self.batches))
 
-    def enter(self, stage: Stage) -> Iterator[Tensor]:
-        """Move the original to a stage and yield what the stage reads, batch by batch."""
+    def enter(self, stage: Stage) -> Stream:
+        """Move the original to a stage; returns its stream."""
         self.original.enter(stage)
-        return self.original.values(stage)
+        return self.original
 
     def weight(self, layer: str) -> Tensor:
         """The original weight of a layer, ``f32[rows, columns]`` on the device."""

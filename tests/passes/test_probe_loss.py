@@ -42,7 +42,7 @@ def test_a_probe_is_a_run_of_the_changed_model(model: Path) -> None:
     for region in program.graph.regions:
         probes.advance(region)
         for stage in region.stages:
-            list(probes.enter(stage))
+            probes.enter(stage)
             for layer in stage.layers:
                 original = probes.weight(layer)
                 noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
@@ -73,7 +73,7 @@ def test_nothing_changed_is_no_divergence(model: Path) -> None:
     for region in program.graph.regions:
         probes.advance(region)
         if region is program.graph.regions[0]:
-            list(probes.enter(region.stages[0]))
+            probes.enter(region.stages[0])
             probes.replace(layer, probes.weight(layer).clone(), region)
         probes.leave(region)
     assert probes.divergence(layer)[0] == pytest.approx(0, abs=1e-9)
