@@ -71,6 +71,8 @@ class ModelFacts(Frozen):
     max_length: int = Field(gt=0)
     logits_shift: int = Field(default=0, ge=0, le=1)
     """1 if position i of the logits predicts token i + 1."""
+    attention_block: int | None = Field(default=None, gt=0)
+    """Tokens of a block, if a position sees just its own block and those before it."""
 
 
 class Structure(Frozen):

@@ -31,6 +31,7 @@ def test_the_facts_come_from_the_configuration() -> None:
         "vocabulary": 56,
         "max_length": 32,
         "logits_shift": 0,
+        "attention_block": None,
     }
     assert not module.training
     assert {p.device.type for p in module.parameters()} == {"meta"}
