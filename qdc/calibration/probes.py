@@ -18,6 +18,7 @@ from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, LayerGraph, Node, Region, Stage
 from qdc.pipeline.stream import Stream
 from qdc.pipeline.workspace import Workspace
+from qdc.runtime.predictions import sources
 
 POSITIONS = 256
 """Positions whose logits are computed at once: f64[256, vocabulary]."""
@@ -95,7 +96,7 @@ class Probes:
         )
         for tokens, right, wrong in pairs:
             rows, places = (tokens == mask_id).nonzero(as_tuple=True)
-            places = (places - shift).clamp(min=0)
+            places = sources(places, shift)
             for row, place in zip(
                 torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True
             ):
