@@ -9,6 +9,7 @@ from torch.nn.functional import silu
 
 from qdc.ir.graph import Stage
 from qdc.ir.routing import rows_of
+from qdc.pipeline.plan import StageOrder
 from qdc.pipeline.stream import Stream
 from tests.support.experts import HIDDEN, WIDTH, routed, write_mixture
 from tests.support.streams import LENGTH, Model, model_of
@@ -144,3 +145,23 @@ def test_the_stream_goes_back_to_where_it_entered(model: Model) -> None:
     stream.rewind()
     stream.enter(stages[1])
     torch.testing.assert_close(list(stream.values(stages[1])), model.inputs(stages[1].layers[0]))
+
+
+def test_what_later_nodes_read_is_found_for_every_boundary(model: Model) -> None:
+    executor = model.stream().executor
+    for boundary in range(len(executor.order) + 1):
+        future = set(executor.order[boundary:])
+        due = {
+            name
+            for name in executor.order[:boundary]
+            if name not in executor.absent and future & set(executor.edges.successors(name))
+        }
+        assert executor.read_after(boundary) == due
+
+
+def test_outputs_first_takes_the_experts_outputs_first(model: Model) -> None:
+    region = model.regions[0]
+    order = StageOrder(order="outputs-first").sort(model.program.graph, region)
+    names = [stage.layers[0].removeprefix(f"{region.name}.") for stage in order]
+    downs = [f"mlp.experts.{number}.down_proj" for number in range(EXPERTS)]
+    assert names[: EXPERTS + 1] == ["self_attn.o_proj", *downs]
