@@ -261,3 +261,68 @@ def test_every_proof_is_a_test_over_all_cases() -> None:
             text = (ROOT / path).read_text(encoding="utf-8")
             assert f"def {function}(" in text
             assert "params=list(CASES.values())" in text
+
+
+QWEN_7B = {
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "vocab_size": 152064,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (
+            {
+                "architectures": ["LLaDAModelLM"],
+                "d_model": 4096,
+                "n_layers": 32,
+                "n_heads": 32,
+                "n_kv_heads": 32,
+                "mlp_hidden_size": 12288,
+                "vocab_size": 126464,
+                "embedding_size": 126464,
+                "mask_token_id": 126336,
+            },
+            8_015_581_184,
+        ),
+        ({"architectures": ["DreamModel"], **QWEN_7B}, 7_615_616_512),
+        (
+            {
+                "architectures": ["SDARForCausalLM"],
+                "hidden_size": 2048,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "intermediate_size": 6144,
+                "vocab_size": 151936,
+            },
+            2_031_739_904,
+        ),
+        (
+            {
+                "architectures": ["Fast_dLLM_QwenForCausalLM"],
+                "hidden_size": 1536,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 12,
+                "num_key_value_heads": 2,
+                "intermediate_size": 8960,
+                "vocab_size": 151936,
+                "tie_word_embeddings": True,
+            },
+            1_543_714_304,
+        ),
+    ],
+    ids=["LLaDA-8B", "Dream-7B", "SDAR-1.7B", "Fast-dLLM-v2-1.5B"],
+)
+def test_published_sizes(config: dict[str, Any], parameters: int) -> None:
+    """The sizes in the published configurations give the published count of parameters."""
+    module, _ = build(config)
+    assert sum(parameter.numel() for parameter in module.parameters()) == parameters
