@@ -1,6 +1,5 @@
 """A mixture of experts as a layer graph."""
 
-
 import pytest
 
 from qdc.compiler import open_model

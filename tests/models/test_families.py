@@ -197,6 +197,48 @@ def test_a_variant_of_the_qwen_layout_is_refused(name: str, field: str, value: o
 
 
 @pytest.mark.parametrize(
+    ("name", "fields", "text"),
+    [
+        ("llada-moe", {"num_experts": 0}, "num_experts"),
+        ("llada-moe", {"num_experts_per_tok": 5}, "num_experts_per_tok 5 is above num_experts 4"),
+        ("llada-moe", {"expert_intermediate_size": None}, "expert_intermediate_size"),
+        ("llada-moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size"),
+        ("llada-moe", {"moe_router_score_function": "sigmoid"}, "moe_router_score_function"),
+        ("llada-moe", {"moe_router_enable_expert_bias": True}, "moe_router_enable_expert_bias"),
+        ("llada-moe", {"routed_scaling_factor": 2.5}, "routed_scaling_factor"),
+        ("llada-moe", {"router_num_group": 8}, "router_num_group"),
+        ("llada-moe", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llada-moe", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("llada-moe", {"moe_layer_freq": [1]}, "moe_layer_freq describes 1 of 2 blocks"),
+        ("llada-moe", {"moe_layer_freq": [0, 1]}, "dense_intermediate_size is missing"),
+        ("sdar-moe", {"attention_bias": True}, "attention_bias"),
+        ("sdar-moe", {"mlp_only_layers": [1], "intermediate_size": None}, "intermediate_size"),
+        ("sdar-moe", {"decoder_sparse_step": 0}, "decoder_sparse_step"),
+    ],
+)
+def test_a_variant_of_routing_is_refused(name: str, fields: dict[str, object], text: str) -> None:
+    with pytest.raises(UnsupportedModel, match="not implemented") as caught:
+        build({**CASES[name].config, **fields})
+    assert text in caught.value.where[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "sparse"),
+    [
+        ("llada-moe", {}, [0, 1]),
+        ("llada-moe", {"moe_layer_freq": [1, 0], "dense_intermediate_size": 40}, [0]),
+        ("sdar-moe", {"mlp_only_layers": [0]}, [1]),
+        ("sdar-moe", {"decoder_sparse_step": 2}, [1]),
+    ],
+)
+def test_dense_blocks_are_where_the_configuration_has_them(
+    name: str, fields: dict[str, object], sparse: list[int]
+) -> None:
+    state = build({**CASES[name].config, **fields})[0].state_dict()
+    assert [i for i in (0, 1) if f"model.layers.{i}.mlp.gate.weight" in state] == sparse
+
+
+@pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({"hidden_size": 30}, "hidden_size 30 does not split into 4 heads"),
@@ -319,8 +361,21 @@ QWEN_7B = {
             },
             1_543_714_304,
         ),
+        (
+            {
+                "architectures": ["LLaDAMoEModelLM"],
+                "hidden_size": 2048,
+                "num_hidden_layers": 16,
+                "num_attention_heads": 16,
+                "num_experts": 64,
+                "num_experts_per_tok": 8,
+                "expert_intermediate_size": 1024,
+                "vocab_size": 157184,
+            },
+            7_356_880_896,
+        ),
     ],
-    ids=["LLaDA-8B", "Dream-7B", "SDAR-1.7B", "Fast-dLLM-v2-1.5B"],
+    ids=["LLaDA-8B", "Dream-7B", "SDAR-1.7B", "Fast-dLLM-v2-1.5B", "LLaDA-MoE-7B-A1B"],
 )
 def test_published_sizes(config: dict[str, Any], parameters: int) -> None:
     """The sizes in the published configurations give the published count of parameters."""
