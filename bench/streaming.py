@@ -28,7 +28,7 @@ from qdc.pipeline.stream import Stream
 Moments = dict[str, Tensor]
 
 
-def streamed(folder: Path, batches: list[Tensor]) -> tuple[Moments, int]:
+def streamed(folder: Path, batches: list[Tensor]) -> tuple[Moments, float]:
     """Collect the moments as the compiler does; also return the linears executed."""
     checkpoint, program = open_model(folder)
 
