@@ -96,7 +96,7 @@ def main() -> None:
     masked, _ = mask_windows(clean, program.graph.model.mask_token_id, 0.25, 0)
     batches = list(torch.split(masked, 8))
     seconds: dict[str, list[float]] = {"streamed": [], "forwarded": []}
-    results: dict[str, tuple[Moments, int]] = {}
+    results: dict[str, tuple[Moments, float]] = {}
     for _ in range(options.rounds):
         for name, side in (("streamed", streamed), ("forwarded", forwarded)):
             start = time.perf_counter()
