@@ -2,8 +2,9 @@
 
 Between two stages only the frontier of live values is held (``frontier``). Values are computed with
 the weights as they are at that moment, so inside ``stages(...)`` each stage sees the quantization
-of the stages before it. Every linear is executed once for each sample, unless a later pass rewrites
-what the stream has gone past: then it goes back to where it entered the region.
+of the stages before it. Every linear is executed once for each sample, an expert's for the tokens
+that are routed to it, unless a later pass rewrites what the stream has gone past: then it goes back
+to where it entered the region.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region, Stage
 from qdc.ir.routing import ROUTED
 from qdc.ir.types import BYTES
+from qdc.models.experts import routed_share
 from qdc.pipeline.execute import Environment, Executor
 from qdc.pipeline.frontier import values_to_keep
 
@@ -57,8 +59,7 @@ class Stream:
         self.tokens = torch.cat(batches)
         """``i64[samples, length]``: what was put in."""
         self.sizes = dict(zip("BL", batches[0].shape, strict=True))
-        # More rows than a batch has tokens go to no expert: all that the frontier has to know.
-        self.sizes[ROUTED] = batches[0].numel()
+        self.sizes[ROUTED] = max(1, round(routed_share(program.module) * batches[0].numel()))
         self._counts = [len(batch) for batch in batches]
         self.kept: list[Environment] = [{self.executor.tokens: batch} for batch in batches]
         self._entrance = (self.boundary, list(self.kept))

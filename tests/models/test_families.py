@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qdc.errors import UnsupportedModel
+from qdc.models.experts import routed_share
 from qdc.models.families import FAMILIES, REFUSED, build, find_family, find_refusal
 from qdc.models.family import Refusal
 from tests.support.checkpoints import EMBEDDED
@@ -220,6 +221,19 @@ def test_a_variant_of_routing_is_refused(name: str, fields: dict[str, object], t
     with pytest.raises(UnsupportedModel, match="not implemented") as caught:
         build({**CASES[name].config, **fields})
     assert text in caught.value.where[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("llada", 1),
+        ("llada-moe", 1 / 2),
+        ("llada-moe with a dense block", 1 / 2),
+        ("sdar-moe", 3 / 4),
+    ],
+)
+def test_an_expert_gets_its_share_of_the_tokens(name: str, share: float) -> None:
+    assert routed_share(build(CASES[name].config)[0]) == share
 
 
 @pytest.mark.parametrize(
