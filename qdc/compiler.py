@@ -27,6 +27,7 @@ from qdc.pipeline.instruments import Instrument, Meter, Remarks, Verifier
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.repro import Repro
 from qdc.pipeline.runner import Runner
+from qdc.pipeline.states import StateStore
 from qdc.pipeline.workspace import Calibration, Workspace
 from qdc.report import CompileReport, layer_reports
 from qdc.report.collect import (
@@ -70,7 +71,7 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
         torch.device(job.device),
         calibration,
         returns=job.plan.returns(),
-        states=torch_dtype(job.states),
+        states=StateStore(torch_dtype(job.states)),
     )
     meter, remarks = Meter(job.plan), Remarks()
     dumper = Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)

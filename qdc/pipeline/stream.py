@@ -16,6 +16,7 @@ from qdc.ir.graph import Region, Stage
 from qdc.ir.types import BYTES
 from qdc.pipeline.execute import Environment, Executor
 from qdc.pipeline.frontier import values_to_keep
+from qdc.pipeline.states import Held, StateStore
 
 Weights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
@@ -33,7 +34,7 @@ class Stream:
         device: torch.device,
         *,
         returns: bool = False,
-        held: torch.dtype = torch.float32,
+        states: StateStore | None = None,
     ) -> None:
         """Start before the first region.
 
@@ -41,22 +42,28 @@ class Stream:
             program: the traced model; its first input takes the token ids, the others are absent.
             batches: ``i64[b, length]`` token ids, no padding.
             weights: gives each node's parameters as they stand at the time of the call.
-            device: where values are computed; they are held on the CPU between stages.
+            device: where values are computed; between stages they are held by ``states``.
             returns: whether to hold the values with which a region was entered until it is left,
                 so that the stream can go back there.
-            held: floating dtype of the values between stages; they are computed in fp32.
+            states: where values wait between stages, and in which dtype; one of its own if none is
+                given. They are computed in fp32.
         """
         self.executor = Executor(program, device)
         self.graph, self.weights, self.returns = program.graph, weights, returns
-        self.held = held
+        self.states = states or StateStore()
         self.boundary = 0
         """Nodes before this place have been computed."""
         self.tokens = torch.cat(batches)
         """``i64[samples, length]``: what was put in."""
         self.sizes = dict(zip("BL", batches[0].shape, strict=True))
-        self.kept: list[Environment] = [{self.executor.tokens: batch} for batch in batches]
-        self._entrance = (self.boundary, list(self.kept))
-        self._left = 0
+        self.kept: list[Held] = [
+            self.states.hold({self.executor.tokens: batch}) for batch in batches
+        ]
+        self.stops: list[int] = []
+        """Every boundary at which values were held on the way here, with the weights of now."""
+        self._mark()
+        self.left = 0
+        """Nodes before this place are in a region that is finished."""
 
     @property
     def linear_calls(self) -> int:
@@ -80,20 +87,21 @@ class Stream:
 
     def leave(self, region: Region) -> None:
         """Advance past a region; does nothing if the stream is past it, or if none follows."""
-        self._left = self.executor.place[region.nodes[-1]] + 1
+        self.left = self.executor.place[region.nodes[-1]] + 1
         if region is not self.graph.regions[-1]:
-            self._advance(self._left)
+            self._advance(self.left)
         self._mark()
 
     def passed(self, name: str) -> bool:
         """Whether values that hang on this node were computed, in a region not yet left."""
-        return self._left <= self.executor.place[name] < self.boundary
+        return self.left <= self.executor.place[name] < self.boundary
 
     def rewind(self) -> None:
         """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
         if not self.returns:
             raise RuntimeError("the stream does not hold what it would go back to")
-        self.boundary, self.kept = self._entrance[0], list(self._entrance[1])
+        self.boundary, kept, stops = self._entrance
+        self.kept, self.stops = list(kept), self.stops[:stops]
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield the value that the stage reads, batch by batch: ``[b, length, columns]``."""
@@ -117,11 +125,11 @@ class Stream:
 
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""
-        return sum(value.nbytes for environment in self.kept for value in environment.values())
+        return sum(held.nbytes for held in self.kept)
 
     def _mark(self) -> None:
         if self.returns:
-            self._entrance = (self.boundary, list(self.kept))
+            self._entrance = (self.boundary, list(self.kept), len(self.stops))
 
     @torch.no_grad()
     def _advance(self, boundary: int) -> None:
@@ -142,8 +150,9 @@ class Stream:
         parameters = self._parameters(steps)
         for index, environment in enumerate(self.kept):
             found = executor.run(environment, steps, parameters, keep)
-            self.kept[index] = {name: hold(value, self.held) for name, value in found.items()}
+            self.kept[index] = self.states.hold(found)
         self.boundary = boundary
+        self.stops.append(boundary)
 
     def _nbytes(self, name: str) -> int:
         kind = self.graph[name].type
@@ -152,8 +161,3 @@ class Stream:
     def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
         """What the steps read, as it stands now: decoded once for all batches."""
         return {name: self.weights(name) for name in steps}
-
-
-def hold(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A value as it waits on the CPU: floats in ``dtype``, token ids as they are."""
-    return value.to("cpu", dtype if value.is_floating_point() else value.dtype)

@@ -16,6 +16,7 @@ from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned
+from qdc.pipeline.states import StateStore
 from qdc.pipeline.stream import Stream
 
 MakeBatches = Callable[[], list[Tensor]]
@@ -61,8 +62,8 @@ class Workspace:
     """Linears executed for calibration, counted once for each sample."""
     returns: bool = False
     """Whether streams must be able to go back inside a region; ``Plan.returns`` knows."""
-    states: torch.dtype = torch.float32
-    """Floating dtype of calibration states between two stages."""
+    states: StateStore = field(default_factory=StateStore)
+    """Where the values of all streams wait between two stages."""
     samples: int = 0
     """Samples of the largest calibration."""
     _loaded: dict[str, Tensor] = field(default_factory=dict)
@@ -137,7 +138,7 @@ class Workspace:
                 weights,
                 self.device,
                 returns=self.returns,
-                held=self.states,
+                states=self.states,
             )
         return streams[place]
 
