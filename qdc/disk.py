@@ -42,7 +42,9 @@ def replace_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
     sync_folder(path.parent)
 
 
-def write_tensors(path: Path, tensors: Tensors, help: str = ELSEWHERE, *, sync: bool = True) -> None:
+def write_tensors(
+    path: Path, tensors: Tensors, help: str = ELSEWHERE, *, sync: bool = True
+) -> None:
     """Write one safetensors file and sync it. Raises ``QdcError`` if the disk does not take it."""
     try:
         save_file(dict(_separate(tensors)), path, metadata={"format": "pt"})

@@ -180,6 +180,14 @@ class LayerGraph:
         """Take an annotation away, if there is one."""
         self._annotations[self[name].name].pop(kind.slot_name(), None)
 
+    def restore(self, notes: Mapping[str, Iterable[Annotation]]) -> None:
+        """Carry just these annotations from now on."""
+        for carried in self._annotations.values():
+            carried.clear()
+        for name, kept in notes.items():
+            for note in kept:
+                self.annotate(name, note)
+
     def with_annotations(
         self, notes: Mapping[str, Iterable[Annotation]], after: str
     ) -> "LayerGraph":

@@ -92,6 +92,11 @@ class TensorTable:
         self._held.clear()
         return True
 
+    def clear(self) -> None:
+        """Know nothing."""
+        for table in (self._held, self._spilled, self._known):
+            table.clear()
+
     def adopt(self, refs: Iterable[TensorRef], path: Path) -> None:
         """Know tensors that a file holds, in place of older ones of their names."""
         for ref in refs:

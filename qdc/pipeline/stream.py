@@ -6,7 +6,8 @@ of the stages before it. Every linear is executed once for each sample, unless a
 what the stream has gone past: then it goes back to where it entered the region.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +22,18 @@ from qdc.pipeline.states import Held, StateStore
 Weights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
 COSTLY = frozenset({"linear", "attention", "input", "embedding"})
+
+
+@dataclass(frozen=True)
+class Trail:
+    """The way of a stream: with the weights of now it leads to the same values again."""
+
+    stops: tuple[int, ...]
+    """Every boundary at which values were held; each rounds them."""
+    left: int
+    """Nodes before this place are in a region that is finished."""
+    calls: int
+    """Linears executed, those of ways that were given up included."""
 
 
 class Stream:
@@ -55,20 +68,43 @@ class Stream:
         """Nodes before this place have been computed."""
         self.tokens = torch.cat(batches)
         """``i64[samples, length]``: what was put in."""
+        self._rows = [len(batch) for batch in batches]
         self.sizes = dict(zip("BL", batches[0].shape, strict=True))
         self.kept: list[Held] = [
             self.states.hold({self.executor.tokens: batch}) for batch in batches
         ]
-        self.stops: list[int] = []
-        """Every boundary at which values were held on the way here, with the weights of now."""
+        self._stops: list[int] = []
+        self._left = 0
         self._mark()
-        self.left = 0
-        """Nodes before this place are in a region that is finished."""
 
     @property
     def linear_calls(self) -> int:
         """Linears executed, counted once for each sample."""
         return self.executor.linear_calls
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """The samples, ``i64[b, length]`` each, as they were put in."""
+        return torch.split(self.tokens, self._rows)
+
+    @property
+    def trail(self) -> Trail:
+        """The way up to here."""
+        return Trail(tuple(self._stops), self._left, self.linear_calls)
+
+    def follow(self, trail: Trail, between: Callable[[], None]) -> None:
+        """Go a whole trail from the start; ``between`` is called after each stop."""
+        for stop in trail.stops:
+            self._advance(stop)
+            between()
+        self.take_over(trail, self.kept)
+
+    def take_over(self, trail: Trail, kept: Sequence[Held]) -> None:
+        """Stand at the end of a trail, with the values that were held there."""
+        self._stops, self._left = list(trail.stops), trail.left
+        self.boundary = trail.stops[-1] if trail.stops else 0
+        self.kept = list(kept)
+        self.executor.linear_calls = trail.calls
+        self._mark()
 
     def start(self, region: Region) -> None:
         """Advance to the first node of a region, or go back there."""
@@ -87,21 +123,21 @@ class Stream:
 
     def leave(self, region: Region) -> None:
         """Advance past a region; does nothing if the stream is past it, or if none follows."""
-        self.left = self.executor.place[region.nodes[-1]] + 1
+        self._left = self.executor.place[region.nodes[-1]] + 1
         if region is not self.graph.regions[-1]:
-            self._advance(self.left)
+            self._advance(self._left)
         self._mark()
 
     def passed(self, name: str) -> bool:
         """Whether values that hang on this node were computed, in a region not yet left."""
-        return self.left <= self.executor.place[name] < self.boundary
+        return self._left <= self.executor.place[name] < self.boundary
 
     def rewind(self) -> None:
         """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
         if not self.returns:
             raise RuntimeError("the stream does not hold what it would go back to")
         self.boundary, kept, stops = self._entrance
-        self.kept, self.stops = list(kept), self.stops[:stops]
+        self.kept, self._stops = list(kept), self._stops[:stops]
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield the value that the stage reads, batch by batch: ``[b, length, columns]``."""
@@ -129,7 +165,7 @@ class Stream:
 
     def _mark(self) -> None:
         if self.returns:
-            self._entrance = (self.boundary, list(self.kept), len(self.stops))
+            self._entrance = (self.boundary, list(self.kept), len(self._stops))
 
     @torch.no_grad()
     def _advance(self, boundary: int) -> None:
@@ -152,7 +188,7 @@ class Stream:
             found = executor.run(environment, steps, parameters, keep)
             self.kept[index] = self.states.hold(found)
         self.boundary = boundary
-        self.stops.append(boundary)
+        self._stops.append(boundary)
 
     def _nbytes(self, name: str) -> int:
         kind = self.graph[name].type
