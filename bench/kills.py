@@ -4,8 +4,8 @@
 
 A random tiny checkpoint of three regions is compiled by `default` and by `best`. A compile in a
 process of its own is ended by SIGKILL as soon as its journal has N entries, for every N, and at
-random times; then another process resumes it, and every byte of the artifact is compared. At last
-one compile is killed after each of its steps, and every one of its processes is the last one's heir.
+random times; then another process resumes it, and every byte of the artifact is compared. One more
+is killed after each of its steps, every process the heir of the one before.
 Processes are forked from this one after its imports, so that a kill costs no start of Python;
 `--how command` starts `python -m qdc compile` instead. Exits with 1 if any artifact differs.
 """
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import qdc
 from tests.support.checkpoints import write_checkpoint
 
 PIPELINES = {
+    "rtn": "quantize-vocab,stages(calibrate-mcs,rtn-lower),pack",
     "default": "default",
     "best": "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
     "probe-loss{block=256},allocate{scope=model weights=loss},"
@@ -78,7 +79,21 @@ class Compile:
         _, status = os.waitpid(self.start(resume=resume), 0)
         if status:
             sys.exit(f"a compile ended with status {status}")
+        return self.contents()
+
+    def contents(self) -> Contents:
+        """The artifact's files."""
         return {path.name: path.read_bytes() for path in sorted(self.out.iterdir())}
+
+    def has(self, entries: int) -> Callable[[], bool]:
+        """Whether the journal has so many entries."""
+        return lambda: self.entries() >= entries
+
+    @staticmethod
+    def is_past(seconds: float) -> Callable[[], bool]:
+        """Whether so much time has gone by."""
+        end = time.monotonic() + seconds
+        return lambda: time.monotonic() > end
 
     def kill(self, when: Callable[[], bool], *, resume: bool) -> bool:
         """Start, and end it by SIGKILL when ``when`` says so; False if it ended before."""
@@ -106,39 +121,52 @@ class Compile:
         shutil.rmtree(self.journal.parent, ignore_errors=True)
 
 
-def measure(compile_: Compile, kills: int, seed: int) -> tuple[list[tuple[str, int, int]], bool]:
-    """Kill at every boundary, at random times, and in a chain; count kills and equal artifacts."""
+def at_boundaries(compile_: Compile, expected: Contents) -> tuple[int, int]:
+    """Kill after each step, each time a compile from its start; kills and equal artifacts."""
+    killed = equal = 0
+    while compile_.kill(compile_.has(killed + 1), resume=False):
+        killed += 1
+        equal += compile_.finish(resume=True) == expected
+        compile_.clear()
+    compile_.clear()
+    return killed, equal
+
+
+def at_random(
+    compile_: Compile, expected: Contents, kills: int, within: float, seed: int
+) -> tuple[int, int]:
+    """Kill at random times within so many seconds; kills and equal artifacts."""
+    chance, killed, equal = random.Random(seed), 0, 0
+    while killed < kills:
+        if compile_.kill(compile_.is_past(chance.uniform(0, within)), resume=False):
+            killed += 1
+            equal += compile_.finish(resume=True) == expected
+        compile_.clear()
+    return killed, equal
+
+
+def in_a_row(compile_: Compile, expected: Contents) -> tuple[int, int]:
+    """Kill one compile after each of its steps; kills, and as many if the artifact is equal."""
+    killed = 0
+    while compile_.kill(compile_.has(compile_.entries() + 1), resume=killed > 0):
+        killed += 1
+    equal = compile_.contents() == expected
+    compile_.clear()
+    return killed, killed * equal
+
+
+def measure(compile_: Compile, kills: int, seed: int) -> Iterator[tuple[str, int, int]]:
+    """Yield what was killed, how often, and how many artifacts were equal."""
     begun = time.monotonic()
     expected = compile_.finish(resume=False)
-    duration = time.monotonic() - begun
-    steps = 0
+    within = time.monotonic() - begun
     compile_.clear()
-    rows = []
-    good = total = 0
-    while compile_.kill(lambda: compile_.entries() > steps, resume=False):
-        steps += 1
-        total += 1
-        good += compile_.finish(resume=True) == expected
-        compile_.clear()
-    compile_.clear()
-    rows.append((f"after each of {steps} steps", total, good))
-    chance, good, total = random.Random(seed), 0, 0
-    while total < max(0, kills - 2 * steps):
-        moment = time.monotonic() + chance.uniform(0, duration)
-        if compile_.kill(lambda moment=moment: time.monotonic() > moment, resume=False):
-            total += 1
-            good += compile_.finish(resume=True) == expected
-        compile_.clear()
-    rows.append((f"at random times within {duration:.1f} s", total, good))
-    total, reached = 0, -1
-    while reached < steps and compile_.kill(
-        lambda: compile_.entries() > max(0, reached), resume=total > 0
-    ):
-        total, reached = total + 1, compile_.entries()
-    good = total if compile_.finish(resume=True) == expected else 0
-    compile_.clear()
-    rows.append(("one compile, in a row", total, good))
-    return rows, all(killed == equal for _, killed, equal in rows)
+    killed, equal = at_boundaries(compile_, expected)
+    yield f"after each of {killed} steps", killed, equal
+    chained = in_a_row(compile_, expected)
+    yield "one compile, in a row", *chained
+    left = max(0, kills - killed - chained[0])
+    yield f"at random within {within:.1f} s", *at_random(compile_, expected, left, within, seed)
 
 
 def main() -> None:
@@ -147,7 +175,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="of each pipeline, at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--how", choices=["fork", "command"], default="fork")
-    parser.add_argument("--pipelines", default=",".join(PIPELINES))
+    parser.add_argument("--pipelines", default="default,best")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not outlive a fork
@@ -162,10 +190,9 @@ def main() -> None:
         print(f"{'pipeline':<10}{'killed':<34}{'kills':>7}{'equal':>7}")
         for pipeline in options.pipelines.split(","):
             compile_ = Compile(model, folder, PIPELINES[pipeline], options.how)
-            rows, good = measure(compile_, options.kills, options.seed)
-            right = right and good
-            for what, killed, equal in rows:
+            for what, killed, equal in measure(compile_, options.kills, options.seed):
                 print(f"{pipeline:<10}{what:<34}{killed:>7}{equal:>7}", flush=True)
+                right = right and killed == equal
     sys.exit(not right)
 
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from qdc.artifact.journal import JOURNAL, File, Journal, read_journal
 from qdc.artifact.lock import Lock
 from qdc.disk import unwritable
-from qdc.errors import OutputExists
+from qdc.errors import InvalidJournal, OutputExists
 
 LOCK = "lock"
 HOW = "go on with --resume, or discard it with --restart"
@@ -128,7 +128,8 @@ class Partial:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            error.add_note(f"{self.journal.progress}; {HOW}")
+            if not isinstance(error, InvalidJournal):
+                error.add_note(f"{self.journal.progress}; {HOW}")
         self._lock.release()
 
     def save(self, journal: Journal) -> None:

@@ -21,6 +21,7 @@ from qdc.ir.annotations import Annotation
 from qdc.ir.dump import Tags, read
 from qdc.ir.graph import LayerGraph
 from qdc.ir.opaque import Opaque
+from qdc.ir.tensors import digest
 from qdc.ir.types import TensorRef
 from qdc.pipeline.dumper import notes_of
 from qdc.pipeline.instruments import Instrument
@@ -178,26 +179,26 @@ class Resumption:
         entries = self.journal.entries[:done]
         files = [self.kept / file.name for entry in entries for file in entry.tensors]
         files += [self.artifact / file.name for entry in entries for file in entry.written]
-        holder: dict[str, tuple[Path, bool]] = {}
         for path in files:
             if path.suffix == ".safetensors":
-                for name, fits in self._fitting(path, named):
-                    holder[name] = path, fits
-        for name, (path, fits) in holder.items():
-            if not fits:
-                raise self._damaged(f"tensor {name} in {path.name} is not the one that was noted")
-            table.adopt([named[name]], path)
+                table.adopt(self._found(path, named), path)
 
-    def _fitting(self, path: Path, named: Mapping[str, TensorRef]) -> Iterable[tuple[str, bool]]:
-        """Which of the named tensors a file has, and whether with the noted dtype and shape."""
+    def _found(self, path: Path, named: Mapping[str, TensorRef]) -> list[TensorRef]:
+        """Which of the named tensors a file has: by digest, as it may hold older ones of a name."""
+        found = []
         try:
             with safe_open(path, framework="pt") as file:
                 for name in sorted(set(file.keys()) & set(named)):
                     view, ref = file.get_slice(name), named[name]
-                    dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
-                    yield name, (dtype, tuple(view.get_shape())) == (ref.dtype, ref.shape)
+                    kind = SAFETENSORS_DTYPES.get(view.get_dtype()), tuple(view.get_shape())
+                    if (
+                        kind == (ref.dtype, ref.shape)
+                        and digest(file.get_tensor(name)) == ref.digest
+                    ):
+                        found.append(ref)
         except (OSError, SafetensorError) as error:
             raise self._damaged(f"{path.name} cannot be read") from error
+        return found
 
     def _restore_streams(self, entry: Entry) -> None:
         for stream in entry.streams:
