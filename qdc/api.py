@@ -30,8 +30,11 @@ def compile(
     length: int | None = None,
     seed: int | None = None,
     states: str = "bf16",
+    host_memory: str | int | None = None,
     device: str = "cpu",
     force: bool = False,
+    resume: bool = False,
+    restart: bool = False,
     write_report: bool = True,
     plugins: PathLike | Sequence[PathLike] = (),
     dump_after: str | Sequence[str] = (),
@@ -55,8 +58,12 @@ def compile(
         length: tokens of a sequence; the same.
         seed: seed of windows and masks; the same.
         states: ``bf16`` or ``f32``, how calibration states wait in host memory.
+        host_memory: bytes of them that stay in host memory, as a number or as in ``8G``; what is
+            above waits in files beside ``out``. Half of the machine's memory if not given.
         device: ``cpu`` or ``cuda``.
         force: replace an artifact that is at ``out``.
+        resume: go on from an interrupted compile of ``out``, if one is there.
+        restart: discard it.
         write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
         plugins: files that define further passes or backends.
         dump_after: names of passes, or ``all``: write the graph after each.
@@ -81,8 +88,11 @@ def compile(
         calibration=None if calibration is None else Path(calibration),
         fields=Fields.parse(text_field, chat_fields),
         states=states,
+        host_memory=host_memory,
         device=device,
         force=force,
+        resume=resume,
+        restart=restart,
         report=write_report,
         dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
         dump_folder=None if dump_dir is None else Path(dump_dir),

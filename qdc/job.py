@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from qdc.artifact.partial import check_interrupted
 from qdc.artifact.writer import check_target
 from qdc.backendbase import Backend
 from qdc.calibration.records import Fields
@@ -17,6 +18,8 @@ from qdc.pipeline.syntax import parse_item
 from qdc.registry import Registry
 from qdc.report.files import check_report_target
 from qdc.runtime.device import check_device
+from qdc.runtime.memory import states_memory
+from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
 
@@ -36,7 +39,13 @@ class Job:
     states: States = "bf16"
     """Floating dtype of calibration states in host memory."""
     device: str = "cpu"
+    host_memory: int | None = None
+    """Bytes of calibration states that may wait in host memory; None is no limit."""
     force: bool = False
+    resume: bool = False
+    """Whether to go on from an interrupted compile, if one is there."""
+    restart: bool = False
+    """Whether to discard one."""
     report: bool = True
     """Whether the report is written beside the artifact."""
     dump_places: frozenset[int] = frozenset()
@@ -57,8 +66,11 @@ def plan_job(
     calibration: Path | None = None,
     fields: Fields | None = None,
     states: str = "bf16",
+    host_memory: str | int | None = None,
     device: str = "cpu",
     force: bool = False,
+    resume: bool = False,
+    restart: bool = False,
     report: bool = True,
     dump_after: Sequence[str] = (),
     dump_folder: Path | None = None,
@@ -81,10 +93,16 @@ def plan_job(
     if stop_after is not None:
         plan = plan.cut(plan.place_of(stop_after))
         check_order(plan)
-        if force:
-            raise InvalidPipeline(
-                "--force replaces an artifact, and --stop-after writes none", help="leave one out"
-            )
+        for option, what in (
+            (force and "--force", "replaces an artifact"),
+            (resume and "--resume", "goes on with an artifact"),
+            (restart and "--restart", "begins an artifact anew"),
+        ):
+            if option:
+                raise InvalidPipeline(
+                    f"{option} {what}, and --stop-after writes none", help="leave one out"
+                )
+    _check_resume(resume=resume, restart=restart, dumped=bool(dump_after))
     places = frozenset(_dump_places(plan, [*dump_after, *([stop_after] if stop_after else [])]))
     if dump_folder is not None and not places:
         raise InvalidPipeline(
@@ -92,7 +110,8 @@ def plan_job(
         )
     if stop_after is None:
         check_order(plan, final=emitter.requires, backend=emitter.name)
-        check_target(out, force=force)
+        if not check_interrupted(out, resume=resume, restart=restart):
+            check_target(out, force=force)
         if report:
             check_report_target(out)
     if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
@@ -118,8 +137,11 @@ def plan_job(
         calibration=calibration,
         fields=fields,
         states=_states(states),
+        host_memory=_host_memory(host_memory),
         device=device,
         force=force,
+        resume=resume,
+        restart=restart,
         report=report,
         dump_places=places,
         dump_folder=dump_folder,
@@ -134,6 +156,26 @@ def _states(name: str) -> States:
         if name == known:
             return known  # type: ignore[no-any-return]
     raise QdcError(f"calibration states cannot be held in {name!r}", help="known: bf16, f32")
+
+
+def _host_memory(given: str | int | None) -> int:
+    if given is None:
+        return states_memory()
+    return parse_size(str(given), "--host-memory")
+
+
+def _check_resume(*, resume: bool, restart: bool, dumped: bool) -> None:
+    """Refuse options that contradict each other."""
+    if resume and restart:
+        raise InvalidPipeline(
+            "--resume goes on from an interrupted compile, and --restart discards it",
+            help="leave one out",
+        )
+    if resume and dumped:
+        raise InvalidPipeline(
+            "--dump-after shows what passes did in this process, and --resume goes on from another",
+            help="leave --dump-after out, or begin anew with --restart",
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -59,10 +59,18 @@ def compile(
     states: Annotated[
         str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
     ] = "bf16",
+    host_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of those, above it on disk [default: half of all]"),
+    ] = None,
     device: Device = "cpu",
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact that is at OUT")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from an interrupted compile of OUT")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard it and begin anew")] = False,
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Write no page to OUT-report")
     ] = False,
@@ -96,6 +104,7 @@ def compile(
       qdc compile MODEL -o out --passes 'stages(calibrate-mcs,sensitivity,
                    abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
       qdc compile MODEL -o out --dump-after all --timings
+      qdc compile MODEL -o out --resume
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
     """  # noqa: D301
     from qdc.calibration.records import Fields
@@ -110,8 +119,11 @@ def compile(
         fields=Fields.parse(text_field, chat_fields),
         overrides={"samples": samples, "length": length, "seed": seed},
         states=states,
+        host_memory=host_memory,
         device=device,
         force=force,
+        resume=resume,
+        restart=restart,
         write_report=not no_report,
         plugins=plugin or [],
         dump_after=[name.strip() for name in dump_after.split(",")] if dump_after else [],

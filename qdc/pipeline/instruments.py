@@ -62,11 +62,17 @@ class Remarks(Instrument):
     def __init__(self) -> None:
         """Start with none."""
         self.found: list[Remark] = []
+        self.earlier: tuple[str, ...] = ()
+        """Those of the process that this one goes on from."""
 
     def after(self, place: int, unit: Unit) -> None:
         """Take over the remarks of this application."""
         self.found += unit.workspace.remarks
         unit.workspace.remarks.clear()
+
+    def lines(self) -> tuple[str, ...]:
+        """All of them as text."""
+        return (*self.earlier, *map(str, self.found))
 
 
 @dataclass

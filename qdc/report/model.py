@@ -138,6 +138,8 @@ class CompileReport(Frozen):
     layer_forwards: float
     """Linears executed for calibration, divided by samples times quantized linears."""
     seconds: float
+    resumed: int = 0
+    """How many times the compile was interrupted; its times and remarks are those of all parts."""
     dumps: tuple[str, ...] = ()
     evaluation: EvaluationReport | None = None
 

@@ -11,6 +11,7 @@ from qdc.compiler import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region, Stage
 from qdc.models.families import build
+from qdc.pipeline.states import StateStore
 from qdc.pipeline.stream import Stream
 from tests.support.checkpoints import write_checkpoint
 
@@ -40,7 +41,12 @@ class Model:
     def stream(self, *, returns: bool = False, held: torch.dtype = torch.float32) -> Stream:
         device = torch.device("cpu")
         return Stream(
-            self.program, list(self.batches), self.weights, device, returns=returns, held=held
+            self.program,
+            list(self.batches),
+            self.weights,
+            device,
+            returns=returns,
+            states=StateStore(held),
         )
 
     def rewrite(self, layer: str) -> None:
