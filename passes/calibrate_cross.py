@@ -66,11 +66,13 @@ class CalibrateCross(CalibrationOptions):
                 first = last
             lost = cross.residual()
             residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
+            tokens, second = moment.tokens, moment.value()
+            del moment  # its sum is as large as what follows
             notes = (
                 Moment(
-                    tensor=unit.put(f"{stage.value}:moment", moment.value()),
+                    tensor=unit.put(f"{stage.value}:moment", second),
                     samples=self.samples,
-                    tokens=moment.tokens,
+                    tokens=tokens,
                     masked=hidden.double().mean().item(),
                     geometry=self.geometry,
                     masked_weight=self.masked_weight,

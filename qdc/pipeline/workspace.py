@@ -69,16 +69,23 @@ class Workspace:
     _streams: dict[int, Stream] = field(default_factory=dict)
     _references: dict[int, Stream] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Note which nodes are inside regions."""
+        self._inside = {name for region in self.program.graph.regions for name in region.nodes}
+
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
-        """The checkpoint's own tensor in fp32 on the device; a region's are read once.
+        """The checkpoint's own tensor in fp32 on the device; a region's are read once and held.
 
         Weights are computed with in fp32 whatever the checkpoint's dtype, so that what is fitted
         does not depend on it.
         """
         name = next(p.name for p in node.parameters if p.role == role)
-        if name not in self._loaded:
-            self._loaded[name] = self.checkpoint.tensor(name)
-        return self._loaded[name].to(self.device, torch.float32)
+        tensor = self._loaded.get(name)
+        if tensor is None:
+            tensor = self.checkpoint.tensor(name)
+            if node.name in self._inside:
+                self._loaded[name] = tensor
+        return tensor.to(self.device, torch.float32)
 
     def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
         """The checkpoint's own weight in fp32 on the device, ``count`` rows at a time, not kept."""
