@@ -23,6 +23,8 @@ from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 
 class CalibrateCross(CalibrationOptions):
@@ -86,6 +88,30 @@ class CalibrateCross(CalibrationOptions):
             for node in layers:
                 for note in notes:
                     unit.annotate(node, note)
+
+
+    def forecast(self, unit: Forecast) -> None:
+        """Two streams side by side, and the sums of a stage while they grow."""
+        stream, reference = self.travel(unit), self.travel(unit, original=True)
+        for stage, layers in unit.layers_by_stage():
+            unit.enter(stream, stage)
+            unit.enter(reference, stage)
+            columns, rows = layers[0].columns, layers[0].rows
+            carrier = residual_of(unit.graph, stage) if self.residual else None
+            wanted = (stage.value,) if carrier is None else (stage.value, carrier)
+            squares = 4 * columns**2
+            residual = 0 if carrier is None else 4 * rows * columns
+            effort = Work(products=stream.tokens * (4 * columns**2 + residual / 2))
+            now, original = stream.compute(wanted), reference.compute(wanted)
+            effort = effort + now.work + original.work
+            unit.work(now.nbytes + original.nbytes + 2 * squares + 2 * residual, effort)
+            unit.work(3 * squares + 2 * residual)
+            lost = None if carrier is None else unit.put(stage, "residual", rows, columns)
+            self.expect_moment(unit, stage, layers, stream.tokens)
+            unit.work(2 * squares + residual)
+            cross = unit.put(stage, "cross-moment", columns, columns)
+            for node in layers:
+                unit.expect(node, CrossMoment(tensor=cross, drift=0, residual=lost))
 
 
 def residual_of(graph: LayerGraph, stage: Stage) -> str | None:

@@ -21,9 +21,18 @@ from torch import Tensor
 
 from qdc.calibration.options import CalibrationOptions
 from qdc.codec import Lowered
+from qdc.ir.graph import Node
+from qdc.lowering import error_effort
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 from qdc.polishing import RegionFit
+
+
+WEIGHTS_HELD = 9
+"""Region's weights in fp32 at a time: as they came, latent, gradient, two averages, the kept state,
+the written levels and two on the way to them."""
 
 
 class Polish(CalibrationOptions):
@@ -82,6 +91,28 @@ class Polish(CalibrationOptions):
         fit.restore(kept)
         fit.write(unit, held, before, best)
 
+    def forecast(self, unit: Forecast) -> None:
+        """Latent weights of a region with their gradients, Adam's two averages and two copies."""
+        assert unit.region is not None
+        stream, reference = self.travel(unit), self.travel(unit, original=True)
+        unit.start(stream, unit.region)
+        unit.start(reference, unit.region)
+        outputs = stream.results(unit.region)
+        targets, once = reference.compute(outputs), stream.compute(outputs)
+        unit.work(targets.nbytes, targets.work)
+        unit.keep_states("targets", stream.tokens * sum(width(unit.graph[n]) for n in outputs))
+        weights = sum(unit.weight(node) for node in unit.layers())
+        batches = -(-stream.samples // self.batch)
+        # A step runs one batch forwards and, at twice the cost, backwards; a look runs those held.
+        looks = self.iterations / self.check_every * self.held_out * batches
+        runs = (3 * self.iterations + looks + 2) / batches
+        moved = Work(elements=(self.iterations * 30 + looks) * weights / 4)
+        effort = Work(runs * once.work.products, 0, runs * once.work.elements) + moved
+        unit.work(WEIGHTS_HELD * weights + 2 * once.nbytes, effort)
+        for node in unit.layers():
+            unit.work(*error_effort(node))
+        unit.drop_states("targets")
+
     def batches(self, unit: Unit) -> list[Tensor]:
         """The samples in random order, ``i64[batch, length]``: neighbours have like masks."""
         tokens = self.draw(unit).tokens
@@ -103,3 +134,8 @@ class Polish(CalibrationOptions):
         while len(found) < self.iterations:
             found += [training[i] for i in torch.randperm(len(training), generator=generator)]
         return found
+
+
+def width(node: Node) -> int:
+    """Numbers of a value for each token."""
+    return math.prod(size for size in node.type.shape if isinstance(size, int))

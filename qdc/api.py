@@ -11,7 +11,7 @@ from qdc.compiler import run_job
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 PathLike = str | Path
@@ -55,7 +55,7 @@ def compile(
         length: tokens of a sequence; the same.
         seed: seed of windows and masks; the same.
         states: ``bf16`` or ``f32``, how calibration states wait in host memory.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``auto``, which is CUDA where it is there.
         force: replace an artifact that is at ``out``.
         write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
         plugins: files that define further passes or backends.
@@ -113,7 +113,7 @@ def load(
     Raises:
         QdcError: the artifact is damaged, incomplete or newer than this qdc.
     """
-    check_device(device)
+    device = find_device(device)
     registry = standard_registry(_paths(plugins))
     return load_artifact(Path(artifact), registry, device, dtype)
 
@@ -126,7 +126,7 @@ def load_original(
     Raises:
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
-    check_device(device)
+    device = find_device(device)
     return load_checkpoint(Path(model_dir), device, dtype)
 
 

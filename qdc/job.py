@@ -16,7 +16,7 @@ from qdc.pipeline.plan import Plan, check_order
 from qdc.pipeline.syntax import parse_item
 from qdc.registry import Registry
 from qdc.report.files import check_report_target
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 
 States = Literal["bf16", "f32"]
 
@@ -108,7 +108,7 @@ def plan_job(
     dump_folder = dump_folder or out.with_name(f"{out.name}-dumps")
     if places:
         _check_folder(dump_folder)
-    check_device(device)
+    device = find_device(device)
     return Job(
         model=model,
         out=out,
@@ -117,7 +117,7 @@ def plan_job(
         registry=registry,
         calibration=calibration,
         fields=fields,
-        states=_states(states),
+        states=check_states(states),
         device=device,
         force=force,
         report=report,
@@ -129,7 +129,8 @@ def plan_job(
     )
 
 
-def _states(name: str) -> States:
+def check_states(name: str) -> States:
+    """Refuse a dtype in which states cannot be held. Raises ``QdcError``."""
     for known in get_args(States):
         if name == known:
             return known  # type: ignore[no-any-return]

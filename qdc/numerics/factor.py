@@ -76,6 +76,11 @@ def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factor:
     raise FactorizationFailed(f"the moment stays indefinite when damped by {share:g} of its mean")
 
 
+def factor_bytes(columns: int) -> int:
+    """What ``factorize`` takes beside the moment: two fp64 matrices, and one in fp32."""
+    return columns**2 * (8 + 8 + 4)
+
+
 def _cholesky_reversed(moment: Tensor, diagonal: Tensor) -> Tensor | None:
     """Factorize the moment with rows and columns reversed and this diagonal: f64[m, m], or None.
 
