@@ -1,12 +1,12 @@
 """Peak memory of a compile at a given width, for models of several depths, beside the prediction.
 
-    python bench/memory.py --folder /tmp/wide --regions 2 4
+    python bench/memory.py --regions 2 4
 
-Builds a random LLaDA checkpoint of LLaDA-8B's width (4096, 12288) for each depth, compiles it on the
-CPU with 8 samples of 256 tokens in a process of its own, and prints peak resident memory, seconds,
-and what ``qdc plan`` predicted. Weights are random bf16: memory does not depend on their values, and
-neither does time, much. The vocabulary is small, so that the disk is spared; with its true size
-(``--vocabulary 126464``) embedding and head are part of the measurement.
+Builds a random LLaDA checkpoint of LLaDA-8B's width (4096, 12288) for each depth, compiles it on
+the CPU with 8 samples of 256 tokens in a process of its own, and prints peak resident memory,
+seconds, and what ``qdc plan`` predicts. Weights are random bf16, on whose values memory does not
+depend. The vocabulary is small, so that the disk is spared; with its true size (``--vocabulary
+126464``) embedding and head are part of the measurement.
 """
 
 import argparse
@@ -86,6 +86,16 @@ def compile_alone(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def predict(model: Path, options: argparse.Namespace) -> int:
+    """What ``qdc plan`` says of the host's memory, asked in a fresh process as a user does."""
+    command = [
+        sys.executable, "-m", "qdc", "plan", str(model), "--passes", options.passes,
+        "--samples", options.samples, "--length", options.length, "--device", "cpu", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
+    return int(json.loads(done.stdout)["host"]["nbytes"])
+
+
 def one(options: argparse.Namespace) -> None:
     """The process that compiles: what it measured, as JSON."""
     report = qdc.compile(
@@ -122,9 +132,14 @@ def main() -> None:
         model = options.folder / f"{options.width}-{options.hidden}-{regions}"
         if not model.exists():
             build(model, regions, options.width, options.hidden, options.vocabulary)
+        predicted = predict(model, options)
         found = compile_alone(model, options)
         peaks.append(found["peak"])
-        print(f"{regions} regions   peak {found['peak'] / GIB:.2f} GiB   {found['seconds']:.0f} s")
+        print(
+            f"{regions} regions   peak {found['peak'] / GIB:.2f} GiB   predicted "
+            f"{predicted / GIB:.2f} GiB ({predicted / found['peak']:.3f} of it)   "
+            f"{found['seconds']:.0f} s"
+        )
         for name, (seconds, peak) in found["passes"].items():
             print(f"    {name:<16} {seconds:8.1f} s   {peak / GIB:6.2f} GiB", flush=True)
     print(f"deepest over shallowest {peaks[-1] / peaks[0]:.3f}")

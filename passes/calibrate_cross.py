@@ -89,7 +89,6 @@ class CalibrateCross(CalibrationOptions):
                 for note in notes:
                     unit.annotate(node, note)
 
-
     def forecast(self, unit: Forecast) -> None:
         """Two streams side by side, and the sums of a stage while they grow."""
         stream, reference = self.travel(unit), self.travel(unit, original=True)

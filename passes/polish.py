@@ -29,7 +29,6 @@ from qdc.planning.forecast import Forecast
 from qdc.planning.work import Work
 from qdc.polishing import RegionFit
 
-
 WEIGHTS_HELD = 9
 """Region's weights in fp32 at a time: as they came, latent, gradient, two averages, the kept state,
 the written levels and two on the way to them."""
@@ -98,15 +97,20 @@ class Polish(CalibrationOptions):
         unit.start(stream, unit.region)
         unit.start(reference, unit.region)
         outputs = stream.results(unit.region)
-        targets, once = reference.compute(outputs), stream.compute(outputs)
+        targets = reference.compute(outputs)
+        before = stream.linear_calls
+        once = stream.compute(outputs)
+        calls, stream.linear_calls = stream.linear_calls - before, before
         unit.work(targets.nbytes, targets.work)
         unit.keep_states("targets", stream.tokens * sum(width(unit.graph[n]) for n in outputs))
         weights = sum(unit.weight(node) for node in unit.layers())
         batches = -(-stream.samples // self.batch)
-        # A step runs one batch forwards and, at twice the cost, backwards; a look runs those held.
-        looks = self.iterations / self.check_every * self.held_out * batches
-        runs = (3 * self.iterations + looks + 2) / batches
-        moved = Work(elements=(self.iterations * 30 + looks) * weights / 4)
+        held = math.ceil(self.held_out * batches)
+        forwards = self.iterations + (2 + -(-self.iterations // self.check_every)) * held
+        stream.linear_calls += calls * forwards // batches
+        # A step runs one batch forwards and, at twice the cost, backwards.
+        runs = (2 * self.iterations + forwards) / batches
+        moved = Work(elements=30 * self.iterations * weights / 4)
         effort = Work(runs * once.work.products, 0, runs * once.work.elements) + moved
         unit.work(WEIGHTS_HELD * weights + 2 * once.nbytes, effort)
         for node in unit.layers():

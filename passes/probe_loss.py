@@ -118,32 +118,28 @@ class ProbeLoss(CalibrationOptions):
                 summed = Work(products=2 * stream.tokens * columns**2)
                 unit.work(step.nbytes + 4 * columns**2, step.work + summed)
                 unit.work(4 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
+                behind = linears_from(unit.graph, region, stage)
                 for node in layers:
-                    self.try_layer(unit, node, region, count, length)
+                    stream.linear_calls += count * len(behind)
+                    unit.work(*self.try_layer(unit, node, behind, count * length))
             unit.leave(stream, region)
             done = sum(1 for n in unit.layers() if n.name in region.nodes)
             unit.keep_states(f"probes of {region.name}", done * count * length * width)
 
     def try_layer(
-        self, unit: Forecast, node: Node, region: Region, count: int, length: int
-    ) -> None:
-        """Fit a layer, and run the regions from its own to the last."""
-        regions = unit.graph.regions
-        behind = sum(
-            unit.graph[name].rows * unit.graph[name].columns
-            for later in regions[regions.index(region) :]
-            for stage in later.stages
-            for name in stage.layers
-        )
+        self, unit: Forecast, node: Node, behind: list[Node], tokens: int
+    ) -> tuple[int, Work]:
+        """Fit a layer, and run all linears from its stage on."""
+        run = sum(each.rows * each.columns for each in behind)
         weights = node.rows * node.columns
         sweeps = 15 * (12 * self.order + 4 * 2**self.order)
         work = Work(
-            products=weights * node.columns + 2 * behind * count * length,
+            products=weights * node.columns + 2 * run * tokens,
             exact=weights * node.columns,
             elements=weights * sweeps,
         )
         exact = 8 * (node.columns**2 + 4 * weights)
-        unit.work(2 * unit.weight(node) + 4 * node.columns**2 + exact, work)
+        return 2 * unit.weight(node) + 4 * node.columns**2 + exact, work
 
     def probe(
         self, unit: Unit, probes: Probes, region: Region, stage: Stage, layers: list[str]
@@ -184,3 +180,10 @@ class ProbeLoss(CalibrationOptions):
         others = torch.ones(rows, dtype=torch.bool)
         others[first] = False
         return torch.cat([first, others.nonzero()[:, 0]])
+
+
+def linears_from(graph: LayerGraph, region: Region, stage: Stage) -> list[Node]:
+    """The linears of the regions from this stage on, in execution order."""
+    later = graph.regions[graph.regions.index(region) + 1 :]
+    stages = [*region.stages[region.stages.index(stage) :], *(s for r in later for s in r.stages)]
+    return [graph[name] for each in stages for name in each.layers]

@@ -24,7 +24,6 @@ from qdc.numerics.uniform import (
 )
 from qdc.relaxeduniform import RelaxedUniform
 
-
 READS = {"minmax": 10, "clip": 400}
 """About how often a search for a grid reads or writes each weight, for ``qdc plan``."""
 

@@ -151,7 +151,8 @@ def _disk(outlook: Outlook) -> str:
 
 def _passes(outlook: Outlook) -> Table:
     rows = table(
-        "passes", "pass", "fp32 products", "fp64 products", "elementwise", "time", right=(1, 2, 3, 4)
+        "passes", "pass", "fp32 products", "fp64 products", "elementwise", "time",
+        right=(1, 2, 3, 4),
     )  # fmt: skip
     for cost in outlook.passes:
         known = cost.name not in outlook.unknown

@@ -146,7 +146,18 @@ class Workspace:
                 returns=self.returns,
                 held=self.states,
             )
+            self.watch(streams[place])
         return streams[place]
+
+    def watch(self, stream: Stream) -> Stream:
+        """Remark on batches of a stream that the device's memory does not hold."""
+
+        def shrunk(name: str, samples: int) -> None:
+            details = {"reason": f"{self.device} ran out of memory", "batch": samples}
+            self.remarks.append(Remark("note", "calibration", name, details))
+
+        stream.executor.shrunk = shrunk
+        return stream
 
     def rewritten(self, name: str) -> None:
         """Send streams that have gone past this node of the region back to where they entered it.

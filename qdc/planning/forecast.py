@@ -16,7 +16,7 @@ from qdc.ir.types import TensorRef
 from qdc.passbase import Pass
 from qdc.planning.ledger import Place
 from qdc.planning.passage import FP32, Passage, Step
-from qdc.planning.prospect import SCRATCH, STATES, TABLE, Prospect
+from qdc.planning.prospect import SCRATCH, TABLE, Prospect
 from qdc.planning.work import Work
 
 A = TypeVar("A", bound=Annotation)
@@ -161,12 +161,11 @@ class Forecast:
 
     def keep_states(self, what: str, numbers: int) -> None:
         """Hold so many numbers on the host, as calibration states are held."""
-        nbytes = numbers * self.prospect.held
-        self.prospect.ledger.hold(f"{STATES}{self.place}:{what}", "calibration states", nbytes)
+        self.prospect.hold_states(f"{self.place}:{what}", numbers * self.prospect.held)
 
     def drop_states(self, what: str) -> None:
         """Let go of them before the segment ends."""
-        self.prospect.ledger.release(f"{STATES}{self.place}:{what}")
+        self.prospect.drop_states(f"{self.place}:{what}")
 
     def _moved(self, stream: Passage, step: Step | None) -> None:
         if step is not None:
@@ -176,8 +175,7 @@ class Forecast:
     def _states(self, stream: Passage) -> None:
         for (place, original), known in self.prospect.streams.items():
             if known is stream:
-                name = f"{STATES}{place}:{original}"
-                self.prospect.ledger.hold(name, "calibration states", stream.nbytes())
+                self.prospect.hold_states(f"{place}:{original}", stream.nbytes())
 
 
 def _where(host: bool) -> Place:

@@ -42,6 +42,7 @@ def foresee(
     states: str,
     calibration: Path | None = None,
     fields: Fields | None = None,
+    states_limit: int | None = None,
 ) -> Outlook:
     """Work a compile out without running it.
 
@@ -53,6 +54,7 @@ def foresee(
         states: dtype of calibration states in host memory.
         calibration: the text, as for a compile.
         fields: the fields of its records.
+        states_limit: bytes of calibration states that wait in host memory; all if not given.
 
     Raises:
         QdcError: the checkpoint, a file of calibration text, or a pass that refuses the model.
@@ -60,6 +62,10 @@ def foresee(
     checkpoint, program, assumed = open_headers(model)
     for step in plan.passes():
         step.check(program.graph)
+    # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
+    about_text = tuple(
+        text_warnings(plan, program.graph.model, model, calibration, fields or Fields())
+    )
     where = torch.device(device)
     ledger = Ledger(shared=where.type == "cpu")
     base = resident_bytes()
@@ -68,7 +74,9 @@ def foresee(
     largest = max(parameter.nbytes for parameter in checkpoint.headers.values())
     ledger.work("a tensor of the checkpoint", 2 * largest, "host")
     width = torch.empty(0, dtype=torch_dtype(states)).element_size()
-    prospect = Prospect(program, ledger, held=width, returns=plan.returns())
+    prospect = Prospect(
+        program, ledger, held=width, returns=plan.returns(), states_limit=states_limit
+    )
     walk(plan, prospect)
     layout = backend.layout(program.graph)
     known = layout is not None and None not in prospect.codecs.values()
@@ -95,7 +103,7 @@ def foresee(
         host=_peak(ledger.peak("host")),
         device_memory=None if ledger.shared else _peak(ledger.peak("device")),
         process_bytes=base,
-        scratch_bytes=prospect.scratch_bytes,
+        scratch_bytes=prospect.scratch_bytes + prospect.states_on_disk,
         samples=samples,
         length=length,
         forwards=prospect.linear_calls / max(1, prospect.samples * len(layers)),
@@ -104,7 +112,7 @@ def foresee(
         warnings=(
             *shape_warnings(prospect, samples * length),
             *memory_warnings(ledger),
-            *text_warnings(plan, graph.model, model, calibration, fields or Fields()),
+            *about_text,
         ),
     )
 
@@ -158,11 +166,10 @@ def _fates(prospect: Prospect) -> Iterator[Covered]:
 
 
 def _blocks(prospect: Prospect, node: Node) -> int:
-    for kind in (Orders, Salience):
-        note = prospect.expected(node.name, kind)
-        if note is not None:
-            return len(note.widths)
-    return len(block_slices(node.columns))
+    orders, salience = (prospect.expected(node.name, kind) for kind in (Orders, Salience))
+    if isinstance(orders, Orders):
+        return len(orders.widths)
+    return len(salience.widths if isinstance(salience, Salience) else block_slices(node.columns))
 
 
 def _peak(found: Peak) -> MemoryPeak:

@@ -68,7 +68,9 @@ def open_headers(folder: Path) -> tuple[Checkpoint, Program, str]:
     program = trace(module, facts, outline)
     check_tensors(program.graph, outline)
     mark_kept(program.graph)
-    what = f"no shard is here: shapes follow from config.json, every tensor counts as {outline.dtype}"
+    what = (
+        f"no shard is here: shapes follow from config.json, every tensor counts as {outline.dtype}"
+    )
     return outline, program, what
 
 

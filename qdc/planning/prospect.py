@@ -13,7 +13,7 @@ from qdc.planning.passage import FP32, Passage
 from qdc.planning.work import Work
 
 A = TypeVar("A", bound=Annotation)
-LOADED, SCRATCH, TABLE, STATES = "loaded:", "scratch:", "table:", "states:"
+LOADED, SCRATCH, TABLE, STATES = "loaded:", "scratch:", "table:", "states"
 """How the ledger names what is held, by who lets go of it."""
 
 
@@ -27,6 +27,10 @@ class Prospect:
     """Bytes of a calibration state's float between stages."""
     returns: bool
     """Whether streams hold the entrance of a region."""
+    states_limit: int | None = None
+    """Bytes of calibration states that wait in host memory; the rest waits on the disk."""
+    states_on_disk: int = 0
+    """Most bytes of them that wait there at a time."""
     notes: dict[tuple[str, str], Annotation] = field(default_factory=dict)
     """By node and slot: annotations with the shapes to come, and zeros for what is measured."""
     codecs: dict[str, Codec | None] = field(default_factory=dict)
@@ -50,6 +54,7 @@ class Prospect:
         """Note the layers that are to be quantized, and the region of every node."""
         graph = self.program.graph
         self.quantized = {node.name for node in graph.layers()}
+        self._states: dict[str, int] = {}
         self._regions = {name: region for region in graph.regions for name in region.nodes}
 
     def expected(self, name: str, kind: type[A]) -> A | None:
@@ -73,11 +78,24 @@ class Prospect:
             nbytes = sum(p.nbytes for each in nodes for p in each.parameters)
             self.ledger.hold(LOADED + region.name, "weights of a region", nbytes)
 
+    def hold_states(self, name: str, nbytes: int) -> None:
+        """Hold calibration states on the host, as far as the limit goes."""
+        self._states[name] = nbytes
+        total = sum(self._states.values())
+        kept = total if self.states_limit is None else min(total, self.states_limit)
+        self.states_on_disk = max(self.states_on_disk, total - kept)
+        self.ledger.hold(STATES, "calibration states", kept)
+
+    def drop_states(self, name: str) -> None:
+        """Let go of states that ``hold_states`` has taken."""
+        self._states.pop(name, None)
+
     def end_segment(self, *, last: bool) -> None:
         """Streams end; what the table still holds goes to a file unless the run is over."""
         self.linear_calls += sum(stream.linear_calls for stream in self.streams.values())
         self.streams.clear()
-        self.ledger.release_all(STATES)
+        self._states.clear()
+        self.ledger.release(STATES)
         self.ledger.release_all(LOADED)
         if not last:
             self.spill()

@@ -26,9 +26,7 @@ class Rates(NamedTuple):
     def seconds(self, work: Work) -> float:
         """Time of so much work, were nothing else in the way."""
         return (
-            work.products / self.products
-            + work.exact / self.exact
-            + work.elements / self.elements
+            work.products / self.products + work.exact / self.exact + work.elements / self.elements
         )
 
 

@@ -7,7 +7,6 @@ import torch
 
 from qdc.errors import QdcError
 
-
 AUTO = "auto"
 KNOWN = "known: cpu, cuda, auto"
 
