@@ -78,7 +78,8 @@ class UniformGrid(Codec):
     @property
     def working_bytes(self) -> int:
         """A byte for each code, the padding included; a scale and a place for each grid."""
-        return self.rows * self.groups * (self.group + 4)
+        place = 2 if self.zero == "float" else 1
+        return self.rows * self.groups * (self.group + 2 + place)
 
     def specification(self) -> dict[str, ValueType]:
         """Codes, scales, minima or zero points."""

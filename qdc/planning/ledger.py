@@ -45,6 +45,10 @@ class Ledger:
         names = [name for name in self._held if name.startswith(start)]
         return sum(self.release(name) for name in names)
 
+    def held(self, *kinds: str) -> int:
+        """Bytes of these kinds that are held now, wherever."""
+        return sum(nbytes for _, kind, nbytes in self._held.values() if kind in kinds)
+
     def work(self, kind: str, nbytes: int, place: Place = "device") -> None:
         """Bytes that are in memory for a moment beside all that is held."""
         self._look(Counter({("host" if self.shared else place, kind): nbytes}))
