@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from examples import llada8b_headers
 from tests.cli.conftest import Command
+from tests.support import llada8b
 from tests.support.commands import qdc as command
 
 
 def test_llada_8b_in_gb_and_gib(tmp_path: Path) -> None:
     """Through the real command, from two files."""
-    llada8b_headers.write(tmp_path)
+    llada8b.write(tmp_path)
     found = command("plan", tmp_path, "--samples", "8", "--length", "256", "--device", "cpu")
     assert (found.returncode, found.stderr) == (0, "")
     lines = {line.split("  ")[0]: line for line in found.stdout.splitlines()}

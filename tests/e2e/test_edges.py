@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import qdc
 from qdc.artifact import writer
@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_left(
 ) -> None:
     """At the first region, at the second, and at what lies outside of them."""
     model = write_checkpoint(tmp_path / "m", **SMALL)
-    save, count = writer.save_file, 0
+    save, count = save_file, 0
 
     def fill(tensors: Any, path: Path, **options: Any) -> None:
         nonlocal count

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from examples import llada8b_headers
 from qdc.errors import InvalidCheckpoint, QdcError
 from qdc.frontend.checkpoint import INDEX, SINGLE, Checkpoint
 from qdc.ir.annotations import Orders
 from qdc.passbase import Kinds, Pass
-from qdc.passes import DaqLower
+from qdc.passes.daq_lower import DaqLower
 from qdc.pipeline.unit import Unit
 from qdc.planning.forecast import Forecast
 from qdc.registry import standard_registry
+from tests.support import llada8b
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import PLAIN
 from tests.support.outlooks import foresee_tiny
@@ -24,7 +24,7 @@ from tests.support.outlooks import foresee_tiny
 def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LLaDA-8B without its weights."""
     folder = tmp_path_factory.mktemp("llada") / "llada-8b"
-    llada8b_headers.write(folder)
+    llada8b.write(folder)
     return folder
 
 
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_llada_8b_is_planned_from_two_small_files(headers: Path) -> None:
     outlook = foresee_tiny(headers, "default")
-    assert len(llada8b_headers.shapes()) == 291 == len(outlook.coverage)
+    assert len(llada8b.shapes()) == 291 == len(outlook.coverage)
     assert outlook.bytes_before == 16_031_162_368
     assert (outlook.layers, outlook.weights) == (224, 6_979_321_856)
     assert outlook.blocks == 9_216
@@ -193,9 +193,9 @@ def test_memory_does_not_grow_with_depth(headers: Path, tmp_path: Path) -> None:
     """But the vocabulary and the states, nothing but one region is held."""
     shallow = tmp_path / "shallow"
     shallow.mkdir()
-    config = {**llada8b_headers.CONFIG, "n_layers": 2}
+    config = {**llada8b.CONFIG, "n_layers": 2}
     (shallow / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    names = [n for n in llada8b_headers.shapes() if n.split(".")[3] in "01weight"]
+    names = [n for n in llada8b.shapes() if n.split(".")[3] in "01weight"]
     index = {"weight_map": dict.fromkeys(names, "a.safetensors")}
     (shallow / INDEX).write_text(json.dumps(index), encoding="utf-8")
     deep, flat = (foresee_tiny(folder, "default") for folder in (headers, shallow))
