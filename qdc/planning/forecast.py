@@ -64,6 +64,10 @@ class Forecast:
         """What an earlier pass said the node will carry."""
         return self.prospect.expected(node.name, kind)
 
+    def keep(self, node: Node) -> None:
+        """Say that the layer stays as it is: passes from now on leave it out."""
+        self.prospect.quantized.discard(node.name)
+
     def unknown(self) -> None:
         """Say that nobody knows what this pass does to memory and time."""
         self.prospect.unknown[self.step.name] += 1

@@ -79,11 +79,12 @@ def foresee(
     )
     walk(plan, prospect)
     layout = backend.layout(program.graph)
-    known = layout is not None and None not in prospect.codecs.values()
+    # A pass that foresees nothing may keep layers, or store them otherwise.
+    known = not prospect.unknown and None not in prospect.codecs.values()
     files = shards(prospect, layout) if layout is not None and known else []
     samples, length = max(prospect.drawn.values(), default=(0, 0))
     graph = program.graph
-    layers = list(graph.layers())
+    layers = [node for node in graph.layers() if node.name in prospect.quantized]
     return Outlook(
         family=graph.model.family,
         pipeline=str(plan),
@@ -145,7 +146,7 @@ def layer_kinds(prospect: Prospect, layers: Iterable[Node]) -> Iterator[LayerKin
     for (kind, rows, columns), nodes in groups.items():
         codecs = [prospect.codecs.get(node.name) for node in nodes]
         known = [codec for codec in codecs if codec is not None]
-        whole = len(known) == len(nodes)
+        whole = len(known) == len(nodes) and not prospect.unknown
         yield LayerKind(
             kind=kind,
             layers=len(nodes),

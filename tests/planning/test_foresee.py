@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 import pytest
 
+from qdc.compiler import run_job
 from qdc.errors import InvalidCheckpoint, QdcError
 from qdc.frontend.checkpoint import INDEX, SINGLE, Checkpoint
-from qdc.ir.annotations import Orders
+from qdc.ir.annotations import Kept, Orders
+from qdc.job import plan_job
 from qdc.passbase import Kinds, Pass
 from qdc.passes.daq_lower import DaqLower
 from qdc.pipeline.unit import Unit
@@ -120,7 +122,7 @@ def test_no_weight_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Silent(Pass):
-    """Changes nothing that is stored, and does not say so."""
+    """Changes nothing that is stored, but who knows."""
 
     name: ClassVar[str] = "silent"
 
@@ -136,6 +138,22 @@ class Secret(DaqLower):
         return None
 
 
+class KeepValues(Pass):
+    """Keeps a layer of each region, and says so."""
+
+    name: ClassVar[str] = "keep-values"
+
+    def run(self, unit: Unit) -> None:
+        for node in unit.layers():
+            if node.name.endswith("v_proj"):
+                unit.annotate(node, Kept(reason="a value"))
+
+    def forecast(self, unit: Forecast) -> None:
+        for node in unit.layers():
+            if node.name.endswith("v_proj"):
+                unit.keep(node)
+
+
 class Guess(Pass):
     """Orders that nobody foresees."""
 
@@ -144,24 +162,33 @@ class Guess(Pass):
 
 
 @pytest.mark.parametrize(
-    ("passes", "unknown", "sized"),
+    ("passes", "unknown"),
     [
-        (PLAIN.replace("daq-lower", "silent,daq-lower"), ("silent",), True),
-        (PLAIN.replace("daq-lower", "secret"), (), False),
-        (PLAIN.replace("abmp-allocate", "guess"), ("guess",), False),
+        (PLAIN.replace("daq-lower", "silent,daq-lower"), ("silent",)),
+        (PLAIN.replace("daq-lower", "secret"), ()),
+        (PLAIN.replace("abmp-allocate", "guess"), ("guess",)),
     ],
     ids=["annotations", "quantizer", "orders"],
 )
-def test_what_is_not_known_is_no_number(
-    passes: str, unknown: tuple[str, ...], sized: bool, model: Path
-) -> None:
+def test_what_is_not_known_is_no_number(passes: str, unknown: tuple[str, ...], model: Path) -> None:
     registry = standard_registry()
     for kind in (Silent, Secret, Guess):
         registry.add(kind)
     outlook = foresee_tiny(model, passes, registry)
     assert outlook.unknown == unknown
-    assert bool(outlook.shards) == sized
-    assert all((kind.nbytes is None) == (not sized) for kind in outlook.kinds)
+    assert outlook.shards == ()
+    assert all(kind.nbytes is None for kind in outlook.kinds)
+
+
+def test_layers_that_a_pass_keeps_are_stored_as_they_are(model: Path, tmp_path: Path) -> None:
+    registry = standard_registry()
+    registry.add(KeepValues)
+    outlook = foresee_tiny(model, "keep-values,rtn-lower,pack", registry)
+    report = run_job(
+        plan_job(model, tmp_path / "out", registry, passes="keep-values,rtn-lower,pack")
+    )
+    assert outlook.tensor_bytes == report.tensor_bytes
+    assert outlook.layers == len(report.layers) == 12
 
 
 def test_ragged_blocks_and_few_tokens_are_warned_of(tmp_path: Path) -> None:
