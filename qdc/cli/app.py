@@ -149,7 +149,7 @@ def plan(
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Say what a compile would store, hold and take; no weights are read.
+    """Predict sizes, memory and time of a compile.
 
     \b
     Examples:
