@@ -14,6 +14,7 @@ from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.passbase import Pass
+from qdc.planning.work import Work
 
 if TYPE_CHECKING:
     from qdc.pipeline.unit import Unit
@@ -139,6 +140,10 @@ class CalibrationOptions(Pass):
         """The stream of this pass in a forecast; rollouts run the model on the way to it."""
         length = self.length or unit.model.max_length
         rows = self.samples * (self.timesteps or 1)
+        if self.geometry == "rollout" and not unit.started:
+            weights = sum(node.rows * node.columns for node in unit.graph.linears())
+            # Times are even, so a sample is at its own after half of the steps.
+            unit.work(0, Work(products=2 * weights * rows * length * self.steps / 2))
         return unit.stream(rows, length, self.batch, original=original)
 
     def expect_moment(

@@ -44,6 +44,11 @@ class Forecast:
         """Facts of the model."""
         return self.graph.model
 
+    @property
+    def started(self) -> bool:
+        """Whether the pass has a stream already, and so has drawn its samples."""
+        return any(place == self.place for place, _ in self.prospect.streams)
+
     def layers(self) -> tuple[Node, ...]:
         """The linears of this unit that are to be quantized."""
         return tuple(node for _, nodes in self.layers_by_stage() for node in nodes)

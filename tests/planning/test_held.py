@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from qdc.passbase import Pass
+from qdc.pipeline.builder import build_plan
 from qdc.pipeline.unit import Unit
 from qdc.planning.forecast import Forecast
 from qdc.planning.ledger import Ledger
 from qdc.planning.passage import Passage
+from qdc.planning.prospect import Prospect
+from qdc.planning.walk import walk
 from qdc.registry import standard_registry
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import run_passes
@@ -104,6 +107,20 @@ def test_the_entrance_of_a_region_counts_where_streams_go_back(tmp_path: Path) -
     assert returning.nbytes() - plain.nbytes() == 4 * states
     returning.enter(region.stages[0])
     assert returning.boundary < plain.boundary
+
+
+def test_a_device_has_a_memory_of_its_own(tmp_path: Path) -> None:
+    """States and the checkpoint's weights wait on the host, statistics are on the device."""
+    model = small_model(tmp_path)
+    ledger = Ledger(shared=False)
+    prospect = Prospect(model.program, ledger, held=2, returns=False)
+    options = {"samples": 4, "length": 16}
+    walk(build_plan("release", standard_registry(), options), prospect)
+    host, device = ledger.peak("host").parts, ledger.peak("device").parts
+    assert "statistics of a stage" in device
+    assert not {"statistics of a stage", "working set of sensitivity"} & set(host)
+    assert {"weights of a region", "calibration states"} <= set(host)
+    assert not {"weights of a region", "calibration states"} & set(device)
 
 
 def test_a_peak_says_what_it_was() -> None:
