@@ -11,7 +11,7 @@ from qdc.compiler import run_job
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 PathLike = str | Path
@@ -60,7 +60,7 @@ def compile(
         states: ``bf16`` or ``f32``, how calibration states wait in host memory.
         host_memory: bytes of them that stay in host memory, as a number or as in ``8G``; what is
             above waits in files beside ``out``. Half of the machine's memory if not given.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``auto``, which is CUDA where it is there.
         force: replace an artifact that is at ``out``.
         resume: go on from an interrupted compile of ``out``, if one is there.
         restart: discard it.
@@ -123,7 +123,7 @@ def load(
     Raises:
         QdcError: the artifact is damaged, incomplete or newer than this qdc.
     """
-    check_device(device)
+    device = find_device(device)
     registry = standard_registry(_paths(plugins))
     return load_artifact(Path(artifact), registry, device, dtype)
 
@@ -136,7 +136,7 @@ def load_original(
     Raises:
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
-    check_device(device)
+    device = find_device(device)
     return load_checkpoint(Path(model_dir), device, dtype)
 
 

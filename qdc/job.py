@@ -17,7 +17,7 @@ from qdc.pipeline.plan import Plan, check_order
 from qdc.pipeline.syntax import parse_item
 from qdc.registry import Registry
 from qdc.report.files import check_report_target
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.memory import states_memory
 from qdc.units import parse_size
 
@@ -127,7 +127,7 @@ def plan_job(
     dump_folder = dump_folder or out.with_name(f"{out.name}-dumps")
     if places:
         _check_folder(dump_folder)
-    check_device(device)
+    device = find_device(device)
     return Job(
         model=model,
         out=out,
@@ -136,7 +136,7 @@ def plan_job(
         registry=registry,
         calibration=calibration,
         fields=fields,
-        states=_states(states),
+        states=check_states(states),
         host_memory=_host_memory(host_memory),
         device=device,
         force=force,
@@ -151,7 +151,8 @@ def plan_job(
     )
 
 
-def _states(name: str) -> States:
+def check_states(name: str) -> States:
+    """Refuse a dtype in which states cannot be held. Raises ``QdcError``."""
     for known in get_args(States):
         if name == known:
             return known  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from qdc.frontend.checkpoint import read_json
 from qdc.ir.graph import ModelFacts
 from qdc.models.families import build
 from qdc.registry import standard_registry
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 
@@ -42,7 +42,7 @@ class Opened:
 
 def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
     """Load either kind of folder. Raises ``QdcError`` saying what is wrong with it."""
-    check_device(device)
+    device = find_device(device)
     registry = standard_registry(plugins)
     if folder.is_file():
         _refuse_file(folder)
