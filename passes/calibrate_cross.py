@@ -104,13 +104,13 @@ class CalibrateCross(ExpertOptions):
             wanted = (stage.value,) if carrier is None else (stage.value, carrier)
             squares = 4 * columns**2
             residual = 0 if carrier is None else 4 * rows * columns
-            effort = Work(products=stream.tokens * (4 * columns**2 + residual / 2))
+            effort = Work(products=stream.tokens_of(stage) * (4 * columns**2 + residual / 2))
             now, original = stream.compute(wanted), reference.compute(wanted)
             effort = effort + now.work + original.work
             unit.work(now.nbytes + original.nbytes + 2 * squares + 2 * residual, effort)
             unit.work(3 * squares + 2 * residual)
             lost = None if carrier is None else unit.put(stage, "residual", rows, columns)
-            self.expect_moment(unit, stage, layers, stream.tokens)
+            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
             unit.work(2 * squares + residual)
             cross = unit.put(stage, "cross-moment", columns, columns)
             for node in layers:
