@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
+from qdc.frontend.segment import Segment, Sizes
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import LINEAR
 
@@ -24,7 +25,9 @@ class Executor:
         self.graph = program.graph
         self.order = [node.name for node in self.graph]
         self.place = {name: index for index, name in enumerate(self.order)}
-        self._names = {node: name for name, node in program.nodes.items()}
+        self._names = {
+            node: name for name, node in program.nodes.items() if isinstance(node, fx.Node)
+        }
         self.tokens, *self.absent = [node.name for node in self.graph if node.op == "input"]
         self.edges = self.graph.edges.copy()
         self.edges.remove_nodes_from(self.absent)
@@ -71,8 +74,9 @@ class Executor:
         """
         last = {read: step for step in steps for read in self.edges.predecessors(step)}
         environment = {name: self._widen(value) for name, value in held.items()}
+        sizes = self._sizes(held)
         for step in steps:
-            environment[step] = self._execute(step, environment, parameters[step])
+            environment[step] = self._execute(step, environment, parameters[step], sizes)
             for read in self.edges.predecessors(step):
                 if last[read] == step and read not in wanted:
                     environment.pop(read, None)
@@ -83,10 +87,25 @@ class Executor:
         wide = torch.float32 if value.is_floating_point() else value.dtype
         return value.to(self.device, wide)
 
+    def _sizes(self, held: Mapping[str, Tensor]) -> Sizes:
+        """Batch and length, from values at hand whose types name them."""
+        found: dict[int | str, int] = {}
+        for name, value in held.items():
+            found.update(zip(self.graph[name].type.shape, value.shape, strict=True))
+        return found.get("B", 0), found.get("L", 0)
+
     def _execute(
-        self, name: str, environment: Environment, parameters: Mapping[str, Tensor]
+        self,
+        name: str,
+        environment: Environment,
+        parameters: Mapping[str, Tensor],
+        sizes: Sizes,
     ) -> Tensor:
         node = self.program.nodes[name]
+        if isinstance(node, Segment):
+            if self.graph[name].op == LINEAR:
+                self.linear_calls += len(environment[self.graph[name].inputs[0]])
+            return node.run(environment, parameters, sizes, self.device)
         arguments: Any
         keywords: Any
         arguments, keywords = fx.map_arg(
