@@ -48,7 +48,9 @@ class Reference(Backend):
                         for stage in region.stages
                     ],
                     "modules_to_not_convert": [
-                        node.path for node in graph.linears() if node.path not in layers
+                        node.path
+                        for node in graph.linears()
+                        if graph[graph.owner(node.name)].path not in layers
                     ],
                     **({"added_biases": biases} if biases else {}),
                     "layers": layers,

@@ -70,6 +70,7 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
     prefix = common_prefix([path for node, path in paths.items() if node.op == "call_module"])
     plain = [paths[node].removeprefix(prefix) for node in kept]
     names = dict(zip(kept, unique_names(plain), strict=True))
+    stored = {tensor: name for name, tensor in module.named_parameters()}
     nodes = tuple(
         Node(
             name=names[node],
@@ -77,7 +78,7 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
             inputs=tuple(dict.fromkeys(names[arg] for arg in node.all_input_nodes)),
             type=values[node],
             path=paths[node] if node.op == "call_module" else "",
-            parameters=_parameters(module, node, checkpoint),
+            parameters=_parameters(module, node, stored, checkpoint),
         )
         for node in kept
     )
@@ -163,13 +164,17 @@ def _operation(module: nn.Module, node: fx.Node) -> str:
 
 
 def _parameters(
-    module: nn.Module, node: fx.Node, checkpoint: Checkpoint | None
+    module: nn.Module,
+    node: fx.Node,
+    stored: Mapping[nn.Parameter, str],
+    checkpoint: Checkpoint | None,
 ) -> tuple[Parameter, ...]:
+    """The tensors of a leaf under the names that they are stored by, one for tied leaves."""
     if node.op != "call_module":
         return ()
     found = []
     for role, tensor in module.get_submodule(str(node.target)).named_parameters(recurse=False):
-        name = f"{node.target}.{role}"
+        name = stored[tensor]
         dtype = short_dtype(str(tensor.dtype))
         if checkpoint is not None and name in checkpoint:
             dtype = checkpoint.headers[name].dtype

@@ -68,6 +68,8 @@ class Annotation(Frozen):
 
 OUTSIDE = "outside the repeated blocks"
 """Why a linear is kept that no pass was asked to quantize."""
+TIED = "one tensor with the embedding"
+"""Why a linear is kept whose weight is another node's: what becomes of it is decided there."""
 
 
 class Kept(Annotation):

@@ -93,6 +93,10 @@ class LayerGraph:
         self.after: str = ""
         """The pipeline text that led here; pasteable."""
         self._nodes = {node.name: node for node in structure.nodes}
+        self._owners: dict[str, str] = {}
+        for node in structure.nodes:
+            for parameter in node.parameters:
+                self._owners.setdefault(parameter.name, node.name)
         self._annotations: dict[str, dict[str, Annotation]] = {name: {} for name in self._nodes}
         if len(self._nodes) != len(structure.nodes):
             raise InvalidGraph("two nodes have one name", where=_twice(structure.nodes))
@@ -146,10 +150,22 @@ class LayerGraph:
         return (n for n in self.linears() if n.name in inside and self.get(n.name, Kept) is None)
 
     def vocabulary(self) -> Iterator[Node]:
-        """Embedding and output head: the matrices outside the regions with a row for each token."""
+        """Embedding and output head: the matrices outside the regions with a row for each token.
+
+        A head that is tied to the embedding has no matrix of its own.
+        """
         inside = {name for region in self.regions for name in region.nodes}
         outside = (n for n in self if n.op in (LINEAR, EMBEDDING) and n.name not in inside)
-        return (node for node in outside if node.rows == self.model.vocabulary)
+        own = (node for node in outside if self.owner(node.name) == node.name)
+        return (node for node in own if node.rows == self.model.vocabulary)
+
+    def owner(self, name: str, role: str = "weight") -> str:
+        """Name of the first node that reads this parameter: the node itself, unless it is tied.
+
+        What passes write of the owner's weight holds for all that read it.
+        """
+        found = (p.name for p in self[name].parameters if p.role == role)
+        return next((self._owners[parameter] for parameter in found), name)
 
     def annotate(self, name: str, note: Annotation) -> None:
         """Write ``note`` on a node, in place of what its slot held."""

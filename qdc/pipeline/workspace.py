@@ -93,7 +93,8 @@ class Workspace:
         replaced = None if tuned is None else tuned.find(role)
         if replaced is not None:
             return self.tensors.get(replaced).to(self.device, torch.float32)
-        packed, lowered = graph.get(name, Packed), graph.get(name, Lowered)
+        owner = graph.owner(name, role)
+        packed, lowered = graph.get(owner, Packed), graph.get(owner, Lowered)
         if role != "weight" or lowered is None:
             return self.parameter(node, role)
         codec: Codec = lowered.codec

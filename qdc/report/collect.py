@@ -88,7 +88,8 @@ def _plain(graph: LayerGraph, inside: set[str]) -> Iterator[tuple[str, str, int]
     """Name, use and bytes of every tensor that is stored plainly: kept or tuned."""
     for node in graph:
         tuned = graph.get(node.name, Tuned)
-        replaced = {"weight"} if graph.get(node.name, Packed) is not None else set()
+        owner = graph.owner(node.name)
+        replaced = {"weight"} if graph.get(owner, Packed) is not None else set()
         if tuned is not None:
             for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
                 use = _part(node, role, node.name in inside)

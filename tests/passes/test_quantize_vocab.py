@@ -256,12 +256,13 @@ def embedding(rows: int, name: str = "wte.weight") -> Node:
     return node.model_copy(update={"parameters": (weight,)})
 
 
-def test_one_tensor_for_both_is_refused() -> None:
+def test_one_tensor_for_both_is_one_matrix() -> None:
     head = linear("head", "wte", 1000, 8)
     nodes = [source("tokens", "B", "L"), embedding(1000, head.weight.name), head]
-    with pytest.raises(UnsupportedModel, match="are one tensor") as caught:
-        QuantizeVocab().check(LayerGraph(structure(nodes)))
-    assert caught.value.where == ("%wte", "%head")
+    graph = LayerGraph(structure(nodes))
+    QuantizeVocab().check(graph)
+    assert [node.name for node in graph.vocabulary()] == ["wte"]
+    assert [graph.owner(name) for name in ("tokens", "wte", "head")] == ["tokens", "wte", "wte"]
 
 
 def test_a_model_without_vocabulary_is_refused() -> None:
