@@ -8,6 +8,7 @@ from torch import nn
 
 from qdc.calibration.records import Fields
 from qdc.compiler import run_job
+from qdc.frontend.select import parse_choice
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
@@ -30,6 +31,7 @@ def compile(
     length: int | None = None,
     seed: int | None = None,
     states: str = "bf16",
+    frontend: str = "auto",
     device: str = "cpu",
     force: bool = False,
     write_report: bool = True,
@@ -55,6 +57,8 @@ def compile(
         length: tokens of a sequence; the same.
         seed: seed of windows and masks; the same.
         states: ``bf16`` or ``f32``, how calibration states wait in host memory.
+        frontend: ``fx`` for our own implementation of a family, ``export`` for the class of
+            transformers, ``auto`` for the first of them that there is.
         device: ``cpu`` or ``cuda``.
         force: replace an artifact that is at ``out``.
         write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
@@ -81,6 +85,7 @@ def compile(
         calibration=None if calibration is None else Path(calibration),
         fields=Fields.parse(text_field, chat_fields),
         states=states,
+        front_end=frontend,
         device=device,
         force=force,
         report=write_report,
@@ -119,15 +124,21 @@ def load(
 
 
 def load_original(
-    model_dir: PathLike, device: str = "cpu", dtype: torch.dtype = torch.float32
+    model_dir: PathLike,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    frontend: str = "auto",
 ) -> nn.Module:
     """Load an uncompiled checkpoint as the same kind of module as ``load``.
+
+    ``frontend`` is that of ``compile``.
 
     Raises:
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
     check_device(device)
-    return load_checkpoint(Path(model_dir), device, dtype)
+    return load_checkpoint(Path(model_dir), device, dtype, parse_choice(frontend))
 
 
 def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:

@@ -16,12 +16,12 @@ from qdc.calibration.text import read_source
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.coverage import check_tensors, coverage, mark_kept
-from qdc.frontend.tracer import Program, trace
+from qdc.frontend.select import Choice, FrontEnd, choose, trace_checkpoint
+from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.job import Job
-from qdc.models.families import build
 from qdc.pipeline.dumper import Dumper
 from qdc.pipeline.instruments import Instrument, Meter, Remarks, Verifier
 from qdc.pipeline.plan import Plan
@@ -59,7 +59,7 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
     """
     started = time.perf_counter()
     notify = progress or (lambda what, done, total: None)
-    checkpoint, program = open_model(job.model)
+    checkpoint, program = open_model(job.model, job.front_end)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
@@ -80,7 +80,8 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
     with _writer(job) as writer, _scratch(job) as scratch, exact_products():
         emission = None
         if writer is not None:
-            facts = _facts(job, calibration, digest)
+            front_end = choose(checkpoint.config, job.front_end)
+            facts = _facts(job, calibration, digest, front_end)
             emission = Emission(program.graph, workspace.tensors, checkpoint, writer, facts)
 
         def region_done(region: Region) -> None:
@@ -119,17 +120,16 @@ def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
         pages.abort()
 
 
-def open_model(folder: Path) -> tuple[Checkpoint, Program]:
+def open_model(folder: Path, choice: Choice = "auto") -> tuple[Checkpoint, Program]:
     """Read headers, trace the model on the meta device, and check that every tensor has a place.
 
     Raises:
         InvalidCheckpoint: tensors are missing, unmapped or of the wrong shape.
-        UnsupportedModel: the family is not implemented.
+        UnsupportedModel: no front end takes the model, or not the one that was chosen.
     """
     checkpoint = Checkpoint(folder)
     refuse_compiled(checkpoint)
-    module, facts = build(checkpoint.config)
-    program = trace(module, facts, checkpoint)
+    program = trace_checkpoint(checkpoint, choose(checkpoint.config, choice))
     check_tensors(program.graph, checkpoint)
     mark_kept(program.graph)
     return checkpoint, program
@@ -142,12 +142,15 @@ def _calibration(job: Job) -> Calibration | None:
     return Calibration(source, encoder(load_tokenizer(job.model)))
 
 
-def _facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, object]:
+def _facts(
+    job: Job, calibration: Calibration | None, digest: str, front_end: FrontEnd
+) -> dict[str, object]:
     """What the artifact's configuration says of its origin."""
     source = None if calibration is None else calibration.source
     return {
         "qdc_version": __version__,
         "pipeline": str(job.plan),
+        "frontend": front_end,
         "backend": str(job.backend),
         "checkpoint_sha256": digest,
         "states": job.states,
@@ -190,7 +193,7 @@ def _report(
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),
         outside=tuple(outside_reports(graph)),
-        coverage=coverage(graph),
+        coverage=coverage(graph, workspace.checkpoint),
         passes=pass_reports(job.plan, meter.measured),
         remarks=tuple(map(str, remarks.found)),
         bytes_before=workspace.checkpoint.nbytes,

@@ -10,6 +10,7 @@ from qdc.artifact.writer import check_target
 from qdc.backendbase import Backend
 from qdc.calibration.records import Fields
 from qdc.errors import InvalidPipeline, QdcError
+from qdc.frontend.select import Choice, parse_choice
 from qdc.pipeline.builder import build_plan, configure
 from qdc.pipeline.instruments import Instrument
 from qdc.pipeline.plan import Plan, check_order
@@ -35,6 +36,8 @@ class Job:
     fields: Fields = field(default=Fields())
     states: States = "bf16"
     """Floating dtype of calibration states in host memory."""
+    front_end: Choice = "auto"
+    """Who traces the model."""
     device: str = "cpu"
     force: bool = False
     report: bool = True
@@ -57,6 +60,7 @@ def plan_job(
     calibration: Path | None = None,
     fields: Fields | None = None,
     states: str = "bf16",
+    front_end: str = "auto",
     device: str = "cpu",
     force: bool = False,
     report: bool = True,
@@ -118,6 +122,7 @@ def plan_job(
         calibration=calibration,
         fields=fields,
         states=_states(states),
+        front_end=parse_choice(front_end),
         device=device,
         force=force,
         report=report,

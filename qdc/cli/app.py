@@ -59,6 +59,10 @@ def compile(
     states: Annotated[
         str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
     ] = "bf16",
+    frontend: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="fx: own families; export: transformers' classes; auto"),
+    ] = "auto",
     device: Device = "cpu",
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact that is at OUT")
@@ -110,6 +114,7 @@ def compile(
         fields=Fields.parse(text_field, chat_fields),
         overrides={"samples": samples, "length": length, "seed": seed},
         states=states,
+        front_end=frontend,
         device=device,
         force=force,
         write_report=not no_report,

@@ -34,6 +34,7 @@ def compile_command(
     fields: Fields,
     overrides: dict[str, object],
     states: str,
+    front_end: str,
     device: str,
     force: bool,
     write_report: bool,
@@ -57,6 +58,7 @@ def compile_command(
         calibration=calibration,
         fields=fields,
         states=states,
+        front_end=front_end,
         device=device,
         force=force,
         report=write_report,
@@ -157,9 +159,11 @@ def _coverage(report: CompileReport) -> str:
     kept = f"{reasons.total()} kept"
     if reasons:
         kept += f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
+    spare = sum(row.status == "left out" for row in report.coverage)
+    kept += f", {spare} left out" if spare else ""
     done = "quantized" if report.layers else "to quantize"
     return (
-        f"{total - reasons.total()} tensors {done}, {kept}; "
+        f"{total - reasons.total() - spare} tensors {done}, {kept}; "
         f"all {total} tensors of the checkpoint accounted for"
     )
 

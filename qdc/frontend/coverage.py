@@ -17,7 +17,7 @@ class Covered(Frozen):
     """The fate of one tensor."""
 
     tensor: str
-    status: Literal["quantized", "kept"]
+    status: Literal["quantized", "kept", "left out"]
     reason: str
     weights: int
 
@@ -62,8 +62,11 @@ def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
         raise InvalidCheckpoint("weights are not floating point", where=odd)
 
 
-def coverage(graph: LayerGraph) -> tuple[Covered, ...]:
-    """List every tensor of the model with its fate and the reason, in execution order."""
+def coverage(graph: LayerGraph, checkpoint: Checkpoint | None = None) -> tuple[Covered, ...]:
+    """List every tensor of the model with its fate and the reason, in execution order.
+
+    Those of the checkpoint that the model has no use for come last.
+    """
     quantized = {node.name: "a linear of a repeated block" for node in graph.layers()}
     for node in graph.vocabulary():
         if graph.get(node.name, Lowered) is not None:
@@ -80,7 +83,12 @@ def coverage(graph: LayerGraph) -> tuple[Covered, ...]:
                 reason=quantized[node.name] if lowered else _reason(graph, node.name),
                 weights=parameter.elements({}),
             )
-    return tuple(rows.values())
+    spare = {} if checkpoint is None else checkpoint.left_out
+    left_out = (
+        Covered(tensor=key, status="left out", reason=reason, weights=header.elements({}))
+        for key, (header, reason) in spare.items()
+    )
+    return (*rows.values(), *left_out)
 
 
 def _reason(graph: LayerGraph, name: str) -> str:

@@ -39,13 +39,15 @@ class NativeModel(nn.Module):
     def __init__(self, body: "PreTrainedModel") -> None:
         super().__init__()
         self.body = body
+        accepted = inspect.signature(body.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in accepted else {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding) ``-> [batch, T, vocab]`` logits.
 
         A model without a head gives its last hidden state, ``[batch, T, width]``.
         """
-        found = self.body(input_ids=input_ids, attention_mask=attention_mask, **self._options())
+        found = self.body(input_ids=input_ids, attention_mask=attention_mask, **self._options)
         result: Tensor = found.logits if "logits" in found else found.last_hidden_state
         return result
 
@@ -56,16 +58,14 @@ class NativeModel(nn.Module):
 
     @property
     def tied(self) -> dict[str, str]:
-        """Names of tensors that are another one, and the name of that one."""
-        return dict(self.body.all_tied_weights_keys)
+        """Further names of parameters that have two, each with the first name."""
+        first = {parameter: name for name, parameter in self.body.named_parameters()}
+        every = self.body.named_parameters(remove_duplicate=False)
+        return {name: first[parameter] for name, parameter in every if first[parameter] != name}
 
     def on_meta(self) -> "NativeModel":
         """A copy without values, buffers included."""
         return deepcopy(self).to("meta")
-
-    def _options(self) -> dict[str, Any]:
-        accepted = inspect.signature(self.body.forward).parameters
-        return {"use_cache": False} if "use_cache" in accepted else {}
 
 
 class _ParametersOnMeta(TorchFunctionMode):
