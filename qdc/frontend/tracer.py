@@ -18,7 +18,9 @@ from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.segment import Segment
 from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
+from qdc.ir.routing import GIVE, ROUTED, ROWS
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
+from qdc.models.experts import TRACED_ROWS, Give, Router, Routing, Rows, Take
 from qdc.models.layers import Attention, RMSNorm, Rotary
 
 LEAVES: dict[type[nn.Module], str] = {
@@ -27,6 +29,11 @@ LEAVES: dict[type[nn.Module], str] = {
     RMSNorm: "rms-norm",
     Rotary: "rotary",
     Attention: "attention",
+    Router: "router",
+    Routing: "routing",
+    Rows: ROWS,
+    Take: "take",
+    Give: GIVE,
 }
 BATCH, LENGTH = 7_927, 104_743
 
@@ -113,7 +120,7 @@ class _Shapes(fx.Interpreter):
 
 
 def _dimension(size: int) -> Dimension:
-    names = {BATCH: "B", LENGTH: "L", BATCH * LENGTH: "B*L"}
+    names = {BATCH: "B", LENGTH: "L", BATCH * LENGTH: "B*L", TRACED_ROWS: ROUTED}
     return names.get(size, size)
 
 

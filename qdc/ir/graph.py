@@ -97,6 +97,8 @@ class LayerGraph:
         for node in structure.nodes:
             for parameter in node.parameters:
                 self._owners.setdefault(parameter.name, node.name)
+        self._places = {node.name: place for place, node in enumerate(structure.nodes)}
+        self._changed: dict[str, None] = {}
         self._annotations: dict[str, dict[str, Annotation]] = {name: {} for name in self._nodes}
         if len(self._nodes) != len(structure.nodes):
             raise InvalidGraph("two nodes have one name", where=_twice(structure.nodes))
@@ -144,10 +146,17 @@ class LayerGraph:
         """Every linear, quantized or kept, in execution order."""
         return (node for node in self if node.op == LINEAR)
 
-    def layers(self) -> Iterator[Node]:
-        """The linears that are to be quantized: those inside regions that nobody keeps."""
-        inside = {layer for region in self.regions for s in region.stages for layer in s.layers}
-        return (n for n in self.linears() if n.name in inside and self.get(n.name, Kept) is None)
+    def layers(self, stages: Iterable[Stage] | None = None) -> Iterator[Node]:
+        """The linears that are to be quantized: those inside regions that nobody keeps.
+
+        Args:
+            stages: only those of these stages; of all regions if not given.
+        """
+        if stages is None:
+            stages = (stage for region in self.regions for stage in region.stages)
+        inside = {layer for stage in stages for layer in stage.layers if layer in self}
+        nodes = (self[name] for name in sorted(inside, key=self._places.__getitem__))
+        return (n for n in nodes if n.op == LINEAR and self.get(n.name, Kept) is None)
 
     def vocabulary(self) -> Iterator[Node]:
         """Embedding and output head: the matrices outside the regions with a row for each token.
@@ -171,6 +180,7 @@ class LayerGraph:
         """Write ``note`` on a node, in place of what its slot held."""
         node = self[name]
         self._annotations[node.name][note.fills] = note
+        self._changed[node.name] = None
 
     def annotations(self, name: str) -> Mapping[str, Annotation]:
         """All annotations of a node by slot, in the order in which they were first written."""
@@ -195,6 +205,13 @@ class LayerGraph:
     def remove(self, name: str, kind: type[Annotation]) -> None:
         """Take an annotation away, if there is one."""
         self._annotations[self[name].name].pop(kind.slot_name(), None)
+        self._changed[name] = None
+
+    def take_changed(self) -> tuple[str, ...]:
+        """Names of the nodes whose annotations were written or removed since the last call."""
+        names = tuple(self._changed)
+        self._changed.clear()
+        return names
 
     def with_annotations(
         self, notes: Mapping[str, Iterable[Annotation]], after: str

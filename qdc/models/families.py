@@ -13,9 +13,10 @@ from qdc.models.dream import DREAM
 from qdc.models.family import Family, Refusal
 from qdc.models.fast_dllm import FAST_DLLM
 from qdc.models.llada import LLADA
+from qdc.models.mixture import LLADA_MOE, SDAR_MOE
 from qdc.models.sdar import SDAR
 
-FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, FAST_DLLM)
+FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE)
 
 REFUSED: tuple[Refusal, ...] = (
     Refusal(

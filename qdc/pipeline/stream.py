@@ -13,13 +13,16 @@ from torch import Tensor
 
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region, Stage
+from qdc.ir.routing import ROUTED
 from qdc.ir.types import BYTES
 from qdc.pipeline.execute import Environment, Executor
 from qdc.pipeline.frontier import values_to_keep
 
 Weights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
-COSTLY = frozenset({"linear", "attention", "input", "embedding"})
+COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing"})
+"""Operations whose values may be kept but are not computed twice. Routing is held as weights, never
+as the scores before it: rounded scores could choose other experts."""
 
 
 class Stream:
@@ -54,14 +57,17 @@ class Stream:
         self.tokens = torch.cat(batches)
         """``i64[samples, length]``: what was put in."""
         self.sizes = dict(zip("BL", batches[0].shape, strict=True))
+        # More rows than a batch has tokens go to no expert: all that the frontier has to know.
+        self.sizes[ROUTED] = batches[0].numel()
+        self._counts = [len(batch) for batch in batches]
         self.kept: list[Environment] = [{self.executor.tokens: batch} for batch in batches]
         self._entrance = (self.boundary, list(self.kept))
         self._left = 0
 
     @property
-    def linear_calls(self) -> int:
-        """Linears executed, counted once for each sample."""
-        return self.executor.linear_calls
+    def linear_calls(self) -> float:
+        """Linears executed, counted once for each sample; an expert's by its share of the tokens."""
+        return self.executor.linear_calls + self.executor.routed_rows / self.tokens.shape[1]
 
     def start(self, region: Region) -> None:
         """Advance to the first node of a region, or go back there."""
@@ -95,16 +101,35 @@ class Stream:
             raise RuntimeError("the stream does not hold what it would go back to")
         self.boundary, self.kept = self._entrance[0], list(self._entrance[1])
 
+    def rows(self, values: Tensor) -> list[Tensor]:
+        """Of something with a row for each sample, the rows of each batch."""
+        return list(torch.split(values, self._counts))
+
     def values(self, stage: Stage) -> Iterator[Tensor]:
-        """Yield the value that the stage reads, batch by batch: ``[b, length, columns]``."""
+        """Yield the value that the stage reads, batch by batch.
+
+        ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets.
+        """
         for found in self.compute((stage.value,)):
             yield found[stage.value]
 
-    def compute(self, wanted: tuple[str, ...]) -> Iterator[Environment]:
-        """Yield values ahead of the boundary, batch by batch, on the device; nothing moves."""
-        steps = self.executor.steps(wanted, self.kept[0])
+    def compute(self, wanted: tuple[str, ...], everywhere: str | None = None) -> Iterator[Environment]:
+        """Yield values ahead of the boundary, batch by batch, on the device; nothing moves.
+
+        Args:
+            wanted: names of the values.
+            everywhere: a ``rows`` node; as if the router sent every token to its expert.
+        """
+        held = set(self.kept[0])
+        if everywhere is not None:
+            held = held - self.executor.derived(everywhere, self.boundary) | {everywhere}
+        steps = self.executor.steps(wanted, held)
         parameters = self._parameters(steps)
-        for environment in self.kept:
+        for count, kept in zip(self._counts, self.kept, strict=True):
+            environment: Mapping[str, Tensor] = kept
+            if everywhere is not None:
+                rows = torch.arange(count * self.tokens.shape[1])
+                environment = {name: kept[name] for name in held & set(kept)} | {everywhere: rows}
             with torch.no_grad():
                 found = self.executor.run(environment, steps, parameters, wanted)
             yield found
@@ -140,8 +165,10 @@ class Stream:
         )
         steps = executor.steps(keep, self.kept[0])
         parameters = self._parameters(steps)
+        staying = [name for name in keep if name in self.kept[0]]
         for index, environment in enumerate(self.kept):
-            found = executor.run(environment, steps, parameters, keep)
+            found = executor.run(environment, steps, parameters, keep.difference(staying))
+            found |= {name: environment[name] for name in staying}
             self.kept[index] = {name: hold(value, self.held) for name, value in found.items()}
         self.boundary = boundary
 
