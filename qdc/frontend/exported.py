@@ -20,16 +20,20 @@ from torch.export.graph_signature import InputKind
 from qdc.errors import UnsupportedModel
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.direction import check_bidirectional
+from qdc.frontend.functional import without_mutation
 from qdc.frontend.grouping import Calls, Group, aten, group_calls, stack, takes_apart
 from qdc.frontend.native import PREFIX, NativeModel, first_line
 from qdc.frontend.segment import ATTENTION_CALL, LINEAR_CALL, Segment, Sizes
 from qdc.frontend.structure import find_regions
 from qdc.frontend.tracer import Program, common_prefix, unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, ModelFacts, Node, Structure
+from qdc.ir.routing import ROUTED
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
 
 BATCH, LENGTH = 3, 24
 """Sizes of the example that is exported; they are not written into the graph."""
+RAW, ROUTER = "raw-linear", "router"
+"""Linears that are not quantized: with a weight of no module, and what chooses experts."""
 
 
 def trace_native(
@@ -88,6 +92,7 @@ def _export(native: NativeModel, length: int) -> ExportedProgram:
             help="a model whose forward branches on the values of tensors needs an implementation "
             "of our own; qdc families lists those",
         ) from error
+    without_mutation(exported.graph)
     signature = exported.graph_signature
     changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if changed:
@@ -160,7 +165,7 @@ class _Builder:
         paths = tuple(stack(last, PREFIX))
         roles = self._roles(group)
         op = self._operation(group)
-        path = group.module if group.whole or op in (LINEAR, EMBEDDING) else ""
+        path = group.module if group.whole or op in (LINEAR, EMBEDDING, ROUTER) else ""
         name = path or ".".join((*paths[-1:], _function(last)))
         if not path and len(roles) == 1:
             path = self.parameters[next(iter(roles))].rpartition(".")[0]
@@ -218,12 +223,14 @@ class _Builder:
         last = group.calls[-1]
         if last.target is LINEAR_CALL:
             weights = all(self.calls.resolve(n) in self.parameters for n in last.all_input_nodes[1:])
-            owned = f"{group.module}.weight" in self.owned
-            return LINEAR if weights and owned else "raw-linear"
+            if not weights or f"{group.module}.weight" not in self.owned:
+                return RAW
+            module = self.native.body.get_submodule(group.module)
+            return ROUTER if "Router" in type(module).__name__ else LINEAR
         if last.target is aten.embedding.default:
             owned = self.calls.resolve(last.all_input_nodes[0]) in self.parameters
             return EMBEDDING if owned else "lookup"
-        if len(group.calls) > 1:
+        if group.whole and len(group.calls) > 1:
             return _kind(self.native.body.get_submodule(group.module))
         return _function(last).replace("_", "-")
 
@@ -233,6 +240,8 @@ class _Builder:
         expression = size.node.expr
         if expression.is_Integer:
             return int(expression)
+        if expression.is_Symbol and expression not in self.letters:
+            return ROUTED
         powers = expression.as_powers_dict()
         if not all(base in self.letters and power.is_Integer for base, power in powers.items()):
             raise UnsupportedModel(
@@ -312,7 +321,7 @@ def _refuse_unmapped(nodes: tuple[Node, ...], inside: set[str]) -> None:
     found = [
         f"{parameter} of %{node.name}"
         for node in nodes
-        if node.name in inside and node.op not in (LINEAR, EMBEDDING)
+        if node.name in inside and node.op not in (LINEAR, EMBEDDING, ROUTER)
         for parameter in node.parameters
         if sum(size > 1 for size in parameter.shape) > 1
     ]

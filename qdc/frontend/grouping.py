@@ -5,7 +5,9 @@ casts to the same dtype, slices that cut nothing). Put together: all that a modu
 computes, a norm for example, if it gives one value. Linears and embeddings stay nodes of their own.
 """
 
+import functools
 import operator
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,8 @@ aten = torch.ops.aten
 WEIGHTED = (aten.linear.default, aten.embedding.default)
 CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default)
 NEVER_CHANGES = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+SLICED = re.compile(r"slice\((None|\d+), (?:None|-?\d+), (None|\d+)\)\.(\d+)")
+"""A member of a slice of a module list, as exports write its path."""
 WHOLE = (1 << 63) - 1
 """The end of a slice that cuts nothing, as exports write it."""
 
@@ -119,7 +123,7 @@ def stack(node: fx.Node, prefix: str, *, keep_counts: bool = False) -> list[str]
     """
     paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     inside = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
-    return inside if keep_counts else ["".join(_without_counts(path)) for path in inside]
+    return [_plain_path(path, keep_counts) for path in inside]
 
 
 def gives_tensor(node: fx.Node) -> bool:
@@ -127,9 +131,14 @@ def gives_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
 
-def _without_counts(path: str) -> Iterator[str]:
-    for index, part in enumerate(path.split(".")):
-        yield ("." if index else "") + part.partition("@")[0]
+@functools.cache
+def _plain_path(path: str, keep_counts: bool) -> str:
+    """The path of a module, also where it was reached through a slice of a module list."""
+    while found := SLICED.search(path):
+        start, step, place = (int(text) if text != "None" else None for text in found.groups())
+        index = (start or 0) + (step or 1) * (place or 0)
+        path = f"{path[: found.start()]}{index}{path[found.end() :]}"
+    return path if keep_counts else re.sub(r"@\d+", "", path)
 
 
 def _is_one_value(members: list[fx.Node], calls: Calls) -> bool:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from qdc.calibration.tokenizer import TOKENIZER, load_tokenizer
 from qdc.errors import UnsupportedModel
+from qdc.frontend.unrolled import unroll_experts
 from qdc.ir.graph import ModelFacts
 from qdc.models.families import FAMILIES
 
@@ -96,6 +97,7 @@ def build_native(config: Mapping[str, Any]) -> NativeModel:
             owner, _, leaf = name.rpartition(".")
             setattr(body.get_submodule(owner), leaf, nn.Parameter(parameter.to("meta")))
     body.tie_weights(recompute_mapping=False)
+    unroll_experts(body)
     hollow = [name for name, buffer in body.named_buffers() if buffer.device.type == "meta"]
     if hollow:
         raise UnsupportedModel("buffers of the model have no values of their own", where=hollow)
