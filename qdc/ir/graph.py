@@ -71,6 +71,8 @@ class ModelFacts(Frozen):
     max_length: int = Field(gt=0)
     logits_shift: int = Field(default=0, ge=0, le=1)
     """1 if position i of the logits predicts token i + 1."""
+    attention_block: int | None = Field(default=None, gt=0)
+    """Tokens of a block, if a position sees just its own block and those before it."""
 
 
 class Structure(Frozen):
@@ -93,12 +95,12 @@ class LayerGraph:
         self.after: str = ""
         """The pipeline text that led here; pasteable."""
         self._nodes = {node.name: node for node in structure.nodes}
+        self._places = {node.name: place for place, node in enumerate(structure.nodes)}
+        self._changed: dict[str, None] = {}
         self._owners: dict[str, str] = {}
         for node in structure.nodes:
             for parameter in node.parameters:
                 self._owners.setdefault(parameter.name, node.name)
-        self._places = {node.name: place for place, node in enumerate(structure.nodes)}
-        self._changed: dict[str, None] = {}
         self._annotations: dict[str, dict[str, Annotation]] = {name: {} for name in self._nodes}
         if len(self._nodes) != len(structure.nodes):
             raise InvalidGraph("two nodes have one name", where=_twice(structure.nodes))

@@ -221,6 +221,7 @@ def decoder_facts(
         vocabulary=config.vocab_size,
         max_length=max_length,
         logits_shift=layout.logits_shift,
+        attention_block=layout.block,
     )
 
 

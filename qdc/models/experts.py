@@ -72,7 +72,7 @@ class Give(nn.Module):
         """``[batch, T, width]`` plus the weighted rows of ``given``, ``[N, width]``."""
         share = weights[..., self.expert].flatten().index_select(0, rows)
         added = mixed.flatten(0, 1).index_add(0, rows, given * share[:, None])
-        return added.unflatten(0, mixed.shape[:2])
+        return added.view_as(mixed)
 
 
 class Expert(nn.Module):

@@ -65,8 +65,8 @@ class LLaDAMoEConfig(MixtureConfig):
     clip_qkv: None = None
     moe_router_score_function: Literal["softmax"] = "softmax"
     moe_router_enable_expert_bias: Literal[False] = False
-    partial_rotary_factor: Literal[1, 1.0] = 1
-    routed_scaling_factor: Literal[1, 1.0, None] = None
+    partial_rotary_factor: float = Field(default=1, ge=1, le=1)
+    routed_scaling_factor: float | None = Field(default=None, ge=1, le=1)
     router_num_group: None = None
     router_topk_group: None = None
 

@@ -66,7 +66,7 @@ class Stream:
 
     @property
     def linear_calls(self) -> float:
-        """Linears executed, counted once for each sample; an expert's by its share of the tokens."""
+        """Linears executed, counted once for each sample; an expert's by its share of tokens."""
         return self.executor.linear_calls + self.executor.routed_rows / self.tokens.shape[1]
 
     def start(self, region: Region) -> None:
@@ -113,7 +113,9 @@ class Stream:
         for found in self.compute((stage.value,)):
             yield found[stage.value]
 
-    def compute(self, wanted: tuple[str, ...], everywhere: str | None = None) -> Iterator[Environment]:
+    def compute(
+        self, wanted: tuple[str, ...], everywhere: str | None = None
+    ) -> Iterator[Environment]:
         """Yield values ahead of the boundary, batch by batch, on the device; nothing moves.
 
         Args:

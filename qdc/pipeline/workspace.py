@@ -57,7 +57,7 @@ class Workspace:
     tensors: TensorTable = field(default_factory=TensorTable)
     remarks: list[Remark] = field(default_factory=list)
     """Of the pass that runs now; an instrument takes them over."""
-    linear_calls: int = 0
+    linear_calls: float = 0
     """Linears executed for calibration, counted once for each sample."""
     returns: bool = False
     """Whether streams must be able to go back inside a region; ``Plan.returns`` knows."""

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from qdc.errors import UnsupportedModel
-from qdc.models.families import FAMILIES, build
+from qdc.models.families import FAMILIES, REFUSED, build, find_family, find_refusal
+from qdc.models.family import Refusal
 from tests.support.checkpoints import EMBEDDED
+from tests.support.families import CASES
+
+ROOT = Path(__file__).parents[2]
 
 SMALL: dict[str, Any] = {
     "architectures": ["LLaDAModelLM"],
@@ -31,6 +35,7 @@ def test_the_facts_come_from_the_configuration() -> None:
         "vocabulary": 56,
         "max_length": 32,
         "logits_shift": 0,
+        "attention_block": None,
     }
     assert not module.training
     assert {p.device.type for p in module.parameters()} == {"meta"}
@@ -160,3 +165,99 @@ def test_building_takes_no_memory(tmp_path: Path) -> None:
     module, _ = build(giant)
     assert sum(p.numel() for p in module.parameters()) > 1e13
     assert torch.get_default_device().type == "cpu"
+
+
+DECODERS = sorted(set(CASES) - {"llada"})
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_act", "gelu"),
+        ("use_sliding_window", True),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_parameters", {"rope_type": "linear", "factor": 2.0}),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("hidden_size", 0),
+        ("hidden_size", 10**18),
+        ("num_hidden_layers", 10**9),
+        ("num_attention_heads", None),
+        ("vocab_size", 1.5),
+        ("rope_theta", float("nan")),
+        ("rms_norm_eps", 0),
+        ("mask_token_id", -1),
+        ("tie_word_embeddings", "maybe"),
+    ],
+)
+def test_a_variant_of_the_qwen_layout_is_refused(name: str, field: str, value: object) -> None:
+    with pytest.raises(UnsupportedModel, match="not implemented") as caught:
+        build({**CASES[name].config, field: value})
+    assert {place.split(":")[0].split(".")[0] for place in caught.value.where} == {field}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"hidden_size": 30}, "hidden_size 30 does not split into 4 heads"),
+        ({"head_dim": 7}, "heads of odd width 7 cannot be rotated"),
+        ({"num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
+        ({"mask_token_id": 2048}, "mask_token_id 2048 is outside the 2048 embeddings"),
+    ],
+    ids=lambda found: found if isinstance(found, str) else "",
+)
+def test_sizes_of_the_qwen_layout_must_agree(fields: dict[str, int], text: str) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        build({**CASES["dream"].config, **fields})
+    assert text in caught.value.where[0]
+
+
+def test_the_newer_rope_field_counts() -> None:
+    config = {**CASES["dream"].config, "rope_theta": 5.0}
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 7.0}
+    module, _ = build(config)
+    assert module.get_submodule("model.layers.0.self_attn.rotary").theta == 7.0
+
+
+def test_dream_is_not_run_beyond_what_it_was_trained_on() -> None:
+    config = {**CASES["dream"].config, "max_position_embeddings": 131072}
+    assert build(config)[1].max_length == 2048
+    assert build(CASES["dream"].config)[1].max_length == 64
+
+
+def test_the_model_type_decides_nothing() -> None:
+    config = {**CASES["dream"].config, "model_type": "llada"}
+    assert build(config)[1].family == "dream"
+    unknown = {**SMALL, "model_type": "llada", "architectures": ["SomethingElse"]}
+    assert find_family(unknown) is None
+    with pytest.raises(UnsupportedModel, match="no model family here implements SomethingElse"):
+        build(unknown)
+
+
+@pytest.mark.parametrize("refusal", REFUSED, ids=lambda refusal: refusal.name)
+def test_known_families_are_refused_with_a_reason(refusal: Refusal) -> None:
+    for name in refusal.architectures:
+        config = {"architectures": [name]}
+        assert find_family(config) is None
+        assert find_refusal(config) is refusal
+        with pytest.raises(UnsupportedModel) as caught:
+            build(config)
+        assert refusal.reason in caught.value.what
+        assert caught.value.help == refusal.help
+
+
+def test_no_architecture_is_claimed_twice() -> None:
+    claimed = [name for family in FAMILIES for name in family.architectures]
+    claimed += [name for refusal in REFUSED for name in refusal.architectures]
+    assert len(claimed) == len(set(claimed))
+
+
+def test_every_proof_is_a_test_over_all_cases() -> None:
+    """``qdc families`` cannot name a test that is gone, or that leaves a family out."""
+    for family in FAMILIES:
+        assert family.proved
+        for proof in family.proved:
+            path, _, function = proof.test.partition("::")
+            text = (ROOT / path).read_text(encoding="utf-8")
+            assert f"def {function}(" in text
+            assert "params=list(CASES.values())" in text
