@@ -6,7 +6,7 @@ of other tasks beside. Everything that is not sure to be one of these is an erro
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -44,7 +44,9 @@ def match_tensors(native: NativeModel, checkpoint: Checkpoint) -> None:
         claimed.setdefault(name, []).append(key)
     twice = [key for keys in claimed.values() if len(keys) > 1 for key in keys]
     if twice:
-        raise InvalidCheckpoint("tensors of the checkpoint have one place in the model", where=twice)
+        raise InvalidCheckpoint(
+            "tensors of the checkpoint have one place in the model", where=twice
+        )
     for name, (key,) in claimed.items():
         first = tied.get(name, name)
         if first in found:
@@ -61,12 +63,12 @@ def match_tensors(native: NativeModel, checkpoint: Checkpoint) -> None:
 def _renamed(native: NativeModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """Every key with its name in the module, as transformers itself renames when it loads."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     rules = get_model_conversion_mapping(native.body)
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
-    owned: Mapping[str, Any] = native.body.state_dict()
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    owned: dict[str, Any] = native.body.state_dict()
     prefix = native.body.base_model_prefix
     converted = []
     for key in checkpoint.headers:

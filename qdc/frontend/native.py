@@ -6,6 +6,7 @@ compiles fills gaps from both sides.
 """
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -56,6 +57,11 @@ class NativeModel(nn.Module):
     def kind(self) -> str:
         """Name of the transformers class."""
         return type(self.body).__name__
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it gives logits."""
+        return self.body.get_output_embeddings() is not None
 
     @property
     def tied(self) -> dict[str, str]:
@@ -112,7 +118,7 @@ def native_facts(native: NativeModel, folder: Path) -> ModelFacts:
     """
     config = native.body.config
     tokenizer = load_tokenizer(folder) if (folder / TOKENIZER).is_file() else None
-    vocabulary = native.body.get_input_embeddings().weight.shape[0]
+    vocabulary = int(native.body.get_input_embeddings().get_parameter("weight").shape[0])
     mask = getattr(config, "mask_token_id", None)
     if mask is None and tokenizer is not None:
         mask = tokenizer.mask_token_id
@@ -164,7 +170,8 @@ def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
     _check_sizes(config)
     plain = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config")}
     try:
-        parsed = CONFIG_MAPPING[kind].from_dict(plain)
+        with quiet():
+            parsed = CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # each configuration class raises what it likes
         raise UnsupportedModel(
             f"config.json is no configuration of {kind}: {first_line(error)}"
@@ -245,11 +252,11 @@ def _build(auto: Any, config: "PretrainedConfig") -> "PreTrainedModel":
 @contextmanager
 def quiet() -> Iterator[None]:
     """Let transformers say nothing but errors."""
-    from transformers.utils import logging
+    from transformers.utils.logging import get_verbosity, set_verbosity
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = get_verbosity()
+    set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        set_verbosity(before)

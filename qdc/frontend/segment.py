@@ -58,7 +58,9 @@ class Segment:
         """
         if self.is_linear:
             (read,) = self.inputs.values()
-            return functional.linear(environment[read], parameters["weight"], parameters.get("bias"))
+            return functional.linear(
+                environment[read], parameters["weight"], parameters.get("bias")
+            )
         found: dict[fx.Node, Any] = {}
 
         def value(argument: fx.Node) -> Any:

@@ -69,7 +69,7 @@ class UnrolledExperts(nn.Module):
             self.add_module(str(number), RoutedExpert(width, hidden, number, activation))
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """``[tokens, width]``, chosen experts ``[tokens, k]`` with weights ``-> [tokens, width]``."""
+        """``[tokens, width]``, experts and weights ``[tokens, k]`` each, ``-> [tokens, width]``."""
         hidden, spread = hidden[None], self.routing(chosen, weights)
         mixed = torch.zeros_like(hidden)
         for number in range(self.routing.experts):
@@ -88,7 +88,7 @@ def unroll_experts(body: nn.Module) -> None:
         experts, width, hidden = module.get_parameter(DOWN).shape
         owner, _, leaf = path.rpartition(".")
         with torch.device("meta"):
-            unrolled = UnrolledExperts(width, hidden, experts, module.act_fn)  # type: ignore[arg-type]
+            unrolled = UnrolledExperts(width, hidden, experts, module.act_fn)
         setattr(body.get_submodule(owner), leaf, unrolled)
 
 
@@ -110,6 +110,6 @@ def _is_plain(module: nn.Module) -> bool:
     return (
         shapes[GATE_UP] == (experts, 2 * hidden, width)
         and all(getattr(module, name, None) is value for name, value in usual.items())
-        and type(module)._apply_gate is _default_apply_gate
+        and getattr(type(module), "_apply_gate", None) is _default_apply_gate
         and isinstance(getattr(module, "act_fn", None), nn.Module)
     )
