@@ -3,7 +3,7 @@
     python bench/pretrained.py FOLDER --passes default
 
 The folder holds config.json, tokenizer files and safetensors; nothing is fetched, and no code of
-the folder is run. Sentences are lines of the embedded text that calibration does not begin with;
+the folder is run. Sentences are lines of the embedded text, which is also calibrated on;
 each is read as the model's own tokenizer writes it, special tokens included. A sentence's embedding
 is the mean of the hidden states over its tokens, or of the logits where the model has a head.
 Prints how many linears were mapped, sizes, the cosine of each embedding to the original's, and the
@@ -26,15 +26,14 @@ SHORTEST = 40
 
 
 def sentences(count: int) -> list[str]:
-    """Lines from the end of the embedded text, one of a document."""
-    found = []
-    for document in reversed(read_text(None).documents):
-        lines = [line.strip() for line in document.splitlines() if len(line) >= SHORTEST]
-        if lines:
-            found.append(lines[len(lines) // 2])
-        if len(found) == count:
-            break
-    return found
+    """Lines of the embedded text, spread evenly over its documents."""
+    lines = [
+        line.strip()
+        for document in read_text(None).documents
+        for line in document.splitlines()
+        if len(line.strip()) >= SHORTEST
+    ]
+    return lines[:: max(1, len(lines) // count)][:count]
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def _explained(native: NativeModel, spare: list[str]) -> dict[str, str]:
         elif ignored and re.search(ignored, key):
             found[key] = IGNORED
         elif key in heads:
-            found[key] = f"{native.kind} has no such head; {heads[key]} has"
+            found[key] = f"a head of {heads[key]} that the result does not depend on"
     return found
 
 
