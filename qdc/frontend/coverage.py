@@ -8,7 +8,7 @@ from qdc.frontend.checkpoint import Checkpoint
 from qdc.ir.annotations import OUTSIDE, TIED, Kept
 from qdc.ir.graph import LINEAR, LayerGraph
 from qdc.ir.tuned import Tuned
-from qdc.ir.types import Frozen
+from qdc.ir.types import Frozen, Parameter
 
 FLOATING = ("f64", "f32", "f16", "bf16")
 
@@ -80,7 +80,7 @@ def coverage(graph: LayerGraph, checkpoint: Checkpoint | None = None) -> tuple[C
             rows[parameter.name] = Covered(
                 tensor=parameter.name,
                 status="quantized" if lowered else "kept",
-                reason=quantized[node.name] if lowered else _reason(graph, node.name),
+                reason=quantized[node.name] if lowered else _reason(graph, node.name, parameter),
                 weights=parameter.elements({}),
             )
     spare = {} if checkpoint is None else checkpoint.left_out
@@ -91,10 +91,10 @@ def coverage(graph: LayerGraph, checkpoint: Checkpoint | None = None) -> tuple[C
     return (*rows.values(), *left_out)
 
 
-def _reason(graph: LayerGraph, name: str) -> str:
+def _reason(graph: LayerGraph, name: str, parameter: Parameter) -> str:
     node = graph[name]
     kept = graph.get(name, Kept)
-    if kept is not None:
+    if kept is not None and (kept.reason != TIED or parameter.role == "weight"):
         return kept.reason
     plain = "bias" if node.op == LINEAR else node.op
     return plain if graph.get(name, Tuned) is None else f"{plain}, tuned"

@@ -1,6 +1,7 @@
 """Models of transformers from checkpoint to artifact and back, without code of our own."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import qdc
 from qdc.artifact.config import parse_codec, parse_quantization
+from qdc.cli.models import open_runnable
 from qdc.errors import InvalidArtifact, QdcError, UnsupportedModel
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.registry import standard_registry
@@ -122,22 +124,23 @@ def test_an_encoder_without_head_gives_hidden_states(tmp_path: Path) -> None:
         expected = bidirectional(model, "bert", head=False)(input_ids=ids).last_hidden_state
     assert found.shape == expected.shape
     assert float(torch.nn.functional.cosine_similarity(found, expected, dim=-1).min()) > 0.9
-    done = run_qdc("run", str(out), "a <mask>")
-    assert done.returncode == 1
-    assert "the model has no output head" in done.stderr
+    with pytest.raises(QdcError, match="the model has no output head"):
+        open_runnable(out, "cpu", [])
 
 
 def test_the_command_line_chooses_the_front_end(tmp_path: Path) -> None:
-    model = write_native(tmp_path / "model", "bert")
-    arguments = ["compile", str(model), "--passes", ROUNDED, "--no-report"]
-    refused = run_qdc(*arguments, "-o", str(tmp_path / "no"), "--frontend", "fx")
-    assert refused.returncode == 1
-    assert "no model family here implements BertForMaskedLM" in refused.stderr
-    done = run_qdc(*arguments, "-o", str(tmp_path / "out"), "--frontend", "export", "--json")
+    model, out = write_native(tmp_path / "model", "bert"), tmp_path / "out"
+    with pytest.raises(UnsupportedModel, match="implements BertForMaskedLM"):
+        qdc.compile(model, ROUNDED, out=out, frontend="fx")
+    done = run_qdc(
+        "compile", model, "-o", out, "--passes", ROUNDED, "--frontend", "export", "--no-report",
+        "--json",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["family"] == "bert"
-    filled = run_qdc("run", str(tmp_path / "out"), "for <mask> in", "--json")
-    assert filled.returncode == 0, filled.stderr
+    opened = open_runnable(out, "cpu", [])
+    assert opened.facts.mask_token_id == 1
+    assert opened.logits(tokens(1, 5)).shape == (1, 5, 2048)
 
 
 def test_own_and_native_class_give_one_artifact(tmp_path: Path) -> None:
@@ -163,3 +166,15 @@ def with_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_an_unknown_front_end_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(QdcError, match="no front end is called 'jit'"):
         qdc.compile(tmp_path / "nothing", ROUNDED, out=tmp_path / "out", frontend="jit")
+
+
+@pytest.mark.skipif("QDC_ENCODER" not in os.environ, reason="QDC_ENCODER names no encoder's folder")
+def test_a_pretrained_encoder_compiles_and_stays_itself(tmp_path: Path) -> None:
+    """Any encoder that transformers implements, as ``bench/pretrained.py`` measures it."""
+    model, out = Path(os.environ["QDC_ENCODER"]), tmp_path / "out"
+    report = qdc.compile(model, "rtn-lower{bits=8},pack", out=out, write_report=False)
+    assert {row.tensor for row in report.coverage} == set(Checkpoint(model).headers)
+    ids = tokens(2, 16) % 1000
+    with torch.no_grad():
+        found, expected = qdc.load(out)(ids), qdc.load_original(model)(ids)
+    assert float(torch.nn.functional.cosine_similarity(found, expected, dim=-1).min()) > 0.98

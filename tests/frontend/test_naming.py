@@ -119,9 +119,7 @@ def test_what_nothing_explains_is_refused(
         matched(bert, tmp_path / "odd", lambda t: {**t, "bert.odd.weight": torch.zeros(2)})
     assert caught.value.where == ("bert.odd.weight",)
     with pytest.raises(InvalidCheckpoint, match="lacks 1 tensors"):
-        matched(
-            bert, tmp_path / "less", lambda t: {n: x for n, x in t.items() if n != EMBEDDING}
-        )
+        matched(bert, tmp_path / "less", lambda t: {n: x for n, x in t.items() if n != EMBEDDING})
 
 
 def test_two_tensors_for_one_place_are_refused(

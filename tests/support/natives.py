@@ -57,7 +57,7 @@ Tensors = dict[str, Tensor]
 
 
 def write_native(folder: Path, kind: str, *, head: bool = True) -> Path:
-    """Write a random checkpoint of this kind, with a tokenizer; without a head for hidden states."""
+    """Write a random checkpoint of this kind with a tokenizer, with or without its head."""
     auto = HEADS.get(kind, AutoModelForCausalLM) if head else AutoModel
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -77,7 +77,7 @@ def rewrite(
     edit: Callable[[Tensors], Tensors] = lambda tensors: tensors,
     **fields: Any,
 ) -> Path:
-    """Copy a checkpoint, with other tensors, and other fields of the configuration; None removes."""
+    """Copy a checkpoint with other tensors and other fields of ``config.json``; None removes."""
     shutil.copytree(source, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | fields
     kept = {name: value for name, value in config.items() if value is not None}
