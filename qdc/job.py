@@ -11,6 +11,7 @@ from qdc.artifact.writer import check_target
 from qdc.backendbase import Backend
 from qdc.calibration.records import Fields
 from qdc.errors import InvalidPipeline, QdcError
+from qdc.frontend.select import Choice, parse_choice
 from qdc.pipeline.builder import build_plan, configure
 from qdc.pipeline.instruments import Instrument
 from qdc.pipeline.plan import Plan, check_order
@@ -38,6 +39,8 @@ class Job:
     fields: Fields = field(default=Fields())
     states: States = "bf16"
     """Floating dtype of calibration states in host memory."""
+    front_end: Choice = "auto"
+    """Who traces the model."""
     device: str = "cpu"
     host_memory: int | None = None
     """Bytes of calibration states that may wait in host memory; None is no limit."""
@@ -67,6 +70,7 @@ def plan_job(
     fields: Fields | None = None,
     states: str = "bf16",
     host_memory: str | int | None = None,
+    front_end: str = "auto",
     device: str = "cpu",
     force: bool = False,
     resume: bool = False,
@@ -138,6 +142,7 @@ def plan_job(
         fields=fields,
         states=check_states(states),
         host_memory=_host_memory(host_memory),
+        front_end=parse_choice(front_end),
         device=device,
         force=force,
         resume=resume,

@@ -70,6 +70,10 @@ def compile(
         str | None,
         typer.Option(metavar="SIZE", help="Of those, above it on disk [default: half of all]"),
     ] = None,
+    frontend: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="fx: own families; export: transformers' classes; auto"),
+    ] = "auto",
     device: Device = "cpu",
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact that is at OUT")
@@ -127,6 +131,7 @@ def compile(
         overrides={"samples": samples, "length": length, "seed": seed},
         states=states,
         host_memory=host_memory,
+        front_end=frontend,
         device=device,
         force=force,
         resume=resume,

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.func import functional_call
 
 from qdc.errors import QdcError
+from qdc.frontend.segment import Segment, Sizes
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import LINEAR
 from qdc.ir.routing import ROUTED
@@ -29,7 +30,9 @@ class Executor:
         self.graph = program.graph
         self.order = [node.name for node in self.graph]
         self.place = {name: index for index, name in enumerate(self.order)}
-        self._names = {node: name for name, node in program.nodes.items()}
+        self._names = {
+            node: name for name, node in program.nodes.items() if isinstance(node, fx.Node)
+        }
         self.tokens, *self.absent = [node.name for node in self.graph if node.op == "input"]
         self.edges = self.graph.edges.copy()
         self.edges.remove_nodes_from(self.absent)
@@ -205,8 +208,9 @@ class Executor:
         """Execute the steps, dropping each value after its last reader."""
         last = {read: step for step in steps for read in self.edges.predecessors(step)}
         environment = {name: self._widen(held[name]) for name in {*last, *wanted} & set(held)}
+        sizes = self._sizes(held)
         for step in steps:
-            environment[step] = self._execute(step, environment, parameters[step])
+            environment[step] = self._execute(step, environment, parameters[step], sizes)
             for read in self.edges.predecessors(step):
                 if last[read] == step and read not in wanted:
                     environment.pop(read, None)
@@ -217,10 +221,25 @@ class Executor:
         wide = torch.float32 if value.is_floating_point() else value.dtype
         return value.to(self.device, wide)
 
+    def _sizes(self, held: Mapping[str, Tensor]) -> Sizes:
+        """Batch and length, from values at hand whose types name them."""
+        found: dict[int | str, int] = {}
+        for name, value in held.items():
+            found.update(zip(self.graph[name].type.shape, value.shape, strict=True))
+        return found.get("B", 0), found.get("L", 0)
+
     def _execute(
-        self, name: str, environment: Environment, parameters: Mapping[str, Tensor]
+        self,
+        name: str,
+        environment: Environment,
+        parameters: Mapping[str, Tensor],
+        sizes: Sizes,
     ) -> Tensor:
         node = self.program.nodes[name]
+        if isinstance(node, Segment):
+            if self.graph[name].op == LINEAR:
+                self._count(name, environment[self.graph[name].inputs[0]])
+            return node.run(environment, parameters, sizes, self.device)
         arguments: Any
         keywords: Any
         arguments, keywords = fx.map_arg(
@@ -229,10 +248,7 @@ class Executor:
         result: Tensor
         if node.op == "call_module":
             if self.graph[name].op == LINEAR:
-                if self.graph[name].type.shape[:1] == (ROUTED,):
-                    self.routed_rows += len(arguments[0])
-                else:
-                    self.linear_calls += len(arguments[0])
+                self._count(name, arguments[0])
             leaf = self.program.module.get_submodule(str(node.target))
             result = functional_call(leaf, dict(parameters), arguments, keywords)
         elif node.op == "call_method":
@@ -240,3 +256,10 @@ class Executor:
         else:
             result = node.target(*arguments, **keywords)  # type: ignore[operator]
         return result
+
+    def _count(self, name: str, read: Tensor) -> None:
+        """Count one execution of a linear."""
+        if self.graph[name].type.shape[:1] == (ROUTED,):
+            self.routed_rows += len(read)
+        else:
+            self.linear_calls += len(read)

@@ -59,7 +59,7 @@ def compile_report(
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),
         outside=tuple(outside_reports(graph)),
-        coverage=coverage(graph),
+        coverage=coverage(graph, workspace.checkpoint),
         passes=pass_reports(job.plan, meter.measured),
         remarks=remarks.lines(),
         bytes_before=workspace.checkpoint.nbytes,
