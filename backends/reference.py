@@ -11,7 +11,8 @@ from qdc.artifact.emission import Emission
 from qdc.artifact.writer import CONFIG, METHOD
 from qdc.backendbase import Backend
 from qdc.ir.dump import to_bytes
-from qdc.ir.graph import Region
+from qdc.ir.graph import LINEAR, Region
+from qdc.ir.routing import ROUTER
 
 
 class Reference(Backend):
@@ -48,7 +49,10 @@ class Reference(Backend):
                         for stage in region.stages
                     ],
                     "modules_to_not_convert": [
-                        node.path for node in graph.linears() if node.path not in layers
+                        node.path
+                        for node in graph
+                        if node.op in (LINEAR, ROUTER)
+                        and graph[graph.owner(node.name)].path not in layers
                     ],
                     **({"added_biases": biases} if biases else {}),
                     "layers": layers,

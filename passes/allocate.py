@@ -16,6 +16,8 @@ mean order over the weights is exactly ``budget``, or the nearest that can be re
   are, ``energy`` as shares of each layer's output, ``loss`` by what probe-loss measured.
 - ``count=effective`` makes the budget an upper bound of every stored bit: signs, scales, order tags
   and the padding of a ragged block. The packed bytes of every layer are checked against it.
+- ``least-gain`` leaves every block at a whole budget unless the optimum promises to save at least
+  that share of the cost: costs are measured on calibration states and a small promise is not kept.
 - ``policy=abmp`` is abmp-allocate, the paper's rule.
 
 Each block that moves is remarked on: from the order that the budget gives everyone, rounded down,
@@ -79,6 +81,9 @@ class Allocate(Pass):
     fused: bool = Field(
         default=True, description="of scope model: equal orders for the linears of a stage"
     )
+    least_gain: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the cost below which no block moves"
+    )
     ratio: float = Field(
         default=0.05, ge=0, le=0.5, description="of abmp: share of blocks moved each way"
     )
@@ -90,10 +95,12 @@ class Allocate(Pass):
             "weights": self.policy == "knapsack" and self.scope != "layer",
             "ratio": self.policy == "abmp",
             "count": self.policy == "knapsack",
+            "least_gain": self.policy == "knapsack" and self.count == "signs",
         }
         for option, read in unread.items():
             if not read and getattr(self, option) != type(self).model_fields[option].default:
-                raise ValueError(f"policy {self.policy} with scope {self.scope} reads no {option}")
+                text = option.replace("_", "-")
+                raise ValueError(f"policy {self.policy} with scope {self.scope} reads no {text}")
         if self.policy == "abmp" and (self.scope == "model" or self.budget != int(self.budget)):
             raise ValueError("policy abmp needs a whole budget and scope layer or stage")
         return self
@@ -153,6 +160,8 @@ class Allocate(Pass):
         costs = np.concatenate([self.cost(unit, bundle, notes, highest) for bundle in bundles])
         total = self.total(nodes, stored, sizes, highest)
         orders = allocate_orders(costs, sizes, total, exact=self.count == "signs")
+        if self.count == "signs" and total == int(self.budget) * int(sizes.sum()):
+            orders = self.worthwhile(costs, orders)
         used = sum(size * order for size, order in zip(sizes.tolist(), orders, strict=True))
         if used > total or (self.count == "signs" and used != total):
             raise InvalidGraph(f"the allocation takes {used} of {total}: a mistake of qdc")
@@ -161,6 +170,13 @@ class Allocate(Pass):
             count = len(notes[bundle[0].name].widths)
             self.write(unit, bundle, notes, stored, orders[first : first + count], nodes, total)
             first += count
+
+    def worthwhile(self, costs: NDArray[np.float64], orders: tuple[int, ...]) -> tuple[int, ...]:
+        """The orders, or equal ones of the whole budget if they save less than ``least_gain``."""
+        blocks = np.arange(len(orders))
+        equal = (int(self.budget),) * len(orders)
+        best, plain = (costs[blocks, np.array(some) - 1].sum() for some in (orders, equal))
+        return orders if best <= (1 - self.least_gain) * plain else equal
 
     def stored(self, node: Node, note: Costs) -> Stored:
         """Sign bits of a layer's blocks, or all bytes as the codec counts them."""

@@ -8,6 +8,10 @@ error of the layers before it back. It runs the model twice.
     before   %h0.o = linear %x   w f16[512,512]
     after        @moment        f32[512,512]   128 samples, 32,768 tokens, 38% masked
                  @cross-moment  f32[512,512]   drift 3.1e-02
+
+Experts as in ``calibrate-mcs``. The two models route for themselves; a token that only the
+quantized one sends to an expert counts as not drifted, one that only the original sends there is
+left out.
 """
 
 from typing import ClassVar
@@ -15,7 +19,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from qdc.calibration.options import CalibrationOptions
+from qdc.calibration.experts import ExpertOptions, paired, read
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Stage
@@ -25,7 +29,7 @@ from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
 
 
-class CalibrateCross(CalibrationOptions):
+class CalibrateCross(ExpertOptions):
     """Collect each stage's second moment, and how its input drifts from the original model's.
 
     Only inside ``stages(...)``, where stages are calibrated on the quantized stream.
@@ -44,26 +48,25 @@ class CalibrateCross(CalibrationOptions):
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch))
         reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
         hidden = stream.tokens == unit.model.mask_token_id
-        weights = None if self.masked_weight == 1 else self.weigh(hidden)
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
             reference.enter(stage)
             moment = MomentAccumulator(layers[0].columns, unit.device)
             cross = CrossMomentAccumulator(layers[0].columns, unit.device)
             carrier = residual_of(unit.graph, stage) if self.residual else None
-            wanted = (stage.value,) if carrier is None else (stage.value, carrier)
-            first = 0
+            others = () if carrier is None else (carrier,)
+            source = self.source(unit, stream, stage, layers, hidden)
             for now, original in zip(
-                stream.compute(wanted), reference.compute(wanted), strict=True
+                read(stream, stage, hidden, others, pooled=source.pooled),
+                read(reference, stage, hidden, others, pooled=source.pooled),
+                strict=True,
             ):
-                value = now[stage.value]
-                last = first + len(value)
-                share = None if weights is None else weights[first:last]
-                moment.add(value, share)
-                cross.add(value, original[stage.value], share)
+                share = None if self.masked_weight == 1 else self.weigh(now.facts)
+                moment.add(now.value, share)
+                cross.add(now.value, paired(now, original), share)
                 if carrier is not None:
-                    cross.add_residual(value, now[carrier], original[carrier], share)
-                first = last
+                    residual_now, residual_before = now.found[carrier], original.found[carrier]
+                    cross.add_residual(now.value, residual_now, residual_before, share)
             lost = cross.residual()
             residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
             notes = (
@@ -71,9 +74,10 @@ class CalibrateCross(CalibrationOptions):
                     tensor=unit.put(f"{stage.value}:moment", moment.value()),
                     samples=self.samples,
                     tokens=moment.tokens,
-                    masked=hidden.double().mean().item(),
+                    masked=source.masked,
                     geometry=self.geometry,
                     masked_weight=self.masked_weight,
+                    routed=source.routed,
                 ),
                 CrossMoment(
                     tensor=unit.put(f"{stage.value}:cross-moment", cross.value()),

@@ -19,21 +19,26 @@ Other geometries, for other samplers and for comparison:
 The paper sees every sample at T times, the release and the default at one time each:
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
 Where the text is prompts and answers, the prompt is the prefix, and only the answer is masked.
+
+The moment of an expert is that of the tokens routed to it, each counted once whatever its routing
+weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens, and a remark:
+
+    before   %h0.experts.3.down = linear %x   w f16[512,64]
+    after        @moment  f32[64,64]   8 samples, 256 tokens pooled for 12 routed, 38% masked
 """
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from qdc.calibration.options import CalibrationOptions
+from qdc.calibration.experts import ExpertOptions, read
 from qdc.ir.annotations import Moment
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
 
 
-class CalibrateMcs(CalibrationOptions):
+class CalibrateMcs(ExpertOptions):
     """Collect each stage's second moment over masked samples.
 
     Inside ``stages(...)`` every stage is calibrated on the already quantized stream; outside it, on
@@ -49,17 +54,18 @@ class CalibrateMcs(CalibrationOptions):
         hidden = stream.tokens == unit.model.mask_token_id
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
+            source = self.source(unit, stream, stage, layers, hidden)
             accumulator = MomentAccumulator(layers[0].columns, unit.device)
-            batches = torch.split(hidden, self.batch)
-            for value, masked in zip(stream.values(stage), batches, strict=True):
-                accumulator.add(value, self._weights(masked))
+            for part in read(stream, stage, hidden, pooled=source.pooled):
+                accumulator.add(part.value, self._weights(part.facts))
             note = Moment(
                 tensor=unit.put(f"{stage.value}:moment", accumulator.value()),
                 samples=self.samples,
                 tokens=accumulator.tokens,
-                masked=hidden.double().mean().item(),
+                masked=source.masked,
                 geometry=self.geometry,
                 masked_weight=self.masked_weight,
+                routed=source.routed,
             )
             for node in layers:
                 unit.annotate(node, note)

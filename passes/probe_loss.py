@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.calibration.options import CalibrationOptions
+from qdc.calibration.experts import ExpertOptions, read
 from qdc.calibration.probes import Probes, output_head
 from qdc.errors import InvalidCalibration, NotPositiveDefinite
 from qdc.ir.annotations import HIGHEST_ORDER
@@ -37,7 +37,7 @@ PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""
 
 
-class ProbeLoss(CalibrationOptions):
+class ProbeLoss(ExpertOptions):
     """Quantize one layer at a time in the original model and measure what its predictions lose."""
 
     name: ClassVar[str] = "probe-loss"
@@ -103,15 +103,18 @@ class ProbeLoss(CalibrationOptions):
         self, unit: Unit, probes: Probes, region: Region, stage: Stage, layers: list[str]
     ) -> dict[str, float]:
         """Branch off once for each layer of a stage; returns the layers' output errors."""
-        accumulator = MomentAccumulator(unit.graph[layers[0]].columns, unit.device)
-        for value in probes.enter(stage):
-            accumulator.add(value)
+        stream, nodes = probes.enter(stage), [unit.graph[name] for name in layers]
+        hidden = stream.tokens == unit.model.mask_token_id
+        source = self.source(unit, stream, stage, nodes, hidden)
+        accumulator = MomentAccumulator(nodes[0].columns, unit.device)
+        for part in read(stream, stage, hidden, pooled=source.pooled):
+            accumulator.add(part.value)
         factor = self.factor(accumulator.value(), layers)
         dead = factor.dead.nonzero().flatten()
         quantize = fitter(15, 1e-4, 16, feedback=False, rounds=0, code_sweeps=0)
         errors: dict[str, float] = {}
-        for name in layers:
-            node = unit.graph[name]
+        for node in nodes:
+            name = node.name
             weight = probes.weight(name).index_fill(1, dead, 0)
             slices = block_slices(node.columns, self.block)
             orders = (self.order,)

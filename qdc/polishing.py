@@ -145,6 +145,8 @@ class RegionFit:
             for name, value in found.items():
                 moments[name].add(value)
         for stage, nodes in unit.layers_by_stage():
+            if not moments[stage.value].tokens:
+                continue  # an expert that none of the held-out tokens is routed to
             for node in nodes:
                 lowered = unit.graph.require(node.name, Lowered)
                 dense = lowered.codec.dense(lowered.working(unit.tensors)).to(unit.device)

@@ -49,6 +49,7 @@ class StreamState(Frozen):
     """Every place at which it held values on the way, so that the way can be gone again."""
     left: int = Field(ge=0)
     calls: int = Field(ge=0)
+    routed: int = Field(ge=0)
     batches: tuple[File, ...] = ()
     """Its values; of the last step alone."""
 
@@ -92,7 +93,7 @@ class Journal(Frozen):
     total: int = Field(ge=0)
     """Steps of the whole compile."""
     entries: tuple[Entry, ...] = Field(min_length=1)
-    linear_calls: int = Field(ge=0)
+    linear_calls: float = Field(ge=0, allow_inf_nan=False)
     samples: int = Field(ge=0)
     passes: tuple[PassCost, ...]
     remarks: tuple[str, ...]

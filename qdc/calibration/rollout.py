@@ -16,6 +16,7 @@ from qdc.calibration.geometry import Masked
 from qdc.calibration.original import original_stream, original_weights
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, Stage
+from qdc.runtime.predictions import sources
 
 if TYPE_CHECKING:
     from qdc.pipeline.workspace import Workspace
@@ -105,7 +106,7 @@ def predict(
         for row, place in zip(
             torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True
         ):
-            reads = hidden[row.to(hidden.device), (place - shift).clamp(min=0).to(hidden.device)]
+            reads = hidden[row.to(hidden.device), sources(place, shift).to(hidden.device)]
             logits = functional.linear(reads, weights["weight"], weights.get("bias")).double()
             logits[:, graph.model.mask_token_id] = -torch.inf
             top, found = logits.max(1)

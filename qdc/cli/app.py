@@ -198,6 +198,20 @@ def backends(plugin: Plugins = None, json: Json = False) -> None:
 
 
 @app.command()
+def families(json: Json = False) -> None:
+    """List the model families, and what was proved of each.
+
+    \b
+    Examples:
+      qdc families
+      qdc families --json
+    """  # noqa: D301
+    from qdc.cli.families import families_command
+
+    families_command(json)
+
+
+@app.command()
 def run(
     model: Runnable,
     text: Annotated[

@@ -129,6 +129,10 @@ def _totals(report: CompileReport) -> Table:
         if any(layer.orders for layer in report.layers):
             rows.add_row("orders", _orders(report))
         rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, every byte counted")
+        pooled = sum(layer.routed is not None for layer in report.layers)
+        if pooled:
+            few = f"{pooled} of {len(report.layers)} layers saw too few routed tokens"
+            rows.add_row("experts", f"{few}, calibrated on all")
     rows.add_row("coverage", _coverage(report))
     for plugin in report.plugins:
         rows.add_row("plugin", plugin)

@@ -29,8 +29,13 @@ class Opened:
     compiled: bool
     device: str
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """``i64[b, length] -> [b, length, vocabulary]``; the tokens may be on the CPU."""
+    @property
+    def logits_shift(self) -> int:
+        """1 if position i of the logits predicts token i + 1."""
+        return self.facts.logits_shift
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits ``i64[b, length] -> [b, length, vocabulary]``; the tokens may be on the CPU."""
         found: Tensor = self.module(tokens.to(self.device))
         return found
 

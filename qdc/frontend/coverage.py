@@ -5,7 +5,7 @@ from typing import Literal
 from qdc.codec import Lowered
 from qdc.errors import InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
-from qdc.ir.annotations import OUTSIDE, Kept
+from qdc.ir.annotations import OUTSIDE, TIED, Kept
 from qdc.ir.graph import LINEAR, LayerGraph
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import Frozen
@@ -27,7 +27,8 @@ def mark_kept(graph: LayerGraph) -> None:
     inside = {layer for region in graph.regions for s in region.stages for layer in s.layers}
     for node in graph.linears():
         if node.name not in inside:
-            graph.annotate(node.name, Kept(reason=OUTSIDE))
+            own = graph.owner(node.name) == node.name
+            graph.annotate(node.name, Kept(reason=OUTSIDE if own else TIED))
 
 
 def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
@@ -71,6 +72,8 @@ def coverage(graph: LayerGraph) -> tuple[Covered, ...]:
     for node in graph:
         for parameter in node.parameters:
             lowered = node.name in quantized and parameter.role == "weight"
+            if parameter.name in rows:  # tied: the first reader owns it
+                continue
             rows[parameter.name] = Covered(
                 tensor=parameter.name,
                 status="quantized" if lowered else "kept",

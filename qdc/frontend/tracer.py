@@ -6,6 +6,7 @@ meta device with two prime sizes for batch and length, which no width of a model
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from qdc.errors import UnsupportedModel
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
+from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
+from qdc.models.experts import TRACED_ROWS, Give, Router, Routing, Rows, Take
 from qdc.models.layers import Attention, RMSNorm, Rotary
 
 LEAVES: dict[type[nn.Module], str] = {
@@ -25,6 +28,11 @@ LEAVES: dict[type[nn.Module], str] = {
     RMSNorm: "rms-norm",
     Rotary: "rotary",
     Attention: "attention",
+    Router: ROUTER,
+    Routing: "routing",
+    Rows: ROWS,
+    Take: "take",
+    Give: GIVE,
 }
 BATCH, LENGTH = 7_927, 104_743
 
@@ -67,6 +75,7 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
     paths = {node: _path(node) for node in kept}
     prefix = _common_prefix([path for node, path in paths.items() if node.op == "call_module"])
     names = _names(kept, paths, prefix)
+    stored = {tensor: name for name, tensor in module.named_parameters()}
     nodes = tuple(
         Node(
             name=names[node],
@@ -74,7 +83,7 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
             inputs=tuple(dict.fromkeys(names[arg] for arg in node.all_input_nodes)),
             type=values[node],
             path=paths[node] if node.op == "call_module" else "",
-            parameters=_parameters(module, node, checkpoint),
+            parameters=_parameters(module, node, stored, checkpoint),
         )
         for node in kept
     )
@@ -109,7 +118,7 @@ class _Shapes(fx.Interpreter):
 
 
 def _dimension(size: int) -> Dimension:
-    names = {BATCH: "B", LENGTH: "L", BATCH * LENGTH: "B*L"}
+    names = {BATCH: "B", LENGTH: "L", BATCH * LENGTH: "B*L", TRACED_ROWS: ROUTED}
     return names.get(size, size)
 
 
@@ -163,13 +172,17 @@ def _operation(module: nn.Module, node: fx.Node) -> str:
 
 
 def _parameters(
-    module: nn.Module, node: fx.Node, checkpoint: Checkpoint | None
+    module: nn.Module,
+    node: fx.Node,
+    stored: Mapping[nn.Parameter, str],
+    checkpoint: Checkpoint | None,
 ) -> tuple[Parameter, ...]:
+    """The tensors of a leaf under the names that they are stored by, one for tied leaves."""
     if node.op != "call_module":
         return ()
     found = []
     for role, tensor in module.get_submodule(str(node.target)).named_parameters(recurse=False):
-        name = f"{node.target}.{role}"
+        name = stored[tensor]
         dtype = short_dtype(str(tensor.dtype))
         if checkpoint is not None and name in checkpoint:
             dtype = checkpoint.headers[name].dtype

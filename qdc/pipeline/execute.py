@@ -1,5 +1,6 @@
 """Execute part of a traced model, node by node, from values that are at hand."""
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.func import functional_call
 
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import LINEAR
+from qdc.ir.routing import ROUTED
 
 Environment = dict[str, Tensor]
 Parameters = Mapping[str, Mapping[str, Tensor]]
@@ -29,7 +31,10 @@ class Executor:
         self.edges = self.graph.edges.copy()
         self.edges.remove_nodes_from(self.absent)
         self.linear_calls = 0
-        """Linears executed, counted once for each sample."""
+        """Linears executed, counted once for each sample; without those of experts."""
+        self.routed_rows = 0
+        """Linears of experts executed, counted once for each token."""
+        self._bounds, self._live = self._read_across_regions()
 
     def steps(self, wanted: Collection[str], held: Collection[str]) -> list[str]:
         """Nodes to execute, in order, to get the wanted values from the held ones."""
@@ -44,12 +49,47 @@ class Executor:
 
     def read_after(self, boundary: int) -> frozenset[str]:
         """Values from before this place of the order that nodes from it on read."""
-        future = set(self.order[boundary:])
-        return frozenset(
+        index = bisect_left(self._bounds, boundary)
+        later = {
             name
-            for name in self.order[:boundary]
-            if name not in self.absent and future.intersection(self.edges.successors(name))
-        )
+            for step in self.order[boundary : self._bounds[index]]
+            if step not in self.absent
+            for name in self.edges.predecessors(step)
+        }
+        found = later | self._live[index]
+        return frozenset(name for name in found if self.place[name] < boundary)
+
+    def derived(self, name: str, boundary: int) -> set[str]:
+        """Values from before this place of the order that hang on a node, itself included."""
+        found, pending = {name}, [name]
+        while pending:
+            for reader in self.edges.successors(pending.pop()):
+                if reader not in found and self.place[reader] < boundary:
+                    found.add(reader)
+                    pending.append(reader)
+        return found
+
+    def _read_across_regions(self) -> tuple[list[int], list[frozenset[str]]]:
+        """Ends of the regions and of the model, and what nodes from each of them on read.
+
+        It is worked out once: a region of many experts has many boundaries, each of which then
+        looks no further than the region's end.
+        """
+        last = {
+            read: self.place[step]
+            for step in self.order
+            if step not in self.absent
+            for read in self.edges.predecessors(step)
+        }
+        ends = {self.place[region.nodes[-1]] + 1 for region in self.graph.regions}
+        bounds = sorted(ends | {len(self.order)})
+        live: set[str] = set()
+        found: list[frozenset[str]] = []
+        for start, end in zip([0, *bounds], bounds, strict=False):
+            live |= {name for name in self.order[start:end] if name in last}
+            live = {name for name in live if last[name] >= end}
+            found.append(frozenset(live))
+        return bounds, found
 
     def run(
         self,
@@ -70,7 +110,7 @@ class Executor:
             The wanted values, on the device.
         """
         last = {read: step for step in steps for read in self.edges.predecessors(step)}
-        environment = {name: self._widen(value) for name, value in held.items()}
+        environment = {name: self._widen(held[name]) for name in {*last, *wanted} & set(held)}
         for step in steps:
             environment[step] = self._execute(step, environment, parameters[step])
             for read in self.edges.predecessors(step):
@@ -95,7 +135,10 @@ class Executor:
         result: Tensor
         if node.op == "call_module":
             if self.graph[name].op == LINEAR:
-                self.linear_calls += len(arguments[0])
+                if self.graph[name].type.shape[:1] == (ROUTED,):
+                    self.routed_rows += len(arguments[0])
+                else:
+                    self.linear_calls += len(arguments[0])
             leaf = self.program.module.get_submodule(str(node.target))
             result = functional_call(leaf, dict(parameters), arguments, keywords)
         elif node.op == "call_method":

@@ -27,15 +27,22 @@ class Instrument:
 
 
 class Verifier(Instrument):
-    """Check the whole graph after every pass, and that the pass gave what it declares."""
+    """Check the graph after every pass, and that the pass gave what it declares."""
 
     def __init__(self) -> None:
-        """The graph's structure is frozen: it is checked after the first pass only."""
+        """Everything is checked after the first pass, then what has changed since."""
         self._first = True
 
     def after(self, place: int, unit: Unit) -> None:
         """Raise ``InvalidGraph`` naming the pass that broke the graph or its word."""
-        verify(unit.graph, unit.tensors, after=unit.step.name, structure=self._first)
+        changed = unit.graph.take_changed()
+        verify(
+            unit.graph,
+            unit.tensors,
+            after=unit.step.name,
+            structure=self._first,
+            only=None if self._first else changed,
+        )
         self._first = False
         layers = unit.layers()
         for kind in unit.step.provides:

@@ -250,4 +250,4 @@ class Resumption:
 
 
 def _trail(stream: StreamState) -> Trail:
-    return Trail(stream.stops, stream.left, stream.calls)
+    return Trail(stream.stops, stream.left, stream.calls, stream.routed)

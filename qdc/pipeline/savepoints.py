@@ -131,6 +131,7 @@ class Savepoints:
             stops=trail.stops,
             left=trail.left,
             calls=trail.calls,
+            routed=trail.routed,
             batches=tuple(files),
         )
 

@@ -2,8 +2,9 @@
 
 Between two stages only the frontier of live values is held (``frontier``). Values are computed with
 the weights as they are at that moment, so inside ``stages(...)`` each stage sees the quantization
-of the stages before it. Every linear is executed once for each sample, unless a later pass rewrites
-what the stream has gone past: then it goes back to where it entered the region.
+of the stages before it. Every linear is executed once for each sample, an expert's for the tokens
+that are routed to it, unless a later pass rewrites what the stream has gone past: then it goes back
+to where it entered the region.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +15,18 @@ from torch import Tensor
 
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region, Stage
+from qdc.ir.routing import ROUTED
 from qdc.ir.types import BYTES
+from qdc.models.experts import routed_share
 from qdc.pipeline.execute import Environment, Executor
 from qdc.pipeline.frontier import values_to_keep
 from qdc.pipeline.states import Held, StateStore
 
 Weights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
-COSTLY = frozenset({"linear", "attention", "input", "embedding"})
+COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing"})
+"""Operations whose values may be kept but are not computed twice. Routing is held as weights, never
+as the scores before it: rounded scores could choose other experts."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Trail:
     """Nodes before this place are in a region that is finished."""
     calls: int
     """Linears executed, those of ways that were given up included."""
+    routed: int
+    """The same for the linears of experts, counted by tokens."""
 
 
 class Stream:
@@ -70,6 +77,7 @@ class Stream:
         """``i64[samples, length]``: what was put in."""
         self._rows = [len(batch) for batch in batches]
         self.sizes = dict(zip("BL", batches[0].shape, strict=True))
+        self.sizes[ROUTED] = max(1, round(routed_share(program.module) * batches[0].numel()))
         self.kept: list[Held] = [
             self.states.hold({self.executor.tokens: batch}) for batch in batches
         ]
@@ -78,18 +86,19 @@ class Stream:
         self._mark()
 
     @property
-    def linear_calls(self) -> int:
-        """Linears executed, counted once for each sample."""
-        return self.executor.linear_calls
+    def linear_calls(self) -> float:
+        """Linears executed, counted once for each sample; an expert's by its share of tokens."""
+        return self.executor.linear_calls + self.executor.routed_rows / self.tokens.shape[1]
 
     def batches(self) -> tuple[Tensor, ...]:
         """The samples, ``i64[b, length]`` each, as they were put in."""
-        return torch.split(self.tokens, self._rows)
+        return tuple(self.rows(self.tokens))
 
     @property
     def trail(self) -> Trail:
         """The way up to here."""
-        return Trail(tuple(self._stops), self._left, self.linear_calls)
+        executor = self.executor
+        return Trail(tuple(self._stops), self._left, executor.linear_calls, executor.routed_rows)
 
     def follow(self, trail: Trail, between: Callable[[], None]) -> None:
         """Go a whole trail from the start; ``between`` is called after each stop."""
@@ -104,6 +113,7 @@ class Stream:
         self.boundary = trail.stops[-1] if trail.stops else 0
         self.kept = list(kept)
         self.executor.linear_calls = trail.calls
+        self.executor.routed_rows = trail.routed
         self._mark()
 
     def start(self, region: Region) -> None:
@@ -139,16 +149,37 @@ class Stream:
         self.boundary, kept, stops = self._entrance
         self.kept, self._stops = list(kept), self._stops[:stops]
 
+    def rows(self, values: Tensor) -> list[Tensor]:
+        """Of something with a row for each sample, the rows of each batch."""
+        return list(torch.split(values, self._rows))
+
     def values(self, stage: Stage) -> Iterator[Tensor]:
-        """Yield the value that the stage reads, batch by batch: ``[b, length, columns]``."""
+        """Yield the value that the stage reads, batch by batch.
+
+        ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets.
+        """
         for found in self.compute((stage.value,)):
             yield found[stage.value]
 
-    def compute(self, wanted: tuple[str, ...]) -> Iterator[Environment]:
-        """Yield values ahead of the boundary, batch by batch, on the device; nothing moves."""
-        steps = self.executor.steps(wanted, self.kept[0])
+    def compute(
+        self, wanted: tuple[str, ...], everywhere: str | None = None
+    ) -> Iterator[Environment]:
+        """Yield values ahead of the boundary, batch by batch, on the device; nothing moves.
+
+        Args:
+            wanted: names of the values.
+            everywhere: a ``rows`` node; as if the router sent every token to its expert.
+        """
+        held = set(self.kept[0])
+        if everywhere is not None:
+            held = held - self.executor.derived(everywhere, self.boundary) | {everywhere}
+        steps = self.executor.steps(wanted, held)
         parameters = self._parameters(steps)
-        for environment in self.kept:
+        for count, kept in zip(self._rows, self.kept, strict=True):
+            environment: Mapping[str, Tensor] = kept
+            if everywhere is not None:
+                rows = torch.arange(count * self.tokens.shape[1])
+                environment = {name: kept[name] for name in held & set(kept)} | {everywhere: rows}
             with torch.no_grad():
                 found = self.executor.run(environment, steps, parameters, wanted)
             yield found
@@ -184,8 +215,10 @@ class Stream:
         )
         steps = executor.steps(keep, self.kept[0])
         parameters = self._parameters(steps)
+        staying = [name for name in keep if name in self.kept[0]]
         for index, environment in enumerate(self.kept):
-            found = executor.run(environment, steps, parameters, keep)
+            found = executor.run(environment, steps, parameters, keep.difference(staying))
+            found |= {name: environment[name] for name in staying}
             self.kept[index] = self.states.hold(found)
         self.boundary = boundary
         self._stops.append(boundary)

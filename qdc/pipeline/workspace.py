@@ -59,7 +59,7 @@ class Workspace:
     tensors: TensorTable = field(default_factory=TensorTable)
     remarks: list[Remark] = field(default_factory=list)
     """Of the pass that runs now; an instrument takes them over."""
-    linear_calls: int = 0
+    linear_calls: float = 0
     """Linears executed for calibration, counted once for each sample."""
     returns: bool = False
     """Whether streams must be able to go back inside a region; ``Plan.returns`` knows."""
@@ -97,7 +97,8 @@ class Workspace:
         replaced = None if tuned is None else tuned.find(role)
         if replaced is not None:
             return self.tensors.get(replaced).to(self.device, torch.float32)
-        packed, lowered = graph.get(name, Packed), graph.get(name, Lowered)
+        owner = graph.owner(name, role)
+        packed, lowered = graph.get(owner, Packed), graph.get(owner, Lowered)
         if role != "weight" or lowered is None:
             return self.parameter(node, role)
         codec: Codec = lowered.codec

@@ -34,6 +34,8 @@ class LayerReport(Frozen):
     """Share of each block of columns in the error; they add up to it."""
     stored: dict[str, int] = Field(default_factory=dict)
     """Bytes of each stored tensor, by its suffix."""
+    routed: int | None = None
+    """Tokens that an expert saw, if they were too few and it was given the statistics of all."""
 
     @property
     def weights(self) -> int:

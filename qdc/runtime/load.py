@@ -53,12 +53,11 @@ def load_artifact(
         _add_biases(module, quantization.added_biases)
         _check(module, codecs, source)
         state = {
-            name: _tensor(name, codecs, source).to(device, dtype) for name in module.state_dict()
+            name: _tensor(name, codecs, source).to(device, dtype) for name in _dense_tensors(module)
         }
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False)
+    return _filled(module, state)
 
 
 def load_checkpoint(folder: Path, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
@@ -74,8 +73,7 @@ def load_checkpoint(folder: Path, device: str | torch.device, dtype: torch.dtype
     wanted = _dense_tensors(module)
     _compare(wanted, source, InvalidCheckpoint)
     state = {name: source.tensor(name).to(device, dtype) for name in wanted}
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False)
+    return _filled(module, state)
 
 
 def refuse_compiled(source: Checkpoint) -> None:
@@ -118,7 +116,28 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
 
 
 def _dense_tensors(module: nn.Module) -> dict[str, Wanted]:
-    return {name: (None, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+    """Every stored tensor of the module; a tied one stands under its first name alone."""
+    tied = _tied(module)
+    state = module.state_dict().items()
+    return {name: (None, tuple(tensor.shape)) for name, tensor in state if name not in tied}
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Further names of parameters that have two, each with the first name."""
+    first = {parameter: name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[parameter] for name, parameter in every if first[parameter] != name}
+
+
+def _filled(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Give a module on meta its tensors; what was tied is tied again."""
+    tied = _tied(module)
+    aliases = {name: state[first] for name, first in tied.items()}
+    module.load_state_dict({**state, **aliases}, strict=True, assign=True)
+    for name, first in tied.items():
+        path, _, role = name.rpartition(".")
+        setattr(module.get_submodule(path), role, module.get_parameter(first))
+    return module.requires_grad_(False)
 
 
 def _compare(

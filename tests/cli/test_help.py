@@ -8,8 +8,11 @@ import pytest
 from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
-COMMANDS = ("compile", "show", "passes", "backends", "run", "eval", "report", "inspect-calibration")
-SCREEN = 40
+COMMANDS = (
+    "compile", "show", "passes", "backends", "families", "run", "eval", "report",
+    "inspect-calibration",
+)  # fmt: skip
+SCREEN = 48
 
 
 def test_help_does_not_import_torch() -> None:

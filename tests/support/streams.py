@@ -93,6 +93,11 @@ def small_model(folder: Path) -> Model:
         vocab=64,
         dtype=torch.float32,
     )
+    return model_of(folder)
+
+
+def model_of(folder: Path) -> Model:
+    """Any checkpoint with 64 tokens or more."""
     checkpoint, program = open_model(folder)
     plain, _ = build(checkpoint.config)
     state = {name: checkpoint.tensor(name) for name in checkpoint.headers}
