@@ -12,7 +12,7 @@ COMMANDS = (
     "compile", "plan", "show", "passes", "backends", "families", "run", "eval", "report",
     "inspect-calibration",
 )  # fmt: skip
-SCREEN = 40
+SCREEN = 48
 
 
 def test_help_does_not_import_torch() -> None:
