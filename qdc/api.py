@@ -12,7 +12,7 @@ from qdc.frontend.select import parse_choice
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 PathLike = str | Path
@@ -31,9 +31,12 @@ def compile(
     length: int | None = None,
     seed: int | None = None,
     states: str = "bf16",
+    host_memory: str | int | None = None,
     frontend: str = "auto",
     device: str = "cpu",
     force: bool = False,
+    resume: bool = False,
+    restart: bool = False,
     write_report: bool = True,
     plugins: PathLike | Sequence[PathLike] = (),
     dump_after: str | Sequence[str] = (),
@@ -57,10 +60,14 @@ def compile(
         length: tokens of a sequence; the same.
         seed: seed of windows and masks; the same.
         states: ``bf16`` or ``f32``, how calibration states wait in host memory.
+        host_memory: bytes of them that stay in host memory, as a number or as in ``8G``; what is
+            above waits in files beside ``out``. Half of the machine's memory if not given.
         frontend: ``fx`` for our own implementation of a family, ``export`` for the class of
             transformers, ``auto`` for the first of them that there is.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``auto``, which is CUDA where it is there.
         force: replace an artifact that is at ``out``.
+        resume: go on from an interrupted compile of ``out``, if one is there.
+        restart: discard it.
         write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
         plugins: files that define further passes or backends.
         dump_after: names of passes, or ``all``: write the graph after each.
@@ -85,9 +92,12 @@ def compile(
         calibration=None if calibration is None else Path(calibration),
         fields=Fields.parse(text_field, chat_fields),
         states=states,
+        host_memory=host_memory,
         front_end=frontend,
         device=device,
         force=force,
+        resume=resume,
+        restart=restart,
         report=write_report,
         dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
         dump_folder=None if dump_dir is None else Path(dump_dir),
@@ -118,7 +128,7 @@ def load(
     Raises:
         QdcError: the artifact is damaged, incomplete or newer than this qdc.
     """
-    check_device(device)
+    device = find_device(device)
     registry = standard_registry(_paths(plugins))
     return load_artifact(Path(artifact), registry, device, dtype)
 
@@ -137,7 +147,7 @@ def load_original(
     Raises:
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
-    check_device(device)
+    device = find_device(device)
     return load_checkpoint(Path(model_dir), device, dtype, parse_choice(frontend))
 
 

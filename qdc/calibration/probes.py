@@ -2,8 +2,8 @@
 
 Every region's weights are read once, for the original and all probes. A probe branches off the
 original's stream where its layer stands, so a model of R regions with k layers each costs about
-k R^2 / 2 runs of a region. Held on the CPU: the value between two regions for each probe, that is
-``layers x samples x length x width`` floats in the end.
+k R^2 / 2 runs of a region. Held by the store of states: the value between two regions for each
+probe, that is ``layers x samples x length x width`` floats in the end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,9 +119,10 @@ class Probes:
 
     def _stream(self, batches: list[Tensor]) -> Stream:
         workspace = self.workspace
-        return Stream(
-            workspace.program, batches, self._weights, workspace.device, held=workspace.states
+        stream = Stream(
+            workspace.program, batches, self._weights, workspace.device, states=workspace.states
         )
+        return workspace.watch(stream)
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:
         if name not in self._cache:

@@ -34,9 +34,12 @@ def compile_command(
     fields: Fields,
     overrides: dict[str, object],
     states: str,
+    host_memory: str | None,
     front_end: str,
     device: str,
     force: bool,
+    resume: bool,
+    restart: bool,
     write_report: bool,
     plugins: Sequence[Path],
     dump_after: Sequence[str],
@@ -58,9 +61,12 @@ def compile_command(
         calibration=calibration,
         fields=fields,
         states=states,
+        host_memory=host_memory,
         front_end=front_end,
         device=device,
         force=force,
+        resume=resume,
+        restart=restart,
         report=write_report,
         dump_after=dump_after,
         dump_folder=dump_folder,
@@ -140,7 +146,8 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row("report", report.report)
     for dump in report.dumps:
         rows.add_row("dump", dump)
-    rows.add_row("time", f"{report.seconds:.1f} s on {report.device}")
+    again = f", interrupted and resumed {report.resumed} x" if report.resumed else ""
+    rows.add_row("time", f"{report.seconds:.1f} s on {report.device}{again}")
     rows.add_row("peak memory", size(max((p.peak_bytes for p in report.passes), default=0)))
     return rows
 

@@ -16,7 +16,7 @@ from qdc.frontend.native import NativeModel
 from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
 from qdc.registry import standard_registry
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 
@@ -44,7 +44,7 @@ class Opened:
 
 def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
     """Load either kind of folder. Raises ``QdcError`` saying what is wrong with it."""
-    check_device(device)
+    device = find_device(device)
     registry = standard_registry(plugins)
     if folder.is_file():
         _refuse_file(folder)

@@ -23,6 +23,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+BYTE_PAIR_FILES = ("vocab.json", "merges.txt")
+"""What some checkpoints have in the place of ``tokenizer.json``."""
 SAFETENSORS_DTYPES = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16",
     "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8", "U8": "u8", "BOOL": "bool",
@@ -102,7 +104,9 @@ class Checkpoint:
 
     def tokenizer_files(self) -> Iterator[Path]:
         """Files beside the weights that an artifact takes along."""
-        return (self.folder / n for n in TOKENIZER_FILES if (self.folder / n).is_file())
+        whole = (self.folder / TOKENIZER_FILES[0]).is_file()
+        names = TOKENIZER_FILES if whole else (*BYTE_PAIR_FILES, *TOKENIZER_FILES)
+        return (self.folder / name for name in names if (self.folder / name).is_file())
 
     def scan(self, progress: Progress | None = None) -> str:
         """Read every tensor once: digest of the whole checkpoint.

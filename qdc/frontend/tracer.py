@@ -18,7 +18,7 @@ from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.segment import Segment
 from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
-from qdc.ir.routing import GIVE, ROUTED, ROWS
+from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
 from qdc.models.experts import TRACED_ROWS, Give, Router, Routing, Rows, Take
 from qdc.models.layers import Attention, RMSNorm, Rotary
@@ -29,7 +29,7 @@ LEAVES: dict[type[nn.Module], str] = {
     RMSNorm: "rms-norm",
     Rotary: "rotary",
     Attention: "attention",
-    Router: "router",
+    Router: ROUTER,
     Routing: "routing",
     Rows: ROWS,
     Take: "take",

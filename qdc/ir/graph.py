@@ -215,6 +215,14 @@ class LayerGraph:
         self._changed.clear()
         return names
 
+    def restore(self, notes: Mapping[str, Iterable[Annotation]]) -> None:
+        """Carry just these annotations from now on."""
+        for carried in self._annotations.values():
+            carried.clear()
+        for name, kept in notes.items():
+            for note in kept:
+                self.annotate(name, note)
+
     def with_annotations(
         self, notes: Mapping[str, Iterable[Annotation]], after: str
     ) -> "LayerGraph":

@@ -4,8 +4,8 @@ from qdc.ir.graph import LayerGraph
 
 ROUTED = "N"
 """The dimension of tokens that are routed to one expert; its size is known only at run time."""
-ROWS, GIVE = "rows", "give"
-"""Operations: which tokens those are, and the sum that an expert adds its results to."""
+ROUTER, ROWS, GIVE = "router", "rows", "give"
+"""Operations: the scores of the experts, the tokens of one of them, and the sum that it adds to."""
 
 
 def rows_of(graph: LayerGraph, value: str) -> str | None:

@@ -121,3 +121,10 @@ class SparseFeedForward(nn.Module):
         for expert in self.experts:
             mixed = expert(hidden, weights, mixed)
         return mixed
+
+
+def routed_share(model: nn.Module) -> float:
+    """Share of the tokens that an expert gets on average; 1 in a model without experts."""
+    sparse = [part for part in model.modules() if isinstance(part, SparseFeedForward)]
+    shares = [part.routing.count / len(part.experts) for part in sparse]
+    return sum(shares) / len(shares) if shares else 1.0

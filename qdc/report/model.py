@@ -135,9 +135,13 @@ class CompileReport(Frozen):
     parts: tuple[SizePart, ...] = ()
     """What the predicted bytes are."""
     files: tuple[FileReport, ...] = ()
+    peak_bytes: int = 0
+    """Highest memory of the run: of the CUDA device, else resident memory of the process."""
     layer_forwards: float
     """Linears executed for calibration, divided by samples times quantized linears."""
     seconds: float
+    resumed: int = 0
+    """How many times the compile was interrupted; its times and remarks are those of all parts."""
     dumps: tuple[str, ...] = ()
     evaluation: EvaluationReport | None = None
 

@@ -9,10 +9,10 @@ from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
 COMMANDS = (
-    "compile", "show", "passes", "backends", "families", "run", "eval", "report",
+    "compile", "plan", "show", "passes", "backends", "families", "run", "eval", "report",
     "inspect-calibration",
 )  # fmt: skip
-SCREEN = 40
+SCREEN = 48
 
 
 def test_help_does_not_import_torch() -> None:

@@ -62,9 +62,11 @@ def test_every_matrix_of_the_blocks_is_quantized_and_the_rest_is_as_it_was(
     case: Case, model: Path, artifact: Path
 ) -> None:
     settings = json.loads((artifact / "config.json").read_text())["quantization_config"]
-    blocks = [n for n, shape in case.shapes(case.config).items() if len(shape) == 2]
+    shapes = case.shapes(case.config)
+    kept = {name for name in shapes if name.endswith(case.kept)}
+    blocks = [n for n, shape in shapes.items() if len(shape) == 2 and n not in kept]
     assert {f"{layer}.weight" for layer in settings["layers"]} == set(blocks)
-    assert settings["modules_to_not_convert"] == []
+    assert {f"{module}.weight" for module in settings["modules_to_not_convert"]} == kept
     before, after = load_file(model / "model.safetensors"), Checkpoint(artifact)
     for name in set(before) - set(blocks):
         assert torch.equal(after.tensor(name), before[name]), name

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qdc.errors import UnsupportedModel
+from qdc.models.experts import routed_share
 from qdc.models.families import FAMILIES, REFUSED, build, find_family, find_refusal
 from qdc.models.family import Refusal
 from tests.support.checkpoints import EMBEDDED
@@ -197,6 +198,61 @@ def test_a_variant_of_the_qwen_layout_is_refused(name: str, field: str, value: o
 
 
 @pytest.mark.parametrize(
+    ("name", "fields", "text"),
+    [
+        ("llada-moe", {"num_experts": 0}, "num_experts"),
+        ("llada-moe", {"num_experts_per_tok": 5}, "num_experts_per_tok 5 is above num_experts 4"),
+        ("llada-moe", {"expert_intermediate_size": None}, "expert_intermediate_size"),
+        ("llada-moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size"),
+        ("llada-moe", {"moe_router_score_function": "sigmoid"}, "moe_router_score_function"),
+        ("llada-moe", {"moe_router_enable_expert_bias": True}, "moe_router_enable_expert_bias"),
+        ("llada-moe", {"routed_scaling_factor": 2.5}, "routed_scaling_factor"),
+        ("llada-moe", {"router_num_group": 8}, "router_num_group"),
+        ("llada-moe", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llada-moe", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("llada-moe", {"moe_layer_freq": [1]}, "moe_layer_freq describes 1 of 2 blocks"),
+        ("llada-moe", {"moe_layer_freq": [0, 1]}, "dense_intermediate_size is missing"),
+        ("sdar-moe", {"attention_bias": True}, "attention_bias"),
+        ("sdar-moe", {"mlp_only_layers": [1], "intermediate_size": None}, "intermediate_size"),
+        ("sdar-moe", {"decoder_sparse_step": 0}, "decoder_sparse_step"),
+    ],
+)
+def test_a_variant_of_routing_is_refused(name: str, fields: dict[str, object], text: str) -> None:
+    with pytest.raises(UnsupportedModel, match="not implemented") as caught:
+        build({**CASES[name].config, **fields})
+    assert text in caught.value.where[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("llada", 1),
+        ("llada-moe", 1 / 2),
+        ("llada-moe with a dense block", 1 / 2),
+        ("sdar-moe", 3 / 4),
+    ],
+)
+def test_an_expert_gets_its_share_of_the_tokens(name: str, share: float) -> None:
+    assert routed_share(build(CASES[name].config)[0]) == share
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "sparse"),
+    [
+        ("llada-moe", {}, [0, 1]),
+        ("llada-moe", {"moe_layer_freq": [1, 0], "dense_intermediate_size": 40}, [0]),
+        ("sdar-moe", {"mlp_only_layers": [0]}, [1]),
+        ("sdar-moe", {"decoder_sparse_step": 2}, [1]),
+    ],
+)
+def test_dense_blocks_are_where_the_configuration_has_them(
+    name: str, fields: dict[str, object], sparse: list[int]
+) -> None:
+    state = build({**CASES[name].config, **fields})[0].state_dict()
+    assert [i for i in (0, 1) if f"model.layers.{i}.mlp.gate.weight" in state] == sparse
+
+
+@pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({"hidden_size": 30}, "hidden_size 30 does not split into 4 heads"),
@@ -261,3 +317,81 @@ def test_every_proof_is_a_test_over_all_cases() -> None:
             text = (ROOT / path).read_text(encoding="utf-8")
             assert f"def {function}(" in text
             assert "params=list(CASES.values())" in text
+
+
+QWEN_7B = {
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "vocab_size": 152064,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (
+            {
+                "architectures": ["LLaDAModelLM"],
+                "d_model": 4096,
+                "n_layers": 32,
+                "n_heads": 32,
+                "n_kv_heads": 32,
+                "mlp_hidden_size": 12288,
+                "vocab_size": 126464,
+                "embedding_size": 126464,
+                "mask_token_id": 126336,
+            },
+            8_015_581_184,
+        ),
+        ({"architectures": ["DreamModel"], **QWEN_7B}, 7_615_616_512),
+        (
+            {
+                "architectures": ["SDARForCausalLM"],
+                "hidden_size": 2048,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "intermediate_size": 6144,
+                "vocab_size": 151936,
+            },
+            2_031_739_904,
+        ),
+        (
+            {
+                "architectures": ["Fast_dLLM_QwenForCausalLM"],
+                "hidden_size": 1536,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 12,
+                "num_key_value_heads": 2,
+                "intermediate_size": 8960,
+                "vocab_size": 151936,
+                "tie_word_embeddings": True,
+            },
+            1_543_714_304,
+        ),
+        (
+            {
+                "architectures": ["LLaDAMoEModelLM"],
+                "hidden_size": 2048,
+                "num_hidden_layers": 16,
+                "num_attention_heads": 16,
+                "num_experts": 64,
+                "num_experts_per_tok": 8,
+                "expert_intermediate_size": 1024,
+                "vocab_size": 157184,
+            },
+            7_356_880_896,
+        ),
+    ],
+    ids=["LLaDA-8B", "Dream-7B", "SDAR-1.7B", "Fast-dLLM-v2-1.5B", "LLaDA-MoE-7B-A1B"],
+)
+def test_published_sizes(config: dict[str, Any], parameters: int) -> None:
+    """The sizes in the published configurations give the published count of parameters."""
+    module, _ = build(config)
+    assert sum(parameter.numel() for parameter in module.parameters()) == parameters

@@ -108,3 +108,21 @@ def test_run_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         tokens[0, place], left[0, place] = best[place], False
     assert found["text"] == tokenizer.decode(tokens[0].tolist(), skip_special_tokens=False)
     assert torch.equal(filled, tokens)
+
+
+def test_run_fills_a_block_causal_model_block_by_block(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_family(tmp_path / "sdar", CASES["sdar"], dtype=torch.float32)
+    text = "<mask><mask><mask>def f(<mask><mask>):<mask><mask><mask> x"
+    assert run(["run", str(folder), text, "--gap", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["filled"]
+    tokenizer, model = load_tokenizer(folder), qdc.load_original(folder)
+    tokens, gaps = parse_gaps(text, encoder(tokenizer), MASK, 2)
+
+    def filled(block: int | None) -> list[str]:
+        places = infill(model, tokens, gaps, MASK, block=block)[gaps].tolist()
+        return [str(tokenizer.decode([place])) for place in places]
+
+    assert found == filled(4)
+    assert found != filled(None)

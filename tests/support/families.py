@@ -19,6 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from tests.support.checkpoints import EMBEDDED, VOCABULARY, published_shapes, write_model
@@ -48,6 +50,8 @@ class Case:
     """Published state to the state of the native class."""
     block: int | None = None
     """Tokens of an attention block, for families that are not fully bidirectional."""
+    kept: tuple[str, ...] = ()
+    """Ends of the names of matrices that are never quantized."""
 
     def native_model(self, state: State) -> nn.Module:
         """The native class with these published tensors, loaded strictly, in fp32."""
@@ -147,6 +151,31 @@ def _qwen3(config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def _qwen3_moe(config: Mapping[str, Any]) -> nn.Module:
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    fields = {
+        "num_experts": config["num_experts"],
+        "num_experts_per_tok": config["num_experts_per_tok"],
+        "norm_topk_prob": config["norm_topk_prob"],
+        "moe_intermediate_size": _expert_width(config),
+        "intermediate_size": config.get("dense_intermediate_size", 1),
+        "mlp_only_layers": [index for index in range(layers) if _is_dense(config, index)],
+        "head_dim": config.get("head_dim", config["hidden_size"] // heads),
+        "is_causal": "block_size" in config,  # where it is, a mask takes its place
+    }
+    model: nn.Module = Qwen3MoeForCausalLM(Qwen3MoeConfig(**native_fields(config, **fields)))
+    return model
+
+
+def _is_dense(config: Mapping[str, Any], index: int) -> bool:
+    return "moe_layer_freq" in config and not config["moe_layer_freq"][index]
+
+
+def _expert_width(config: Mapping[str, Any]) -> int:
+    width: int = config.get("expert_intermediate_size") or config["moe_intermediate_size"]
+    return width
+
+
 def _llama(config: Mapping[str, Any]) -> nn.Module:
     fields = {
         "hidden_size": config["d_model"],
@@ -205,6 +234,42 @@ def _normed_shapes(config: Mapping[str, Any]) -> Shapes:
     return decoder_shapes(config, head_norms=True)
 
 
+def _moe_shapes(config: Mapping[str, Any]) -> Shapes:
+    """The Qwen3 layout with a router and the projections of every expert under its number."""
+    shapes = decoder_shapes(config, head_norms=True, mlp=False)
+    width = config["hidden_size"]
+    for index in range(config["num_hidden_layers"]):
+        mlp = f"model.layers.{index}.mlp"
+        if _is_dense(config, index):
+            shapes |= _gated_shapes(mlp, width, config["dense_intermediate_size"])
+            continue
+        shapes[f"{mlp}.gate.weight"] = (config["num_experts"], width)
+        for expert in range(config["num_experts"]):
+            shapes |= _gated_shapes(f"{mlp}.experts.{expert}", width, _expert_width(config))
+    return shapes
+
+
+def _gated_shapes(path: str, width: int, hidden: int) -> Shapes:
+    return {
+        f"{path}.gate_proj.weight": (hidden, width),
+        f"{path}.up_proj.weight": (hidden, width),
+        f"{path}.down_proj.weight": (width, hidden),
+    }
+
+
+def _fused_state(state: State) -> State:
+    """The native class stacks its experts, and each expert's gate and up projection."""
+    fused = {name: tensor for name, tensor in state.items() if ".experts." not in name}
+    for path in dict.fromkeys(n.split(".experts.")[0] for n in state if ".experts." in n):
+        numbers = {n.split(".")[5] for n in state if n.startswith(f"{path}.experts.")}
+        experts = [f"{path}.experts.{number}" for number in sorted(numbers, key=int)]
+        pairs = [[state[f"{e}.{leaf}_proj.weight"] for leaf in ("gate", "up")] for e in experts]
+        fused[f"{path}.experts.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in pairs])
+        downs = [state[f"{expert}.down_proj.weight"] for expert in experts]
+        fused[f"{path}.experts.down_proj"] = torch.stack(downs)
+    return fused
+
+
 def _llada_shapes(config: Mapping[str, Any]) -> Shapes:
     return published_shapes(dict(config))
 
@@ -258,6 +323,60 @@ CASES: dict[str, Case] = {
         native=_qwen2,
         convert=_tied_state,
         block=8,
+    ),
+    "llada-moe": Case(
+        family="llada-moe",
+        config=decoder_config(
+            "LLaDAMoEModelLM",
+            model_type="llada",
+            num_key_value_heads=4,
+            rope_theta=50000.0,
+            num_experts=4,
+            num_experts_per_tok=2,
+            expert_intermediate_size=24,
+            norm_topk_prob=False,
+            qk_layernorm=True,
+        ),
+        shapes=_moe_shapes,
+        native=_qwen3_moe,
+        convert=_fused_state,
+        kept=("mlp.gate.weight",),
+    ),
+    "llada-moe with a dense block": Case(
+        family="llada-moe",
+        config=decoder_config(
+            "LLaDAMoEModelLM",
+            model_type="llada",
+            num_experts=4,
+            num_experts_per_tok=2,
+            expert_intermediate_size=24,
+            dense_intermediate_size=40,
+            moe_layer_freq=[0, 1],
+            norm_topk_prob=False,
+            qk_layernorm=True,
+        ),
+        shapes=_moe_shapes,
+        native=_qwen3_moe,
+        convert=_fused_state,
+        kept=("mlp.gate.weight",),
+    ),
+    "sdar-moe": Case(
+        family="sdar-moe",
+        config=decoder_config(
+            "SDARMoeForCausalLM",
+            model_type="sdar_moe",
+            head_dim=12,
+            block_size=4,
+            num_experts=4,
+            num_experts_per_tok=3,
+            moe_intermediate_size=24,
+            norm_topk_prob=True,
+        ),
+        shapes=_moe_shapes,
+        native=_qwen3_moe,
+        convert=_fused_state,
+        block=4,
+        kept=("mlp.gate.weight",),
     ),
 }
 """By name; a family may have several."""
