@@ -24,6 +24,7 @@ Each block that moves is remarked on: from the order that the budget gives every
 to its own, and by how much its error changes, as a share of the layer's output.
 """
 
+import math
 from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
 
@@ -39,6 +40,7 @@ from qdc.multibinary import MultiBinary
 from qdc.numerics.knapsack import allocate_orders, highest_reachable
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
 
 from .abmp_allocate import AbmpAllocate
 
@@ -56,6 +58,33 @@ class Stored(NamedTuple):
 
     plane: NDArray[np.int64]
     fixed: int
+
+
+def extremes(
+    sizes: NDArray[np.int64], nbytes: NDArray[np.int64], total: int, highest: int
+) -> tuple[int, int]:
+    """Least and most bytes of orders 1..highest whose sizes add up to a total.
+
+    Args:
+        sizes: what one order of each block takes of the budget.
+        nbytes: what one order of each block stores.
+        total: the budget, within reach.
+        highest: the highest order.
+
+    Returns:
+        Bounds that no allocation leaves: exact where every order stores as many bytes for its
+        size, those of fractional orders where blocks differ.
+    """
+    found = []
+    for sign in (1, -1):
+        place = np.argsort(sign * nbytes / sizes, kind="stable")
+        room, taken = total - int(sizes.sum()), float(nbytes.sum())
+        for size, stored in zip(sizes[place].tolist(), nbytes[place].tolist(), strict=True):
+            orders = min(highest - 1, room / size)
+            room, taken = room - orders * size, taken + orders * stored
+        found.append(taken)
+    # Orders are whole, so both bounds move inwards to whole bytes.
+    return math.ceil(found[0] - 1e-6), math.floor(found[1] + 1e-6)
 
 
 class Allocate(Pass):
@@ -149,6 +178,45 @@ class Allocate(Pass):
             return
         for bundle in alone if self.scope == "layer" else stages:
             self.allocate(unit, [bundle])
+
+    def forecast(self, unit: Forecast) -> None:
+        """Every block at the budget, and between what the layers' orders may lie instead."""
+        if self.policy == "abmp":
+            self.abmp.forecast(unit)
+            return
+        stages = [layers for _, layers in unit.layers_by_stage()]
+        layers = [(node,) for nodes in stages for node in nodes]
+        groups = [tuple(n for (n,) in layers)] if self.scope == "model" else layers
+        for nodes in groups:
+            notes = {node.name: unit.expected(node, Costs) for node in nodes}
+            known = {name: note for name, note in notes.items() if note is not None}
+            if len(known) < len(nodes):
+                unit.unknown()
+                continue
+            self.expect(unit, nodes, known)
+
+    def expect(self, unit: Forecast, nodes: Bundle, notes: dict[str, Costs]) -> None:
+        """Expect equal orders in a group that shares a budget, and say what others would store."""
+        stored = {node.name: self.stored(node, notes[node.name]) for node in nodes}
+        sizes = np.concatenate([stored[node.name].plane for node in nodes])
+        highest = min(note.orders for note in notes.values())
+        total = self.total(list(nodes), stored, sizes, highest)
+        usual = max(1, min(highest, int(self.bits)))
+        for node in nodes:
+            widths = notes[node.name].widths
+            unit.expect(node, Orders(blocks=(usual,) * len(widths), widths=widths))
+        planes = np.concatenate([self.plane_bytes(n, notes[n.name]) for n in nodes])
+        low, high = extremes(sizes, planes, total, highest)
+        if self.count == "effective":
+            low = int(planes.sum())  # the budget is an upper bound
+        expected = usual * int(planes.sum())
+        if low != expected or high != expected:
+            unit.orders_vary(expected - low, high - expected)
+
+    def plane_bytes(self, node: Node, note: Costs) -> NDArray[np.int64]:
+        """Bytes that one order of each block of a layer stores, i64[blocks]."""
+        counted = self.model_copy(update={"count": "effective"})
+        return counted.stored(node, note).plane
 
     def allocate(self, unit: Unit, bundles: list[Bundle]) -> None:
         """Solve one knapsack and write its orders."""

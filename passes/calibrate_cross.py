@@ -27,6 +27,8 @@ from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 
 class CalibrateCross(ExpertOptions):
@@ -69,11 +71,13 @@ class CalibrateCross(ExpertOptions):
                     cross.add_residual(now.value, residual_now, residual_before, share)
             lost = cross.residual()
             residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
+            tokens, second = moment.tokens, moment.value()
+            del moment  # its sum is as large as what follows
             notes = (
                 Moment(
-                    tensor=unit.put(f"{stage.value}:moment", moment.value()),
+                    tensor=unit.put(f"{stage.value}:moment", second),
                     samples=self.samples,
-                    tokens=moment.tokens,
+                    tokens=tokens,
                     masked=source.masked,
                     geometry=self.geometry,
                     masked_weight=self.masked_weight,
@@ -88,6 +92,29 @@ class CalibrateCross(ExpertOptions):
             for node in layers:
                 for note in notes:
                     unit.annotate(node, note)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Two streams side by side, and the sums of a stage while they grow."""
+        stream, reference = self.travel(unit), self.travel(unit, original=True)
+        for stage, layers in unit.layers_by_stage():
+            unit.enter(stream, stage)
+            unit.enter(reference, stage)
+            columns, rows = layers[0].columns, layers[0].rows
+            carrier = residual_of(unit.graph, stage) if self.residual else None
+            wanted = (stage.value,) if carrier is None else (stage.value, carrier)
+            squares = 4 * columns**2
+            residual = 0 if carrier is None else 4 * rows * columns
+            effort = Work(products=stream.tokens_of(stage) * (4 * columns**2 + residual / 2))
+            now, original = stream.compute(wanted), reference.compute(wanted)
+            effort = effort + now.work + original.work
+            unit.work(now.nbytes + original.nbytes + 2 * squares + 2 * residual, effort)
+            unit.work(3 * squares + 2 * residual)
+            lost = None if carrier is None else unit.put(stage, "residual", rows, columns)
+            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
+            unit.work(2 * squares + residual)
+            cross = unit.put(stage, "cross-moment", columns, columns)
+            for node in layers:
+                unit.expect(node, CrossMoment(tensor=cross, drift=0, residual=lost))
 
 
 def residual_of(graph: LayerGraph, stage: Stage) -> str | None:

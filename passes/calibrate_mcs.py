@@ -36,6 +36,8 @@ from qdc.ir.annotations import Moment
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 
 class CalibrateMcs(ExpertOptions):
@@ -71,6 +73,19 @@ class CalibrateMcs(ExpertOptions):
                 unit.annotate(node, note)
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
+
+    def forecast(self, unit: Forecast) -> None:
+        """One stream, and the sum of a stage while it grows."""
+        stream = self.travel(unit)
+        for stage, layers in unit.layers_by_stage():
+            unit.enter(stream, stage)
+            step, columns = stream.compute((stage.value,)), layers[0].columns
+            summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
+            unit.work(step.nbytes + 4 * columns**2, step.work + summed)
+            unit.work(2 * 4 * columns**2)
+            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
+        if unit.whole_region and unit.region is not None:
+            unit.leave(stream, unit.region)
 
     def _weights(self, masked: Tensor) -> Tensor | None:
         return None if self.masked_weight == 1 else self.weigh(masked)

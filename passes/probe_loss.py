@@ -24,14 +24,16 @@ from qdc.calibration.probes import Probes, output_head
 from qdc.errors import InvalidCalibration, NotPositiveDefinite
 from qdc.ir.annotations import HIGHEST_ORDER
 from qdc.ir.costs import LossSensitivity
-from qdc.ir.graph import LayerGraph, Region, Stage
+from qdc.ir.graph import LayerGraph, Node, Region, Stage
 from qdc.numerics.blocks import BLOCK, block_slices
-from qdc.numerics.factor import Factor, FactorizationFailed, factorize
+from qdc.numerics.factor import Factor, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.moment import MomentAccumulator
 from qdc.numerics.order_costs import fitter, order_costs
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""
@@ -99,6 +101,46 @@ class ProbeLoss(ExpertOptions):
         streams = (probes.original, *probes.probes.values())
         unit.workspace.linear_calls += sum(stream.linear_calls for stream in streams)
 
+    def forecast(self, unit: Forecast) -> None:
+        """One run of the model, and a run of what is behind each layer on the probed samples."""
+        stream = self.travel(unit, original=True)
+        length = stream.sizes["L"]
+        count = min(self.probes or max(1, PROBE_TOKENS // length), stream.samples)
+        (head,) = output_head(unit.graph).layers
+        width = unit.graph[head].columns
+        for region in unit.graph.regions:
+            for stage, layers in unit.layers_by_stage():
+                if stage not in region.stages:
+                    continue
+                unit.enter(stream, stage)
+                columns = layers[0].columns
+                step = stream.compute((stage.value,))
+                summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
+                unit.work(step.nbytes + 4 * columns**2, step.work + summed)
+                unit.work(4 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
+                behind = linears_from(unit.graph, region, stage)
+                for node in layers:
+                    stream.linear_calls += count * len(behind)
+                    unit.work(*self.try_layer(unit, node, behind, count * length))
+            unit.leave(stream, region)
+            done = sum(1 for n in unit.layers() if n.name in region.nodes)
+            unit.keep_states(f"probes of {region.name}", done * count * length * width)
+
+    def try_layer(
+        self, unit: Forecast, node: Node, behind: list[Node], tokens: int
+    ) -> tuple[int, Work]:
+        """Fit a layer, and run all linears from its stage on."""
+        run = sum(each.rows * each.columns for each in behind)
+        weights = node.rows * node.columns
+        sweeps = 15 * (12 * self.order + 4 * 2**self.order)
+        work = Work(
+            products=weights * node.columns + 2 * run * tokens,
+            exact=weights * node.columns,
+            elements=weights * sweeps,
+        )
+        exact = 8 * (node.columns**2 + 4 * weights)
+        return 2 * unit.weight(node) + 4 * node.columns**2 + exact, work
+
     def probe(
         self, unit: Unit, probes: Probes, region: Region, stage: Stage, layers: list[str]
     ) -> dict[str, float]:
@@ -141,3 +183,10 @@ class ProbeLoss(ExpertOptions):
         others = torch.ones(rows, dtype=torch.bool)
         others[first] = False
         return torch.cat([first, others.nonzero()[:, 0]])
+
+
+def linears_from(graph: LayerGraph, region: Region, stage: Stage) -> list[Node]:
+    """The linears of the regions from this stage on, in execution order."""
+    later = graph.regions[graph.regions.index(region) + 1 :]
+    stages = [*region.stages[region.stages.index(stage) :], *(s for r in later for s in r.stages)]
+    return [graph[name] for each in stages for name in each.layers]

@@ -25,6 +25,8 @@ from qdc.numerics.blocks import block_slices
 from qdc.numerics.uniform import fit_uniform
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 from qdc.uniformgrid import UniformGrid
 
 WIDEST = 1 << 16
@@ -81,6 +83,15 @@ class QuantizeVocab(Pass):
                 continue
             unit.graph.remove(node.name, Kept)
             self.quantize(unit, node)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Both matrices, each read from its file and stored twice before its parts are one."""
+        for node in unit.graph.vocabulary():
+            codec = self.codec(node)
+            unit.work(node.weight.nbytes + codec.nbytes, host=True)
+            unit.work(2 * codec.nbytes, Work(elements=12 * node.rows * node.columns), host=True)
+            unit.lower(node, codec)
+            unit.pack(node)
 
     def quantize(self, unit: Unit, node: Node) -> None:
         """Lower and pack one matrix, part by part along its rows, which share nothing.

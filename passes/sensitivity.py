@@ -18,10 +18,12 @@ from pydantic import Field
 from qdc.errors import InvalidCheckpoint, NotPositiveDefinite
 from qdc.ir.annotations import Factor, Moment, Salience
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths
-from qdc.numerics.factor import FactorizationFailed, factorize
+from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.importance import ImportanceKind, block_scores
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 
 class Sensitivity(Pass):
@@ -88,6 +90,20 @@ class Sensitivity(Pass):
                 where=overflowing,
                 help="scale the weights of the checkpoint below 65504",
             )
+
+    def forecast(self, unit: Forecast) -> None:
+        """A factorization for each stage, in fp64 and in place, then a look at each weight."""
+        for stage, layers in unit.layers_by_stage():
+            columns = layers[0].columns
+            squares, widths = columns**2, block_widths(columns, self.block)
+            for turn, node in enumerate(layers):
+                if turn == 0 or self.accumulate:
+                    unit.work(factor_bytes(columns), Work(exact=4 * columns * squares / 3))
+                    factor = unit.put(stage, f"factor{turn}", columns, columns)
+                weight = unit.weight(node)
+                unit.work(3 * weight, Work(elements=weight))
+                unit.expect(node, Factor(tensor=factor, damp=self.damp, attempts=1))
+                unit.expect(node, Salience(blocks=(0.0,) * len(widths), widths=widths))
 
     def share(self, turn: int) -> float:
         """Damping of the layer at this place of its stage, as a share of the mean diagonal.

@@ -8,10 +8,11 @@ from torch import nn
 
 from qdc.calibration.records import Fields
 from qdc.compiler import run_job
+from qdc.frontend.select import parse_choice
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 PathLike = str | Path
@@ -31,6 +32,7 @@ def compile(
     seed: int | None = None,
     states: str = "bf16",
     host_memory: str | int | None = None,
+    frontend: str = "auto",
     device: str = "cpu",
     force: bool = False,
     resume: bool = False,
@@ -60,7 +62,9 @@ def compile(
         states: ``bf16`` or ``f32``, how calibration states wait in host memory.
         host_memory: bytes of them that stay in host memory, as a number or as in ``8G``; what is
             above waits in files beside ``out``. Half of the machine's memory if not given.
-        device: ``cpu`` or ``cuda``.
+        frontend: ``fx`` for our own implementation of a family, ``export`` for the class of
+            transformers, ``auto`` for the first of them that there is.
+        device: ``cpu``, ``cuda`` or ``auto``, which is CUDA where it is there.
         force: replace an artifact that is at ``out``.
         resume: go on from an interrupted compile of ``out``, if one is there.
         restart: discard it.
@@ -89,6 +93,7 @@ def compile(
         fields=Fields.parse(text_field, chat_fields),
         states=states,
         host_memory=host_memory,
+        front_end=frontend,
         device=device,
         force=force,
         resume=resume,
@@ -123,21 +128,27 @@ def load(
     Raises:
         QdcError: the artifact is damaged, incomplete or newer than this qdc.
     """
-    check_device(device)
+    device = find_device(device)
     registry = standard_registry(_paths(plugins))
     return load_artifact(Path(artifact), registry, device, dtype)
 
 
 def load_original(
-    model_dir: PathLike, device: str = "cpu", dtype: torch.dtype = torch.float32
+    model_dir: PathLike,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    frontend: str = "auto",
 ) -> nn.Module:
     """Load an uncompiled checkpoint as the same kind of module as ``load``.
+
+    ``frontend`` is that of ``compile``.
 
     Raises:
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
-    check_device(device)
-    return load_checkpoint(Path(model_dir), device, dtype)
+    device = find_device(device)
+    return load_checkpoint(Path(model_dir), device, dtype, parse_choice(frontend))
 
 
 def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:

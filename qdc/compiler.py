@@ -16,12 +16,12 @@ from qdc.calibration.text import read_source
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.coverage import check_tensors, mark_kept
-from qdc.frontend.tracer import Program, trace
+from qdc.frontend.select import Choice, choose, trace_checkpoint
+from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.job import Job
-from qdc.models.families import build
 from qdc.origin import facts, identity
 from qdc.pipeline.dumper import Dumper
 from qdc.pipeline.instruments import Instrument, Meter, Remarks, Verifier
@@ -52,7 +52,7 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
     """
     started = time.perf_counter()
     notify = progress or (lambda what, done, total: None)
-    checkpoint, program = open_model(job.model)
+    checkpoint, program = open_model(job.model, job.front_end)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
@@ -77,9 +77,8 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
             report = compile_report(job, workspace, meter, remarks, digest, None)
             return _timed(report, dumper, time.perf_counter() - started)
         writer = ArtifactWriter(job.out, force=job.force, folder=partial.artifact)
-        emission = Emission(
-            program.graph, workspace.tensors, checkpoint, writer, facts(job, calibration, digest)
-        )
+        origin = facts(job, calibration, digest, checkpoint)
+        emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
         region_done = _emitter(job.backend, emission, workspace)
         runner = Runner(job.plan, workspace, instruments, partial.kept, keep=True)
         made_from = identity(job, calibration, digest, checkpoint)
@@ -133,17 +132,16 @@ def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
         pages.abort()
 
 
-def open_model(folder: Path) -> tuple[Checkpoint, Program]:
+def open_model(folder: Path, choice: Choice = "auto") -> tuple[Checkpoint, Program]:
     """Read headers, trace the model on the meta device, and check that every tensor has a place.
 
     Raises:
         InvalidCheckpoint: tensors are missing, unmapped or of the wrong shape.
-        UnsupportedModel: the family is not implemented.
+        UnsupportedModel: no front end takes the model, or not the one that was chosen.
     """
     checkpoint = Checkpoint(folder)
     refuse_compiled(checkpoint)
-    module, facts = build(checkpoint.config)
-    program = trace(module, facts, checkpoint)
+    program = trace_checkpoint(checkpoint, choose(checkpoint.config, choice))
     check_tensors(program.graph, checkpoint)
     mark_kept(program.graph)
     return checkpoint, program

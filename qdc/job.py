@@ -11,13 +11,14 @@ from qdc.artifact.writer import check_target
 from qdc.backendbase import Backend
 from qdc.calibration.records import Fields
 from qdc.errors import InvalidPipeline, QdcError
+from qdc.frontend.select import Choice, parse_choice
 from qdc.pipeline.builder import build_plan, configure
 from qdc.pipeline.instruments import Instrument
 from qdc.pipeline.plan import Plan, check_order
 from qdc.pipeline.syntax import parse_item
 from qdc.registry import Registry
 from qdc.report.files import check_report_target
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.memory import states_memory
 from qdc.units import parse_size
 
@@ -38,6 +39,8 @@ class Job:
     fields: Fields = field(default=Fields())
     states: States = "bf16"
     """Floating dtype of calibration states in host memory."""
+    front_end: Choice = "auto"
+    """Who traces the model."""
     device: str = "cpu"
     host_memory: int | None = None
     """Bytes of calibration states that may wait in host memory; None is no limit."""
@@ -67,6 +70,7 @@ def plan_job(
     fields: Fields | None = None,
     states: str = "bf16",
     host_memory: str | int | None = None,
+    front_end: str = "auto",
     device: str = "cpu",
     force: bool = False,
     resume: bool = False,
@@ -127,7 +131,7 @@ def plan_job(
     dump_folder = dump_folder or out.with_name(f"{out.name}-dumps")
     if places:
         _check_folder(dump_folder)
-    check_device(device)
+    device = find_device(device)
     return Job(
         model=model,
         out=out,
@@ -136,8 +140,9 @@ def plan_job(
         registry=registry,
         calibration=calibration,
         fields=fields,
-        states=_states(states),
+        states=check_states(states),
         host_memory=_host_memory(host_memory),
+        front_end=parse_choice(front_end),
         device=device,
         force=force,
         resume=resume,
@@ -151,7 +156,8 @@ def plan_job(
     )
 
 
-def _states(name: str) -> States:
+def check_states(name: str) -> States:
+    """Refuse a dtype in which states cannot be held. Raises ``QdcError``."""
     for known in get_args(States):
         if name == known:
             return known  # type: ignore[no-any-return]

@@ -7,17 +7,21 @@ from qdc.artifact.journal import DEFAULTS, PIPELINE
 from qdc.calibration.records import Fields
 from qdc.disk import digest_of
 from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.select import choose
 from qdc.job import Job
 from qdc.pipeline.workspace import Calibration
 from qdc.report.collect import full_text
 
 
-def facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, object]:
+def facts(
+    job: Job, calibration: Calibration | None, digest: str, checkpoint: Checkpoint
+) -> dict[str, object]:
     """What the artifact's configuration says of its origin."""
     source = None if calibration is None else calibration.source
     return {
         "qdc_version": __version__,
         "pipeline": str(job.plan),
+        "frontend": choose(checkpoint.config, job.front_end),
         "backend": str(job.backend),
         "checkpoint_sha256": digest,
         "states": job.states,
@@ -39,6 +43,7 @@ def identity(
         "torch": torch.__version__,
         PIPELINE: str(job.plan),
         DEFAULTS: full_text(job.plan),
+        "frontend": choose(checkpoint.config, job.front_end),
         "backend": str(job.backend),
         "states": job.states,
         "device": torch.device(job.device).type,

@@ -119,9 +119,10 @@ class Probes:
 
     def _stream(self, batches: list[Tensor]) -> Stream:
         workspace = self.workspace
-        return Stream(
+        stream = Stream(
             workspace.program, batches, self._weights, workspace.device, states=workspace.states
         )
+        return workspace.watch(stream)
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:
         if name not in self._cache:

@@ -93,7 +93,9 @@ def predict(
 
     model = workspace.program, workspace.checkpoint
     batches = [tokens for tokens, _ in states]
-    stream = original_stream(*model, batches, workspace.device, states=workspace.states)
+    stream = workspace.watch(
+        original_stream(*model, batches, workspace.device, states=workspace.states)
+    )
     for region in graph.regions:
         stream.leave(region)
     stream.enter(stage)

@@ -35,6 +35,7 @@ def compile_command(
     overrides: dict[str, object],
     states: str,
     host_memory: str | None,
+    front_end: str,
     device: str,
     force: bool,
     resume: bool,
@@ -61,6 +62,7 @@ def compile_command(
         fields=fields,
         states=states,
         host_memory=host_memory,
+        front_end=front_end,
         device=device,
         force=force,
         resume=resume,
@@ -168,9 +170,11 @@ def _coverage(report: CompileReport) -> str:
     kept = f"{reasons.total()} kept"
     if reasons:
         kept += f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
+    spare = sum(row.status == "left out" for row in report.coverage)
+    kept += f", {spare} left out" if spare else ""
     done = "quantized" if report.layers else "to quantize"
     return (
-        f"{total - reasons.total()} tensors {done}, {kept}; "
+        f"{total - reasons.total() - spare} tensors {done}, {kept}; "
         f"all {total} tensors of the checkpoint accounted for"
     )
 

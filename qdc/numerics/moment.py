@@ -81,4 +81,4 @@ class MomentAccumulator:
         """
         if self._tokens == 0 or self._weight == 0:
             raise ValueError("the moment of zero tokens is undefined")
-        return (self._sum + self._sum.T) / (2 * self._weight)
+        return (self._sum + self._sum.T).div_(2 * self._weight)

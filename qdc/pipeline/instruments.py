@@ -92,10 +92,13 @@ class Meter(Instrument):
     def __init__(self, plan: Plan) -> None:
         """Start at zero for each pass of the plan."""
         self.measured = [Measured(step.name) for step in plan.passes()]
+        self.highest = 0
+        """Peak bytes of the whole run, also between passes."""
         self._start = 0.0
 
     def before(self, place: int, unit: Unit) -> None:
         """Start the clock."""
+        self.look(unit.device)
         _reset_peak(unit.device)
         self._start = time.perf_counter()
 
@@ -105,6 +108,12 @@ class Meter(Instrument):
         row.seconds += time.perf_counter() - self._start
         row.peak_bytes = max(row.peak_bytes, peak_bytes(unit.device))
         row.units += 1
+        self.look(unit.device)
+
+    def look(self, device: torch.device) -> int:
+        """The peak so far, between passes too."""
+        self.highest = max(self.highest, peak_bytes(device))
+        return self.highest
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -73,16 +73,23 @@ class Workspace:
     _streams: dict[int, Stream] = field(default_factory=dict)
     _references: dict[int, Stream] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Note which nodes are inside regions."""
+        self._inside = {name for region in self.program.graph.regions for name in region.nodes}
+
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
-        """The checkpoint's own tensor in fp32 on the device; a region's are read once.
+        """The checkpoint's own tensor in fp32 on the device; a region's are read once and held.
 
         Weights are computed with in fp32 whatever the checkpoint's dtype, so that what is fitted
         does not depend on it.
         """
         name = next(p.name for p in node.parameters if p.role == role)
-        if name not in self._loaded:
-            self._loaded[name] = self.checkpoint.tensor(name)
-        return self._loaded[name].to(self.device, torch.float32)
+        tensor = self._loaded.get(name)
+        if tensor is None:
+            tensor = self.checkpoint.tensor(name)
+            if node.name in self._inside:
+                self._loaded[name] = tensor
+        return tensor.to(self.device, torch.float32)
 
     def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
         """The checkpoint's own weight in fp32 on the device, ``count`` rows at a time, not kept."""
@@ -144,13 +151,15 @@ class Workspace:
         """Start a stream of batches ``i64[b, length]`` before the first region."""
         place, original = key
         streams = self._references if original else self._streams
-        streams[place] = Stream(
-            self.program,
-            batches,
-            self.originals if original else self.parameters,
-            self.device,
-            returns=self.returns,
-            states=self.states,
+        streams[place] = self.watch(
+            Stream(
+                self.program,
+                batches,
+                self.originals if original else self.parameters,
+                self.device,
+                returns=self.returns,
+                states=self.states,
+            )
         )
         return streams[place]
 
@@ -158,6 +167,16 @@ class Workspace:
         """Every stream with its key."""
         for original, streams in ((False, self._streams), (True, self._references)):
             yield from (((place, original), stream) for place, stream in streams.items())
+
+    def watch(self, stream: Stream) -> Stream:
+        """Remark on batches of a stream that the device's memory does not hold."""
+
+        def shrunk(name: str, samples: int) -> None:
+            details = {"reason": f"{self.device} ran out of memory", "batch": samples}
+            self.remarks.append(Remark("note", "calibration", name, details))
+
+        stream.executor.shrunk = shrunk
+        return stream
 
     def rewritten(self, name: str) -> None:
         """Send streams that have gone past this node of the region back to where they entered it.

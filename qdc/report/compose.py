@@ -59,7 +59,7 @@ def compile_report(
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),
         outside=tuple(outside_reports(graph)),
-        coverage=coverage(graph),
+        coverage=coverage(graph, workspace.checkpoint),
         passes=pass_reports(job.plan, meter.measured),
         remarks=remarks.lines(),
         bytes_before=workspace.checkpoint.nbytes,
@@ -68,6 +68,7 @@ def compile_report(
         predicted_bytes=sum(part.nbytes for part in parts),
         parts=parts,
         files=() if writer is None else file_reports(writer.folder),
+        peak_bytes=meter.look(workspace.device),
         layer_forwards=workspace.linear_calls / max(1, workspace.samples * layers),
         seconds=0.0,
     )

@@ -135,6 +135,8 @@ class CompileReport(Frozen):
     parts: tuple[SizePart, ...] = ()
     """What the predicted bytes are."""
     files: tuple[FileReport, ...] = ()
+    peak_bytes: int = 0
+    """Highest memory of the run: of the CUDA device, else resident memory of the process."""
     layer_forwards: float
     """Linears executed for calibration, divided by samples times quantized linears."""
     seconds: float

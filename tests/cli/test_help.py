@@ -9,7 +9,7 @@ from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
 COMMANDS = (
-    "compile", "show", "passes", "backends", "families", "run", "eval", "report",
+    "compile", "plan", "show", "passes", "backends", "families", "run", "eval", "report",
     "inspect-calibration",
 )  # fmt: skip
 SCREEN = 48
