@@ -175,7 +175,8 @@ def test_huge_weights_are_named(factor: float, passes: str, what: str, tmp_path:
         compile_tiny(broken(tmp_path, edit), tmp_path / "out", passes)
     assert what in caught.value.what
     assert caught.value.where == ("%blocks.0.q_proj",)
-    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+    left = [".out.partial"] if passes == "default" else []  # its first step is the vocabulary
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*left, "broken"]
 
 
 def test_a_moment_that_nothing_saves_names_the_stage(tmp_path: Path) -> None:
