@@ -10,18 +10,22 @@ error of the layers before it back. It runs the model twice.
                  @cross-moment  f32[512,512]   drift 3.1e-02
 """
 
+from functools import partial
+from itertools import repeat
 from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from qdc.calibration.options import CalibrationOptions
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
-from qdc.ir.graph import LayerGraph, Stage
+from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
+from qdc.pipeline.stream import Stream
 from qdc.pipeline.unit import Unit
 
 
@@ -41,49 +45,72 @@ class CalibrateCross(CalibrationOptions):
 
     def run(self, unit: Unit) -> None:
         """Advance both streams to each stage and add up what it reads."""
-        stream = unit.stream(lambda: self.draw(unit).batches(self.batch))
-        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
+        stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
+        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)), split=True)
         hidden = stream.tokens == unit.model.mask_token_id
         weights = None if self.masked_weight == 1 else self.weigh(hidden)
+        masked = hidden.double().mean().item()
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
             reference.enter(stage)
-            moment = MomentAccumulator(layers[0].columns, unit.device)
-            cross = CrossMomentAccumulator(layers[0].columns, unit.device)
             carrier = residual_of(unit.graph, stage) if self.residual else None
-            wanted = (stage.value,) if carrier is None else (stage.value, carrier)
-            first = 0
-            for now, original in zip(
-                stream.compute(wanted), reference.compute(wanted), strict=True
-            ):
-                value = now[stage.value]
-                last = first + len(value)
-                share = None if weights is None else weights[first:last]
-                moment.add(value, share)
-                cross.add(value, original[stage.value], share)
-                if carrier is not None:
-                    cross.add_residual(value, now[carrier], original[carrier], share)
-                first = last
-            lost = cross.residual()
-            residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
-            notes = (
-                Moment(
-                    tensor=unit.put(f"{stage.value}:moment", moment.value()),
-                    samples=self.samples,
-                    tokens=moment.tokens,
-                    masked=hidden.double().mean().item(),
-                    geometry=self.geometry,
-                    masked_weight=self.masked_weight,
-                ),
-                CrossMoment(
-                    tensor=unit.put(f"{stage.value}:cross-moment", cross.value()),
-                    drift=cross.drift,
-                    residual=residual,
-                ),
-            )
-            for node in layers:
-                for note in notes:
-                    unit.annotate(node, note)
+            columns, rows = layers[0].columns, None if carrier is None else layers[0].rows
+            moment = MomentAccumulator(columns, unit.device)
+            cross = CrossMomentAccumulator(columns, unit.device, rows=rows)
+            add = partial(self.add, (stream, reference), stage, carrier, weights, moment, cross)
+            unit.accumulate(layers, add, moment, cross)
+            unit.share(layers, partial(self.note, unit, stage, masked, moment, cross))
+
+    @staticmethod
+    def add(
+        streams: tuple[Stream, Stream],
+        stage: Stage,
+        carrier: str | None,
+        weights: Tensor | None,
+        moment: MomentAccumulator,
+        cross: CrossMomentAccumulator,
+    ) -> None:
+        """Add up what the stage reads in the quantized stream and in the original one."""
+        wanted = (stage.value,) if carrier is None else (stage.value, carrier)
+        found = (stream.compute(wanted) for stream in streams)
+        shares = repeat(None) if weights is None else streams[0].rows(weights)
+        for (now, original), share in zip(zip(*found, strict=True), shares, strict=False):
+            value = now[stage.value]
+            moment.add(value, share)
+            cross.add(value, original[stage.value], share)
+            if carrier is not None:
+                cross.add_residual(value, now[carrier], original[carrier], share)
+
+    def note(
+        self,
+        unit: Unit,
+        stage: Stage,
+        masked: float,
+        moment: MomentAccumulator,
+        cross: CrossMomentAccumulator,
+        layers: tuple[Node, ...],
+    ) -> None:
+        """Keep the sums over all samples and write them on layers of the stage."""
+        lost = cross.residual()
+        residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
+        notes = (
+            Moment(
+                tensor=unit.put(f"{stage.value}:moment", moment.value()),
+                samples=self.samples,
+                tokens=moment.tokens,
+                masked=masked,
+                geometry=self.geometry,
+                masked_weight=self.masked_weight,
+            ),
+            CrossMoment(
+                tensor=unit.put(f"{stage.value}:cross-moment", cross.value()),
+                drift=cross.drift,
+                residual=residual,
+            ),
+        )
+        for node in layers:
+            for note in notes:
+                unit.annotate(node, note)
 
 
 def residual_of(graph: LayerGraph, stage: Stage) -> str | None:

@@ -21,15 +21,18 @@ The paper sees every sample at T times, the release and the default at one time 
 Where the text is prompts and answers, the prompt is the prefix, and only the answer is masked.
 """
 
+from functools import partial
+from itertools import repeat
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from qdc.calibration.options import CalibrationOptions
 from qdc.ir.annotations import Moment
+from qdc.ir.graph import Node, Stage
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
+from qdc.pipeline.stream import Stream
 from qdc.pipeline.unit import Unit
 
 
@@ -45,26 +48,43 @@ class CalibrateMcs(CalibrationOptions):
 
     def run(self, unit: Unit) -> None:
         """Advance the stream to each stage and add up the value that it reads."""
-        stream = unit.stream(lambda: self.draw(unit).batches(self.batch))
+        stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
         hidden = stream.tokens == unit.model.mask_token_id
+        weights = None if self.masked_weight == 1 else self.weigh(hidden)
+        masked = hidden.double().mean().item()
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
-            accumulator = MomentAccumulator(layers[0].columns, unit.device)
-            batches = torch.split(hidden, self.batch)
-            for value, masked in zip(stream.values(stage), batches, strict=True):
-                accumulator.add(value, self._weights(masked))
-            note = Moment(
-                tensor=unit.put(f"{stage.value}:moment", accumulator.value()),
-                samples=self.samples,
-                tokens=accumulator.tokens,
-                masked=hidden.double().mean().item(),
-                geometry=self.geometry,
-                masked_weight=self.masked_weight,
-            )
-            for node in layers:
-                unit.annotate(node, note)
+            moment = MomentAccumulator(layers[0].columns, unit.device)
+            unit.accumulate(layers, partial(self.add, stream, stage, weights, moment), moment)
+            unit.share(layers, partial(self.note, unit, stage, masked, moment))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
 
-    def _weights(self, masked: Tensor) -> Tensor | None:
-        return None if self.masked_weight == 1 else self.weigh(masked)
+    @staticmethod
+    def add(
+        stream: Stream, stage: Stage, weights: Tensor | None, moment: MomentAccumulator
+    ) -> None:
+        """Add up what the stage reads."""
+        shares = repeat(None) if weights is None else stream.rows(weights)
+        for value, share in zip(stream.values(stage), shares, strict=False):
+            moment.add(value, share)
+
+    def note(
+        self,
+        unit: Unit,
+        stage: Stage,
+        masked: float,
+        moment: MomentAccumulator,
+        layers: tuple[Node, ...],
+    ) -> None:
+        """Keep the sum over all samples and write it on layers of the stage."""
+        note = Moment(
+            tensor=unit.put(f"{stage.value}:moment", moment.value()),
+            samples=self.samples,
+            tokens=moment.tokens,
+            masked=masked,
+            geometry=self.geometry,
+            masked_weight=self.masked_weight,
+        )
+        for node in layers:
+            unit.annotate(node, note)

@@ -78,8 +78,12 @@ class MeasureOrders(Pass):
 
     def run(self, unit: Unit) -> None:
         """Measure one layer after the other."""
-        for node in unit.layers():
-            unit.annotate(node, self.measure(unit, node))
+
+        def measure(nodes: tuple[Node, ...]) -> None:
+            for node in nodes:
+                unit.annotate(node, self.measure(unit, node))
+
+        unit.share(unit.layers(), measure)
 
     def measure(self, unit: Unit, node: Node) -> Costs:
         """Walk through one layer."""

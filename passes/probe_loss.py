@@ -13,6 +13,7 @@ Every layer costs one run of the regions behind it on ``probes`` samples; qdc.ca
 says what is held meanwhile.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from qdc.calibration.probes import Probes, output_head
 from qdc.errors import InvalidCalibration, NotPositiveDefinite
 from qdc.ir.annotations import HIGHEST_ORDER
 from qdc.ir.costs import LossSensitivity
-from qdc.ir.graph import LayerGraph, Region, Stage
+from qdc.ir.graph import LayerGraph, Node, Region, Stage
 from qdc.numerics.blocks import BLOCK, block_slices
 from qdc.numerics.factor import Factor, FactorizationFailed, factorize
 from qdc.numerics.feedback import residual_cost
@@ -70,6 +71,10 @@ class ProbeLoss(CalibrationOptions):
 
     def run(self, unit: Unit) -> None:
         """Walk through the model once, with ever more probes."""
+        unit.share(unit.layers(), partial(self.walk, unit))
+
+    def walk(self, unit: Unit, layers: tuple[Node, ...]) -> None:
+        """Try these layers."""
         drawn = self.draw(unit).tokens
         asked = self.probes or max(1, PROBE_TOKENS // drawn.shape[1])
         count = min(asked, len(drawn))
@@ -78,14 +83,14 @@ class ProbeLoss(CalibrationOptions):
         head = list(torch.split(tokens[:count], size))
         batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head
         probes = Probes(unit.workspace, batches, len(head))
-        wanted = {node.name for node in unit.layers()}
+        wanted = {node.name for node in layers}
         errors: dict[str, float] = {}
         for region in unit.graph.regions:
             probes.advance(region)
             for stage in region.stages:
-                layers = [layer for layer in stage.layers if layer in wanted]
-                if layers:
-                    errors |= self.probe(unit, probes, region, stage, layers)
+                tried = [layer for layer in stage.layers if layer in wanted]
+                if tried:
+                    errors |= self.probe(unit, probes, region, stage, tried)
             probes.leave(region)
         for name in errors:
             rise, positions = probes.divergence(name)

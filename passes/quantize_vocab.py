@@ -81,13 +81,20 @@ class QuantizeVocab(Pass):
 
     def run(self, unit: Unit) -> None:
         """Quantize one matrix after the other; those that somebody keeps stay as they are."""
+        wanted = []
         for node in unit.graph.vocabulary():
             kept = unit.graph.get(node.name, Kept)
             if kept is not None and kept.reason != OUTSIDE:
                 unit.remark("missed", node, reason=kept.reason)
                 continue
             unit.graph.remove(node.name, Kept)
-            self.quantize(unit, node)
+            wanted.append(node)
+
+        def quantize(nodes: tuple[Node, ...]) -> None:
+            for node in nodes:
+                self.quantize(unit, node)
+
+        unit.share(wanted, quantize)
 
     def quantize(self, unit: Unit, node: Node) -> None:
         """Lower and pack one matrix, part by part along its rows, which share nothing.

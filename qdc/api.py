@@ -8,6 +8,7 @@ from torch import nn
 
 from qdc.calibration.records import Fields
 from qdc.compiler import run_job
+from qdc.distributed.launch import joined
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
@@ -31,6 +32,7 @@ def compile(
     seed: int | None = None,
     states: str = "bf16",
     device: str = "cpu",
+    deterministic_reduce: bool = False,
     force: bool = False,
     write_report: bool = True,
     plugins: PathLike | Sequence[PathLike] = (),
@@ -56,6 +58,8 @@ def compile(
         seed: seed of windows and masks; the same.
         states: ``bf16`` or ``f32``, how calibration states wait in host memory.
         device: ``cpu`` or ``cuda``.
+        deterministic_reduce: where torchrun has started several processes: give the bytes that one
+            process gives, whatever their number; their calibration takes turns.
         force: replace an artifact that is at ``out``.
         write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
         plugins: files that define further passes or backends.
@@ -71,25 +75,26 @@ def compile(
         QdcError: the input is at fault; says what, where, and what to do.
     """
     given = {key: value for key, value in locals().items() if key != "progress"}
-    job = plan_job(
-        Path(model_dir),
-        Path(out),
-        standard_registry(_paths(plugins)),
-        passes=passes,
-        backend=backend,
-        overrides={"samples": samples, "length": length, "seed": seed},
-        calibration=None if calibration is None else Path(calibration),
-        fields=Fields.parse(text_field, chat_fields),
-        states=states,
-        device=device,
-        force=force,
-        report=write_report,
-        dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
-        dump_folder=None if dump_dir is None else Path(dump_dir),
-        stop_after=stop_after,
-        command=f"qdc.compile({', '.join(f'{key}={value!r}' for key, value in given.items())})",
-    )
-    return run_job(job, progress)
+    with joined(device, ordered=deterministic_reduce) as world:
+        job = plan_job(
+            Path(model_dir),
+            Path(out),
+            standard_registry(_paths(plugins)),
+            passes=passes,
+            backend=backend,
+            overrides={"samples": samples, "length": length, "seed": seed},
+            calibration=None if calibration is None else Path(calibration),
+            fields=Fields.parse(text_field, chat_fields),
+            states=states,
+            device=world.device,
+            force=force,
+            report=write_report,
+            dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
+            dump_folder=None if dump_dir is None else Path(dump_dir),
+            stop_after=stop_after,
+            command=f"qdc.compile({', '.join(f'{key}={value!r}' for key, value in given.items())})",
+        )
+        return run_job(job, progress, world)
 
 
 def load(

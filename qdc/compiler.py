@@ -14,6 +14,8 @@ from qdc.artifact.emission import Emission
 from qdc.artifact.writer import ArtifactWriter
 from qdc.calibration.text import read_source
 from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.distributed.handshake import from_first, same, total
+from qdc.distributed.world import World
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.coverage import check_tensors, coverage, mark_kept
 from qdc.frontend.tracer import Program, trace
@@ -51,19 +53,32 @@ Progress = Callable[[str, int, int], None]
 """``(what, done, total)``."""
 
 
-def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
+def run_job(
+    job: Job, progress: Progress | None = None, world: World | None = None
+) -> CompileReport:
     """Compile. Either the artifact is complete at the end, or nothing has changed.
+
+    Args:
+        job: what to compile, and how.
+        progress: told what is done.
+        world: the processes that share the work, this one alone if not given; the first of them
+            writes everything, and all return its report.
 
     Raises:
         QdcError: the checkpoint, the text or the weights are at fault.
     """
     started = time.perf_counter()
     notify = progress or (lambda what, done, total: None)
+    world = world or World()
     checkpoint, program = open_model(job.model)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
-    digest = checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total))
+    same(world, _agreed(job, checkpoint, calibration))
+    digest = from_first(
+        world,
+        lambda: checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total)),
+    )
     workspace = Workspace(
         program,
         checkpoint,
@@ -71,13 +86,16 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
         calibration,
         returns=job.plan.returns(),
         states=torch_dtype(job.states),
+        world=world,
+        tags=job.registry.annotations(),
     )
     meter, remarks = Meter(job.plan), Remarks()
-    dumper = Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
+    places = job.dump_places if world.first else frozenset[int]()
+    dumper = Dumper(job.plan, job.dump_folder, places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
     ticker = _Ticker(notify, job.plan, program)
     instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, Verifier())
-    with _writer(job) as writer, _scratch(job) as scratch, exact_products():
+    with _writer(job, world) as writer, _scratch(job) as scratch, exact_products():
         emission = None
         if writer is not None:
             facts = _facts(job, calibration, digest)
@@ -93,15 +111,35 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
         verify(program.graph, workspace.tensors)
         if emission is not None and job.backend is not None:
             job.backend.finish(emission)
-        report = _report(job, workspace, meter, remarks, digest, writer).model_copy(
-            update={
-                "dumps": tuple(map(str, dumper.write())),
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        if writer is not None:
-            _commit(job, writer, report)
-    return report
+        workspace.linear_calls, sent = total(world, workspace.linear_calls, world.sent)
+
+        def finished() -> str:
+            report = _report(job, workspace, meter, remarks, digest, writer).model_copy(
+                update={
+                    "dumps": tuple(map(str, dumper.write())),
+                    "processes": world.size,
+                    "sent_bytes": sent,
+                    "seconds": time.perf_counter() - started,
+                }
+            )
+            if writer is not None:
+                _commit(job, writer, report)
+            return report.model_dump_json()
+
+        return CompileReport.model_validate_json(from_first(world, finished))
+
+
+def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -> dict[str, str]:
+    """What every process of a compile must have the same of."""
+    return {
+        "qdc": __version__,
+        "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
+        "calibration text": "" if calibration is None else calibration.source.digest,
+        "pipeline": full_text(job.plan),
+        "backend": str(job.backend),
+        "plugins": repr(job.registry.plugins),
+        "states": job.states,
+    }
 
 
 def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
@@ -208,13 +246,15 @@ def _report(
 def _scratch(job: Job) -> Iterator[Path]:
     """Yield a folder for what waits between segments: beside the artifact, where there is room."""
     parent = None if job.backend is None else job.out.absolute().parent
+    if parent is not None and not parent.is_dir():
+        parent = None  # of a process on another machine
     with tempfile.TemporaryDirectory(prefix=".qdc-", dir=parent) as folder:
         yield Path(folder)
 
 
 @contextlib.contextmanager
-def _writer(job: Job) -> Iterator[ArtifactWriter | None]:
-    if job.backend is None:
+def _writer(job: Job, world: World) -> Iterator[ArtifactWriter | None]:
+    if job.backend is None or not world.first:
         yield None
         return
     writer = ArtifactWriter(job.out, force=job.force)

@@ -10,6 +10,7 @@ import typer
 
 from qdc import __version__
 from qdc.cli.options import Calibration, ChatFields, Device, Json, Plugins, Runnable, TextField, app
+from qdc.cli.ranks import refuse_ranks
 
 
 def _version(wanted: bool) -> None:
@@ -20,6 +21,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
     ] = False,
@@ -32,6 +34,8 @@ def root(
     qdc eval OUT --text held.jsonl --against MODEL
     qdc show OUT --only 'blocks.0.*'   read the IR
     """  # noqa: D301
+    if context.invoked_subcommand != "compile":
+        refuse_ranks(context.invoked_subcommand or "")
 
 
 @app.command()
@@ -60,6 +64,13 @@ def compile(
         str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
     ] = "bf16",
     device: Device = "cpu",
+    deterministic_reduce: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic-reduce",
+            help="Under torchrun: the bytes of one process, whatever their number",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact that is at OUT")
     ] = False,
@@ -97,6 +108,7 @@ def compile(
                    abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
       qdc compile MODEL -o out --dump-after all --timings
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
+      torchrun --nproc-per-node 4 -m qdc compile MODEL -o out --device cuda
     """  # noqa: D301
     from qdc.calibration.records import Fields
     from qdc.cli.compile import compile_command
@@ -111,6 +123,7 @@ def compile(
         overrides={"samples": samples, "length": length, "seed": seed},
         states=states,
         device=device,
+        deterministic_reduce=deterministic_reduce,
         force=force,
         write_report=not no_report,
         plugins=plugin or [],

@@ -19,6 +19,7 @@ from qdc.cli.terminal import (
     table,
 )
 from qdc.compiler import run_job
+from qdc.distributed.launch import joined
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
@@ -35,6 +36,7 @@ def compile_command(
     overrides: dict[str, object],
     states: str,
     device: str,
+    deterministic_reduce: bool,
     force: bool,
     write_report: bool,
     plugins: Sequence[Path],
@@ -47,26 +49,29 @@ def compile_command(
     as_json: bool,
 ) -> None:
     """Compile and report."""
-    job = plan_job(
-        model,
-        out,
-        standard_registry(plugins),
-        passes=passes,
-        backend=backend,
-        overrides=overrides,
-        calibration=calibration,
-        fields=fields,
-        states=states,
-        device=device,
-        force=force,
-        report=write_report,
-        dump_after=dump_after,
-        dump_folder=dump_folder,
-        stop_after=stop_after,
-        command=shlex.join(["qdc", *arguments]),
-    )
-    with progress() as update:
-        report = run_job(job, update)
+    with joined(device, ordered=deterministic_reduce) as world:
+        job = plan_job(
+            model,
+            out,
+            standard_registry(plugins),
+            passes=passes,
+            backend=backend,
+            overrides=overrides,
+            calibration=calibration,
+            fields=fields,
+            states=states,
+            device=world.device,
+            force=force,
+            report=write_report,
+            dump_after=dump_after,
+            dump_folder=dump_folder,
+            stop_after=stop_after,
+            command=shlex.join(["qdc", *arguments]),
+        )
+        with progress(shown=world.first) as update:
+            report = run_job(job, update, world)
+    if not world.first:
+        return
     if as_json:
         print_json(report.as_data())
         return
@@ -134,6 +139,10 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row("report", report.report)
     for dump in report.dumps:
         rows.add_row("dump", dump)
+    if report.processes > 1:
+        rows.add_row(
+            "processes", f"{report.processes}, {size(report.sent_bytes)} sent between them"
+        )
     rows.add_row("time", f"{report.seconds:.1f} s on {report.device}")
     rows.add_row("peak memory", size(max((p.peak_bytes for p in report.passes), default=0)))
     return rows

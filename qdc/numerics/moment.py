@@ -24,18 +24,17 @@ class MomentAccumulator:
         if columns < 1:
             raise ValueError(f"a moment needs at least one column, not {columns}")
         self._sum = torch.zeros(columns, columns, dtype=torch.float32, device=device)
-        self._tokens = 0
-        self._weight: float = 0
+        self._counts = torch.zeros(2, dtype=torch.float64)
 
     @property
     def tokens(self) -> int:
         """Tokens added so far."""
-        return self._tokens
+        return int(self._counts[0])
 
     @property
     def weight(self) -> float:
         """Sum of their weights; the number of tokens where none were given."""
-        return self._weight
+        return float(self._counts[1])
 
     def add(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """Add the tokens of one batch.
@@ -55,7 +54,7 @@ class MomentAccumulator:
             raise ValueError(f"expected [..., {columns}] inputs, got {tuple(inputs.shape)}")
         rows = inputs.detach().reshape(-1, columns).to(self._sum.device, torch.float32)
         if weights is None:
-            self._weight += rows.shape[0]
+            weight = float(rows.shape[0])
         else:
             if weights.shape != inputs.shape[:-1]:
                 raise ValueError(
@@ -64,10 +63,14 @@ class MomentAccumulator:
             shares = weights.detach().reshape(-1, 1).to(rows.device, torch.float32)
             if not bool(((shares >= 0) & shares.isfinite()).all()):
                 raise ValueError("a weight is negative or not finite")
-            self._weight += shares.double().sum().item()
+            weight = shares.double().sum().item()
             rows = rows * shares.sqrt()
         self._sum.addmm_(rows.T, rows)
-        self._tokens += rows.shape[0]
+        self._counts += torch.tensor([rows.shape[0], weight], dtype=torch.float64)
+
+    def sums(self) -> list[Tensor]:
+        """All that was added up, the tensors themselves: ``f32[columns, columns]`` and counts."""
+        return [self._sum, self._counts]
 
     def value(self) -> Tensor:
         """Average over the tokens, each with its weight.
@@ -79,6 +82,6 @@ class MomentAccumulator:
         Raises:
             ValueError: If no token was added, or none of a weight above 0.
         """
-        if self._tokens == 0 or self._weight == 0:
+        if self.tokens == 0 or self.weight == 0:
             raise ValueError("the moment of zero tokens is undefined")
-        return (self._sum + self._sum.T) / (2 * self._weight)
+        return (self._sum + self._sum.T) / (2 * self.weight)

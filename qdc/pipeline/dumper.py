@@ -31,7 +31,7 @@ class Dumper(Instrument):
     def after(self, place: int, unit: Unit) -> None:
         """Note what the unit's nodes carry now."""
         if place in self.places:
-            self._seen.setdefault(place, {}).update(notes_of(unit.graph, _nodes(unit)))
+            self._seen.setdefault(place, {}).update(notes_of(unit.graph, unit.touched()))
 
     def write(self) -> list[Path]:
         """Write ``NN_pass.qdc`` and ``NN_pass.txt`` for each chosen pass; return the files.
@@ -56,18 +56,6 @@ class Dumper(Instrument):
             text.write_text(render(graph), encoding="utf-8")
             written += [binary, text]
         return written
-
-
-def _nodes(unit: Unit) -> list[str]:
-    """What may have changed: the unit and what its stages read, and all outside of the regions."""
-    others = {name for region in unit.graph.regions for name in region.nodes}
-    if unit.region is None:
-        others = set()
-    elif unit.whole_region:
-        others -= set(unit.region.nodes)
-    else:
-        others -= {name for stage in unit.stages for name in (stage.value, *stage.layers)}
-    return [node.name for node in unit.graph if node.name not in others]
 
 
 def notes_of(graph: LayerGraph, names: list[str]) -> Notes:

@@ -19,6 +19,8 @@ from qdc.pipeline.frontier import values_to_keep
 
 Weights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
+Place = tuple[int, tuple[str, ...], list[Environment]]
+"""Boundary, names of the values kept there, the values."""
 COSTLY = frozenset({"linear", "attention", "input", "embedding"})
 
 
@@ -34,6 +36,7 @@ class Stream:
         *,
         returns: bool = False,
         held: torch.dtype = torch.float32,
+        part: slice = slice(None),
     ) -> None:
         """Start before the first region.
 
@@ -45,6 +48,7 @@ class Stream:
             returns: whether to hold the values with which a region was entered until it is left,
                 so that the stream can go back there.
             held: floating dtype of the values between stages; they are computed in fp32.
+            part: the batches that this process moves; others move the rest.
         """
         self.executor = Executor(program, device)
         self.graph, self.weights, self.returns = program.graph, weights, returns
@@ -52,10 +56,13 @@ class Stream:
         self.boundary = 0
         """Nodes before this place have been computed."""
         self.tokens = torch.cat(batches)
-        """``i64[samples, length]``: what was put in."""
+        """``i64[samples, length]``: what was put in, in all processes together."""
         self.sizes = dict(zip("BL", batches[0].shape, strict=True))
-        self.kept: list[Environment] = [{self.executor.tokens: batch} for batch in batches]
-        self._entrance = (self.boundary, list(self.kept))
+        self.kept: list[Environment] = [{self.executor.tokens: batch} for batch in batches[part]]
+        self._counts, self._part = [len(batch) for batch in batches], part
+        self.names: tuple[str, ...] = (self.executor.tokens,)
+        """Of the values in ``kept``, also where it has no batch."""
+        self._entrance: Place = (self.boundary, self.names, list(self.kept))
         self._left = 0
 
     @property
@@ -93,7 +100,12 @@ class Stream:
         """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
         if not self.returns:
             raise RuntimeError("the stream does not hold what it would go back to")
-        self.boundary, self.kept = self._entrance[0], list(self._entrance[1])
+        self.boundary, self.names, kept = self._entrance
+        self.kept = list(kept)
+
+    def rows(self, values: Tensor) -> list[Tensor]:
+        """Of something with a row for each sample, the rows of each batch that is moved here."""
+        return list(torch.split(values, self._counts))[self._part]
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield the value that the stage reads, batch by batch: ``[b, length, columns]``."""
@@ -102,8 +114,8 @@ class Stream:
 
     def compute(self, wanted: tuple[str, ...]) -> Iterator[Environment]:
         """Yield values ahead of the boundary, batch by batch, on the device; nothing moves."""
-        steps = self.executor.steps(wanted, self.kept[0])
-        parameters = self._parameters(steps)
+        steps = self.executor.steps(wanted, self.names)
+        parameters = self._parameters(steps) if self.kept else {}
         for environment in self.kept:
             with torch.no_grad():
                 found = self.executor.run(environment, steps, parameters, wanted)
@@ -121,7 +133,7 @@ class Stream:
 
     def _mark(self) -> None:
         if self.returns:
-            self._entrance = (self.boundary, list(self.kept))
+            self._entrance = (self.boundary, self.names, list(self.kept))
 
     @torch.no_grad()
     def _advance(self, boundary: int) -> None:
@@ -130,7 +142,7 @@ class Stream:
             return
         executor = self.executor
         needed = executor.read_after(boundary)
-        reach = [*self.kept[0], *executor.steps(needed, self.kept[0])]
+        reach = [*self.names, *executor.steps(needed, self.names)]
         keep = values_to_keep(
             executor.edges,
             reach,
@@ -138,12 +150,12 @@ class Stream:
             {name: self._nbytes(name) for name in reach},
             [name for name in reach if self.graph[name].op in COSTLY],
         )
-        steps = executor.steps(keep, self.kept[0])
-        parameters = self._parameters(steps)
+        steps = executor.steps(keep, self.names)
+        parameters = self._parameters(steps) if self.kept else {}
         for index, environment in enumerate(self.kept):
             found = executor.run(environment, steps, parameters, keep)
             self.kept[index] = {name: hold(value, self.held) for name, value in found.items()}
-        self.boundary = boundary
+        self.boundary, self.names = boundary, tuple(keep)
 
     def _nbytes(self, name: str) -> int:
         kind = self.graph[name].type

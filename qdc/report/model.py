@@ -135,6 +135,10 @@ class CompileReport(Frozen):
     files: tuple[FileReport, ...] = ()
     layer_forwards: float
     """Linears executed for calibration, divided by samples times quantized linears."""
+    processes: int = 1
+    """That shared the work; times and memory are those of the first."""
+    sent_bytes: int = 0
+    """Bytes that they had to deliver to each other."""
     seconds: float
     dumps: tuple[str, ...] = ()
     evaluation: EvaluationReport | None = None
