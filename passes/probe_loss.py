@@ -13,6 +13,7 @@ Every layer costs one run of the regions behind it on ``probes`` samples; qdc.ca
 says what is held meanwhile.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from qdc.calibration.probes import Probes, output_head
 from qdc.errors import InvalidCalibration, NotPositiveDefinite
 from qdc.ir.annotations import HIGHEST_ORDER
 from qdc.ir.costs import LossSensitivity
-from qdc.ir.graph import LayerGraph, Node, Region, Stage
+from qdc.ir.graph import LayerGraph, Node, Region
 from qdc.numerics.blocks import BLOCK, block_slices
 from qdc.numerics.factor import Factor, FactorizationFailed, factorize
 from qdc.numerics.feedback import residual_cost
@@ -83,14 +84,19 @@ class ProbeLoss(CalibrationOptions):
         head = list(torch.split(tokens[:count], size))
         batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head
         probes = Probes(unit.workspace, batches, len(head))
+        stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
         errors: dict[str, float] = {}
         for region in unit.graph.regions:
             probes.advance(region)
             for stage in region.stages:
+                if stopped.isdisjoint(stage.layers):
+                    continue
+                # Also without a layer to try: values are rounded where the stream stops.
+                values = probes.enter(stage)
                 tried = [layer for layer in stage.layers if layer in wanted]
                 if tried:
-                    errors |= self.probe(unit, probes, region, stage, tried)
+                    errors |= self.probe(unit, probes, region, values, tried)
             probes.leave(region)
         for name in errors:
             rise, positions = probes.divergence(name)
@@ -105,11 +111,16 @@ class ProbeLoss(CalibrationOptions):
         unit.workspace.linear_calls += sum(stream.linear_calls for stream in streams)
 
     def probe(
-        self, unit: Unit, probes: Probes, region: Region, stage: Stage, layers: list[str]
+        self,
+        unit: Unit,
+        probes: Probes,
+        region: Region,
+        values: Iterator[Tensor],
+        layers: list[str],
     ) -> dict[str, float]:
-        """Branch off once for each layer of a stage; returns the layers' output errors."""
+        """Branch off once for each layer that reads ``values``; returns their output errors."""
         accumulator = MomentAccumulator(unit.graph[layers[0]].columns, unit.device)
-        for value in probes.enter(stage):
+        for value in values:
             accumulator.add(value)
         factor = self.factor(accumulator.value(), layers)
         dead = factor.dead.nonzero().flatten()
