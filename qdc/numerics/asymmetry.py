@@ -8,9 +8,14 @@ M = X X^T and D = (X0 - X) X^T; GPTAQ keeps the part of it that acts on columns 
 import torch
 from torch import Tensor
 
+from qdc.numerics.moment import ROWS
+
 
 class CrossMomentAccumulator:
-    """Sums (x0 - x) x^T over tokens in fp32: f32[columns, columns], not symmetric."""
+    """Sums (x0 - x) x^T over tokens, f64[columns, columns], not symmetric.
+
+    In fp32 in a batch, in fp64 over batches, as the moment.
+    """
 
     def __init__(
         self, columns: int, device: torch.device | str = "cpu", *, rows: int | None = None
@@ -22,8 +27,10 @@ class CrossMomentAccumulator:
             device: Where the sum lives.
             rows: Output features, where what the residual stream has lost is summed too.
         """
-        self._sum = torch.zeros(columns, columns, dtype=torch.float32, device=device)
-        self._residual = None if rows is None else torch.zeros(rows, columns, device=device)
+        self._sum = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+        self._residual = None
+        if rows is not None:
+            self._residual = torch.zeros(rows, columns, dtype=torch.float64, device=device)
         self._shares = torch.zeros(3, dtype=torch.float64)
         """Of |x0 - x|^2, of |x0|^2, and of the tokens' weights."""
 
@@ -52,7 +59,7 @@ class CrossMomentAccumulator:
         if weights is not None:
             shares = weights.detach().reshape(-1, 1).to(device, torch.float32)
         change = first - rows
-        self._sum.addmm_((change * shares).T, rows)
+        self._sum += (change * shares).T @ rows
         parts = (change.square() * shares, first.square() * shares, shares)
         self._shares += torch.stack([part.sum(dtype=torch.float64) for part in parts]).cpu()
 
@@ -60,7 +67,7 @@ class CrossMomentAccumulator:
         """Mean over the tokens, f32[columns, columns]. Raises ``ValueError`` without any."""
         if self.weight == 0:
             raise ValueError("the cross moment of zero tokens is undefined")
-        return self._sum / self.weight
+        return _mean(self._sum, self.weight)
 
     def add_residual(
         self, inputs: Tensor, now: Tensor, before: Tensor, weights: Tensor | None = None
@@ -90,7 +97,7 @@ class CrossMomentAccumulator:
 
     def residual(self) -> Tensor | None:
         """Mean of (h0 - h) x^T, f32[rows, columns], or None if none is summed."""
-        return None if self._residual is None else self._residual / self.weight
+        return None if self._residual is None else _mean(self._residual, self.weight)
 
     def sums(self) -> list[Tensor]:
         """All that was added up, the tensors themselves."""
@@ -107,6 +114,14 @@ class CrossMomentAccumulator:
         """Mean of |x0 - x|^2 as a share of that of |x0|^2; 0 where all x0 are 0."""
         drift, energy, _ = self._shares.tolist()
         return float(drift / energy) if energy > 0 else 0.0
+
+
+def _mean(total: Tensor, weight: float) -> Tensor:
+    """A sum over tokens as their mean in fp32, by rows: nothing else of its size is made."""
+    value = torch.empty_like(total, dtype=torch.float32)
+    for start in range(0, len(value), ROWS):
+        value[start : start + ROWS] = total[start : start + ROWS] / weight
+    return value
 
 
 def asymmetry_term(cross: Tensor, upper: Tensor, share: float) -> Tensor:

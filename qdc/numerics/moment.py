@@ -3,12 +3,17 @@
 import torch
 from torch import Tensor
 
+ROWS = 1024
+"""Averaged at once: nothing of the size of the sum is made but the result."""
+
 
 class MomentAccumulator:
-    """Sums x x^T over tokens in fp32 (quant-dllm.md 1.5, matrix S).
+    """Sums x x^T over tokens (quant-dllm.md 1.5, matrix S): fp32 in a batch, fp64 over batches.
 
-    All tokens weigh the same, masked or visible, unless weights are given. Memory: one f32[columns,
-    columns]. A caller on CUDA must leave TF32 matrix products off, which is the default of torch.
+    So the order of the batches, and how processes share them, hardly ever changes a bit of the
+    result. All tokens weigh the same, masked or visible, unless weights are given. Memory: one
+    f64[columns, columns], and one in fp32 while a batch is added. A caller on CUDA must leave TF32
+    matrix products off, which is the default of torch.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
@@ -23,7 +28,7 @@ class MomentAccumulator:
         """
         if columns < 1:
             raise ValueError(f"a moment needs at least one column, not {columns}")
-        self._sum = torch.zeros(columns, columns, dtype=torch.float32, device=device)
+        self._sum = torch.zeros(columns, columns, dtype=torch.float64, device=device)
         self._counts = torch.zeros(2, dtype=torch.float64)
 
     @property
@@ -65,11 +70,11 @@ class MomentAccumulator:
                 raise ValueError("a weight is negative or not finite")
             weight = shares.double().sum().item()
             rows = rows * shares.sqrt()
-        self._sum.addmm_(rows.T, rows)
+        self._sum += rows.T @ rows
         self._counts += torch.tensor([rows.shape[0], weight], dtype=torch.float64)
 
     def sums(self) -> list[Tensor]:
-        """All that was added up, the tensors themselves: ``f32[columns, columns]`` and counts."""
+        """All that was added up, the tensors themselves: ``f64[columns, columns]`` and counts."""
         return [self._sum, self._counts]
 
     def value(self) -> Tensor:
@@ -84,4 +89,8 @@ class MomentAccumulator:
         """
         if self.tokens == 0 or self.weight == 0:
             raise ValueError("the moment of zero tokens is undefined")
-        return (self._sum + self._sum.T) / (2 * self.weight)
+        value = torch.empty_like(self._sum, dtype=torch.float32)
+        for start in range(0, len(value), ROWS):
+            rows = slice(start, start + ROWS)
+            value[rows] = (self._sum[rows] + self._sum[:, rows].T) / (2 * self.weight)
+        return value
