@@ -24,7 +24,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import spying
 from tests.support.ranks import on_ranks
 
-SAMPLES = "samples=9 length=12 batch=2"
+SAMPLES = "samples=5 length=10 batch=1"
 DEFAULT = (
     f"quantize-vocab,stages(calibrate-cross{{{SAMPLES}}},sensitivity{{damp=0.1}},"
     "abmp-allocate{ratio=0.5},daq-lower{asymmetry=1}),pack"

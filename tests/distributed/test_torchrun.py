@@ -14,7 +14,7 @@ from tests.support.commands import python
 from tests.support.compiles import compile_tiny
 
 PASSES = (
-    "stages(calibrate-cross{samples=7 length=12 batch=2},sensitivity,abmp-allocate,"
+    "stages(calibrate-cross{samples=5 length=10 batch=1},sensitivity,abmp-allocate,"
     "daq-lower{asymmetry=1}),pack"
 )
 FAILING = '''
