@@ -50,7 +50,7 @@ SHAPES: dict[str, list[list[tuple[int, int]]]] = {
         *([[(1024, 4096)] * 2] * 128), *([[(4096, 1024)]] * 128),
     ],
 }  # fmt: skip
-"""Stages of one region as ``(rows, columns)``; of the second, 62 regions make 100.9B weights."""
+"""Stages of one region as ``(rows, columns)``; of the second, 61 regions make 100.6B weights."""
 
 
 class Clock(Instrument):

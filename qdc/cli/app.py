@@ -68,7 +68,7 @@ def compile(
         bool,
         typer.Option(
             "--deterministic-reduce",
-            help="Under torchrun: the bytes of one process, whatever their number",
+            help="Under torchrun: the bytes of one process",
         ),
     ] = False,
     force: Annotated[

@@ -9,7 +9,7 @@ from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
 COMMANDS = ("compile", "show", "passes", "backends", "run", "eval", "report", "inspect-calibration")
-SCREEN = 40
+SCREEN = 48
 
 
 def test_help_does_not_import_torch() -> None:
