@@ -93,20 +93,20 @@ class CalibrateCross(CalibrationOptions):
         """Keep the sums over all samples and write them on layers of the stage."""
         lost = cross.residual()
         residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
+        lasting = unit.put(f"{stage.value}:cross-moment", cross.value())
+        cross.clear()  # the sums are larger than what is kept of them
+        second = unit.put(f"{stage.value}:moment", moment.value())
+        moment.clear()
         notes = (
             Moment(
-                tensor=unit.put(f"{stage.value}:moment", moment.value()),
+                tensor=second,
                 samples=self.samples,
                 tokens=moment.tokens,
                 masked=masked,
                 geometry=self.geometry,
                 masked_weight=self.masked_weight,
             ),
-            CrossMoment(
-                tensor=unit.put(f"{stage.value}:cross-moment", cross.value()),
-                drift=cross.drift,
-                residual=residual,
-            ),
+            CrossMoment(tensor=lasting, drift=cross.drift, residual=residual),
         )
         for node in layers:
             for note in notes:

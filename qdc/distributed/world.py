@@ -37,6 +37,8 @@ class World:
         """Bytes that this rank had to deliver to others, whatever way the library took."""
         self.speaker = rank
         """After a failure, the rank that shows it."""
+        self.apart = False
+        """Whether this rank works by itself, and others do not do the same."""
         self._failed = False
 
     @property
@@ -56,7 +58,10 @@ class World:
         Raises:
             FailedElsewhere: another rank has failed instead of coming here.
             LostRank: another rank has gone.
+            RuntimeError: this rank works by itself: others are not to come here.
         """
+        if self.apart:
+            raise RuntimeError("ranks cannot meet inside of work that they share")
         if self.size == 1:
             return [message]
         found = self.gather(FINE + message)
@@ -86,6 +91,17 @@ class World:
         except LostRank:
             return self.rank
         return next(rank for rank, answer in enumerate(found) if answer[:1] in FAILED)
+
+    @contextlib.contextmanager
+    def by_itself(self) -> Iterator[None]:
+        """Work on things of this rank's own, without meeting the others."""
+        if self.apart:
+            raise RuntimeError("work that is shared cannot be shared again inside")
+        self.apart = True
+        try:
+            yield
+        finally:
+            self.apart = False
 
     def gather(self, message: bytes) -> list[bytes]:
         """All ranks' messages, of any length, by rank."""

@@ -8,7 +8,7 @@ M = X X^T and D = (X0 - X) X^T; GPTAQ keeps the part of it that acts on columns 
 import torch
 from torch import Tensor
 
-from qdc.numerics.moment import ROWS
+from qdc.numerics.moment import ROWS, add_products
 
 
 class CrossMomentAccumulator:
@@ -59,7 +59,7 @@ class CrossMomentAccumulator:
         if weights is not None:
             shares = weights.detach().reshape(-1, 1).to(device, torch.float32)
         change = first - rows
-        self._sum += (change * shares).T @ rows
+        add_products(self._sum, change * shares, rows)
         parts = (change.square() * shares, first.square() * shares, shares)
         self._shares += torch.stack([part.sum(dtype=torch.float64) for part in parts]).cpu()
 
@@ -93,7 +93,7 @@ class CrossMomentAccumulator:
         change = h0 - h
         if weights is not None:
             change = change * weights.detach().reshape(-1, 1).to(device, torch.float32)
-        self._residual += change.T @ rows
+        add_products(self._residual, change, rows)
 
     def residual(self) -> Tensor | None:
         """Mean of (h0 - h) x^T, f32[rows, columns], or None if none is summed."""
@@ -103,6 +103,10 @@ class CrossMomentAccumulator:
         """All that was added up, the tensors themselves."""
         residual = [] if self._residual is None else [self._residual]
         return [self._sum, *residual, self._shares]
+
+    def clear(self) -> None:
+        """Give the memory of the sums back; the shares stay."""
+        self._sum, self._residual = self._sum.new_empty(0), None
 
     @property
     def weight(self) -> float:

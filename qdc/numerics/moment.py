@@ -4,7 +4,20 @@ import torch
 from torch import Tensor
 
 ROWS = 1024
-"""Averaged at once: nothing of the size of the sum is made but the result."""
+"""Of a sum, taken at once: nothing else of its size is made but the result."""
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left^T right``, a product in fp32, to a sum in fp64.
+
+    Args:
+        total: f64[n, m], changed in place.
+        left: f32[tokens, n].
+        right: f32[tokens, m].
+    """
+    for start in range(0, len(total), ROWS):
+        rows = slice(start, start + ROWS)
+        total[rows] += left[:, rows].T @ right
 
 
 class MomentAccumulator:
@@ -12,8 +25,8 @@ class MomentAccumulator:
 
     So the order of the batches, and how processes share them, hardly ever changes a bit of the
     result. All tokens weigh the same, masked or visible, unless weights are given. Memory: one
-    f64[columns, columns], and one in fp32 while a batch is added. A caller on CUDA must leave TF32
-    matrix products off, which is the default of torch.
+    f64[columns, columns]. A caller on CUDA must leave TF32 matrix products off, which is the default
+    of torch.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
@@ -70,7 +83,7 @@ class MomentAccumulator:
                 raise ValueError("a weight is negative or not finite")
             weight = shares.double().sum().item()
             rows = rows * shares.sqrt()
-        self._sum += rows.T @ rows
+        add_products(self._sum, rows, rows)
         self._counts += torch.tensor([rows.shape[0], weight], dtype=torch.float64)
 
     def sums(self) -> list[Tensor]:
@@ -94,3 +107,7 @@ class MomentAccumulator:
             rows = slice(start, start + ROWS)
             value[rows] = (self._sum[rows] + self._sum[:, rows].T) / (2 * self.weight)
         return value
+
+    def clear(self) -> None:
+        """Give the memory of the sum back; the counts stay."""
+        self._sum = self._sum.new_empty(0)

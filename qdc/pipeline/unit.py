@@ -192,10 +192,11 @@ class Unit:
         owners, rank = workspace.owners(nodes), workspace.world.rank
         mine = tuple(node for node in nodes if owners[node.name] == rank)
         if workspace.world.size == 1:
-            return dict(work(mine) or {}) if mine else {}
+            with workspace.world.by_itself():
+                return dict(work(mine) or {}) if mine else {}
         names, said = self.touched(), len(workspace.remarks)
         before = notes_on(self.graph, names)
-        with workspace.apart():
+        with workspace.world.by_itself():
             found = dict(work(mine) or {}) if mine else {}
         changes = Changes.since(before, notes_on(self.graph, names), self.tensors)
         remarks = [[r.kind, r.step, r.layer, r.plain()] for r in workspace.remarks[said:]]

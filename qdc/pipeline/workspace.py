@@ -1,6 +1,5 @@
 """What a running pipeline holds: one region's weights, the tensor table, the streams."""
 
-import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,8 +81,6 @@ class Workspace:
     """The processes that share the compile."""
     tags: Mapping[str, type[Annotation]] = field(default_factory=dict)
     """Every annotation that a pass may write, by tag: they come from other processes too."""
-    _apart: bool = False
-    """Whether this process works on layers of its own, and others do not do the same."""
     _owners: dict[str, int] = field(default_factory=dict)
     _loaded: dict[str, Tensor] = field(default_factory=dict)
     _streams: dict[int, Stream] = field(default_factory=dict)
@@ -156,19 +153,10 @@ class Workspace:
         self._owners.update(ownership.owners([others], ranks))
         return self._owners
 
-    @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
-        """Work on layers of this process's own: what it lacks cannot be fetched meanwhile."""
-        self._apart = True
-        try:
-            yield
-        finally:
-            self._apart = False
-
     def tensor(self, ref: TensorRef) -> Tensor:
         """A tensor of the table; one that only its owner has is fetched, on all ranks."""
         home = self.tensors.home(ref)
-        if home is not None and not self._apart and self.world.size > 1:
+        if home is not None and not self.world.apart and self.world.size > 1:
             mine = home == self.world.rank
             held = self.tensors.get(ref) if mine else None
             (kind, *_) = (k for k in self.world.agree(_kind(held)) if k)

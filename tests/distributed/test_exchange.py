@@ -116,7 +116,7 @@ def test_scratch_stays_with_its_owners_and_is_fetched_where_all_ask() -> None:
         notes = [unit.graph.require(node.name, Factor) for node in unit.layers()]
         here = [unit.tensors.is_here(note.tensor) for note in notes]
         if not all(here):
-            with unit.workspace.apart(), pytest.raises(InvalidGraph, match="is on rank"):
+            with world.by_itself(), pytest.raises(InvalidGraph, match="is on rank"):
                 unit.get(notes[here.index(False)].tensor)
         for note in notes:
             upper = unit.get(note.tensor)
@@ -237,6 +237,16 @@ def lowered(unit: Unit, node: Node, factor: float) -> Rtn:
     working = {**working, "scale": working["scale"] * factor}
     refs = tuple(unit.put(f"{node.name}:{s}", t) for s, t in working.items())
     return note.model_copy(update={"tensors": refs, "suffixes": tuple(working)})
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_shared_work_cannot_meet_others(ranks: int) -> None:
+    def work(world: World) -> None:
+        unit = unit_of(world)
+        unit.share(unit.layers(), lambda nodes: unit.share(nodes, lambda inner: None))
+
+    with pytest.raises(RuntimeError, match="cannot be shared again"):
+        on_ranks(ranks, work)
 
 
 class Secret(Annotation):
