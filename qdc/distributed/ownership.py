@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qdc.ir.graph import Node
 
-WORK = 4096
+WORK = 16384
 """What fitting a weight costs besides passing its error on, in columns: see docs/scaling.md."""
 
 

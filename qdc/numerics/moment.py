@@ -25,8 +25,8 @@ class MomentAccumulator:
 
     So the order of the batches, and how processes share them, hardly ever changes a bit of the
     result. All tokens weigh the same, masked or visible, unless weights are given. Memory: one
-    f64[columns, columns]. A caller on CUDA must leave TF32 matrix products off, which is the default
-    of torch.
+    f64[columns, columns]. A caller on CUDA must leave TF32 matrix products off, which is torch's
+    default.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
