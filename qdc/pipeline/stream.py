@@ -66,6 +66,11 @@ class Stream:
         self._left = 0
 
     @property
+    def split(self) -> bool:
+        """Whether other processes move some of the batches."""
+        return self._part != slice(None)
+
+    @property
     def linear_calls(self) -> int:
         """Linears executed, counted once for each sample."""
         return self.executor.linear_calls

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qdc.codec import Lowered
 from qdc.distributed.exchange import Changes, Exchange, notes_on
+from qdc.distributed.handshake import total
 from qdc.distributed.reduction import Accumulator, accumulate
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.ir.annotations import Annotation, Packed
@@ -172,6 +173,10 @@ class Unit:
         owners = self.workspace.owners(nodes)
         needed = sorted({owners[node.name] for node in nodes})
         accumulate(self.workspace.world, needed, accumulators, add)
+
+    def total(self, stream: Stream, *counts: int) -> list[int]:
+        """Counts over all samples, from those of the samples that the stream moves here."""
+        return total(self.workspace.world, *counts) if stream.split else list(counts)
 
     def share(
         self,

@@ -126,6 +126,7 @@ def test_a_pass_that_knows_nothing_of_ranks_sees_everything(model: Path, tmp_pat
         for stage, (node, *_) in unit.layers_by_stage():
             stream.enter(stage)
             count = sum(len(value) for value in stream.values(stage))
+            assert unit.total(stream, count) == [count]
             trace = float(unit.get(unit.graph.require(node.name, Moment).tensor).trace())
             seen.append((node.name, count, trace))
 
