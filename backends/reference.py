@@ -11,7 +11,8 @@ from qdc.artifact.emission import Emission
 from qdc.artifact.writer import CONFIG, METHOD
 from qdc.backendbase import Backend
 from qdc.ir.dump import to_bytes
-from qdc.ir.graph import Region
+from qdc.ir.graph import LINEAR, LayerGraph, Region
+from qdc.ir.routing import ROUTER
 
 
 class Reference(Backend):
@@ -19,19 +20,23 @@ class Reference(Backend):
 
     name: ClassVar[str] = "reference"
 
+    def layout(self, graph: LayerGraph) -> dict[str, tuple[str, ...]]:
+        """A file for each region, and one for what lies outside."""
+        parts = [*(region.nodes for region in graph.regions), _outside(graph)]
+        return {_shard_name(graph, number): nodes for number, nodes in enumerate(parts)}
+
     def emit_region(self, emission: Emission, region: Region) -> None:
         """Write the region's shard."""
         number = emission.graph.regions.index(region)
         tensors = {**emission.packed(region.nodes), **emission.kept(region.nodes)}
-        emission.writer.shard(_shard_name(emission, number), tensors)
+        emission.writer.shard(_shard_name(emission.graph, number), tensors)
 
     def finish(self, emission: Emission) -> None:
         """Write the last shard, index, configuration, tokenizer and dump."""
         graph, writer = emission.graph, emission.writer
-        inside = {name for region in graph.regions for name in region.nodes}
-        rest = [node.name for node in graph if node.name not in inside]
+        rest = _outside(graph)
         tensors = {**emission.packed(rest), **emission.kept(rest)}
-        writer.shard(_shard_name(emission, len(graph.regions)), tensors)
+        writer.shard(_shard_name(graph, len(graph.regions)), tensors)
         writer.index()
         layers, biases = emission.layers(), emission.added_biases()
         writer.json(
@@ -48,7 +53,10 @@ class Reference(Backend):
                         for stage in region.stages
                     ],
                     "modules_to_not_convert": [
-                        node.path for node in graph.linears() if node.path not in layers
+                        node.path
+                        for node in graph
+                        if node.op in (LINEAR, ROUTER)
+                        and graph[graph.owner(node.name)].path not in layers
                     ],
                     **({"added_biases": biases} if biases else {}),
                     "layers": layers,
@@ -60,6 +68,11 @@ class Reference(Backend):
         writer.file("ir.qdc", to_bytes(graph))
 
 
-def _shard_name(emission: Emission, number: int) -> str:
-    total = len(emission.graph.regions) + 1
+def _outside(graph: LayerGraph) -> tuple[str, ...]:
+    inside = {name for region in graph.regions for name in region.nodes}
+    return tuple(node.name for node in graph if node.name not in inside)
+
+
+def _shard_name(graph: LayerGraph, number: int) -> str:
+    total = len(graph.regions) + 1
     return f"model-{number + 1:05d}-of-{total:05d}.safetensors"

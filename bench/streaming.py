@@ -28,7 +28,7 @@ from qdc.pipeline.stream import Stream
 Moments = dict[str, Tensor]
 
 
-def streamed(folder: Path, batches: list[Tensor]) -> tuple[Moments, int]:
+def streamed(folder: Path, batches: list[Tensor]) -> tuple[Moments, float]:
     """Collect the moments as the compiler does; also return the linears executed."""
     checkpoint, program = open_model(folder)
 
@@ -96,7 +96,7 @@ def main() -> None:
     masked, _ = mask_windows(clean, program.graph.model.mask_token_id, 0.25, 0)
     batches = list(torch.split(masked, 8))
     seconds: dict[str, list[float]] = {"streamed": [], "forwarded": []}
-    results: dict[str, tuple[Moments, int]] = {}
+    results: dict[str, tuple[Moments, float]] = {}
     for _ in range(options.rounds):
         for name, side in (("streamed", streamed), ("forwarded", forwarded)):
             start = time.perf_counter()

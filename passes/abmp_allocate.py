@@ -20,6 +20,7 @@ from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.allocation import abmp_orders
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
 
 
 class AbmpAllocate(Pass):
@@ -52,6 +53,16 @@ class AbmpAllocate(Pass):
             groups = (together,) if self.scope == "stage" else tuple((node,) for node in together)
             for group in groups:
                 self.allocate(unit, group)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Which block moves is not known, but how many do is, and so is what is stored."""
+        for node in unit.layers():
+            salience = unit.expected(node, Salience)
+            if salience is None:
+                unit.unknown()
+                continue
+            orders = abmp_orders(salience.blocks, salience.widths, self.ratio, self.base)
+            unit.expect(node, Orders(blocks=orders, widths=salience.widths, budget=self.base))
 
     def allocate(self, unit: Unit, group: tuple[Node, ...]) -> None:
         """Give all layers of a group the orders that their summed salience asks for."""

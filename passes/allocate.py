@@ -16,12 +16,15 @@ mean order over the weights is exactly ``budget``, or the nearest that can be re
   are, ``energy`` as shares of each layer's output, ``loss`` by what probe-loss measured.
 - ``count=effective`` makes the budget an upper bound of every stored bit: signs, scales, order tags
   and the padding of a ragged block. The packed bytes of every layer are checked against it.
+- ``least-gain`` leaves every block at a whole budget unless the optimum promises to save at least
+  that share of the cost: costs are measured on calibration states and a small promise is not kept.
 - ``policy=abmp`` is abmp-allocate, the paper's rule.
 
 Each block that moves is remarked on: from the order that the budget gives everyone, rounded down,
 to its own, and by how much its error changes, as a share of the layer's output.
 """
 
+import math
 from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
 
@@ -37,6 +40,7 @@ from qdc.multibinary import MultiBinary
 from qdc.numerics.knapsack import allocate_orders, highest_reachable
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
 
 from .abmp_allocate import AbmpAllocate
 
@@ -54,6 +58,33 @@ class Stored(NamedTuple):
 
     plane: NDArray[np.int64]
     fixed: int
+
+
+def extremes(
+    sizes: NDArray[np.int64], nbytes: NDArray[np.int64], total: int, highest: int
+) -> tuple[int, int]:
+    """Least and most bytes of orders 1..highest whose sizes add up to a total.
+
+    Args:
+        sizes: what one order of each block takes of the budget.
+        nbytes: what one order of each block stores.
+        total: the budget, within reach.
+        highest: the highest order.
+
+    Returns:
+        Bounds that no allocation leaves: exact where every order stores as many bytes for its
+        size, those of fractional orders where blocks differ.
+    """
+    found = []
+    for sign in (1, -1):
+        place = np.argsort(sign * nbytes / sizes, kind="stable")
+        room, taken = total - int(sizes.sum()), float(nbytes.sum())
+        for size, stored in zip(sizes[place].tolist(), nbytes[place].tolist(), strict=True):
+            orders = min(highest - 1, room / size)
+            room, taken = room - orders * size, taken + orders * stored
+        found.append(taken)
+    # Orders are whole, so both bounds move inwards to whole bytes.
+    return math.ceil(found[0] - 1e-6), math.floor(found[1] + 1e-6)
 
 
 class Allocate(Pass):
@@ -79,6 +110,9 @@ class Allocate(Pass):
     fused: bool = Field(
         default=True, description="of scope model: equal orders for the linears of a stage"
     )
+    least_gain: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the cost below which no block moves"
+    )
     ratio: float = Field(
         default=0.05, ge=0, le=0.5, description="of abmp: share of blocks moved each way"
     )
@@ -90,10 +124,12 @@ class Allocate(Pass):
             "weights": self.policy == "knapsack" and self.scope != "layer",
             "ratio": self.policy == "abmp",
             "count": self.policy == "knapsack",
+            "least_gain": self.policy == "knapsack" and self.count == "signs",
         }
         for option, read in unread.items():
             if not read and getattr(self, option) != type(self).model_fields[option].default:
-                raise ValueError(f"policy {self.policy} with scope {self.scope} reads no {option}")
+                text = option.replace("_", "-")
+                raise ValueError(f"policy {self.policy} with scope {self.scope} reads no {text}")
         if self.policy == "abmp" and (self.scope == "model" or self.budget != int(self.budget)):
             raise ValueError("policy abmp needs a whole budget and scope layer or stage")
         return self
@@ -143,6 +179,45 @@ class Allocate(Pass):
         for bundle in alone if self.scope == "layer" else stages:
             self.allocate(unit, [bundle])
 
+    def forecast(self, unit: Forecast) -> None:
+        """Every block at the budget, and between what the layers' orders may lie instead."""
+        if self.policy == "abmp":
+            self.abmp.forecast(unit)
+            return
+        stages = [layers for _, layers in unit.layers_by_stage()]
+        layers = [(node,) for nodes in stages for node in nodes]
+        groups = [tuple(n for (n,) in layers)] if self.scope == "model" else layers
+        for nodes in groups:
+            notes = {node.name: unit.expected(node, Costs) for node in nodes}
+            known = {name: note for name, note in notes.items() if note is not None}
+            if len(known) < len(nodes):
+                unit.unknown()
+                continue
+            self.expect(unit, nodes, known)
+
+    def expect(self, unit: Forecast, nodes: Bundle, notes: dict[str, Costs]) -> None:
+        """Expect equal orders in a group that shares a budget, and say what others would store."""
+        stored = {node.name: self.stored(node, notes[node.name]) for node in nodes}
+        sizes = np.concatenate([stored[node.name].plane for node in nodes])
+        highest = min(note.orders for note in notes.values())
+        total = self.total(list(nodes), stored, sizes, highest)
+        usual = max(1, min(highest, int(self.bits)))
+        for node in nodes:
+            widths = notes[node.name].widths
+            unit.expect(node, Orders(blocks=(usual,) * len(widths), widths=widths))
+        planes = np.concatenate([self.plane_bytes(n, notes[n.name]) for n in nodes])
+        low, high = extremes(sizes, planes, total, highest)
+        if self.count == "effective":
+            low = int(planes.sum())  # the budget is an upper bound
+        expected = usual * int(planes.sum())
+        if low != expected or high != expected:
+            unit.orders_vary(expected - low, high - expected)
+
+    def plane_bytes(self, node: Node, note: Costs) -> NDArray[np.int64]:
+        """Bytes that one order of each block of a layer stores, i64[blocks]."""
+        counted = self.model_copy(update={"count": "effective"})
+        return counted.stored(node, note).plane
+
     def allocate(self, unit: Unit, bundles: list[Bundle]) -> None:
         """Solve one knapsack and write its orders."""
         nodes = [node for bundle in bundles for node in bundle]
@@ -153,6 +228,8 @@ class Allocate(Pass):
         costs = np.concatenate([self.cost(unit, bundle, notes, highest) for bundle in bundles])
         total = self.total(nodes, stored, sizes, highest)
         orders = allocate_orders(costs, sizes, total, exact=self.count == "signs")
+        if self.count == "signs" and total == int(self.budget) * int(sizes.sum()):
+            orders = self.worthwhile(costs, orders)
         used = sum(size * order for size, order in zip(sizes.tolist(), orders, strict=True))
         if used > total or (self.count == "signs" and used != total):
             raise InvalidGraph(f"the allocation takes {used} of {total}: a mistake of qdc")
@@ -161,6 +238,13 @@ class Allocate(Pass):
             count = len(notes[bundle[0].name].widths)
             self.write(unit, bundle, notes, stored, orders[first : first + count], nodes, total)
             first += count
+
+    def worthwhile(self, costs: NDArray[np.float64], orders: tuple[int, ...]) -> tuple[int, ...]:
+        """The orders, or equal ones of the whole budget if they save less than ``least_gain``."""
+        blocks = np.arange(len(orders))
+        equal = (int(self.budget),) * len(orders)
+        best, plain = (costs[blocks, np.array(some) - 1].sum() for some in (orders, equal))
+        return orders if best <= (1 - self.least_gain) * plain else equal
 
     def stored(self, node: Node, note: Costs) -> Stored:
         """Sign bits of a layer's blocks, or all bytes as the codec counts them."""

@@ -8,17 +8,20 @@ error of the layers before it back. It runs the model twice.
     before   %h0.o = linear %x   w f16[512,512]
     after        @moment        f32[512,512]   128 samples, 32,768 tokens, 38% masked
                  @cross-moment  f32[512,512]   drift 3.1e-02
+
+Experts as in ``calibrate-mcs``. The two models route for themselves; a token that only the
+quantized one sends to an expert counts as not drifted, one that only the original sends there is
+left out.
 """
 
 from functools import partial
-from itertools import repeat
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.calibration.options import CalibrationOptions
+from qdc.calibration.experts import ExpertOptions, Source, paired, read
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Node, Stage
@@ -27,9 +30,13 @@ from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
 from qdc.pipeline.stream import Stream
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
+
+Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 
 
-class CalibrateCross(CalibrationOptions):
+class CalibrateCross(ExpertOptions):
     """Collect each stage's second moment, and how its input drifts from the original model's.
 
     Only inside ``stages(...)``, where stages are calibrated on the quantized stream.
@@ -48,49 +55,45 @@ class CalibrateCross(CalibrationOptions):
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
         reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)), split=True)
         hidden = stream.tokens == unit.model.mask_token_id
-        weights = None if self.masked_weight == 1 else self.weigh(hidden)
-        masked = hidden.double().mean().item()
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
             reference.enter(stage)
             carrier = residual_of(unit.graph, stage) if self.residual else None
-            columns, rows = layers[0].columns, None if carrier is None else layers[0].rows
-            moment = MomentAccumulator(columns, unit.device)
-            cross = CrossMomentAccumulator(columns, unit.device, rows=rows)
-            add = partial(self.add, (stream, reference), stage, carrier, weights, moment, cross)
-            unit.accumulate(layers, add, moment, cross)
-            unit.share(layers, partial(self.note, unit, stage, masked, moment, cross))
+            rows = None if carrier is None else layers[0].rows
+            moment = MomentAccumulator(layers[0].columns, unit.device)
+            cross = CrossMomentAccumulator(layers[0].columns, unit.device, rows=rows)
+            source = self.source(unit, stream, stage, layers, hidden)
+            sums = moment, cross
+            add = partial(self.add, (stream, reference), stage, carrier, hidden, source, sums)
+            unit.accumulate(layers, add, *sums)
+            unit.share(layers, partial(self.note, unit, stage, source, sums))
 
-    @staticmethod
     def add(
+        self,
         streams: tuple[Stream, Stream],
         stage: Stage,
         carrier: str | None,
-        weights: Tensor | None,
-        moment: MomentAccumulator,
-        cross: CrossMomentAccumulator,
+        hidden: Tensor,
+        source: Source,
+        sums: Sums,
     ) -> None:
         """Add up what the stage reads in the quantized stream and in the original one."""
-        wanted = (stage.value,) if carrier is None else (stage.value, carrier)
-        found = (stream.compute(wanted) for stream in streams)
-        shares = repeat(None) if weights is None else streams[0].rows(weights)
-        for (now, original), share in zip(zip(*found, strict=True), shares, strict=False):
-            value = now[stage.value]
-            moment.add(value, share)
-            cross.add(value, original[stage.value], share)
+        moment, cross = sums
+        others = () if carrier is None else (carrier,)
+        found = (read(s, stage, hidden, others, pooled=source.pooled) for s in streams)
+        for now, original in zip(*found, strict=True):
+            share = None if self.masked_weight == 1 else self.weigh(now.facts)
+            moment.add(now.value, share)
+            cross.add(now.value, paired(now, original), share)
             if carrier is not None:
-                cross.add_residual(value, now[carrier], original[carrier], share)
+                residual_now, residual_before = now.found[carrier], original.found[carrier]
+                cross.add_residual(now.value, residual_now, residual_before, share)
 
     def note(
-        self,
-        unit: Unit,
-        stage: Stage,
-        masked: float,
-        moment: MomentAccumulator,
-        cross: CrossMomentAccumulator,
-        layers: tuple[Node, ...],
+        self, unit: Unit, stage: Stage, source: Source, sums: Sums, layers: tuple[Node, ...]
     ) -> None:
         """Keep the sums over all samples and write them on layers of the stage."""
+        moment, cross = sums
         lost = cross.residual()
         residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
         lasting = unit.put(f"{stage.value}:cross-moment", cross.value())
@@ -102,15 +105,41 @@ class CalibrateCross(CalibrationOptions):
                 tensor=second,
                 samples=self.samples,
                 tokens=moment.tokens,
-                masked=masked,
+                masked=source.masked,
                 geometry=self.geometry,
                 masked_weight=self.masked_weight,
+                routed=source.routed,
             ),
             CrossMoment(tensor=lasting, drift=cross.drift, residual=residual),
         )
         for node in layers:
             for note in notes:
                 unit.annotate(node, note)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Two streams side by side, and the sums of a stage while they grow."""
+        stream, reference = self.travel(unit), self.travel(unit, original=True)
+        for stage, layers in unit.layers_by_stage():
+            unit.enter(stream, stage)
+            unit.enter(reference, stage)
+            columns, rows = layers[0].columns, layers[0].rows
+            carrier = residual_of(unit.graph, stage) if self.residual else None
+            wanted = (stage.value,) if carrier is None else (stage.value, carrier)
+            squares = 4 * columns**2
+            residual = 0 if carrier is None else 4 * rows * columns
+            effort = Work(products=stream.tokens * (4 * columns**2 + residual / 2))
+            now, original = stream.compute(wanted), reference.compute(wanted)
+            effort = effort + now.work + original.work
+            sums = 4 * squares + 2 * residual  # in fp64
+            unit.work(now.nbytes + original.nbytes + sums, effort)
+            unit.work(sums + residual)
+            lost = None if carrier is None else unit.put(stage, "residual", rows, columns)
+            unit.work(sums + squares)
+            cross = unit.put(stage, "cross-moment", columns, columns)
+            unit.work(3 * squares)
+            self.expect_moment(unit, stage, layers, stream.tokens)
+            for node in layers:
+                unit.expect(node, CrossMoment(tensor=cross, drift=0, residual=lost))
 
 
 def residual_of(graph: LayerGraph, stage: Stage) -> str | None:

@@ -19,24 +19,31 @@ Other geometries, for other samplers and for comparison:
 The paper sees every sample at T times, the release and the default at one time each:
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
 Where the text is prompts and answers, the prompt is the prefix, and only the answer is masked.
+
+The moment of an expert is that of the tokens routed to it, each counted once whatever its routing
+weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens, and a remark:
+
+    before   %h0.experts.3.down = linear %x   w f16[512,64]
+    after        @moment  f32[64,64]   8 samples, 256 tokens pooled for 12 routed, 38% masked
 """
 
 from functools import partial
-from itertools import repeat
 from typing import ClassVar
 
 from torch import Tensor
 
-from qdc.calibration.options import CalibrationOptions
+from qdc.calibration.experts import ExpertOptions, Source, read
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node, Stage
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
 from qdc.pipeline.stream import Stream
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 
-class CalibrateMcs(CalibrationOptions):
+class CalibrateMcs(ExpertOptions):
     """Collect each stage's second moment over masked samples.
 
     Inside ``stages(...)`` every stage is calibrated on the already quantized stream; outside it, on
@@ -50,30 +57,33 @@ class CalibrateMcs(CalibrationOptions):
         """Advance the stream to each stage and add up the value that it reads."""
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
         hidden = stream.tokens == unit.model.mask_token_id
-        weights = None if self.masked_weight == 1 else self.weigh(hidden)
-        masked = hidden.double().mean().item()
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
+            source = self.source(unit, stream, stage, layers, hidden)
             moment = MomentAccumulator(layers[0].columns, unit.device)
-            unit.accumulate(layers, partial(self.add, stream, stage, weights, moment), moment)
-            unit.share(layers, partial(self.note, unit, stage, masked, moment))
+            add = partial(self.add, stream, stage, hidden, source, moment)
+            unit.accumulate(layers, add, moment)
+            unit.share(layers, partial(self.note, unit, stage, source, moment))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
 
-    @staticmethod
     def add(
-        stream: Stream, stage: Stage, weights: Tensor | None, moment: MomentAccumulator
+        self,
+        stream: Stream,
+        stage: Stage,
+        hidden: Tensor,
+        source: Source,
+        moment: MomentAccumulator,
     ) -> None:
         """Add up what the stage reads."""
-        shares = repeat(None) if weights is None else stream.rows(weights)
-        for value, share in zip(stream.values(stage), shares, strict=False):
-            moment.add(value, share)
+        for part in read(stream, stage, hidden, pooled=source.pooled):
+            moment.add(part.value, self._weights(part.facts))
 
     def note(
         self,
         unit: Unit,
         stage: Stage,
-        masked: float,
+        source: Source,
         moment: MomentAccumulator,
         layers: tuple[Node, ...],
     ) -> None:
@@ -82,9 +92,26 @@ class CalibrateMcs(CalibrationOptions):
             tensor=unit.put(f"{stage.value}:moment", moment.value()),
             samples=self.samples,
             tokens=moment.tokens,
-            masked=masked,
+            masked=source.masked,
             geometry=self.geometry,
             masked_weight=self.masked_weight,
+            routed=source.routed,
         )
         for node in layers:
             unit.annotate(node, note)
+
+    def forecast(self, unit: Forecast) -> None:
+        """One stream, and the sum of a stage while it grows."""
+        stream = self.travel(unit)
+        for stage, layers in unit.layers_by_stage():
+            unit.enter(stream, stage)
+            step, columns = stream.compute((stage.value,)), layers[0].columns
+            summed = Work(products=2 * stream.tokens * columns**2)
+            unit.work(step.nbytes + 8 * columns**2, step.work + summed)
+            unit.work((8 + 4) * columns**2)
+            self.expect_moment(unit, stage, layers, stream.tokens)
+        if unit.whole_region and unit.region is not None:
+            unit.leave(stream, unit.region)
+
+    def _weights(self, masked: Tensor) -> Tensor | None:
+        return None if self.masked_weight == 1 else self.weigh(masked)

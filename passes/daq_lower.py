@@ -29,13 +29,15 @@ from qdc.ir.graph import Node
 from qdc.lowering import Lowering, target
 from qdc.multibinary import MultiBinary
 from qdc.numerics.binarygrid import BinaryGrid
-from qdc.numerics.blocks import block_slices
+from qdc.numerics.blocks import BLOCK, block_slices
 from qdc.numerics.columns import block_metric, quantize_block
 from qdc.numerics.feedback import Compensation, quantize_blocks
 from qdc.numerics.importance import ImportanceKind, importance, outlier_weight
 from qdc.numerics.multibinary import Components, dense, fit
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 
 class Daq(Lowered):
@@ -124,14 +126,43 @@ class DaqLower(Lowering):
         """What a layer is to take back is in the cross moment."""
         return (*self.requires, CrossMoment) if self.asymmetry else self.requires
 
+    def foresee(self, unit: Forecast, node: Node) -> MultiBinary | None:
+        """Planes as the allocation gives them: none where that is not known."""
+        orders = unit.expected(node, Orders)
+        return None if orders is None else self.codec(node, orders)
+
+    def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
+        """Copies of the weight: as it is, as errors change it, written out, and one that moves."""
+        weights, orders = node.rows * node.columns, unit.expected(node, Orders)
+        mean = 2 if orders is None else orders.mean
+        width = BLOCK if orders is None else orders.widths[0]
+        sweeps = self.sweeps * (12 * mean + 4 * 2**mean)
+        columns = self.feedback * (1 + self.rounds) * (1 + 2 * self.code_sweeps) * width
+        work = Work(
+            products=(1 + 6 * bool(self.asymmetry)) * weights * node.columns,
+            elements=weights * (sweeps + columns),
+        )
+        signs = 0 if orders is None else 2 * self.codec(node, orders).working_bytes
+        return max(5 * unit.weight(node), 3 * unit.weight(node) + signs), work
+
+    def codec(self, node: Node, orders: Orders) -> MultiBinary:
+        """The planes of one layer."""
+        return MultiBinary(
+            rows=node.rows,
+            columns=node.columns,
+            block=-(-orders.widths[0] // 8) * 8,
+            orders=orders.blocks,
+            scale_bits=self.scale_bits,
+        )
+
     def lower(self, unit: Unit, node: Node) -> tuple[Daq, Tensors]:
         """Quantize the blocks of a layer left to right."""
         factor = unit.graph.require(node.name, Factor)
         orders = unit.graph.require(node.name, Orders)
         upper = unit.get(factor.tensor)
         weight = target(unit, node, upper, self.asymmetry)
-        width = -(-orders.widths[0] // 8) * 8
-        slices = block_slices(node.columns, width)
+        codec = self.codec(node, orders)
+        slices = block_slices(node.columns, codec.block)
         blocks: list[Components] = []
         flagged: list[Tensor] = []
         swept: list[int] = []
@@ -158,16 +189,9 @@ class DaqLower(Lowering):
             return dense(fitted)
 
         quantize_blocks(weight, upper, slices, self.compensation, quantize)
-        codec = MultiBinary(
-            rows=node.rows,
-            columns=node.columns,
-            block=width,
-            orders=orders.blocks,
-            scale_bits=self.scale_bits,
-        )
         share = int(torch.stack(flagged).sum()) / weight.numel()
         note = Daq(codec=codec, outliers=share, sweeps=max(swept))
-        return note, MultiBinary.working(blocks, width)
+        return note, MultiBinary.working(blocks, codec.block)
 
     def emphasis(self, block: Tensor, upper: Tensor, part: slice) -> Tensor:
         """Least-squares weights of a block, f32[n, g]: outliers of importance count more."""

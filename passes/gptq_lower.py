@@ -31,7 +31,9 @@ from qdc.numerics.feedback import quantize_blocks
 from qdc.numerics.uniform import NORM, Search, Uniform, Zero, dense_uniform
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
-from qdc.uniformgrid import UniformGrid, require_clip
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
+from qdc.uniformgrid import READS, UniformGrid, require_clip
 
 
 class Gptq(Lowered):
@@ -92,6 +94,31 @@ class GptqLower(Lowering):
         """GPTAQ's term reads the cross moment."""
         return (*self.requires, CrossMoment) if self.asymmetry else self.requires
 
+    def foresee(self, unit: Forecast, node: Node) -> UniformGrid:
+        """The grid that the options give."""
+        return self.codec(node)
+
+    def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
+        """Four copies of the weight, errors moved along; with asymmetry its term or target."""
+        weights, squares = node.rows * node.columns, node.columns**2
+        columns = (1 + self.rounds) * (1 + 2 * self.sweeps) * self.group
+        work = Work(
+            products=weights * node.columns, elements=weights * (READS[self.search] + columns)
+        )
+        nbytes = 5 * unit.weight(node) + 2 * self.codec(node).working_bytes
+        if self.asymmetry and self.target == "whole":
+            work += Work(products=6 * weights * node.columns)
+        elif self.asymmetry:
+            nbytes += 3 * 4 * squares
+            work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
+        return nbytes, work
+
+    def codec(self, node: Node) -> UniformGrid:
+        """The grid of one layer."""
+        return UniformGrid(
+            rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
+        )
+
     def lower(self, unit: Unit, node: Node) -> tuple[Gptq, Tensors]:
         """Quantize the groups of a layer left to right."""
         factor = unit.graph.require(node.name, Factor)
@@ -111,10 +138,7 @@ class GptqLower(Lowering):
             return dense_uniform(groups[-1])
 
         quantize_blocks(weight, upper, slices, "exact", quantize, term)
-        codec = UniformGrid(
-            rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
-        )
-        return Gptq(codec=codec), UniformGrid.working(groups, self.group, self.zero)
+        return Gptq(codec=self.codec(node)), UniformGrid.working(groups, self.group, self.zero)
 
     def quantize(self, block: Tensor, triangle: Tensor) -> Uniform:
         """Quantize one group, ``f32[n, g]``, with its part of the factor, ``f32[g, g]``."""

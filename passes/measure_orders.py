@@ -29,6 +29,8 @@ from qdc.numerics.feedback import residual_cost
 from qdc.numerics.order_costs import fitter, order_costs
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 
 class MeasureOrders(Pass):
@@ -84,6 +86,28 @@ class MeasureOrders(Pass):
                 unit.annotate(node, self.measure(unit, node))
 
         unit.share(unit.layers(), measure)
+
+    def forecast(self, unit: Forecast) -> None:
+        """A walk through each layer with a fit of every block at every order."""
+        for node in unit.layers():
+            salience = unit.expected(node, Salience)
+            if salience is None:
+                unit.unknown()
+                continue
+            weights, widths = node.rows * node.columns, salience.widths
+            sweeps = sum(self.sweeps * (12 * k + 4 * 2**k) for k in range(1, self.highest + 1))
+            passes = (1 + self.rounds) * (1 + 2 * self.code_sweeps) * widths[0]
+            columns = (self.how == "feedback") * self.highest * passes
+            work = Work(
+                products=weights * node.columns,
+                exact=weights * node.columns,
+                elements=weights * (sweeps + columns),
+            )
+            exact = 8 * (node.columns**2 + 4 * weights)
+            unit.work(max(5 * unit.weight(node), exact + 2 * unit.weight(node)), work)
+            costs = ((0.0,) * self.highest,) * len(widths)
+            note = Costs(blocks=costs, widths=widths, energy=0, scale_bits=self.scale_bits)
+            unit.expect(node, note)
 
     def measure(self, unit: Unit, node: Node) -> Costs:
         """Walk through one layer."""

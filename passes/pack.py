@@ -15,6 +15,8 @@ from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 
 class Pack(Pass):
@@ -36,6 +38,16 @@ class Pack(Pass):
         for node in unit.layers():
             for ref in unit.graph.require(node.name, Lowered).tensors:
                 unit.tensors.release(ref.name)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Working tensors make room for stored ones, one layer at a time, proved on the way."""
+        for node in unit.layers():
+            codec = unit.codec(node)
+            if codec is not None:
+                dense = 4 * node.rows * node.columns
+                effort = Work(elements=8 * node.rows * node.columns)
+                unit.work(codec.nbytes + codec.working_bytes + 3 * dense, effort, host=True)
+            unit.pack(node)
 
     def pack(self, unit: Unit, node: Node) -> Packed:
         """Pack, check bytes and weight, release."""

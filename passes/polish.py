@@ -21,9 +21,17 @@ from torch import Tensor
 
 from qdc.calibration.options import CalibrationOptions
 from qdc.codec import Lowered
+from qdc.ir.graph import Node
+from qdc.lowering import error_effort
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 from qdc.polishing import RegionFit
+
+WEIGHTS_HELD = 9
+"""Region's weights in fp32 at a time: as they came, latent, gradient, two averages, the kept state,
+the written levels and two on the way to them."""
 
 
 class Polish(CalibrationOptions):
@@ -82,6 +90,33 @@ class Polish(CalibrationOptions):
         fit.restore(kept)
         fit.write(unit, held, before, best)
 
+    def forecast(self, unit: Forecast) -> None:
+        """Latent weights of a region with their gradients, Adam's two averages and two copies."""
+        assert unit.region is not None
+        stream, reference = self.travel(unit), self.travel(unit, original=True)
+        unit.start(stream, unit.region)
+        unit.start(reference, unit.region)
+        outputs = stream.results(unit.region)
+        targets = reference.compute(outputs)
+        before = stream.linear_calls
+        once = stream.compute(outputs)
+        calls, stream.linear_calls = stream.linear_calls - before, before
+        unit.work(targets.nbytes, targets.work)
+        unit.keep_states("targets", stream.tokens * sum(width(unit.graph[n]) for n in outputs))
+        weights = sum(unit.weight(node) for node in unit.layers())
+        batches = -(-stream.samples // self.batch)
+        held = math.ceil(self.held_out * batches)
+        forwards = self.iterations + (2 + -(-self.iterations // self.check_every)) * held
+        stream.linear_calls += calls * forwards // batches
+        # A step runs one batch forwards and, at twice the cost, backwards.
+        runs = (2 * self.iterations + forwards) / batches
+        moved = Work(elements=30 * self.iterations * weights / 4)
+        effort = Work(runs * once.work.products, 0, runs * once.work.elements) + moved
+        unit.work(WEIGHTS_HELD * weights + 2 * once.nbytes, effort)
+        for node in unit.layers():
+            unit.work(*error_effort(node))
+        unit.drop_states("targets")
+
     def batches(self, unit: Unit) -> list[Tensor]:
         """The samples in random order, ``i64[batch, length]``: neighbours have like masks."""
         tokens = self.draw(unit).tokens
@@ -103,3 +138,8 @@ class Polish(CalibrationOptions):
         while len(found) < self.iterations:
             found += [training[i] for i in torch.randperm(len(training), generator=generator)]
         return found
+
+
+def width(node: Node) -> int:
+    """Numbers of a value for each token."""
+    return math.prod(size for size in node.type.shape if isinstance(size, int))

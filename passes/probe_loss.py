@@ -13,7 +13,6 @@ Every layer costs one run of the regions behind it on ``probes`` samples; qdc.ca
 says what is held meanwhile.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -21,25 +20,27 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.calibration.options import CalibrationOptions
+from qdc.calibration.experts import ExpertOptions, read
 from qdc.calibration.probes import Probes, output_head
 from qdc.errors import InvalidCalibration, NotPositiveDefinite
 from qdc.ir.annotations import HIGHEST_ORDER
 from qdc.ir.costs import LossSensitivity
-from qdc.ir.graph import LayerGraph, Node, Region
+from qdc.ir.graph import LayerGraph, Node, Region, Stage
 from qdc.numerics.blocks import BLOCK, block_slices
-from qdc.numerics.factor import Factor, FactorizationFailed, factorize
+from qdc.numerics.factor import Factor, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.moment import MomentAccumulator
 from qdc.numerics.order_costs import fitter, order_costs
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""
 
 
-class ProbeLoss(CalibrationOptions):
+class ProbeLoss(ExpertOptions):
     """Quantize one layer at a time in the original model and measure what its predictions lose."""
 
     name: ClassVar[str] = "probe-loss"
@@ -93,10 +94,10 @@ class ProbeLoss(CalibrationOptions):
                 if stopped.isdisjoint(stage.layers):
                     continue
                 # Also without a layer to try: values are rounded where the stream stops.
-                values = probes.enter(stage)
+                probes.enter(stage)
                 tried = [layer for layer in stage.layers if layer in wanted]
                 if tried:
-                    errors |= self.probe(unit, probes, region, values, tried)
+                    errors |= self.probe(unit, probes, region, stage, tried)
             probes.leave(region)
         for name in errors:
             rise, positions = probes.divergence(name)
@@ -110,24 +111,62 @@ class ProbeLoss(CalibrationOptions):
         streams = (probes.original, *probes.probes.values())
         unit.workspace.linear_calls += sum(stream.linear_calls for stream in streams)
 
+    def forecast(self, unit: Forecast) -> None:
+        """One run of the model, and a run of what is behind each layer on the probed samples."""
+        stream = self.travel(unit, original=True)
+        length = stream.sizes["L"]
+        count = min(self.probes or max(1, PROBE_TOKENS // length), stream.samples)
+        (head,) = output_head(unit.graph).layers
+        width = unit.graph[head].columns
+        for region in unit.graph.regions:
+            for stage, layers in unit.layers_by_stage():
+                if stage not in region.stages:
+                    continue
+                unit.enter(stream, stage)
+                columns = layers[0].columns
+                step = stream.compute((stage.value,))
+                summed = Work(products=2 * stream.tokens * columns**2)
+                unit.work(step.nbytes + 8 * columns**2, step.work + summed)
+                unit.work(8 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
+                behind = linears_from(unit.graph, region, stage)
+                for node in layers:
+                    stream.linear_calls += count * len(behind)
+                    unit.work(*self.try_layer(unit, node, behind, count * length))
+            unit.leave(stream, region)
+            done = sum(1 for n in unit.layers() if n.name in region.nodes)
+            unit.keep_states(f"probes of {region.name}", done * count * length * width)
+
+    def try_layer(
+        self, unit: Forecast, node: Node, behind: list[Node], tokens: int
+    ) -> tuple[int, Work]:
+        """Fit a layer, and run all linears from its stage on."""
+        run = sum(each.rows * each.columns for each in behind)
+        weights = node.rows * node.columns
+        sweeps = 15 * (12 * self.order + 4 * 2**self.order)
+        work = Work(
+            products=weights * node.columns + 2 * run * tokens,
+            exact=weights * node.columns,
+            elements=weights * sweeps,
+        )
+        exact = 8 * (node.columns**2 + 4 * weights)
+        return 2 * unit.weight(node) + 4 * node.columns**2 + exact, work
+
     def probe(
-        self,
-        unit: Unit,
-        probes: Probes,
-        region: Region,
-        values: Iterator[Tensor],
-        layers: list[str],
+        self, unit: Unit, probes: Probes, region: Region, stage: Stage, layers: list[str]
     ) -> dict[str, float]:
-        """Branch off once for each layer that reads ``values``; returns their output errors."""
-        accumulator = MomentAccumulator(unit.graph[layers[0]].columns, unit.device)
-        for value in values:
-            accumulator.add(value)
+        """Branch off once for each layer of a stage; returns the layers' output errors."""
+        stream, nodes = probes.enter(stage), [unit.graph[name] for name in layers]
+        hidden = stream.tokens == unit.model.mask_token_id
+        source = self.source(unit, stream, stage, nodes, hidden)
+        accumulator = MomentAccumulator(nodes[0].columns, unit.device)
+        for part in read(stream, stage, hidden, pooled=source.pooled):
+            accumulator.add(part.value)
         factor = self.factor(accumulator.value(), layers)
         dead = factor.dead.nonzero().flatten()
         quantize = fitter(15, 1e-4, 16, feedback=False, rounds=0, code_sweeps=0)
         errors: dict[str, float] = {}
-        for name in layers:
-            node = unit.graph[name]
+        for node in nodes:
+            name = node.name
             weight = probes.weight(name).index_fill(1, dead, 0)
             slices = block_slices(node.columns, self.block)
             orders = (self.order,)
@@ -154,3 +193,10 @@ class ProbeLoss(CalibrationOptions):
         others = torch.ones(rows, dtype=torch.bool)
         others[first] = False
         return torch.cat([first, others.nonzero()[:, 0]])
+
+
+def linears_from(graph: LayerGraph, region: Region, stage: Stage) -> list[Node]:
+    """The linears of the regions from this stage on, in execution order."""
+    later = graph.regions[graph.regions.index(region) + 1 :]
+    stages = [*region.stages[region.stages.index(stage) :], *(s for r in later for s in r.stages)]
+    return [graph[name] for each in stages for name in each.layers]

@@ -2,8 +2,9 @@
 
 They are as large as half of a compiled 8B model if they stay in 16 bits. Each row is one token; at
 8 bits one grid a row loses nothing that an evaluation can see, so no statistics are read. Placed
-first in a pipeline, the calibration already runs on the quantized embedding. The pass packs what it
-lowers, a part of a matrix at a time.
+first in a pipeline, the calibration already runs on the quantized embedding. A head that is tied to
+the embedding reads the embedding's codes. The pass packs what it lowers, a part of a matrix at a
+time.
 
     before   %wte = embedding %input_ids   w f16[2048,256]
     after        @vocab   one grid a row   8 bits   weight error 4.1e-05
@@ -24,6 +25,8 @@ from qdc.numerics.blocks import block_slices
 from qdc.numerics.uniform import fit_uniform
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 from qdc.uniformgrid import UniformGrid
 
 WIDEST = 1 << 16
@@ -64,18 +67,10 @@ class QuantizeVocab(Pass):
     )
 
     def check(self, graph: LayerGraph) -> None:
-        """There is a vocabulary, and each of its matrices is a tensor of its own."""
-        nodes = list(graph.vocabulary())
-        if not nodes:
+        """There is a vocabulary."""
+        if not list(graph.vocabulary()):
             raise UnsupportedModel(
                 "the model has neither embedding nor output head outside its blocks",
-                help="leave quantize-vocab out of the pipeline",
-            )
-        names = [node.weight.name for node in nodes]
-        if len(set(names)) < len(names):
-            raise UnsupportedModel(
-                "embedding and output head are one tensor, which quantize-vocab cannot store",
-                where=[f"%{node.name}" for node in nodes],
                 help="leave quantize-vocab out of the pipeline",
             )
 
@@ -95,6 +90,15 @@ class QuantizeVocab(Pass):
                 self.quantize(unit, node)
 
         unit.share(wanted, quantize)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Both matrices, each read from its file and stored twice before its parts are one."""
+        for node in unit.graph.vocabulary():
+            codec = self.codec(node)
+            unit.work(node.weight.nbytes + codec.nbytes, host=True)
+            unit.work(2 * codec.nbytes, Work(elements=12 * node.rows * node.columns), host=True)
+            unit.lower(node, codec)
+            unit.pack(node)
 
     def quantize(self, unit: Unit, node: Node) -> None:
         """Lower and pack one matrix, part by part along its rows, which share nothing.

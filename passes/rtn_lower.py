@@ -21,7 +21,9 @@ from qdc.numerics.blocks import block_slices
 from qdc.numerics.uniform import NORM, Search, Zero, fit_uniform
 from qdc.passbase import Kinds
 from qdc.pipeline.unit import Unit
-from qdc.uniformgrid import UniformGrid, require_clip
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
+from qdc.uniformgrid import READS, UniformGrid, require_clip
 
 
 class Rtn(Lowered):
@@ -60,12 +62,25 @@ class RtnLower(Lowering):
         require_clip(self.search, self.norm)
         return self
 
+    def foresee(self, unit: Forecast, node: Node) -> UniformGrid:
+        """The grid that the options give."""
+        return self.codec(node)
+
+    def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
+        """Codes beside the weight, each number read for the grid and rounded."""
+        work = Work(elements=READS[self.search] * node.rows * node.columns)
+        return unit.weight(node) + 2 * self.codec(node).working_bytes, work
+
+    def codec(self, node: Node) -> UniformGrid:
+        """The grid of one layer."""
+        return UniformGrid(
+            rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
+        )
+
     def lower(self, unit: Unit, node: Node) -> tuple[Rtn, Tensors]:
         """Fit the grid of every row and group, then round."""
         weight = unit.weight(node)
-        codec = UniformGrid(
-            rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
-        )
+        codec = self.codec(node)
         grids = [
             fit_uniform(weight[:, part], self.bits, self.search, self.zero, self.norm)
             for part in block_slices(node.columns, self.group)

@@ -21,10 +21,12 @@ from qdc.ir.annotations import Factor, Moment, Salience
 from qdc.ir.graph import Node
 from qdc.numerics import factor as factors
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths
-from qdc.numerics.factor import FactorizationFailed, factorize
+from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.importance import ImportanceKind, block_scores
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
 
 OVERFLOW = "the importance of the weights overflows fp32"
 
@@ -108,6 +110,20 @@ class Sensitivity(Pass):
                     "note", node, damp=factor.damp, attempts=factor.attempts, dead=len(dead)
                 )
         return failed
+
+    def forecast(self, unit: Forecast) -> None:
+        """A factorization for each stage, in fp64 and in place, then a look at each weight."""
+        for stage, layers in unit.layers_by_stage():
+            columns = layers[0].columns
+            squares, widths = columns**2, block_widths(columns, self.block)
+            for turn, node in enumerate(layers):
+                if turn == 0 or self.accumulate:
+                    unit.work(factor_bytes(columns), Work(exact=4 * columns * squares / 3))
+                    factor = unit.put(stage, f"factor{turn}", columns, columns)
+                weight = unit.weight(node)
+                unit.work(3 * weight, Work(elements=weight))
+                unit.expect(node, Factor(tensor=factor, damp=self.damp, attempts=1))
+                unit.expect(node, Salience(blocks=(0.0,) * len(widths), widths=widths))
 
     def share(self, turn: int) -> float:
         """Damping of the layer at this place of its stage, as a share of the mean diagonal.

@@ -9,10 +9,11 @@ from torch import nn
 from qdc.calibration.records import Fields
 from qdc.compiler import run_job
 from qdc.distributed.launch import joined
+from qdc.frontend.select import parse_choice
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 PathLike = str | Path
@@ -31,9 +32,13 @@ def compile(
     length: int | None = None,
     seed: int | None = None,
     states: str = "bf16",
+    host_memory: str | int | None = None,
+    frontend: str = "auto",
     device: str = "cpu",
     deterministic_reduce: bool = False,
     force: bool = False,
+    resume: bool = False,
+    restart: bool = False,
     write_report: bool = True,
     plugins: PathLike | Sequence[PathLike] = (),
     dump_after: str | Sequence[str] = (),
@@ -57,10 +62,16 @@ def compile(
         length: tokens of a sequence; the same.
         seed: seed of windows and masks; the same.
         states: ``bf16`` or ``f32``, how calibration states wait in host memory.
-        device: ``cpu`` or ``cuda``.
+        host_memory: bytes of them that stay in host memory, as a number or as in ``8G``; what is
+            above waits in files beside ``out``. Half of the machine's memory if not given.
+        frontend: ``fx`` for our own implementation of a family, ``export`` for the class of
+            transformers, ``auto`` for the first of them that there is.
+        device: ``cpu``, ``cuda`` or ``auto``, which is CUDA where it is there.
         deterministic_reduce: where torchrun has started several processes: give the bytes that one
             process gives, whatever their number; their calibration takes turns.
         force: replace an artifact that is at ``out``.
+        resume: go on from an interrupted compile of ``out``, if one is there.
+        restart: discard it.
         write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
         plugins: files that define further passes or backends.
         dump_after: names of passes, or ``all``: write the graph after each.
@@ -86,8 +97,12 @@ def compile(
             calibration=None if calibration is None else Path(calibration),
             fields=Fields.parse(text_field, chat_fields),
             states=states,
+            host_memory=host_memory,
+            front_end=frontend,
             device=world.device,
             force=force,
+            resume=resume,
+            restart=restart,
             report=write_report,
             dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
             dump_folder=None if dump_dir is None else Path(dump_dir),
@@ -118,21 +133,27 @@ def load(
     Raises:
         QdcError: the artifact is damaged, incomplete or newer than this qdc.
     """
-    check_device(device)
+    device = find_device(device)
     registry = standard_registry(_paths(plugins))
     return load_artifact(Path(artifact), registry, device, dtype)
 
 
 def load_original(
-    model_dir: PathLike, device: str = "cpu", dtype: torch.dtype = torch.float32
+    model_dir: PathLike,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    frontend: str = "auto",
 ) -> nn.Module:
     """Load an uncompiled checkpoint as the same kind of module as ``load``.
+
+    ``frontend`` is that of ``compile``.
 
     Raises:
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
-    check_device(device)
-    return load_checkpoint(Path(model_dir), device, dtype)
+    device = find_device(device)
+    return load_checkpoint(Path(model_dir), device, dtype, parse_choice(frontend))
 
 
 def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:

@@ -1,10 +1,11 @@
 """What a backend is: it receives a compiled model region by region and writes an artifact."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from qdc.ir.annotations import Packed
-from qdc.ir.graph import Region
+from qdc.ir.graph import LayerGraph, Region
 from qdc.passbase import Configured, Kinds
 
 if TYPE_CHECKING:
@@ -16,6 +17,13 @@ class Backend(Configured, ABC):
 
     requires: ClassVar[Kinds] = (Packed,)
     """Annotations that every quantized layer must carry."""
+
+    def layout(self, graph: LayerGraph) -> Mapping[str, tuple[str, ...]] | None:
+        """For each safetensors file the nodes whose tensors it holds, for ``qdc plan``.
+
+        None, as it is, where the backend does not say.
+        """
+        return None
 
     @abstractmethod
     def emit_region(self, emission: "Emission", region: Region) -> None:

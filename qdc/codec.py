@@ -56,6 +56,11 @@ class Codec(Frozen):
         """``f32[rows, columns]``, computed exactly as the format's formula says."""
 
     @property
+    def working_bytes(self) -> int:
+        """Bytes of the working tensors, for ``qdc plan``: one a weight unless a codec knows."""
+        return self.rows * self.columns
+
+    @property
     def column_blocks(self) -> tuple[slice, ...]:
         """The columns in the parts that reports tell apart: a codec's own blocks, or of 128."""
         return block_slices(self.columns)

@@ -1,62 +1,61 @@
 """The compiler: checkpoint to graph, pipeline, artifact, report."""
 
-import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from qdc import __version__
 from qdc.artifact.emission import Emission
+from qdc.artifact.partial import Partial
 from qdc.artifact.writer import ArtifactWriter
+from qdc.backendbase import Backend
 from qdc.calibration.text import read_source
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.world import World
+from qdc.errors import QdcError
 from qdc.frontend.checkpoint import Checkpoint
-from qdc.frontend.coverage import check_tensors, coverage, mark_kept
-from qdc.frontend.tracer import Program, trace
+from qdc.frontend.coverage import check_tensors, mark_kept
+from qdc.frontend.select import Choice, choose, trace_checkpoint
+from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.job import Job
-from qdc.models.families import build
+from qdc.origin import facts, identity
 from qdc.pipeline.dumper import Dumper
 from qdc.pipeline.instruments import Instrument, Meter, Remarks, Verifier
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.repro import Repro
-from qdc.pipeline.runner import Runner
+from qdc.pipeline.resuming import Resumption
+from qdc.pipeline.runner import RegionDone, Runner
+from qdc.pipeline.savepoints import Savepoints
+from qdc.pipeline.states import StateStore
 from qdc.pipeline.workspace import Calibration, Workspace
-from qdc.report import CompileReport, layer_reports
-from qdc.report.collect import (
-    environment,
-    file_reports,
-    full_text,
-    outside_reports,
-    pass_reports,
-    size_parts,
-)
-from qdc.report.files import (
-    PAGE,
-    ReportWriter,
-    artifact_digest,
-    discard_report,
-    report_folder,
-)
+from qdc.report import CompileReport
+from qdc.report.collect import full_text
+from qdc.report.compose import compile_report
+from qdc.report.files import ReportWriter, discard_report
 from qdc.runtime.device import exact_products
 from qdc.runtime.load import refuse_compiled
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``."""
+Shared = dict[str, int]
+"""What the report says of the processes."""
 
 
 def run_job(
     job: Job, progress: Progress | None = None, world: World | None = None
 ) -> CompileReport:
-    """Compile. Either the artifact is complete at the end, or nothing has changed.
+    """Compile. Either the artifact is complete at the end, or nothing has changed at its place.
+
+    A compile that ends early leaves a folder to go on from as soon as a step is finished; one of
+    several processes does not.
 
     Args:
         job: what to compile, and how.
@@ -65,12 +64,17 @@ def run_job(
             writes everything, and all return its report.
 
     Raises:
-        QdcError: the checkpoint, the text or the weights are at fault.
+        QdcError: the checkpoint, the text, the weights or an interrupted compile are at fault.
     """
     started = time.perf_counter()
     notify = progress or (lambda what, done, total: None)
     world = world or World()
-    checkpoint, program = open_model(job.model)
+    if world.size > 1 and job.resume:
+        raise QdcError(
+            "several processes cannot go on from an interrupted compile",
+            help="resume it without torchrun, or discard it with --restart",
+        )
+    checkpoint, program = open_model(job.model, job.front_end)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
@@ -79,54 +83,69 @@ def run_job(
         world,
         lambda: checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total)),
     )
-    workspace = Workspace(
-        program,
-        checkpoint,
-        torch.device(job.device),
-        calibration,
-        returns=job.plan.returns(),
-        states=torch_dtype(job.states),
-        world=world,
-        tags=job.registry.annotations(),
-    )
     meter, remarks = Meter(job.plan), Remarks()
     places = job.dump_places if world.first else frozenset[int]()
     dumper = Dumper(job.plan, job.dump_folder, places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
     ticker = _Ticker(notify, job.plan, program)
     instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, Verifier())
-    with _writer(job, world) as writer, _scratch(job) as scratch, exact_products():
-        emission = None
-        if writer is not None:
-            facts = _facts(job, calibration, digest)
-            emission = Emission(program.graph, workspace.tensors, checkpoint, writer, facts)
+    with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
+        workspace = Workspace(
+            program,
+            checkpoint,
+            torch.device(job.device),
+            calibration,
+            returns=job.plan.returns(),
+            states=StateStore(torch_dtype(job.states), job.host_memory, scratch),
+            world=world,
+            tags=job.registry.annotations(),
+        )
+        if partial is None or job.backend is None:
+            Runner(job.plan, workspace, instruments, scratch).run(workspace.release)
+            _verify(job, workspace)
 
-        def region_done(region: Region) -> None:
-            if emission is not None and job.backend is not None:
-                job.backend.emit_region(emission, region)
-            workspace.release(region)
+            def without_artifact(shared: Shared) -> CompileReport:
+                report = compile_report(job, workspace, meter, remarks, digest, None)
+                return _timed(report, dumper, time.perf_counter() - started, shared)
 
-        Runner(job.plan, workspace, instruments, scratch).run(region_done)
-        program.graph.after = str(job.plan)
-        verify(program.graph, workspace.tensors)
-        if emission is not None and job.backend is not None:
-            job.backend.finish(emission)
-        workspace.linear_calls, sent = total(world, workspace.linear_calls, world.sent)
+            return _everywhere(world, workspace, without_artifact)
+        writer = ArtifactWriter(job.out, force=job.force, folder=partial.artifact)
+        origin = facts(job, calibration, digest, checkpoint)
+        emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
+        region_done = _emitter(job.backend, emission, workspace)
+        alone = world.size == 1
+        runner = Runner(job.plan, workspace, instruments, partial.kept, keep=alone)
+        made_from = identity(job, calibration, digest, checkpoint)
+        savepoints = Savepoints(partial, runner, writer, (meter, remarks), made_from, started)
+        first = 0
+        if partial.journal is not None:
+            resumption = Resumption(savepoints, partial.journal, job.registry.annotations())
+            first = resumption.restore(region_done, (repro, Verifier()))
+            ticker.done = sum(row.units for row in meter.measured)
+        # Of several processes each holds a part of the states: there is nothing to go on from.
+        runner.run(region_done, savepoints.save if alone else lambda step: None, first)
+        _verify(job, workspace)
+        job.backend.finish(emission)
 
-        def finished() -> str:
-            report = _report(job, workspace, meter, remarks, digest, writer).model_copy(
-                update={
-                    "dumps": tuple(map(str, dumper.write())),
-                    "processes": world.size,
-                    "sent_bytes": sent,
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-            if writer is not None:
-                _commit(job, writer, report)
-            return report.model_dump_json()
+        def finished(shared: Shared) -> CompileReport:
+            report = compile_report(job, workspace, meter, remarks, digest, writer)
+            report = report.model_copy(update={"resumed": savepoints.resumed})
+            report = _timed(report, dumper, savepoints.seconds, shared)
+            _commit(job, writer, report)
+            return report
 
-        return CompileReport.model_validate_json(from_first(world, finished))
+        return _everywhere(world, workspace, finished)
+
+
+def _everywhere(
+    world: World, workspace: Workspace, make: Callable[[Shared], CompileReport]
+) -> CompileReport:
+    """The report that the first process makes, in all of them."""
+    calls, sent = total(world, workspace.linear_calls, world.sent)
+    workspace.linear_calls = calls
+    shared: Shared = {"processes": world.size, "sent_bytes": int(sent)}
+    text = from_first(world, lambda: make(shared).model_dump_json())
+    return CompileReport.model_validate_json(text)
 
 
 def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -> dict[str, str]:
@@ -136,10 +155,30 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
         "calibration text": "" if calibration is None else calibration.source.digest,
         "pipeline": full_text(job.plan),
+        "front end": choose(checkpoint.config, job.front_end),
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
         "states": job.states,
     }
+
+
+def _emitter(backend: Backend, emission: Emission, workspace: Workspace) -> RegionDone:
+    def region_done(region: Region) -> None:
+        backend.emit_region(emission, region)
+        workspace.release(region)
+
+    return region_done
+
+
+def _verify(job: Job, workspace: Workspace) -> None:
+    graph = workspace.program.graph
+    graph.after = str(job.plan)
+    verify(graph, workspace.tensors)
+
+
+def _timed(report: CompileReport, dumper: Dumper, seconds: float, shared: Shared) -> CompileReport:
+    dumps = tuple(map(str, dumper.write()))
+    return report.model_copy(update={"dumps": dumps, "seconds": seconds, **shared})
 
 
 def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
@@ -157,17 +196,16 @@ def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
         pages.abort()
 
 
-def open_model(folder: Path) -> tuple[Checkpoint, Program]:
+def open_model(folder: Path, choice: Choice = "auto") -> tuple[Checkpoint, Program]:
     """Read headers, trace the model on the meta device, and check that every tensor has a place.
 
     Raises:
         InvalidCheckpoint: tensors are missing, unmapped or of the wrong shape.
-        UnsupportedModel: the family is not implemented.
+        UnsupportedModel: no front end takes the model, or not the one that was chosen.
     """
     checkpoint = Checkpoint(folder)
     refuse_compiled(checkpoint)
-    module, facts = build(checkpoint.config)
-    program = trace(module, facts, checkpoint)
+    program = trace_checkpoint(checkpoint, choose(checkpoint.config, choice))
     check_tensors(program.graph, checkpoint)
     mark_kept(program.graph)
     return checkpoint, program
@@ -180,88 +218,24 @@ def _calibration(job: Job) -> Calibration | None:
     return Calibration(source, encoder(load_tokenizer(job.model)))
 
 
-def _facts(job: Job, calibration: Calibration | None, digest: str) -> dict[str, object]:
-    """What the artifact's configuration says of its origin."""
-    source = None if calibration is None else calibration.source
-    return {
-        "qdc_version": __version__,
-        "pipeline": str(job.plan),
-        "backend": str(job.backend),
-        "checkpoint_sha256": digest,
-        "states": job.states,
-        "calibration": source
-        and {
-            "name": source.name,
-            "sha256": source.digest,
-            "fields": list(job.fields.chat or (job.fields.text,)),
-        },
-        "plugins": job.registry.plugins,
-    }
-
-
-def _report(
-    job: Job,
-    workspace: Workspace,
-    meter: Meter,
-    remarks: Remarks,
-    digest: str,
-    writer: ArtifactWriter | None,
-) -> CompileReport:
-    graph, text = workspace.program.graph, workspace.calibration
-    source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
-    layers = sum(1 for _ in graph.layers())
-    parts = () if writer is None else size_parts(graph)
-    return CompileReport(
-        out=None if writer is None else str(job.out),
-        report=str(report_folder(job.out) / PAGE) if writer is not None and job.report else None,
-        created=datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC"),
-        family=graph.model.family,
-        pipeline=str(job.plan),
-        full_pipeline=full_text(job.plan),
-        backend=str(job.backend) if job.backend is not None else "",
-        device=job.device,
-        environment=environment(job.device),
-        checkpoint=str(job.model.absolute()),
-        checkpoint_sha256=digest,
-        calibration=source,
-        artifact_sha256="" if writer is None else artifact_digest(writer.folder),
-        plugins=tuple(job.registry.plugins),
-        layers=tuple(layer_reports(graph)),
-        outside=tuple(outside_reports(graph)),
-        coverage=coverage(graph),
-        passes=pass_reports(job.plan, meter.measured),
-        remarks=tuple(map(str, remarks.found)),
-        bytes_before=workspace.checkpoint.nbytes,
-        bytes_after=0 if writer is None else writer.nbytes,
-        tensor_bytes=0 if writer is None else writer.tensor_bytes,
-        predicted_bytes=sum(part.nbytes for part in parts),
-        parts=parts,
-        files=() if writer is None else file_reports(writer.folder),
-        layer_forwards=workspace.linear_calls / max(1, workspace.samples * layers),
-        seconds=0.0,
-    )
-
-
-@contextlib.contextmanager
-def _scratch(job: Job) -> Iterator[Path]:
-    """Yield a folder for what waits between segments: beside the artifact, where there is room."""
-    parent = None if job.backend is None else job.out.absolute().parent
-    if parent is not None and not parent.is_dir():
-        parent = None  # of a process on another machine
-    with tempfile.TemporaryDirectory(prefix=".qdc-", dir=parent) as folder:
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def _writer(job: Job, world: World) -> Iterator[ArtifactWriter | None]:
+def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:
+    """The folder in which the artifact is made; None if none is written here."""
     if job.backend is None or not world.first:
-        yield None
+        return nullcontext()
+    return Partial(job.out, resume=job.resume, restart=job.restart)
+
+
+@contextmanager
+def _scratch(job: Job, partial: Partial | None) -> Iterator[Path]:
+    """Yield a folder for what waits: beside what will be written, where there is room."""
+    if partial is not None:
+        yield partial.scratch
         return
-    writer = ArtifactWriter(job.out, force=job.force)
-    try:
-        yield writer
-    finally:
-        writer.abort()
+    beside = job.dump_folder.absolute().parent
+    with tempfile.TemporaryDirectory(
+        prefix=".qdc-", dir=beside if beside.is_dir() else None
+    ) as folder:
+        yield Path(folder)
 
 
 class _Ticker(Instrument):

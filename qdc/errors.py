@@ -112,6 +112,12 @@ class OutputExists(QdcError):
     code = "QDC402"
 
 
+class InvalidJournal(QdcError):
+    """The journal of an interrupted compile that is damaged, or of other inputs or options."""
+
+    code = "QDC403"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known names are close to ``name``, or list some; a text for ``help``."""
     names = sorted(known)

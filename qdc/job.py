@@ -6,17 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from qdc.artifact.partial import check_interrupted
 from qdc.artifact.writer import check_target
 from qdc.backendbase import Backend
 from qdc.calibration.records import Fields
 from qdc.errors import InvalidPipeline, QdcError
+from qdc.frontend.select import Choice, parse_choice
 from qdc.pipeline.builder import build_plan, configure
 from qdc.pipeline.instruments import Instrument
 from qdc.pipeline.plan import Plan, check_order
 from qdc.pipeline.syntax import parse_item
 from qdc.registry import Registry
 from qdc.report.files import check_report_target
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
+from qdc.runtime.memory import states_memory
+from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
 
@@ -35,8 +39,16 @@ class Job:
     fields: Fields = field(default=Fields())
     states: States = "bf16"
     """Floating dtype of calibration states in host memory."""
+    front_end: Choice = "auto"
+    """Who traces the model."""
     device: str = "cpu"
+    host_memory: int | None = None
+    """Bytes of calibration states that may wait in host memory; None is no limit."""
     force: bool = False
+    resume: bool = False
+    """Whether to go on from an interrupted compile, if one is there."""
+    restart: bool = False
+    """Whether to discard one."""
     report: bool = True
     """Whether the report is written beside the artifact."""
     dump_places: frozenset[int] = frozenset()
@@ -57,8 +69,12 @@ def plan_job(
     calibration: Path | None = None,
     fields: Fields | None = None,
     states: str = "bf16",
+    host_memory: str | int | None = None,
+    front_end: str = "auto",
     device: str = "cpu",
     force: bool = False,
+    resume: bool = False,
+    restart: bool = False,
     report: bool = True,
     dump_after: Sequence[str] = (),
     dump_folder: Path | None = None,
@@ -81,10 +97,16 @@ def plan_job(
     if stop_after is not None:
         plan = plan.cut(plan.place_of(stop_after))
         check_order(plan)
-        if force:
-            raise InvalidPipeline(
-                "--force replaces an artifact, and --stop-after writes none", help="leave one out"
-            )
+        for option, what in (
+            (force and "--force", "replaces an artifact"),
+            (resume and "--resume", "goes on with an artifact"),
+            (restart and "--restart", "begins an artifact anew"),
+        ):
+            if option:
+                raise InvalidPipeline(
+                    f"{option} {what}, and --stop-after writes none", help="leave one out"
+                )
+    _check_resume(resume=resume, restart=restart, dumped=bool(dump_after))
     places = frozenset(_dump_places(plan, [*dump_after, *([stop_after] if stop_after else [])]))
     if dump_folder is not None and not places:
         raise InvalidPipeline(
@@ -92,7 +114,8 @@ def plan_job(
         )
     if stop_after is None:
         check_order(plan, final=emitter.requires, backend=emitter.name)
-        check_target(out, force=force)
+        if not check_interrupted(out, resume=resume, restart=restart):
+            check_target(out, force=force)
         if report:
             check_report_target(out)
     if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
@@ -108,7 +131,7 @@ def plan_job(
     dump_folder = dump_folder or out.with_name(f"{out.name}-dumps")
     if places:
         _check_folder(dump_folder)
-    check_device(device)
+    device = find_device(device)
     return Job(
         model=model,
         out=out,
@@ -117,9 +140,13 @@ def plan_job(
         registry=registry,
         calibration=calibration,
         fields=fields,
-        states=_states(states),
+        states=check_states(states),
+        host_memory=_host_memory(host_memory),
+        front_end=parse_choice(front_end),
         device=device,
         force=force,
+        resume=resume,
+        restart=restart,
         report=report,
         dump_places=places,
         dump_folder=dump_folder,
@@ -129,11 +156,32 @@ def plan_job(
     )
 
 
-def _states(name: str) -> States:
+def check_states(name: str) -> States:
+    """Refuse a dtype in which states cannot be held. Raises ``QdcError``."""
     for known in get_args(States):
         if name == known:
             return known  # type: ignore[no-any-return]
     raise QdcError(f"calibration states cannot be held in {name!r}", help="known: bf16, f32")
+
+
+def _host_memory(given: str | int | None) -> int:
+    if given is None:
+        return states_memory()
+    return parse_size(str(given), "--host-memory")
+
+
+def _check_resume(*, resume: bool, restart: bool, dumped: bool) -> None:
+    """Refuse options that contradict each other."""
+    if resume and restart:
+        raise InvalidPipeline(
+            "--resume goes on from an interrupted compile, and --restart discards it",
+            help="leave one out",
+        )
+    if resume and dumped:
+        raise InvalidPipeline(
+            "--dump-after shows what passes did in this process, and --resume goes on from another",
+            help="leave --dump-after out, or begin anew with --restart",
+        )
 
 
 def _check_folder(folder: Path) -> None:

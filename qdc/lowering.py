@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdc.codec import Lowered, Tensors
+from qdc.codec import Codec, Lowered, Tensors
 from qdc.errors import InvalidCheckpoint
 from qdc.ir.annotations import Factor, Moment
 from qdc.ir.cross import CrossMoment
@@ -23,6 +23,11 @@ from qdc.numerics.asymmetry import drifted_target
 from qdc.numerics.error import block_errors
 from qdc.passbase import Pass
 from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.work import Work
+
+EXACT = 8
+"""Bytes of an fp64 number."""
 
 
 class Lowering(Pass, ABC):
@@ -38,6 +43,31 @@ class Lowering(Pass, ABC):
         Raises:
             OverflowError: a scale does not fit its stored dtype.
         """
+
+    def foresee(self, unit: Forecast, node: Node) -> Codec | None:
+        """The codec that ``lower`` will give this layer, for ``qdc plan``; None if unknown."""
+        return None
+
+    def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
+        """Bytes that ``lower`` takes for a moment beside what is held, and its arithmetic.
+
+        As it is: the weight and two more of its size, each of its numbers read a few times.
+        """
+        weight = unit.weight(node)
+        return 3 * weight, Work(elements=weight)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Lower every layer in thought, and measure its error where a moment is at hand."""
+        for node in unit.layers():
+            unit.work(*self.effort(unit, node))
+            codec = self.foresee(unit, node)
+            if codec is None:
+                unit.stored_unknown(node)
+            else:
+                unit.lower(node, codec)
+            moment = unit.expected(node, Moment)
+            if moment is not None and unit.holds(moment.tensor):
+                unit.work(*error_effort(node))
 
     def run(self, unit: Unit) -> None:
         """Lower every layer of the unit; report all layers that overflow together."""
@@ -80,6 +110,13 @@ def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> dic
     if not math.isfinite(error.total):
         return {"error": None}
     return {"error": error.total, "block_errors": error.blocks}
+
+
+def error_effort(node: Node) -> tuple[int, Work]:
+    """What ``output_error`` takes: the moment and four copies of the weight in fp64."""
+    weights = node.rows * node.columns
+    nbytes = EXACT * (node.columns**2 + 4 * weights) + 2 * 4 * weights
+    return nbytes, Work(exact=4 * weights * node.columns)
 
 
 def target(unit: Unit, node: Node, upper: Tensor, share: float = 0) -> Tensor:

@@ -59,6 +59,12 @@ class MultiBinary(Codec):
         return sum(self.orders)
 
     @property
+    def working_bytes(self) -> int:
+        """A byte for each sign, the padding included, and fp16 scales."""
+        rows, planes = self.rows, self.planes
+        return planes * (rows * self.block + 2 * rows + 2 * self.block)
+
+    @property
     def column_blocks(self) -> tuple[slice, ...]:
         """The blocks that have an order each."""
         return block_slices(self.columns, self.block)

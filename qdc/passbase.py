@@ -16,6 +16,7 @@ from qdc.ir.annotations import Annotation
 if TYPE_CHECKING:
     from qdc.ir.graph import LayerGraph
     from qdc.pipeline.unit import Unit
+    from qdc.planning.forecast import Forecast
 
 Kinds = tuple[type[Annotation], ...]
 
@@ -80,6 +81,13 @@ class Pass(Configured):
 
     def check(self, graph: "LayerGraph") -> None:
         """Refuse a model that this pass cannot work on, before anything runs."""
+
+    def forecast(self, unit: "Forecast") -> None:
+        """Say what ``run`` would hold, compute and store, from shapes alone: ``qdc plan`` asks.
+
+        A pass that leaves this out is shown as unknown there.
+        """
+        unit.unknown()
 
     def run(self, unit: "Unit") -> None:
         """Rewrite the layers of one unit: a stage, a region, or the model for a barrier."""

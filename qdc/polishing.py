@@ -10,7 +10,7 @@ from qdc.codec import Codec, Lowered
 from qdc.ir.graph import Node
 from qdc.numerics.error import block_errors
 from qdc.numerics.moment import MomentAccumulator
-from qdc.pipeline.stream import Stream, hold
+from qdc.pipeline.stream import Stream
 from qdc.pipeline.unit import Unit
 from qdc.relaxation import Kind, Relaxation
 
@@ -37,10 +37,7 @@ class RegionFit:
         self.outputs = stream.results(unit.region)
         self.states = stream.kept
         self.weights = weights
-        self.targets = [
-            {name: hold(value, stream.held) for name, value in found.items()}
-            for found in reference.compute(self.outputs)
-        ]
+        self.targets = [stream.states.hold(found) for found in reference.compute(self.outputs)]
         self.steps = self.executor.steps(self.outputs, self.states[0])
         self.fixed = {name: stream.weights(name) for name in self.steps}
         self.layers: dict[str, Relaxation] = {}
@@ -148,6 +145,8 @@ class RegionFit:
             for name, value in found.items():
                 moments[name].add(value)
         for stage, nodes in unit.layers_by_stage():
+            if not moments[stage.value].tokens:
+                continue  # an expert that none of the held-out tokens is routed to
             for node in nodes:
                 lowered = unit.graph.require(node.name, Lowered)
                 dense = lowered.codec.dense(lowered.working(unit.tensors)).to(unit.device)

@@ -24,6 +24,9 @@ from qdc.numerics.uniform import (
 )
 from qdc.relaxeduniform import RelaxedUniform
 
+READS = {"minmax": 10, "clip": 400}
+"""About how often a search for a grid reads or writes each weight, for ``qdc plan``."""
+
 
 class UniformGrid(Codec):
     """W = scale * code + minimum, one scale and minimum for each row and group of columns.
@@ -71,6 +74,12 @@ class UniformGrid(Codec):
     def payload_bits(self) -> int:
         """Bits of the codes."""
         return self.rows * self.columns * self.bits
+
+    @property
+    def working_bytes(self) -> int:
+        """A byte for each code, the padding included; a scale and a place for each grid."""
+        place = 2 if self.zero == "float" else 1
+        return self.rows * self.groups * (self.group + 2 + place)
 
     def specification(self) -> dict[str, ValueType]:
         """Codes, scales, minima or zero points."""

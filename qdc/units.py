@@ -1,4 +1,10 @@
-"""Sizes as people read them."""
+"""Sizes as people read and write them."""
+
+import re
+
+from qdc.errors import QdcError
+
+BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def size(nbytes: int) -> str:
@@ -11,3 +17,18 @@ def size(nbytes: int) -> str:
         if nbytes >= decimal:
             return f"{nbytes / decimal:.4g} {name}B ({nbytes / binary:.4g} {name.upper()}iB)"
     return f"{nbytes} B"
+
+
+def parse_size(text: str, option: str) -> int:
+    """``8G``, ``512M``, ``1.5G``, ``1000000``: bytes, with binary units as memory is sold.
+
+    Raises:
+        QdcError: the text is no size; names the option.
+    """
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([KMGT]?)(?:i?B)?", text.strip(), re.I)
+    if found is None:
+        raise QdcError(
+            f"{option} is no size: {text!r}",
+            help="write bytes, or a number with K, M, G or T, as in 8G",
+        )
+    return int(float(found[1]) * BINARY[found[2].upper()])

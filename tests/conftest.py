@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -38,6 +39,14 @@ class Golden:
                 expected.splitlines(), text.splitlines(), name, "this run", lineterm=""
             )
             pytest.fail("\n".join([*lines, "", "accept it with: make golden"]), pytrace=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_disk() -> Iterator[None]:
+    """Leave out fsync: it outlives a power failure, tests kill processes alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

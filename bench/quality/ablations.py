@@ -140,6 +140,9 @@ def _allocation() -> Iterator[Ablation]:
         }
         variants |= {
             "knapsack layer": pipeline(sensitivity=given, allocate=f"{KNAPSACK}{{scope=layer}}"),
+            "knapsack layer, every gain": pipeline(
+                sensitivity=given, allocate=f"{KNAPSACK}{{scope=layer least-gain=0}}"
+            ),
             "knapsack stage": pipeline(sensitivity=given, allocate=KNAPSACK),
             "knapsack stage, costs of the plain fit": pipeline(
                 sensitivity=given, allocate="measure-orders{how=fit},allocate"

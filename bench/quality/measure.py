@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qdc.ir.graph import LayerGraph
 from qdc.runtime.evaluate import BATCH, RATIOS, SEEDS
 from qdc.runtime.masked_loss import masked_sums, ratio_mask
+from qdc.runtime.predictions import predictions
 
 from .result import Drift, Losses
 
@@ -56,8 +57,9 @@ def drift(
         own, predicted = _blocks(candidate, blocks, tokens)
         for share, here, there in zip(regions, own, outputs, strict=True):
             share.add(here[masked], there[masked])
-        expected = logits[masked].double().log_softmax(-1)
-        found = predicted[masked].double().log_softmax(-1)
+        shift = graph.model.logits_shift
+        expected = predictions(logits, masked, shift).double().log_softmax(-1)
+        found = predictions(predicted, masked, shift).double().log_softmax(-1)
         divergence += float((expected.exp() * (expected - found)).sum())
     return Drift(
         layers={name: share.value for name, share in layers.items()},

@@ -19,6 +19,8 @@ class QuantizationConfig(BaseModel):
     quant_method: Literal["qdc"]
     format_version: int = Field(ge=1)
     pipeline: str = ""
+    frontend: Literal["fx", "export"] = "fx"
+    """Whose model the artifact is of: our own implementation's, or a class of transformers."""
     layers: dict[str, dict[str, Any]]
     """For each quantized layer, by full path: ``codec`` and the codec's fields."""
     added_biases: tuple[str, ...] = ()

@@ -41,7 +41,8 @@ class Emission:
         found: dict[str, Tensor] = {}
         for name in names:
             node, tuned = self.graph[name], self.graph.get(name, Tuned)
-            replaced = {"weight"} if self.graph.get(name, Packed) is not None else set()
+            owner = self.graph.owner(name)
+            replaced = {"weight"} if self.graph.get(owner, Packed) is not None else set()
             if tuned is not None:
                 for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
                     found[f"{node.path}.{role}"] = self.tensors.get(ref)

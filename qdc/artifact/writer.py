@@ -1,22 +1,22 @@
 """Write an artifact folder atomically: everything goes to a temporary folder first.
 
 Files are synced to disk, then the folder is renamed. A failed compile leaves what was there before.
+A folder that is given may hold finished shards of an interrupted compile: ``adopt`` takes them in.
 """
 
 import contextlib
 import json
-import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qdc.errors import InvalidArtifact, OutputExists, QdcError
+from qdc.disk import sync_folder, unwritable, write_bytes, write_tensors
+from qdc.errors import InvalidArtifact, OutputExists
 
 METHOD = "qdc"
 CONFIG = "config.json"
@@ -25,17 +25,25 @@ CONFIG = "config.json"
 class ArtifactWriter:
     """A folder in the making; ``commit`` makes it appear, ``abort`` leaves no trace."""
 
-    def __init__(self, out: Path, *, force: bool = False) -> None:
-        """Check the target. Raises ``QdcError`` unless it is free, empty, or may be replaced."""
+    def __init__(self, out: Path, *, force: bool = False, folder: Path | None = None) -> None:
+        """Check the target. Raises ``QdcError`` unless it is free, empty, or may be replaced.
+
+        Args:
+            out: where the artifact will lie.
+            force: whether it may replace another.
+            folder: where it is made, in the same file system; one beside ``out`` if not given.
+        """
         self.out, self.force = out.absolute(), force
         self.tensor_bytes = 0
         """Bytes of tensor data written."""
         check_target(self.out, force=force)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", dir=self.out.parent))
+            self.folder = folder or Path(
+                tempfile.mkdtemp(prefix=f".{self.out.name}.", dir=self.out.parent)
+            )
         except OSError as error:
-            raise _unwritable(self.out.parent, error) from error
+            raise unwritable(self.out.parent, error) from error
         self._shards: dict[str, str] = {}
 
     def shard(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -47,31 +55,32 @@ class ArtifactWriter:
         twice = sorted(set(tensors) & set(self._shards))
         if twice:
             raise InvalidArtifact("a tensor is written twice", where=twice)
-        ordered = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
-        predicted = sum(tensor.nbytes for tensor in ordered.values())
+        predicted = sum(tensor.nbytes for tensor in tensors.values())
         path = self.folder / name
-        try:
-            save_file(ordered, path, metadata={"format": "pt"})
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-                (header,) = struct.unpack("<Q", file.read(8))
-        except (OSError, SafetensorError) as error:
-            raise _unwritable(path, error) from error
-        written = path.stat().st_size - 8 - header
+        write_tensors(path, {key: tensors[key] for key in sorted(tensors)})
+        written = _data_bytes(path)
         if written != predicted:
             raise InvalidArtifact(f"{name} has {written} bytes, {predicted} were predicted")
-        self.tensor_bytes += written
-        self._shards.update(dict.fromkeys(ordered, name))
+        self._count(name, tensors)
+
+    def adopt(self, name: str) -> None:
+        """Take in a file that an earlier process has written. Raises ``QdcError``."""
+        path = self.folder / name
+        if path.suffix != ".safetensors":
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                self._count(name, file.keys())
+        except (OSError, SafetensorError) as error:
+            raise InvalidArtifact("a shard cannot be read", where=[str(path)]) from error
+
+    def _count(self, name: str, tensors: Iterable[str]) -> None:
+        self.tensor_bytes += _data_bytes(self.folder / name)
+        self._shards.update(dict.fromkeys(tensors, name))
 
     def file(self, name: str, data: bytes) -> None:
         """Write one file and sync it. Raises ``QdcError`` if the disk does not take it."""
-        try:
-            with (self.folder / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _unwritable(self.folder / name, error) from error
+        write_bytes(self.folder / name, data)
 
     def json(self, name: str, data: object) -> None:
         """Write one JSON file, keys in their order."""
@@ -100,7 +109,7 @@ class ArtifactWriter:
             QdcError: the file system refuses; what was there is there again.
         """
         check_target(self.out, force=self.force)
-        _sync(self.folder)
+        sync_folder(self.folder)
         try:
             self.folder.chmod(0o755)
             old = self._set_aside() if self.out.exists() else None
@@ -111,13 +120,13 @@ class ArtifactWriter:
                     old.rename(self.out)
                 raise
         except OSError as error:
-            raise _unwritable(self.out, error) from error
-        _sync(self.out.parent)
+            raise unwritable(self.out, error) from error
+        sync_folder(self.out.parent)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
 
     def _set_aside(self) -> Path:
-        old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
+        old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.folder.parent))
         self.out.rename(old)
         return old
 
@@ -131,7 +140,7 @@ def check_target(out: Path, *, force: bool) -> None:
     try:
         _check_target(out, force=force)
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise unwritable(out, error) from error
 
 
 def _check_target(out: Path, *, force: bool) -> None:
@@ -152,9 +161,14 @@ def _check_target(out: Path, *, force: bool) -> None:
         )
 
 
-def _unwritable(path: Path, error: Exception) -> QdcError:
-    reason = (getattr(error, "strerror", None) or str(error)).lower()
-    return QdcError(f"cannot write to {path}: {reason}", help="choose another -o")
+def _data_bytes(path: Path) -> int:
+    """Bytes of a safetensors file behind its header. Raises ``QdcError``."""
+    try:
+        with path.open("rb") as file:
+            (header,) = struct.unpack("<Q", file.read(8))
+        return path.stat().st_size - 8 - int(header)
+    except (OSError, struct.error) as error:
+        raise InvalidArtifact("a shard cannot be read", where=[str(path)]) from error
 
 
 def _is_artifact(folder: Path) -> bool:
@@ -162,12 +176,3 @@ def _is_artifact(folder: Path) -> bool:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return bool(config["quantization_config"]["quant_method"] == METHOD)
     return False
-
-
-def _sync(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -4,13 +4,15 @@ The same clean windows are masked at each ratio (a larger mask contains a smalle
 with themselves without masks. Other clean windows show how much of a difference is mere chance.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from qdc.calibration.experts import Reading, read
 from qdc.calibration.geometry import scattered
 from qdc.calibration.original import original_stream
 from qdc.calibration.text import TextSource
@@ -57,7 +59,7 @@ class StageShift(NamedTuple):
     """Share of the tokens that is masked; 0 stands for other windows without masks."""
     masked_tokens: int
     every: Shift | None
-    """All positions; None where the reference is zero."""
+    """All positions; None where the reference is zero, or where an expert sees none of them."""
     masked: Shift | None
     """Masked positions alone; None without any."""
     visible: Shift | None
@@ -128,45 +130,53 @@ class _States:
     def batches(self) -> list[Tensor]:
         return [b for tokens, _ in self.parts for b in torch.split(tokens, self.sampling.batch)]
 
-    def masks(self) -> Iterator[list[Tensor]]:
-        """Yield the masks of each part, batch by batch."""
-        for _, masked in self.parts:
-            yield list(torch.split(masked, self.sampling.batch))
+    def masked(self) -> Tensor:
+        """``bool[samples of all parts, length]``."""
+        return torch.cat([masked for _, masked in self.parts])
+
+    def part(self) -> int:
+        """Batches of a part."""
+        return -(-self.sampling.samples // self.sampling.batch)
 
 
 def _compare(
     stream: Stream, stage: Stage, states: _States, device: torch.device
 ) -> Iterator[tuple[float, int, tuple[Shift | None, ...]]]:
     """Yield ratio, masked tokens, and the shifts of all, masked and visible positions."""
-    values = stream.values(stage)
-    masks = states.masks()
-    _, reference = _statistics(values, next(masks), device)
-    assert reference is not None, "the reference has no mask"
-    basis = leading_eigenvectors(reference.moment, states.sampling.top)
-    for ratio, masked in zip((0.0, *states.sampling.ratios), masks, strict=True):
-        hidden, visible = _statistics(values, masked, device)
-        every = together([part for part in (hidden, visible) if part is not None])
+    readings = read(stream, stage, states.masked())
+    size = states.part()
+    _, reference = _statistics(islice(readings, size), device)
+    basis = None
+    if reference is not None:
+        basis = leading_eigenvectors(reference.moment, states.sampling.top)
+    for ratio in (0.0, *states.sampling.ratios):
+        hidden, visible = _statistics(islice(readings, size), device)
+        seen = [part for part in (hidden, visible) if part is not None]
+        every = together(seen) if seen else None
         yield (
             ratio,
             0 if hidden is None else hidden.tokens,
             tuple(
-                None if part is None else shift(part, reference, basis)
+                # An expert may see no token of the reference, or none of these.
+                None
+                if part is None or reference is None or basis is None
+                else shift(part, reference, basis)
                 for part in (every, hidden, visible)
             ),
         )
 
 
 def _statistics(
-    values: Iterator[Tensor], masks: list[Tensor], device: torch.device
+    readings: Iterable[Reading], device: torch.device
 ) -> tuple[Statistics | None, Statistics | None]:
     """Statistics of masked and of visible positions of one part."""
     parts: tuple[StatisticsAccumulator, StatisticsAccumulator] | None = None
-    for masked in masks:
-        value = next(values)
+    for reading in readings:
+        value = reading.value
         if parts is None:
             columns = value.shape[-1]
             parts = StatisticsAccumulator(columns, device), StatisticsAccumulator(columns, device)
-        here = masked.to(value.device)
+        here = reading.facts.to(value.device)
         parts[0].add(value[here])
         parts[1].add(value[~here])
     assert parts is not None, "a part has at least one batch"

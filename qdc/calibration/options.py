@@ -11,11 +11,15 @@ from qdc.calibration import geometry
 from qdc.calibration.rollout import rollout
 from qdc.calibration.windows import draw_samples
 from qdc.errors import InvalidCalibration
-from qdc.ir.graph import LayerGraph
+from qdc.ir.annotations import Moment
+from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.passbase import Pass
+from qdc.planning.work import Work
 
 if TYPE_CHECKING:
     from qdc.pipeline.unit import Unit
+    from qdc.planning.forecast import Forecast
+    from qdc.planning.passage import Passage
 
 Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "clean"]
 PREFIX, BLOCK_LENGTH, STEPS = 0.25, 32, 8
@@ -131,6 +135,32 @@ class CalibrationOptions(Pass):
         clean, maskable = (t.repeat_interleave(repeated, 0) for t in (clean, maskable))
         tokens, masked = self._mask(unit, clean, maskable)
         return States(clean, tokens, masked, self.weigh(masked))
+
+    def travel(self, unit: "Forecast", *, original: bool = False) -> "Passage":
+        """The stream of this pass in a forecast; rollouts run the model on the way to it."""
+        length = self.length or unit.model.max_length
+        rows = self.samples * (self.timesteps or 1)
+        if self.geometry == "rollout" and not unit.started:
+            weights = sum(node.rows * node.columns for node in unit.graph.linears())
+            # Times are even, so a sample is at its own after half of the steps.
+            unit.work(0, Work(products=2 * weights * rows * length * self.steps / 2))
+        return unit.stream(rows, length, self.batch, original=original)
+
+    def expect_moment(
+        self, unit: "Forecast", stage: Stage, layers: tuple[Node, ...], tokens: int
+    ) -> None:
+        """Say that the layers of a stage will carry a moment over so many tokens."""
+        columns = layers[0].columns
+        note = Moment(
+            tensor=unit.put(stage, "moment", columns, columns),
+            samples=self.samples,
+            tokens=tokens,
+            masked=0,
+            geometry=self.geometry,
+            masked_weight=self.masked_weight,
+        )
+        for node in layers:
+            unit.expect(node, note)
 
     def weigh(self, masked: Tensor) -> Tensor:
         """Weights ``f32[...]`` of positions, from the mask ``bool[...]``."""

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.tracer import Program
+from qdc.pipeline.states import StateStore
 from qdc.pipeline.stream import Stream, Weights
 
 
@@ -26,8 +27,8 @@ def original_stream(
     batches: list[Tensor],
     device: torch.device,
     *,
-    held: torch.dtype = torch.float32,
+    states: StateStore | None = None,
 ) -> Stream:
     """Start batches ``i64[b, length]`` before the first region of the original model."""
     weights = original_weights(program, checkpoint, device)
-    return Stream(program, batches, weights, device, held=held)
+    return Stream(program, batches, weights, device, states=states)

@@ -2,11 +2,11 @@
 
 Every region's weights are read once, for the original and all probes. A probe branches off the
 original's stream where its layer stands, so a model of R regions with k layers each costs about
-k R^2 / 2 runs of a region. Held on the CPU: the value between two regions for each probe, that is
-``layers x samples x length x width`` floats in the end.
+k R^2 / 2 runs of a region. Held by the store of states: the value between two regions for each
+probe, that is ``layers x samples x length x width`` floats in the end.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, LayerGraph, Node, Region, Stage
 from qdc.pipeline.stream import Stream
 from qdc.pipeline.workspace import Workspace
+from qdc.runtime.predictions import sources
 
 POSITIONS = 256
 """Positions whose logits are computed at once: f64[256, vocabulary]."""
@@ -44,10 +45,10 @@ class Probes:
         self._replaced: dict[str, Tensor] = {}
         self.original = self._stream(list(self.batches))
 
-    def enter(self, stage: Stage) -> Iterator[Tensor]:
-        """Move the original to a stage and yield what the stage reads, batch by batch."""
+    def enter(self, stage: Stage) -> Stream:
+        """Move the original to a stage; returns its stream."""
         self.original.enter(stage)
-        return self.original.values(stage)
+        return self.original
 
     def weight(self, layer: str) -> Tensor:
         """The original weight of a layer, ``f32[rows, columns]`` on the device."""
@@ -95,7 +96,7 @@ class Probes:
         )
         for tokens, right, wrong in pairs:
             rows, places = (tokens == mask_id).nonzero(as_tuple=True)
-            places = (places - shift).clamp(min=0)
+            places = sources(places, shift)
             for row, place in zip(
                 torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True
             ):
@@ -118,9 +119,10 @@ class Probes:
 
     def _stream(self, batches: list[Tensor]) -> Stream:
         workspace = self.workspace
-        return Stream(
-            workspace.program, batches, self._weights, workspace.device, held=workspace.states
+        stream = Stream(
+            workspace.program, batches, self._weights, workspace.device, states=workspace.states
         )
+        return workspace.watch(stream)
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:
         if name not in self._cache:

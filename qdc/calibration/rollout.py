@@ -16,6 +16,7 @@ from qdc.calibration.geometry import Masked
 from qdc.calibration.original import original_stream, original_weights
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, Stage
+from qdc.runtime.predictions import sources
 
 if TYPE_CHECKING:
     from qdc.pipeline.workspace import Workspace
@@ -92,7 +93,9 @@ def predict(
 
     model = workspace.program, workspace.checkpoint
     batches = [tokens for tokens, _ in states]
-    stream = original_stream(*model, batches, workspace.device, held=workspace.states)
+    stream = workspace.watch(
+        original_stream(*model, batches, workspace.device, states=workspace.states)
+    )
     for region in graph.regions:
         stream.leave(region)
     stream.enter(stage)
@@ -105,7 +108,7 @@ def predict(
         for row, place in zip(
             torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True
         ):
-            reads = hidden[row.to(hidden.device), (place - shift).clamp(min=0).to(hidden.device)]
+            reads = hidden[row.to(hidden.device), sources(place, shift).to(hidden.device)]
             logits = functional.linear(reads, weights["weight"], weights.get("bias")).double()
             logits[:, graph.model.mask_token_id] = -torch.inf
             top, found = logits.max(1)

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdc.calibration.byte_pairs import byte_pair_backend, is_published_so
 from qdc.calibration.records import ASSISTANT, Dialogue
 from qdc.errors import InvalidCalibration, InvalidCheckpoint
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -37,28 +39,19 @@ TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """Read ``tokenizer.json`` and, where there is one, ``tokenizer_config.json``.
 
-    Of the second file only the special tokens, the two settings of decoding and length, and the
+    In the place of ``tokenizer.json`` may stand ``vocab.json`` and ``merges.txt``, see
+    ``byte_pairs``.
+
+    Of the settings only the special tokens, the two settings of decoding and length, and the
     chat template count, which ``chat_template.jinja`` replaces; classes that it names are never
     loaded. Templates run in the sandbox of transformers. Stored truncation and padding are switched
     off, for documents are tokenised whole. Raises InvalidCheckpoint for a file that is missing or
     damaged, and for special tokens outside the vocabulary, whose ids the model would not know.
     """
-    if not (folder / TOKENIZER).is_file():
-        raise InvalidCheckpoint(
-            f"the checkpoint has no {TOKENIZER}",
-            where=[TOKENIZER],
-            help="load its tokenizer with transformers and store it with save_pretrained",
-        )
+    backend = _backend(folder)
     settings = _settings(folder / SETTINGS)
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    try:
-        backend = Tokenizer.from_file(str(folder / TOKENIZER))
-    except Exception as error:  # tokenizers raises no narrower class
-        raise InvalidCheckpoint(
-            f"{TOKENIZER} is no tokenizer: {error}", where=[TOKENIZER], help="copy the file again"
-        ) from error
     unknown = [
         f"{name} {token!r}"
         for name, token in settings.items()
@@ -77,6 +70,26 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     tokenizer.deprecation_warnings[TOO_LONG] = True
     tokenizer.chat_template = _template(folder)
     return tokenizer
+
+
+def _backend(folder: Path) -> "Tokenizer":
+    if not (folder / TOKENIZER).is_file():
+        settings = _read(folder / SETTINGS)
+        if is_published_so(folder, settings):
+            return byte_pair_backend(folder, settings)
+        raise InvalidCheckpoint(
+            f"the checkpoint has no {TOKENIZER}",
+            where=[TOKENIZER],
+            help="load its tokenizer with transformers and store it with save_pretrained",
+        )
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise InvalidCheckpoint(
+            f"{TOKENIZER} is no tokenizer: {error}", where=[TOKENIZER], help="copy the file again"
+        ) from error
 
 
 class Encoder:

@@ -102,7 +102,9 @@ def _give_up_stdout() -> None:
 
 def _is_outside(error: OSError) -> bool:
     """Whether a file or a disk is the reason, and no code of ours or of a plugin."""
-    return error.errno in BAD_DISK or (error.filename is not None and not _notes(error))
+    return error.errno in BAD_DISK or (
+        error.filename is not None and not any(note.startswith("repro:") for note in _notes(error))
+    )
 
 
 def _is_usage(error: Exception) -> bool:

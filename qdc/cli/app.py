@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from qdc import __version__
-from qdc.cli.options import Calibration, ChatFields, Device, Json, Plugins, Runnable, TextField, app
+from qdc.cli.options import (
+    BackendName,
+    Calibration,
+    ChatFields,
+    Device,
+    Json,
+    Length,
+    Passes,
+    Plugins,
+    Runnable,
+    Samples,
+    States,
+    TextField,
+    app,
+)
 from qdc.cli.ranks import refuse_ranks
 
 
@@ -29,6 +43,7 @@ def root(
     """Compile diffusion language models to a 2-bit average.
 
     \b
+    qdc plan MODEL                     sizes, memory and time beforehand
     qdc compile MODEL -o OUT           trace, quantize, pack, write an artifact
     qdc run OUT "a text with <mask>"   fill the gaps
     qdc eval OUT --text held.jsonl --against MODEL
@@ -46,23 +61,23 @@ def compile(
         typer.Argument(metavar="MODEL", help="Folder: config.json, tokenizer.json, *.safetensors"),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder to write")],
-    passes: Annotated[
-        str, typer.Option(metavar="TEXT", help="Preset or pass{option=value},...")
-    ] = "default",
-    backend: Annotated[
-        str, typer.Option(metavar="NAME", help="Who writes the artifact")
-    ] = "reference",
+    passes: Passes = "default",
+    backend: BackendName = "reference",
     calibration: Calibration = None,
     text_field: TextField = "text",
     chat_fields: ChatFields = None,
-    samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Sequences to calibrate on")
-    ] = None,
-    length: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a sequence")] = None,
+    samples: Samples = None,
+    length: Length = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of windows and masks")] = None,
-    states: Annotated[
-        str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
-    ] = "bf16",
+    states: States = "bf16",
+    host_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of those, above it on disk [default: half of all]"),
+    ] = None,
+    frontend: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="fx: own families; export: transformers' classes; auto"),
+    ] = "auto",
     device: Device = "cpu",
     deterministic_reduce: Annotated[
         bool,
@@ -74,6 +89,10 @@ def compile(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact that is at OUT")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from an interrupted compile of OUT")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard it and begin anew")] = False,
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Write no page to OUT-report")
     ] = False,
@@ -107,6 +126,7 @@ def compile(
       qdc compile MODEL -o out --passes 'stages(calibrate-mcs,sensitivity,
                    abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
       qdc compile MODEL -o out --dump-after all --timings
+      qdc compile MODEL -o out --resume
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
       torchrun --nproc-per-node 4 -m qdc compile MODEL -o out --device cuda
     """  # noqa: D301
@@ -122,9 +142,13 @@ def compile(
         fields=Fields.parse(text_field, chat_fields),
         overrides={"samples": samples, "length": length, "seed": seed},
         states=states,
+        host_memory=host_memory,
+        front_end=frontend,
         device=device,
         deterministic_reduce=deterministic_reduce,
         force=force,
+        resume=resume,
+        restart=restart,
         write_report=not no_report,
         plugins=plugin or [],
         dump_after=[name.strip() for name in dump_after.split(",")] if dump_after else [],
@@ -133,6 +157,48 @@ def compile(
         timings=timings,
         remarks=remarks,
         arguments=context.obj or [],
+        as_json=json,
+    )
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="Folder: config.json, and shards or just their index"),
+    ],
+    passes: Passes = "default",
+    backend: BackendName = "reference",
+    calibration: Calibration = None,
+    text_field: TextField = "text",
+    chat_fields: ChatFields = None,
+    samples: Samples = None,
+    length: Length = None,
+    states: States = "bf16",
+    device: Device = "auto",
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """Predict sizes, memory and time of a compile.
+
+    \b
+    Examples:
+      qdc plan MODEL
+      qdc plan MODEL --passes best --samples 64 --length 2048 --json
+    """  # noqa: D301
+    from qdc.calibration.records import Fields
+    from qdc.cli.plan import plan_command
+
+    plan_command(
+        model=model,
+        passes=passes,
+        backend=backend,
+        calibration=calibration,
+        fields=Fields.parse(text_field, chat_fields),
+        overrides={"samples": samples, "length": length},
+        states=states,
+        device=device,
+        plugins=plugin or [],
         as_json=json,
     )
 
@@ -196,6 +262,20 @@ def backends(plugin: Plugins = None, json: Json = False) -> None:
     from qdc.cli.lists import backends_command
 
     backends_command(plugin or [], json)
+
+
+@app.command()
+def families(json: Json = False) -> None:
+    """List the model families, and what was proved of each.
+
+    \b
+    Examples:
+      qdc families
+      qdc families --json
+    """  # noqa: D301
+    from qdc.cli.families import families_command
+
+    families_command(json)
 
 
 @app.command()

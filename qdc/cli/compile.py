@@ -35,9 +35,13 @@ def compile_command(
     fields: Fields,
     overrides: dict[str, object],
     states: str,
+    host_memory: str | None,
+    front_end: str,
     device: str,
     deterministic_reduce: bool,
     force: bool,
+    resume: bool,
+    restart: bool,
     write_report: bool,
     plugins: Sequence[Path],
     dump_after: Sequence[str],
@@ -60,8 +64,12 @@ def compile_command(
             calibration=calibration,
             fields=fields,
             states=states,
+            host_memory=host_memory,
+            front_end=front_end,
             device=world.device,
             force=force,
+            resume=resume,
+            restart=restart,
             report=write_report,
             dump_after=dump_after,
             dump_folder=dump_folder,
@@ -128,6 +136,10 @@ def _totals(report: CompileReport) -> Table:
         if any(layer.orders for layer in report.layers):
             rows.add_row("orders", _orders(report))
         rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, every byte counted")
+        pooled = sum(layer.routed is not None for layer in report.layers)
+        if pooled:
+            few = f"{pooled} of {len(report.layers)} layers saw too few routed tokens"
+            rows.add_row("experts", f"{few}, calibrated on all")
     rows.add_row("coverage", _coverage(report))
     for plugin in report.plugins:
         rows.add_row("plugin", plugin)
@@ -143,7 +155,8 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row(
             "processes", f"{report.processes}, {size(report.sent_bytes)} sent between them"
         )
-    rows.add_row("time", f"{report.seconds:.1f} s on {report.device}")
+    again = f", interrupted and resumed {report.resumed} x" if report.resumed else ""
+    rows.add_row("time", f"{report.seconds:.1f} s on {report.device}{again}")
     rows.add_row("peak memory", size(max((p.peak_bytes for p in report.passes), default=0)))
     return rows
 
@@ -166,9 +179,11 @@ def _coverage(report: CompileReport) -> str:
     kept = f"{reasons.total()} kept"
     if reasons:
         kept += f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
+    spare = sum(row.status == "left out" for row in report.coverage)
+    kept += f", {spare} left out" if spare else ""
     done = "quantized" if report.layers else "to quantize"
     return (
-        f"{total - reasons.total()} tensors {done}, {kept}; "
+        f"{total - reasons.total() - spare} tensors {done}, {kept}; "
         f"all {total} tensors of the checkpoint accounted for"
     )
 

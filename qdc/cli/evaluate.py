@@ -57,11 +57,11 @@ def evaluate_command(
 
         if original is None:
             result = evaluate(
-                candidate.logits, cut, mask, wanted, drawn, progress=tick, documents=documents
+                candidate, cut, mask, wanted, drawn, progress=tick, documents=documents
             )
         else:
             result = compare(
-                candidate.logits, original.logits, cut, mask, wanted, drawn,
+                candidate, original, cut, mask, wanted, drawn,
                 progress=tick, documents=documents,
             )  # fmt: skip
     if as_json:

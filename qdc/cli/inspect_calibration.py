@@ -16,7 +16,7 @@ from qdc.cli.terminal import console, print_json, print_lines, print_table, prog
 from qdc.compiler import open_model
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.numerics.shift import Shift
-from qdc.runtime.device import check_device, exact_products
+from qdc.runtime.device import exact_products, find_device
 
 LEGEND = (
     "against the same windows without masks; ratio 0: other windows without masks, by chance",
@@ -40,7 +40,7 @@ def inspect_command(
     as_json: bool,
 ) -> None:
     """Measure and print."""
-    check_device(device)
+    device = find_device(device)
     wanted = parse_ratios(ratios)
     checkpoint, program = open_model(model)
     facts = program.graph.model

@@ -8,13 +8,15 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from qdc.artifact.config import parse_quantization
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.errors import QdcError
 from qdc.frontend.checkpoint import read_json
+from qdc.frontend.native import NativeModel
+from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
-from qdc.models.families import build
 from qdc.registry import standard_registry
-from qdc.runtime.device import check_device
+from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
 
@@ -29,15 +31,20 @@ class Opened:
     compiled: bool
     device: str
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """``i64[b, length] -> [b, length, vocabulary]``; the tokens may be on the CPU."""
+    @property
+    def logits_shift(self) -> int:
+        """1 if position i of the logits predicts token i + 1."""
+        return self.facts.logits_shift
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits ``i64[b, length] -> [b, length, vocabulary]``; the tokens may be on the CPU."""
         found: Tensor = self.module(tokens.to(self.device))
         return found
 
 
 def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
     """Load either kind of folder. Raises ``QdcError`` saying what is wrong with it."""
-    check_device(device)
+    device = find_device(device)
     registry = standard_registry(plugins)
     if folder.is_file():
         _refuse_file(folder)
@@ -47,7 +54,15 @@ def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
         module = load_artifact(folder, registry, device, torch.float32)
     else:
         module = load_checkpoint(folder, device, torch.float32)
-    _, facts = build({k: v for k, v in config.items() if k != "quantization_config"})
+    front_end = parse_quantization(config).frontend if compiled else choose(config)
+    plain = {k: v for k, v in config.items() if k != "quantization_config"}
+    facts = read_facts(plain, folder, front_end)
+    if isinstance(module, NativeModel) and not module.has_head:
+        raise QdcError(
+            "the model has no output head: it gives hidden states, from which no token follows",
+            where=[str(folder)],
+            help="qdc.load gives the module; run and eval are for models that predict tokens",
+        )
     tokenizer = load_tokenizer(folder)
 
     def decode(ids: list[int]) -> str:

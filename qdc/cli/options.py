@@ -18,7 +18,7 @@ Plugins = Annotated[
     typer.Option("--plugin", metavar="FILE", help="Python file with further passes or backends"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="cpu | cuda")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu | cuda | auto")]
 TextField = Annotated[
     str, typer.Option(metavar="NAME", help="Field that holds the text of a record")
 ]
@@ -28,5 +28,12 @@ ChatFields = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(metavar="PATH", help="Text, jsonl, dataset folder [default: embedded]"),
+]
+Passes = Annotated[str, typer.Option(metavar="TEXT", help="Preset or pass{option=value},...")]
+BackendName = Annotated[str, typer.Option(metavar="NAME", help="Who writes the artifact")]
+Samples = Annotated[int | None, typer.Option(metavar="N", help="Sequences to calibrate on")]
+Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens of a sequence")]
+States = Annotated[
+    str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
 ]
 Runnable = Annotated[Path, typer.Argument(metavar="MODEL", help="Artifact or model folder")]

@@ -30,12 +30,13 @@ def run_command(
         )
     with progress() as update:
         filled = infill(
-            opened.module,
+            opened,
             tokens.to(device),
             masked.to(device),
             opened.facts.mask_token_id,
             steps,
             lambda done, total: update("fill the gaps", done, total),
+            opened.facts.attention_block,
         )
     result = opened.decode(filled[0].tolist())
     if as_json:

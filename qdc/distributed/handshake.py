@@ -35,7 +35,7 @@ def same(world: World, facts: Mapping[str, str]) -> None:
         )
 
 
-def total(world: World, *numbers: int) -> list[int]:
+def total(world: World, *numbers: float) -> list[float]:
     """Sums over all ranks."""
     answers = [msgpack.unpackb(answer) for answer in world.agree(msgpack.packb(numbers))]
     return [sum(column) for column in zip(*answers, strict=True)]

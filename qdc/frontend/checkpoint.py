@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+BYTE_PAIR_FILES = ("vocab.json", "merges.txt")
+"""What some checkpoints have in the place of ``tokenizer.json``."""
 SAFETENSORS_DTYPES = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16",
     "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8", "U8": "u8", "BOOL": "bool",
@@ -46,6 +48,10 @@ class Checkpoint:
         self._files = self._locate()
         self.headers: dict[str, Parameter] = {}
         """Every tensor by name, with dtype and shape."""
+        self.left_out: dict[str, tuple[Parameter, str]] = {}
+        """Tensors that the model has no use for, each with the reason."""
+        self._keys: dict[str, str] = {}
+        self._twins: dict[str, str] = {}
         for file in sorted(set(self._files.values())):
             self._read_headers(file)
         unknown = sorted(set(self.headers) - set(self._files))
@@ -61,14 +67,34 @@ class Checkpoint:
         """Whether the checkpoint has a tensor of this name."""
         return name in self.headers
 
+    def rename(
+        self, names: Mapping[str, str], left_out: Mapping[str, str], twins: Mapping[str, str]
+    ) -> None:
+        """Show tensors under the names of the model, from now on.
+
+        Args:
+            names: every name of the model, and the key in the files.
+            left_out: keys of tensors that are not read, and why.
+            twins: those of them that must equal another tensor, by its name of the model.
+        """
+        headers = dict(self.headers)
+        self.left_out = {key: (headers[key], reason) for key, reason in left_out.items()}
+        self.headers = {
+            name: headers[key].model_copy(update={"name": name}) for name, key in names.items()
+        }
+        self._keys, self._twins = dict(names), dict(twins)
+
     def tensor(self, name: str) -> Tensor:
         """Read one tensor in the checkpoint's dtype. Raises ``InvalidCheckpoint``."""
         if name not in self.headers:
             raise InvalidCheckpoint(
                 f"the checkpoint has no tensor {name!r}", help=nearest(name, self.headers)
             )
-        with self._open(self._files[name]) as file:
-            found: Tensor = file.get_tensor(name)
+        return self._read(self._keys.get(name, name))
+
+    def _read(self, key: str) -> Tensor:
+        with self._open(self._files[key]) as file:
+            found: Tensor = file.get_tensor(key)
             return found
 
     @property
@@ -78,13 +104,16 @@ class Checkpoint:
 
     def tokenizer_files(self) -> Iterator[Path]:
         """Files beside the weights that an artifact takes along."""
-        return (self.folder / n for n in TOKENIZER_FILES if (self.folder / n).is_file())
+        whole = (self.folder / TOKENIZER_FILES[0]).is_file()
+        names = TOKENIZER_FILES if whole else (*BYTE_PAIR_FILES, *TOKENIZER_FILES)
+        return (self.folder / name for name in names if (self.folder / name).is_file())
 
     def scan(self, progress: Progress | None = None) -> str:
         """Read every tensor once: digest of the whole checkpoint.
 
         Raises:
-            InvalidCheckpoint: some tensors hold NaN or infinity; all are named.
+            InvalidCheckpoint: some tensors hold NaN or infinity, or tied ones differ; all are
+                named.
         """
         whole = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         broken = []
@@ -102,6 +131,17 @@ class Checkpoint:
                 f"{len(broken)} tensors hold NaN or infinity",
                 where=broken,
                 help="the checkpoint is damaged or diverged in training: fetch or convert it again",
+            )
+        apart = [
+            f"{key}, {name}"
+            for key, name in self._twins.items()
+            if not torch.equal(self._read(key), self.tensor(name))
+        ]
+        if apart:
+            raise InvalidCheckpoint(
+                "tensors that the model ties are not equal in the checkpoint",
+                where=apart,
+                help="write tie_word_embeddings = false to config.json if they are two",
             )
         return whole.hexdigest()
 

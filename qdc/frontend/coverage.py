@@ -5,10 +5,10 @@ from typing import Literal
 from qdc.codec import Lowered
 from qdc.errors import InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
-from qdc.ir.annotations import OUTSIDE, Kept
+from qdc.ir.annotations import OUTSIDE, TIED, Kept
 from qdc.ir.graph import LINEAR, LayerGraph
 from qdc.ir.tuned import Tuned
-from qdc.ir.types import Frozen
+from qdc.ir.types import Frozen, Parameter
 
 FLOATING = ("f64", "f32", "f16", "bf16")
 
@@ -17,7 +17,7 @@ class Covered(Frozen):
     """The fate of one tensor."""
 
     tensor: str
-    status: Literal["quantized", "kept"]
+    status: Literal["quantized", "kept", "left out"]
     reason: str
     weights: int
 
@@ -27,7 +27,8 @@ def mark_kept(graph: LayerGraph) -> None:
     inside = {layer for region in graph.regions for s in region.stages for layer in s.layers}
     for node in graph.linears():
         if node.name not in inside:
-            graph.annotate(node.name, Kept(reason=OUTSIDE))
+            own = graph.owner(node.name) == node.name
+            graph.annotate(node.name, Kept(reason=OUTSIDE if own else TIED))
 
 
 def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
@@ -61,8 +62,11 @@ def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
         raise InvalidCheckpoint("weights are not floating point", where=odd)
 
 
-def coverage(graph: LayerGraph) -> tuple[Covered, ...]:
-    """List every tensor of the model with its fate and the reason, in execution order."""
+def coverage(graph: LayerGraph, checkpoint: Checkpoint | None = None) -> tuple[Covered, ...]:
+    """List every tensor of the model with its fate and the reason, in execution order.
+
+    Those of the checkpoint that the model has no use for come last.
+    """
     quantized = {node.name: "a linear of a repeated block" for node in graph.layers()}
     for node in graph.vocabulary():
         if graph.get(node.name, Lowered) is not None:
@@ -71,19 +75,26 @@ def coverage(graph: LayerGraph) -> tuple[Covered, ...]:
     for node in graph:
         for parameter in node.parameters:
             lowered = node.name in quantized and parameter.role == "weight"
+            if parameter.name in rows:  # tied: the first reader owns it
+                continue
             rows[parameter.name] = Covered(
                 tensor=parameter.name,
                 status="quantized" if lowered else "kept",
-                reason=quantized[node.name] if lowered else _reason(graph, node.name),
+                reason=quantized[node.name] if lowered else _reason(graph, node.name, parameter),
                 weights=parameter.elements({}),
             )
-    return tuple(rows.values())
+    spare = {} if checkpoint is None else checkpoint.left_out
+    left_out = (
+        Covered(tensor=key, status="left out", reason=reason, weights=header.elements({}))
+        for key, (header, reason) in spare.items()
+    )
+    return (*rows.values(), *left_out)
 
 
-def _reason(graph: LayerGraph, name: str) -> str:
+def _reason(graph: LayerGraph, name: str, parameter: Parameter) -> str:
     node = graph[name]
     kept = graph.get(name, Kept)
-    if kept is not None:
+    if kept is not None and (kept.reason != TIED or parameter.role == "weight"):
         return kept.reason
     plain = "bias" if node.op == LINEAR else node.op
     return plain if graph.get(name, Tuned) is None else f"{plain}, tuned"

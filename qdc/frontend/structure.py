@@ -27,6 +27,10 @@ def find_regions(
         UnsupportedModel: no module list repeats a block, a list mixes classes, a block does not
             hand one value to the next, or two linears have one weight.
     """
+    within: dict[str, list[Node]] = {}
+    for node in nodes:
+        for member in stacks[node.name]:
+            within.setdefault(member, []).append(node)
     regions = []
     for path, modules in _outermost_lists(module):
         classes = {type(member) for member in modules}
@@ -39,7 +43,7 @@ def find_regions(
             )
         for index in range(len(modules)):
             member = f"{path}.{index}"
-            inside = tuple(n for n in nodes if member in stacks[n.name])
+            inside = tuple(within.get(member, ()))
             if inside:
                 name = member.removeprefix(prefix)
                 regions.append(

@@ -6,6 +6,7 @@ meta device with two prime sizes for batch and length, which no width of a model
 """
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import Tensor, fx, nn
 
 from qdc.errors import UnsupportedModel
 from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.segment import Segment
 from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
+from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
+from qdc.models.experts import TRACED_ROWS, Give, Router, Routing, Rows, Take
 from qdc.models.layers import Attention, RMSNorm, Rotary
 
 LEAVES: dict[type[nn.Module], str] = {
@@ -25,18 +29,23 @@ LEAVES: dict[type[nn.Module], str] = {
     RMSNorm: "rms-norm",
     Rotary: "rotary",
     Attention: "attention",
+    Router: ROUTER,
+    Routing: "routing",
+    Rows: ROWS,
+    Take: "take",
+    Give: GIVE,
 }
 BATCH, LENGTH = 7_927, 104_743
 
 
 @dataclass(frozen=True)
 class Program:
-    """A traced model: the graph that passes see and the fx nodes that execute it, name by name."""
+    """A traced model: the graph that passes see and what executes it, name by name."""
 
     graph: LayerGraph
     module: nn.Module
     """On the meta device; its leaves are called with real weights."""
-    nodes: dict[str, fx.Node]
+    nodes: Mapping[str, fx.Node | Segment]
 
 
 class LeafTracer(fx.Tracer):
@@ -65,8 +74,10 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
     kept = [node for node in traced.nodes if node.op != "output"]
     values = _Shapes(fx.GraphModule(module, traced)).values(kept)
     paths = {node: _path(node) for node in kept}
-    prefix = _common_prefix([path for node, path in paths.items() if node.op == "call_module"])
-    names = _names(kept, paths, prefix)
+    prefix = common_prefix([path for node, path in paths.items() if node.op == "call_module"])
+    plain = [paths[node].removeprefix(prefix) for node in kept]
+    names = dict(zip(kept, unique_names(plain), strict=True))
+    stored = {tensor: name for name, tensor in module.named_parameters()}
     nodes = tuple(
         Node(
             name=names[node],
@@ -74,7 +85,7 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
             inputs=tuple(dict.fromkeys(names[arg] for arg in node.all_input_nodes)),
             type=values[node],
             path=paths[node] if node.op == "call_module" else "",
-            parameters=_parameters(module, node, checkpoint),
+            parameters=_parameters(module, node, stored, checkpoint),
         )
         for node in kept
     )
@@ -109,7 +120,7 @@ class _Shapes(fx.Interpreter):
 
 
 def _dimension(size: int) -> Dimension:
-    names = {BATCH: "B", LENGTH: "L", BATCH * LENGTH: "B*L"}
+    names = {BATCH: "B", LENGTH: "L", BATCH * LENGTH: "B*L", TRACED_ROWS: ROUTED}
     return names.get(size, size)
 
 
@@ -132,25 +143,22 @@ def _function(node: fx.Node) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", node.name)
 
 
-def _common_prefix(paths: list[str]) -> str:
+def common_prefix(paths: Sequence[str]) -> str:
     """The dotted start that all leaf modules share, with its dot."""
     levels = zip(*(path.split(".")[:-1] for path in paths), strict=False)
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, levels)
     return "".join(f"{parts[0]}." for parts in shared)
 
 
-def _names(nodes: list[fx.Node], paths: dict[fx.Node, str], prefix: str) -> dict[fx.Node, str]:
-    """Unique names: the path without the prefix, numbered from the second use on."""
-    plain = {node: paths[node].removeprefix(prefix) for node in nodes}
-    taken, names = set(plain.values()), dict[fx.Node, str]()
-    used: dict[str, int] = {}
-    for node in nodes:
-        name = plain[node]
+def unique_names(plain: Sequence[str]) -> list[str]:
+    """The same names, numbered from the second use on."""
+    taken, used, names = set(plain), dict[str, int](), []
+    for name in plain:
         count = used.get(name, 0) + 1
         while count > 1 and f"{name}_{count}" in taken:
             count += 1
         used[name] = count
-        names[node] = name if count == 1 else f"{name}_{count}"
+        names.append(name if count == 1 else f"{name}_{count}")
     return names
 
 
@@ -163,13 +171,17 @@ def _operation(module: nn.Module, node: fx.Node) -> str:
 
 
 def _parameters(
-    module: nn.Module, node: fx.Node, checkpoint: Checkpoint | None
+    module: nn.Module,
+    node: fx.Node,
+    stored: Mapping[nn.Parameter, str],
+    checkpoint: Checkpoint | None,
 ) -> tuple[Parameter, ...]:
+    """The tensors of a leaf under the names that they are stored by, one for tied leaves."""
     if node.op != "call_module":
         return ()
     found = []
     for role, tensor in module.get_submodule(str(node.target)).named_parameters(recurse=False):
-        name = f"{node.target}.{role}"
+        name = stored[tensor]
         dtype = short_dtype(str(tensor.dtype))
         if checkpoint is not None and name in checkpoint:
             dtype = checkpoint.headers[name].dtype

@@ -68,6 +68,8 @@ class Annotation(Frozen):
 
 OUTSIDE = "outside the repeated blocks"
 """Why a linear is kept that no pass was asked to quantize."""
+TIED = "one tensor with the embedding"
+"""Why a linear is kept whose weight is another node's: what becomes of it is decided there."""
 
 
 class Kept(Annotation):
@@ -97,12 +99,14 @@ class Moment(Annotation):
     """Which tokens were masked."""
     masked_weight: float = Field(default=1, gt=0, allow_inf_nan=False)
     """What a masked token counts in the mean against a visible one."""
+    routed: int | None = Field(default=None, ge=0)
+    """Tokens that an expert saw, where they are too few and all tokens stand in for them."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the last two out where they say nothing, as dumps before them did."""
+        """Leave the last three out where they say nothing, as dumps before them did."""
         data: dict[str, Any] = dump(self)
-        usual = {"geometry": USUAL_GEOMETRY, "masked_weight": 1}
+        usual = {"geometry": USUAL_GEOMETRY, "masked_weight": 1, "routed": None}
         return {k: v for k, v in data.items() if k not in usual or v != usual[k]}
 
     def text(self) -> str:
@@ -111,7 +115,9 @@ class Moment(Annotation):
         weight = "" if self.masked_weight == 1 else f" of weight {self.masked_weight:g}"
         geometry = "" if self.geometry == USUAL_GEOMETRY else f"   {self.geometry}"
         masked = f"{self.masked:.0%} masked{weight}"
-        return f"{shape}   {self.samples} samples, {self.tokens:,} tokens, {masked}{geometry}"
+        pooled = "" if self.routed is None else f" pooled for {self.routed:,} routed"
+        tokens = f"{self.tokens:,} tokens{pooled}"
+        return f"{shape}   {self.samples} samples, {tokens}, {masked}{geometry}"
 
     def problems(self, node: "Node") -> Iterator[str]:
         """A moment is square, one row an input column."""

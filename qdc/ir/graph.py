@@ -71,6 +71,8 @@ class ModelFacts(Frozen):
     max_length: int = Field(gt=0)
     logits_shift: int = Field(default=0, ge=0, le=1)
     """1 if position i of the logits predicts token i + 1."""
+    attention_block: int | None = Field(default=None, gt=0)
+    """Tokens of a block, if a position sees just its own block and those before it."""
 
 
 class Structure(Frozen):
@@ -93,6 +95,12 @@ class LayerGraph:
         self.after: str = ""
         """The pipeline text that led here; pasteable."""
         self._nodes = {node.name: node for node in structure.nodes}
+        self._places = {node.name: place for place, node in enumerate(structure.nodes)}
+        self._changed: dict[str, None] = {}
+        self._owners: dict[str, str] = {}
+        for node in structure.nodes:
+            for parameter in node.parameters:
+                self._owners.setdefault(parameter.name, node.name)
         self._annotations: dict[str, dict[str, Annotation]] = {name: {} for name in self._nodes}
         if len(self._nodes) != len(structure.nodes):
             raise InvalidGraph("two nodes have one name", where=_twice(structure.nodes))
@@ -140,21 +148,41 @@ class LayerGraph:
         """Every linear, quantized or kept, in execution order."""
         return (node for node in self if node.op == LINEAR)
 
-    def layers(self) -> Iterator[Node]:
-        """The linears that are to be quantized: those inside regions that nobody keeps."""
-        inside = {layer for region in self.regions for s in region.stages for layer in s.layers}
-        return (n for n in self.linears() if n.name in inside and self.get(n.name, Kept) is None)
+    def layers(self, stages: Iterable[Stage] | None = None) -> Iterator[Node]:
+        """The linears that are to be quantized: those inside regions that nobody keeps.
+
+        Args:
+            stages: only those of these stages; of all regions if not given.
+        """
+        if stages is None:
+            stages = (stage for region in self.regions for stage in region.stages)
+        inside = {layer for stage in stages for layer in stage.layers if layer in self}
+        nodes = (self[name] for name in sorted(inside, key=self._places.__getitem__))
+        return (n for n in nodes if n.op == LINEAR and self.get(n.name, Kept) is None)
 
     def vocabulary(self) -> Iterator[Node]:
-        """Embedding and output head: the matrices outside the regions with a row for each token."""
+        """Embedding and output head: the matrices outside the regions with a row for each token.
+
+        A head that is tied to the embedding has no matrix of its own.
+        """
         inside = {name for region in self.regions for name in region.nodes}
         outside = (n for n in self if n.op in (LINEAR, EMBEDDING) and n.name not in inside)
-        return (node for node in outside if node.rows == self.model.vocabulary)
+        own = (node for node in outside if self.owner(node.name) == node.name)
+        return (node for node in own if node.rows == self.model.vocabulary)
+
+    def owner(self, name: str, role: str = "weight") -> str:
+        """Name of the first node that reads this parameter: the node itself, unless it is tied.
+
+        What passes write of the owner's weight holds for all that read it.
+        """
+        found = (p.name for p in self[name].parameters if p.role == role)
+        return next((self._owners[parameter] for parameter in found), name)
 
     def annotate(self, name: str, note: Annotation) -> None:
         """Write ``note`` on a node, in place of what its slot held."""
         node = self[name]
         self._annotations[node.name][note.fills] = note
+        self._changed[node.name] = None
 
     def annotations(self, name: str) -> Mapping[str, Annotation]:
         """All annotations of a node by slot, in the order in which they were first written."""
@@ -183,6 +211,21 @@ class LayerGraph:
     def discard(self, name: str, slot: str) -> None:
         """Empty a slot of a node, if it is filled."""
         self._annotations[self[name].name].pop(slot, None)
+        self._changed[name] = None
+
+    def take_changed(self) -> tuple[str, ...]:
+        """Names of the nodes whose annotations were written or removed since the last call."""
+        names = tuple(self._changed)
+        self._changed.clear()
+        return names
+
+    def restore(self, notes: Mapping[str, Iterable[Annotation]]) -> None:
+        """Carry just these annotations from now on."""
+        for carried in self._annotations.values():
+            carried.clear()
+        for name, kept in notes.items():
+            for note in kept:
+                self.annotate(name, note)
 
     def with_annotations(
         self, notes: Mapping[str, Iterable[Annotation]], after: str

@@ -101,10 +101,11 @@ def _header(graph: LayerGraph) -> list[str]:
     model = graph.model
     prefix = f"   prefix {graph.structure.prefix}" if graph.structure.prefix else ""
     shift = f"   logits shifted by {model.logits_shift}" if model.logits_shift else ""
+    blocks = f"   in blocks of {model.attention_block}" if model.attention_block else ""
     lines = [
         f"graph @{graph.name}   qdc-ir {VERSION}   {len(linears)} linears   {weights:,} weights",
         f"  family {model.family}{prefix}   mask {model.mask_token_id}   "
-        f"vocabulary {model.vocabulary:,}   length {model.max_length:,}{shift}",
+        f"vocabulary {model.vocabulary:,}   length {model.max_length:,}{blocks}{shift}",
     ]
     return [*lines, f"  after {graph.after}"] if graph.after else lines
 

@@ -1,14 +1,14 @@
 """The tensor table: large tensors by name, beside the graph and never in it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from qdc.disk import write_tensors
 from qdc.errors import InvalidGraph
 from qdc.ir.types import SHORT, TensorRef, short_dtype
 
@@ -101,23 +101,36 @@ class TensorTable:
         self._spilled.pop(name, None)
         self._homes.pop(name, None)
 
-    def spill(self, path: Path) -> None:
-        """Move everything in memory to one file. Raises ``ValueError`` if it is in use already."""
+    def spill(self, path: Path) -> bool:
+        """Move everything in memory to one file; returns whether there was anything.
+
+        Raises:
+            ValueError: the file is in use already.
+            QdcError: the disk does not take it.
+        """
         if path in self._spilled.values():
             raise ValueError(f"{path} holds tensors already")
-        if self._held:
-            save_file(dict(self._separate()), path)
-            self._spilled.update(dict.fromkeys(self._held, path))
-            self._held.clear()
+        if not self._held:
+            return False
+        write_tensors(path, self._held)
+        self._spilled.update(dict.fromkeys(self._held, path))
+        self._held.clear()
+        return True
 
-    def _separate(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what is held, each in memory of its own: a file holds no views."""
-        seen = set()
-        for name, tensor in self._held.items():
-            plain = tensor.detach().to("cpu").contiguous()
-            memory = plain.untyped_storage().data_ptr()
-            yield name, plain.clone() if memory in seen else plain
-            seen.add(memory)
+    def clear(self) -> None:
+        """Know nothing."""
+        for table in (self._held, self._spilled, self._known):
+            table.clear()
+
+    def adopt(self, refs: Iterable[TensorRef], path: Path) -> None:
+        """Know tensors that a file holds, in place of older ones of their names."""
+        for ref in refs:
+            self._held.pop(ref.name, None)
+            self._known[ref.name], self._spilled[ref.name] = ref, path
+
+    def know(self, ref: TensorRef) -> None:
+        """Know the name of a tensor whose data was released."""
+        self._known[ref.name] = ref
 
     def is_here(self, ref: TensorRef) -> bool:
         """Whether this process has the data."""

@@ -1,7 +1,7 @@
 """The verifier: it runs after every pass, and on every dump and artifact that is read."""
 
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator, Sequence
 from fractions import Fraction
 
 from qdc.errors import InvalidGraph
@@ -19,6 +19,7 @@ def verify(
     after: str = "",
     *,
     structure: bool = True,
+    only: Collection[str] | None = None,
 ) -> None:
     """Check every invariant of a graph; report all that is broken in one error.
 
@@ -27,18 +28,21 @@ def verify(
         tensors: names that a tensor reference may have; None skips that check.
         after: the pass that ran last, named in the error.
         structure: also check what no pass can change; it is frozen, so once is enough.
+        only: check what these nodes carry; all nodes if not given. A budget that is shared by the
+            whole model is then checked if one of them claims it.
 
     Raises:
         InvalidGraph: topology, shapes, annotations, budgets or references are broken.
     """
     misshapen = list(_shapes(graph)) if structure else []
+    nodes = list(graph) if only is None else [graph[name] for name in only]
     found = [
         *(_topology(graph) if structure else ()),
         *misshapen,
         *(_regions(graph) if structure else ()),
-        *_annotations(graph, skipped={name for name, _ in misshapen}),
-        *_promises(graph, skipped={name for name, _ in misshapen}),
-        *(_references(graph, tensors) if tensors is not None else ()),
+        *_annotations(graph, nodes, skipped={name for name, _ in misshapen}),
+        *_promises(graph, nodes, skipped={name for name, _ in misshapen}),
+        *(_references(graph, nodes, tensors) if tensors is not None else ()),
     ]
     if found:
         who = f"{after} left " if after else ""
@@ -131,9 +135,11 @@ def _stages(graph: LayerGraph, region: Region, place: dict[str, int]) -> Iterato
         following = max([following, *(place[layer] for layer in inside[:1])])
 
 
-def _annotations(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem]:
+def _annotations(
+    graph: LayerGraph, nodes: Sequence[Node], skipped: Container[str]
+) -> Iterator[Problem]:
     """Ask each annotation; those of ``skipped`` nodes have no shape to be compared with."""
-    for node in graph:
+    for node in nodes:
         for note in graph.annotations(node.name).values():
             if note.on and node.op not in note.on:
                 yield node.name, f"@{note.tag} is on a {node.op}, not on a {' or '.join(note.on)}"
@@ -141,21 +147,34 @@ def _annotations(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem
                 yield from ((node.name, f"@{note.tag}: {text}") for text in note.problems(node))
 
 
-def _promises(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem]:
+def _promises(
+    graph: LayerGraph, nodes: Sequence[Node], skipped: Container[str]
+) -> Iterator[Problem]:
     """What an allocation claims beyond one annotation: a mean over layers, bytes of the packed."""
-    shared: dict[Fraction | int, list[tuple[Node, Orders]]] = {}
-    for node in graph.linears():
+    claimed = False
+    for node in nodes:
         orders = graph.get(node.name, Orders)
-        if orders is None or node.name in skipped:
+        if orders is None or node.op != LINEAR or node.name in skipped:
             continue
-        if orders.scope == "model" and orders.budget is not None:
-            shared.setdefault(orders.budget, []).append((node, orders))
+        claimed = claimed or orders.scope == "model"
         packed, tuned = graph.get(node.name, Packed), graph.get(node.name, Tuned)
         if orders.stored_bytes is not None and packed is not None:
             taken = packed.nbytes + (0 if tuned is None else tuned.added_bytes(node))
             if taken > orders.stored_bytes:
                 allowed = f"its allocation counts on {orders.stored_bytes:,}"
                 yield node.name, f"stores {taken:,} bytes, {allowed}"
+    if claimed:
+        yield from _shared_budgets(graph, skipped)
+
+
+def _shared_budgets(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem]:
+    shared: dict[Fraction | int, list[tuple[Node, Orders]]] = {}
+    for node in graph.linears():
+        orders = graph.get(node.name, Orders)
+        if orders is None or orders.scope != "model" or node.name in skipped:
+            continue
+        if orders.budget is not None:
+            shared.setdefault(orders.budget, []).append((node, orders))
     for budget, members in shared.items():
         bits = sum(note.total * node.rows for node, note in members)
         weights = sum(sum(note.widths) * node.rows for node, note in members)
@@ -164,8 +183,10 @@ def _promises(graph: LayerGraph, skipped: Container[str]) -> Iterator[Problem]:
             yield members[0][0].name, f"{mean} breaks the strict budget of {budget}"
 
 
-def _references(graph: LayerGraph, tensors: Container[str]) -> Iterator[Problem]:
-    for node in graph:
+def _references(
+    graph: LayerGraph, nodes: Sequence[Node], tensors: Container[str]
+) -> Iterator[Problem]:
+    for node in nodes:
         for note in graph.annotations(node.name).values():
             for ref in note.refs():
                 if ref.name not in tensors:

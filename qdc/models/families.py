@@ -1,7 +1,6 @@
 """The model families that have an implementation of our own, chosen by ``architectures``."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,30 +9,48 @@ from torch import nn
 
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import ModelFacts
-from qdc.models.llada import LLaDA, LLaDAConfig
+from qdc.models.dream import DREAM
+from qdc.models.family import Family, Refusal
+from qdc.models.fast_dllm import FAST_DLLM
+from qdc.models.llada import LLADA
+from qdc.models.mixture import LLADA_MOE, SDAR_MOE
+from qdc.models.sdar import SDAR
+
+FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE)
+
+REFUSED: tuple[Refusal, ...] = (
+    Refusal(
+        "llada2",
+        ("LLaDA2MoeModelLM",),
+        "fused q/k/v, grouped sigmoid routing and half-rotary heads are not implemented",
+        "compile LLaDA-8B, or run LLaDA2 in its published precision with SGLang",
+    ),
+    Refusal(
+        "diffusion-gemma",
+        ("DiffusionGemmaForBlockDiffusion",),
+        "it has no mask token, an encoder beside the decoder, and experts that are no linears",
+        "quantize it with a tool for Gemma; qdc compiles masked-denoising transformers",
+    ),
+    Refusal(
+        "dream-reasoner",
+        ("DreamForCausalLM",),
+        "its block-diffusion attention could not be compared with published code",
+        "compile Dream-v0 or Dream-Coder (DreamModel)",
+    ),
+)
+"""Known families that would compile to something wrong."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """How to build one family, and what is known of it."""
-
-    name: str
-    architectures: tuple[str, ...]
-    build: Callable[[Mapping[str, Any]], tuple[nn.Module, ModelFacts]]
+def find_family(config: Mapping[str, Any]) -> Family | None:
+    """Return the family that claims a configuration's ``architectures``, or None."""
+    names = _architectures(config)
+    return next((family for family in FAMILIES if names & set(family.architectures)), None)
 
 
-def _llada(config: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
-    parsed = LLaDAConfig.model_validate(dict(config))
-    facts = ModelFacts(
-        family="llada",
-        mask_token_id=parsed.mask_token_id,
-        vocabulary=parsed.embeddings,
-        max_length=parsed.max_sequence_length,
-    )
-    return LLaDA(parsed), facts
-
-
-FAMILIES: tuple[Family, ...] = (Family("llada", ("LLaDAModelLM",), _llada),)
+def find_refusal(config: Mapping[str, Any]) -> Refusal | None:
+    """Return why a known family is refused, or None if it is supported or not known."""
+    names = _architectures(config)
+    return next((refusal for refusal in REFUSED if names & set(refusal.architectures)), None)
 
 
 def build(config: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
@@ -43,15 +60,27 @@ def build(config: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
         UnsupportedModel: no family claims its ``architectures``, or a field has a value that the
             family's implementation does not cover.
     """
-    claimed = config.get("architectures")
-    names = [str(n) for n in claimed] if isinstance(claimed, list) else []
-    for family in FAMILIES:
-        if set(names) & set(family.architectures):
-            return _build(family, config)
+    family, refusal = find_family(config), find_refusal(config)
+    if family is not None:
+        return _build(family, config)
+    if refusal is not None:
+        raise UnsupportedModel(
+            f"models of the family {refusal.name} are not supported: {refusal.reason}",
+            where=sorted(_architectures(config)),
+            help=refusal.help,
+        )
+    names = ", ".join(sorted(_architectures(config))) or "a model without architectures"
     supported = ", ".join(a for family in FAMILIES for a in family.architectures)
     raise UnsupportedModel(
-        f"no model family here implements {', '.join(names) or 'a model without architectures'}",
+        f"no model family here implements {names}",
         help=f"supported architectures: {supported}; code beside a checkpoint is never run",
+    )
+
+
+def _architectures(config: Mapping[str, Any]) -> set[str]:
+    claimed = config.get("architectures")
+    return (
+        {name for name in claimed if isinstance(name, str)} if isinstance(claimed, list) else set()
     )
 
 

@@ -48,7 +48,15 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Bidirectional attention core: no causal mask, padded keys hidden, grouped heads repeated."""
+    """Attention core without a causal mask: padded keys hidden, grouped heads repeated.
+
+    With a block length a position sees its own block and the blocks before it; without one it sees
+    every position. Blocks are counted from the first position, padding included.
+    """
+
+    def __init__(self, block: int | None = None) -> None:
+        super().__init__()
+        self.block = block
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
@@ -58,12 +66,20 @@ class Attention(nn.Module):
         Returns:
             ``[batch, T, width]``.
         """
-        visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
-            attn_mask=visible,
+            attn_mask=self.visible(query, attention_mask),
             enable_gqa=key.shape[2] != query.shape[2],
         )
         return mixed.transpose(1, 2).flatten(2)
+
+    def visible(self, query: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """Who sees whom, ``bool[batch or 1, 1, T or 1, T]``; None where all see all."""
+        padding = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        if self.block is None:
+            return padding
+        number = torch.arange(query.shape[1], device=query.device) // self.block
+        earlier = number[:, None] >= number[None, :]
+        return earlier[None, None] if padding is None else earlier & padding

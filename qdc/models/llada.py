@@ -5,26 +5,24 @@ The forward pass is free of shape arithmetic and of branches on values, so plain
 traces it; every tensor of the published checkpoints loads with ``strict=True``.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from qdc.ir.graph import ModelFacts
+from qdc.models.configuration import Depth, ModelConfig, Width
+from qdc.models.family import COMPILES, Family, equals
 from qdc.models.layers import Attention, RMSNorm, Rotary
 
-DEEPEST = 1024
-Width = Annotated[int, Field(gt=0, le=1 << 24)]
-"""A size that no allocation on the meta device trips over."""
 
-
-class LLaDAConfig(BaseModel):
+class LLaDAConfig(ModelConfig):
     """The fields of ``config.json`` that decide the network; unpublished variants are refused."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
     d_model: Width
-    n_layers: int = Field(gt=0, le=DEEPEST)
+    n_layers: Depth
     n_heads: Width
     n_kv_heads: Width | None = None
     mlp_hidden_size: Width
@@ -151,3 +149,26 @@ class LLaDA(nn.Module):
         """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding) ``-> [batch, T, vocab]`` logits."""
         logits: Tensor = self.model(input_ids, attention_mask)
         return logits
+
+
+def _build(fields: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
+    config = LLaDAConfig.model_validate(dict(fields))
+    facts = ModelFacts(
+        family="llada",
+        mask_token_id=config.mask_token_id,
+        vocabulary=config.embeddings,
+        max_length=config.max_sequence_length,
+    )
+    return LLaDA(config), facts
+
+
+LLADA = Family(
+    name="llada",
+    architectures=("LLaDAModelLM",),
+    build=_build,
+    published=("LLaDA Base, Instruct, 1.5 8B",),
+    attention="all positions",
+    mask_token_id=None,
+    logits_shift=0,
+    proved=(equals("LlamaForCausalLM, keys renamed, with is_causal=False"), COMPILES),
+)

@@ -59,26 +59,51 @@ def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factor:
     if not bool(moment.any()):
         identity = torch.eye(moment.shape[0], dtype=torch.float32, device=moment.device)
         return Factor(identity, damp, 0, dead)
-    reverse = moment.flip(0, 1).to(torch.float64)
     reverse_dead = dead.flip(0)
-    mean = float(reverse.diagonal()[~reverse_dead].mean()) if not bool(dead.all()) else 0.0
+    reverse_diagonal = moment.diagonal().flip(0).to(torch.float64)
+    live = reverse_diagonal[~reverse_dead]
+    mean = float(live.mean()) if len(live) else 0.0
     if not mean > 0:
         raise FactorizationFailed("the mean diagonal of the moment is not positive")
-    diagonal = reverse.diagonal().masked_fill(reverse_dead, mean)
+    diagonal = reverse_diagonal.masked_fill(reverse_dead, mean)
     for attempt in range(attempts):
         share = damp * 10.0**attempt
-        reverse.diagonal().copy_(diagonal + share * mean)
-        lower, failed = torch.linalg.cholesky_ex(reverse)
-        if int(failed) == 0:
-            return Factor(_inverse_reversed(lower), share, attempt + 1, dead)
+        lower = _cholesky_reversed(moment, diagonal + share * mean)
+        if lower is not None:
+            inverse = _inverse(lower)
+            del lower
+            return Factor(_upper(inverse), share, attempt + 1, dead)
     raise FactorizationFailed(f"the moment stays indefinite when damped by {share:g} of its mean")
 
 
-def _inverse_reversed(lower: Tensor) -> Tensor:
-    """Invert f64[m, m] ``lower``, reverse rows and columns, round to fp32; refuse overflow."""
-    identity = torch.eye(lower.shape[0], dtype=lower.dtype, device=lower.device)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-    upper: Tensor = inverse.flip(0, 1).to(torch.float32)
+def factor_bytes(columns: int) -> int:
+    """What ``factorize`` takes beside the moment: two fp64 matrices, and one in fp32."""
+    return columns**2 * (8 + 8 + 4)
+
+
+def _cholesky_reversed(moment: Tensor, diagonal: Tensor) -> Tensor | None:
+    """Factorize the moment with rows and columns reversed and this diagonal: f64[m, m], or None.
+
+    The widest matrices of a compile are here, so each step is computed in place: in columns, the
+    layout that LAPACK takes without a copy.
+    """
+    wide = torch.empty(moment.shape, dtype=torch.float64, device=moment.device).T
+    wide.copy_(moment.flip(0, 1)).diagonal().copy_(diagonal)
+    info = torch.empty((), dtype=torch.int32, device=moment.device)
+    torch.linalg.cholesky_ex(wide, out=(wide, info))
+    return wide if int(info) == 0 else None
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    """Invert f64[m, m], in the place of the identity."""
+    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device).T
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    return inverse
+
+
+def _upper(inverse: Tensor) -> Tensor:
+    """Reverse rows and columns, round to fp32; refuse overflow."""
+    upper = inverse.to(torch.float32).flip(0, 1)
     if not bool(upper.isfinite().all()):
         raise FactorizationFailed("the factor of the inverse moment overflows fp32")
     return upper

@@ -27,15 +27,22 @@ class Instrument:
 
 
 class Verifier(Instrument):
-    """Check the whole graph after every pass, and that the pass gave what it declares."""
+    """Check the graph after every pass, and that the pass gave what it declares."""
 
     def __init__(self) -> None:
-        """The graph's structure is frozen: it is checked after the first pass only."""
+        """Everything is checked after the first pass, then what has changed since."""
         self._first = True
 
     def after(self, place: int, unit: Unit) -> None:
         """Raise ``InvalidGraph`` naming the pass that broke the graph or its word."""
-        verify(unit.graph, unit.tensors, after=unit.step.name, structure=self._first)
+        changed = unit.graph.take_changed()
+        verify(
+            unit.graph,
+            unit.tensors,
+            after=unit.step.name,
+            structure=self._first,
+            only=None if self._first else changed,
+        )
         self._first = False
         layers = unit.layers()
         for kind in unit.step.provides:
@@ -55,11 +62,17 @@ class Remarks(Instrument):
     def __init__(self) -> None:
         """Start with none."""
         self.found: list[Remark] = []
+        self.earlier: tuple[str, ...] = ()
+        """Those of the process that this one goes on from."""
 
     def after(self, place: int, unit: Unit) -> None:
         """Take over the remarks of this application."""
         self.found += unit.workspace.remarks
         unit.workspace.remarks.clear()
+
+    def lines(self) -> tuple[str, ...]:
+        """All of them as text."""
+        return (*self.earlier, *map(str, self.found))
 
 
 @dataclass
@@ -79,10 +92,13 @@ class Meter(Instrument):
     def __init__(self, plan: Plan) -> None:
         """Start at zero for each pass of the plan."""
         self.measured = [Measured(step.name) for step in plan.passes()]
+        self.highest = 0
+        """Peak bytes of the whole run, also between passes."""
         self._start = 0.0
 
     def before(self, place: int, unit: Unit) -> None:
         """Start the clock."""
+        self.look(unit.device)
         _reset_peak(unit.device)
         self._start = time.perf_counter()
 
@@ -92,6 +108,12 @@ class Meter(Instrument):
         row.seconds += time.perf_counter() - self._start
         row.peak_bytes = max(row.peak_bytes, peak_bytes(unit.device))
         row.units += 1
+        self.look(unit.device)
+
+    def look(self, device: torch.device) -> int:
+        """The peak so far, between passes too."""
+        self.highest = max(self.highest, peak_bytes(device))
+        return self.highest
 
 
 def peak_bytes(device: torch.device) -> int:

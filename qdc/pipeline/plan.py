@@ -14,6 +14,7 @@ from qdc.codec import Lowered
 from qdc.errors import MissingAnnotation, QdcError, nearest
 from qdc.ir.annotations import Annotation, Packed
 from qdc.ir.graph import LayerGraph, Region, Stage
+from qdc.ir.routing import GIVE
 from qdc.ir.tuned import Tuned
 from qdc.passbase import Configured, Kinds, Pass
 from qdc.pipeline.syntax import STAGES
@@ -37,9 +38,9 @@ class StageOrder(Configured):
 
 
 def _writes_residual(graph: LayerGraph, stage: Stage) -> bool:
-    """Whether all that reads the stage's layers adds them to something."""
+    """Whether all that reads the stage's layers adds them to something, or to other experts."""
     readers = {read for layer in stage.layers for read in graph.edges.successors(layer)}
-    return bool(readers) and all(graph[reader].op == "add" for reader in readers)
+    return bool(readers) and all(graph[reader].op in ("add", GIVE) for reader in readers)
 
 
 @dataclass(frozen=True)

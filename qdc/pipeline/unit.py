@@ -63,8 +63,7 @@ class Unit:
 
     def layers(self) -> tuple[Node, ...]:
         """The linears of this unit that are to be quantized, in execution order."""
-        mine = {layer for stage in self.stages for layer in stage.layers}
-        return tuple(node for node in self.graph.layers() if node.name in mine)
+        return tuple(self.graph.layers(self.stages))
 
     def layers_by_stage(self) -> Iterator[tuple[Stage, tuple[Node, ...]]]:
         """Each stage with those of its linears that are to be quantized; empty stages left out."""
@@ -176,7 +175,9 @@ class Unit:
 
     def total(self, stream: Stream, *counts: int) -> list[int]:
         """Counts over all samples, from those of the samples that the stream moves here."""
-        return total(self.workspace.world, *counts) if stream.split else list(counts)
+        if not stream.split:
+            return list(counts)
+        return [int(count) for count in total(self.workspace.world, *counts)]
 
     def share(
         self,

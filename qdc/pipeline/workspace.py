@@ -4,7 +4,6 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,9 +20,12 @@ from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef
-from qdc.pipeline.stream import Stream
+from qdc.pipeline.states import StateStore
+from qdc.pipeline.stream import Stream, Trail
 
 MakeBatches = Callable[[], list[Tensor]]
+Key = tuple[int, bool]
+"""A stream: the place of its pass in the plan, and whether it goes through the original model."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,16 @@ class Workspace:
     tensors: TensorTable = field(default_factory=TensorTable)
     remarks: list[Remark] = field(default_factory=list)
     """Of the pass that runs now; an instrument takes them over."""
-    linear_calls: int = 0
+    linear_calls: float = 0
     """Linears executed for calibration, counted once for each sample."""
     returns: bool = False
     """Whether streams must be able to go back inside a region; ``Plan.returns`` knows."""
-    states: torch.dtype = torch.float32
-    """Floating dtype of calibration states between two stages."""
+    states: StateStore = field(default_factory=StateStore)
+    """Where the values of all streams wait between two stages."""
     samples: int = 0
     """Samples of the largest calibration."""
+    trails: dict[Key, Trail] = field(default_factory=dict)
+    """Ways that streams follow when they are made, to where an interrupted compile had them."""
     world: World = field(default_factory=World)
     """The processes that share the compile."""
     tags: Mapping[str, type[Annotation]] = field(default_factory=dict)
@@ -86,16 +90,23 @@ class Workspace:
     _streams: dict[int, Stream] = field(default_factory=dict)
     _references: dict[int, Stream] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Note which nodes are inside regions."""
+        self._inside = {name for region in self.program.graph.regions for name in region.nodes}
+
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
-        """The checkpoint's own tensor in fp32 on the device; a region's are read once.
+        """The checkpoint's own tensor in fp32 on the device; a region's are read once and held.
 
         Weights are computed with in fp32 whatever the checkpoint's dtype, so that what is fitted
         does not depend on it.
         """
         name = next(p.name for p in node.parameters if p.role == role)
-        if name not in self._loaded:
-            self._loaded[name] = self.checkpoint.tensor(name)
-        return self._loaded[name].to(self.device, torch.float32)
+        tensor = self._loaded.get(name)
+        if tensor is None:
+            tensor = self.checkpoint.tensor(name)
+            if node.name in self._inside:
+                self._loaded[name] = tensor
+        return tensor.to(self.device, torch.float32)
 
     def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
         """The checkpoint's own weight in fp32 on the device, ``count`` rows at a time, not kept."""
@@ -110,7 +121,8 @@ class Workspace:
         replaced = None if tuned is None else tuned.find(role)
         if replaced is not None:
             return self.tensors.get(replaced).to(self.device, torch.float32)
-        packed, lowered = graph.get(name, Packed), graph.get(name, Lowered)
+        owner = graph.owner(name, role)
+        packed, lowered = graph.get(owner, Packed), graph.get(owner, Lowered)
         if role != "weight" or lowered is None:
             return self.parameter(node, role)
         codec: Codec = lowered.codec
@@ -186,16 +198,26 @@ class Workspace:
             self.samples = max(self.samples, sum(len(batch) for batch in batches))
             if split:
                 self._same(batches)
-            weights = self.originals if original else self.parameters
-            streams[place] = Stream(
+            stream = self.open_stream((place, original), batches, split=split)
+            if (place, original) in self.trails:
+                stream.follow(self.trails.pop((place, original)), self._loaded.clear)
+        return streams[place]
+
+    def open_stream(self, key: Key, batches: list[Tensor], *, split: bool = False) -> Stream:
+        """Start a stream of batches ``i64[b, length]`` before the first region."""
+        place, original = key
+        streams = self._references if original else self._streams
+        streams[place] = self.watch(
+            Stream(
                 self.program,
                 batches,
-                weights,
+                self.originals if original else self.parameters,
                 self.device,
                 returns=self.returns,
-                held=self.states,
+                states=self.states,
                 part=self.world.part(len(batches)) if split else slice(None),
             )
+        )
         return streams[place]
 
     def _same(self, batches: list[Tensor]) -> None:
@@ -207,6 +229,21 @@ class Workspace:
                 "the processes of the compile have drawn different samples",
                 help="give all of them the same text, tokenizer and versions",
             )
+
+    def streams(self) -> Iterator[tuple[Key, Stream]]:
+        """Every stream with its key."""
+        for original, streams in ((False, self._streams), (True, self._references)):
+            yield from (((place, original), stream) for place, stream in streams.items())
+
+    def watch(self, stream: Stream) -> Stream:
+        """Remark on batches of a stream that the device's memory does not hold."""
+
+        def shrunk(name: str, samples: int) -> None:
+            details = {"reason": f"{self.device} ran out of memory", "batch": samples}
+            self.remarks.append(Remark("note", "calibration", name, details))
+
+        stream.executor.shrunk = shrunk
+        return stream
 
     def rewritten(self, name: str) -> None:
         """Send streams that have gone past this node of the region back to where they entered it.
@@ -226,7 +263,7 @@ class Workspace:
 
     def leave(self, region: Region) -> None:
         """Move all streams past a region and forget its weights."""
-        for stream in (*self._streams.values(), *self._references.values()):
+        for _, stream in self.streams():
             stream.leave(region)
         self._loaded.clear()
 
@@ -237,15 +274,12 @@ class Workspace:
                 for ref in note.refs():
                     self.tensors.release(ref.name)
 
-    def end_segment(self, spill: Path | None) -> None:
-        """Drop the streams; with a folder, move the tensors that remain out of memory."""
-        streams = (*self._streams.values(), *self._references.values())
-        self.linear_calls += sum(stream.linear_calls for stream in streams)
+    def end_segment(self) -> None:
+        """Drop the streams."""
+        self.linear_calls += sum(stream.linear_calls for _, stream in self.streams())
         self._streams.clear()
         self._references.clear()
         self._loaded.clear()
-        if spill is not None:
-            self.tensors.spill(spill)
 
     def release_scratch(self, names: tuple[str, ...]) -> None:
         """Release the scratch tensors of these layers: moments, factors."""

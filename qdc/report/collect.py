@@ -11,7 +11,7 @@ import torch
 
 from qdc import __version__
 from qdc.codec import Lowered
-from qdc.ir.annotations import Orders, Packed
+from qdc.ir.annotations import Moment, Orders, Packed
 from qdc.ir.graph import LINEAR, LayerGraph, Node
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import BYTES
@@ -39,6 +39,7 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
         if lowered is None or packed is None:
             continue
         orders, tuned = graph.get(node.name, Orders), graph.get(node.name, Tuned)
+        moment = graph.get(node.name, Moment)
         yield (
             node,
             LayerReport(
@@ -56,6 +57,7 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
                     suffix: ref.nbytes
                     for suffix, ref in zip(packed.suffixes, packed.tensors, strict=True)
                 },
+                routed=None if moment is None else moment.routed,
             ),
         )
 
@@ -88,7 +90,8 @@ def _plain(graph: LayerGraph, inside: set[str]) -> Iterator[tuple[str, str, int]
     """Name, use and bytes of every tensor that is stored plainly: kept or tuned."""
     for node in graph:
         tuned = graph.get(node.name, Tuned)
-        replaced = {"weight"} if graph.get(node.name, Packed) is not None else set()
+        owner = graph.owner(node.name)
+        replaced = {"weight"} if graph.get(owner, Packed) is not None else set()
         if tuned is not None:
             for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
                 use = _part(node, role, node.name in inside)

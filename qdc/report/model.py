@@ -34,6 +34,8 @@ class LayerReport(Frozen):
     """Share of each block of columns in the error; they add up to it."""
     stored: dict[str, int] = Field(default_factory=dict)
     """Bytes of each stored tensor, by its suffix."""
+    routed: int | None = None
+    """Tokens that an expert saw, if they were too few and it was given the statistics of all."""
 
     @property
     def weights(self) -> int:
@@ -133,6 +135,8 @@ class CompileReport(Frozen):
     parts: tuple[SizePart, ...] = ()
     """What the predicted bytes are."""
     files: tuple[FileReport, ...] = ()
+    peak_bytes: int = 0
+    """Highest memory of the run: of the CUDA device, else resident memory of the process."""
     layer_forwards: float
     """Linears executed for calibration, divided by samples times quantized linears."""
     processes: int = 1
@@ -140,6 +144,8 @@ class CompileReport(Frozen):
     sent_bytes: int = 0
     """Bytes that they had to deliver to each other."""
     seconds: float
+    resumed: int = 0
+    """How many times the compile was interrupted; its times and remarks are those of all parts."""
     dumps: tuple[str, ...] = ()
     evaluation: EvaluationReport | None = None
 

@@ -7,13 +7,27 @@ import torch
 
 from qdc.errors import QdcError
 
+AUTO = "auto"
+KNOWN = "known: cpu, cuda, auto"
+
+
+def find_device(device: str) -> str:
+    """Resolve ``auto`` to CUDA where it is there, else the CPU; check any other name.
+
+    Raises ``QdcError`` for a device that is not there.
+    """
+    if device == AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    return device
+
 
 def check_device(device: str) -> None:
     """Refuse a device that is not there. Raises ``QdcError``."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise QdcError(f"no device is called {device!r}", help="known: cpu, cuda") from error
+        raise QdcError(f"no device is called {device!r}", help=KNOWN) from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise QdcError("this torch sees no CUDA device", help="use --device cpu")
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
@@ -22,7 +36,7 @@ def check_device(device: str) -> None:
             help=f"there are {torch.cuda.device_count()}, counted from cuda:0",
         )
     if kind not in ("cpu", "cuda"):
-        raise QdcError(f"device {device!r} is not supported", help="known: cpu, cuda")
+        raise QdcError(f"device {device!r} is not supported", help=KNOWN)
 
 
 @contextlib.contextmanager

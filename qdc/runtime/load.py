@@ -14,8 +14,8 @@ from qdc.artifact.writer import METHOD
 from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
 from qdc.ir.types import Dimension
-from qdc.models.families import build
 from qdc.registry import Registry
 
 FLOATING = ("f64", "f32", "f16", "bf16")
@@ -49,19 +49,23 @@ def load_artifact(
             layer: parse_codec(layer, fields, known)
             for layer, fields in quantization.layers.items()
         }
-        module, _ = build({k: v for k, v in source.config.items() if k != "quantization_config"})
-        _add_biases(module, quantization.added_biases)
-        _check(module, codecs, source)
+        config = {k: v for k, v in source.config.items() if k != "quantization_config"}
+        module = build_module(config, quantization.frontend)
+        body = holder(module)
+        _add_biases(body, quantization.added_biases)
+        _check(body, codecs, source)
         state = {
-            name: _tensor(name, codecs, source).to(device, dtype) for name in module.state_dict()
+            name: _tensor(name, codecs, source).to(device, dtype) for name in _dense_tensors(body)
         }
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False)
+    _fill(body, state)
+    return module.to(device).requires_grad_(False)
 
 
-def load_checkpoint(folder: Path, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+def load_checkpoint(
+    folder: Path, device: str | torch.device, dtype: torch.dtype, choice: Choice = "auto"
+) -> nn.Module:
     """Load an uncompiled checkpoint into the same kind of module.
 
     Raises:
@@ -70,12 +74,13 @@ def load_checkpoint(folder: Path, device: str | torch.device, dtype: torch.dtype
     """
     source = Checkpoint(folder)
     refuse_compiled(source)
-    module, _ = build(source.config)
-    wanted = _dense_tensors(module)
+    module = build_module(source.config, choose(source.config, choice))
+    show_by_name(module, source)
+    body = holder(module)
+    wanted = _dense_tensors(body)
     _compare(wanted, source, InvalidCheckpoint)
-    state = {name: source.tensor(name).to(device, dtype) for name in wanted}
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False)
+    _fill(body, {name: source.tensor(name).to(device, dtype) for name in wanted})
+    return module.to(device).requires_grad_(False)
 
 
 def refuse_compiled(source: Checkpoint) -> None:
@@ -118,7 +123,27 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
 
 
 def _dense_tensors(module: nn.Module) -> dict[str, Wanted]:
-    return {name: (None, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+    """Every stored tensor of the module; a tied one stands under its first name alone."""
+    tied = _tied(module)
+    state = module.state_dict().items()
+    return {name: (None, tuple(tensor.shape)) for name, tensor in state if name not in tied}
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Further names of parameters that have two, each with the first name."""
+    first = {parameter: name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[parameter] for name, parameter in every if first[parameter] != name}
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a module on meta its tensors; what was tied is tied again."""
+    tied = _tied(module)
+    aliases = {name: state[first] for name, first in tied.items()}
+    module.load_state_dict({**state, **aliases}, strict=True, assign=True)
+    for name, first in tied.items():
+        path, _, role = name.rpartition(".")
+        setattr(module.get_submodule(path), role, module.get_parameter(first))
 
 
 def _compare(

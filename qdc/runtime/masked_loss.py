@@ -9,9 +9,17 @@ from torch.nn import functional
 
 from qdc.calibration.streams import uniforms
 from qdc.errors import QdcError
+from qdc.runtime.predictions import Logits, logits_shift, predictions
 
-Logits = Callable[[Tensor], Tensor]
-"""A model: ``i64[batch, T] -> [batch, T, vocabulary]``; position i predicts token i."""
+__all__ = [
+    "Logits",
+    "Progress",
+    "Sums",
+    "bound_masks",
+    "masked_sums",
+    "ratio_mask",
+    "require_finite",
+]
 
 Progress = Callable[[int, int], None]
 
@@ -73,7 +81,7 @@ def masked_sums(
         row = hidden.nonzero()[:, 0] + start
         for loss, model in zip(losses, models, strict=True):
             logits = model(noisy.clone())
-            found = _checked(logits, clean, hidden)
+            found = _checked(logits, clean, hidden, logits_shift(model))
             loss.index_add_(
                 0, row, functional.cross_entropy(found, clean[hidden], reduction="none").double()
             )
@@ -91,8 +99,8 @@ def require_finite(logits: Tensor) -> None:
         )
 
 
-def _checked(logits: Tensor, clean: Tensor, hidden: Tensor) -> Tensor:
-    """Return the masked positions' logits ``f32[masked, vocabulary]``, on the CPU."""
+def _checked(logits: Tensor, clean: Tensor, hidden: Tensor, shift: int) -> Tensor:
+    """Return the logits ``f32[masked, vocabulary]`` that predict the masked tokens, on the CPU."""
     if logits.ndim != 3 or logits.shape[:2] != clean.shape:
         raise QdcError(
             f"found logits of shape {list(logits.shape)}, need [{len(clean)}, {clean.shape[1]}, "
@@ -105,7 +113,7 @@ def _checked(logits: Tensor, clean: Tensor, hidden: Tensor) -> Tensor:
             f"found token {highest}, and the model has logits for {logits.shape[2]} tokens",
             help="use the tokenizer of this model",
         )
-    found = logits[hidden.to(logits.device)].float().cpu()
+    found = predictions(logits, hidden, shift).float().cpu()
     require_finite(found)
     return found
 

@@ -14,6 +14,7 @@ from qdc.compiler import open_model
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.runtime.load import load_checkpoint
 from tests.support.checkpoints import MASK, write_checkpoint
+from tests.support.experts import write_mixture
 
 CPU = torch.device("cpu")
 
@@ -82,3 +83,18 @@ def test_prompts_are_never_masked(model: Path, tmp_path: Path) -> None:
     assert found.masked_tokens == answers.sum()
     assert 0 < found.masked_tokens < 48
     assert found.visible is not None
+
+
+def test_an_expert_that_sees_no_tokens_has_no_figures(tmp_path: Path) -> None:
+    folder = write_mixture(tmp_path / "model", count=1, idle=True, num_hidden_layers=1)
+    checkpoint, program = open_model(folder)
+    sampling = Sampling(samples=3, length=12, ratios=(0.5,), top=2, batch=2)
+    source, encode = read_text(None), encoder(load_tokenizer(folder))
+    found = inspect(program, checkpoint, source, encode, sampling, CPU)
+    tokens = {row.layers[0]: row.masked_tokens for row in found if row.ratio}
+    experts = [f"model.layers.0.mlp.experts.{number}.gate_proj" for number in range(4)]
+    assert sum(tokens[name] for name in experts) == tokens["model.layers.0.self_attn.q_proj"]
+    for row in found:
+        idle = ".experts.3." in row.layers[0]
+        assert (row.every is None) == idle
+        assert not (idle and row.masked_tokens)

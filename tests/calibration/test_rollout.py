@@ -15,13 +15,17 @@ from qdc.pipeline.workspace import Workspace
 from qdc.runtime.infill import infill
 from qdc.runtime.load import load_checkpoint
 from tests.support.checkpoints import MASK, write_checkpoint
+from tests.support.families import CASES, write_family
 
 SAMPLES, LENGTH, STEPS = 4, 20, 5
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["llada", "dream"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and one whose logits are shifted."""
     folder = tmp_path_factory.mktemp("rollout") / "model"
+    if request.param == "dream":
+        return write_family(folder, CASES["dream"], dtype=torch.float32)
     return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, vocab=64, dtype=torch.float32)
 
 

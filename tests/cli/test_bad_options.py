@@ -43,6 +43,11 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "short calibration": (("--calibration", "TEXT"), ("tokens", "need one of at least 65")),
     "calibration folder": (("--calibration", "MODEL"), ("found a folder",)),
+    "no size": (("--host-memory", "lots"), ("--host-memory is no size: 'lots'", "8G")),
+    "resume and restart": (("--resume", "--restart"), ("--resume", "--restart", "leave one out")),
+    "resume and dumps": (("--resume", "--dump-after", "all"), ("--dump-after", "--restart")),
+    "resume without artifact": ((*RTN, "--stop-after", "pack", "--resume"), ("--resume", "none")),
+    "restart without artifact": ((*RTN, "--stop-after", "pack", "--restart"), ("--restart",)),
     "no CUDA device": (("--device", "cuda"), ("no CUDA device", "--device cpu")),
 }
 

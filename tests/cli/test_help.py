@@ -8,7 +8,10 @@ import pytest
 from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
-COMMANDS = ("compile", "show", "passes", "backends", "run", "eval", "report", "inspect-calibration")
+COMMANDS = (
+    "compile", "plan", "show", "passes", "backends", "families", "run", "eval", "report",
+    "inspect-calibration",
+)  # fmt: skip
 SCREEN = 48
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qdc.models.families import FAMILIES
 from tests.cli.conftest import Command
 from tests.support.commands import qdc as command
 
@@ -161,3 +162,19 @@ def test_pipelines_are_not_wrapped(model: Path, tmp_path: Path, qdc: Command) ->
 def test_columns_set_the_width(qdc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     assert max(map(len, qdc("backends").splitlines())) <= 60
+
+
+def test_families_lists_all_with_their_proofs(qdc: Command) -> None:
+    text = qdc("families")
+    listed, _, proofs = text.partition("\n\n")
+    assert max(map(len, listed.splitlines())) <= 100
+    data = json.loads(qdc("families", "--json"))
+    assert [entry["name"] for entry in data["families"]] == [family.name for family in FAMILIES]
+    for entry in data["families"]:
+        assert f"\n{entry['name']} " in listed
+        assert all(name in listed for name in entry["architectures"])
+        for proof in entry["proved"]:
+            assert proof["what"] in proofs
+            assert proof["test"] in proofs
+    for entry in data["refused"]:
+        assert entry["reason"] in proofs

@@ -7,7 +7,7 @@ import pytest
 from tests.cli.conftest import check_refusal
 from tests.support.commands import qdc as command
 
-HELP_FIELD, HELP_DEVICE = "did you mean text?", "known: cpu, cuda"
+HELP_FIELD, HELP_DEVICE = "did you mean text?", "known: cpu, cuda, auto"
 EVAL = ("eval", "ARTIFACT", "--text", "TEXT")
 COMPILE = ("compile", "MODEL", "-o", "OUT")
 TYPOS = {

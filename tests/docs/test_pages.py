@@ -15,7 +15,15 @@ from tests.support.checkpoints import write_checkpoint
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = ("allocation.md", "calibration.md", "format.md", "ir.md", "report.md", "writing_passes.md")
+PAGES = (
+    "allocation.md",
+    "calibration.md",
+    "format.md",
+    "ir.md",
+    "planning.md",
+    "report.md",
+    "writing_passes.md",
+)
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

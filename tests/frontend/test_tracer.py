@@ -110,7 +110,9 @@ def test_the_nodes_execute_the_model(folder: Path, program: Program) -> None:
     module = module.to_empty(device="cpu")
     module.load_state_dict({name: checkpoint.tensor(name) for name in checkpoint.headers})
     tokens = torch.randint(0, 2048, (2, 7), generator=torch.Generator().manual_seed(0))
-    graph = next(iter(program.nodes.values())).graph
+    first = next(iter(program.nodes.values()))
+    assert isinstance(first, fx.Node)
+    graph = first.graph
     with torch.no_grad():
         found = fx.Interpreter(module, graph=graph).run(tokens, None)
         assert torch.equal(found, module(tokens))

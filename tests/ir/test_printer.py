@@ -47,7 +47,12 @@ def test_one_region_and_two_tags(golden: Golden) -> None:
 
 def test_facts_of_the_model(golden: Golden) -> None:
     facts = ModelFacts(
-        family="shifted", mask_token_id=0, vocabulary=7, max_length=9, logits_shift=1
+        family="shifted",
+        mask_token_id=0,
+        vocabulary=7,
+        max_length=9,
+        logits_shift=1,
+        attention_block=3,
     )
     golden(render(LayerGraph(Structure(name="none", model=facts, nodes=(source("x", 4),)))))
 

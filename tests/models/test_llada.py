@@ -1,31 +1,20 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.models.families import build
 from tests.support.checkpoints import write_checkpoint
+from tests.support.families import CASES, LLAMA_NAMES
 
 TOLERANCE = 1e-5
-OUTER_NAMES = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
-INNER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "attn_out": "self_attn.o_proj",
-    "ff_norm": "post_attention_layernorm",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "ff_out": "mlp.down_proj",
-}
 KEYS = {
     "model.transformer.wte.weight",
-    *(f"model.transformer.blocks.{i}.{leaf}.weight" for i in range(2) for leaf in INNER_NAMES),
+    *(f"model.transformer.blocks.{i}.{leaf}.weight" for i in range(2) for leaf in LLAMA_NAMES),
     "model.transformer.ln_f.weight",
     "model.transformer.ff_out.weight",
 }
@@ -41,33 +30,8 @@ def ours(folder: Path) -> nn.Module:
 
 def native(folder: Path) -> nn.Module:
     """The same weights in transformers' Llama, made bidirectional."""
-    config = Checkpoint(folder).config
-    fields = {
-        "hidden_size": config["d_model"],
-        "intermediate_size": config["mlp_hidden_size"],
-        "num_hidden_layers": config["n_layers"],
-        "num_attention_heads": config["n_heads"],
-        "num_key_value_heads": config["n_kv_heads"],
-        "vocab_size": config["vocab_size"],
-        "max_position_embeddings": config["max_sequence_length"],
-        "rms_norm_eps": config["rms_norm_eps"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
-        "is_causal": False,
-        "tie_word_embeddings": False,
-    }
-    model: nn.Module = LlamaForCausalLM(LlamaConfig(**fields))
-    renamed = {llama_name(n): t for n, t in load_file(folder / "model.safetensors").items()}
-    model.load_state_dict(renamed, strict=True)
-    return model.eval()
-
-
-def llama_name(name: str) -> str:
-    match name.removeprefix("model.transformer.").split("."):
-        case ["blocks", index, leaf, "weight"]:
-            return f"model.layers.{index}.{INNER_NAMES[leaf]}.weight"
-        case [leaf, "weight"]:
-            return f"{OUTER_NAMES[leaf]}.weight"
-    raise ValueError(name)
+    case = replace(CASES["llada"], config=Checkpoint(folder).config)
+    return case.native_model(load_file(folder / "model.safetensors"))
 
 
 @pytest.fixture(scope="module", params=[None, 1], ids=["all heads", "grouped heads"])

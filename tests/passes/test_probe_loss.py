@@ -15,8 +15,10 @@ from qdc.passes.probe_loss import ProbeLoss
 from qdc.pipeline.unit import Unit
 from qdc.pipeline.workspace import Workspace
 from qdc.runtime.load import load_checkpoint
+from qdc.runtime.predictions import predictions
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import run_passes, spying
+from tests.support.families import CASES, write_family
 
 OPTIONS = "samples=6 length=16 probes=3 batch=2"
 
@@ -33,8 +35,12 @@ def states() -> Tensor:
     return tokens.masked_fill(torch.rand(5, 16, generator=generator) < 0.4, MASK)
 
 
-def test_a_probe_is_a_run_of_the_changed_model(model: Path) -> None:
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_a_probe_is_a_run_of_the_changed_model(family: str, model: Path, tmp_path: Path) -> None:
+    if family == "dream":
+        model = write_family(tmp_path, CASES["dream"], dtype=torch.float32)
     checkpoint, program = open_model(model)
+    shift = program.graph.model.logits_shift
     workspace = Workspace(program, checkpoint, torch.device("cpu"), calibration=None)
     tokens = states()
     probes = Probes(workspace, list(torch.split(tokens, 2)), 2)
@@ -42,7 +48,7 @@ def test_a_probe_is_a_run_of_the_changed_model(model: Path) -> None:
     for region in program.graph.regions:
         probes.advance(region)
         for stage in region.stages:
-            list(probes.enter(stage))
+            probes.enter(stage)
             for layer in stage.layers:
                 original = probes.weight(layer)
                 noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
@@ -52,12 +58,12 @@ def test_a_probe_is_a_run_of_the_changed_model(model: Path) -> None:
     used = tokens[:4]
     hidden = used == MASK
     plain = load_checkpoint(model, "cpu", torch.float32)
-    expected = plain(used)[hidden].double().log_softmax(-1)
+    expected = predictions(plain(used), hidden, shift).double().log_softmax(-1)
     for layer, weight in changed.items():
         module = load_checkpoint(model, "cpu", torch.float32)
         own = module.get_submodule(program.graph[layer].path)
         own.weight = torch.nn.Parameter(weight)
-        found = module(used)[hidden].detach().double().log_softmax(-1)
+        found = predictions(module(used), hidden, shift).detach().double().log_softmax(-1)
         divergence = functional.kl_div(found, expected, reduction="batchmean", log_target=True)
         rise, positions = probes.divergence(layer)
         assert positions == int(hidden.sum())
@@ -73,7 +79,7 @@ def test_nothing_changed_is_no_divergence(model: Path) -> None:
     for region in program.graph.regions:
         probes.advance(region)
         if region is program.graph.regions[0]:
-            list(probes.enter(region.stages[0]))
+            probes.enter(region.stages[0])
             probes.replace(layer, probes.weight(layer).clone(), region)
         probes.leave(region)
     assert probes.divergence(layer)[0] == pytest.approx(0, abs=1e-9)

@@ -12,7 +12,7 @@ from torch import Tensor
 import qdc
 from qdc.errors import InvalidCheckpoint, InvalidGraph, InvalidPipeline, QdcError, UnsupportedModel
 from qdc.frontend.checkpoint import Checkpoint
-from qdc.ir.annotations import Kept, Packed
+from qdc.ir.annotations import TIED, Kept, Packed
 from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.printer import render
@@ -27,6 +27,7 @@ from qdc.registry import Registry, standard_registry
 from tests.conftest import Golden
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, run_passes, spying
+from tests.support.families import CASES, write_family
 from tests.support.graphs import function, linear, source, structure
 
 WTE, HEAD = "model.transformer.wte", "model.transformer.ff_out"
@@ -256,12 +257,61 @@ def embedding(rows: int, name: str = "wte.weight") -> Node:
     return node.model_copy(update={"parameters": (weight,)})
 
 
-def test_one_tensor_for_both_is_refused() -> None:
+def test_one_tensor_for_both_is_one_matrix() -> None:
     head = linear("head", "wte", 1000, 8)
     nodes = [source("tokens", "B", "L"), embedding(1000, head.weight.name), head]
-    with pytest.raises(UnsupportedModel, match="are one tensor") as caught:
-        QuantizeVocab().check(LayerGraph(structure(nodes)))
-    assert caught.value.where == ("%wte", "%head")
+    graph = LayerGraph(structure(nodes))
+    QuantizeVocab().check(graph)
+    assert [node.name for node in graph.vocabulary()] == ["wte"]
+    assert [graph.owner(name) for name in ("tokens", "wte", "head")] == ["tokens", "wte", "wte"]
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_family(tmp_path_factory.mktemp("tied") / "model", CASES["fast-dllm tied"])
+
+
+def test_a_tied_head_computes_with_the_codes_of_the_embedding(tied: Path, tmp_path: Path) -> None:
+    seen: dict[str, Tensor] = {}
+
+    def look(label: str, unit: Unit) -> None:
+        for name in ("model.embed_tokens", "lm_head"):
+            seen[name] = unit.workspace.current(name)
+
+    run_passes(tied, tmp_path, spying(look), "quantize-vocab,spy-all", stop_after="spy-all")
+    assert torch.equal(seen["lm_head"], seen["model.embed_tokens"])
+    original = Checkpoint(tied).tensor("model.embed_tokens.weight").float()
+    assert torch.equal(seen["lm_head"], rounded(original, 8, 32))
+
+
+@pytest.mark.parametrize("passes", [f"quantize-vocab,{PLAIN}", PLAIN])
+def test_a_tied_matrix_is_stored_once(passes: str, tied: Path, tmp_path: Path) -> None:
+    report = compile_tiny(tied, tmp_path / "out", passes)
+    assert report.predicted_bytes == report.tensor_bytes
+    assert len(report.coverage) == len(Checkpoint(tied).headers)
+    assert not any("lm_head" in name for name in Checkpoint(tmp_path / "out").headers)
+    quantized = passes != PLAIN
+    (row,) = (row for row in report.coverage if row.tensor == "model.embed_tokens.weight")
+    assert (row.status == "quantized") == quantized
+    assert ("lm_head" in settings(tmp_path / "out")["modules_to_not_convert"]) != quantized
+    loaded = qdc.load(tmp_path / "out")
+    assert loaded.get_parameter("lm_head.weight") is loaded.get_parameter(
+        "model.embed_tokens.weight"
+    )
+    graph = read(tmp_path / "out" / "ir.qdc", standard_registry().annotations())
+    assert graph.require("lm_head", Kept).reason == TIED
+    assert (graph.get("model.embed_tokens", Packed) is not None) == quantized
+
+
+def test_a_head_beside_a_tied_embedding_is_refused(tied: Path, tmp_path: Path) -> None:
+    case = CASES["fast-dllm tied"]
+
+    def add(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    with pytest.raises(InvalidCheckpoint, match="1 tensors are unmapped") as caught:
+        compile_tiny(write_family(tmp_path / "model", case, edit=add), tmp_path / "out", PLAIN)
+    assert caught.value.where == ("lm_head.weight",)
 
 
 def test_a_model_without_vocabulary_is_refused() -> None:

@@ -92,6 +92,33 @@ def test_trace_of_one_step() -> None:
     assert trace(1, [1, 1, 1, 1, 1]) == ([[1, 1, 1, 1, 1]], [2, 3, 4, 5, 2])
 
 
+@pytest.mark.parametrize(
+    ("steps", "seen"),
+    [
+        (
+            None,
+            [[1, 1, 1, 1, 1], [1, 3, 1, 1, 1], [2, 3, 1, 1, 1], [2, 3, 4, 1, 1], [2, 3, 4, 5, 1]],
+        ),
+        (4, [[1, 1, 1, 1, 1], [2, 3, 1, 1, 1], [2, 3, 4, 1, 1], [2, 3, 4, 5, 1]]),
+        (1, [[1, 1, 1, 1, 1], [2, 3, 1, 1, 1], [2, 3, 4, 5, 1]]),
+    ],
+)
+def test_trace_of_blocks(steps: int | None, seen: list[list[int]]) -> None:
+    """Blocks of two from the left; place 0 is filled before place 3 could teach it."""
+    found: list[list[int]] = []
+
+    def model(tokens: Tensor) -> Tensor:
+        found.append(tokens[0].tolist())
+        return table(tokens)
+
+    tokens = torch.tensor([[1, 1, 1, 1, 1]])
+    told: list[tuple[int, int]] = []
+    filled = infill(model, tokens, tokens == MASK, MASK, steps, lambda *s: told.append(s), block=2)
+    assert found == seen
+    assert filled.tolist() == [[2, 3, 4, 5, 2]]
+    assert told == [(step + 1, len(seen)) for step in range(len(seen))]
+
+
 def test_visible_text_stays() -> None:
     """Given tokens are never touched, not even a mask token that is no gap."""
     tokens = torch.tensor([[4, 1, 1, 4, 7]])

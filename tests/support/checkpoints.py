@@ -37,7 +37,6 @@ def write_checkpoint(
     ``edit_config`` may break the tensors and the configuration before they are written; with more
     than one shard the tensors are dealt round-robin and an index is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
@@ -61,10 +60,25 @@ def write_checkpoint(
         "weight_tying": False,
     }
     shapes = published_shapes(config)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {name: _random(shape, generator).to(dtype) for name, shape in shapes.items()}
     if edit_config is not None:
         edit_config(config)
+    return write_model(folder, config, shapes, seed=seed, dtype=dtype, edit=edit, shards=shards)
+
+
+def write_model(
+    folder: Path,
+    config: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+    edit: Callable[[dict[str, Tensor]], None] | None = None,
+    shards: int = 1,
+) -> Path:
+    """Write a configuration, random tensors of these shapes, and the embedded tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {n: _random(n, shape, generator).to(dtype) for n, shape in shapes.items()}
     if edit is not None:
         edit(tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -98,8 +112,10 @@ def published_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     noise = torch.randn(shape, generator=generator)
+    if name.endswith(".bias"):
+        return 0.3 * noise
     return 1 + 0.1 * noise if len(shape) == 1 else noise / shape[-1] ** 0.5
 
 

@@ -23,7 +23,7 @@ def compile_tiny(model: Path, out: Path, passes: str = PLAIN, **options: Any) ->
     """Compile with few and short samples, where the pipeline calibrates; write no report."""
     options = {"write_report": False, **options}
     text = PRESETS.get(passes, passes)
-    if "calibrate-mcs" in text or "polish" in text:
+    if "calibrate-" in text or "polish" in text:
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     return qdc.compile(model, passes, out=out, **options)
 

@@ -11,6 +11,7 @@ from qdc.compiler import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region, Stage
 from qdc.models.families import build
+from qdc.pipeline.states import StateStore
 from qdc.pipeline.stream import Stream
 from tests.support.checkpoints import write_checkpoint
 
@@ -40,7 +41,12 @@ class Model:
     def stream(self, *, returns: bool = False, held: torch.dtype = torch.float32) -> Stream:
         device = torch.device("cpu")
         return Stream(
-            self.program, list(self.batches), self.weights, device, returns=returns, held=held
+            self.program,
+            list(self.batches),
+            self.weights,
+            device,
+            returns=returns,
+            states=StateStore(held),
         )
 
     def rewrite(self, layer: str) -> None:
@@ -87,6 +93,11 @@ def small_model(folder: Path) -> Model:
         vocab=64,
         dtype=torch.float32,
     )
+    return model_of(folder)
+
+
+def model_of(folder: Path) -> Model:
+    """Any checkpoint with 64 tokens or more."""
     checkpoint, program = open_model(folder)
     plain, _ = build(checkpoint.config)
     state = {name: checkpoint.tensor(name) for name in checkpoint.headers}

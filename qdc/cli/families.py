@@ -1,0 +1,52 @@
+"""``qdc families``: the models that are implemented, and what was proved of each."""
+
+from typing import Any
+
+from qdc.cli.terminal import console, print_json, print_lines, print_table, table
+from qdc.models.families import FAMILIES, REFUSED
+from qdc.models.family import Family
+
+UNPROVED = "not proved: no published checkpoint was loaded, only random ones of the same layout"
+
+
+def families_command(as_json: bool) -> None:
+    """List families, their proofs, and what is refused."""
+    if as_json:
+        refused = [refusal._asdict() for refusal in REFUSED]
+        print_json({"families": [_as_data(family) for family in FAMILIES], "refused": refused})
+        return
+    to = console()
+    rows = table(
+        "families", "family", "architectures", "sees", "mask", "logits shift", "front end",
+        right=(3, 4),
+    )  # fmt: skip
+    for family in FAMILIES:
+        mask = "in config" if family.mask_token_id is None else str(family.mask_token_id)
+        rows.add_row(
+            family.name, "\n".join(family.architectures), family.attention, mask,
+            str(family.logits_shift), family.front_end,
+        )  # fmt: skip
+    print_table(to, rows)
+    for family in FAMILIES:
+        to.print(f"\n{family.name}", style="bold", markup=False)
+        print_lines(to, f"  published  {', '.join(family.published)}")
+        for proof in family.proved:
+            print_lines(to, f"  proved     {proof.what}", f"             {proof.test}")
+    print_lines(to, "", UNPROVED)
+    to.print("\nrefused", style="bold")
+    for refusal in REFUSED:
+        names = ", ".join(refusal.architectures)
+        print_lines(to, f"  {refusal.name} ({names})", f"    {refusal.reason}")
+
+
+def _as_data(family: Family) -> dict[str, Any]:
+    return {
+        "name": family.name,
+        "architectures": family.architectures,
+        "published": family.published,
+        "attention": family.attention,
+        "mask_token_id": family.mask_token_id,
+        "logits_shift": family.logits_shift,
+        "front_end": family.front_end,
+        "proved": [proof._asdict() for proof in family.proved],
+    }

@@ -1,0 +1,171 @@
+"""``qdc plan``: what a compile would store, hold and take, before it is run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from qdc.backendbase import Backend
+from qdc.calibration.records import Fields
+from qdc.cli.terminal import console, print_json, print_lines, print_table, size, table
+from qdc.errors import InvalidPipeline
+from qdc.job import check_states
+from qdc.pipeline.builder import build_plan, configure
+from qdc.pipeline.plan import check_order
+from qdc.pipeline.syntax import parse_item
+from qdc.planning.foresee import foresee
+from qdc.planning.outlook import MemoryPeak, Outlook, RegionKind
+from qdc.registry import standard_registry
+from qdc.runtime.device import find_device
+
+PARTS = 5
+"""Parts of a peak that are shown."""
+
+
+def plan_command(
+    *,
+    model: Path,
+    passes: str,
+    backend: str,
+    calibration: Path | None,
+    fields: Fields,
+    overrides: dict[str, object],
+    states: str,
+    device: str,
+    plugins: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Foresee a compile and print it."""
+    registry = standard_registry(plugins)
+    plan = build_plan(passes, registry, overrides)
+    item = parse_item(backend)
+    emitter = configure(registry.find_backend(item.name), item, backend)
+    assert isinstance(emitter, Backend)
+    check_order(plan, final=emitter.requires, backend=emitter.name)
+    if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
+        raise InvalidPipeline(
+            "no pass of the pipeline reads calibration text, and --calibration is given",
+            help=f"the pipeline is: {plan}",
+        )
+    outlook = foresee(
+        model,
+        plan,
+        emitter,
+        device=find_device(device),
+        states=check_states(states),
+        calibration=calibration,
+        fields=fields,
+    )
+    if as_json:
+        print_json(outlook.as_data())
+    else:
+        print_outlook(console(), outlook)
+
+
+def print_outlook(to: Console, outlook: Outlook) -> None:
+    """Print tables of what was foreseen."""
+    print_table(to, _kinds(outlook))
+    to.print()
+    print_table(to, _summary(outlook))
+    to.print()
+    print_table(to, _passes(outlook))
+    for warning in outlook.warnings:
+        print_lines(to, f"warning   {warning}")
+
+
+def _kinds(outlook: Outlook) -> Table:
+    rows = table("layers", "kind", "layers", "rows", "columns", "codec", "stored", right=(1, 2, 3))
+    for kind in outlook.kinds:
+        stored = "unknown" if kind.nbytes is None else size(kind.nbytes)
+        rows.add_row(
+            kind.kind, str(kind.layers), f"{kind.rows:,}", f"{kind.columns:,}",
+            kind.codec or "unknown", stored,
+        )  # fmt: skip
+    return rows
+
+
+def _summary(outlook: Outlook) -> Table:
+    rows = table("plan", "", "")
+    rows.add_row("model", outlook.family)
+    if outlook.assumed:
+        rows.add_row("assumed", outlook.assumed)
+    rows.add_row("pipeline", outlook.pipeline)
+    for regions in outlook.regions:
+        rows.add_row("regions", _regions(regions))
+    rows.add_row("quantized", f"{outlook.weights:,} weights in {outlook.layers:,} layers")
+    rows.add_row("blocks", f"{outlook.blocks:,}")
+    kept = [row for row in outlook.coverage if row.status == "kept"]
+    rows.add_row(
+        "coverage", f"{len(outlook.coverage)} tensors: {len(outlook.coverage) - len(kept)} "
+        f"quantized, {len(kept)} kept, none unmapped",
+    )  # fmt: skip
+    rows.add_row("before", size(outlook.bytes_before))
+    rows.add_row("after", _after(outlook))
+    rows.add_row("host memory", _peak(outlook.host))
+    if outlook.device_memory is not None:
+        rows.add_row("device memory", _peak(outlook.device_memory))
+    rows.add_row("disk", _disk(outlook))
+    if outlook.samples:
+        rows.add_row("calibration", f"{outlook.samples:,} samples of {outlook.length:,} tokens")
+        rows.add_row("forwards", f"{outlook.forwards:.3f} of each layer and sample")
+    rows.add_row("operations", f"{outlook.flops:.3g}")
+    rows.add_row("time", f"about {duration(outlook.seconds)} on this {outlook.device}, an estimate")
+    if outlook.unknown:
+        rows.add_row(
+            "unknown", f"what {', '.join(outlook.unknown)} hold and compute: they implement no "
+            "forecast, and all figures are without them",
+        )  # fmt: skip
+    return rows
+
+
+def _regions(kind: RegionKind) -> str:
+    stages = " | ".join(" ".join(layers) for layers in kind.stages)
+    count = "1 region" if kind.regions == 1 else f"{kind.regions} regions"
+    return f"{count} of {len(kind.stages)} stages: {stages}   {kind.weights:,} weights each"
+
+
+def _after(outlook: Outlook) -> str:
+    if not outlook.shards:
+        return "unknown: a pass or the backend does not say what it stores"
+    exact = f"{size(outlook.file_bytes)} in {len(outlook.shards)} files, tensors "
+    exact += size(outlook.tensor_bytes)
+    if outlook.fewer or outlook.more:
+        exact += f"; {size(outlook.fewer)} less to {size(outlook.more)} more as orders fall"
+    return exact
+
+
+def _peak(peak: MemoryPeak) -> str:
+    largest = list(peak.parts.items())
+    parts = [f"{kind} {size(nbytes)}" for kind, nbytes in largest[:PARTS]]
+    return f"{size(peak.nbytes)} at {peak.moment}\n" + "\n".join(f"  {part}" for part in parts)
+
+
+def _disk(outlook: Outlook) -> str:
+    scratch = f"{size(outlook.scratch_bytes)} for a while" if outlook.scratch_bytes else ""
+    if not outlook.shards:
+        return scratch or "unknown"
+    written = size(outlook.file_bytes + outlook.more)
+    return f"{written} and the configuration" + (f", {scratch}" if scratch else "")
+
+
+def _passes(outlook: Outlook) -> Table:
+    rows = table(
+        "passes", "pass", "fp32 products", "fp64 products", "elementwise", "time",
+        right=(1, 2, 3, 4),
+    )  # fmt: skip
+    for cost in outlook.passes:
+        known = cost.name not in outlook.unknown
+        rows.add_row(
+            cost.name, f"{cost.products:.2g}", f"{cost.exact:.2g}", f"{cost.elements:.2g}",
+            duration(cost.seconds) if known else "unknown",
+        )  # fmt: skip
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``3.4 min``, ``2.1 h``, ``5 days``."""
+    for name, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length or (name != "days" and seconds >= length):
+            return f"{seconds / length:.1f} {name}"
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"

@@ -1,0 +1,92 @@
+"""Files that are complete on disk before anything relies on them.
+
+A write that the disk does not take is a mistake of nobody's code: it becomes one ``QdcError``.
+"""
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qdc.errors import QdcError
+
+Tensors = Mapping[str, Tensor]
+ELSEWHERE = "choose another -o"
+
+
+def write_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
+    """Write one file and sync it. Raises ``QdcError`` if the disk does not take it."""
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error, help) from error
+
+
+def replace_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
+    """Put new bytes in place of a file, atomically: at any moment it is the old or the new one."""
+    aside = path.with_name(f"{path.name}.new")
+    write_bytes(aside, data, help)
+    try:
+        aside.replace(path)
+    except OSError as error:
+        raise unwritable(path, error, help) from error
+    sync_folder(path.parent)
+
+
+def write_tensors(
+    path: Path, tensors: Tensors, help: str = ELSEWHERE, *, sync: bool = True
+) -> None:
+    """Write one safetensors file and sync it. Raises ``QdcError`` if the disk does not take it."""
+    try:
+        save_file(dict(_separate(tensors)), path, metadata={"format": "pt"})
+        if sync:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error, help) from error
+
+
+def _separate(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor in memory of its own on the CPU: a file holds no views."""
+    seen = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().to("cpu").contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        yield name, plain.clone() if memory in seen else plain
+        seen.add(memory)
+
+
+def unwritable(path: Path, error: Exception, help: str = ELSEWHERE) -> QdcError:
+    """The error that says which file could not be written, and why."""
+    reason = (getattr(error, "strerror", None) or str(error)).lower()
+    return QdcError(f"cannot write to {path}: {reason}", help=help)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as their files are."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes; empty if it is not there, unreadable, or no regular file."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,85 @@
+"""Whether every attention of an exported graph sees to both sides.
+
+A masked-denoising model fills a gap from what stands before and behind it. A decoder class that
+ignores ``is_causal = False`` would compile to something else without a word.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from qdc.errors import UnsupportedModel
+from qdc.frontend.segment import ATTENTION_CALL, Segment
+from qdc.ir.graph import LayerGraph
+
+LENGTH = 12
+"""Tokens of the input whose masks are looked at."""
+MASK, CAUSAL = 3, 5
+"""Places of the arguments of attention."""
+
+
+def check_bidirectional(graph: LayerGraph, segments: Mapping[str, Segment]) -> None:
+    """Refuse causal attention.
+
+    Masks are computed for one short input, unless they depend on parameters.
+
+    Raises:
+        UnsupportedModel: an attention sees to one side, or the model has none that is known.
+    """
+    attentions = [
+        (name, call)
+        for name, segment in segments.items()
+        for call in segment.calls
+        if call.target is ATTENTION_CALL
+    ]
+    if not attentions:
+        raise UnsupportedModel(
+            "the model calls no scaled_dot_product_attention: qdc cannot tell in which direction "
+            "it reads"
+        )
+    causal = [name for name, call in attentions if _argument(call, CAUSAL, "is_causal")]
+    masks: dict[str, bool] = {}
+    for name, call in attentions:
+        mask = _argument(call, MASK, "attn_mask")
+        value = segments[name].inputs.get(mask) if isinstance(mask, fx.Node) else None
+        if value is not None and value not in masks:
+            masks[value] = _hides_one_side(graph, segments, value)
+        if value is not None and masks[value]:
+            causal.append(name)
+    if causal:
+        raise UnsupportedModel(
+            "attention reads to one side only",
+            where=[f"%{name}" for name in causal],
+            help="the model's class does not follow is_causal = false",
+        )
+
+
+def _argument(call: fx.Node, place: int, name: str) -> object:
+    return call.args[place] if len(call.args) > place else call.kwargs.get(name)
+
+
+def _hides_one_side(graph: LayerGraph, segments: Mapping[str, Segment], name: str) -> bool:
+    """Whether a mask hides a place from another and not the other from it."""
+    needed, pending = set[str](), [name]
+    while pending:
+        step = pending.pop()
+        if step not in needed:
+            needed.add(step)
+            pending.extend(graph[step].inputs)
+    if any(graph[step].parameters for step in needed):
+        return False
+    environment: dict[str, Tensor] = {}
+    for node in graph:
+        if node.name not in needed:
+            continue
+        if node.op == "input":
+            environment[node.name] = torch.ones(1, LENGTH, dtype=torch.int64)
+        else:
+            environment[node.name] = segments[node.name].run(
+                environment, {}, (1, LENGTH), torch.device("cpu")
+            )
+    mask = environment[name]
+    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    visible = visible.expand(*visible.shape[:-2], LENGTH, LENGTH)
+    return bool((visible != visible.transpose(-1, -2)).any())

@@ -1,0 +1,116 @@
+"""Trace a transformers class with ``torch.export`` into a layer graph.
+
+The second front end, for models without an implementation of our own. ``torch.export`` runs the
+class's own forward on meta tensors and notes every call. Linears are found by their call, their
+paths by the module stack of the call, their weights by the signature of the graph. Sizes, buffers
+and tuples stay inside the nodes (``segment``); which calls become one node: ``grouping``.
+"""
+
+import torch
+from torch.export import Dim, ExportedProgram, export
+
+from qdc.errors import UnsupportedModel
+from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.direction import check_bidirectional
+from qdc.frontend.drafting import ROUTER, Drafting
+from qdc.frontend.functional import without_mutation
+from qdc.frontend.grouping import group_calls
+from qdc.frontend.native import PREFIX, NativeModel, first_line
+from qdc.frontend.structure import find_regions
+from qdc.frontend.tracer import Program, common_prefix, unique_names
+from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, ModelFacts, Node, Structure
+
+BATCH, LENGTH = 3, 24
+"""Sizes of the example that is exported; they are not written into the graph."""
+
+
+def trace_native(
+    native: NativeModel, facts: ModelFacts, checkpoint: Checkpoint | None = None
+) -> Program:
+    """Export a native model and build its layer graph.
+
+    Args:
+        native: parameters on meta, buffers with their values.
+        facts: what the graph says about the model.
+        checkpoint: gives the dtypes of the weights; the module's own without one.
+
+    Raises:
+        UnsupportedModel: the export fails, or finds something that qdc does not compile.
+    """
+    exported = _export(native, min(LENGTH, facts.max_length))
+    facts = facts.model_copy(update={"max_length": _longest(exported, facts.max_length)})
+    builder = Drafting(native, exported, checkpoint)
+    groups = group_calls(builder.calls, native.body, PREFIX)
+    drafts = [builder.draft(group) for group in groups]
+    prefix = common_prefix([draft.path for draft in drafts if draft.path])
+    plain = [builder.tokens.name, *(draft.name.removeprefix(prefix) for draft in drafts)]
+    tokens, *names = unique_names(plain)
+    named = dict(zip((group.calls[-1] for group in groups), names, strict=True))
+    named[builder.tokens] = tokens
+    segments = {
+        name: builder.segment(group, named) for name, group in zip(names, groups, strict=True)
+    }
+    nodes = (
+        Node(name=tokens, op="input", type=builder.type(builder.tokens)),
+        *(
+            draft.node(name, tuple(dict.fromkeys(segments[name].inputs.values())))
+            for name, draft in zip(names, drafts, strict=True)
+        ),
+    )
+    stacks = {tokens: (), **{n: d.stack for n, d in zip(names, drafts, strict=True)}}
+    regions = find_regions(native.body, nodes, stacks, prefix)
+    _refuse_unmapped(nodes, {name for region in regions for name in region.nodes})
+    graph = LayerGraph(
+        Structure(name=facts.family, prefix=prefix, model=facts, nodes=nodes, regions=regions)
+    )
+    check_bidirectional(graph, segments)
+    return Program(graph, native.body, segments)
+
+
+def _export(native: NativeModel, length: int) -> ExportedProgram:
+    """Export with batch and length open. Raises ``UnsupportedModel`` with torch's reason."""
+    ids = torch.zeros(BATCH, length, dtype=torch.int64, device="meta")
+    shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
+    try:
+        with torch.no_grad():
+            exported = export(native.on_meta(), (ids,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever the model's code raises on tensors without values
+        raise UnsupportedModel(
+            f"torch.export cannot trace {native.kind}: {first_line(error)}",
+            help="a model whose forward branches on the values of tensors needs an implementation "
+            "of our own; qdc families lists those",
+        ) from error
+    without_mutation(exported.graph)
+    signature = exported.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if changed:
+        raise UnsupportedModel(f"{native.kind} changes tensors in its forward", where=changed)
+    return exported
+
+
+def _longest(exported: ExportedProgram, known: int) -> int:
+    """Tokens of the longest input that the exported graph holds for."""
+    tokens = next(n for n in exported.graph.nodes if n.name == "input_ids")
+    size = tokens.meta["val"].shape[1]
+    if isinstance(size, int) or size.node.expr not in exported.range_constraints:
+        return known
+    upper = exported.range_constraints[size.node.expr].upper
+    return min(known, int(upper)) if upper.is_Integer else known
+
+
+def _refuse_unmapped(nodes: tuple[Node, ...], inside: set[str]) -> None:
+    """Every matrix of a block is the weight of a linear: nothing big stays behind in silence."""
+    found = [
+        f"{parameter} of %{node.name}"
+        for node in nodes
+        if node.name in inside and node.op not in (LINEAR, EMBEDDING, ROUTER)
+        for parameter in node.parameters
+        if sum(size > 1 for size in parameter.shape) > 1
+    ]
+    if found:
+        raise UnsupportedModel(
+            f"{len(found)} matrices of the blocks are the weights of no linear",
+            where=found,
+            help="3-D experts, convolutions and transposed linears would stay as they are; "
+            "qdc compiles a model whose blocks are made of linears",
+        )

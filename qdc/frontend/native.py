@@ -1,0 +1,262 @@
+"""Build the class that transformers has for a checkpoint, without weights and without its code.
+
+The class follows from ``model_type`` and ``architectures`` alone. Code beside a checkpoint is never
+run: a model that needs it is refused. Decoders are built with ``is_causal = False``: what qdc
+compiles fills gaps from both sides.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from qdc.calibration.tokenizer import TOKENIZER, load_tokenizer
+from qdc.errors import UnsupportedModel
+from qdc.frontend.unrolled import unroll_experts
+from qdc.ir.graph import ModelFacts
+from qdc.models.families import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+PREFIX = "body."
+"""Where the transformers module sits in a ``NativeModel``."""
+POOLING = "add_pooling_layer"
+LONGEST_REASON = 300
+DEEPEST, WIDEST = 1024, 1 << 24
+SIZES = ("size", "dim", "layers", "heads", "embeddings", "positions", "experts")
+"""How the names of fields end that decide what is allocated."""
+
+
+class NativeModel(nn.Module):
+    """A transformers module, called as every model here is."""
+
+    def __init__(self, body: "PreTrainedModel") -> None:
+        super().__init__()
+        self.body = body
+        accepted = inspect.signature(body.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in accepted else {}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding) ``-> [batch, T, vocab]`` logits.
+
+        A model without a head gives its last hidden state, ``[batch, T, width]``.
+        """
+        found = self.body(input_ids=input_ids, attention_mask=attention_mask, **self._options)
+        result: Tensor = found.logits if "logits" in found else found.last_hidden_state
+        return result
+
+    @property
+    def kind(self) -> str:
+        """Name of the transformers class."""
+        return type(self.body).__name__
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it gives logits."""
+        return self.body.get_output_embeddings() is not None
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Further names of parameters that have two, each with the first name."""
+        first = {parameter: name for name, parameter in self.body.named_parameters()}
+        every = self.body.named_parameters(remove_duplicate=False)
+        return {name: first[parameter] for name, parameter in every if first[parameter] != name}
+
+    def on_meta(self) -> "NativeModel":
+        """A copy without values, buffers included."""
+        return deepcopy(self).to("meta")
+
+
+class _ParametersOnMeta(TorchFunctionMode):
+    """Uninitialised tensors, which is how parameters begin, go to meta; what is computed stays.
+
+    So that buffers, as the frequencies of rotary embeddings, have their values.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def build_native(config: Mapping[str, Any]) -> NativeModel:
+    """Build the module of a configuration: parameters on meta, buffers with their values.
+
+    Raises:
+        UnsupportedModel: transformers has no class for it, or one that qdc does not compile.
+    """
+    auto, parsed = find_class(config)
+    body = _build(auto, parsed)
+    for name, parameter in list(body.named_parameters(remove_duplicate=False)):
+        if parameter.device.type != "meta":
+            owner, _, leaf = name.rpartition(".")
+            setattr(body.get_submodule(owner), leaf, nn.Parameter(parameter.to("meta")))
+    body.tie_weights(recompute_mapping=False)
+    unroll_experts(body)
+    hollow = [name for name, buffer in body.named_buffers() if buffer.device.type == "meta"]
+    if hollow:
+        raise UnsupportedModel("buffers of the model have no values of their own", where=hollow)
+    return NativeModel(body).eval().requires_grad_(False)
+
+
+def native_facts(native: NativeModel, folder: Path) -> ModelFacts:
+    """What the configuration and the tokenizer say of a model.
+
+    Raises:
+        UnsupportedModel: no mask token, or no length.
+    """
+    config = native.body.config
+    tokenizer = load_tokenizer(folder) if (folder / TOKENIZER).is_file() else None
+    vocabulary = int(native.body.get_input_embeddings().get_parameter("weight").shape[0])
+    mask = getattr(config, "mask_token_id", None)
+    if mask is None and tokenizer is not None:
+        mask = tokenizer.mask_token_id
+    if not isinstance(mask, int) or not 0 <= mask < vocabulary:
+        raise UnsupportedModel(
+            "the model has no mask token"
+            if mask is None
+            else f"the mask token {mask} is outside the {vocabulary} embeddings",
+            where=["config.json: mask_token_id", "tokenizer_config.json: mask_token"],
+            help="qdc compiles models that fill masked places; if this one does, write the id of "
+            "its mask token to config.json as mask_token_id",
+        )
+    lengths = [
+        length
+        for length in (
+            getattr(config, "max_position_embeddings", None),
+            None if tokenizer is None else tokenizer.model_max_length,
+        )
+        if isinstance(length, int) and 0 < length < 1 << 40
+    ]
+    if not lengths:
+        raise UnsupportedModel(
+            "the configuration gives no longest input",
+            help="write it to config.json as max_position_embeddings",
+        )
+    return ModelFacts(
+        family=str(config.model_type),
+        mask_token_id=mask,
+        vocabulary=vocabulary,
+        max_length=min(lengths),
+    )
+
+
+def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
+    """Choose the class by ``architectures`` and parse the configuration.
+
+    Returns:
+        The auto class of transformers that builds it, and the configuration.
+
+    Raises:
+        UnsupportedModel: there is none, with the reason.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    named, kind = architectures(config), config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise refusal(config, f"transformers has no model type {kind!r}")
+    _check_sizes(config)
+    plain = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config")}
+    try:
+        with quiet():
+            parsed = CONFIG_MAPPING[kind].from_dict(plain)
+    except Exception as error:  # each configuration class raises what it likes
+        raise UnsupportedModel(
+            f"config.json is no configuration of {kind}: {first_line(error)}"
+        ) from error
+    candidates: dict[str, Any] = {}
+    for auto in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
+        found = auto._model_mapping.get(type(parsed), None)
+        for candidate in found if isinstance(found, tuple) else (found,):
+            if candidate is not None:
+                candidates.setdefault(candidate.__name__, auto)
+    chosen = next((name for name in named if name in candidates), None)
+    if chosen is None:
+        known = ", ".join(candidates) or "no class of it"
+        raise refusal(config, f"of the model type {kind}, qdc compiles {known}")
+    if getattr(parsed, "is_encoder_decoder", False):
+        raise refusal(config, "it has an encoder and a decoder")
+    fills = type(parsed) in AutoModelForMaskedLM._model_mapping
+    if candidates[chosen] is AutoModelForCausalLM or not fills:
+        parsed.is_causal = False
+    return candidates[chosen], parsed
+
+
+def refusal(config: Mapping[str, Any], reason: str) -> UnsupportedModel:
+    """The error for a model that no front end takes, with what is supported."""
+    named = ", ".join(architectures(config)) or "a model without architectures"
+    supported = ", ".join(a for family in FAMILIES for a in family.architectures)
+    beside = "; the model's own code lies beside it" if "auto_map" in config else ""
+    return UnsupportedModel(
+        f"no model family here implements {named}",
+        where=[f"{reason}{beside}"],
+        help=f"supported architectures: {supported}, and encoders and decoders that transformers "
+        "itself implements; code beside a checkpoint is never run",
+    )
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a configuration names."""
+    claimed = config.get("architectures")
+    return [str(name) for name in claimed] if isinstance(claimed, list) else []
+
+
+def first_line(error: BaseException) -> str:
+    """The first sentence of a message, or the name of its class if it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    line = next((line for line in lines if line), type(error).__name__)
+    return line.split(". ")[0][:LONGEST_REASON]
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse sizes that no model has, before anything is allocated for them."""
+    odd = [
+        f"{name}: {value}"
+        for name, value in config.items()
+        if isinstance(value, int)
+        and value > (DEEPEST if "layers" in name else WIDEST)
+        and name.endswith(SIZES)
+    ]
+    if odd:
+        raise UnsupportedModel("config.json gives sizes that no model has", where=odd)
+
+
+def _build(auto: Any, config: "PretrainedConfig") -> "PreTrainedModel":
+    """Build the class. Raises ``UnsupportedModel`` with the reason of transformers."""
+    settings: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
+    kind = auto._model_mapping[type(config)]
+    if not isinstance(kind, tuple) and POOLING in inspect.signature(kind.__init__).parameters:
+        settings[POOLING] = False
+    try:
+        with _ParametersOnMeta(), quiet():
+            body: PreTrainedModel = auto.from_config(config, trust_remote_code=False, **settings)
+    except Exception as error:  # each model class raises what it likes
+        raise UnsupportedModel(
+            f"transformers cannot build {config.model_type}: {first_line(error)}"
+        ) from error
+    return body
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let transformers say nothing but errors."""
+    from transformers.utils.logging import get_verbosity, set_verbosity
+
+    before = get_verbosity()
+    set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        set_verbosity(before)

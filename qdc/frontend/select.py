@@ -1,0 +1,82 @@
+"""Which front end takes a model: our own implementation through fx, or the class of transformers.
+
+``auto`` takes our own where there is one. An artifact names the front end that made it, and is
+loaded through the same one.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from qdc.errors import UnknownName
+from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.exported import trace_native
+from qdc.frontend.naming import match_tensors
+from qdc.frontend.native import NativeModel, build_native, native_facts
+from qdc.frontend.tracer import Program, trace
+from qdc.ir.graph import ModelFacts
+from qdc.models.families import build, find_family, find_refusal
+
+FrontEnd = Literal["fx", "export"]
+Choice = Literal["auto", "fx", "export"]
+
+
+def parse_choice(name: str) -> Choice:
+    """Check an option's value. Raises ``UnknownName``."""
+    for known in get_args(Choice):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise UnknownName(f"no front end is called {name!r}", help="known: auto, fx, export")
+
+
+def choose(config: Mapping[str, Any], choice: Choice = "auto") -> FrontEnd:
+    """Decide by ``architectures``: a family that is known, if refused, is not exported either."""
+    if choice != "auto":
+        return choice
+    known = find_family(config) is not None or find_refusal(config) is not None
+    return "fx" if known else "export"
+
+
+def build_module(config: Mapping[str, Any], front_end: FrontEnd) -> nn.Module:
+    """Build a model without weights: ``forward(input_ids, attention_mask=None)``.
+
+    Raises:
+        UnsupportedModel: the front end has no implementation of it.
+    """
+    return build_native(config) if front_end == "export" else build(config)[0]
+
+
+def read_facts(config: Mapping[str, Any], folder: Path, front_end: FrontEnd) -> ModelFacts:
+    """What configuration and tokenizer say of a model. Raises ``UnsupportedModel``."""
+    if front_end == "export":
+        return native_facts(build_native(config), folder)
+    return build(config)[1]
+
+
+def trace_checkpoint(checkpoint: Checkpoint, front_end: FrontEnd) -> Program:
+    """Build and trace the model of a checkpoint, which shows its tensors by the model's names.
+
+    Raises:
+        UnsupportedModel: the front end has no implementation, or cannot trace it.
+        InvalidCheckpoint: two tensors claim one place.
+    """
+    if front_end == "fx":
+        module, facts = build(checkpoint.config)
+        return trace(module, facts, checkpoint)
+    native = build_native(checkpoint.config)
+    facts = native_facts(native, checkpoint.folder)
+    match_tensors(native, checkpoint)
+    return trace_native(native, facts, checkpoint)
+
+
+def show_by_name(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Let a checkpoint show its tensors by the names of a module built here."""
+    if isinstance(module, NativeModel):
+        match_tensors(module, checkpoint)
+
+
+def holder(module: nn.Module) -> nn.Module:
+    """The module whose state is named as the tensors of a checkpoint are."""
+    return module.body if isinstance(module, NativeModel) else module

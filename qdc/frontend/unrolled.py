@@ -1,0 +1,115 @@
+"""Experts of a transformers model as linears again.
+
+Transformers holds the weights of all experts of a layer in two parameters of three dimensions, and
+fuses them when it loads. Checkpoints hold one matrix for each, and so does a layer graph: what an
+expert reads are the tokens that are routed to it. A fused module is replaced by one expert after
+the other, under the names that published checkpoints give them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from qdc.models.experts import Give, Take
+
+GATE_UP, DOWN = "gate_up_proj", "down_proj"
+
+
+class Routing(nn.Module):
+    """From chosen experts to the weight of every expert for every token."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, chosen: Tensor, weights: Tensor) -> Tensor:
+        """``i64[tokens, k]`` and ``[tokens, k] -> [1, tokens, experts]``, 0 where not chosen."""
+        spread = weights.new_zeros(weights.shape[0], self.experts)
+        return spread.scatter(1, chosen, weights)[None]
+
+
+class Rows(nn.Module):
+    """The tokens that are routed to one expert, in a form that ``torch.export`` follows."""
+
+    def __init__(self, expert: int) -> None:
+        super().__init__()
+        self.expert = expert
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """``[1, tokens, experts] -> i64[N]``: their places, ascending."""
+        return weights[..., self.expert].flatten().nonzero()[:, 0]
+
+
+class RoutedExpert(nn.Module):
+    """One gated feed-forward on the tokens that are routed to it."""
+
+    def __init__(self, width: int, hidden: int, number: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.rows, self.take, self.give = Rows(number), Take(), Give(number)
+        self.act_fn = activation
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, hidden: Tensor, weights: Tensor, mixed: Tensor) -> Tensor:
+        """Add this expert's share to ``mixed``, ``[1, tokens, width]``."""
+        rows = self.rows(weights)
+        taken = self.take(hidden, rows)
+        given = self.down_proj(self.act_fn(self.gate_proj(taken)) * self.up_proj(taken))
+        added: Tensor = self.give(mixed, weights, rows, given)
+        return added
+
+
+class UnrolledExperts(nn.Module):
+    """Experts by their numbers, called as transformers calls its fused ones."""
+
+    def __init__(self, width: int, hidden: int, experts: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.routing = Routing(experts)
+        for number in range(experts):
+            self.add_module(str(number), RoutedExpert(width, hidden, number, activation))
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """``[tokens, width]``, experts and weights ``[tokens, k]`` each, ``-> [tokens, width]``."""
+        hidden, spread = hidden[None], self.routing(chosen, weights)
+        mixed = torch.zeros_like(hidden)
+        for number in range(self.routing.experts):
+            mixed = self.get_submodule(str(number))(hidden, spread, mixed)
+        return mixed[0]
+
+
+def unroll_experts(body: nn.Module) -> None:
+    """Replace the fused experts of a model that are gated, without bias, and stored row by row.
+
+    Others stay, for the front end to refuse with their names.
+    """
+    for path, module in list(body.named_modules()):
+        if not _is_plain(module):
+            continue
+        experts, width, hidden = module.get_parameter(DOWN).shape
+        owner, _, leaf = path.rpartition(".")
+        with torch.device("meta"):
+            unrolled = UnrolledExperts(width, hidden, experts, module.act_fn)
+        setattr(body.get_submodule(owner), leaf, unrolled)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is fused experts that compute what ``RoutedExpert`` does."""
+    from transformers.integrations.moe import _default_apply_gate
+
+    shapes = {name: p.shape for name, p in module.named_parameters(recurse=False)}
+    if set(shapes) != {GATE_UP, DOWN} or any(len(shape) != 3 for shape in shapes.values()):
+        return False
+    experts, width, hidden = shapes[DOWN]
+    usual = {
+        "has_gate": True,
+        "has_bias": False,
+        "has_post_expert_norm": False,
+        "is_transposed": False,
+        "is_concatenated": True,
+    }
+    return (
+        shapes[GATE_UP] == (experts, 2 * hidden, width)
+        and all(getattr(module, name, None) is value for name, value in usual.items())
+        and getattr(type(module), "_apply_gate", None) is _default_apply_gate
+        and isinstance(getattr(module, "act_fn", None), nn.Module)
+    )

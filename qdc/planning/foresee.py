@@ -1,0 +1,189 @@
+"""From a model folder and a pipeline to an outlook: nothing but headers is read."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from qdc.backendbase import Backend
+from qdc.calibration.records import Fields
+from qdc.frontend.coverage import Covered, coverage
+from qdc.ir.annotations import Orders, Salience
+from qdc.ir.graph import LayerGraph, Node
+from qdc.ir.tensors import torch_dtype
+from qdc.numerics.blocks import block_slices
+from qdc.pipeline.plan import Plan
+from qdc.planning.ledger import Ledger, Peak
+from qdc.planning.outline import open_headers
+from qdc.planning.outlook import (
+    LayerKind,
+    MemoryPeak,
+    Outlook,
+    PassCost,
+    RegionKind,
+    ShardSize,
+)
+from qdc.planning.prospect import Prospect
+from qdc.planning.rates import Rates, measure
+from qdc.planning.resident import resident_bytes
+from qdc.planning.storage import shards
+from qdc.planning.walk import walk
+from qdc.planning.warnings import memory_warnings, shape_warnings, text_warnings
+from qdc.planning.work import Work
+
+
+def foresee(
+    model: Path,
+    plan: Plan,
+    backend: Backend,
+    *,
+    device: str,
+    states: str,
+    calibration: Path | None = None,
+    fields: Fields | None = None,
+    states_limit: int | None = None,
+) -> Outlook:
+    """Work a compile out without running it.
+
+    Args:
+        model: folder with a configuration, and shards or at least their index.
+        plan: a pipeline whose order was checked.
+        backend: gives the files.
+        device: where the compile would run; its speed is measured for a fraction of a second.
+        states: dtype of calibration states in host memory.
+        calibration: the text, as for a compile.
+        fields: the fields of its records.
+        states_limit: bytes of calibration states that wait in host memory; all if not given.
+
+    Raises:
+        QdcError: the checkpoint, a file of calibration text, or a pass that refuses the model.
+    """
+    checkpoint, program, assumed = open_headers(model)
+    for step in plan.passes():
+        step.check(program.graph)
+    # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
+    about_text = tuple(
+        text_warnings(plan, program.graph.model, model, calibration, fields or Fields())
+    )
+    where = torch.device(device)
+    ledger = Ledger(shared=where.type == "cpu")
+    base = resident_bytes()
+    ledger.hold("process", "process", base)
+    ledger.moment = "reading the checkpoint"
+    largest = max(parameter.nbytes for parameter in checkpoint.headers.values())
+    ledger.work("a tensor of the checkpoint", 2 * largest, "host")
+    width = torch.empty(0, dtype=torch_dtype(states)).element_size()
+    prospect = Prospect(
+        program, ledger, held=width, returns=plan.returns(), states_limit=states_limit
+    )
+    walk(plan, prospect)
+    layout = backend.layout(program.graph)
+    # A pass that foresees nothing may keep layers, or store them otherwise.
+    known = not prospect.unknown and None not in prospect.codecs.values()
+    files = shards(prospect, layout) if layout is not None and known else []
+    samples, length = max(prospect.drawn.values(), default=(0, 0))
+    graph = program.graph
+    layers = [node for node in graph.layers() if node.name in prospect.quantized]
+    return Outlook(
+        family=graph.model.family,
+        pipeline=str(plan),
+        backend=str(backend),
+        device=device,
+        assumed=assumed,
+        coverage=tuple(_fates(prospect)),
+        regions=tuple(region_kinds(graph)),
+        kinds=tuple(layer_kinds(prospect, layers)),
+        layers=len(layers),
+        weights=sum(node.rows * node.columns for node in layers),
+        blocks=sum(_blocks(prospect, node) for node in layers),
+        bytes_before=checkpoint.nbytes,
+        shards=tuple(ShardSize(**shard._asdict()) for shard in files),
+        fewer=sum(fewer for fewer, _ in prospect.slack),
+        more=sum(more for _, more in prospect.slack),
+        host=_peak(ledger.peak("host")),
+        device_memory=None if ledger.shared else _peak(ledger.peak("device")),
+        process_bytes=base,
+        scratch_bytes=prospect.scratch_bytes + prospect.states_on_disk,
+        samples=samples,
+        length=length,
+        forwards=prospect.linear_calls / max(1, prospect.samples * len(layers)),
+        passes=tuple(_costs(plan, prospect, measure(where))),
+        unknown=tuple(prospect.unknown),
+        warnings=(
+            *shape_warnings(prospect, samples * length),
+            *memory_warnings(ledger),
+            *about_text,
+        ),
+    )
+
+
+def region_kinds(graph: LayerGraph) -> Iterator[RegionKind]:
+    """Regions in order, neighbours that are alike folded into one."""
+    known: list[RegionKind] = []
+    for region in graph.regions:
+        stages = tuple(
+            tuple(name.removeprefix(f"{region.name}.") for name in stage.layers)
+            for stage in region.stages
+        )
+        nodes = [graph[name] for stage in region.stages for name in stage.layers]
+        weights = sum(node.rows * node.columns for node in nodes)
+        found = RegionKind(first=region.name, regions=1, stages=stages, weights=weights)
+        if known and (known[-1].stages, known[-1].weights) == (stages, weights):
+            known[-1] = known[-1].model_copy(update={"regions": known[-1].regions + 1})
+        else:
+            known.append(found)
+    yield from known
+
+
+def layer_kinds(prospect: Prospect, layers: Iterable[Node]) -> Iterator[LayerKind]:
+    """Layers of one place and shape together, with the vocabulary's matrices behind them."""
+    graph, groups = prospect.program.graph, dict[tuple[str, int, int], list[Node]]()
+    lowered = (node for node in graph.vocabulary() if node.name in prospect.codecs)
+    for node in (*layers, *lowered):
+        kind = re.sub(r"\.\d+\.", ".*.", f".{node.name}").strip(".")
+        groups.setdefault((kind, node.rows, node.columns), []).append(node)
+    for (kind, rows, columns), nodes in groups.items():
+        codecs = [prospect.codecs.get(node.name) for node in nodes]
+        known = [codec for codec in codecs if codec is not None]
+        whole = len(known) == len(nodes) and not prospect.unknown
+        yield LayerKind(
+            kind=kind,
+            layers=len(nodes),
+            rows=rows,
+            columns=columns,
+            codec=known[0].name if whole else None,
+            nbytes=sum(codec.nbytes for codec in known) if whole else None,
+        )
+
+
+def _fates(prospect: Prospect) -> Iterator[Covered]:
+    """Every tensor with its fate, those among them that a pass will take from outside."""
+    graph = prospect.program.graph
+    taken = {node.weight.name for node in graph.vocabulary() if node.name in prospect.codecs}
+    for row in coverage(graph):
+        changed = {"status": "quantized", "reason": "the vocabulary"}
+        yield row.model_copy(update=changed) if row.tensor in taken else row
+
+
+def _blocks(prospect: Prospect, node: Node) -> int:
+    orders, salience = (prospect.expected(node.name, kind) for kind in (Orders, Salience))
+    if isinstance(orders, Orders):
+        return len(orders.widths)
+    return len(salience.widths if isinstance(salience, Salience) else block_slices(node.columns))
+
+
+def _peak(found: Peak) -> MemoryPeak:
+    return MemoryPeak(**found._asdict())
+
+
+def _costs(plan: Plan, prospect: Prospect, rates: Rates) -> Iterator[PassCost]:
+    for place, step in enumerate(plan.passes()):
+        work = prospect.work.get(place, Work())
+        yield PassCost(
+            name=step.name,
+            products=work.products,
+            exact=work.exact,
+            elements=work.elements,
+            seconds=rates.seconds(work),
+        )

@@ -1,0 +1,132 @@
+"""What ``qdc plan`` finds: plain data, ready for a table or for JSON."""
+
+from pydantic import Field
+
+from qdc.frontend.coverage import Covered
+from qdc.ir.types import Frozen
+
+
+class LayerKind(Frozen):
+    """Layers of one place in all regions."""
+
+    kind: str
+    layers: int
+    rows: int
+    columns: int
+    codec: str | None
+    """None where the pass that lowers them does not say."""
+    nbytes: int | None
+    """Stored, of all of them."""
+
+
+class RegionKind(Frozen):
+    """Regions that are alike."""
+
+    first: str
+    regions: int
+    stages: tuple[tuple[str, ...], ...]
+    """Layers of each stage, by their names inside the region."""
+    weights: int
+    """To be quantized, of one region."""
+
+
+class ShardSize(Frozen):
+    """One file with tensors."""
+
+    name: str
+    tensor_bytes: int
+    file_bytes: int
+
+
+class MemoryPeak(Frozen):
+    """The highest point of a memory."""
+
+    nbytes: int
+    moment: str
+    parts: dict[str, int]
+
+
+class PassCost(Frozen):
+    """Arithmetic of one pass over all its units."""
+
+    name: str
+    products: float
+    """Floating-point operations of fp32 products."""
+    exact: float
+    """The same in fp64."""
+    elements: float
+    """Numbers read or written elementwise."""
+    seconds: float
+    """An estimate."""
+
+
+class Outlook(Frozen):
+    """A compile, foreseen."""
+
+    family: str
+    pipeline: str
+    backend: str
+    device: str
+    assumed: str = ""
+    """What had to be assumed about the checkpoint."""
+    coverage: tuple[Covered, ...]
+    regions: tuple[RegionKind, ...]
+    kinds: tuple[LayerKind, ...]
+    layers: int
+    weights: int
+    """To be quantized, inside the regions."""
+    blocks: int
+    """Of so many columns as the orders or groups have, over all layers; of 128 without any."""
+    bytes_before: int
+    shards: tuple[ShardSize, ...]
+    """Empty where the backend or a pass does not say what it stores."""
+    fewer: int = 0
+    """Bytes by which the shards may be smaller, where orders are not known beforehand."""
+    more: int = 0
+    """Bytes by which they may be larger."""
+    host: MemoryPeak
+    device_memory: MemoryPeak | None = None
+    """None where the device has no memory of its own."""
+    process_bytes: int
+    """Resident memory of this process, with which a compile starts too; part of the host's peak."""
+    scratch_bytes: int
+    """In temporary files at a time, beside the artifact."""
+    samples: int
+    length: int
+    forwards: float
+    """Linears executed for calibration, as a share of each quantized layer and sample."""
+    passes: tuple[PassCost, ...]
+    unknown: tuple[str, ...] = ()
+    """Passes that do not say what they do: memory, time and perhaps sizes are without them."""
+    warnings: tuple[str, ...] = ()
+    schema_version: int = Field(default=1)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Tensor data of the artifact."""
+        return sum(shard.tensor_bytes for shard in self.shards)
+
+    @property
+    def file_bytes(self) -> int:
+        """Files with tensors."""
+        return sum(shard.file_bytes for shard in self.shards)
+
+    @property
+    def seconds(self) -> float:
+        """Of all passes, an estimate."""
+        return sum(cost.seconds for cost in self.passes)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of products, and one for each number touched elementwise."""
+        return sum(cost.products + cost.exact + cost.elements for cost in self.passes)
+
+    def as_data(self) -> dict[str, object]:
+        """Everything, with the derived figures, ready for JSON."""
+        return {
+            "tensor_bytes": self.tensor_bytes,
+            "file_bytes": self.file_bytes,
+            "seconds": self.seconds,
+            "flops": self.flops,
+            **self.model_dump(mode="json"),
+        }

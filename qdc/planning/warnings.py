@@ -1,0 +1,77 @@
+"""What a plan should make the user think about before hours are spent."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from qdc.calibration.options import CalibrationOptions
+from qdc.calibration.records import Fields
+from qdc.calibration.text import read_source
+from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.calibration.windows import draw_samples
+from qdc.errors import InvalidCalibration, QdcError
+from qdc.ir.annotations import Moment, Orders
+from qdc.ir.graph import ModelFacts
+from qdc.pipeline.plan import Plan
+from qdc.planning.ledger import Ledger
+from qdc.planning.prospect import Prospect
+from qdc.planning.resident import machine_bytes
+from qdc.units import size
+
+
+def shape_warnings(prospect: Prospect, tokens: int) -> Iterator[str]:
+    """Blocks that are ragged, and layers with more inputs than tokens to calibrate them."""
+    ragged, starved = set[int](), set[int]()
+    layers = list(prospect.program.graph.layers())
+    for node in layers:
+        orders = prospect.expected(node.name, Orders)
+        if orders is not None and orders.widths[-1] != orders.widths[0]:
+            ragged.add(node.columns)
+        if prospect.expected(node.name, Moment) is not None and tokens < node.columns:
+            starved.add(node.columns)
+    if ragged:
+        count = sum(1 for node in layers if node.columns in ragged)
+        widths = ", ".join(f"{columns:,}" for columns in sorted(ragged))
+        yield (
+            f"{count} layers end in a ragged block, which is padded and never moves to another "
+            f"order: their {widths} inputs are no multiple of the block"
+        )
+    if starved:
+        yield (
+            f"the widest layer has {max(starved):,} inputs, and {tokens:,} tokens calibrate it: "
+            "its second moment cannot have full rank; raise --samples or --length"
+        )
+
+
+def memory_warnings(ledger: Ledger) -> Iterator[str]:
+    """A peak that the machine does not have."""
+    there = machine_bytes()
+    needed = ledger.peak("host").nbytes
+    if needed > there:
+        yield f"needs {size(needed)} of host memory, and the machine has {size(there)}"
+
+
+def text_warnings(
+    plan: Plan, model: ModelFacts, folder: Path, calibration: Path | None, fields: Fields
+) -> Iterator[str]:
+    """Draw the samples of every pass that calibrates, and say what would be refused.
+
+    Raises:
+        QdcError: the file of calibration text cannot be read.
+    """
+    steps = [step for step in plan.passes() if isinstance(step, CalibrationOptions)]
+    if not steps:
+        return
+    source = read_source(calibration, fields)
+    try:
+        encode = encoder(load_tokenizer(folder))
+    except QdcError as error:
+        yield f"the calibration text was not looked at: {error.what}"
+        return
+    found = {}
+    for step in steps:
+        length = min(step.length or model.max_length, model.max_length)
+        try:
+            draw_samples(source, encode, model, step.samples, length, step.seed, step.prefix)
+        except InvalidCalibration as error:
+            found[error.what] = f"the calibration text will be refused: {error.what}"
+    yield from found.values()

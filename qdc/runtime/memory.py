@@ -1,0 +1,27 @@
+"""What memory a process may have here."""
+
+import os
+from pathlib import Path
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container says what it allows: control groups of version 2 and 1."""
+STATES_SHARE = 2
+"""Calibration states take one part of so many; weights, statistics and files want the rest."""
+
+
+def machine_memory(limits: tuple[str, ...] = LIMITS) -> int:
+    """Bytes of the machine's memory, or of the container's where that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in map(Path, limits):
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():  # "max" where there is no limit
+            found.append(int(text))
+    return min(found)
+
+
+def states_memory() -> int:
+    """Bytes that calibration states may take in host memory if nobody says so."""
+    return machine_memory() // STATES_SHARE

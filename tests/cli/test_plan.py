@@ -1,0 +1,58 @@
+"""``qdc plan``: what it prints, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.support import llada8b
+from tests.support.commands import qdc as command
+
+
+def test_llada_8b_in_gb_and_gib(tmp_path: Path) -> None:
+    """Through the real command, from two files."""
+    llada8b.write(tmp_path)
+    found = command("plan", tmp_path, "--samples", "8", "--length", "256", "--device", "cpu")
+    assert (found.returncode, found.stderr) == (0, "")
+    lines = {line.split("  ")[0]: line for line in found.stdout.splitlines()}
+    assert "6,979,321,856 weights in 224 layers" in lines["quantized"]
+    assert "9,216" in lines["blocks"]
+    assert "32 regions of 4 stages" in lines["regions"]
+    assert "16.03 GB (14.93 GiB)" in lines["before"]
+    assert "GB (" in lines["after"]
+    assert "GiB)" in lines["after"]
+    assert "291 tensors: 226 quantized, 65 kept, none unmapped" in lines["coverage"]
+    assert "an estimate" in lines["time"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "model.safetensors.index.json",
+    ]  # fmt: skip
+
+
+def test_json_has_every_figure(model: Path, qdc: Command) -> None:
+    data = json.loads(
+        qdc("plan", model, "--passes", "rtn", "--samples", 4, "--length", 16, "--json")
+    )
+    assert data["file_bytes"] == sum(shard["file_bytes"] for shard in data["shards"])
+    assert data["seconds"] > 0
+    assert {cost["name"] for cost in data["passes"]} == {"calibrate-mcs", "rtn-lower", "pack"}
+    assert data["host"]["nbytes"] >= data["process_bytes"] > 0
+    assert (data["samples"], data["length"]) == (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--passes", "rtn-lower,pakc"), "did you mean pack?"),
+        (("--passes", "sensitivity,pack"), "unmet need"),
+        (("--passes", "data-free", "--samples", "3"), "no pass of the pipeline takes --samples"),
+        (("--passes", "data-free", "--calibration", "a.txt"), "no pass of the pipeline reads"),
+        (("--states", "f16"), "states cannot be held in 'f16'"),
+        (("--device", "tpu"), "known: cpu, cuda, auto"),
+    ],
+    ids=str,
+)
+def test_what_a_compile_would_refuse_is_refused(
+    options: tuple[str, ...], what: str, model: Path, refused: Command
+) -> None:
+    assert what in refused("plan", model, *options)

@@ -1,0 +1,145 @@
+"""What the plan says is held is held: streams at every boundary, tensors after every pass."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from qdc.passbase import Pass
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.unit import Unit
+from qdc.planning.forecast import Forecast
+from qdc.planning.ledger import Ledger
+from qdc.planning.passage import Passage
+from qdc.planning.prospect import Prospect
+from qdc.planning.walk import walk
+from qdc.registry import standard_registry
+from tests.support.checkpoints import write_checkpoint
+from tests.support.compiles import run_passes
+from tests.support.outlooks import foresee_tiny
+from tests.support.streams import LENGTH, Model, small_model
+
+TABLE = ("lowered layers", "packed layers", "statistics of a stage")
+PIPELINES = (
+    "stages(calibrate-cross,look,sensitivity,look,abmp-allocate,daq-lower{asymmetry=1},look),pack,"
+    "look",
+    "quantize-vocab,stages(calibrate-mcs,look,sensitivity,gptq-lower{group=64 zero=packed},look),"
+    "look,pack,look",
+    "calibrate-mcs,look,sensitivity,look,rtn-lower,look,pack,look",
+)
+
+
+class Look(Pass):
+    """Note the bytes of the tensor table, or what is foreseen of it."""
+
+    name: ClassVar[str] = "look"
+    found: ClassVar[list[int]] = []
+    foreseen: ClassVar[list[int]] = []
+
+    def run(self, unit: Unit) -> None:
+        self.found.append(sum(tensor.nbytes for _, tensor in unit.tensors.held()))
+
+    def forecast(self, unit: Forecast) -> None:
+        self.foreseen.append(unit.prospect.ledger.held(*TABLE))
+
+
+@pytest.mark.parametrize("passes", PIPELINES)
+def test_the_tensor_table_is_foreseen(passes: str, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "m", d_model=64, mlp_hidden_size=128)
+    registry = standard_registry()
+    registry.add(Look)
+    Look.found.clear()
+    Look.foreseen.clear()
+    foresee_tiny(model, passes, registry)
+    options = {"samples": 4, "length": 16}
+    run_passes(model, tmp_path, registry, passes, overrides=options, stop_after="look")
+    assert Look.found == Look.foreseen
+    assert max(Look.found) > 0
+
+
+@pytest.mark.parametrize("returns", [False, True])
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16], ids=str)
+def test_a_passage_holds_what_a_stream_holds(
+    held: torch.dtype, returns: bool, tmp_path: Path
+) -> None:
+    model: Model = small_model(tmp_path)
+    model.batches = [batch[:1] for batch in model.batches]
+    stream = model.stream(returns=returns, held=held)
+    passage = Passage(
+        model.program,
+        samples=2,
+        length=LENGTH,
+        batch=1,
+        held=held.itemsize,
+        returns=False,
+        decoding=lambda name: 0,
+    )
+    for region in model.regions:
+        for stage in region.stages:
+            stream.enter(stage)
+            passage.enter(stage)
+            assert set(stream.kept[0]) == passage.kept
+            assert stream.kept_bytes() == passage.nbytes()
+        stream.leave(region)
+        passage.leave(region)
+        assert stream.kept_bytes() == passage.nbytes()
+    assert stream.linear_calls == passage.linear_calls
+
+
+def test_the_entrance_of_a_region_counts_where_streams_go_back(tmp_path: Path) -> None:
+    model = small_model(tmp_path)
+    passages = [
+        Passage(
+            model.program, samples=2, length=LENGTH, batch=1, held=4, returns=returns,
+            decoding=lambda name: 0,
+        )
+        for returns in (False, True)
+    ]  # fmt: skip
+    region = model.regions[1]
+    for passage in passages:
+        passage.leave(model.regions[0])
+        passage.enter(region.stages[2])
+    plain, returning = passages
+    states = (
+        2 * LENGTH * model.program.graph[model.regions[0].nodes[-1]].type.elements({"B": 1, "L": 1})
+    )
+    assert returning.nbytes() - plain.nbytes() == 4 * states
+    returning.enter(region.stages[0])
+    assert returning.boundary < plain.boundary
+
+
+def test_a_device_has_a_memory_of_its_own(tmp_path: Path) -> None:
+    """States and the checkpoint's weights wait on the host, statistics are on the device."""
+    model = small_model(tmp_path)
+    ledger = Ledger(shared=False)
+    prospect = Prospect(model.program, ledger, held=2, returns=False)
+    options = {"samples": 4, "length": 16}
+    walk(build_plan("release", standard_registry(), options), prospect)
+    host, device = ledger.peak("host").parts, ledger.peak("device").parts
+    assert "statistics of a stage" in device
+    assert not {"statistics of a stage", "working set of sensitivity"} & set(host)
+    assert {"weights of a region", "calibration states"} <= set(host)
+    assert not {"weights of a region", "calibration states"} & set(device)
+
+
+def test_a_peak_says_what_it_was() -> None:
+    ledger = Ledger(shared=False)
+    ledger.moment = "one"
+    ledger.hold("a", "weights", 10)
+    ledger.hold("b", "statistics", 5, "device")
+    ledger.moment = "two"
+    ledger.work("working set", 7)
+    ledger.release("a")
+    ledger.hold("c", "weights", 9)
+    assert ledger.peak("host") == (10, "one", {"weights": 10})
+    assert ledger.peak("device") == (12, "two", {"working set": 7, "statistics": 5})
+
+
+def test_the_cpu_has_one_memory() -> None:
+    ledger = Ledger(shared=True)
+    ledger.hold("a", "weights", 10)
+    ledger.hold("b", "statistics", 5, "device")
+    ledger.work("working set", 7)
+    assert ledger.peak("host").nbytes == 22
+    assert ledger.peak("device").nbytes == 0

@@ -1,0 +1,24 @@
+"""Plans of tiny compiles."""
+
+from pathlib import Path
+from typing import Any
+
+from qdc.backends.reference import Reference
+from qdc.passes import PRESETS
+from qdc.pipeline.builder import build_plan
+from qdc.planning.foresee import foresee
+from qdc.planning.outlook import Outlook
+from qdc.registry import Registry, standard_registry
+from tests.support.compiles import LENGTH, SAMPLES
+
+
+def foresee_tiny(
+    model: Path, passes: str, registry: Registry | None = None, **options: Any
+) -> Outlook:
+    """Foresee what ``compile_tiny`` would do."""
+    text = PRESETS.get(passes, passes)
+    overrides = {}
+    if "calibrate-" in text or "polish" in text:
+        overrides = {"samples": SAMPLES, "length": LENGTH}
+    plan = build_plan(passes, registry or standard_registry(), overrides)
+    return foresee(model, plan, Reference(), device="cpu", states="bf16", **options)
