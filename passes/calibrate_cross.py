@@ -127,7 +127,7 @@ class CalibrateCross(ExpertOptions):
             wanted = (stage.value,) if carrier is None else (stage.value, carrier)
             squares = 4 * columns**2
             residual = 0 if carrier is None else 4 * rows * columns
-            effort = Work(products=stream.tokens * (4 * columns**2 + residual / 2))
+            effort = Work(products=stream.tokens_of(stage) * (4 * columns**2 + residual / 2))
             now, original = stream.compute(wanted), reference.compute(wanted)
             effort = effort + now.work + original.work
             sums = 4 * squares + 2 * residual  # in fp64
@@ -137,7 +137,7 @@ class CalibrateCross(ExpertOptions):
             unit.work(sums + squares)
             cross = unit.put(stage, "cross-moment", columns, columns)
             unit.work(3 * squares)
-            self.expect_moment(unit, stage, layers, stream.tokens)
+            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
             for node in layers:
                 unit.expect(node, CrossMoment(tensor=cross, drift=0, residual=lost))
 

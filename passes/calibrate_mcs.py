@@ -106,10 +106,10 @@ class CalibrateMcs(ExpertOptions):
         for stage, layers in unit.layers_by_stage():
             unit.enter(stream, stage)
             step, columns = stream.compute((stage.value,)), layers[0].columns
-            summed = Work(products=2 * stream.tokens * columns**2)
+            summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
             unit.work(step.nbytes + 8 * columns**2, step.work + summed)
             unit.work((8 + 4) * columns**2)
-            self.expect_moment(unit, stage, layers, stream.tokens)
+            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
             unit.leave(stream, unit.region)
 

@@ -125,7 +125,7 @@ class ProbeLoss(ExpertOptions):
                 unit.enter(stream, stage)
                 columns = layers[0].columns
                 step = stream.compute((stage.value,))
-                summed = Work(products=2 * stream.tokens * columns**2)
+                summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
                 unit.work(step.nbytes + 8 * columns**2, step.work + summed)
                 unit.work(8 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
                 behind = linears_from(unit.graph, region, stage)

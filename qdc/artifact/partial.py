@@ -13,6 +13,7 @@ from types import TracebackType
 
 from qdc.artifact.journal import JOURNAL, File, Journal, read_journal
 from qdc.artifact.lock import Lock
+from qdc.artifact.writer import REPLACED
 from qdc.disk import unwritable
 from qdc.errors import InvalidJournal, OutputExists
 
@@ -103,6 +104,9 @@ class Partial:
             self.journal = None if restart else read_journal(self.folder)
             if in_place:
                 self.out.rename(self.artifact)
+            old = self.artifact.with_name(f"{self.artifact.name}.{REPLACED}")
+            if old.is_dir() and not os.path.lexists(self.out) and not in_place:
+                old.rename(self.out)  # a process was ended between the two renames of a commit
             self._clear()
             for folder in (self.artifact, self.kept, self.scratch):
                 folder.mkdir(exist_ok=True)

@@ -20,6 +20,8 @@ from qdc.errors import InvalidArtifact, OutputExists
 
 METHOD = "qdc"
 CONFIG = "config.json"
+REPLACED = "replaced"
+"""What is added to the folder's name for the artifact that stood in its place."""
 
 
 class ArtifactWriter:
@@ -126,7 +128,7 @@ class ArtifactWriter:
             shutil.rmtree(old, ignore_errors=True)
 
     def _set_aside(self) -> Path:
-        old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.folder.parent))
+        old = self.folder.with_name(f"{self.folder.name}.{REPLACED}")
         self.out.rename(old)
         return old
 

@@ -154,7 +154,7 @@ class CalibrationOptions(Pass):
         note = Moment(
             tensor=unit.put(stage, "moment", columns, columns),
             samples=self.samples,
-            tokens=tokens,
+            tokens=max(1, tokens),
             masked=0,
             geometry=self.geometry,
             masked_weight=self.masked_weight,

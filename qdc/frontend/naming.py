@@ -104,11 +104,11 @@ def _explained(native: NativeModel, spare: list[str]) -> dict[str, str]:
 
 
 def _heads(native: NativeModel) -> dict[str, str]:
-    """Tensors that the classes for pretraining and pooling have beyond those of the module."""
+    """Tensors that the classes for pretraining and pooling have in modules that this one lacks."""
     from transformers import AutoModel, AutoModelForPreTraining
 
     found: dict[str, str] = {}
-    config = native.body.config
+    config, modules = native.body.config, {path for path, _ in native.body.named_modules()}
     for auto in (AutoModelForPreTraining, AutoModel):
         kind = auto._model_mapping.get(type(config), None)
         if kind is None or isinstance(kind, tuple):
@@ -116,8 +116,9 @@ def _heads(native: NativeModel) -> dict[str, str]:
         with quiet(), torch.device("meta"):
             other = kind(deepcopy(config))
         prefix = "" if kind is type(native.body) or auto is not AutoModel else _base(native)
-        for name in other.state_dict():
-            found.setdefault(f"{prefix}{name}", kind.__name__)
+        for name in (f"{prefix}{name}" for name in other.state_dict()):
+            if name.rpartition(".")[0] not in modules:
+                found.setdefault(name, kind.__name__)
     return found
 
 

@@ -61,7 +61,8 @@ class NativeModel(nn.Module):
     @property
     def has_head(self) -> bool:
         """Whether it gives logits."""
-        return self.body.get_output_embeddings() is not None
+        found: nn.Module | None = self.body.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return found is not None
 
     @property
     def tied(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region, Stage
-from qdc.ir.routing import ROUTED
+from qdc.ir.routing import GIVE, ROUTED
 from qdc.ir.types import BYTES
 from qdc.models.experts import routed_share
 from qdc.pipeline.execute import Environment, Executor
@@ -26,9 +26,10 @@ Weights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
 Place = tuple[int, tuple[str, ...], list[Held], int]
 """Boundary, names of the values held there, the values, the number of stops."""
-COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing"})
+COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
 """Operations whose values may be kept but are not computed twice. Routing is held as weights, never
-as the scores before it: rounded scores could choose other experts."""
+as the scores before it: rounded scores could choose other experts. What experts gave is held as one
+sum, never apart: only that is bounded however uneven the routing is."""
 
 
 @dataclass(frozen=True)

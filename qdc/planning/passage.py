@@ -11,7 +11,9 @@ import torch
 
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import LINEAR, Region, Stage
+from qdc.ir.routing import ROUTED
 from qdc.ir.types import BYTES
+from qdc.models.experts import routed_share
 from qdc.pipeline.execute import Executor
 from qdc.pipeline.frontier import values_to_keep
 from qdc.pipeline.stream import COSTLY
@@ -58,17 +60,23 @@ class Passage:
         self.executor = Executor(program, torch.device("cpu"))
         self.graph = program.graph
         self.samples, self.batch = samples, min(batch, samples)
-        self.sizes = {"B": self.batch, "L": length}
+        self.share = routed_share(program.module)
+        """Share of the tokens that an expert gets: the mean, as if the router were even."""
+        self.sizes = self._dimensions(self.batch, length)
         self.held, self.returns, self.decoding = held, returns, decoding
         self.boundary = 0
         self.kept: frozenset[str] = frozenset({self.executor.tokens})
         self._entrance = (self.boundary, self.kept)
-        self.linear_calls = 0
+        self.linear_calls = 0.0
 
     @property
     def tokens(self) -> int:
         """Tokens of all samples."""
         return self.samples * self.sizes["L"]
+
+    def tokens_of(self, stage: Stage) -> float:
+        """Tokens of all samples that a stage reads: of an expert those routed to it, on average."""
+        return self.tokens * self._share(stage.value)
 
     def nbytes(self) -> int:
         """What is held now, the entrance of the region included."""
@@ -76,8 +84,8 @@ class Passage:
         if self.returns:
             boundary, names = self._entrance
             places |= {(boundary, name) for name in names}
-        share = {"B": self.samples, "L": self.sizes["L"]}
-        return sum(bytes_of(self.graph[name].type, share, self.held) for _, name in places)
+        sizes = self._dimensions(self.samples, self.sizes["L"])
+        return sum(bytes_of(self.graph[name].type, sizes, self.held) for _, name in places)
 
     def start(self, region: Region) -> Step | None:
         """Go to the first node of a region, forwards or back."""
@@ -125,6 +133,13 @@ class Passage:
         self.boundary, self.kept = boundary, keep
         return step
 
+    def _dimensions(self, samples: int, length: int) -> dict[str, int]:
+        rows = max(1, round(self.share * samples * length))
+        return {"B": samples, "L": length, ROUTED: rows}
+
+    def _share(self, name: str) -> float:
+        return self.share if self.graph[name].type.shape[:1] == (ROUTED,) else 1.0
+
     def _size(self, name: str) -> int:
         kind = self.graph[name].type
         return kind.elements(self.sizes) * BYTES[kind.dtype]
@@ -146,6 +161,6 @@ class Passage:
                 if last[read] == name and read not in wanted:
                     live.pop(read, None)
             if graph[name].op == LINEAR:
-                self.linear_calls += self.samples
+                self.linear_calls += self.samples * self._share(name)
         total = Work(*(batches * part for part in (work.products, work.exact, work.elements)))
         return Step(total, ready + max([highest, *made]))

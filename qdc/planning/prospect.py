@@ -43,7 +43,7 @@ class Prospect:
     unknown: Counter[str] = field(default_factory=Counter)
     """Names of passes that foresee nothing, with the number of their units."""
     streams: dict[tuple[int, bool], Passage] = field(default_factory=dict)
-    linear_calls: int = 0
+    linear_calls: float = 0
     samples: int = 0
     drawn: dict[int, tuple[int, int]] = field(default_factory=dict)
     """By place of a pass that calibrates: samples and their length."""

@@ -20,14 +20,17 @@ from qdc.units import size
 
 def shape_warnings(prospect: Prospect, tokens: int) -> Iterator[str]:
     """Blocks that are ragged, and layers with more inputs than tokens to calibrate them."""
-    ragged, starved = set[int](), set[int]()
+    ragged, starved, pooled = set[int](), set[int](), dict[str, int]()
     layers = list(prospect.program.graph.layers())
     for node in layers:
         orders = prospect.expected(node.name, Orders)
         if orders is not None and orders.widths[-1] != orders.widths[0]:
             ragged.add(node.columns)
-        if prospect.expected(node.name, Moment) is not None and tokens < node.columns:
+        moment = prospect.expected(node.name, Moment)
+        if moment is not None and tokens < node.columns:
             starved.add(node.columns)
+        elif moment is not None and moment.tokens < min(tokens, node.columns):
+            pooled[node.name] = moment.tokens
     if ragged:
         count = sum(1 for node in layers if node.columns in ragged)
         widths = ", ".join(f"{columns:,}" for columns in sorted(ragged))
@@ -39,6 +42,12 @@ def shape_warnings(prospect: Prospect, tokens: int) -> Iterator[str]:
         yield (
             f"the widest layer has {max(starved):,} inputs, and {tokens:,} tokens calibrate it: "
             "its second moment cannot have full rank; raise --samples or --length"
+        )
+    if pooled:
+        yield (
+            f"an expert gets about {max(pooled.values()):,} tokens, fewer than the inputs of "
+            f"{len(pooled)} layers of experts, which then are calibrated on all tokens; "
+            "raise --samples or --length"
         )
 
 

@@ -13,6 +13,7 @@ import pytest
 from qdc.artifact.journal import Entry, File, Journal, read_journal
 from qdc.artifact.lock import Lock
 from qdc.artifact.partial import Partial, check_interrupted, partial_folder
+from qdc.artifact.writer import ArtifactWriter
 from qdc.errors import OutputExists, QdcError
 from tests.support.commands import environment
 
@@ -164,6 +165,23 @@ def test_what_no_compile_has_finished_a_step_of_is_begun_anew(tmp_path: Path) ->
     (folder / "artifact" / "half").write_text("a")
     with Partial(tmp_path / "out") as partial:
         assert list(partial.artifact.iterdir()) == []
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_artifact_that_was_being_replaced_comes_back(restart: bool, tmp_path: Path) -> None:
+    """A kill between the two renames of a commit."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "qdc"}}))
+    partial = Partial(out)
+    partial.save(journal())
+    writer = ArtifactWriter(out, force=True, folder=partial.artifact)
+    writer._set_aside()
+    partial._lock.release()
+    assert not out.exists()
+    with Partial(out, resume=not restart, restart=restart):
+        assert (out / "config.json").exists()
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "folder"])

@@ -49,7 +49,7 @@ def test_file_that_is_no_python_is_refused(tmp_path: Path, refused: Command) -> 
 
 
 def test_bug_in_a_plugin_leaves_a_repro_folder(model: Path, tmp_path: Path) -> None:
-    """The message has the command; the command, run again, fails in the same way."""
+    """The message has the command; the command, gone on with, fails in the same way."""
     plugin = written(tmp_path, f"{START}        1 / (unit.name != 'blocks.1')\n")
     found = command(
         "compile", model, "-o", tmp_path / "my out", "--plugin", plugin,
@@ -68,16 +68,19 @@ def test_bug_in_a_plugin_leaves_a_repro_folder(model: Path, tmp_path: Path) -> N
     assert "ZeroDivisionError" in error
     graph = read(folder / "before.qdc", standard_registry().annotations())
     assert graph.after == "rtn-lower"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["my out-repro", "my_pass.py"]
+    left = [".my out.partial", "my out-repro", "my_pass.py"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
+    assert "  1 of 2 steps are done, the last is blocks.0; go on with --resume" in found.stderr
 
     (rerun,) = (line.removeprefix("  rerun ") for line in last if line.startswith("  rerun "))
     (noted,) = (line[9:] for line in error.splitlines() if line.startswith("rerun    "))
     assert rerun == noted
     program, *arguments = shlex.split(rerun)
-    again = command(*arguments)
+    again = command(*arguments, "--resume")
     assert program == "qdc"
     assert again.returncode == 2
-    assert again.stderr.splitlines()[-len(last) :] == last
+    assert last[-1].startswith("  rerun ")
+    assert again.stderr.splitlines()[-len(last) : -1] == last[:-1]
 
 
 def test_the_shorter_rerun_stops_at_the_same_place(

@@ -140,7 +140,7 @@ def test_the_command_line_chooses_the_front_end(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["family"] == "bert"
     opened = open_runnable(out, "cpu", [])
     assert opened.facts.mask_token_id == 1
-    assert opened.logits(tokens(1, 5)).shape == (1, 5, 2048)
+    assert opened(tokens(1, 5)).shape == (1, 5, 2048)
 
 
 def test_own_and_native_class_give_one_artifact(tmp_path: Path) -> None:

@@ -84,10 +84,13 @@ def test_a_page_that_cannot_be_drawn_leaves_no_artifact(
     def fail(report: CompileReport) -> str:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("qdc.report.page.render", fail)
-    with pytest.raises(RuntimeError, match="no ink"):
-        compile_tiny(model, tmp_path / "out", RTN, write_report=True)
-    assert names(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("qdc.report.page.render", fail)
+        with pytest.raises(RuntimeError, match="no ink"):
+            compile_tiny(model, tmp_path / "out", RTN, write_report=True)
+    assert names(tmp_path) == [".out.partial"]
+    compile_tiny(model, tmp_path / "out", RTN, write_report=True, resume=True)
+    assert names(tmp_path) == ["out", "out-report"]
 
 
 def test_a_pipeline_that_stops_early_writes_none(model: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ SIZES: dict[str, Any] = {
 CONFIGURATIONS: dict[str, Callable[[], PretrainedConfig]] = {
     "bert": lambda: BertConfig(**SIZES),
     "modernbert": lambda: ModernBertConfig(
-        **SIZES, local_attention=8, global_attn_every_n_layers=2, cls_token_id=0, sep_token_id=0
+        **SIZES, local_attention=8, cls_token_id=0, sep_token_id=0
     ),
     "llama": lambda: LlamaConfig(**SIZES, num_key_value_heads=1),
     "qwen2": lambda: Qwen2Config(**SIZES, num_key_value_heads=1, tie_word_embeddings=True),
@@ -93,4 +93,5 @@ def bidirectional(folder: Path, kind: str, *, head: bool = True) -> PreTrainedMo
     config = type(CONFIGURATIONS[kind]()).from_pretrained(folder)
     config.is_causal = False
     model: PreTrainedModel = auto.from_pretrained(folder, config=config, dtype=torch.float32)
-    return model.eval()
+    model.train(mode=False)
+    return model
