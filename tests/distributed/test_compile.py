@@ -13,6 +13,7 @@ from qdc.compiler import run_job
 from qdc.distributed.world import World
 from qdc.errors import InvalidCalibration
 from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.select import Choice
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Moment
 from qdc.job import plan_job
@@ -55,9 +56,9 @@ def _one_trace_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.fx patches classes while it traces, which threads share."""
     lock, trace = threading.Lock(), compiler.open_model
 
-    def traced(folder: Path) -> tuple[Checkpoint, Program]:
+    def traced(folder: Path, front_end: Choice) -> tuple[Checkpoint, Program]:
         with lock:
-            return trace(folder)
+            return trace(folder, front_end)
 
     monkeypatch.setattr(compiler, "open_model", traced)
 
