@@ -14,21 +14,26 @@ quantized one sends to an expert counts as not drifted, one that only the origin
 left out.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from qdc.calibration.experts import ExpertOptions, paired, read
+from qdc.calibration.experts import ExpertOptions, Source, paired, read
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
-from qdc.ir.graph import LayerGraph, Stage
+from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
+from qdc.pipeline.stream import Stream
 from qdc.pipeline.unit import Unit
 from qdc.planning.forecast import Forecast
 from qdc.planning.work import Work
+
+Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 
 
 class CalibrateCross(ExpertOptions):
@@ -47,51 +52,69 @@ class CalibrateCross(ExpertOptions):
 
     def run(self, unit: Unit) -> None:
         """Advance both streams to each stage and add up what it reads."""
-        stream = unit.stream(lambda: self.draw(unit).batches(self.batch))
-        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
+        stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
+        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)), split=True)
         hidden = stream.tokens == unit.model.mask_token_id
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
             reference.enter(stage)
-            moment = MomentAccumulator(layers[0].columns, unit.device)
-            cross = CrossMomentAccumulator(layers[0].columns, unit.device)
             carrier = residual_of(unit.graph, stage) if self.residual else None
-            others = () if carrier is None else (carrier,)
+            rows = None if carrier is None else layers[0].rows
+            moment = MomentAccumulator(layers[0].columns, unit.device)
+            cross = CrossMomentAccumulator(layers[0].columns, unit.device, rows=rows)
             source = self.source(unit, stream, stage, layers, hidden)
-            for now, original in zip(
-                read(stream, stage, hidden, others, pooled=source.pooled),
-                read(reference, stage, hidden, others, pooled=source.pooled),
-                strict=True,
-            ):
-                share = None if self.masked_weight == 1 else self.weigh(now.facts)
-                moment.add(now.value, share)
-                cross.add(now.value, paired(now, original), share)
-                if carrier is not None:
-                    residual_now, residual_before = now.found[carrier], original.found[carrier]
-                    cross.add_residual(now.value, residual_now, residual_before, share)
-            lost = cross.residual()
-            residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
-            tokens, second = moment.tokens, moment.value()
-            del moment  # its sum is as large as what follows
-            notes = (
-                Moment(
-                    tensor=unit.put(f"{stage.value}:moment", second),
-                    samples=self.samples,
-                    tokens=tokens,
-                    masked=source.masked,
-                    geometry=self.geometry,
-                    masked_weight=self.masked_weight,
-                    routed=source.routed,
-                ),
-                CrossMoment(
-                    tensor=unit.put(f"{stage.value}:cross-moment", cross.value()),
-                    drift=cross.drift,
-                    residual=residual,
-                ),
-            )
-            for node in layers:
-                for note in notes:
-                    unit.annotate(node, note)
+            sums = moment, cross
+            add = partial(self.add, (stream, reference), stage, carrier, hidden, source, sums)
+            unit.accumulate(layers, add, *sums)
+            unit.share(layers, partial(self.note, unit, stage, source, sums))
+
+    def add(
+        self,
+        streams: tuple[Stream, Stream],
+        stage: Stage,
+        carrier: str | None,
+        hidden: Tensor,
+        source: Source,
+        sums: Sums,
+    ) -> None:
+        """Add up what the stage reads in the quantized stream and in the original one."""
+        moment, cross = sums
+        others = () if carrier is None else (carrier,)
+        found = (read(s, stage, hidden, others, pooled=source.pooled) for s in streams)
+        for now, original in zip(*found, strict=True):
+            share = None if self.masked_weight == 1 else self.weigh(now.facts)
+            moment.add(now.value, share)
+            cross.add(now.value, paired(now, original), share)
+            if carrier is not None:
+                residual_now, residual_before = now.found[carrier], original.found[carrier]
+                cross.add_residual(now.value, residual_now, residual_before, share)
+
+    def note(
+        self, unit: Unit, stage: Stage, source: Source, sums: Sums, layers: tuple[Node, ...]
+    ) -> None:
+        """Keep the sums over all samples and write them on layers of the stage."""
+        moment, cross = sums
+        lost = cross.residual()
+        residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
+        lasting = unit.put(f"{stage.value}:cross-moment", cross.value())
+        cross.clear()  # the sums are larger than what is kept of them
+        second = unit.put(f"{stage.value}:moment", moment.value())
+        moment.clear()
+        notes = (
+            Moment(
+                tensor=second,
+                samples=self.samples,
+                tokens=moment.tokens,
+                masked=source.masked,
+                geometry=self.geometry,
+                masked_weight=self.masked_weight,
+                routed=source.routed,
+            ),
+            CrossMoment(tensor=lasting, drift=cross.drift, residual=residual),
+        )
+        for node in layers:
+            for note in notes:
+                unit.annotate(node, note)
 
     def forecast(self, unit: Forecast) -> None:
         """Two streams side by side, and the sums of a stage while they grow."""
@@ -107,12 +130,14 @@ class CalibrateCross(ExpertOptions):
             effort = Work(products=stream.tokens_of(stage) * (4 * columns**2 + residual / 2))
             now, original = stream.compute(wanted), reference.compute(wanted)
             effort = effort + now.work + original.work
-            unit.work(now.nbytes + original.nbytes + 2 * squares + 2 * residual, effort)
-            unit.work(3 * squares + 2 * residual)
+            sums = 4 * squares + 2 * residual  # in fp64
+            unit.work(now.nbytes + original.nbytes + sums, effort)
+            unit.work(sums + residual)
             lost = None if carrier is None else unit.put(stage, "residual", rows, columns)
-            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
-            unit.work(2 * squares + residual)
+            unit.work(sums + squares)
             cross = unit.put(stage, "cross-moment", columns, columns)
+            unit.work(3 * squares)
+            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
             for node in layers:
                 unit.expect(node, CrossMoment(tensor=cross, drift=0, residual=lost))
 

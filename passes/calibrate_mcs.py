@@ -27,14 +27,17 @@ weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens,
     after        @moment  f32[64,64]   8 samples, 256 tokens pooled for 12 routed, 38% masked
 """
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
-from qdc.calibration.experts import ExpertOptions, read
+from qdc.calibration.experts import ExpertOptions, Source, read
 from qdc.ir.annotations import Moment
+from qdc.ir.graph import Node, Stage
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passbase import Kinds
+from qdc.pipeline.stream import Stream
 from qdc.pipeline.unit import Unit
 from qdc.planning.forecast import Forecast
 from qdc.planning.work import Work
@@ -52,27 +55,50 @@ class CalibrateMcs(ExpertOptions):
 
     def run(self, unit: Unit) -> None:
         """Advance the stream to each stage and add up the value that it reads."""
-        stream = unit.stream(lambda: self.draw(unit).batches(self.batch))
+        stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
         hidden = stream.tokens == unit.model.mask_token_id
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
             source = self.source(unit, stream, stage, layers, hidden)
-            accumulator = MomentAccumulator(layers[0].columns, unit.device)
-            for part in read(stream, stage, hidden, pooled=source.pooled):
-                accumulator.add(part.value, self._weights(part.facts))
-            note = Moment(
-                tensor=unit.put(f"{stage.value}:moment", accumulator.value()),
-                samples=self.samples,
-                tokens=accumulator.tokens,
-                masked=source.masked,
-                geometry=self.geometry,
-                masked_weight=self.masked_weight,
-                routed=source.routed,
-            )
-            for node in layers:
-                unit.annotate(node, note)
+            moment = MomentAccumulator(layers[0].columns, unit.device)
+            add = partial(self.add, stream, stage, hidden, source, moment)
+            unit.accumulate(layers, add, moment)
+            unit.share(layers, partial(self.note, unit, stage, source, moment))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
+
+    def add(
+        self,
+        stream: Stream,
+        stage: Stage,
+        hidden: Tensor,
+        source: Source,
+        moment: MomentAccumulator,
+    ) -> None:
+        """Add up what the stage reads."""
+        for part in read(stream, stage, hidden, pooled=source.pooled):
+            moment.add(part.value, self._weights(part.facts))
+
+    def note(
+        self,
+        unit: Unit,
+        stage: Stage,
+        source: Source,
+        moment: MomentAccumulator,
+        layers: tuple[Node, ...],
+    ) -> None:
+        """Keep the sum over all samples and write it on layers of the stage."""
+        note = Moment(
+            tensor=unit.put(f"{stage.value}:moment", moment.value()),
+            samples=self.samples,
+            tokens=moment.tokens,
+            masked=source.masked,
+            geometry=self.geometry,
+            masked_weight=self.masked_weight,
+            routed=source.routed,
+        )
+        for node in layers:
+            unit.annotate(node, note)
 
     def forecast(self, unit: Forecast) -> None:
         """One stream, and the sum of a stage while it grows."""
@@ -81,8 +107,8 @@ class CalibrateMcs(ExpertOptions):
             unit.enter(stream, stage)
             step, columns = stream.compute((stage.value,)), layers[0].columns
             summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
-            unit.work(step.nbytes + 4 * columns**2, step.work + summed)
-            unit.work(2 * 4 * columns**2)
+            unit.work(step.nbytes + 8 * columns**2, step.work + summed)
+            unit.work((8 + 4) * columns**2)
             self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
             unit.leave(stream, unit.region)

@@ -80,8 +80,12 @@ class MeasureOrders(Pass):
 
     def run(self, unit: Unit) -> None:
         """Measure one layer after the other."""
-        for node in unit.layers():
-            unit.annotate(node, self.measure(unit, node))
+
+        def measure(nodes: tuple[Node, ...]) -> None:
+            for node in nodes:
+                unit.annotate(node, self.measure(unit, node))
+
+        unit.share(unit.layers(), measure)
 
     def forecast(self, unit: Forecast) -> None:
         """A walk through each layer with a fit of every block at every order."""

@@ -29,8 +29,15 @@ class Pack(Pass):
 
     def run(self, unit: Unit) -> None:
         """Pack one layer after the other."""
+
+        def pack(nodes: tuple[Node, ...]) -> None:
+            for node in nodes:
+                unit.annotate(node, self.pack(unit, node))
+
+        unit.share(unit.layers(), pack)
         for node in unit.layers():
-            unit.annotate(node, self.pack(unit, node))
+            for ref in unit.graph.require(node.name, Lowered).tensors:
+                unit.tensors.release(ref.name)
 
     def forecast(self, unit: Forecast) -> None:
         """Working tensors make room for stored ones, one layer at a time, proved on the way."""

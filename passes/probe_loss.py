@@ -13,6 +13,7 @@ Every layer costs one run of the regions behind it on ``probes`` samples; qdc.ca
 says what is held meanwhile.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -72,6 +73,10 @@ class ProbeLoss(ExpertOptions):
 
     def run(self, unit: Unit) -> None:
         """Walk through the model once, with ever more probes."""
+        unit.share(unit.layers(), partial(self.walk, unit))
+
+    def walk(self, unit: Unit, layers: tuple[Node, ...]) -> None:
+        """Try these layers."""
         drawn = self.draw(unit).tokens
         asked = self.probes or max(1, PROBE_TOKENS // drawn.shape[1])
         count = min(asked, len(drawn))
@@ -80,14 +85,19 @@ class ProbeLoss(ExpertOptions):
         head = list(torch.split(tokens[:count], size))
         batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head
         probes = Probes(unit.workspace, batches, len(head))
-        wanted = {node.name for node in unit.layers()}
+        stopped = {node.name for node in unit.layers()}
+        wanted = {node.name for node in layers}
         errors: dict[str, float] = {}
         for region in unit.graph.regions:
             probes.advance(region)
             for stage in region.stages:
-                layers = [layer for layer in stage.layers if layer in wanted]
-                if layers:
-                    errors |= self.probe(unit, probes, region, stage, layers)
+                if stopped.isdisjoint(stage.layers):
+                    continue
+                # Also without a layer to try: values are rounded where the stream stops.
+                probes.enter(stage)
+                tried = [layer for layer in stage.layers if layer in wanted]
+                if tried:
+                    errors |= self.probe(unit, probes, region, stage, tried)
             probes.leave(region)
         for name in errors:
             rise, positions = probes.divergence(name)
@@ -116,8 +126,8 @@ class ProbeLoss(ExpertOptions):
                 columns = layers[0].columns
                 step = stream.compute((stage.value,))
                 summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
-                unit.work(step.nbytes + 4 * columns**2, step.work + summed)
-                unit.work(4 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
+                unit.work(step.nbytes + 8 * columns**2, step.work + summed)
+                unit.work(8 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
                 behind = linears_from(unit.graph, region, stage)
                 for node in layers:
                     stream.linear_calls += count * len(behind)

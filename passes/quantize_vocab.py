@@ -76,13 +76,20 @@ class QuantizeVocab(Pass):
 
     def run(self, unit: Unit) -> None:
         """Quantize one matrix after the other; those that somebody keeps stay as they are."""
+        wanted = []
         for node in unit.graph.vocabulary():
             kept = unit.graph.get(node.name, Kept)
             if kept is not None and kept.reason != OUTSIDE:
                 unit.remark("missed", node, reason=kept.reason)
                 continue
             unit.graph.remove(node.name, Kept)
-            self.quantize(unit, node)
+            wanted.append(node)
+
+        def quantize(nodes: tuple[Node, ...]) -> None:
+            for node in nodes:
+                self.quantize(unit, node)
+
+        unit.share(wanted, quantize)
 
     def forecast(self, unit: Forecast) -> None:
         """Both matrices, each read from its file and stored twice before its parts are one."""

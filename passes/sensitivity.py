@@ -11,12 +11,15 @@ Z_ij = W_ij^2 / U_jj^2, where U is the upper Cholesky factor of the inverse of t
 """
 
 import math
+from functools import partial
 from typing import ClassVar
 
 from pydantic import Field
 
 from qdc.errors import InvalidCheckpoint, NotPositiveDefinite
 from qdc.ir.annotations import Factor, Moment, Salience
+from qdc.ir.graph import Node
+from qdc.numerics import factor as factors
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths
 from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.importance import ImportanceKind, block_scores
@@ -24,6 +27,8 @@ from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
 from qdc.planning.forecast import Forecast
 from qdc.planning.work import Work
+
+OVERFLOW = "the importance of the weights overflows fp32"
 
 
 class Sensitivity(Pass):
@@ -50,46 +55,61 @@ class Sensitivity(Pass):
     def run(self, unit: Unit) -> None:
         """Factorize once for each stage, then score each layer's own weights."""
         failed: dict[str, str] = {}
-        overflowing: list[str] = []
         for stage, layers in unit.layers_by_stage():
-            moment = unit.get(unit.graph.require(layers[0].name, Moment).tensor)
-            slices = block_slices(layers[0].columns, self.block)
-            for turn, node in enumerate(layers):
-                if turn == 0 or self.accumulate:
-                    try:
-                        factor = factorize(moment, self.share(turn), self.attempts)
-                    except FactorizationFailed as error:
-                        failed.update({f"%{later.name}": str(error) for later in layers[turn:]})
-                        break
-                    suffix = f":{node.name}" if turn else ""
-                    upper = unit.put(f"{stage.value}:factor{suffix}", factor.upper)
-                    dead = tuple(factor.dead.nonzero().flatten().tolist())
-                    note = Factor(
-                        tensor=upper, damp=factor.damp, attempts=factor.attempts, dead=dead
-                    )
-                scores = block_scores(unit.weight(node), factor.upper, slices, self.importance)
-                if not all(map(math.isfinite, scores)):
-                    overflowing.append(f"%{node.name}")
-                    continue
-                unit.annotate(node, note)
-                widths = block_widths(node.columns, self.block)
-                unit.annotate(node, Salience(blocks=scores, widths=widths))
-                if factor.attempts > 1 or dead:
-                    unit.remark(
-                        "note", node, damp=factor.damp, attempts=factor.attempts, dead=len(dead)
-                    )
-        if failed:
+            failed |= unit.share(layers, partial(self.score, unit, stage.value, layers))
+        overflowing = [f"%{name}" for name, why in failed.items() if why == OVERFLOW]
+        singular = {f"%{name}": why for name, why in failed.items() if why != OVERFLOW}
+        if singular:
             raise NotPositiveDefinite(
-                f"the second moment is not positive definite: {next(iter(failed.values()))}",
-                where=tuple(failed),
+                f"the second moment is not positive definite: {next(iter(singular.values()))}",
+                where=tuple(singular),
                 help="raise sensitivity{damp=...} or calibrate on more tokens: --samples, --length",
             )
         if overflowing:
             raise InvalidCheckpoint(
-                "the importance of the weights overflows fp32",
+                OVERFLOW,
                 where=overflowing,
                 help="scale the weights of the checkpoint below 65504",
             )
+
+    def score(
+        self, unit: Unit, value: str, stage: tuple[Node, ...], layers: tuple[Node, ...]
+    ) -> dict[str, str]:
+        """Factorize for some layers of a stage, which read ``value``, and score their weights.
+
+        Returns the layers that fail, and why.
+        """
+        failed: dict[str, str] = {}
+        moment = unit.get(unit.graph.require(layers[0].name, Moment).tensor)
+        slices = block_slices(layers[0].columns, self.block)
+        factor: factors.Factor | None = None
+        for turn, node in enumerate(stage):
+            if node not in layers:
+                continue
+            if factor is None or self.accumulate:
+                try:
+                    factor = factorize(moment, self.share(turn), self.attempts)
+                except FactorizationFailed as error:
+                    failed.update(
+                        {later.name: str(error) for later in stage[turn:] if later in layers}
+                    )
+                    break
+                suffix = f":{node.name}" if turn and self.accumulate else ""
+                upper = unit.put(f"{value}:factor{suffix}", factor.upper)
+                dead = tuple(factor.dead.nonzero().flatten().tolist())
+                note = Factor(tensor=upper, damp=factor.damp, attempts=factor.attempts, dead=dead)
+            scores = block_scores(unit.weight(node), factor.upper, slices, self.importance)
+            if not all(map(math.isfinite, scores)):
+                failed[node.name] = OVERFLOW
+                continue
+            unit.annotate(node, note)
+            widths = block_widths(node.columns, self.block)
+            unit.annotate(node, Salience(blocks=scores, widths=widths))
+            if factor.attempts > 1 or dead:
+                unit.remark(
+                    "note", node, damp=factor.damp, attempts=factor.attempts, dead=len(dead)
+                )
+        return failed
 
     def forecast(self, unit: Forecast) -> None:
         """A factorization for each stage, in fp64 and in place, then a look at each weight."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from qdc.calibration.records import Fields
 from qdc.compiler import run_job
+from qdc.distributed.launch import joined
 from qdc.frontend.select import parse_choice
 from qdc.job import plan_job
 from qdc.registry import standard_registry
@@ -34,6 +35,7 @@ def compile(
     host_memory: str | int | None = None,
     frontend: str = "auto",
     device: str = "cpu",
+    deterministic_reduce: bool = False,
     force: bool = False,
     resume: bool = False,
     restart: bool = False,
@@ -65,6 +67,8 @@ def compile(
         frontend: ``fx`` for our own implementation of a family, ``export`` for the class of
             transformers, ``auto`` for the first of them that there is.
         device: ``cpu``, ``cuda`` or ``auto``, which is CUDA where it is there.
+        deterministic_reduce: where torchrun has started several processes: give the bytes that one
+            process gives, whatever their number; their calibration takes turns.
         force: replace an artifact that is at ``out``.
         resume: go on from an interrupted compile of ``out``, if one is there.
         restart: discard it.
@@ -82,29 +86,30 @@ def compile(
         QdcError: the input is at fault; says what, where, and what to do.
     """
     given = {key: value for key, value in locals().items() if key != "progress"}
-    job = plan_job(
-        Path(model_dir),
-        Path(out),
-        standard_registry(_paths(plugins)),
-        passes=passes,
-        backend=backend,
-        overrides={"samples": samples, "length": length, "seed": seed},
-        calibration=None if calibration is None else Path(calibration),
-        fields=Fields.parse(text_field, chat_fields),
-        states=states,
-        host_memory=host_memory,
-        front_end=frontend,
-        device=device,
-        force=force,
-        resume=resume,
-        restart=restart,
-        report=write_report,
-        dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
-        dump_folder=None if dump_dir is None else Path(dump_dir),
-        stop_after=stop_after,
-        command=f"qdc.compile({', '.join(f'{key}={value!r}' for key, value in given.items())})",
-    )
-    return run_job(job, progress)
+    with joined(device, ordered=deterministic_reduce) as world:
+        job = plan_job(
+            Path(model_dir),
+            Path(out),
+            standard_registry(_paths(plugins)),
+            passes=passes,
+            backend=backend,
+            overrides={"samples": samples, "length": length, "seed": seed},
+            calibration=None if calibration is None else Path(calibration),
+            fields=Fields.parse(text_field, chat_fields),
+            states=states,
+            host_memory=host_memory,
+            front_end=frontend,
+            device=world.device,
+            force=force,
+            resume=resume,
+            restart=restart,
+            report=write_report,
+            dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
+            dump_folder=None if dump_dir is None else Path(dump_dir),
+            stop_after=stop_after,
+            command=f"qdc.compile({', '.join(f'{key}={value!r}' for key, value in given.items())})",
+        )
+        return run_job(job, progress, world)
 
 
 def load(

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import torch
 
+from qdc import __version__
 from qdc.artifact.emission import Emission
 from qdc.artifact.partial import Partial
 from qdc.artifact.writer import ArtifactWriter
 from qdc.backendbase import Backend
 from qdc.calibration.text import read_source
 from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.distributed.handshake import from_first, same, total
+from qdc.distributed.world import World
+from qdc.errors import QdcError
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.coverage import check_tensors, mark_kept
 from qdc.frontend.select import Choice, choose, trace_checkpoint
@@ -33,6 +37,7 @@ from qdc.pipeline.savepoints import Savepoints
 from qdc.pipeline.states import StateStore
 from qdc.pipeline.workspace import Calibration, Workspace
 from qdc.report import CompileReport
+from qdc.report.collect import full_text
 from qdc.report.compose import compile_report
 from qdc.report.files import ReportWriter, discard_report
 from qdc.runtime.device import exact_products
@@ -40,29 +45,51 @@ from qdc.runtime.load import refuse_compiled
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``."""
+Shared = dict[str, int]
+"""What the report says of the processes."""
 
 
-def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
+def run_job(
+    job: Job, progress: Progress | None = None, world: World | None = None
+) -> CompileReport:
     """Compile. Either the artifact is complete at the end, or nothing has changed at its place.
 
-    A compile that ends early leaves a folder to go on from as soon as a step is finished.
+    A compile that ends early leaves a folder to go on from as soon as a step is finished; one of
+    several processes does not.
+
+    Args:
+        job: what to compile, and how.
+        progress: told what is done.
+        world: the processes that share the work, this one alone if not given; the first of them
+            writes everything, and all return its report.
 
     Raises:
         QdcError: the checkpoint, the text, the weights or an interrupted compile are at fault.
     """
     started = time.perf_counter()
     notify = progress or (lambda what, done, total: None)
+    world = world or World()
+    if world.size > 1 and job.resume:
+        raise QdcError(
+            "several processes cannot go on from an interrupted compile",
+            help="resume it without torchrun, or discard it with --restart",
+        )
     checkpoint, program = open_model(job.model, job.front_end)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
-    digest = checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total))
+    same(world, _agreed(job, checkpoint, calibration))
+    digest = from_first(
+        world,
+        lambda: checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total)),
+    )
     meter, remarks = Meter(job.plan), Remarks()
-    dumper = Dumper(job.plan, job.dump_folder, job.dump_places, program.graph)
+    places = job.dump_places if world.first else frozenset[int]()
+    dumper = Dumper(job.plan, job.dump_folder, places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
     ticker = _Ticker(notify, job.plan, program)
     instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, Verifier())
-    with _partial(job) as partial, _scratch(job, partial) as scratch, exact_products():
+    with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
         workspace = Workspace(
             program,
             checkpoint,
@@ -70,17 +97,24 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
             calibration,
             returns=job.plan.returns(),
             states=StateStore(torch_dtype(job.states), job.host_memory, scratch),
+            world=world,
+            tags=job.registry.annotations(),
         )
         if partial is None or job.backend is None:
             Runner(job.plan, workspace, instruments, scratch).run(workspace.release)
             _verify(job, workspace)
-            report = compile_report(job, workspace, meter, remarks, digest, None)
-            return _timed(report, dumper, time.perf_counter() - started)
+
+            def without_artifact(shared: Shared) -> CompileReport:
+                report = compile_report(job, workspace, meter, remarks, digest, None)
+                return _timed(report, dumper, time.perf_counter() - started, shared)
+
+            return _everywhere(world, workspace, without_artifact)
         writer = ArtifactWriter(job.out, force=job.force, folder=partial.artifact)
         origin = facts(job, calibration, digest, checkpoint)
         emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
         region_done = _emitter(job.backend, emission, workspace)
-        runner = Runner(job.plan, workspace, instruments, partial.kept, keep=True)
+        alone = world.size == 1
+        runner = Runner(job.plan, workspace, instruments, partial.kept, keep=alone)
         made_from = identity(job, calibration, digest, checkpoint)
         savepoints = Savepoints(partial, runner, writer, (meter, remarks), made_from, started)
         first = 0
@@ -88,14 +122,44 @@ def run_job(job: Job, progress: Progress | None = None) -> CompileReport:
             resumption = Resumption(savepoints, partial.journal, job.registry.annotations())
             first = resumption.restore(region_done, (repro, Verifier()))
             ticker.done = sum(row.units for row in meter.measured)
-        runner.run(region_done, savepoints.save, first)
+        # Of several processes each holds a part of the states: there is nothing to go on from.
+        runner.run(region_done, savepoints.save if alone else lambda step: None, first)
         _verify(job, workspace)
         job.backend.finish(emission)
-        report = compile_report(job, workspace, meter, remarks, digest, writer)
-        report = report.model_copy(update={"resumed": savepoints.resumed})
-        report = _timed(report, dumper, savepoints.seconds)
-        _commit(job, writer, report)
-    return report
+
+        def finished(shared: Shared) -> CompileReport:
+            report = compile_report(job, workspace, meter, remarks, digest, writer)
+            report = report.model_copy(update={"resumed": savepoints.resumed})
+            report = _timed(report, dumper, savepoints.seconds, shared)
+            _commit(job, writer, report)
+            return report
+
+        return _everywhere(world, workspace, finished)
+
+
+def _everywhere(
+    world: World, workspace: Workspace, make: Callable[[Shared], CompileReport]
+) -> CompileReport:
+    """The report that the first process makes, in all of them."""
+    calls, sent = total(world, workspace.linear_calls, world.sent)
+    workspace.linear_calls = calls
+    shared: Shared = {"processes": world.size, "sent_bytes": int(sent)}
+    text = from_first(world, lambda: make(shared).model_dump_json())
+    return CompileReport.model_validate_json(text)
+
+
+def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -> dict[str, str]:
+    """What every process of a compile must have the same of."""
+    return {
+        "qdc": __version__,
+        "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
+        "calibration text": "" if calibration is None else calibration.source.digest,
+        "pipeline": full_text(job.plan),
+        "front end": choose(checkpoint.config, job.front_end),
+        "backend": str(job.backend),
+        "plugins": repr(job.registry.plugins),
+        "states": job.states,
+    }
 
 
 def _emitter(backend: Backend, emission: Emission, workspace: Workspace) -> RegionDone:
@@ -112,9 +176,9 @@ def _verify(job: Job, workspace: Workspace) -> None:
     verify(graph, workspace.tensors)
 
 
-def _timed(report: CompileReport, dumper: Dumper, seconds: float) -> CompileReport:
+def _timed(report: CompileReport, dumper: Dumper, seconds: float, shared: Shared) -> CompileReport:
     dumps = tuple(map(str, dumper.write()))
-    return report.model_copy(update={"dumps": dumps, "seconds": seconds})
+    return report.model_copy(update={"dumps": dumps, "seconds": seconds, **shared})
 
 
 def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
@@ -154,9 +218,9 @@ def _calibration(job: Job) -> Calibration | None:
     return Calibration(source, encoder(load_tokenizer(job.model)))
 
 
-def _partial(job: Job) -> AbstractContextManager[Partial | None]:
-    """The folder in which the artifact is made; None if the pipeline stops before one."""
-    if job.backend is None:
+def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:
+    """The folder in which the artifact is made; None if none is written here."""
+    if job.backend is None or not world.first:
         return nullcontext()
     return Partial(job.out, resume=job.resume, restart=job.restart)
 

@@ -2,11 +2,13 @@
 
 A quantizer subclasses ``Lowering``, implements ``lower`` for one layer, and brings its annotation
 and codec in the same file. Reading weights, measuring the output error, keeping tensors, remarks
-and the report of weights that no fp16 scale holds are done here, once.
+the report of weights that no fp16 scale holds, and the sharing of layers between processes are done
+here, once.
 """
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,24 +71,29 @@ class Lowering(Pass, ABC):
 
     def run(self, unit: Unit) -> None:
         """Lower every layer of the unit; report all layers that overflow together."""
+        failed = unit.share(unit.layers(), partial(self._lower_all, unit))
+        if failed:
+            raise InvalidCheckpoint(
+                f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
+                where=[f"%{name}" for name in failed],
+                help="scale the weights of the checkpoint below 65504",
+            )
+
+    def _lower_all(self, unit: Unit, nodes: tuple[Node, ...]) -> dict[str, str]:
+        """Lower these layers; returns those that overflow, and why."""
         failed: dict[str, str] = {}
-        for node in unit.layers():
+        for node in nodes:
             try:
                 note, working = self.lower(unit, node)
             except OverflowError as error:
-                failed[f"%{node.name}"] = str(error)
+                failed[node.name] = str(error)
                 continue
             refs = tuple(unit.put(f"{node.name}:{s}", tensor) for s, tensor in working.items())
             kept = {"tensors": refs, "suffixes": tuple(working)}
             measured = output_error(unit, node, note, working)
             unit.annotate(node, note.model_copy(update={**kept, **measured}))
             unit.remark("passed", node, error=measured["error"])
-        if failed:
-            raise InvalidCheckpoint(
-                f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
-                where=tuple(failed),
-                help="scale the weights of the checkpoint below 65504",
-            )
+        return failed
 
 
 def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class ExpertOptions(CalibrationOptions):
             hidden: ``bool[samples, length]``: which tokens are masked.
         """
         count, masked = tokens_of(stream, stage, hidden)
+        if rows_of(unit.graph, stage.value) is not None:
+            count, masked = unit.total(stream, count, masked)
         needed = self.least(layers[0].columns)
         if count >= needed or rows_of(unit.graph, stage.value) is None:
             return Source(masked / max(1, count))

@@ -60,7 +60,7 @@ class Probes:
         The original stands at the layer's stage. In the last region the run goes up to the head.
         """
         probe = self._stream(list(self.batches[: self.probed]))
-        probe.boundary = self.original.boundary
+        probe.boundary, probe.names = self.original.boundary, self.original.names
         probe.kept = list(self.original.kept[: self.probed])
         self._replaced = {layer: weight}
         self._leave(probe, region)

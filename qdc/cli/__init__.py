@@ -13,6 +13,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from qdc.cli.ranks import leave, shows_errors
+
 INTERRUPTED = 130
 BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 """Whoever wrote or read, nobody made a mistake in code."""
@@ -31,12 +33,20 @@ def _terminate(number: int, frame: object) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; errors become one message and an exit code."""
+    code = _run(arguments)
+    if code != INTERRUPTED:
+        leave()
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     import typer
 
     # The first two register their commands, in the order of the help.
     from qdc.cli import app as _app  # noqa: F401
     from qdc.cli import judging as _judging  # noqa: F401
     from qdc.cli.options import app
+    from qdc.distributed.failure import FailedElsewhere
     from qdc.errors import InvalidGraph, QdcError
 
     # It warns of a missing cache folder, which changes nothing about a page.
@@ -47,6 +57,8 @@ def run(arguments: list[str]) -> int:
         if result == INTERRUPTED:  # typer has caught the signal
             print("interrupted", file=sys.stderr)
         return result if isinstance(result, int) else 0
+    except FailedElsewhere as error:
+        return error.exit_code
     except InvalidGraph as error:
         return _bug(error, str(error), arguments)
     except QdcError as error:
@@ -68,7 +80,8 @@ def run(arguments: list[str]) -> int:
             what = "read or write" if error.filename is None else f"use {error.filename}"
             reason = (error.strerror or "unknown reason").lower()
             return _fail(error, f"error[QDC002] cannot {what}: {reason}")
-        traceback.print_exc()
+        if shows_errors():
+            traceback.print_exc()
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         return _bug(error, f"error[QDC900] {what}", arguments)
 
@@ -113,6 +126,8 @@ def _usage_text(error: Exception) -> str:
 
 
 def _fail(error: Exception, text: str) -> int:
+    if not shows_errors():
+        return 1
     print(text, file=sys.stderr)
     for note in _notes(error):
         print(f"  {note}", file=sys.stderr)
@@ -121,6 +136,8 @@ def _fail(error: Exception, text: str) -> int:
 
 def _bug(error: Exception, text: str, arguments: list[str]) -> int:
     _fail(error, text)
+    if not shows_errors():
+        return 2
     print(f"  this is a bug of {_owner(error)}, not a mistake of yours", file=sys.stderr)
     print(f"  rerun {shlex.join(['qdc', *arguments])}", file=sys.stderr)
     return 2

@@ -24,6 +24,7 @@ from qdc.cli.options import (
     TextField,
     app,
 )
+from qdc.cli.ranks import refuse_ranks
 
 
 def _version(wanted: bool) -> None:
@@ -34,6 +35,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
     ] = False,
@@ -47,6 +49,8 @@ def root(
     qdc eval OUT --text held.jsonl --against MODEL
     qdc show OUT --only 'blocks.0.*'   read the IR
     """  # noqa: D301
+    if context.invoked_subcommand != "compile":
+        refuse_ranks(context.invoked_subcommand or "")
 
 
 @app.command()
@@ -75,6 +79,13 @@ def compile(
         typer.Option(metavar="NAME", help="fx: own families; export: transformers' classes; auto"),
     ] = "auto",
     device: Device = "cpu",
+    deterministic_reduce: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic-reduce",
+            help="Under torchrun: the bytes of one process",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact that is at OUT")
     ] = False,
@@ -117,6 +128,7 @@ def compile(
       qdc compile MODEL -o out --dump-after all --timings
       qdc compile MODEL -o out --resume
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
+      torchrun --nproc-per-node 4 -m qdc compile MODEL -o out --device cuda
     """  # noqa: D301
     from qdc.calibration.records import Fields
     from qdc.cli.compile import compile_command
@@ -133,6 +145,7 @@ def compile(
         host_memory=host_memory,
         front_end=frontend,
         device=device,
+        deterministic_reduce=deterministic_reduce,
         force=force,
         resume=resume,
         restart=restart,

@@ -19,6 +19,7 @@ from qdc.cli.terminal import (
     table,
 )
 from qdc.compiler import run_job
+from qdc.distributed.launch import joined
 from qdc.job import plan_job
 from qdc.registry import standard_registry
 from qdc.report import CompileReport
@@ -37,6 +38,7 @@ def compile_command(
     host_memory: str | None,
     front_end: str,
     device: str,
+    deterministic_reduce: bool,
     force: bool,
     resume: bool,
     restart: bool,
@@ -51,30 +53,33 @@ def compile_command(
     as_json: bool,
 ) -> None:
     """Compile and report."""
-    job = plan_job(
-        model,
-        out,
-        standard_registry(plugins),
-        passes=passes,
-        backend=backend,
-        overrides=overrides,
-        calibration=calibration,
-        fields=fields,
-        states=states,
-        host_memory=host_memory,
-        front_end=front_end,
-        device=device,
-        force=force,
-        resume=resume,
-        restart=restart,
-        report=write_report,
-        dump_after=dump_after,
-        dump_folder=dump_folder,
-        stop_after=stop_after,
-        command=shlex.join(["qdc", *arguments]),
-    )
-    with progress() as update:
-        report = run_job(job, update)
+    with joined(device, ordered=deterministic_reduce) as world:
+        job = plan_job(
+            model,
+            out,
+            standard_registry(plugins),
+            passes=passes,
+            backend=backend,
+            overrides=overrides,
+            calibration=calibration,
+            fields=fields,
+            states=states,
+            host_memory=host_memory,
+            front_end=front_end,
+            device=world.device,
+            force=force,
+            resume=resume,
+            restart=restart,
+            report=write_report,
+            dump_after=dump_after,
+            dump_folder=dump_folder,
+            stop_after=stop_after,
+            command=shlex.join(["qdc", *arguments]),
+        )
+        with progress(shown=world.first) as update:
+            report = run_job(job, update, world)
+    if not world.first:
+        return
     if as_json:
         print_json(report.as_data())
         return
@@ -146,6 +151,10 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row("report", report.report)
     for dump in report.dumps:
         rows.add_row("dump", dump)
+    if report.processes > 1:
+        rows.add_row(
+            "processes", f"{report.processes}, {size(report.sent_bytes)} sent between them"
+        )
     again = f", interrupted and resumed {report.resumed} x" if report.resumed else ""
     rows.add_row("time", f"{report.seconds:.1f} s on {report.device}{again}")
     rows.add_row("peak memory", size(max((p.peak_bytes for p in report.passes), default=0)))

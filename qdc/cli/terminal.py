@@ -64,9 +64,9 @@ def print_json(data: object) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Update]:
+def progress(*, shown: bool = True) -> Iterator[Update]:
     """Yield a function ``(what, done, total)``; draws only if stderr is a terminal."""
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
     bar = Progress(

@@ -27,7 +27,7 @@ Tags = Mapping[str, type[Annotation]]
 def to_bytes(graph: LayerGraph) -> bytes:
     """Serialize a graph; equal graphs give equal bytes."""
     notes = [
-        [node.name, *_tagged(note)]
+        [node.name, *tagged(note)]
         for node in graph
         for note in graph.annotations(node.name).values()
     ]
@@ -75,9 +75,9 @@ def from_bytes(data: bytes, tags: Tags) -> LayerGraph:
             raise InvalidDump("after or annotations of the dump have the wrong type")
         graph.after = after
         for entry in notes:
-            name, note = _note(entry, tags)
+            name, note = note_from(entry, tags)
             if name not in graph:
-                raise InvalidDump("an annotation is on no node", where=[f"@{_tagged(note)[0]}"])
+                raise InvalidDump("an annotation is on no node", where=[f"@{tagged(note)[0]}"])
             if note.fills in graph.annotations(name):
                 raise InvalidDump(f"two annotations fill @{note.fills}", where=[f"%{name}"])
             graph.annotate(name, note)
@@ -119,13 +119,15 @@ def _unpacked(data: bytes) -> dict[str, Any]:
     return raw
 
 
-def _tagged(note: Annotation) -> tuple[str, dict[str, Any]]:
+def tagged(note: Annotation) -> tuple[str, dict[str, Any]]:
+    """An annotation as plain data: tag and fields."""
     if isinstance(note, Opaque):
         return note.unknown_tag, note.data
     return note.tag, note.model_dump(mode="python")
 
 
-def _note(entry: Any, tags: Tags) -> tuple[str, Annotation]:
+def note_from(entry: Any, tags: Tags) -> tuple[str, Annotation]:
+    """Read ``[node, tag, fields]``; one of an unknown tag is kept as it is."""
     match entry:
         case [str(name), str(tag), dict(fields)]:
             if tag in tags:

@@ -206,7 +206,11 @@ class LayerGraph:
 
     def remove(self, name: str, kind: type[Annotation]) -> None:
         """Take an annotation away, if there is one."""
-        self._annotations[self[name].name].pop(kind.slot_name(), None)
+        self.discard(name, kind.slot_name())
+
+    def discard(self, name: str, slot: str) -> None:
+        """Empty a slot of a node, if it is filled."""
+        self._annotations[self[name].name].pop(slot, None)
         self._changed[name] = None
 
     def take_changed(self) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class TensorTable:
         self._held: dict[str, Tensor] = {}
         self._spilled: dict[str, Path] = {}
         self._known: dict[str, TensorRef] = {}
+        self._homes: dict[str, tuple[TensorRef, int]] = {}
 
     def __contains__(self, name: object) -> bool:
         """Whether this name was ever put."""
@@ -55,6 +56,22 @@ class TensorTable:
         self._held[name], self._known[name] = tensor, ref
         return ref
 
+    def note_home(self, ref: TensorRef, rank: int) -> None:
+        """Know a tensor that one process made, which may be this one; others lack its data."""
+        if not self.is_here(ref):
+            self._known[ref.name] = ref
+        if self.home(ref) is None:
+            self._homes[ref.name] = ref, rank
+
+    def share(self, ref: TensorRef) -> None:
+        """Know that every process has this tensor now."""
+        self._homes.pop(ref.name, None)
+
+    def home(self, ref: TensorRef) -> int | None:
+        """The process that surely has the data, where not every one has it."""
+        noted, rank = self._homes.get(ref.name, (None, None))
+        return rank if noted == ref else None
+
     def get(self, ref: TensorRef) -> Tensor:
         """Return the tensor. Raises ``InvalidGraph`` if it was released or replaced since."""
         if self._known.get(ref.name) != ref:
@@ -65,6 +82,13 @@ class TensorTable:
             with safe_open(self._spilled[ref.name], framework="pt") as file:
                 loaded: Tensor = file.get_tensor(ref.name)
             return loaded
+        home = self.home(ref)
+        if home is not None:
+            raise InvalidGraph(
+                f"tensor {ref.name} is on rank {home}, which owns its layer",
+                where=[ref.name],
+                help="inside Unit.share read what belongs to the given layers only",
+            )
         raise InvalidGraph(
             f"tensor {ref.name} was released",
             where=[ref.name],
@@ -75,6 +99,7 @@ class TensorTable:
         """Forget the data of a tensor; its name stays known."""
         self._held.pop(name, None)
         self._spilled.pop(name, None)
+        self._homes.pop(name, None)
 
     def spill(self, path: Path) -> bool:
         """Move everything in memory to one file; returns whether there was anything.
@@ -106,6 +131,10 @@ class TensorTable:
     def know(self, ref: TensorRef) -> None:
         """Know the name of a tensor whose data was released."""
         self._known[ref.name] = ref
+
+    def is_here(self, ref: TensorRef) -> bool:
+        """Whether this process has the data."""
+        return ref.name in self._held or ref.name in self._spilled
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor in memory."""

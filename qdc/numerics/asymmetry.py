@@ -8,20 +8,31 @@ M = X X^T and D = (X0 - X) X^T; GPTAQ keeps the part of it that acts on columns 
 import torch
 from torch import Tensor
 
+from qdc.numerics.moment import ROWS, add_products
+
 
 class CrossMomentAccumulator:
-    """Sums (x0 - x) x^T over tokens in fp32: f32[columns, columns], not symmetric."""
+    """Sums (x0 - x) x^T over tokens, f64[columns, columns], not symmetric.
 
-    def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
+    In fp32 in a batch, in fp64 over batches, as the moment.
+    """
+
+    def __init__(
+        self, columns: int, device: torch.device | str = "cpu", *, rows: int | None = None
+    ) -> None:
         """Start at zero tokens.
 
         Args:
             columns: Input features of the layer.
             device: Where the sum lives.
+            rows: Output features, where what the residual stream has lost is summed too.
         """
-        self._sum = torch.zeros(columns, columns, dtype=torch.float32, device=device)
-        self._residual: Tensor | None = None
-        self._drift = self._energy = self._weight = 0.0
+        self._sum = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+        self._residual = None
+        if rows is not None:
+            self._residual = torch.zeros(rows, columns, dtype=torch.float64, device=device)
+        self._shares = torch.zeros(3, dtype=torch.float64)
+        """Of |x0 - x|^2, of |x0|^2, and of the tokens' weights."""
 
     def add(self, inputs: Tensor, reference: Tensor, weights: Tensor | None = None) -> None:
         """Add the tokens of one batch.
@@ -48,16 +59,15 @@ class CrossMomentAccumulator:
         if weights is not None:
             shares = weights.detach().reshape(-1, 1).to(device, torch.float32)
         change = first - rows
-        self._sum.addmm_((change * shares).T, rows)
-        self._drift += float((change.square() * shares).sum(dtype=torch.float64))
-        self._energy += float((first.square() * shares).sum(dtype=torch.float64))
-        self._weight += float(shares.sum(dtype=torch.float64))
+        add_products(self._sum, change * shares, rows)
+        parts = (change.square() * shares, first.square() * shares, shares)
+        self._shares += torch.stack([part.sum(dtype=torch.float64) for part in parts]).cpu()
 
     def value(self) -> Tensor:
         """Mean over the tokens, f32[columns, columns]. Raises ``ValueError`` without any."""
-        if self._weight == 0:
+        if self.weight == 0:
             raise ValueError("the cross moment of zero tokens is undefined")
-        return self._sum / self._weight
+        return _mean(self._sum, self.weight)
 
     def add_residual(
         self, inputs: Tensor, now: Tensor, before: Tensor, weights: Tensor | None = None
@@ -69,7 +79,12 @@ class CrossMomentAccumulator:
             now: [..., rows], h.
             before: [..., rows], h0.
             weights: [...], what each token counts; 1 if not given.
+
+        Raises:
+            ValueError: If no residual is summed.
         """
+        if self._residual is None:
+            raise ValueError("the accumulator was made without rows")
         device = self._sum.device
         rows, h, h0 = (
             t.detach().reshape(-1, t.shape[-1]).to(device, torch.float32)
@@ -78,17 +93,39 @@ class CrossMomentAccumulator:
         change = h0 - h
         if weights is not None:
             change = change * weights.detach().reshape(-1, 1).to(device, torch.float32)
-        part = change.T @ rows
-        self._residual = part if self._residual is None else self._residual + part
+        add_products(self._residual, change, rows)
 
     def residual(self) -> Tensor | None:
-        """Mean of (h0 - h) x^T, f32[rows, columns], or None if none was added."""
-        return None if self._residual is None else self._residual / self._weight
+        """Mean of (h0 - h) x^T, f32[rows, columns], or None if none is summed."""
+        return None if self._residual is None else _mean(self._residual, self.weight)
+
+    def sums(self) -> list[Tensor]:
+        """All that was added up, the tensors themselves."""
+        residual = [] if self._residual is None else [self._residual]
+        return [self._sum, *residual, self._shares]
+
+    def clear(self) -> None:
+        """Give the memory of the sums back; the shares stay."""
+        self._sum, self._residual = self._sum.new_empty(0), None
+
+    @property
+    def weight(self) -> float:
+        """Sum of the tokens' weights."""
+        return float(self._shares[2])
 
     @property
     def drift(self) -> float:
         """Mean of |x0 - x|^2 as a share of that of |x0|^2; 0 where all x0 are 0."""
-        return self._drift / self._energy if self._energy > 0 else 0.0
+        drift, energy, _ = self._shares.tolist()
+        return float(drift / energy) if energy > 0 else 0.0
+
+
+def _mean(total: Tensor, weight: float) -> Tensor:
+    """A sum over tokens as their mean in fp32, by rows: nothing else of its size is made."""
+    value = torch.empty_like(total, dtype=torch.float32)
+    for start in range(0, len(value), ROWS):
+        value[start : start + ROWS] = total[start : start + ROWS] / weight
+    return value
 
 
 def asymmetry_term(cross: Tensor, upper: Tensor, share: float) -> Tensor:

@@ -3,12 +3,30 @@
 import torch
 from torch import Tensor
 
+ROWS = 1024
+"""Of a sum, taken at once: nothing else of its size is made but the result."""
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left^T right``, a product in fp32, to a sum in fp64.
+
+    Args:
+        total: f64[n, m], changed in place.
+        left: f32[tokens, n].
+        right: f32[tokens, m].
+    """
+    for start in range(0, len(total), ROWS):
+        rows = slice(start, start + ROWS)
+        total[rows] += left[:, rows].T @ right
+
 
 class MomentAccumulator:
-    """Sums x x^T over tokens in fp32 (quant-dllm.md 1.5, matrix S).
+    """Sums x x^T over tokens (quant-dllm.md 1.5, matrix S): fp32 in a batch, fp64 over batches.
 
-    All tokens weigh the same, masked or visible, unless weights are given. Memory: one f32[columns,
-    columns]. A caller on CUDA must leave TF32 matrix products off, which is the default of torch.
+    So the order of the batches, and how processes share them, hardly ever changes a bit of the
+    result. All tokens weigh the same, masked or visible, unless weights are given. Memory: one
+    f64[columns, columns]. A caller on CUDA must leave TF32 matrix products off, which is torch's
+    default.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
@@ -23,19 +41,18 @@ class MomentAccumulator:
         """
         if columns < 1:
             raise ValueError(f"a moment needs at least one column, not {columns}")
-        self._sum = torch.zeros(columns, columns, dtype=torch.float32, device=device)
-        self._tokens = 0
-        self._weight: float = 0
+        self._sum = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(2, dtype=torch.float64)
 
     @property
     def tokens(self) -> int:
         """Tokens added so far."""
-        return self._tokens
+        return int(self._counts[0])
 
     @property
     def weight(self) -> float:
         """Sum of their weights; the number of tokens where none were given."""
-        return self._weight
+        return float(self._counts[1])
 
     def add(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """Add the tokens of one batch.
@@ -55,7 +72,7 @@ class MomentAccumulator:
             raise ValueError(f"expected [..., {columns}] inputs, got {tuple(inputs.shape)}")
         rows = inputs.detach().reshape(-1, columns).to(self._sum.device, torch.float32)
         if weights is None:
-            self._weight += rows.shape[0]
+            weight = float(rows.shape[0])
         else:
             if weights.shape != inputs.shape[:-1]:
                 raise ValueError(
@@ -64,10 +81,14 @@ class MomentAccumulator:
             shares = weights.detach().reshape(-1, 1).to(rows.device, torch.float32)
             if not bool(((shares >= 0) & shares.isfinite()).all()):
                 raise ValueError("a weight is negative or not finite")
-            self._weight += shares.double().sum().item()
+            weight = shares.double().sum().item()
             rows = rows * shares.sqrt()
-        self._sum.addmm_(rows.T, rows)
-        self._tokens += rows.shape[0]
+        add_products(self._sum, rows, rows)
+        self._counts += torch.tensor([rows.shape[0], weight], dtype=torch.float64)
+
+    def sums(self) -> list[Tensor]:
+        """All that was added up, the tensors themselves: ``f64[columns, columns]`` and counts."""
+        return [self._sum, self._counts]
 
     def value(self) -> Tensor:
         """Average over the tokens, each with its weight.
@@ -79,6 +100,14 @@ class MomentAccumulator:
         Raises:
             ValueError: If no token was added, or none of a weight above 0.
         """
-        if self._tokens == 0 or self._weight == 0:
+        if self.tokens == 0 or self.weight == 0:
             raise ValueError("the moment of zero tokens is undefined")
-        return (self._sum + self._sum.T).div_(2 * self._weight)
+        value = torch.empty_like(self._sum, dtype=torch.float32)
+        for start in range(0, len(value), ROWS):
+            rows = slice(start, start + ROWS)
+            value[rows] = (self._sum[rows] + self._sum[:, rows].T) / (2 * self.weight)
+        return value
+
+    def clear(self) -> None:
+        """Give the memory of the sum back; the counts stay."""
+        self._sum = self._sum.new_empty(0)

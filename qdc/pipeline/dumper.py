@@ -26,23 +26,12 @@ class Dumper(Instrument):
         """Dump after the passes at these places; ``graph`` is still as the front end made it."""
         self.plan, self.folder, self.places, self.graph = plan, folder, places, graph
         self._initial = notes_of(graph, [node.name for node in graph])
-        inside = {name for region in graph.regions for name in region.nodes}
-        self._outside = [node.name for node in graph if node.name not in inside]
         self._seen: dict[int, Notes] = {}
 
     def after(self, place: int, unit: Unit) -> None:
         """Note what the unit's nodes carry now."""
         if place in self.places:
-            self._seen.setdefault(place, {}).update(notes_of(unit.graph, self._nodes(unit)))
-
-    def _nodes(self, unit: Unit) -> list[str]:
-        """What may have changed: the unit, what its stages read, and all outside of the regions."""
-        if unit.region is None:
-            return [node.name for node in unit.graph]
-        if unit.whole_region:
-            return [*self._outside, *unit.region.nodes]
-        read = [name for stage in unit.stages for name in (stage.value, *stage.layers)]
-        return [*self._outside, *read]
+            self._seen.setdefault(place, {}).update(notes_of(unit.graph, unit.touched()))
 
     def write(self) -> list[Path]:
         """Write ``NN_pass.qdc`` and ``NN_pass.txt`` for each chosen pass; return the files.

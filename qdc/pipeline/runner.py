@@ -141,11 +141,13 @@ class Runner:
             instrument.before(place, unit)
         try:
             step.run(unit)
+            unit.settle()
             for instrument in self.instruments:
                 instrument.after(place, unit)
         except Exception as error:
-            for instrument in self.instruments:
-                instrument.failed(place, unit, error)
+            if self.workspace.world.speaks(error):
+                for instrument in self.instruments:
+                    instrument.failed(place, unit, error)
             raise
 
 

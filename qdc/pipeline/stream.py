@@ -24,6 +24,8 @@ from qdc.pipeline.states import Held, StateStore
 
 Weights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
+Place = tuple[int, tuple[str, ...], list[Held], int]
+"""Boundary, names of the values held there, the values, the number of stops."""
 COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
 """Operations whose values may be kept but are not computed twice. Routing is held as weights, never
 as the scores before it: rounded scores could choose other experts. What experts gave is held as one
@@ -56,6 +58,7 @@ class Stream:
         *,
         returns: bool = False,
         states: StateStore | None = None,
+        part: slice = slice(None),
     ) -> None:
         """Start before the first region.
 
@@ -68,6 +71,7 @@ class Stream:
                 so that the stream can go back there.
             states: where values wait between stages, and in which dtype; one of its own if none is
                 given. They are computed in fp32.
+            part: the batches that this process moves; others move the rest.
         """
         self.executor = Executor(program, device)
         self.graph, self.weights, self.returns = program.graph, weights, returns
@@ -75,16 +79,23 @@ class Stream:
         self.boundary = 0
         """Nodes before this place have been computed."""
         self.tokens = torch.cat(batches)
-        """``i64[samples, length]``: what was put in."""
-        self._rows = [len(batch) for batch in batches]
+        """``i64[samples, length]``: what was put in, in all processes together."""
+        self._rows, self._part = [len(batch) for batch in batches], part
         self.sizes = dict(zip("BL", batches[0].shape, strict=True))
         self.sizes[ROUTED] = max(1, round(routed_share(program.module) * batches[0].numel()))
         self.kept: list[Held] = [
-            self.states.hold({self.executor.tokens: batch}) for batch in batches
+            self.states.hold({self.executor.tokens: batch}) for batch in batches[part]
         ]
+        self.names: tuple[str, ...] = (self.executor.tokens,)
+        """Of the values in ``kept``, also where it has no batch."""
         self._stops: list[int] = []
         self._left = 0
         self._mark()
+
+    @property
+    def split(self) -> bool:
+        """Whether other processes move some of the batches."""
+        return self._part != slice(None)
 
     @property
     def linear_calls(self) -> float:
@@ -113,6 +124,7 @@ class Stream:
         self._stops, self._left = list(trail.stops), trail.left
         self.boundary = trail.stops[-1] if trail.stops else 0
         self.kept = list(kept)
+        self.names = tuple(self.kept[0]) if self.kept else self.names
         self.executor.linear_calls = trail.calls
         self.executor.routed_rows = trail.routed
         self._mark()
@@ -147,12 +159,12 @@ class Stream:
         """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
         if not self.returns:
             raise RuntimeError("the stream does not hold what it would go back to")
-        self.boundary, kept, stops = self._entrance
+        self.boundary, self.names, kept, stops = self._entrance
         self.kept, self._stops = list(kept), self._stops[:stops]
 
     def rows(self, values: Tensor) -> list[Tensor]:
-        """Of something with a row for each sample, the rows of each batch."""
-        return list(torch.split(values, self._rows))
+        """Of something with a row for each sample, the rows of each batch that is moved here."""
+        return list(torch.split(values, self._rows))[self._part]
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield the value that the stage reads, batch by batch.
@@ -171,12 +183,12 @@ class Stream:
             wanted: names of the values.
             everywhere: a ``rows`` node; as if the router sent every token to its expert.
         """
-        held = set(self.kept[0])
+        held = set(self.names)
         if everywhere is not None:
             held = held - self.executor.derived(everywhere, self.boundary) | {everywhere}
         steps = self.executor.steps(wanted, held)
-        parameters = self._parameters(steps)
-        for count, kept in zip(self._rows, self.kept, strict=True):
+        parameters = self._parameters(steps) if self.kept else {}
+        for count, kept in zip(self._rows[self._part], self.kept, strict=True):
             environment: Mapping[str, Tensor] = kept
             if everywhere is not None:
                 rows = torch.arange(count * self.tokens.shape[1])
@@ -197,7 +209,7 @@ class Stream:
 
     def _mark(self) -> None:
         if self.returns:
-            self._entrance = (self.boundary, list(self.kept), len(self._stops))
+            self._entrance = (self.boundary, self.names, list(self.kept), len(self._stops))
 
     @torch.no_grad()
     def _advance(self, boundary: int) -> None:
@@ -206,7 +218,7 @@ class Stream:
             return
         executor = self.executor
         needed = executor.read_after(boundary)
-        reach = [*self.kept[0], *executor.steps(needed, self.kept[0])]
+        reach = [*self.names, *executor.steps(needed, self.names)]
         keep = values_to_keep(
             executor.edges,
             reach,
@@ -214,14 +226,14 @@ class Stream:
             {name: self._nbytes(name) for name in reach},
             [name for name in reach if self.graph[name].op in COSTLY],
         )
-        steps = executor.steps(keep, self.kept[0])
-        parameters = self._parameters(steps)
-        staying = [name for name in keep if name in self.kept[0]]
+        steps = executor.steps(keep, self.names)
+        parameters = self._parameters(steps) if self.kept else {}
+        staying = [name for name in keep if name in self.names]
         for index, environment in enumerate(self.kept):
             found = executor.run(environment, steps, parameters, keep.difference(staying))
             found |= {name: environment[name] for name in staying}
             self.kept[index] = self.states.hold(found)
-        self.boundary = boundary
+        self.boundary, self.names = boundary, tuple(keep)
         self._stops.append(boundary)
 
     def _nbytes(self, name: str) -> int:

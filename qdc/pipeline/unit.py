@@ -1,13 +1,16 @@
 """The view that a pass gets: the layers of one stage, of one region, or of the model."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qdc.codec import Lowered
+from qdc.distributed.exchange import Changes, Exchange, notes_on
+from qdc.distributed.handshake import total
+from qdc.distributed.reduction import Accumulator, accumulate
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.ir.annotations import Annotation, Packed
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage
@@ -80,10 +83,12 @@ class Unit:
 
     def get(self, ref: TensorRef) -> Tensor:
         """A tensor that an annotation names, on the device."""
-        return self.tensors.get(ref).to(self.device)
+        return self.workspace.tensor(ref).to(self.device)
 
     def find(self, ref: TensorRef) -> Tensor | None:
         """A tensor that may have been released since; None then."""
+        if self.tensors.home(ref) is not None:
+            return self.get(ref)
         with contextlib.suppress(InvalidGraph):
             return self.get(ref)
         return None
@@ -145,13 +150,92 @@ class Unit:
         """Say something about a layer; shown with ``--remarks``."""
         self.workspace.remarks.append(Remark(kind, self.step.name, node.name, details))
 
-    def stream(self, make: MakeBatches) -> Stream:
-        """This pass's calibration stream; ``make`` gives its batches of token ids once."""
-        return self.workspace.stream(self.place, make)
+    def stream(self, make: MakeBatches, *, split: bool = False) -> Stream:
+        """This pass's calibration stream; ``make`` gives its batches of token ids once.
 
-    def reference(self, make: MakeBatches) -> Stream:
+        With ``split`` each process moves a part of them, and ``accumulate`` adds up over all.
+        """
+        return self.workspace.stream(self.place, make, split=split)
+
+    def reference(self, make: MakeBatches, *, split: bool = False) -> Stream:
         """A stream of this pass through the original model, whatever passes rewrite."""
-        return self.workspace.stream(self.place, make, original=True)
+        return self.workspace.stream(self.place, make, original=True, split=split)
+
+    def accumulate(
+        self, nodes: Sequence[Node], add: Callable[[], None], *accumulators: Accumulator
+    ) -> None:
+        """Add this process's samples up by ``add``, then the sums of all processes.
+
+        The accumulators then hold the sums over all samples, in the processes that own one of the
+        nodes; ``share`` calls work there.
+        """
+        owners = self.workspace.owners(nodes)
+        needed = sorted({owners[node.name] for node in nodes})
+        accumulate(self.workspace.world, needed, accumulators, add)
+
+    def total(self, stream: Stream, *counts: int) -> list[int]:
+        """Counts over all samples, from those of the samples that the stream moves here."""
+        if not stream.split:
+            return list(counts)
+        return [int(count) for count in total(self.workspace.world, *counts)]
+
+    def share(
+        self,
+        nodes: Sequence[Node],
+        work: Callable[[tuple[Node, ...]], Mapping[str, str] | None],
+    ) -> dict[str, str]:
+        """Let each process work on the nodes that it owns; what it writes is written everywhere.
+
+        Args:
+            nodes: linears, or other matrices. Those of one stage are spread over the processes.
+            work: called with this process's nodes, if there are any, in their order; annotates
+                them, and may read tensors of theirs. What it returns by node is for everybody.
+
+        Returns:
+            What all calls returned, in the order of the nodes.
+        """
+        workspace = self.workspace
+        owners, rank = workspace.owners(nodes), workspace.world.rank
+        mine = tuple(node for node in nodes if owners[node.name] == rank)
+        if workspace.world.size == 1:
+            with workspace.world.by_itself():
+                return dict(work(mine) or {}) if mine else {}
+        names, said = self.touched(), len(workspace.remarks)
+        before = notes_on(self.graph, names)
+        with workspace.world.by_itself():
+            found = dict(work(mine) or {}) if mine else {}
+        changes = Changes.since(before, notes_on(self.graph, names), self.tensors)
+        remarks = [[r.kind, r.step, r.layer, r.plain()] for r in workspace.remarks[said:]]
+        changes.extra = {"found": found, "remarks": remarks}
+        answers = self._exchange().spread(changes)
+        place = {node.name: index for index, node in enumerate(nodes)}
+        heard = [Remark(*each) for answer in answers for each in answer["remarks"]]
+        workspace.remarks[said:] = sorted(heard, key=lambda r: place.get(r.layer, len(place)))
+        merged = {name: text for answer in answers for name, text in answer["found"].items()}
+        return dict(sorted(merged.items(), key=lambda item: place.get(item[0], len(place))))
+
+    def settle(self) -> None:
+        """Make sure that all processes have come to the same annotations."""
+        if self.workspace.world.size == 1:
+            return
+        for name in self._exchange().settle(self.touched()):
+            self.remark("note", self.graph[name], taken_from="rank 0")
+
+    def touched(self) -> list[str]:
+        """Nodes that may have changed: the unit, what its stages read, all outside of regions."""
+        if self.region is None:
+            return [node.name for node in self.graph]
+        inside: Sequence[str] = self.region.nodes
+        if not self.whole_region:
+            inside = [name for stage in self.stages for name in (stage.value, *stage.layers)]
+        return list(dict.fromkeys((*self.workspace.outside, *inside)))
+
+    def _exchange(self) -> Exchange:
+        def annotate(name: str, note: Annotation) -> None:
+            self.annotate(self.graph[name], note)
+
+        workspace = self.workspace
+        return Exchange(workspace.world, self.graph, self.tensors, annotate, workspace.tags)
 
     def calibration(self) -> Calibration:
         """The calibration text. Raises ``InvalidCalibration`` if the compile has none."""

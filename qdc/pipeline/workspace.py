@@ -1,6 +1,8 @@
 """What a running pipeline holds: one region's weights, the tensor table, the streams."""
 
-from collections.abc import Callable, Iterator
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,13 +10,16 @@ from torch import Tensor
 
 from qdc.calibration.text import TextSource
 from qdc.codec import Codec, Lowered
-from qdc.errors import InvalidGraph
+from qdc.distributed import ownership
+from qdc.distributed.world import World
+from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.tracer import Program
-from qdc.ir.annotations import Packed
+from qdc.ir.annotations import Annotation, Kept, Packed
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned
+from qdc.ir.types import TensorRef
 from qdc.pipeline.states import StateStore
 from qdc.pipeline.stream import Stream, Trail
 
@@ -40,6 +45,13 @@ class Remark:
     step: str
     layer: str
     details: dict[str, object]
+
+    def plain(self) -> dict[str, object]:
+        """The details as plain data: numbers stay numbers, all else is text."""
+        return {
+            key: value if value is None or isinstance(value, int | float) else str(value)
+            for key, value in self.details.items()
+        }
 
     def __str__(self) -> str:
         """``passed daq-lower %h0.q error=1.3e-02``."""
@@ -69,6 +81,11 @@ class Workspace:
     """Samples of the largest calibration."""
     trails: dict[Key, Trail] = field(default_factory=dict)
     """Ways that streams follow when they are made, to where an interrupted compile had them."""
+    world: World = field(default_factory=World)
+    """The processes that share the compile."""
+    tags: Mapping[str, type[Annotation]] = field(default_factory=dict)
+    """Every annotation that a pass may write, by tag: they come from other processes too."""
+    _owners: dict[str, int] = field(default_factory=dict)
     _loaded: dict[str, Tensor] = field(default_factory=dict)
     _streams: dict[int, Stream] = field(default_factory=dict)
     _references: dict[int, Stream] = field(default_factory=dict)
@@ -129,7 +146,39 @@ class Workspace:
         node = self.program.graph[name]
         return {p.role: self.parameter(node, p.role) for p in node.parameters}
 
-    def stream(self, place: int, make: MakeBatches, *, original: bool = False) -> Stream:
+    @functools.cached_property
+    def outside(self) -> tuple[str, ...]:
+        """Nodes outside of the regions."""
+        graph = self.program.graph
+        inside = {name for region in graph.regions for name in region.nodes}
+        return tuple(node.name for node in graph if node.name not in inside)
+
+    def owners(self, nodes: Sequence[Node]) -> Mapping[str, int]:
+        """The rank that works on each of these nodes, by name; the same whenever it is asked."""
+        graph, ranks = self.program.graph, self.world.size
+        if not self._owners:
+            for region in graph.regions:
+                stages = [[graph[name] for name in stage.layers] for stage in region.stages]
+                wanted = [[n for n in s if graph.get(n.name, Kept) is None] for s in stages]
+                self._owners.update(ownership.owners(wanted, ranks))
+        others = [node for node in nodes if node.name not in self._owners]
+        self._owners.update(ownership.owners([others], ranks))
+        return self._owners
+
+    def tensor(self, ref: TensorRef) -> Tensor:
+        """A tensor of the table; one that only its owner has is fetched, on all ranks."""
+        home = self.tensors.home(ref)
+        if home is not None and not self.world.apart and self.world.size > 1:
+            mine = home == self.world.rank
+            held = self.tensors.get(ref) if mine else None
+            (kind, *_) = (k for k in self.world.agree(_kind(held)) if k)
+            self.tensors.put(ref.name, self.world.broadcast(ref, held, home, kind.decode()))
+            self.tensors.share(ref)
+        return self.tensors.get(ref)
+
+    def stream(
+        self, place: int, make: MakeBatches, *, original: bool = False, split: bool = False
+    ) -> Stream:
         """The stream of the pass at this place, started from its samples at the first call.
 
         Args:
@@ -137,17 +186,24 @@ class Workspace:
             make: gives the batches.
             original: whether it goes through the original model whatever passes do; a pass may
                 have one stream of each kind.
+            split: whether this process moves its part of the batches alone; the caller then adds
+                up over all processes.
+
+        Raises:
+            InvalidCalibration: they are to be split, and processes have made different ones.
         """
         streams = self._references if original else self._streams
         if place not in streams:
             batches = make()
             self.samples = max(self.samples, sum(len(batch) for batch in batches))
-            stream = self.open_stream((place, original), batches)
+            if split:
+                self._same(batches)
+            stream = self.open_stream((place, original), batches, split=split)
             if (place, original) in self.trails:
                 stream.follow(self.trails.pop((place, original)), self._loaded.clear)
         return streams[place]
 
-    def open_stream(self, key: Key, batches: list[Tensor]) -> Stream:
+    def open_stream(self, key: Key, batches: list[Tensor], *, split: bool = False) -> Stream:
         """Start a stream of batches ``i64[b, length]`` before the first region."""
         place, original = key
         streams = self._references if original else self._streams
@@ -159,9 +215,20 @@ class Workspace:
                 self.device,
                 returns=self.returns,
                 states=self.states,
+                part=self.world.part(len(batches)) if split else slice(None),
             )
         )
         return streams[place]
+
+    def _same(self, batches: list[Tensor]) -> None:
+        whole = hashlib.sha256(repr([list(batch.shape) for batch in batches]).encode())
+        for batch in batches:
+            whole.update(batch.contiguous().numpy().data)
+        if len(set(self.world.agree(whole.digest()))) > 1:
+            raise InvalidCalibration(
+                "the processes of the compile have drawn different samples",
+                help="give all of them the same text, tokenizer and versions",
+            )
 
     def streams(self) -> Iterator[tuple[Key, Stream]]:
         """Every stream with its key."""
@@ -225,3 +292,8 @@ class Workspace:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _kind(tensor: Tensor | None) -> bytes:
+    """Where a tensor is, as a message; nothing from those who lack it."""
+    return b"" if tensor is None else tensor.device.type.encode()

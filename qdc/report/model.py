@@ -139,6 +139,10 @@ class CompileReport(Frozen):
     """Highest memory of the run: of the CUDA device, else resident memory of the process."""
     layer_forwards: float
     """Linears executed for calibration, divided by samples times quantized linears."""
+    processes: int = 1
+    """That shared the work; times and memory are those of the first."""
+    sent_bytes: int = 0
+    """Bytes that they had to deliver to each other."""
     seconds: float
     resumed: int = 0
     """How many times the compile was interrupted; its times and remarks are those of all parts."""

@@ -185,8 +185,8 @@ def test_the_target_makes_up_for_the_residual_stream_too() -> None:
     original, inputs = streams(10)
     weight = noise(6, 10, seed=5)
     before, now = noise(len(inputs), 6, seed=6), noise(len(inputs), 6, seed=7)
-    cross = CrossMomentAccumulator(10)
-    assert cross.residual() is None
+    cross = CrossMomentAccumulator(10, rows=len(now.T))
+    assert CrossMomentAccumulator(10).residual() is None
     for part in (slice(0, 30), slice(30, None)):
         cross.add(inputs[part], original[part])
         cross.add_residual(inputs[part], now[part], before[part])

@@ -102,3 +102,25 @@ def test_refuses_senseless_weights(weight: float) -> None:
     accumulator.add(torch.ones(3, 2), torch.zeros(3))
     with pytest.raises(ValueError, match="zero tokens"):
         accumulator.value()
+
+
+def test_the_order_of_the_batches_changes_no_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [10.0 ** (k % 4) * torch.randn(40, 48, generator=generator) for k in range(12)]
+    forwards, backwards = MomentAccumulator(48), MomentAccumulator(48)
+    for batch, other in zip(batches, reversed(batches), strict=True):
+        forwards.add(batch)
+        backwards.add(other)
+    assert torch.equal(forwards.value(), backwards.value())
+
+
+def test_wide_sums_are_made_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = torch.randn(30, 21, generator=torch.Generator().manual_seed(0))
+    whole, parts = MomentAccumulator(21), MomentAccumulator(21)
+    whole.add(inputs)
+    monkeypatch.setattr("qdc.numerics.moment.ROWS", 4)
+    parts.add(inputs)
+    torch.testing.assert_close(parts.value(), whole.value(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(parts.value(), parts.value().T)
+    parts.clear()
+    assert parts.tokens == 30

@@ -1,0 +1,234 @@
+"""How much several processes gain on one wide region, and what they send each other.
+
+    python bench/scaling.py --processes 1 2
+    python bench/scaling.py --arithmetic
+
+The first builds a random checkpoint of one region and compiles it under torchrun, with one thread
+a process. For every pass it prints wall seconds, and the critical path: of each application the CPU
+seconds of the rank that took longest, added up. The critical path is what the wall would be on a
+machine that does nothing else. The second prints what ownership alone allows for large models.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgpack
+import torch
+from safetensors.torch import save_file
+
+from qdc.compiler import run_job
+from qdc.distributed.launch import joined, leave
+from qdc.distributed.ownership import cost, owners
+from qdc.distributed.world import World
+from qdc.ir.graph import Node
+from qdc.ir.types import Parameter, ValueType
+from qdc.job import plan_job
+from qdc.pipeline.instruments import Instrument
+from qdc.pipeline.unit import Unit
+from qdc.registry import standard_registry
+
+ROOT = Path(__file__).parent.parent
+EMBEDDED = ROOT / "examples" / "tiny-llada"
+VOCABULARY = 2048
+PASSES = (
+    "stages(calibrate-cross{{batch={batch}}},sensitivity{{damp=0.1}},abmp-allocate,"
+    "daq-lower{{asymmetry=1}}),pack"
+)
+SHAPES: dict[str, list[list[tuple[int, int]]]] = {
+    "LLaDA-8B": [
+        [(4096, 4096)] * 3, [(4096, 4096)], [(12288, 4096)] * 2, [(4096, 12288)],
+    ],
+    "100B MoE": [
+        [(4096, 4096), (512, 4096), (512, 4096)], [(4096, 4096)],
+        *([[(1024, 4096)] * 2] * 128), *([[(4096, 1024)]] * 128),
+    ],
+}  # fmt: skip
+"""Stages of one region as ``(rows, columns)``; of the second, 61 regions make 100.6B weights."""
+
+
+class Clock(Instrument):
+    """Wall and CPU seconds of every pass application on this rank."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, float, float]] = []
+        self._start = (0.0, 0.0)
+
+    def before(self, place: int, unit: Unit) -> None:
+        """Start the clocks."""
+        self._start = time.perf_counter(), time.process_time()
+
+    def after(self, place: int, unit: Unit) -> None:
+        """Stop them."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.found.append((unit.step.name, wall - self._start[0], cpu - self._start[1]))
+
+
+def write_checkpoint(folder: Path, width: int, hidden: int) -> None:
+    """One region of a random LLaDA in bf16."""
+    folder.mkdir()
+    config = {
+        "architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": width, "n_layers": 1,
+        "n_heads": width // 64, "n_kv_heads": width // 64, "mlp_hidden_size": hidden,
+        "vocab_size": VOCABULARY, "embedding_size": VOCABULARY, "max_sequence_length": 4096,
+        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "mask_token_id": 1, "eos_token_id": 0,
+        "pad_token_id": 0, "block_type": "llama", "activation_type": "silu",
+        "layer_norm_type": "rms", "include_bias": False, "weight_tying": False,
+    }  # fmt: skip
+    square, up, down = (width, width), (hidden, width), (width, hidden)
+    block = {"q_proj": square, "k_proj": square, "v_proj": square, "attn_out": square}
+    block |= {"ff_proj": up, "up_proj": up, "ff_out": down}
+    generator = torch.Generator().manual_seed(0)
+    outside = {"wte": (VOCABULARY, width), "ff_out": (VOCABULARY, width)}
+    shapes = outside | {f"blocks.0.{name}": shape for name, shape in block.items()}
+    tensors = {
+        f"model.transformer.{name}.weight": torch.randn(shape, generator=generator)
+        .div(shape[1] ** 0.5)
+        .bfloat16()
+        for name, shape in shapes.items()
+    }
+    for norm in ("blocks.0.attn_norm", "blocks.0.ff_norm", "ln_f"):
+        tensors[f"model.transformer.{norm}.weight"] = torch.ones(width, dtype=torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((EMBEDDED / name).read_bytes())
+
+
+def work(options: argparse.Namespace) -> None:
+    """What each process does: compile, and let the first write what all have measured."""
+    with joined("cpu") as world:
+        clock = Clock()
+        job = plan_job(
+            options.folder / "model",
+            options.folder / f"out{world.size}",
+            standard_registry(),
+            passes=PASSES.format(batch=options.batch),
+            overrides={"samples": options.samples, "length": options.length},
+            report=False,
+            instruments=(clock,),
+        )
+        report = run_job(job, None, world)
+        answers = [msgpack.unpackb(each) for each in world.agree(msgpack.packb(clock.found))]
+        transfer = bandwidth(world, options.megabytes)
+    if world.first:
+        found: dict[str, list[float]] = {}
+        for rows in zip(*answers, strict=True):
+            row = found.setdefault(rows[0][0], [0.0, 0.0])
+            row[0] += rows[0][1]
+            row[1] += max(cpu for _, _, cpu in rows)
+        facts = {"passes": found, "sent": report.sent_bytes, "seconds": report.seconds}
+        text = json.dumps({**facts, "reduce": transfer})
+        (options.folder / f"{world.size}.json").write_text(text)
+    leave()
+
+
+def bandwidth(world: World, megabytes: int) -> float:
+    """Bytes a second of a reduce to the first rank, best of three; 0 for one process."""
+    if world.size == 1:
+        return 0.0
+    tensor, best = torch.zeros(megabytes * 2**17, dtype=torch.float64), float("inf")
+    for _ in range(3):
+        world.agree()
+        start = time.perf_counter()
+        world.reduce([tensor], 0)
+        best = min(best, time.perf_counter() - start)
+    return tensor.nbytes / best
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run all numbers of processes and print the table."""
+    with TemporaryDirectory() as folder:
+        options.folder = Path(folder)
+        write_checkpoint(options.folder / "model", options.width, options.hidden)
+        found = {count: started(options, count) for count in options.processes}
+    first = found[options.processes[0]]
+    print(f"load of the machine  {' '.join(f'{load:.1f}' for load in os.getloadavg())}")
+    print("pass             " + "".join(f"{f'{n} wall':>10}{'path':>8}" for n in found))
+    for name in first["passes"]:
+        cells = (run["passes"][name] for run in found.values())
+        print(f"{name:<17}" + "".join(f"{wall:>10.2f}{path:>8.2f}" for wall, path in cells))
+    base = first["passes"]["daq-lower"]
+    for count, run in found.items():
+        wall, path = (
+            one / other for one, other in zip(base, run["passes"]["daq-lower"], strict=True)
+        )
+        print(
+            f"{count} processes: lowering {wall:.2f} times as fast by the wall, {path:.2f} by the "
+            f"critical path; {run['sent'] / 1e6:.1f} MB sent; reduce {run['reduce'] / 1e9:.2f} GB/s"
+        )
+
+
+def started(options: argparse.Namespace, count: int) -> dict[str, dict[str, tuple[float, float]]]:
+    """What one run has measured."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [sys.executable, *(launcher if count > 1 else []), __file__, "--worker"]
+    for name in ("folder", "samples", "length", "batch", "megabytes"):
+        command += [f"--{name}", str(getattr(options, name))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    found: dict[str, dict[str, tuple[float, float]]] = json.loads(
+        (options.folder / f"{count}.json").read_text()
+    )
+    return found
+
+
+def arithmetic(ranks: Sequence[int]) -> None:
+    """How many times faster ownership lets lowering be, stage by stage and by whole regions."""
+    print("model      in        " + "".join(f"{count:>7}" for count in ranks))
+    for model, shapes in SHAPES.items():
+        stages = [
+            [layer(f"s{s}.{p}", *each) for p, each in enumerate(stage)]
+            for s, stage in enumerate(shapes)
+        ]
+        rows = {"stages": stages, "regions": [[node for nodes in stages for node in nodes]]}
+        for where, groups in rows.items():
+            print(f"{model:<10} {where:<10}" + "".join(f"{gain(groups, n):>7.2f}" for n in ranks))
+
+
+def gain(groups: Sequence[Sequence[Node]], ranks: int) -> float:
+    """Cost of all layers over that of the longest loads, one group after the other."""
+    found = owners(groups, ranks)
+    longest = sum(
+        max(sum(cost(n) for n in nodes if found[n.name] == rank) for rank in range(ranks))
+        for nodes in groups
+    )
+    return sum(cost(node) for nodes in groups for node in nodes) / longest
+
+
+def layer(name: str, rows: int, columns: int) -> Node:
+    """A linear of this shape."""
+    weight = Parameter(name=f"{name}.weight", dtype="bf16", shape=(rows, columns))
+    kind = ValueType(dtype="f32", shape=("B", "L", rows))
+    return Node(name=name, op="linear", inputs=("x",), type=kind, path=name, parameters=(weight,))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--hidden", type=int, default=3072)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--megabytes", type=int, default=64)
+    parser.add_argument("--arithmetic", action="store_true")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+    elif options.arithmetic:
+        arithmetic((1, 2, 4, 8, 16, 32, 64))
+    else:
+        measure(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One compile over several processes, with the collectives of torch.distributed."""
