@@ -11,7 +11,7 @@ from torch import Tensor
 from qdc import compiler
 from qdc.compiler import run_job
 from qdc.distributed.world import World
-from qdc.errors import InvalidCalibration
+from qdc.errors import InvalidCalibration, QdcError
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.select import Choice
 from qdc.frontend.tracer import Program
@@ -187,3 +187,14 @@ def test_only_the_first_rank_leaves_files(model: Path, tmp_path: Path) -> None:
     assert "repro" in note
     assert [path.name for path in tmp_path.iterdir()] == ["out-repro"]
     assert "of one rank" in (tmp_path / "out-repro" / "error.txt").read_text()
+
+
+def test_several_processes_do_not_resume(model: Path, tmp_path: Path) -> None:
+    def work(world: World) -> CompileReport:
+        passes = PIPELINES["data-free"]
+        job = plan_job(model, tmp_path / "out", standard_registry(), passes=passes, resume=True)
+        return run_job(job, None, world)
+
+    with pytest.raises(QdcError, match="cannot go on from an interrupted compile"):
+        on_ranks(2, work)
+    assert not any(tmp_path.iterdir())
