@@ -24,9 +24,8 @@ Each block that moves is remarked on: from the order that the budget gives every
 to its own, and by how much its error changes, as a share of the layer's output.
 """
 
-import math
 from fractions import Fraction
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +35,8 @@ from qdc.errors import InvalidGraph, OrderOutOfRange
 from qdc.ir.annotations import HIGHEST_ORDER, Orders, Salience
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.graph import LayerGraph, Node
-from qdc.multibinary import MultiBinary
-from qdc.numerics.knapsack import allocate_orders, highest_reachable
+from qdc.multibinary import OrderSizes, sizes_by_order
+from qdc.numerics.knapsack import allocate_orders, extremes, highest_reachable
 from qdc.passbase import Kinds, Pass
 from qdc.pipeline.unit import Unit
 from qdc.planning.forecast import Forecast
@@ -46,45 +45,6 @@ from .abmp_allocate import AbmpAllocate
 
 Bundle = tuple[Node, ...]
 """Layers of equal columns that get equal orders."""
-
-
-class Stored(NamedTuple):
-    """What a layer stores, in bits or bytes: so much for each order of a block, and what is fixed.
-
-    Attributes:
-        plane: For each block.
-        fixed: Of the layer.
-    """
-
-    plane: NDArray[np.int64]
-    fixed: int
-
-
-def extremes(
-    sizes: NDArray[np.int64], nbytes: NDArray[np.int64], total: int, highest: int
-) -> tuple[int, int]:
-    """Least and most bytes of orders 1..highest whose sizes add up to a total.
-
-    Args:
-        sizes: what one order of each block takes of the budget.
-        nbytes: what one order of each block stores.
-        total: the budget, within reach.
-        highest: the highest order.
-
-    Returns:
-        Bounds that no allocation leaves: exact where every order stores as many bytes for its
-        size, those of fractional orders where blocks differ.
-    """
-    found = []
-    for sign in (1, -1):
-        place = np.argsort(sign * nbytes / sizes, kind="stable")
-        room, taken = total - int(sizes.sum()), float(nbytes.sum())
-        for size, stored in zip(sizes[place].tolist(), nbytes[place].tolist(), strict=True):
-            orders = min(highest - 1, room / size)
-            room, taken = room - orders * size, taken + orders * stored
-        found.append(taken)
-    # Orders are whole, so both bounds move inwards to whole bytes.
-    return math.ceil(found[0] - 1e-6), math.floor(found[1] + 1e-6)
 
 
 class Allocate(Pass):
@@ -205,18 +165,13 @@ class Allocate(Pass):
         for node in nodes:
             widths = notes[node.name].widths
             unit.expect(node, Orders(blocks=(usual,) * len(widths), widths=widths))
-        planes = np.concatenate([self.plane_bytes(n, notes[n.name]) for n in nodes])
+        planes = np.concatenate([order_bytes(n, notes[n.name]).plane for n in nodes])
         low, high = extremes(sizes, planes, total, highest)
         if self.count == "effective":
             low = int(planes.sum())  # the budget is an upper bound
         expected = usual * int(planes.sum())
         if low != expected or high != expected:
             unit.orders_vary(expected - low, high - expected)
-
-    def plane_bytes(self, node: Node, note: Costs) -> NDArray[np.int64]:
-        """Bytes that one order of each block of a layer stores, i64[blocks]."""
-        counted = self.model_copy(update={"count": "effective"})
-        return counted.stored(node, note).plane
 
     def allocate(self, unit: Unit, bundles: list[Bundle]) -> None:
         """Solve one knapsack and write its orders."""
@@ -246,20 +201,11 @@ class Allocate(Pass):
         best, plain = (costs[blocks, np.array(some) - 1].sum() for some in (orders, equal))
         return orders if best <= (1 - self.least_gain) * plain else equal
 
-    def stored(self, node: Node, note: Costs) -> Stored:
+    def stored(self, node: Node, note: Costs) -> OrderSizes:
         """Sign bits of a layer's blocks, or all bytes as the codec counts them."""
         if self.count == "signs":
-            return Stored(node.rows * np.array(note.widths, dtype=np.int64), 0)
-        blocks = len(note.widths)
-        codec = MultiBinary(
-            rows=node.rows,
-            columns=node.columns,
-            block=-(-note.widths[0] // 8) * 8,
-            orders=(1,) * blocks,
-            scale_bits=note.scale_bits,
-        )
-        plane = codec.model_copy(update={"orders": (2,) * blocks}).nbytes - codec.nbytes
-        return Stored(np.full(blocks, plane // blocks, dtype=np.int64), codec.nbytes - plane)
+            return OrderSizes(node.rows * np.array(note.widths, dtype=np.int64), 0)
+        return order_bytes(node, note)
 
     def cost(
         self, unit: Unit, bundle: Bundle, notes: dict[str, Costs], highest: int
@@ -284,7 +230,7 @@ class Allocate(Pass):
     def total(
         self,
         nodes: list[Node],
-        stored: dict[str, Stored],
+        stored: dict[str, OrderSizes],
         sizes: NDArray[np.int64],
         highest: int,
     ) -> int:
@@ -315,7 +261,7 @@ class Allocate(Pass):
         unit: Unit,
         bundle: Bundle,
         notes: dict[str, Costs],
-        stored: dict[str, Stored],
+        stored: dict[str, OrderSizes],
         orders: tuple[int, ...],
         group: list[Node],
         total: int,
@@ -344,3 +290,8 @@ class Allocate(Pass):
                     change = (costs[order - 1] - costs[usual - 1]) / (note.energy or 1)
                     moved = {"from": usual, "to": order, "error_change": change}
                     unit.remark("passed", node, block=block, **moved)
+
+
+def order_bytes(node: Node, note: Costs) -> OrderSizes:
+    """Bytes of a layer, as the codec counts them."""
+    return sizes_by_order(node.rows, node.columns, note.widths, note.scale_bits)

@@ -6,9 +6,11 @@ are plain ``narrow`` and ``cat`` calls. ``docs/format.md`` specifies it.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -147,3 +149,31 @@ class MultiBinary(Codec):
     def working(blocks: list[Components], block: int) -> dict[str, Tensor]:
         """Join fitted blocks into the working form; a ragged block is padded with minus and 0."""
         return side_by_side(blocks, block)
+
+
+class OrderSizes(NamedTuple):
+    """What a layer stores, in bits or bytes: so much for each order of a block, and what is fixed.
+
+    Attributes:
+        plane: i64[blocks], for each block.
+        fixed: Of the layer.
+    """
+
+    plane: NDArray[np.int64]
+    fixed: int
+
+
+def sizes_by_order(
+    rows: int, columns: int, widths: tuple[int, ...], scale_bits: Literal[8, 16]
+) -> OrderSizes:
+    """Bytes of a layer whose blocks have these widths: the planes of an order, and the rest."""
+    blocks = len(widths)
+    codec = MultiBinary(
+        rows=rows,
+        columns=columns,
+        block=-(-widths[0] // 8) * 8,
+        orders=(1,) * blocks,
+        scale_bits=scale_bits,
+    )
+    plane = codec.model_copy(update={"orders": (2,) * blocks}).nbytes - codec.nbytes
+    return OrderSizes(np.full(blocks, plane // blocks, dtype=np.int64), codec.nbytes - plane)

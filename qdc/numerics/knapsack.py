@@ -8,6 +8,7 @@ until that proves the result. The 9,216 blocks of an 8B model take 0.1 s on one 
 counted, and 2 s when bytes are, whose totals are many more.
 """
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,6 +19,31 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 FIRST_CORE = 64
 """Orders beyond the cheapest ones that the first search may choose from."""
+
+
+def extremes(sizes: Integers, nbytes: Integers, total: int, highest: int) -> tuple[int, int]:
+    """Least and most bytes of orders 1..highest whose sizes add up to a total.
+
+    Args:
+        sizes: what one order of each block takes of the budget.
+        nbytes: what one order of each block stores.
+        total: the budget, within reach.
+        highest: the highest order.
+
+    Returns:
+        Bounds that no allocation leaves: exact where every order stores as many bytes for its
+        size, those of fractional orders where blocks differ.
+    """
+    found = []
+    for sign in (1, -1):
+        place = np.argsort(sign * nbytes / sizes, kind="stable")
+        room, taken = total - int(sizes.sum()), float(nbytes.sum())
+        for size, stored in zip(sizes[place].tolist(), nbytes[place].tolist(), strict=True):
+            orders = min(highest - 1, room / size)
+            room, taken = room - orders * size, taken + orders * stored
+        found.append(taken)
+    # Orders are whole, so both bounds move inwards to whole bytes.
+    return math.ceil(found[0] - 1e-6), math.floor(found[1] + 1e-6)
 
 
 def highest_reachable(sizes: Iterable[int], highest: int, limit: int) -> int | None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdc.passes.allocate import extremes
+from qdc.numerics.knapsack import extremes
 
 HIGHEST = 3
 
