@@ -73,13 +73,11 @@ def test_the_budget_holds_and_files_go_with_their_values(
     assert store.in_memory + store.on_disk == sum(each.nbytes for each in held.values())
     for number in dropped & set(held):
         del held[number]
-    gc.collect()
     assert store.in_memory + store.on_disk == sum(each.nbytes for each in held.values())
     assert files(folder) == sorted(e.path for e in held.values() if e.path is not None)
     for number in held:
         assert torch.equal(held[number]["x"], batch(sizes[number], number)["x"].bfloat16())
     held.clear()
-    gc.collect()
     assert (store.in_memory, store.on_disk, files(folder)) == (0, 0, [])
 
 
