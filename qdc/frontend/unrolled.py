@@ -9,7 +9,7 @@ the other, under the names that published checkpoints give them.
 import torch
 from torch import Tensor, nn
 
-from qdc.models.experts import Give, Take
+from qdc.models.experts import Expert
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 
@@ -39,26 +39,6 @@ class Rows(nn.Module):
         return weights[..., self.expert].flatten().nonzero()[:, 0]
 
 
-class RoutedExpert(nn.Module):
-    """One gated feed-forward on the tokens that are routed to it."""
-
-    def __init__(self, width: int, hidden: int, number: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.rows, self.take, self.give = Rows(number), Take(), Give(number)
-        self.act_fn = activation
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, hidden: Tensor, weights: Tensor, mixed: Tensor) -> Tensor:
-        """Add this expert's share to ``mixed``, ``[1, tokens, width]``."""
-        rows = self.rows(weights)
-        taken = self.take(hidden, rows)
-        given = self.down_proj(self.act_fn(self.gate_proj(taken)) * self.up_proj(taken))
-        added: Tensor = self.give(mixed, weights, rows, given)
-        return added
-
-
 class UnrolledExperts(nn.Module):
     """Experts by their numbers, called as transformers calls its fused ones."""
 
@@ -66,7 +46,7 @@ class UnrolledExperts(nn.Module):
         super().__init__()
         self.routing = Routing(experts)
         for number in range(experts):
-            self.add_module(str(number), RoutedExpert(width, hidden, number, activation))
+            self.add_module(str(number), Expert(width, hidden, number, Rows(number), activation))
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """``[tokens, width]``, experts and weights ``[tokens, k]`` each, ``-> [tokens, width]``."""
@@ -93,7 +73,7 @@ def unroll_experts(body: nn.Module) -> None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is fused experts that compute what ``RoutedExpert`` does."""
+    """Whether a module is fused experts that compute what ``Expert`` does."""
     from transformers.integrations.moe import _default_apply_gate
 
     shapes = {name: p.shape for name, p in module.named_parameters(recurse=False)}

@@ -5,9 +5,13 @@ linears are ordinary nodes of the layer graph: what they read has one row a rout
 those are is known only at run time; the graph calls that size ``N``.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
 
 TRACED_ROWS = 15_485_863
 """Rows of an expert on the meta device: a prime, by which the tracer knows this size."""
@@ -78,9 +82,19 @@ class Give(nn.Module):
 class Expert(nn.Module):
     """One gated feed-forward, under its published key names."""
 
-    def __init__(self, width: int, hidden: int, number: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        number: int,
+        rows: nn.Module | None = None,
+        activation: Activation = F.silu,
+    ) -> None:
+        """Build without weights; ``rows`` finds the expert's tokens in another way than ours."""
         super().__init__()
-        self.rows, self.take, self.give = Rows(number), Take(), Give(number)
+        self.activation = activation
+        self.rows = rows or Rows(number)
+        self.take, self.give = Take(), Give(number)
         self.gate_proj = nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
@@ -89,7 +103,7 @@ class Expert(nn.Module):
         """Add this expert's share to ``mixed``, ``[batch, T, width]``."""
         rows = self.rows(weights)
         taken = self.take(hidden, rows)
-        given = self.down_proj(F.silu(self.gate_proj(taken)) * self.up_proj(taken))
+        given = self.down_proj(self.activation(self.gate_proj(taken)) * self.up_proj(taken))
         added: Tensor = self.give(mixed, weights, rows, given)
         return added
 
