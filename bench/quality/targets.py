@@ -12,7 +12,7 @@ NOISE = 2
 """Standard errors that count as noise."""
 COMPILE_SECONDS = 90
 KNAPSACKS = ("knapsack layer", "knapsack stage", "knapsack model", "knapsack model, loss")
-"""What is promised: the allocator's own defaults in each scope. Others only show why they are so."""
+"""What is promised: the allocator's own defaults in each scope."""
 
 
 @dataclass(frozen=True)
