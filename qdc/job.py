@@ -141,7 +141,7 @@ def plan_job(
         calibration=calibration,
         fields=fields,
         states=check_states(states),
-        host_memory=_host_memory(host_memory),
+        host_memory=host_memory_limit(host_memory),
         front_end=parse_choice(front_end),
         device=device,
         force=force,
@@ -164,7 +164,8 @@ def check_states(name: str) -> States:
     raise QdcError(f"calibration states cannot be held in {name!r}", help="known: bf16, f32")
 
 
-def _host_memory(given: str | int | None) -> int:
+def host_memory_limit(given: str | int | None) -> int:
+    """Bytes of states that stay in memory, as given or the usual share. Raises ``QdcError``."""
     if given is None:
         return states_memory()
     return parse_size(str(given), "--host-memory")

@@ -14,6 +14,7 @@ from qdc.cli.options import (
     Calibration,
     ChatFields,
     Device,
+    HostMemory,
     Json,
     Length,
     Passes,
@@ -70,10 +71,7 @@ def compile(
     length: Length = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of windows and masks")] = None,
     states: States = "bf16",
-    host_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Of those, above it on disk [default: half of all]"),
-    ] = None,
+    host_memory: HostMemory = None,
     frontend: Annotated[
         str,
         typer.Option(metavar="NAME", help="fx: own families; export: transformers' classes; auto"),
@@ -175,6 +173,7 @@ def plan(
     samples: Samples = None,
     length: Length = None,
     states: States = "bf16",
+    host_memory: HostMemory = None,
     device: Device = "auto",
     plugin: Plugins = None,
     json: Json = False,
@@ -185,6 +184,7 @@ def plan(
     Examples:
       qdc plan MODEL
       qdc plan MODEL --passes best --samples 64 --length 2048 --json
+      qdc plan MODEL --host-memory 8G --device cpu
     """  # noqa: D301
     from qdc.calibration.records import Fields
     from qdc.cli.plan import plan_command
@@ -197,6 +197,7 @@ def plan(
         fields=Fields.parse(text_field, chat_fields),
         overrides={"samples": samples, "length": length},
         states=states,
+        host_memory=host_memory,
         device=device,
         plugins=plugin or [],
         as_json=json,

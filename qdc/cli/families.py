@@ -6,6 +6,10 @@ from qdc.cli.terminal import console, print_json, print_lines, print_table, tabl
 from qdc.models.families import FAMILIES, REFUSED
 from qdc.models.family import Family
 
+OTHERS = (
+    "other architectures: through torch.export of the class in transformers, where it exports "
+    "and the checkpoint has a mask token (qdc compile --frontend export)"
+)
 UNPROVED = "not proved: no published checkpoint was loaded, only random ones of the same layout"
 
 
@@ -32,7 +36,7 @@ def families_command(as_json: bool) -> None:
         print_lines(to, f"  published  {', '.join(family.published)}")
         for proof in family.proved:
             print_lines(to, f"  proved     {proof.what}", f"             {proof.test}")
-    print_lines(to, "", UNPROVED)
+    print_lines(to, "", OTHERS, UNPROVED)
     to.print("\nrefused", style="bold")
     for refusal in REFUSED:
         names = ", ".join(refusal.architectures)

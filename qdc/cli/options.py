@@ -36,4 +36,8 @@ Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens of a seque
 States = Annotated[
     str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
 ]
+HostMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Of those, above it on disk [default: half of all]"),
+]
 Runnable = Annotated[Path, typer.Argument(metavar="MODEL", help="Artifact or model folder")]

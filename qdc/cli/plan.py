@@ -10,7 +10,7 @@ from qdc.backendbase import Backend
 from qdc.calibration.records import Fields
 from qdc.cli.terminal import console, print_json, print_lines, print_table, size, table
 from qdc.errors import InvalidPipeline
-from qdc.job import check_states
+from qdc.job import check_states, host_memory_limit
 from qdc.pipeline.builder import build_plan, configure
 from qdc.pipeline.plan import check_order
 from qdc.pipeline.syntax import parse_item
@@ -32,6 +32,7 @@ def plan_command(
     fields: Fields,
     overrides: dict[str, object],
     states: str,
+    host_memory: str | None,
     device: str,
     plugins: Sequence[Path],
     as_json: bool,
@@ -56,6 +57,7 @@ def plan_command(
         states=check_states(states),
         calibration=calibration,
         fields=fields,
+        states_limit=host_memory_limit(host_memory),
     )
     if as_json:
         print_json(outlook.as_data())

@@ -56,7 +56,10 @@ def memory_warnings(ledger: Ledger) -> Iterator[str]:
     there = machine_bytes()
     needed = ledger.peak("host").nbytes
     if needed > there:
-        yield f"needs {size(needed)} of host memory, and the machine has {size(there)}"
+        yield (
+            f"needs {size(needed)} of host memory, and the machine has {size(there)}; "
+            "lower --host-memory, --samples or --length"
+        )
 
 
 def text_warnings(

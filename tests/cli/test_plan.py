@@ -40,6 +40,14 @@ def test_json_has_every_figure(model: Path, qdc: Command) -> None:
     assert (data["samples"], data["length"]) == (4, 16)
 
 
+def test_states_above_host_memory_wait_on_disk(model: Path, qdc: Command) -> None:
+    few = ("plan", model, "--samples", 4, "--length", 16, "--device", "cpu", "--json")
+    whole, spilled = (json.loads(qdc(*few, "--host-memory", size)) for size in ("1G", "0"))
+    assert whole["host"]["parts"]["calibration states"] > 0
+    assert "calibration states" not in spilled["host"]["parts"]
+    assert spilled["scratch_bytes"] > whole["scratch_bytes"]
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
@@ -48,6 +56,7 @@ def test_json_has_every_figure(model: Path, qdc: Command) -> None:
         (("--passes", "data-free", "--samples", "3"), "no pass of the pipeline takes --samples"),
         (("--passes", "data-free", "--calibration", "a.txt"), "no pass of the pipeline reads"),
         (("--states", "f16"), "states cannot be held in 'f16'"),
+        (("--host-memory", "lots"), "--host-memory is no size: 'lots'"),
         (("--device", "tpu"), "known: cpu, cuda, auto"),
     ],
     ids=str,
