@@ -7,8 +7,8 @@ What ``config.json`` and ``model.safetensors.index.json`` of the published model
 in bf16, 8,015,581,184 weights, 16,031,162,368 bytes. In which shard a tensor lies is made up.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,4 +87,6 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Write LLaDA-8B's config.json and index.")
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder)

@@ -174,7 +174,7 @@ def plan(
     length: Length = None,
     states: States = "bf16",
     host_memory: HostMemory = None,
-    device: Device = "auto",
+    device: Device = "cpu",
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:

@@ -1,6 +1,7 @@
 """``qdc compile``: run a job, print the summary."""
 
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +77,14 @@ def compile_command(
             stop_after=stop_after,
             command=shlex.join(["qdc", *arguments]),
         )
-        with progress(shown=world.first) as update:
-            report = run_job(job, update, world)
+        try:
+            with progress(shown=world.first) as update:
+                report = run_job(job, update, world)
+        except KeyboardInterrupt as error:
+            # Typer takes the signal for itself, and the word of how to go on with it.
+            for note in getattr(error, "__notes__", ()):
+                print(note, file=sys.stderr)
+            raise
     if not world.first:
         return
     if as_json:

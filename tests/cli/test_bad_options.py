@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from qdc.cli import run
+from qdc.pipeline.runner import Step
+from qdc.pipeline.savepoints import Savepoints
 from tests.cli.conftest import Command
 from tests.support.checkpoints import write_checkpoint
 
@@ -177,3 +179,21 @@ def test_interruption_is_no_bug(
     monkeypatch.setattr("qdc.cli.lists.backends_command", interrupted)
     assert run(["backends"]) == 130
     assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_an_interrupted_compile_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: Savepoints, step: Step) -> None:
+        save(self, step)
+        raise KeyboardInterrupt
+
+    save = Savepoints.save
+    monkeypatch.setattr(Savepoints, "save", interrupted)
+    model = write_checkpoint(tmp_path / "m")
+    assert run(["compile", str(model), "-o", str(tmp_path / "out"), *RTN]) == 130
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert "1 of 2 steps are done" in errors
+    assert "--resume" in errors
+    assert errors.endswith("interrupted\n")
