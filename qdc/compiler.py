@@ -15,6 +15,7 @@ from qdc.artifact.writer import ArtifactWriter
 from qdc.backendbase import Backend
 from qdc.calibration.text import read_source
 from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.disk import digest_of
 from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.world import World
 from qdc.errors import QdcError
@@ -159,6 +160,9 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
         "states": job.states,
+        "tokenizer": ""
+        if calibration is None
+        else repr([(path.name, digest_of(path)) for path in checkpoint.tokenizer_files()]),
     }
 
 

@@ -1,5 +1,7 @@
 """What an artifact is made from: for its configuration, and for the journal of its compile."""
 
+from importlib.metadata import version
+
 import torch
 
 from qdc import __version__
@@ -50,6 +52,8 @@ def identity(
         "threads": str(torch.get_num_threads()),
         "checkpoint": f"sha256:{digest}",
     }
+    if found["frontend"] == "export":
+        found["transformers"] = version("transformers")  # the graph is that of its code
     if calibration is not None:
         source = calibration.source
         found["calibration"] = f"{source.name} sha256:{source.digest}"

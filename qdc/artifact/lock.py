@@ -66,7 +66,9 @@ class Lock:
 
 def _holder(path: Path) -> str:
     """Whoever wrote into the lock last; it is anybody's file, so nothing of it is believed."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+    with contextlib.suppress(
+        OSError, ValueError, RecursionError, TypeError, LookupError, OverflowError
+    ):
         with path.open("rb") as file:
             data = json.loads(file.read(1000))
         return f"process {int(data['pid'])} on {str(data['host'])[:80]!r}".replace("'", "")

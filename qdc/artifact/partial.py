@@ -5,6 +5,7 @@ the artifact in the making, a lock, and once a step is finished a journal with w
 gone when the artifact is in its place, and after a failure that has nothing to go on from.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -129,12 +130,21 @@ class Partial:
     ) -> None:
         """Remove everything, or after a failure all but what can be gone on from."""
         if error is None or self.journal is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_all()
         else:
             shutil.rmtree(self.scratch, ignore_errors=True)
             if not isinstance(error, InvalidJournal):
                 error.add_note(f"{self.journal.progress}; {HOW}")
         self._lock.release()
+
+    def _remove_all(self) -> None:
+        """Remove the folder, the lock last: once it is gone, what is there belongs to another."""
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir():
+                if path.name != LOCK:
+                    _remove(path)
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def save(self, journal: Journal) -> None:
         """Write a journal whose files are all complete, then remove what only older ones name."""

@@ -20,12 +20,18 @@ def same(world: World, facts: Mapping[str, str]) -> None:
     Raises:
         QdcError: names what differs, and the ranks that differ from the first.
     """
-    known = {**facts, "torch": torch.__version__}
-    if world.ordered:
-        known["number of threads"] = str(torch.get_num_threads())
+    # Every rank knows the same names, whatever its options are: all must see what differs.
+    known = {
+        **facts,
+        "torch": torch.__version__,
+        "--deterministic-reduce": str(world.ordered),
+        "number of threads": str(torch.get_num_threads()) if world.ordered else "",
+    }
     mine = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in known.items()}
     found = [msgpack.unpackb(answer) for answer in world.agree(msgpack.packb(mine))]
-    odd = [name for name in known if any(answer.get(name) != found[0][name] for answer in found)]
+    odd = [
+        name for name in known if any(answer.get(name) != found[0].get(name) for answer in found)
+    ]
     if odd:
         ranks = [rank for rank, answer in enumerate(found) if answer != found[0]]
         raise QdcError(

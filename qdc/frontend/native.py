@@ -7,6 +7,7 @@ compiles fills gaps from both sides.
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,6 +22,7 @@ from qdc.calibration.tokenizer import TOKENIZER, load_tokenizer
 from qdc.errors import UnsupportedModel
 from qdc.frontend.unrolled import unroll_experts
 from qdc.ir.graph import ModelFacts
+from qdc.models.configuration import DEEPEST, MOST_EXPERTS
 from qdc.models.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -30,8 +32,12 @@ PREFIX = "body."
 """Where the transformers module sits in a ``NativeModel``."""
 POOLING = "add_pooling_layer"
 LONGEST_REASON = 300
-DEEPEST, WIDEST = 1024, 1 << 24
-SIZES = ("size", "dim", "layers", "heads", "embeddings", "positions", "experts")
+WIDEST = 1 << 24
+LAYERS, EXPERTS = ("layer", "layers"), ("experts",)
+SIZES = (
+    *("size", "dim", "head", "heads", "embd", "inner", "model", "ff", "ctx"),
+    *("embeddings", "positions", *EXPERTS),
+)
 """How the names of fields end that decide what is allocated."""
 
 
@@ -223,15 +229,30 @@ def first_line(error: BaseException) -> str:
 
 def _check_sizes(config: Mapping[str, Any]) -> None:
     """Refuse sizes that no model has, before anything is allocated for them."""
-    odd = [
-        f"{name}: {value}"
-        for name, value in config.items()
-        if isinstance(value, int)
-        and value > (DEEPEST if "layers" in name else WIDEST)
-        and name.endswith(SIZES)
-    ]
+    numbers = list(_numbers(config))
+    odd = [f"{name}: {value}" for name, value in numbers if value > _largest(name)]
+    layers = max((value for name, value in numbers if name.endswith(LAYERS)), default=1)
+    experts = max((value for name, value in numbers if name.endswith(EXPERTS)), default=1)
+    if not odd and layers * experts > MOST_EXPERTS:
+        odd = [f"{layers} layers of {experts} experts"]
     if odd:
         raise UnsupportedModel("config.json gives sizes that no model has", where=odd)
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Whole numbers of a configuration and of those inside it, by the names of their fields."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield name, value
+
+
+def _largest(name: str) -> float:
+    """The largest value that a field of this name may have."""
+    if name.endswith(LAYERS):
+        return DEEPEST
+    return WIDEST if name.endswith(SIZES) else math.inf
 
 
 def _build(auto: Any, config: "PretrainedConfig") -> "PreTrainedModel":

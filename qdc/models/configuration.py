@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 DEEPEST = 1024
+MOST_EXPERTS = 1 << 15
+"""Experts of all blocks together: each is a few modules, so their number decides the memory."""
 Width = Annotated[int, Field(gt=0, le=1 << 24)]
 """A size that no allocation on the meta device trips over."""
 Depth = Annotated[int, Field(gt=0, le=DEEPEST)]

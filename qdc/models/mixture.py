@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from qdc.ir.graph import ModelFacts
-from qdc.models.configuration import Width
+from qdc.models.configuration import MOST_EXPERTS, Width
 from qdc.models.decoder import (
     Decoder,
     DecoderConfig,
@@ -41,6 +41,11 @@ class MixtureConfig(DecoderConfig):
             raise ValueError(
                 f"num_experts_per_tok {self.num_experts_per_tok} is above "
                 f"num_experts {self.num_experts}"
+            )
+        if self.num_experts * self.num_hidden_layers > MOST_EXPERTS:
+            raise ValueError(
+                f"num_experts {self.num_experts} in {self.num_hidden_layers} blocks are more than "
+                f"{MOST_EXPERTS} experts"
             )
         return self
 

@@ -105,6 +105,8 @@ class Resumption:
         self._load(self._notes_before(step), step.number)
         if step.region:
             before = self.journal.entries[step.number - 1].streams
+            for stream in before:
+                self._check_way(stream)
             self.workspace.trails.update({(s.place, s.original): _trail(s) for s in before})
         quiet = Runner(
             self.runner.plan, self.workspace, instruments, self.kept, keep=self.runner.keep
@@ -202,6 +204,7 @@ class Resumption:
 
     def _restore_streams(self, entry: Entry) -> None:
         for stream in entry.streams:
+            self._check_way(stream)
             key, trail = (stream.place, stream.original), _trail(stream)
             if not stream.batches or not all(f.is_whole(self.kept) for f in stream.batches):
                 self.workspace.trails[key] = trail
@@ -213,6 +216,12 @@ class Resumption:
                 batches.append(tokens)
                 kept.append(self.workspace.states.hold(values))
             self.workspace.open_stream(key, batches).take_over(trail, kept)
+
+    def _check_way(self, stream: StreamState) -> None:
+        """A way is untrusted, too: it must stay inside the model."""
+        places = (*stream.stops, stream.left)
+        if not all(0 <= place <= len(self._initial) for place in places):
+            raise self._damaged("a calibration stream has left the model")
 
     def _check_batch(self, name: str, tokens: Tensor, values: Mapping[str, Tensor]) -> None:
         """A batch is untrusted: what is computed with must have the shapes of the graph."""

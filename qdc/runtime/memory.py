@@ -23,5 +23,10 @@ def machine_memory(limits: tuple[str, ...] = LIMITS) -> int:
 
 
 def states_memory() -> int:
-    """Bytes that calibration states may take in host memory if nobody says so."""
-    return machine_memory() // STATES_SHARE
+    """Bytes that calibration states may take in host memory if nobody says so.
+
+    Processes that torchrun has started on one machine share them.
+    """
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    processes = max(1, int(beside)) if beside.isdecimal() else 1
+    return machine_memory() // STATES_SHARE // processes

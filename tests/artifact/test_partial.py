@@ -81,7 +81,9 @@ def test_a_released_lock_is_free(tmp_path: Path) -> None:
     Lock(tmp_path / "lock", "out").release()
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"pid": []}', b"[" * 2000])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b'{"pid": []}', b'{"pid": 1e999}', b"[" * 2000]
+)
 def test_what_stands_in_a_lock_is_not_believed(content: bytes, tmp_path: Path) -> None:
     held = Lock(tmp_path / "lock", "out")
     (tmp_path / "lock").write_bytes(content)
@@ -224,3 +226,20 @@ def test_a_parent_that_takes_no_folder_says_so(
     with pytest.raises(QdcError, match="read-only file system") as caught:
         Partial(tmp_path / "out")
     assert caught.value.help == "choose another -o"
+
+
+def test_the_lock_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another compile could begin while this one still removes."""
+    taken = []
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "lock":
+            taken.append(sorted(found.name for found in path.parent.iterdir()))
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with Partial(tmp_path / "out") as partial:
+        (partial.kept / "a").write_text("a")
+    assert taken == [["lock"]]
+    assert not partial.folder.exists()

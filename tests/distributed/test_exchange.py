@@ -282,6 +282,15 @@ def test_processes_that_would_not_do_the_same_are_refused() -> None:
     assert caught.value.where == ("rank 2", "rank 3")
 
 
+def test_an_option_of_one_process_alone_is_refused_in_all() -> None:
+    def work(world: World) -> None:
+        world.ordered = world.rank == 0
+        same(world, {})
+
+    with pytest.raises(QdcError, match="do not agree on: --deterministic-reduce"):
+        on_ranks(2, work)
+
+
 def test_totals_and_what_the_first_makes() -> None:
     found = on_ranks(3, lambda world: (total(world, world.rank, 5), from_first(world, lambda: "é")))
     assert found == [([3, 15], "é")] * 3

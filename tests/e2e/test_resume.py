@@ -437,6 +437,17 @@ STATES: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
 }
 
 
+@pytest.mark.parametrize("field", [{"stops": [1 << 60]}, {"stops": [-1]}, {"left": 1 << 60}])
+def test_a_way_that_leaves_the_model_is_refused(
+    field: dict[str, Any], model: Path, stopped: dict[int, Path], tmp_path: Path
+) -> None:
+    out = copy(stopped, 2, tmp_path)
+    (stream,) = journal_of(out).entries[-1].streams
+    edit_entry(streams=[{**stream.model_dump(), **field}])(out.with_name(".out.partial"))
+    with pytest.raises(InvalidJournal, match="has left the model"):
+        run(model, out, resume=True)
+
+
 @pytest.mark.parametrize("case", STATES)
 def test_hostile_states_are_refused(
     case: str, model: Path, stopped: dict[int, Path], tmp_path: Path

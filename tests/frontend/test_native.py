@@ -130,6 +130,21 @@ def test_configurations_that_mean_nothing_are_refused(fields: dict[str, Any], wh
         build_native(configuration("llama", "LlamaForCausalLM", **fields))
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "fields"),
+    [
+        ("gpt2", "GPT2LMHeadModel", {"n_layer": 1 << 30}),
+        ("gpt2", "GPT2LMHeadModel", {"n_embd": 1 << 40}),
+        ("qwen3_moe", "Qwen3MoeForCausalLM", {"num_experts": 1 << 20}),
+        ("llama", "LlamaForCausalLM", {"text_config": {"num_hidden_layers": 1 << 30}}),
+    ],
+)
+def test_sizes_are_bounded_under_every_name(kind: str, name: str, fields: dict[str, Any]) -> None:
+    config = {"model_type": kind, "architectures": [name], "num_hidden_layers": 2, **fields}
+    with pytest.raises(UnsupportedModel, match="sizes that no model has"):
+        build_native(config)
+
+
 def test_parameters_are_never_allocated() -> None:
     """The embedding alone would take four terabytes."""
     sizes = {"vocab_size": 1 << 24, "hidden_size": 1 << 16, "intermediate_size": 1 << 16}

@@ -201,6 +201,11 @@ def test_a_variant_of_the_qwen_layout_is_refused(name: str, field: str, value: o
     ("name", "fields", "text"),
     [
         ("llada-moe", {"num_experts": 0}, "num_experts"),
+        (
+            "llada-moe",
+            {"num_experts": 4096, "num_hidden_layers": 1024, "moe_layer_freq": None},
+            "more than 32768 experts",
+        ),
         ("llada-moe", {"num_experts_per_tok": 5}, "num_experts_per_tok 5 is above num_experts 4"),
         ("llada-moe", {"expert_intermediate_size": None}, "expert_intermediate_size"),
         ("llada-moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size"),

@@ -183,11 +183,17 @@ def test_other_texts_are_refused(text: str) -> None:
     assert "8G" in caught.value.help
 
 
-def test_a_container_limits_what_the_machine_has(tmp_path: Path) -> None:
+def test_a_container_limits_what_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     (tmp_path / "none").write_text("max\n")
     (tmp_path / "some").write_text("123456789\n")
     paths = tuple(str(tmp_path / name) for name in ("none", "gone"))
     assert machine_memory(paths) == physical
     assert machine_memory((*paths, str(tmp_path / "some"))) == 123_456_789
-    assert 0 < states_memory() <= physical // 2
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = states_memory()
+    assert 0 < alone <= physical // 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert states_memory() == alone // 4, "processes of one machine share its memory"
