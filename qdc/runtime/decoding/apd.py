@@ -97,9 +97,13 @@ def _mixed(share: float, ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def accepted(draft: Tensor, target: Tensor) -> int:
-    """Length of the beginning in which both agree, at least 1."""
-    differs = (draft != target).nonzero()
-    return max(1, int(differs[0])) if len(differs) else len(draft)
+    """Length of the longest beginning in which both agree, the first place left aside.
+
+    That one is always accepted: with nothing drafted in front of it, the diffusion model's word on
+    it is no approximation.
+    """
+    differs = (draft[1:] != target[1:]).nonzero()
+    return 1 + int(differs[0]) if len(differs) else len(draft)
 
 
 class Adaptive:
@@ -143,7 +147,7 @@ class Adaptive:
         for step in range(options.length):
             right = min(current + options.apd_lookahead, end)
             reader.advance(max(0, before - options.apd_window + 1) if step else 0, right)
-            places = Places([seed] * (right - current), range(current, right), (0, step))
+            places = Places([seed] * (right - current), range(current, right), step)
             taken = self._pick(reader, alone, current, right, places)
             stop = next((i + 1 for i, t in enumerate(taken) if t in facts.ends), None)
             stop = stop if options.stop_early else None

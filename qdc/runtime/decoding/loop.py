@@ -117,7 +117,7 @@ class Loop:
                 amount = None if plan is None else plan[step]
                 if amount is not None and not bool(amount[open_places.any(1)].any()):
                     continue  # nothing is decided, so nothing need be computed
-                self._step(first, last, (block, step), amount)
+                self._step(first, last, step, amount)
                 if watch is not None:
                     watch(self.snapshot())
             if self.stops:
@@ -128,7 +128,7 @@ class Loop:
         tokens, masked = self.canvas.shown()
         return Snapshot(tokens, masked, self.steps, self.planned, self.reader.forwards)
 
-    def _step(self, first: int, last: int, step: tuple[int, int], amount: Tensor | None) -> None:
+    def _step(self, first: int, last: int, step: int, amount: Tensor | None) -> None:
         canvas, rows = self.canvas, self.reader.rows
         open_places = canvas.masked[rows, first:last]
         row, column = open_places.nonzero(as_tuple=True)

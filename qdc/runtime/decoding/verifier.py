@@ -1,6 +1,8 @@
 """The autoregressive model that checks drafts, in the class that transformers has for it."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +40,9 @@ class NativeVerifier:
         self.body, self.vocabulary = body, vocabulary
         self._cache: DynamicCache | None = None
         self._seen: list[int] = []
+        # Releases of transformers differ in the name.
+        accepted = inspect.signature(body.forward).parameters
+        self._keyword = "cache" if "cache" in accepted else "past_key_values"
 
     @torch.no_grad()
     def score(self, tokens: Sequence[int], first: int) -> Tensor:
@@ -53,9 +58,9 @@ class NativeVerifier:
         if self._cache is None or not begin:
             self._cache, begin = DynamicCache(), 0
         elif begin < len(self._seen):
-            self._cache.crop(begin)
+            self._cache.crop(begin - len(self._seen))
         asked = torch.tensor([fed[begin:]], device=self.body.device)
-        found = self.body(input_ids=asked, past_key_values=self._cache, use_cache=True)
+        found = self.body(input_ids=asked, use_cache=True, **{self._keyword: self._cache})
         self._seen = fed
         logits: Tensor = found.logits[0, first - 1 - begin :, : self.vocabulary].double()
         return logits
@@ -85,11 +90,18 @@ def load_verifier(
             help="give a full-precision checkpoint of a small autoregressive model",
         )
     shared = min(_shared(tokenizer, load_tokenizer(folder), folder), vocabulary)
-    find_class(config)
+    auto, _ = find_class(config)
     from transformers import AutoModelForCausalLM
 
+    if auto is not AutoModelForCausalLM:
+        raise UnsupportedModel(
+            "the verifier is no autoregressive model",
+            where=[str(folder)],
+            help="give a causal language model, such as Qwen2ForCausalLM",
+        )
+
     try:
-        with quiet():
+        with quiet(), _no_bar():
             body, report = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 local_files_only=True,
@@ -105,6 +117,19 @@ def load_verifier(
     _refuse_incomplete(report, folder)
     rows = int(body.get_input_embeddings().get_parameter("weight").shape[0])
     return NativeVerifier(body.to(device).eval().requires_grad_(False), min(shared, rows))
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _refuse_incomplete(report: Mapping[str, Any], folder: Path) -> None:
@@ -130,18 +155,16 @@ def _shared(
     numbers = own.keys() | other.keys()
     differing = sorted(number for number in numbers if own.get(number) != other.get(number))
     count = differing[0] if differing else max(numbers, default=-1) + 1
-    added = set(ours.get_added_vocab()) | set(theirs.get_added_vocab())
-    plain = [
-        text
-        for number in differing
-        for text in (own.get(number), other.get(number))
-        if text is not None and text not in added
-    ]
-    late = [other[number] for number in other if number > count and other[number] not in added]
-    if plain or late or not count:
+    added = {*ours.get_added_vocab(), *theirs.get_added_vocab()}
+    odd = [n for n in differing if not {own.get(n), other.get(n)} <= {*added, None}]
+    late = [n for n in other if n > count and other[n] not in added]
+    if odd or late or not count:
         raise QdcError(
-            f"the verifier has another tokenizer: {max(len(plain), len(late), 1)} tokens differ",
-            where=[str(folder), *map(repr, (plain or late)[:4])],
+            f"the verifier has another tokenizer: {len(odd or late)} plain tokens differ"
+            if odd
+            else f"the verifier's tokenizer differs at the special token {count}, in front of "
+            f"{len(late)} plain ones",
+            where=[str(folder), *(f"{n}: {other.get(n)!r}" for n in (odd or differing)[:4])],
             help="take a verifier of the model's own line: Qwen2.5 for Dream; LLaDA has none, "
             "there --strategy threshold decides several tokens a step",
         )
