@@ -1,6 +1,7 @@
 """``qdc generate``: write an answer, and show how it unmasks."""
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -86,8 +87,17 @@ def _shown(opened: Opened, as_json: bool) -> Iterator[Watch]:
         with progress() as update:
             yield lambda state: update("decode", *_share(state))
         return
-    with Live(console=console(), transient=True, refresh_per_second=FRAMES) as live:
-        yield lambda state: live.update(_drawn(state, opened))
+    due = 0.0
+
+    def draw(state: Snapshot) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due or not bool(state.masked.any()):
+            live.update(_drawn(state, opened), refresh=True)
+            due = now + 1 / FRAMES
+
+    with Live(console=console(), transient=True, auto_refresh=False) as live:
+        yield draw
 
 
 def _share(state: Snapshot) -> tuple[int, int]:
