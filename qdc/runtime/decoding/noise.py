@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BITS = 52
@@ -35,15 +36,12 @@ class Places(NamedTuple):
         return torch.from_numpy(found)
 
 
-def _uniforms(count: int, *key: str | int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _uniforms(count: int, *key: str | int) -> NDArray[np.float64]:
     """The middles of 2**52 equal parts of (0, 1): neither end is ever drawn."""
     name = "\0".join(map(str, key)).encode()
     digest = int.from_bytes(hashlib.shake_256(name).digest(16), "little")
-    raw: np.ndarray[tuple[int], np.dtype[np.uint64]] = np.random.Philox(key=digest).random_raw(
-        count
-    )
-    numbers: np.ndarray[tuple[int], np.dtype[np.float64]] = (raw >> np.uint64(64 - BITS)) + 0.5
-    return numbers * 2.0**-BITS
+    raw = np.random.Philox(key=digest).random_raw(count)
+    return ((raw >> np.uint64(64 - BITS)).astype(np.float64) + 0.5) * 2.0**-BITS
 
 
 def gumbel(uniform: Tensor) -> Tensor:

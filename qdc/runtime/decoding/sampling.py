@@ -68,4 +68,5 @@ def margin(probabilities: Tensor) -> Tensor:
 
 def negative_entropy(probabilities: Tensor) -> Tensor:
     """Sum of p log p, at most 0, which is sure: ``f64[places]``."""
-    return -torch.special.entr(probabilities).sum(-1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(-1)
+    return -entropy
