@@ -122,7 +122,7 @@ class Adaptive:
             raise UnsupportedModel(
                 "a window of kept keys needs a model that is computed in parts, and this one "
                 "is not",
-                help="set --apd-window 0, or compile with --frontend fx",
+                help="take --apd-window 0",
             )
         self.model, self.verifier, self.options, self.facts = model, verifier, options, facts
         self.written = self.steps = self.forwards = 0

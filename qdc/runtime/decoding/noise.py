@@ -41,7 +41,11 @@ def _uniforms(count: int, *key: str | int) -> NDArray[np.float64]:
     name = "\0".join(map(str, key)).encode()
     digest = int.from_bytes(hashlib.shake_256(name).digest(16), "little")
     raw = np.random.Philox(key=digest).random_raw(count)
-    return ((raw >> np.uint64(64 - BITS)).astype(np.float64) + 0.5) * 2.0**-BITS
+    raw >>= np.uint64(64 - BITS)
+    numbers = raw.astype(np.float64)
+    numbers += 0.5
+    numbers *= 2.0**-BITS
+    return numbers
 
 
 def gumbel(uniform: Tensor) -> Tensor:
