@@ -36,7 +36,7 @@ def gumbel_tokens(logits: Tensor, temperature: float, places: Places) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    noise = gumbel(places.draws("token", logits.shape[-1]).to(logits.device))
+    noise = gumbel(places.draws("token", logits.shape[-1], logits.device))
     return (logits + temperature * noise).argmax(-1)
 
 
@@ -49,7 +49,7 @@ def drawn_tokens(probabilities: Tensor, temperature: float, places: Places) -> T
         return probabilities.argmax(-1)
     sums = probabilities.cumsum(-1)
     # Scaled by the last sum, so that rounding cannot place the number behind every token.
-    aim = places.draws("token", 1).to(sums.device) * sums[:, -1:]
+    aim = places.draws("token", 1, sums.device) * sums[:, -1:]
     return torch.searchsorted(sums, aim, right=True)[:, 0].clamp(max=sums.shape[-1] - 1)
 
 
