@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qdc.cli.models import Opened, open_runnable
 from qdc.cli.terminal import console, print_json, progress
-from qdc.runtime.decoding.loop import decode
+from qdc.runtime.decoding.loop import check_verifier, decode
 from qdc.runtime.decoding.options import parse_options
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
 from qdc.runtime.decoding.speech import chat_tokens
@@ -37,6 +37,7 @@ def generate_command(
 ) -> None:
     """Load, decode, print. The answer goes to stdout, what it took to stderr."""
     wanted = parse_options(**options)
+    check_verifier(wanted, present=verifier is not None)
     text = sys.stdin.read() if prompt == "-" else prompt
     opened = open_runnable(model, device, plugins)
     if chat:
