@@ -6,7 +6,15 @@ The options of decoding stand beside them (``extra_body`` of the ``openai`` clie
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from qdc.errors import nearest
 from qdc.runtime.decoding.options import DecodeOptions
@@ -47,6 +55,10 @@ CHOSEN = frozenset(DecodeOptions.model_fields) - {"length", "temperature", "top_
 
 Sent = TypeVar("Sent", bound="Body")
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class _Strict(BaseModel):
@@ -91,7 +103,7 @@ class Body(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Annotated[list[Stop], Field(max_length=4), BeforeValidator(_listed)] | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -108,7 +120,7 @@ class Body(BaseModel):
     @property
     def stops(self) -> tuple[str, ...]:
         """Strings in front of which the answer ends."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(self.stop or ())
 
     def options(self, length: int) -> DecodeOptions:
         """How to decode an answer of ``length`` tokens.

@@ -1,0 +1,79 @@
+"""One server for the whole run: the embedded model, with little patience and small limits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+
+from qdc.cli.models import Opened, open_runnable
+from tests.support.checkpoints import EMBEDDED
+from tests.support.commands import environment
+from tests.support.threads import one_thread
+
+__all__ = ["one_thread"]
+
+PATIENCE = 1.0
+MAX_BODY = 64 << 10
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running ``qdc serve``."""
+
+    url: str
+    model: str
+    process: "subprocess.Popen[str]"
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+
+@contextmanager
+def running(folder: Path, *options: object) -> Iterator[Served]:
+    """Start a server on a free port; it must end with 0 and without a traceback."""
+    command = [sys.executable, "-m", "qdc", "serve", folder, "--port", 0, "--json", *options]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = ""
+    while not lines.endswith("}\n"):
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        lines += line
+    try:
+        yield Served(**json.loads(lines), process=process)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Served]:
+    options = ("--batch", 32, "--timeout", PATIENCE, "--max-body", MAX_BODY)
+    with running(EMBEDDED, *options) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def opened() -> Opened:
+    """The same model in this process."""
+    return open_runnable(EMBEDDED, "cpu", [])
