@@ -25,7 +25,7 @@ def serve(
     ] = None,
     max_body: Annotated[
         str, typer.Option(metavar="SIZE", help="Of a request, as in 512K or 1M")
-    ] = "1M",
+    ] = "256K",
     queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that may wait")] = 256,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Decoded at once")] = 8,
     connections: Annotated[int, typer.Option(metavar="N", min=1, help="Open at once")] = 1024,
@@ -42,7 +42,7 @@ def serve(
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Answer requests in OpenAI's protocol, and show a page.
+    """Serve OpenAI's protocol and a page.
 
     It listens on this machine alone, until SIGINT or SIGTERM. With --json the address is printed
     as JSON.

@@ -12,14 +12,14 @@ from starlette.types import ASGIApp
 
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import CACHES, STRATEGIES
-from qdc.serve.bodies import Body, ChatRequest, CompletionRequest, Request, WatchRequest, read_body
+from qdc.serve.bodies import ChatRequest, CompletionRequest, Request, WatchRequest, read_body
 from qdc.serve.engine import Engine
 from qdc.serve.guard import Guard
-from qdc.serve.intake import DEFAULT_LENGTH, Gone, Intake, receive, while_there
+from qdc.serve.intake import DEFAULT_LENGTH, Gone, Intake, Read, receive, while_there
 from qdc.serve.limits import Limits
 from qdc.serve.page import page
 from qdc.serve.refusals import Refused, internal
-from qdc.serve.replies import Reply
+from qdc.serve.replies import Kind, Reply
 from qdc.serve.streams import EventStream, chunks, steps
 from qdc.serve.wording import Wording
 
@@ -71,11 +71,9 @@ def make_app(service: Service) -> ASGIApp:
                 code="model_not_found",
             )
 
-    async def answer(
-        request: Http, body: Request, prompt: str | list[int] | list[dict[str, str]]
-    ) -> Response:
-        ticket = await intake.queue(body, prompt)
-        kind = "chat" if isinstance(body, ChatRequest) else "text"
+    async def answer(request: Http, body: Request, read: Read) -> Response:
+        ticket = await intake.queue(body, read)
+        kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
         reply = Reply(kind, service.name, len(ticket.prompt), body.include_usage)
         await while_there(request, ticket, whole=not body.stream)
         if body.stream:
@@ -108,20 +106,23 @@ def make_app(service: Service) -> ASGIApp:
     async def chat(request: Http) -> Response:
         body = read_body(ChatRequest, await receive(request, service.limits))
         check_name(body.model)
-        return await answer(request, body, [message.plain() for message in body.messages])
+        return await answer(request, body, intake.conversation(body.messages))
 
     @app.post("/v1/completions")
     async def complete(request: Http) -> Response:
         body = read_body(CompletionRequest, await receive(request, service.limits))
         check_name(body.model)
-        return await answer(request, body, body.one_prompt)
+        prompt = body.one_prompt
+        read = intake.text(prompt) if isinstance(prompt, str) else intake.numbers(prompt)
+        return await answer(request, body, read)
 
     @app.post("/generate")
     async def generate(request: Http) -> Response:
-        body: Body = read_body(WatchRequest, await receive(request, service.limits))
-        assert isinstance(body, WatchRequest)
-        messages = [message.plain() for message in body.messages or ()]
-        ticket = await intake.queue(body, messages if body.prompt is None else body.prompt)
+        body = read_body(WatchRequest, await receive(request, service.limits))
+        read = intake.conversation(body.messages or ())
+        if body.prompt is not None:
+            read = intake.text(body.prompt)
+        ticket = await intake.queue(body, read)
         await while_there(request, ticket, whole=False)
         reply = Reply("text", service.name, len(ticket.prompt))
         return EventStream(steps(ticket, reply, service.wording), ticket)

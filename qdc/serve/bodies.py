@@ -181,17 +181,20 @@ class CompletionRequest(Request):
     @property
     def one_prompt(self) -> str | list[int]:
         """The prompt. Raises ``Refused`` for several."""
-        prompt = self.prompt
-        if isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int)):
-            if len(prompt) != 1:
-                raise Refused(
-                    400,
-                    "give one prompt a request; requests of equal shape are decoded together",
-                    param="prompt",
-                    code="unsupported",
-                )
-            return prompt[0]
-        return prompt  # type: ignore[return-value]  # no list of lists is left
+        given = self.prompt
+        if isinstance(given, str):
+            return given
+        if len(given) == 1 and not isinstance(given[0], int):
+            return given[0]
+        tokens = [token for token in given if isinstance(token, int)]
+        if not tokens or len(tokens) < len(given):
+            raise Refused(
+                400,
+                "give one prompt a request; requests of equal shape are decoded together",
+                param="prompt",
+                code="unsupported",
+            )
+        return tokens
 
 
 class WatchRequest(Body):

@@ -22,10 +22,11 @@ def patient(seconds: float) -> type[H11Protocol]:
             if self.conn.their_state is h11.IDLE:
                 self._expect_head()
             else:
-                self._head = _cancel(self._head)
+                self._forget_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._head, self._stalled = _cancel(self._head), _cancel(self._stalled)
+            self._forget_head()
+            self._forget_stall()
             super().connection_lost(exc)
 
         def pause_writing(self) -> None:
@@ -34,15 +35,20 @@ def patient(seconds: float) -> type[H11Protocol]:
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._stalled = _cancel(self._stalled)
+            self._forget_stall()
 
         def _expect_head(self) -> None:
             """More bytes of a head do not buy more time."""
             self._head = self._head or self.loop.call_later(seconds, self.transport.abort)
 
+        def _forget_head(self) -> None:
+            if self._head is not None:
+                self._head.cancel()
+                self._head = None
+
+        def _forget_stall(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
+
     return Patient
-
-
-def _cancel(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

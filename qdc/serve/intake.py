@@ -1,6 +1,7 @@
 """From the bytes of a request to a ticket in the queue."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
@@ -9,7 +10,7 @@ from starlette.requests import Request as Http
 from qdc.errors import QdcError
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.serve.bodies import Body
+from qdc.serve.bodies import Body, Message
 from qdc.serve.engine import Engine
 from qdc.serve.finaltext import FinalText
 from qdc.serve.limits import Limits
@@ -18,6 +19,9 @@ from qdc.serve.ticket import Ticket
 from qdc.serve.wording import Wording
 
 DEFAULT_LENGTH: int = DecodeOptions.model_fields["length"].default
+
+Read = Callable[[], list[int]]
+"""Gives the tokens of a prompt; called in a thread of its own."""
 
 
 class Gone(Exception):
@@ -61,9 +65,12 @@ class Intake:
     verifies: bool
     """An autoregressive verifier is there."""
 
-    async def queue(self, body: Body, prompt: str | list[int] | list[dict[str, str]]) -> Ticket:
-        """Queue a prompt: text, tokens or messages. Raises ``Refused``."""
-        tokens = await asyncio.to_thread(self._tokens, prompt)
+    async def queue(self, body: Body, read: Read) -> Ticket:
+        """Queue a prompt. Raises ``Refused``."""
+        try:
+            tokens = await asyncio.to_thread(read)  # a long text keeps nobody else waiting
+        except QdcError as error:
+            raise from_error(error) from error
         room = self.limits.max_length - len(tokens)
         length = body.length
         if room < (length or 1):
@@ -88,18 +95,19 @@ class Intake:
         self.engine.submit(ticket)
         return ticket
 
-    def _tokens(self, prompt: str | list[int] | list[dict[str, str]]) -> list[int]:
-        if isinstance(prompt, str):
-            return self.wording.encode(prompt)
-        if prompt and isinstance(prompt[0], dict):
-            try:
-                return self.wording.chat(prompt)  # type: ignore[arg-type]
-            except QdcError as error:
-                raise from_error(error) from error
-        tokens: list[int] = prompt  # type: ignore[assignment]
+    def text(self, text: str) -> Read:
+        """Read plain text."""
+        return lambda: self.wording.encode(text)
+
+    def conversation(self, messages: Sequence[Message]) -> Read:
+        """Read a conversation in the form of the chat template."""
+        return lambda: self.wording.chat([message.plain() for message in messages])
+
+    def numbers(self, tokens: list[int]) -> Read:
+        """Take tokens as they are. Raises ``Refused`` for one that the model does not have."""
         if any(not 0 <= token < self.facts.vocabulary for token in tokens):
             raise Refused(400, f"tokens are numbers below {self.facts.vocabulary}", param="prompt")
-        return tokens
+        return lambda: tokens
 
 
 async def while_there(request: Http, ticket: Ticket, *, whole: bool) -> None:

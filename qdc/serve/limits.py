@@ -8,7 +8,7 @@ from qdc.ir.types import Frozen
 class Limits(Frozen):
     """Bounds on requests; whoever exceeds one is refused, nothing is cut silently."""
 
-    max_body: int = Field(default=1 << 20, ge=1)
+    max_body: int = Field(default=256 << 10, ge=1)
     """Bytes of a request's body."""
     max_length: int = Field(ge=1)
     """Tokens of a prompt and its answer."""

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from qdc.serve.ticket import Finish, Outcome
 
+Kind = Literal["chat", "text"]
+
 
 @dataclass(frozen=True)
 class Reply:
     """What all messages about one answer share."""
 
-    kind: Literal["chat", "text"]
+    kind: Kind
     model: str
     prompt_tokens: int
     include_usage: bool = False

@@ -1,5 +1,6 @@
 """Server-sent events: OpenAI's chunks, and the steps that the page shows."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -64,13 +65,14 @@ async def steps(ticket: Ticket, reply: Reply, wording: Wording) -> AsyncIterator
             outcome, progress = ticket.outcome, ticket.progress
             if progress is not None and progress is not shown:
                 shown = progress
+                pieces = await asyncio.to_thread(wording.pieces, progress.tokens, progress.masked)
                 yield event(
                     {
                         "step": progress.step,
                         "steps": progress.steps,
                         "forwards": progress.forwards,
                         "seconds": round(progress.seconds, 4),
-                        "tokens": wording.pieces(progress.tokens, progress.masked),
+                        "tokens": pieces,
                     }
                 )
             if outcome is not None:

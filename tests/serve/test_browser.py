@@ -1,11 +1,12 @@
 """The page in headless Chromium: a person types, and watches tokens unmask."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from qdc.cli.models import Opened
 from qdc.runtime.decoding.loop import decode
@@ -107,14 +108,13 @@ def test_chat_sends_what_was_said(page: Page) -> None:
     page.locator("#mode").select_option("chat")
     page.locator("#length").fill("4")
     bodies: list[list[str]] = []
-    page.on(
-        "request",
-        lambda request: (
-            bodies.append([m["role"] for m in request.post_data_json["messages"]])
-            if request.url.endswith("/generate")
-            else None
-        ),
-    )
+
+    def note(request: Request) -> None:
+        sent = request.post_data_json
+        if sent is not None:
+            bodies.append([message["role"] for message in sent["messages"]])
+
+    page.on("request", note)
     for number in (1, 2):
         page.locator("#prompt").fill("import os")
         page.locator("#prompt").press("Enter")
@@ -126,8 +126,9 @@ def test_chat_sends_what_was_said(page: Page) -> None:
 def test_light_dark_and_narrow(page: Page, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("pictures")
     shades = []
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for scheme in schemes:
+        page.emulate_media(color_scheme=scheme)
         page.screenshot(path=folder / f"{scheme}.png")
         shades.append(float(np.median(imread(folder / f"{scheme}.png")[..., :3])))
     assert shades[0] > 0.8

@@ -61,7 +61,7 @@ def within(
 
     def run() -> None:
         model = Model()
-        engine = Engine(model, Limits(max_length=64, **{"batch": 3, **limits}))
+        engine = Engine(model, Limits.model_validate({"max_length": 64, "batch": 3, **limits}))
         try:
             asyncio.run(asyncio.wait_for(test(engine, model), 30))
         finally:
