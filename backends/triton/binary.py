@@ -15,7 +15,7 @@ the order of their numbers: the same bits every time, which adding to memory at 
 import triton
 import triton.language as tl
 
-from .signs import signed_scales, spread
+from .signs import multiply, scaled, scaled_sum, signed_scales, spread
 
 
 @triton.jit
@@ -90,13 +90,15 @@ def binary_linear(
         one_rows = tl.load(row_scale_pointer + one_plane * padded_rows + row)
         two_rows = tl.load(row_scale_pointer + two_plane * padded_rows + row)
         if ADD_FIRST:
-            weight = signed_scales(one, one_columns, PTX) * one_rows.to(x.dtype)[None, :]
-            weight += signed_scales(two, two_columns, PTX) * two_rows.to(x.dtype)[None, :]
-            total = tl.dot(x, weight, total)
+            weight = signed_scales(one, one_columns, PTX)
+            weight = scaled(weight, one_rows.to(x.dtype)[None, :], PTX)
+            other = signed_scales(two, two_columns, PTX)
+            weight = scaled_sum(other, two_rows.to(x.dtype)[None, :], weight, PTX)
+            total += multiply(x, weight, PTX)
         else:
-            product = tl.dot(x, signed_scales(one, one_columns, PTX))
+            product = multiply(x, signed_scales(one, one_columns, PTX), PTX)
             total += product * one_rows.to(tl.float32)[None, :]
-            product = tl.dot(x, signed_scales(two, two_columns, PTX))
+            product = multiply(x, signed_scales(two, two_columns, PTX), PTX)
             total += product * two_rows.to(tl.float32)[None, :]
     for single in range(singles * part // SPLIT, singles * (part + 1) // SPLIT):
         first = tl.load(singles_pointer + single * 2) * WIDTH
@@ -106,7 +108,7 @@ def binary_linear(
         scales = tl.load(scale_tile + plane * WIDTH)
         scale_plane = tl.load(singles_pointer + single * 2 + 1)
         rows = tl.load(row_scale_pointer + scale_plane * padded_rows + row)
-        product = tl.dot(x, signed_scales(bits, scales, PTX))
+        product = multiply(x, signed_scales(bits, scales, PTX), PTX)
         total += product * rows.to(tl.float32)[None, :]
 
     output = start + within

@@ -20,7 +20,13 @@ EXPAND_ROWS = 32
 
 @cache
 def _options(variant: Variant) -> dict[str, int]:
-    return {} if interpreting() else {"num_warps": variant.warps, "num_stages": variant.stages}
+    if interpreting():
+        return {}
+    return {
+        "num_warps": variant.warps,
+        "num_stages": variant.stages,
+        "enable_fp_fusion": True,
+    }
 
 
 def run_binary(

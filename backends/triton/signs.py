@@ -58,3 +58,35 @@ def signed_scales(packed, scale, PTX: tl.constexpr):
         minus = ~(bits << shifts) & -32768
         found = (minus ^ scales.to(tl.int16, bitcast=True)).to(scale.dtype, bitcast=True)
     return tl.reshape(found, (8 * packed.shape[0], packed.shape[1]))
+
+
+@triton.jit
+def scaled(value, factor, PTX: tl.constexpr):
+    """``value * factor`` of one dtype, rounded to it."""
+    if PTX:
+        found = value * factor
+    else:
+        # The interpreter keeps bf16 as bits, and does not calculate with them.
+        found = (value.to(tl.float32) * factor.to(tl.float32)).to(value.dtype)
+    return found
+
+
+@triton.jit
+def scaled_sum(value, factor, other, PTX: tl.constexpr):
+    """``value * factor + other`` of one dtype, rounded once: a GPU fuses it."""
+    if PTX:
+        found = tl.fma(value, tl.broadcast_to(factor, value.shape), other)
+    else:
+        wide = value.to(tl.float32) * factor.to(tl.float32) + other.to(tl.float32)
+        found = wide.to(value.dtype)
+    return found
+
+
+@triton.jit
+def multiply(x, weight, PTX: tl.constexpr):
+    """``[tokens, W] . [W, rows]`` with fp32 sums."""
+    if PTX:
+        product = tl.dot(x, weight)
+    else:
+        product = tl.dot(x.to(tl.float32), weight.to(tl.float32), input_precision="ieee")
+    return product

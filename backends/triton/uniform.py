@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .binary import load_columns
-from .signs import spread
+from .signs import multiply, spread
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def uniform_linear(
         group = number // tiles_of_group
         scale = tl.load(scale_pointer + group * padded_rows + row).to(tl.float32)
         offset = tl.load(offset_pointer + group * padded_rows + row)
-        product = tl.dot(x, centred_codes(packed, BITS, x.dtype, PTX))
+        product = multiply(x, centred_codes(packed, BITS, x.dtype, PTX), PTX)
         seen = tl.sum(x.to(tl.float32), axis=1)
         total += product * scale[None, :] + seen[:, None] * offset[None, :]
     output = start + within
