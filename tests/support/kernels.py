@@ -12,8 +12,9 @@ from qdc.backends.triton.parts import Part
 from qdc.multibinary import MultiBinary
 from qdc.uniformgrid import UniformGrid
 
-ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-9, torch.float32: 2.0**-24}
-"""Half a unit in the last place, relative."""
+ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-24}
+"""The relative error of rounding: half a unit in the last place. Of bf16 a whole one, since
+Triton's interpreter cuts its digits off."""
 
 
 class Layer(NamedTuple):
@@ -54,7 +55,7 @@ def binary_layer(
     terms = torch.zeros(rows, columns, dtype=torch.float64)
     first = 0
     for number, one in enumerate(codec.components(working)):
-        size = (one.row_scale.double().abs()[:, :, None] * one.col_scale.double().abs()[:, None])
+        size = one.row_scale.double().abs()[:, :, None] * one.col_scale.double().abs()[:, None]
         terms[:, number * block : number * block + size.shape[2]] = size.sum(0)
         first += orders[number]
     return Layer(Part(codec, stored), codec.dense(working).double(), terms)
