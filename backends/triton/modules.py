@@ -202,7 +202,7 @@ def _require(parts: Sequence[Part], dtype: torch.dtype, device: torch.device) ->
             f"the kernels take bf16, fp16 and fp32 activations, not {dtype}", help=REFERENCE
         )
     # The operators register themselves when the kernels are first wanted.
-    from . import operators  # noqa: F401, PLC0415
+    from . import operators  # noqa: F401
 
 
 def _refuse_gradient(x: Tensor) -> None:

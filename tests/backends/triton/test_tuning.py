@@ -32,7 +32,14 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     tuning._entries.cache_clear()
 
 
-SHAPE = dict(tokens=20, padded_rows=4096, columns=4096, planes=64, units=32, dtype=torch.bfloat16)
+SHAPE = {
+    "tokens": 20,
+    "padded_rows": 4096,
+    "columns": 4096,
+    "planes": 64,
+    "units": 32,
+    "dtype": torch.bfloat16,
+}
 
 
 def tune() -> tuple[tuning.Entry, list[Choice]]:
