@@ -33,7 +33,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def check(self, module: nn.Module, codecs: Mapping[str, "Codec"]) -> None:
-        """Refuse layers that cannot be run, before any data is read.
+        """Refuse layers of a model that cannot be run, before any data is read.
 
         Args:
             module: the model, on the meta device; its paths are the names of tensors.
@@ -56,6 +56,12 @@ class Backend(Configured, ABC):
 
     requires: ClassVar[Kinds] = (Packed,)
     """Annotations that every quantized layer must carry."""
+
+    def check(self, codecs: Mapping[str, "Codec"]) -> None:
+        """Refuse layers that it cannot run, from their codecs by path. Raises ``QdcError``.
+
+        A backend that only writes takes every codec, as it is.
+        """
 
     def runtime(self, device: torch.device, dtype: torch.dtype | None) -> Runtime:
         """How it runs what it wrote, and what every other backend of the format wrote.

@@ -14,7 +14,8 @@ from qdc.runtime.joining import join_stages
 SMALL = {"vocab_size": 64, "mask_token_id": 1}
 LLADA = {
     "architectures": ["LLaDAModelLM"], "d_model": 32, "n_layers": 2, "n_heads": 2,
-    "n_kv_heads": 1, "mlp_hidden_size": 48, "embedding_size": 64, "max_sequence_length": 16, **SMALL,
+    "n_kv_heads": 1, "mlp_hidden_size": 48, "embedding_size": 64, "max_sequence_length": 16,
+    **SMALL,
 }  # fmt: skip
 SHARED = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, **SMALL}
 DREAM = {
