@@ -175,6 +175,8 @@ def binary_expand(
         scales = tl.load(col_scale_pointer + (segment * sub_planes + sub) * WIDTH + column)
         rows = tl.load(row_scale_pointer + plane * padded_rows + row)
         total += rows.to(tl.float32)[:, None] * scales.to(tl.float32)[None, :] * sign
-    place = (start - first_output + within).to(tl.int64)[:, None] * columns + first + column[None, :]
+    place = (
+        (start - first_output + within).to(tl.int64)[:, None] * columns + first + column[None, :]
+    )
     wanted = (within[:, None] < count) & (first + column[None, :] < columns)
     tl.store(w_pointer + place, total.to(w_pointer.dtype.element_ty), mask=wanted)

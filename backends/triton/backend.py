@@ -1,0 +1,72 @@
+"""Run packed weights on a GPU, and write the portable format after a look whether that can be.
+
+The artifact is that of the reference backend, byte for byte but for the name of what wrote it: any
+backend loads it, and this one loads what the reference wrote. Beside it lies ``kernels.json``,
+which says what would be launched for each stage. Nothing reads it: it is for people and scripts.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from qdc.artifact.emission import Emission
+from qdc.backends.reference import Reference
+from qdc.codec import Codec, Lowered
+from qdc.errors import QdcError
+from qdc.ir.graph import Region
+
+from .parts import refuse_codec
+from .support import require_triton
+
+if TYPE_CHECKING:
+    from qdc.backendbase import Runtime
+
+
+class Triton(Reference):
+    """Compute from packed weights on a CUDA device; write what the reference backend writes."""
+
+    name: ClassVar[str] = "triton"
+
+    def check(self, codecs: Mapping[str, Codec]) -> None:
+        """Refuse layers that the kernels cannot run. Raises ``QdcError`` naming them."""
+        refused: dict[str, QdcError] = {}
+        for layer, codec in codecs.items():
+            try:
+                refuse_codec(codec, layer)
+            except QdcError as error:
+                refused[layer] = error
+        if refused:
+            first = next(iter(refused.values()))
+            raise QdcError(first.what, where=list(refused), help=first.help)
+
+    def runtime(self, device: torch.device, dtype: torch.dtype | None) -> "Runtime":
+        """Packed modules, in bf16 if not told otherwise.
+
+        Raises:
+            QdcError: triton is not installed, the device has no CUDA, or the dtype is not one that
+                kernels compute in.
+        """
+        require_triton(device)
+        from .checking import wanted
+        from .runtime import PackedRuntime
+
+        return PackedRuntime(device, torch.bfloat16 if dtype is None else dtype, wanted())
+
+    def emit_region(self, emission: Emission, region: Region) -> None:
+        """Write the region's shard, if the kernels can run all of it."""
+        self.check(_codecs(emission, region.nodes))
+        super().emit_region(emission, region)
+
+    def finish(self, emission: Emission) -> None:
+        """Write the rest, and ``kernels.json``."""
+        self.check(_codecs(emission, tuple(node.name for node in emission.graph)))
+        super().finish(emission)
+
+
+def _codecs(emission: Emission, names: tuple[str, ...]) -> dict[str, Codec]:
+    """The codecs of the quantized layers among these nodes, by path."""
+    notes = {name: emission.graph.get(name, Lowered) for name in names}
+    return {
+        emission.graph[name].path: note.codec for name, note in notes.items() if note is not None
+    }
