@@ -16,6 +16,7 @@ from qdc.codec import Codec, Lowered
 from qdc.errors import QdcError
 from qdc.ir.graph import Region
 
+from .listing import NAME, list_kernels
 from .parts import refuse_codec
 from .support import require_triton
 
@@ -60,8 +61,12 @@ class Triton(Reference):
 
     def finish(self, emission: Emission) -> None:
         """Write the rest, and ``kernels.json``."""
-        self.check(_codecs(emission, tuple(node.name for node in emission.graph)))
+        codecs = _codecs(emission, tuple(node.name for node in emission.graph))
+        self.check(codecs)
         super().finish(emission)
+        joined = emission.facts.get("frontend") == "fx"
+        listed = list_kernels(emission.graph, codecs, joined)
+        emission.writer.json(NAME, listed.model_dump(mode="json"))
 
 
 def _codecs(emission: Emission, names: tuple[str, ...]) -> dict[str, Codec]:
