@@ -157,26 +157,23 @@ def binary_expand(
     segment, start, count = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     within = first_row % 128 + tl.arange(0, ROWS)
     row = first_row + tl.arange(0, ROWS)
-    column = tl.arange(0, WIDTH)
-    byte = column % (WIDTH // 8)
-    bit = column // (WIDTH // 8)
+    byte = tl.arange(0, WIDTH // 8)
+    column = tl.arange(0, 8)[:, None] * (WIDTH // 8) + byte[None, :]
+    # A set bit of a plane is plus, and makes a float minus: what is added up is the negative.
+    shift = 31 - tl.arange(0, 8)
     block = blocks_pointer + tl.program_id(1) * 10
     first, order = tl.load(block) * WIDTH, tl.load(block + 1)
-    total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    total = tl.zeros((ROWS, 8, WIDTH // 8), dtype=tl.float32)
     for k in range(order):
         sub, plane = tl.load(block + 2 + k), tl.load(block + 6 + k)
-        bits = tl.load(
-            planes_pointer
-            + sub.to(tl.int64) * padded_rows * (WIDTH // 8)
-            + row[:, None] * (WIDTH // 8)
-            + byte[None, :]
-        )
-        sign = ((bits >> bit[None, :]) & 1).to(tl.float32) * 2 - 1
+        start_of_plane = planes_pointer + sub.to(tl.int64) * padded_rows * (WIDTH // 8)
+        bits = tl.load(start_of_plane + row[:, None] * (WIDTH // 8) + byte[None, :]).to(tl.int32)
+        plus = (bits[:, None, :] << shift[None, :, None]) & -2147483648
         scales = tl.load(col_scale_pointer + (segment * sub_planes + sub) * WIDTH + column)
-        rows = tl.load(row_scale_pointer + plane * padded_rows + row)
-        total += rows.to(tl.float32)[:, None] * scales.to(tl.float32)[None, :] * sign
-    place = (
-        (start - first_output + within).to(tl.int64)[:, None] * columns + first + column[None, :]
-    )
-    wanted = (within[:, None] < count) & (first + column[None, :] < columns)
+        scales = scales.to(tl.float32).to(tl.int32, bitcast=True)[None, :, :] ^ plus
+        rows = tl.load(row_scale_pointer + plane * padded_rows + row).to(tl.float32)
+        total -= rows[:, None, None] * scales.to(tl.float32, bitcast=True)
+    place = (start - first_output + within).to(tl.int64)[:, None, None] * columns + first
+    place += column[None, :, :]
+    wanted = (within[:, None, None] < count) & (first + column[None, :, :] < columns)
     tl.store(w_pointer + place, total.to(w_pointer.dtype.element_ty), mask=wanted)

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qdc.codec import Codec
 from qdc.errors import QdcError
 from qdc.multibinary import MultiBinary
 from qdc.uniformgrid import UniformGrid
 
-from . import parts as joining
 from .arena import reserve
 from .layout import TILE_ROWS, binary_layout, uniform_layout
-from .parts import Part, refuse_codec
+from .parts import Part, can_join, refuse_codec
 from .support import REFERENCE, require_triton
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -40,7 +38,7 @@ class PackedLinear(nn.Module):
         device = torch.device(device)
         _require(parts, dtype, device)
         codecs = [part.codec for part in parts]
-        if not self.can_join(codecs):
+        if not self.can_join(parts):
             raise QdcError(
                 "these linears cannot be one launch: columns, blocks or orders differ",
                 help="run them one by one",
@@ -69,9 +67,9 @@ class PackedLinear(nn.Module):
         reserve(TILE_ROWS * self.columns, dtype, device)
 
     @staticmethod
-    def can_join(codecs: Sequence[Codec]) -> bool:
-        """Whether linears that read one value can be one launch."""
-        return joining.can_join(codecs)
+    def can_join(parts: Sequence[Part]) -> bool:
+        """Whether linears that read one value can be one launch; a matter of codecs alone."""
+        return can_join([part.codec for part in parts])
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., columns] -> [..., sum(rows)]``, in the dtype of ``x``."""
