@@ -6,9 +6,11 @@ which says what would be launched for each stage. Nothing reads it: it is for pe
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from pydantic import Field, model_validator
 
 from qdc.artifact.emission import Emission
 from qdc.backends.reference import Reference
@@ -29,25 +31,34 @@ class Triton(Reference):
 
     name: ClassVar[str] = "triton"
 
+    ahead: tuple[Literal["sm_80", "sm_90"], ...] = Field(
+        default=(),
+        description="compile: also compile the kernels for these GPUs, and list what they take",
+    )
+
+    @model_validator(mode="after")
+    def _compiler_is_there(self) -> "Triton":
+        if self.ahead and find_spec("triton") is None:
+            raise ValueError("ahead needs the package triton: pip install 'qdc[triton]'")
+        return self
+
     def check(self, codecs: Mapping[str, Codec]) -> None:
         """Refuse layers that the kernels cannot run. Raises ``QdcError`` naming them."""
-        refused: dict[str, QdcError] = {}
-        for layer, codec in codecs.items():
-            try:
-                refuse_codec(codec, layer)
-            except QdcError as error:
-                refused[layer] = error
-        if refused:
-            first = next(iter(refused.values()))
-            raise QdcError(first.what, where=list(refused), help=first.help)
+        check_codecs(codecs)
 
     def runtime(self, device: torch.device, dtype: torch.dtype | None) -> "Runtime":
         """Packed modules, in bf16 if not told otherwise.
 
         Raises:
-            QdcError: triton is not installed, the device has no CUDA, or the dtype is not one that
-                kernels compute in.
+            QdcError: ``ahead`` is given, which is for compiles; triton is not installed, the device
+                has no CUDA, or the dtype is not one that kernels compute in.
         """
+        if self.ahead:
+            raise QdcError(
+                "ahead is for writing an artifact: when one is loaded, kernels are compiled for "
+                "the GPU that is there",
+                help="leave it out here, or give it to qdc compile --backend",
+            )
         require_triton(device)
         from .checking import wanted
         from .runtime import PackedRuntime
@@ -66,7 +77,27 @@ class Triton(Reference):
         super().finish(emission)
         joined = emission.facts.get("frontend") == "fx"
         listed = list_kernels(emission.graph, codecs, joined)
+        if self.ahead:
+            from . import ahead
+
+            architectures = [int(name.removeprefix("sm_")) for name in self.ahead]
+            compiled = ahead.compile_all(list(ahead.forms()), architectures)
+            found = tuple(form.model_dump(mode="json") for form in compiled)
+            listed = listed.model_copy(update={"compiled": found})
         emission.writer.json(NAME, listed.model_dump(mode="json"))
+
+
+def check_codecs(codecs: Mapping[str, Codec]) -> None:
+    """Refuse what no kernel reads, all layers at once. Raises ``QdcError``."""
+    refused: dict[str, QdcError] = {}
+    for layer, codec in codecs.items():
+        try:
+            refuse_codec(codec, layer)
+        except QdcError as error:
+            refused[layer] = error
+    if refused:
+        first = next(iter(refused.values()))
+        raise QdcError(first.what, where=list(refused), help=first.help)
 
 
 def _codecs(emission: Emission, names: tuple[str, ...]) -> dict[str, Codec]:

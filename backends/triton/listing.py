@@ -7,6 +7,8 @@ at run time, by the table of the machine that runs it.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from qdc.codec import Codec
@@ -53,6 +55,9 @@ class Kernels(_Strict):
     dtype: str = "bfloat16"
     """Of activations."""
     launches: tuple[Launch, ...]
+    compiled: tuple[dict[str, Any], ...] = ()
+    """With the option ``ahead``: registers, shared memory, spills and instructions of every kernel
+    of the default table, as the compiler made them for each GPU that was named."""
 
 
 def list_kernels(graph: LayerGraph, codecs: Mapping[str, Codec], joined: bool) -> Kernels:

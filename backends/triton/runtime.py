@@ -12,6 +12,7 @@ from qdc.errors import UnsupportedModel
 from qdc.runtime.joining import join_stages
 from qdc.runtime.weights import Weights, dense_tensors, place, tied_names
 
+from .backend import check_codecs
 from .checking import Checked
 from .modules import PackedEmbedding, PackedLinear
 from .parts import Part, can_join
@@ -25,7 +26,8 @@ class PackedRuntime(Runtime):
     """Compare every output with the reference formula, at each call."""
 
     def check(self, module: nn.Module, codecs: Mapping[str, Codec]) -> None:
-        """Refuse quantized weights that belong to other modules than linears and embeddings."""
+        """Refuse codecs without a kernel, and weights of other modules than linears."""
+        check_codecs(codecs)
         tied = tied_names(module)
         odd = [
             f"{path}: {type(module.get_submodule(path)).__name__}"

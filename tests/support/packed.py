@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.support.compiles import compile_tiny
 
 MIXED = (
-    "quantize-vocab,stages(calibrate-mcs,sensitivity{damp=0.1},"
+    "quantize-vocab,stages(calibrate-mcs,sensitivity{damp=0.1 block=32},"
     "abmp-allocate{ratio=0.4},daq-lower{sweeps=2}),pack"
 )
 """Short, and with orders that differ between blocks."""

@@ -15,7 +15,7 @@ from tests.support.packed import MIXED, packed_artifact
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model") / "m", d_model=32, mlp_hidden_size=160)
+    return write_checkpoint(tmp_path_factory.mktemp("model") / "m", d_model=96, mlp_hidden_size=80)
 
 
 def test_the_artifact_is_the_portable_one(model: Path, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_the_artifact_is_the_portable_one(model: Path, tmp_path: Path) -> None:
         for launch in listed.launches
         for group in launch.layers
     }
-    assert groups["q_proj", "k_proj", "v_proj"].rows == (32, 32, 32)
+    assert groups["q_proj", "k_proj", "v_proj"].rows == (96, 96, 96)
     assert groups["ff_proj", "up_proj"].kernels[4096] == "expand"
     assert groups["wte",].kernels[1] == "embedding"
     index = json.loads((packed / "model.safetensors.index.json").read_text())
@@ -48,7 +48,7 @@ def test_the_artifact_is_the_portable_one(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_no_kernel_runs_is_refused_by_name(model: Path, tmp_path: Path) -> None:
-    passes = MIXED.replace("sensitivity{damp=0.1}", "sensitivity{damp=0.1 block=24}")
+    passes = MIXED.replace("block=32", "block=24")
     with pytest.raises(QdcError, match="32, 64 and multiples of 128 columns, not of 24") as caught:
         packed_artifact(model, tmp_path / "out", passes, backend="triton")
     assert "model.transformer.blocks.0.q_proj" in caught.value.where
@@ -56,3 +56,24 @@ def test_what_no_kernel_runs_is_refused_by_name(model: Path, tmp_path: Path) -> 
     other = packed_artifact(model, tmp_path / "other", passes)
     with pytest.raises(QdcError, match="not of 24"):
         qdc.load(other, backend="triton")
+
+
+def test_kernels_compiled_ahead_are_listed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qdc.backends.triton import ahead
+
+    def compiled(forms: list[ahead.Form], architectures: list[int]) -> list[ahead.Compiled]:
+        return [
+            ahead.Compiled(
+                kernel=form.name, architecture=one, registers=9, shared=0, spilled=0,
+                instructions={}, per_sign=None,
+            )
+            for form in forms for one in architectures
+        ]  # fmt: skip
+
+    monkeypatch.setattr(ahead, "compile_all", compiled)
+    out = packed_artifact(model, tmp_path / "out", "rtn-lower,pack", "triton{ahead=sm_80,sm_90}")
+    found = json.loads((out / NAME).read_text())["compiled"]
+    assert {one["architecture"] for one in found} == {80, 90}
+    assert {one["kernel"] for one in found} == {form.name for form in ahead.forms()}

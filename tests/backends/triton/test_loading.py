@@ -1,10 +1,14 @@
 """Artifacts that run packed, in Triton's interpreter: the same model, and nothing dense."""
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import qdc
@@ -13,12 +17,14 @@ from qdc.backends.triton.checking import SWITCH, Checked, KernelMismatch
 from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
 from qdc.errors import QdcError, UnsupportedModel
 from qdc.models.layers import Attention
+from tests.support.checkpoints import write_checkpoint
 from tests.support.families import CASES, write_family
 from tests.support.natives import write_native
-from tests.support.packed import MIXED, packed_artifact
+from tests.support.packed import packed_artifact
 
 TOKENS = torch.tensor([[5, 6, 7, 1, 9], [8, 1, 1, 3, 2]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+WIDER = {"llada-moe": {"expert_intermediate_size": 64}}
 Artifact = Callable[[str], Path]
 
 
@@ -30,8 +36,12 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     def get(name: str) -> Path:
         if name not in made:
             folder = tmp_path_factory.mktemp("packed")
-            if name in CASES:
-                write_family(folder / "model", CASES[name])
+            if name == "llada":
+                write_checkpoint(folder / "model", d_model=96, mlp_hidden_size=80)
+                made[name] = packed_artifact(folder / "model", folder / "out")
+            elif name in CASES:
+                config = {**CASES[name].config, **WIDER.get(name, {})}
+                write_family(folder / "model", replace(CASES[name], config=config))
                 made[name] = packed_artifact(folder / "model", folder / "out")
             else:
                 write_native(folder / "model", name)
@@ -52,8 +62,8 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("name", "linears"),
-    # Two blocks of q/k/v, attention out, gate/up and down, and the head; three experts for one.
-    [("llada", 9), ("dream", 9), ("llada-moe", 21)],
+    # Two blocks of q/k/v, attention out, gate/up and down, and the head; four experts for one.
+    [("dream", 9), ("llada-moe", 21)],
 )
 def test_fp32_gives_the_logits_of_the_reference(
     artifact: Artifact, name: str, linears: int
@@ -126,12 +136,26 @@ def test_a_tied_head_shares_the_packed_embedding(artifact: Artifact) -> None:
     torch.testing.assert_close(packed(TOKENS, MASK), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_of_other_orders_stay_apart(tmp_path: Path) -> None:
-    write_family(tmp_path / "model", CASES["llada"], seed=3)
-    passes = MIXED.replace("{ratio=0.4}", "{ratio=0.5 scope=layer}")
-    out = packed_artifact(tmp_path / "model", tmp_path / "out", passes)
+def test_layers_of_other_orders_stay_apart(artifact: Artifact, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(artifact("llada"), tmp_path / "copy"))
+    config = json.loads((out / "config.json").read_text())
+    layers = config["quantization_config"]["layers"]
+    assert {order for layer in layers.values() for order in layer.get("orders", ())} == {1, 2, 3}
+    value = "model.transformer.blocks.0.v_proj"
+    fields = layers[value]
+    fields["orders"] = fields["orders"][::-1]
+    assert fields["orders"] != layers[value.replace("v_proj", "q_proj")]["orders"]
+    index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    shard = out / index[f"{value}.orders"]
+    tensors = load_file(shard)
+    tensors[f"{value}.orders"] = tensors[f"{value}.orders"].flip(0)
+    save_file(tensors, shard)
+    (out / "config.json").write_text(json.dumps(config))
+
     packed = qdc.load(out, dtype=torch.float32, backend="triton")
-    assert count(packed, PackedLinear) > 9
+    names = {name for name, part in packed.named_modules() if isinstance(part, PackedLinear)}
+    block = "model.transformer.blocks."
+    assert {f"{block}0.q_proj_k_proj", f"{block}0.v_proj", f"{block}1.q_proj_k_proj_v_proj"} < names
     wanted = qdc.load(out)(TOKENS)
     torch.testing.assert_close(packed(TOKENS), wanted, rtol=1e-4, atol=1e-4)
 
@@ -148,9 +172,12 @@ def test_what_cannot_run_says_so_and_names_the_reference(
 ) -> None:
     with pytest.raises(QdcError, match="float64") as odd:
         qdc.load(artifact("llada"), dtype=torch.float64, backend="triton")
+    with pytest.raises(QdcError, match="ahead") as given:
+        qdc.load(artifact("llada"), backend="triton{ahead=sm_90}")
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(QdcError, match="CUDA") as absent:
         qdc.load(artifact("llada"), backend="triton")
+    assert "qdc compile" in given.value.help
     assert "--backend reference" in absent.value.help
     assert "reference" in odd.value.help
 
