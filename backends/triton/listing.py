@@ -6,7 +6,6 @@ at run time, by the table of the machine that runs it.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 
 Call = Callable[[], object]
-REPEATS = 5
-SHORTEST = 0.02
-"""Seconds of one repeat, at the least."""
+REPEATS, QUICK_REPEATS = 5, 2
+SHORTEST, QUICK = 0.02, 0.003
+"""Seconds of one repeat, at the least; and when many choices are tried."""
 
 
 class OutOfTime(Exception):
@@ -58,7 +58,7 @@ class Clock:
         if self.left <= 0:
             raise OutOfTime
 
-    def time(self, calls: Sequence[Call]) -> Timing:
+    def time(self, calls: Sequence[Call], *, quick: bool = False) -> Timing:
         """Time calls that do the same to different weights. Raises ``OutOfTime``."""
         self.check()
         if not self.measures:
@@ -71,8 +71,9 @@ class Clock:
         torch.cuda.synchronize()
         run, how = self._captured(calls)
         seconds = self._events(run, 1)
-        replays = max(1, min(1000, round(SHORTEST / max(seconds, 1e-7))))
-        found = [self._events(run, replays) / replays for _ in range(REPEATS)]
+        shortest, repeats = (QUICK, QUICK_REPEATS) if quick else (SHORTEST, REPEATS)
+        replays = max(1, min(1000, round(shortest / max(seconds, 1e-7))))
+        found = [self._events(run, replays) / replays for _ in range(repeats)]
         return Timing(statistics.median(found) / len(calls), how)
 
     def _captured(self, calls: Sequence[Call]) -> tuple[Call, str]:

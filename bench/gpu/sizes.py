@@ -23,6 +23,8 @@ class Sizes:
     shapes: tuple[Shape, ...]
     tokens: tuple[int, ...]
     """Rows of the input: M."""
+    tuned: tuple[int, ...]
+    """Those of them for which kernels are chosen by measuring."""
     steps: tuple[tuple[int, int], ...]
     """Batch and length of denoising steps."""
     config: dict[str, Any]
@@ -73,6 +75,7 @@ FULL = Sizes(
         *_shapes("Dream-7B", 3584, 512, 18944, 152064),
     ),
     tokens=(1, 4, 16, 32, 64, 128, 256, 1024, 4096),
+    tuned=(1, 4, 16, 32, 64, 128, 256),
     steps=((1, 32), (1, 256), (1, 1024), (8, 1024)),
     config=_config(4096, 12288, 32, 32, 126464),
     copy_bytes=1 << 30,
@@ -90,8 +93,9 @@ DRY = Sizes(
         Shape("toy", "head", (64,), 32, "uniform"),
     ),
     tokens=(1, 3, 80),
-    steps=((1, 4), (2, 3)),
-    config=_config(32, 48, 2, 2, 64),
+    tuned=(3,),
+    steps=((2, 3),),
+    config=_config(32, 48, 1, 2, 64),
     copy_bytes=1 << 12,
     product_side=16,
     region={"width": 128, "hidden": 128, "vocabulary": 2048},
