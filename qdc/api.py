@@ -115,27 +115,32 @@ def compile(
 def load(
     artifact: PathLike,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     *,
+    backend: str = "reference",
     plugins: PathLike | Sequence[PathLike] = (),
 ) -> nn.Module:
     """Load an artifact as a module: ``forward(input_ids, attention_mask=None)``.
 
     Args:
-        artifact: folder that ``compile`` wrote.
+        artifact: folder that ``compile`` wrote, with whichever backend.
         device: where the weights go.
-        dtype: of the weights and the logits.
-        plugins: files that define the codecs of third-party passes.
+        dtype: of the weights that are not packed, and of the logits; if not given that of the
+            backend: fp32 of ``reference``, bf16 of ``triton``.
+        backend: who runs it: ``reference`` decodes every weight when it loads, ``triton`` computes
+            from packed weights on a GPU.
+        plugins: files that define the codecs of third-party passes, or further backends.
 
     Returns:
         A module whose logits have shape (batch, length, vocabulary).
 
     Raises:
-        QdcError: the artifact is damaged, incomplete or newer than this qdc.
+        QdcError: the artifact is damaged, incomplete or newer than this qdc, or the backend cannot
+            run it here.
     """
     device = find_device(device)
     registry = standard_registry(_paths(plugins))
-    return load_artifact(Path(artifact), registry, device, dtype)
+    return load_artifact(Path(artifact), registry, device, dtype, backend)
 
 
 def load_original(

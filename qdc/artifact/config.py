@@ -25,6 +25,8 @@ class QuantizationConfig(BaseModel):
     """For each quantized layer, by full path: ``codec`` and the codec's fields."""
     added_biases: tuple[str, ...] = ()
     """Full paths of the linears that have a bias and have none in the model's configuration."""
+    stages: tuple[tuple[str, ...], ...] = ()
+    """Full paths of layers that are said to read one value. A hint: who joins them must look."""
 
 
 def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:

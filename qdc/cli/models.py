@@ -19,6 +19,9 @@ from qdc.registry import standard_registry
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 
+REFERENCE = "reference"
+"""The backend that is chosen where none is."""
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -42,8 +45,13 @@ class Opened:
         return found
 
 
-def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
-    """Load either kind of folder. Raises ``QdcError`` saying what is wrong with it."""
+def open_runnable(
+    folder: Path, device: str, plugins: Sequence[Path], backend: str = REFERENCE
+) -> Opened:
+    """Load either kind of folder; an artifact is run by the backend of this name.
+
+    Raises ``QdcError`` saying what is wrong with it.
+    """
     device = find_device(device)
     registry = standard_registry(plugins)
     if folder.is_file():
@@ -51,8 +59,9 @@ def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
     config = read_json(folder / "config.json")
     compiled = "quantization_config" in config
     if compiled:
-        module = load_artifact(folder, registry, device, torch.float32)
+        module = load_artifact(folder, registry, device, None, backend)
     else:
+        _refuse_plain(folder, backend)
         module = load_checkpoint(folder, device, torch.float32)
     front_end = parse_quantization(config).frontend if compiled else choose(config)
     plain = {k: v for k, v in config.items() if k != "quantization_config"}
@@ -69,6 +78,16 @@ def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
         return str(tokenizer.decode(ids, skip_special_tokens=False))
 
     return Opened(module, facts, encoder(tokenizer), decode, compiled, device)
+
+
+def _refuse_plain(folder: Path, backend: str) -> None:
+    """A checkpoint has nothing for a backend to run."""
+    if backend != REFERENCE:
+        raise QdcError(
+            f"the model is not compiled, and the backend {backend} runs artifacts",
+            where=[str(folder)],
+            help="compile it first: qdc compile MODEL -o OUT, or leave --backend out",
+        )
 
 
 def _refuse_file(path: Path) -> NoReturn:

@@ -1,13 +1,14 @@
 """Load a compiled or an uncompiled model as a plain ``torch.nn.Module``.
 
-The reference runtime decodes every quantized layer to a dense weight. An artifact is untrusted:
-names, codecs, dtypes and shapes are checked against the model before any data is read.
+A backend says what stands in the place of quantized layers: the reference decodes each to a dense
+weight. An artifact is untrusted: names, codecs, dtypes and shapes are checked against the model
+before any data is read, whichever backend it is for.
 """
 
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qdc.artifact.config import parse_codec, parse_quantization
 from qdc.artifact.writer import METHOD
@@ -15,32 +16,38 @@ from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
-from qdc.ir.types import Dimension
+from qdc.pipeline.builder import build_backend
 from qdc.registry import Registry
+from qdc.runtime.weights import Wanted, Weights, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
-Wanted = tuple[str | None, tuple[Dimension, ...]]
-"""Dtype and shape of a stored tensor; None allows every floating dtype."""
 
 
 def load_artifact(
-    folder: Path, registry: Registry, device: str | torch.device, dtype: torch.dtype
+    folder: Path,
+    registry: Registry,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    backend: str = "reference",
 ) -> nn.Module:
     """Load a compiled model.
 
     Args:
         folder: what ``qdc compile`` wrote.
-        registry: knows the codecs.
+        registry: knows the codecs and the backends.
         device: where the weights go.
-        dtype: of all weights.
+        dtype: of all weights, or of those that are not packed; the backend's own if None.
+        backend: who runs it, as ``name`` or ``name{option=value}``.
 
     Returns:
         A module in eval mode: ``forward(input_ids, attention_mask=None)`` gives logits.
 
     Raises:
+        QdcError: the backend cannot run on this device, with this dtype, or one of the layers.
         InvalidArtifact: the folder is damaged, incomplete, hostile or of a newer version.
         UnsupportedModel: the model's family is not implemented.
     """
+    runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
     try:
         source = Checkpoint(folder)
         quantization = parse_quantization(source.config)
@@ -54,12 +61,11 @@ def load_artifact(
         body = holder(module)
         _add_biases(body, quantization.added_biases)
         _check(body, codecs, source)
-        state = {
-            name: _tensor(name, codecs, source).to(device, dtype) for name in _dense_tensors(body)
-        }
+        runtime.check(body, codecs)
+        own = quantization.frontend == "fx"
+        runtime.fill(body, Weights(source, codecs, quantization.stages, traceable=own))
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    _fill(body, state)
     return module.to(device).requires_grad_(False)
 
 
@@ -77,9 +83,10 @@ def load_checkpoint(
     module = build_module(source.config, choose(source.config, choice))
     show_by_name(module, source)
     body = holder(module)
-    wanted = _dense_tensors(body)
+    wanted = dense_tensors(body)
     _compare(wanted, source, InvalidCheckpoint)
-    _fill(body, {name: source.tensor(name).to(device, dtype) for name in wanted})
+    state = {name: source.tensor(name).to(device, dtype) for name in wanted}
+    place(body, state, tied_names(body))
     return module.to(device).requires_grad_(False)
 
 
@@ -110,7 +117,7 @@ def _add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
 
 def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> None:
     """Compare what is stored with what the model and the codecs ask for."""
-    wanted = _dense_tensors(module)
+    wanted = dense_tensors(module)
     for layer, codec in codecs.items():
         _, shape = wanted.pop(f"{layer}.weight", (None, ()))
         if shape != (codec.rows, codec.columns):
@@ -120,30 +127,6 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
         for suffix, stored in codec.specification().items():
             wanted[f"{layer}.{suffix}"] = (stored.dtype, stored.shape)
     _compare(wanted, source, InvalidArtifact)
-
-
-def _dense_tensors(module: nn.Module) -> dict[str, Wanted]:
-    """Every stored tensor of the module; a tied one stands under its first name alone."""
-    tied = _tied(module)
-    state = module.state_dict().items()
-    return {name: (None, tuple(tensor.shape)) for name, tensor in state if name not in tied}
-
-
-def _tied(module: nn.Module) -> dict[str, str]:
-    """Further names of parameters that have two, each with the first name."""
-    first = {parameter: name for name, parameter in module.named_parameters()}
-    every = module.named_parameters(remove_duplicate=False)
-    return {name: first[parameter] for name, parameter in every if first[parameter] != name}
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give a module on meta its tensors; what was tied is tied again."""
-    tied = _tied(module)
-    aliases = {name: state[first] for name, first in tied.items()}
-    module.load_state_dict({**state, **aliases}, strict=True, assign=True)
-    for name, first in tied.items():
-        path, _, role = name.rpartition(".")
-        setattr(module.get_submodule(path), role, module.get_parameter(first))
 
 
 def _compare(
@@ -166,13 +149,3 @@ def _compare(
             wrong.append(f"{name}: {found}")
     if wrong:
         raise error("tensors have the wrong dtype or shape", where=wrong)
-
-
-def _tensor(name: str, codecs: dict[str, Codec], source: Checkpoint) -> Tensor:
-    layer = name.removesuffix(".weight")
-    codec = codecs.get(layer)
-    if codec is None:
-        return source.tensor(name)
-    stored = {suffix: source.tensor(f"{layer}.{suffix}") for suffix in codec.specification()}
-    codec.check(stored, layer)
-    return codec.dense(codec.unpack(stored))
