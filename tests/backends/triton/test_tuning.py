@@ -40,13 +40,6 @@ SHAPE = {
     "units": 32,
     "dtype": torch.bfloat16,
 }
-    "tokens": 20,
-    "padded_rows": 4096,
-    "columns": 4096,
-    "planes": 64,
-    "units": 32,
-    "dtype": torch.bfloat16,
-}
 
 
 def tune() -> tuple[tuning.Entry, list[Choice]]:
