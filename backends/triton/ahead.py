@@ -1,10 +1,12 @@
 """Compile kernels for GPUs that are not there, and read what the compiler made of them.
 
-``python -m qdc.backends.triton.ahead`` prints the table of docs/kernels.md. Registers and shared
+``python -m qdc.backends.triton.ahead`` prints the table of docs/kernels.md, and with ``--json``
+the same for bf16 and fp16. Registers and shared
 memory are the compiler's own numbers; instructions are counted in the machine code, those of a sign
 in the loop over pairs, which is where a linear spends its time.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -38,6 +40,8 @@ class Compiled(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kernel: str
+    dtype: str
+    """Of the activations."""
     architecture: int
     registers: int
     shared: int
@@ -174,6 +178,7 @@ def compile_form(form: Form, architecture: int) -> Compiled:
     signs = form.signs / (32 * form.warps)
     return Compiled(
         kernel=form.name,
+        dtype=form.dtype,
         architecture=architecture,
         registers=registers,
         shared=int(made.metadata.shared),
@@ -271,5 +276,18 @@ def table(found: Sequence[Compiled]) -> str:
     return "\n".join(lines)
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Compile every kernel of the tables, and print them as Markdown or as JSON."""
+    if list(arguments) not in ([], ["--json"]):
+        raise SystemExit("usage: python -m qdc.backends.triton.ahead [--json]")
+    dtypes = ("bf16", "fp16") if arguments else ("bf16",)
+    found = compile_all(list(forms(dtypes)))
+    if arguments:
+        text = json.dumps([one.model_dump() for one in found], indent=1)
+    else:
+        text = table(found)
+    sys.stdout.write(text + "\n")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(table(compile_all(list(forms()))) + "\n")
+    main(sys.argv[1:])

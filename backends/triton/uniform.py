@@ -116,7 +116,9 @@ def uniform_expand(
     offset = tl.load(offset_pointer + group * padded_rows + row)
     weight = scale[:, None] * (code - 2 ** (BITS - 1)).to(tl.float32) + offset[:, None]
     first = number * WIDTH
-    place = (start - first_output + within).to(tl.int64)[:, None] * columns + first + column[None, :]
+    place = (
+        (start - first_output + within).to(tl.int64)[:, None] * columns + first + column[None, :]
+    )
     wanted = (within[:, None] < count) & (first + column[None, :] < columns)
     tl.store(w_pointer + place, weight.to(w_pointer.dtype.element_ty), mask=wanted)
 
