@@ -153,4 +153,5 @@ def _magnitude(codec: Codec, working: Tensors) -> Tensor:
     scale = working["scale"].float()[..., None]
     offset = (codec.minima(working)[..., None] + centre * scale).abs()
     whole = scale.abs() * (working["codes"].float() - centre).abs() + offset
-    return whole.flatten(1)[:, : codec.columns]
+    found: Tensor = whole.flatten(1)[:, : codec.columns]
+    return found

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .result import Result
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- bench.gpu: begin -->", "<!-- bench.gpu: end -->"
@@ -52,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-def _run(given: argparse.Namespace, arguments: list[str] | None):
+def _run(given: argparse.Namespace, arguments: list[str] | None) -> "Result":
     import torch
 
     from . import card, linears, region, step, tuning
@@ -64,8 +68,8 @@ def _run(given: argparse.Namespace, arguments: list[str] | None):
     device = torch.device("cpu" if given.dry_run else "cuda")
     clock, sizes = Clock(device, given.budget), DRY if given.dry_run else FULL
     if given.samples or given.length:
-        own = {"samples": given.samples or sizes.samples, "length": given.length or sizes.length}
-        sizes = replace(sizes, **own)
+        samples, length = given.samples or sizes.samples, given.length or sizes.length
+        sizes = replace(sizes, samples=samples, length=length)
     words = sys.argv[1:] if arguments is None else arguments
     result = Result(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -1,18 +1,20 @@
 """Time packed linears against bf16 ones, and hold every timed kernel against the formula."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from qdc.backends.triton.checking import Formula
-from qdc.backends.triton.modules import PackedLinear, Part
+from qdc.backends.triton.modules import PackedLinear
+from qdc.backends.triton.parts import Part
 
 from .card import Card
 from .clock import Clock, OutOfTime
-from .peers import Make, dtype_of, first_line, importable
+from .peers import Linear, Make, dtype_of, first_line, importable
 from .sizes import Shape, Sizes
 from .weights import codec_of, random_stored
 
@@ -120,7 +122,7 @@ def _dense(
         for _ in range(copies)
     ]
 
-    def plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    def plain(weight: Tensor) -> Linear:
         return lambda x: nn.functional.linear(x, weight)
 
     for name, make in {BASELINE: plain, **others}.items():
@@ -141,10 +143,8 @@ def _dense(
         del linears
 
 
-def _timed(
-    clock: Clock, row: Row, name: str, linears: list[Callable[[Tensor], Tensor]], x: Tensor
-) -> None:
-    timing = clock.time([lambda linear=linear: linear(x) for linear in linears])
+def _timed(clock: Clock, row: Row, name: str, linears: Sequence[Linear], x: Tensor) -> None:
+    timing = clock.time([partial(linear, x) for linear in linears])
     row.seconds[name], row.how[name] = timing
 
 
@@ -156,7 +156,8 @@ def _input(row: Row, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
 def _deviation(found: Tensor, formulas: list[Formula], x: Tensor) -> float:
     """The largest, in units of what rounding explains; infinite if something is not finite."""
     worst = 0.0
-    for rows, got in zip(x.split(CHECKED_ROWS), found.split(CHECKED_ROWS), strict=True):
+    pairs = zip(torch.split(x, CHECKED_ROWS), torch.split(found, CHECKED_ROWS), strict=True)
+    for rows, got in pairs:
         results = [formula.linear(rows, None, found.dtype) for formula in formulas]
         exact, allowed = (torch.cat(each, dim=-1) for each in zip(*results, strict=True))
         share = (got.double() - exact).abs() / allowed

@@ -26,7 +26,10 @@ def _hqq(weight: Tensor) -> Linear:
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
     config = BaseQuantizeConfig(nbits=2, group_size=64, axis=1)
-    return HQQLinear(_plain(weight), config, compute_dtype=weight.dtype, device=str(weight.device))
+    found: Linear = HQQLinear(
+        _plain(weight), config, compute_dtype=weight.dtype, device=str(weight.device)
+    )
+    return found
 
 
 def _bitsandbytes(weight: Tensor) -> Linear:
@@ -36,7 +39,8 @@ def _bitsandbytes(weight: Tensor) -> Linear:
         weight.shape[1], weight.shape[0], bias=False, compute_dtype=weight.dtype, quant_type="nf4"
     )
     linear.weight = bitsandbytes.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
-    return linear.to(weight.device)
+    found: Linear = linear.to(weight.device)
+    return found
 
 
 def _plain(weight: Tensor) -> nn.Linear:

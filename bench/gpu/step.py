@@ -65,20 +65,19 @@ def measure(clock: Clock, sizes: Sizes, found: Models) -> None:
         found.weight_bytes[method] = _resident(module, clock, before)
         for step in found.steps:
             clock.check()
-            _time(clock, method, module, step, found)
+            _time(clock, method, module, step, found, sizes.config["embedding_size"])
         del module
 
 
 def packed_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A model of random packed weights, loaded as an artifact is: nothing dense is made."""
     module = build(config)[0]
-    shapes = {name: shape for name, (_, shape) in dense_tensors(module).items()}
+    shapes = {name: tuple(map(int, shape)) for name, (_, shape) in dense_tensors(module).items()}
     linears = [n for n, part in module.named_modules() if type(part) in (nn.Linear, nn.Embedding)]
     codecs = {
-        path: codec_of(
-            "uniform" if path in VOCABULARY else "multi-binary", *shapes[f"{path}.weight"]
-        )
+        path: codec_of("uniform" if path in VOCABULARY else "multi-binary", rows, columns)
         for path in linears
+        for rows, columns in [shapes[f"{path}.weight"]]
     }
     stages = tuple(
         tuple(f"{BLOCKS}.{index}.{name}" for name in names)
@@ -88,7 +87,7 @@ def packed_model(config: dict[str, Any], dtype: torch.dtype, device: torch.devic
     generator = torch.Generator(device).manual_seed(0)
     runtime = PackedRuntime(device, dtype, checked=False)
     runtime.check(module, codecs)
-    runtime.fill(module, RandomWeights(codecs, stages, shapes, generator))
+    runtime.fill(module, RandomWeights(codecs, stages, shapes=shapes, generator=generator))
     return module.requires_grad_(False)
 
 
@@ -104,8 +103,10 @@ def dense_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device
     return module
 
 
-def _time(clock: Clock, method: str, module: nn.Module, step: Step, found: Models) -> None:
-    calls = _calls(module, step, found, clock.device)
+def _time(
+    clock: Clock, method: str, module: nn.Module, step: Step, found: Models, vocabulary: int
+) -> None:
+    calls = _calls(module, step, vocabulary, clock.device)
     _release(clock)
     with torch.no_grad():
         result = calls[0]()
@@ -118,17 +119,17 @@ def _time(clock: Clock, method: str, module: nn.Module, step: Step, found: Model
 
 
 def _calls(
-    module: nn.Module, step: Step, found: Models, device: torch.device
+    module: nn.Module, step: Step, vocabulary: int, device: torch.device
 ) -> list[Callable[[], Tensor]]:
     """The whole model, or every block in turn, each of which has weights of its own."""
-    vocabulary = module.config.embeddings
     generator = torch.Generator(device).manual_seed(1)
     size = (step.batch, step.length)
     tokens = torch.randint(vocabulary, size, device=device, generator=generator)
     if step.what == "model":
         return [partial(module, tokens)]
     hidden = module.get_submodule(VOCABULARY[0])(tokens)
-    return [partial(block, hidden, None) for block in module.get_submodule(BLOCKS)]
+    blocks = module.get_submodule(BLOCKS)
+    return [partial(block, hidden, None) for block in blocks.children()]
 
 
 def _resident(module: nn.Module, clock: Clock, before: int) -> int:

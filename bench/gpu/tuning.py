@@ -13,7 +13,7 @@ import torch
 from qdc.backends.triton import operators
 from qdc.backends.triton.modules import PackedLinear
 from qdc.backends.triton.parts import Part
-from qdc.backends.triton.tuning import tune
+from qdc.backends.triton.tuning import Entry, tune
 from qdc.backends.triton.variants import Choice
 
 from .card import Card
@@ -51,7 +51,7 @@ def measure(clock: Clock, card: Card, sizes: Sizes, budget: float) -> dict[str, 
     return chosen
 
 
-def _tune(clock: Clock, modules: list[PackedLinear], tokens: int, sizes: Sizes):
+def _tune(clock: Clock, modules: list[PackedLinear], tokens: int, sizes: Sizes) -> Entry:
     module, dtype = modules[0], dtype_of(sizes.floating)
     x = torch.randn(tokens, module.columns, device=clock.device).to(dtype)
     others = itertools.cycle(modules)
@@ -60,13 +60,15 @@ def _tune(clock: Clock, modules: list[PackedLinear], tokens: int, sizes: Sizes):
         with patch.object(operators, "choose", lambda *_: choice):
             next(others)(x)
 
+    planes, padded_rows, _ = module.get_buffer("planes").shape
+    units = len(module.get_buffer("pairs")) + len(module.get_buffer("singles"))
     return tune(
         run,
         lambda call: 1e6 * clock.time([call] * len(modules), quick=True).seconds,
         tokens,
-        module.planes.shape[1],
+        padded_rows,
         module.columns,
-        module.planes.shape[0],
-        module.pairs.shape[0] + module.singles.shape[0],
+        planes,
+        units,
         dtype,
     )

@@ -5,13 +5,14 @@ of the inputs; orders are 2 with as many 1 as 3 among them.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from qdc.codec import Codec
 from qdc.multibinary import MultiBinary
+from qdc.runtime.weights import Weights
 from qdc.uniformgrid import UniformGrid
 
 BLOCK = 128
@@ -58,34 +59,22 @@ def _tensors(codec: Codec, generator: torch.Generator) -> Iterator[tuple[str, Te
 
 
 @dataclass(frozen=True)
-class RandomWeights:
-    """What a runtime asks of ``qdc.runtime.weights.Weights``, with random answers."""
+class RandomWeights(Weights):
+    """A whole model of random weights, drawn when they are asked for."""
 
-    codecs: Mapping[str, Codec]
-    stages: tuple[tuple[str, ...], ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    """Of every other tensor, by name."""
-    generator: torch.Generator
-    traceable: bool = True
+    shapes: Mapping[str, tuple[int, ...]] = field(kw_only=True)
+    """Of every tensor, by name."""
+    generator: torch.Generator = field(kw_only=True)
 
     def plain(self, name: str) -> Tensor:
         """A gain of 1, or a matrix whose outputs are as large as its inputs."""
-        shape = self.shapes[name]
+        shape, device = self.shapes[name], self.generator.device
         if len(shape) == 1:
-            return torch.ones(shape, device=self.generator.device)
-        noise = torch.randn(
-            shape, generator=self.generator, device=self.generator.device, dtype=torch.bfloat16
-        )
-        return noise * shape[-1] ** -0.5
+            return torch.ones(shape, device=device)
+        noise = torch.randn(shape, generator=self.generator, device=device, dtype=torch.bfloat16)
+        found: Tensor = noise * shape[-1] ** -0.5
+        return found
 
     def stored(self, layer: str) -> dict[str, Tensor]:
         """The tensors of a quantized layer."""
         return random_stored(self.codecs[layer], self.generator)
-
-    def dense(self, name: str) -> Tensor:
-        """The dense form of either."""
-        layer = name.removesuffix(".weight")
-        if layer not in self.codecs:
-            return self.plain(name)
-        codec = self.codecs[layer]
-        return codec.dense(codec.unpack(self.stored(layer)))

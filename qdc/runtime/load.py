@@ -18,7 +18,7 @@ from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
 from qdc.pipeline.builder import build_backend
 from qdc.registry import Registry
-from qdc.runtime.weights import Wanted, Weights, dense_tensors, place, tied_names
+from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
 
@@ -63,7 +63,8 @@ def load_artifact(
         _check(body, codecs, source)
         runtime.check(body, codecs)
         own = quantization.frontend == "fx"
-        runtime.fill(body, Weights(source, codecs, quantization.stages, traceable=own))
+        stages = quantization.stages
+        runtime.fill(body, StoredWeights(codecs, stages, traceable=own, source=source))
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     return module.to(device).requires_grad_(False)

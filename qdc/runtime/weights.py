@@ -3,8 +3,9 @@
 What is read here was checked by its header before; ``Codec.check`` looks at the data itself.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -17,16 +18,38 @@ Wanted = tuple[str | None, tuple[Dimension, ...]]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """An artifact whose names, dtypes and shapes fit its model; nothing of it is held."""
+class Weights(ABC):
+    """The tensors of a model, some of them of quantized layers; nothing of them is held."""
 
-    source: Checkpoint
     codecs: Mapping[str, Codec]
     """Of each quantized layer, by full path."""
     stages: tuple[tuple[str, ...], ...] = ()
     """Paths that the artifact claims to read one value. A hint: it is not to be trusted."""
     traceable: bool = True
     """Whether the model is one of qdc's own, whose parts plain ``torch.fx`` traces."""
+
+    @abstractmethod
+    def plain(self, name: str) -> Tensor:
+        """A tensor that is no part of a quantized layer, as it is stored."""
+
+    @abstractmethod
+    def stored(self, layer: str) -> dict[str, Tensor]:
+        """The stored tensors of a quantized layer."""
+
+    def dense(self, name: str) -> Tensor:
+        """A parameter of the model: as it is stored, or decoded to fp32."""
+        layer = name.removesuffix(".weight")
+        codec = self.codecs.get(layer)
+        if codec is None:
+            return self.plain(name)
+        return codec.dense(codec.unpack(self.stored(layer)))
+
+
+@dataclass(frozen=True)
+class StoredWeights(Weights):
+    """An artifact whose names, dtypes and shapes fit its model, read from its files."""
+
+    source: Checkpoint = field(kw_only=True)
 
     def plain(self, name: str) -> Tensor:
         """A tensor that is no part of a quantized layer, as it is stored."""
@@ -40,14 +63,6 @@ class Weights:
         }
         codec.check(stored, layer)
         return stored
-
-    def dense(self, name: str) -> Tensor:
-        """A parameter of the model: as it is stored, or decoded to fp32."""
-        layer = name.removesuffix(".weight")
-        codec = self.codecs.get(layer)
-        if codec is None:
-            return self.plain(name)
-        return codec.dense(codec.unpack(self.stored(layer)))
 
 
 def dense_tensors(module: nn.Module) -> dict[str, Wanted]:

@@ -35,7 +35,7 @@ class Joined(nn.Module):
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]))
-        biases = [linear.bias for linear in linears]
+        biases: list[Tensor] = [linear.bias for linear in linears]
         self.bias = nn.Parameter(torch.cat(biases)) if biases[0] is not None else None
         self.requires_grad_(False)
 
