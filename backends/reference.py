@@ -6,7 +6,7 @@ One shard a region and one for the rest; ``config.json`` names each layer's code
 
 from typing import ClassVar
 
-from qdc.artifact.config import FORMAT_VERSION
+from qdc.artifact.config import FORMAT_VERSION, GUARD, QUANTIZATION
 from qdc.artifact.emission import Emission
 from qdc.artifact.writer import CONFIG, METHOD
 from qdc.backendbase import Backend
@@ -43,7 +43,8 @@ class Reference(Backend):
             CONFIG,
             {
                 **emission.checkpoint.config,
-                "quantization_config": {
+                **GUARD,
+                QUANTIZATION: {
                     "quant_method": METHOD,
                     "format_version": FORMAT_VERSION,
                     **emission.facts,

@@ -172,7 +172,9 @@ def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     named, kind = architectures(config), config.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    if not known or not CONFIG_MAPPING[kind].__module__.startswith("transformers."):
+        # qdc.hf, or whoever else, may have registered classes of its own.
         raise refusal(config, f"transformers has no model type {kind!r}")
     _check_sizes(config)
     plain = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config")}

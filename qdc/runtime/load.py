@@ -4,12 +4,14 @@ The reference runtime decodes every quantized layer to a dense weight. An artifa
 names, codecs, dtypes and shapes are checked against the model before any data is read.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from qdc.artifact.config import parse_codec, parse_quantization
+from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization, plain_config
 from qdc.artifact.writer import METHOD
 from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
@@ -21,6 +23,54 @@ from qdc.registry import Registry
 FLOATING = ("f64", "f32", "f16", "bf16")
 Wanted = tuple[str | None, tuple[Dimension, ...]]
 """Dtype and shape of a stored tensor; None allows every floating dtype."""
+
+
+@dataclass(frozen=True)
+class OpenedArtifact:
+    """An artifact whose names, codecs, dtypes and shapes are checked; no data is read yet."""
+
+    source: Checkpoint
+    quantization: QuantizationConfig
+    codecs: Mapping[str, Codec]
+    """Of each quantized layer, by full path."""
+    module: nn.Module
+    """The model on meta, added biases included."""
+
+    @property
+    def body(self) -> nn.Module:
+        """The part of the module whose state has the artifact's names."""
+        return holder(self.module)
+
+    @property
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Every dense tensor of the model with its shape; a tied one under its first name alone."""
+        return {name: tuple(t.shape) for name, t in _untied(self.body).items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one of them: a quantized weight decoded, in fp32. Raises ``InvalidArtifact``."""
+        try:
+            return _tensor(name, self.codecs, self.source)
+        except InvalidCheckpoint as error:
+            raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+
+
+def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
+    """Open an artifact and check it against its model. Raises as ``load_artifact``."""
+    try:
+        source = Checkpoint(folder)
+        quantization = parse_quantization(source.config)
+        known = registry.codecs()
+        codecs = {
+            layer: parse_codec(layer, fields, known)
+            for layer, fields in quantization.layers.items()
+        }
+        module = build_module(plain_config(source.config), quantization.frontend)
+        body = holder(module)
+        _add_biases(body, quantization.added_biases)
+        _check(body, codecs, source)
+    except InvalidCheckpoint as error:
+        raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+    return OpenedArtifact(source, quantization, codecs, module)
 
 
 def load_artifact(
@@ -41,24 +91,9 @@ def load_artifact(
         InvalidArtifact: the folder is damaged, incomplete, hostile or of a newer version.
         UnsupportedModel: the model's family is not implemented.
     """
-    try:
-        source = Checkpoint(folder)
-        quantization = parse_quantization(source.config)
-        known = registry.codecs()
-        codecs = {
-            layer: parse_codec(layer, fields, known)
-            for layer, fields in quantization.layers.items()
-        }
-        config = {k: v for k, v in source.config.items() if k != "quantization_config"}
-        module = build_module(config, quantization.frontend)
-        body = holder(module)
-        _add_biases(body, quantization.added_biases)
-        _check(body, codecs, source)
-        state = {
-            name: _tensor(name, codecs, source).to(device, dtype) for name in _dense_tensors(body)
-        }
-    except InvalidCheckpoint as error:
-        raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+    opened = open_artifact(folder, registry)
+    state = {name: opened.tensor(name).to(device, dtype) for name in opened.names}
+    body, module = opened.body, opened.module
     _fill(body, state)
     return module.to(device).requires_grad_(False)
 
@@ -124,9 +159,12 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
 
 def _dense_tensors(module: nn.Module) -> dict[str, Wanted]:
     """Every stored tensor of the module; a tied one stands under its first name alone."""
+    return {name: (None, tuple(tensor.shape)) for name, tensor in _untied(module).items()}
+
+
+def _untied(module: nn.Module) -> dict[str, Tensor]:
     tied = _tied(module)
-    state = module.state_dict().items()
-    return {name: (None, tuple(tensor.shape)) for name, tensor in state if name not in tied}
+    return {name: t for name, t in module.state_dict().items() if name not in tied}
 
 
 def _tied(module: nn.Module) -> dict[str, str]:
@@ -168,7 +206,7 @@ def _compare(
         raise error("tensors have the wrong dtype or shape", where=wrong)
 
 
-def _tensor(name: str, codecs: dict[str, Codec], source: Checkpoint) -> Tensor:
+def _tensor(name: str, codecs: Mapping[str, Codec], source: Checkpoint) -> Tensor:
     layer = name.removesuffix(".weight")
     codec = codecs.get(layer)
     if codec is None:
