@@ -17,7 +17,7 @@ from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
-from qdc.ir.types import Dimension
+from qdc.ir.types import Dimension, ValueType
 from qdc.registry import Registry
 
 FLOATING = ("f64", "f32", "f16", "bf16")
@@ -113,7 +113,7 @@ def load_checkpoint(
     show_by_name(module, source)
     body = holder(module)
     wanted = _dense_tensors(body)
-    _compare(wanted, source, InvalidCheckpoint)
+    compare_tensors(wanted, source.headers, InvalidCheckpoint)
     _fill(body, {name: source.tensor(name).to(device, dtype) for name in wanted})
     return module.to(device).requires_grad_(False)
 
@@ -154,7 +154,7 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
             )
         for suffix, stored in codec.specification().items():
             wanted[f"{layer}.{suffix}"] = (stored.dtype, stored.shape)
-    _compare(wanted, source, InvalidArtifact)
+    compare_tensors(wanted, source.headers, InvalidArtifact)
 
 
 def _dense_tensors(module: nn.Module) -> dict[str, Wanted]:
@@ -184,13 +184,14 @@ def _fill(module: nn.Module, state: dict[str, Tensor]) -> None:
         setattr(module.get_submodule(path), role, module.get_parameter(first))
 
 
-def _compare(
-    wanted: dict[str, Wanted],
-    source: Checkpoint,
+def compare_tensors(
+    wanted: Mapping[str, Wanted],
+    found: Mapping[str, ValueType],
     error: type[InvalidArtifact] | type[InvalidCheckpoint],
 ) -> None:
-    missing = sorted(set(wanted) - set(source.headers))
-    extra = sorted(set(source.headers) - set(wanted))
+    """Raise ``error`` unless exactly the wanted tensors are there, with their dtypes and shapes."""
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
     if missing or extra:
         raise error(
             f"{len(missing)} tensors are missing, {len(extra)} have no place in the model",
@@ -198,10 +199,9 @@ def _compare(
         )
     wrong = []
     for name, (dtype, shape) in wanted.items():
-        found = source.headers[name]
         dtypes = FLOATING if dtype is None else (dtype,)
-        if found.shape != shape or found.dtype not in dtypes:
-            wrong.append(f"{name}: {found}")
+        if found[name].shape != shape or found[name].dtype not in dtypes:
+            wrong.append(f"{name}: {found[name]}")
     if wrong:
         raise error("tensors have the wrong dtype or shape", where=wrong)
 
