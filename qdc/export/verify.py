@@ -86,9 +86,7 @@ def _differing(
     names = opened.names
     differing = sorted(set(written.headers) ^ set(names))
     for done, name in enumerate(names):
-        if name in written and not torch.equal(
-            written.tensor(name), opened.tensor(name).to(dtype)
-        ):
+        if name in written and not torch.equal(written.tensor(name), opened.tensor(name).to(dtype)):
             differing.append(name)
         notify("compare tensors", done + 1, len(names))
     return differing

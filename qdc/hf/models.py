@@ -5,7 +5,7 @@ published tensor names; what computes is qdc's own implementation. ``model_type`
 (LLaDA and LLaDA-MoE share one), so one configuration class may stand for several models.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,12 +33,11 @@ MODEL_TYPES = {
 AUTO_CLASSES = (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM)
 
 
-class OwnModel(PreTrainedModel):
+class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A model of qdc's own as transformers wants it."""
 
     base_model_prefix = ""
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = ["LLaDABlock", "DecoderBlock"]
     logits_shift: int
     """1 if position i of the logits predicts token i + 1."""
 
@@ -53,12 +52,13 @@ class OwnModel(PreTrainedModel):
         network, facts = build(fields)
         self.logits_shift = facts.logits_shift
         self._tied_weights_keys = _ties(network)
+        self._no_split_modules = {"LLaDABlock", "DecoderBlock"}
         self._compute = type(network).forward  # reads nothing but the children, which come over
         for name, child in network.named_children():
             self.add_module(name, child)
         if torch.get_default_device().type != "meta":
             self.to_empty(device=torch.get_default_device())
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -93,7 +93,7 @@ def register_models() -> None:
         label = kind.replace("_", "").capitalize()
         config = type(f"{label}QdcConfig", (PretrainedConfig,), {"model_type": kind})
         AutoConfig.register(kind, config)
-        classes = tuple(_model_class(n, config) for n in names if MODEL_TYPES[n] == kind)
+        classes: Any = tuple(_model_class(n, config) for n in names if MODEL_TYPES[n] == kind)
         for auto in AUTO_CLASSES:
             auto._model_mapping.register(config, classes)
 

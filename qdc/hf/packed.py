@@ -6,21 +6,22 @@ the suffixes of ``docs/format.md``, so that a state dict has the artifact's name
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from qdc.codec import Codec
-from qdc.errors import InvalidArtifact
+from qdc.errors import InvalidArtifact, UnsupportedModel
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.types import ValueType
 from qdc.multibinary import MultiBinary
 from qdc.uniformgrid import UniformGrid
 
 LIKE = "dtype_and_device"
-"""An empty buffer that no file holds: it follows the module's dtype, which stored tensors do not."""
+"""An empty buffer that no file holds: it follows the module's dtype, as stored tensors do not."""
+
+_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 class Packed(nn.Module):
@@ -48,7 +49,7 @@ class Packed(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Packed":
         """Move the stored tensors as ``fn`` does, and keep their dtypes: they are the format's."""
         before = self.stored
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for suffix, tensor in before.items():
             moved = self.get_buffer(suffix)
             if moved.dtype != tensor.dtype:
@@ -61,7 +62,7 @@ class _Embedding(Packed):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``i64[...] -> [..., columns]``."""
-        used, places = tokens.unique(return_inverse=True)
+        used, places = torch.unique(tokens, return_inverse=True)
         codec = self.codec.model_copy(update={"rows": len(used)})
         whole, part = self.codec.specification(), codec.specification()
         stored = {
@@ -77,7 +78,11 @@ class _Tied(Packed):
 
     source: tuple[Packed]
     """In a tuple, so that it is no submodule of the head."""
-    specification: ClassVar[dict[str, ValueType]] = {}  # type: ignore[misc]
+
+    @property
+    def specification(self) -> dict[str, ValueType]:
+        """Nothing is stored here."""
+        return {}
 
     @property
     def weight(self) -> Tensor:
@@ -90,6 +95,7 @@ def pack(module: nn.Module, codec: Codec, layer: str) -> None:
 
     Raises:
         InvalidArtifact: it is neither, or its weight has another shape.
+        UnsupportedModel: it uses the names of the tensors for something else.
     """
     if not isinstance(module, nn.Linear | nn.Embedding):
         raise InvalidArtifact("the model has no linear or embedding there", where=[layer])
@@ -97,13 +103,18 @@ def pack(module: nn.Module, codec: Codec, layer: str) -> None:
         raise InvalidArtifact(
             f"the model has no {codec.rows} x {codec.columns} weight there", where=[layer]
         )
-    by_rows = isinstance(codec, MultiBinary | UniformGrid)
-    plain = type(module)
-    rows_alone = by_rows and plain.forward is nn.Embedding.forward and _is_bare(module)
-    _change(module, _Embedding if rows_alone else Packed)
+    claimed = [suffix for suffix in codec.specification() if hasattr(module, suffix)]
+    if claimed:
+        raise UnsupportedModel(
+            f"{type(module).__name__} has attributes with the names of stored tensors",
+            where=[f"{layer}.{suffix}" for suffix in claimed],
+            help="load it with qdc.load",
+        )
+    _change(module, _Embedding if _looks_rows_up(module, codec) else Packed)
     module.codec = codec  # type: ignore[assignment]
     for suffix, kind in codec.specification().items():
-        empty = torch.empty(kind.shape, dtype=torch_dtype(kind.dtype), device="meta")
+        shape = [int(size) for size in kind.shape]
+        empty = torch.empty(shape, dtype=torch_dtype(kind.dtype), device="meta")
         module.register_buffer(suffix, empty)
 
 
@@ -136,17 +147,18 @@ def unpack(model: nn.Module, dtype: torch.dtype) -> None:
             delattr(module, name)
         for attribute in ("codec", "source"):
             vars(module).pop(attribute, None)
-        module.weight = weights[id(owner)]  # type: ignore[assignment]
+        module.register_parameter("weight", weights[id(owner)])
+
+
+def _looks_rows_up(module: nn.Module, codec: Codec) -> bool:
+    """Whether it is a plain embedding, and the codec one whose rows stand alone."""
+    plain = type(module).forward is nn.Embedding.forward and module.max_norm is None
+    return plain and isinstance(codec, MultiBinary | UniformGrid)
 
 
 def _decode(codec: Codec, stored: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return codec.dense(codec.unpack(stored))
-
-
-def _is_bare(module: nn.Module) -> bool:
-    """Whether an embedding does nothing but look its tokens up."""
-    return getattr(module, "max_norm", None) is None
 
 
 def _change(module: nn.Module, kind: type[Packed]) -> None:
@@ -158,6 +170,7 @@ def _change(module: nn.Module, kind: type[Packed]) -> None:
     module._is_hf_initialized = True  # type: ignore[assignment]
 
 
-@cache
 def _derived(plain: type[nn.Module], kind: type[Packed]) -> type[nn.Module]:
-    return type(f"Packed{plain.__name__}", (kind, plain), {"plain": plain})
+    if (plain, kind) not in _CLASSES:
+        _CLASSES[plain, kind] = type(f"Packed{plain.__name__}", (kind, plain), {"plain": plain})
+    return _CLASSES[plain, kind]

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 
 from qdc.artifact.config import GUARD
 from qdc.artifact.writer import CONFIG, METHOD
@@ -122,7 +123,8 @@ class QdcQuantizer(HfQuantizer):
         wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype or model.dtype
         unpack(model, wanted)
         vars(model).pop("save_pretrained", None)
-        return model.to(wanted)
+        nn.Module.to(model, wanted)
+        return model
 
     def is_serializable(self) -> bool:
         """Whether ``save_pretrained`` writes an artifact: it does."""

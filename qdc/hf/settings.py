@@ -28,7 +28,7 @@ def use_plugins(*paths: str | Path) -> None:
 class QdcQuantization(QuantizationConfigMixin):
     """All fields of the artifact, as they are, and what qdc reads of them."""
 
-    quant_method = METHOD
+    quant_method = METHOD  # type: ignore[assignment]
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         """Check the fields. Raises ``InvalidArtifact``."""
