@@ -9,8 +9,8 @@ from torch import nn
 from qdc.calibration.records import Fields
 from qdc.compiler import run_job
 from qdc.distributed.launch import joined
-from qdc.export.dense import export_artifact
-from qdc.export.report import ExportReport
+from qdc.exporting.dense import export_artifact
+from qdc.exporting.report import ExportReport
 from qdc.frontend.select import parse_choice
 from qdc.job import plan_job
 from qdc.registry import standard_registry

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, size, table
-from qdc.export.dense import export_artifact
-from qdc.export.report import ExportReport, Verification
+from qdc.exporting.dense import export_artifact
+from qdc.exporting.report import ExportReport, Verification
 from qdc.registry import standard_registry
 
 

@@ -16,8 +16,8 @@ from qdc.artifact.config import QUANTIZATION, plain_config
 from qdc.artifact.partial import Partial
 from qdc.artifact.writer import CONFIG, EXPORT, ArtifactWriter, check_target
 from qdc.errors import InvalidArtifact, OutputExists, QdcError, UnknownName
-from qdc.export.report import ExportReport, Verification
-from qdc.export.verify import verify
+from qdc.exporting.report import ExportReport, Verification
+from qdc.exporting.verify import verify
 from qdc.frontend.native import NativeModel
 from qdc.ir.tensors import LONG, torch_dtype
 from qdc.registry import Registry

@@ -17,7 +17,7 @@ from qdc.calibration.streams import uniforms
 from qdc.calibration.text import read_text
 from qdc.calibration.tokenizer import TOKENIZER, encoder, load_tokenizer
 from qdc.errors import ExportDiffers
-from qdc.export.report import Probe, Verification
+from qdc.exporting.report import Probe, Verification
 from qdc.frontend.checkpoint import BYTE_PAIR_FILES, Checkpoint
 from qdc.frontend.select import read_facts
 from qdc.ir.tensors import torch_dtype
