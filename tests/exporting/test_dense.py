@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import qdc
-from qdc.artifact.writer import EXPORT
+from qdc.artifact.writer import EXPORT, ArtifactWriter
 from qdc.errors import ExportDiffers, InvalidArtifact, OutputExists, QdcError, UnknownName
 from qdc.exporting import dense
 from qdc.exporting.dense import export_artifact, plan_shards
@@ -73,19 +75,21 @@ def test_weights_are_rounded_once(
 def test_files_hold_so_many_bytes_and_no_more_are_in_memory(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Between two files, as many tensors are decoded as the second one holds."""
     seen: list[str] = []
-    rounded = dense._rounded
-    monkeypatch.setattr(
-        dense, "_rounded", lambda name, *rest: seen.append(name) or rounded(name, *rest)
-    )
     held: list[int] = []
-    shard = dense.ArtifactWriter.shard
+    rounded, shard = dense._rounded, ArtifactWriter.shard
 
-    def count(writer: Any, name: str, tensors: Any) -> None:
+    def note(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        seen.append(name)
+        return rounded(name, tensor, dtype)
+
+    def count(writer: ArtifactWriter, name: str, tensors: Mapping[str, Tensor]) -> None:
         held.append(len(seen) - sum(held))
         shard(writer, name, tensors)
 
-    monkeypatch.setattr(dense.ArtifactWriter, "shard", count)
+    monkeypatch.setattr(dense, "_rounded", note)
+    monkeypatch.setattr(ArtifactWriter, "shard", count)
     registry, out = standard_registry(), tmp_path / "dense"
     report = export_artifact(artifact, out, registry, shard_bytes=50_000, prove=True)
     files = sorted(out.glob("*.safetensors"))
@@ -116,7 +120,7 @@ def test_a_wrong_tensor_is_found_and_nothing_is_left(
     name = "model.transformer.blocks.1.ff_proj.weight"
     rounded = dense._rounded
 
-    def spoiled(which: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def spoiled(which: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         found = rounded(which, tensor, dtype)
         if which == name:
             found[0, 0] += 1

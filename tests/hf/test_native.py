@@ -78,7 +78,7 @@ def test_the_base_model_has_the_hidden_states_of_the_whole(loaded: Loaded, tmp_p
 
 def test_a_copy_can_be_made_dense_and_saved(loaded: Loaded, tmp_path: Path) -> None:
     twin = copy.deepcopy(loaded.model)
-    dense = twin.dequantize()
+    dense = twin.dequantize()  # type: ignore[no-untyped-call]
     assert torch.equal(logits(dense), loaded.expected)
     assert torch.equal(logits(loaded.model), loaded.expected)
     assert not any(name.endswith((".planes", ".codes")) for name in dense.state_dict())
@@ -108,12 +108,17 @@ def test_a_device_map_is_followed(encoder: Path, device_map: str) -> None:
     assert torch.equal(logits(model), logits(qdc.load(encoder)))
 
 
-def test_an_artifact_without_a_dtype_computes_in_f32(encoder: Path, tmp_path: Path) -> None:
+def test_an_older_artifact_loads_and_without_a_dtype_computes_in_f32(
+    encoder: Path, tmp_path: Path
+) -> None:
     for path in encoder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = {k: v for k, v in settings(encoder).items() if k not in ("dtype", "torch_dtype")}
+    newer = ("dtype", "torch_dtype", "transformers_weights")
+    config = {k: v for k, v in settings(encoder).items() if k not in newer}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert auto_class("bert").from_pretrained(tmp_path).dtype == torch.float32
+    model = auto_class("bert").from_pretrained(tmp_path)
+    assert model.dtype == torch.float32
+    assert torch.equal(logits(model), logits(qdc.load(tmp_path)))
 
 
 def test_an_encoder_without_head_has_no_pooler(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ BINARY = "stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower{sweeps=2 scal
 def native_artifact(folder: Path, kind: str, passes: str = PACKED, **options: Any) -> Path:
     """Compile a tiny model of transformers; the checkpoint stays beside it as ``model``."""
     model = write_native(folder / "model", kind, **options)
-    given = {"samples": 4, "length": 16} if "calibrate" in passes else {}
+    given: dict[str, Any] = {"samples": 4, "length": 16} if "calibrate" in passes else {}
     qdc.compile(model, passes, out=folder / "out", write_report=False, **given)
     return folder / "out"
 
