@@ -1,6 +1,7 @@
 """The tensors of an artifact's files against those of a model, before any data is read."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -13,10 +14,22 @@ from qdc.ir.types import ValueType
 from qdc.runtime.load import Wanted, compare_tensors
 
 
-def read_headers(files: Iterable[str]) -> dict[str, ValueType]:
-    """Dtype and shape of every tensor, by name. Raises ``InvalidArtifact``."""
+def read_headers(files: Iterable[str], folder: Path) -> dict[str, ValueType]:
+    """Dtype and shape of every tensor, by name.
+
+    Args:
+        files: paths, as transformers has found them by the index.
+        folder: what was to be loaded; no folder if it came from a hub.
+
+    Raises:
+        InvalidArtifact: a file is damaged or lies outside the folder, or two hold one name.
+    """
     found: dict[str, ValueType] = {}
     for path in files:
+        # The folder of the file is followed, and not the file: caches are full of links.
+        place = Path(path).parent.resolve() / Path(path).name
+        if folder.is_dir() and folder.resolve() not in place.parents:
+            raise InvalidArtifact("the index names files outside its folder", where=[path])
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118

@@ -96,6 +96,13 @@ def test_a_file_that_is_cut_short_is_named(copy: Path) -> None:
     assert f"cut short\n  at    {shard}" in refusal(copy)
 
 
+def test_files_outside_the_folder_are_refused(copy: Path, tmp_path: Path) -> None:
+    index = copy / "model.safetensors.index.json"
+    shutil.move(copy / SHARD, tmp_path / SHARD)
+    index.write_text(index.read_text(encoding="utf-8").replace(SHARD, f"../{SHARD}"))
+    assert "names files outside its folder" in refusal(copy)
+
+
 @pytest.mark.parametrize(
     ("edit", "what"),
     [

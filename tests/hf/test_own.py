@@ -52,6 +52,16 @@ def test_loads_saves_and_gives_the_logits_of_qdc(name: str, passes: str, tmp_pat
     assert torch.equal(logits(dense), expected)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_dense_export_is_proved(name: str, tmp_path: Path) -> None:
+    compile_tiny(write_case(tmp_path / "model", name), tmp_path / "out", PACKED)
+    report = qdc.export(tmp_path / "out", out=tmp_path / "dense", dtype="f32", verify=True)
+    assert report.verification is not None
+    assert {probe.rounding for probe in report.verification.probes} == {0.0}
+    expected = logits(qdc.load(tmp_path / "out"))
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "dense")), expected)
+
+
 def test_a_checkpoint_that_is_not_compiled_loads_too(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "model", "llada")
     expected = logits(qdc.load_original(folder))
