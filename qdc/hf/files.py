@@ -14,21 +14,22 @@ from qdc.ir.types import ValueType
 from qdc.runtime.load import Wanted, compare_tensors
 
 
-def read_headers(files: Iterable[str], folder: Path) -> dict[str, ValueType]:
+def read_headers(files: Iterable[str], source: str | None) -> dict[str, ValueType]:
     """Dtype and shape of every tensor, by name.
 
     Args:
         files: paths, as transformers has found them by the index.
-        folder: what was to be loaded; no folder if it came from a hub.
+        source: what was to be loaded: a folder, or a name on a hub.
 
     Raises:
         InvalidArtifact: a file is damaged or lies outside the folder, or two hold one name.
     """
     found: dict[str, ValueType] = {}
+    folder = Path(source).resolve() if source is not None and Path(source).is_dir() else None
     for path in files:
         # The folder of the file is followed, and not the file: caches are full of links.
         place = Path(path).parent.resolve() / Path(path).name
-        if folder.is_dir() and folder.resolve() not in place.parents:
+        if folder is not None and folder not in place.parents:
             raise InvalidArtifact("the index names files outside its folder", where=[path])
         try:
             with safe_open(path, framework="pt") as file:

@@ -75,7 +75,7 @@ class QdcQuantizer(HfQuantizer):
         self.quantization_config = self.quantization_config.below(prefix)
         found = {
             name.removeprefix(prefix): header
-            for name, header in read_headers(files, Path(model.name_or_path)).items()
+            for name, header in read_headers(files, model.name_or_path).items()
             if name.startswith(prefix)
         }
         unroll_experts(model)
