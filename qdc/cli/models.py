@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from qdc.artifact.config import parse_quantization
+from qdc.artifact.config import parse_quantization, plain_config
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.errors import QdcError
 from qdc.frontend.checkpoint import read_json
@@ -64,8 +64,7 @@ def open_runnable(
         _refuse_plain(folder, backend)
         module = load_checkpoint(folder, device, torch.float32)
     front_end = parse_quantization(config).frontend if compiled else choose(config)
-    plain = {k: v for k, v in config.items() if k != "quantization_config"}
-    facts = read_facts(plain, folder, front_end)
+    facts = read_facts(plain_config(config), folder, front_end)
     if isinstance(module, NativeModel) and not module.has_head:
         raise QdcError(
             "the model has no output head: it gives hidden states, from which no token follows",
