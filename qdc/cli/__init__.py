@@ -44,6 +44,7 @@ def _run(arguments: list[str]) -> int:
 
     # The first ones register their commands, in the order of the help.
     from qdc.cli import app as _app  # noqa: F401
+    from qdc.cli import decoding as _decoding  # noqa: F401
     from qdc.cli import judging as _judging  # noqa: F401
     from qdc.cli import outgoing as _outgoing  # noqa: F401
     from qdc.cli.options import app

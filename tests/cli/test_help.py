@@ -9,8 +9,8 @@ from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
 COMMANDS = (
-    "compile", "plan", "show", "passes", "backends", "families", "run", "eval", "report",
-    "inspect-calibration", "export",
+    "compile", "plan", "show", "passes", "backends", "families", "run", "generate", "eval",
+    "report", "inspect-calibration", "export",
 )  # fmt: skip
 SCREEN = 48
 
