@@ -90,12 +90,13 @@ def compare(
     owners: Tensor | None = None,
     infills: int = 0,
     block: int | None = None,
+    decoded: Progress | None = None,
 ) -> Comparison:
     """Measure two models on the same windows ``i64[w, length]`` under the same masks.
 
     Arguments as for ``evaluate``; with ``infills`` as many gaps are filled by both, see
-    ``decode_agreement``, and ``block`` is that of a block-causal model. Needs two windows or more,
-    or there is no standard error.
+    ``decode_agreement``, ``block`` is that of a block-causal model, and ``decoded`` counts the
+    gaps. Needs two windows or more, or there is no standard error.
     """
     _check(windows, ratios, seeds, batch, bound_samples, owners)
     if len(windows) < 2:
@@ -109,7 +110,9 @@ def compare(
     differences = [_rise(sums, groups) for sums in measured]
     decoding = None
     if infills:
-        decoding = decode_agreement(*models, windows, mask_id, infills, groups, block)
+        decoding = decode_agreement(
+            *models, windows, mask_id, infills, groups, block, progress=decoded
+        )
     return Comparison(
         candidate=_evaluation(0, windows, ratios, measured, documents, groups),
         original=_evaluation(1, windows, ratios, measured, documents, groups),
