@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from qdc.cli.options import Calibration, ChatFields, Device, Json, Plugins, Runnable, TextField, app
+from qdc.cli.exclusions import OF_TASKS, OF_TEXT, refuse_mixture
+from qdc.cli.options import Calibration, ChatFields, Device, Json, Plugins, TextField, app
 
 
 @app.command(name="eval")
 def evaluate(
+    context: typer.Context,
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Artifacts or model folders")
+        list[Path], typer.Argument(metavar="MODEL", help="Artifacts or model folders")
     ],
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Held-out text or jsonl file")
@@ -66,20 +68,54 @@ def evaluate(
       qdc eval out out2 --text held.jsonl --against MODEL --markdown
       qdc eval out --tasks arc_easy,gsm8k --limit 200 --against MODEL
     """  # noqa: D301
-    from qdc.cli.judge import judge_command
+    given = {
+        name
+        for name in (*OF_TEXT, *OF_TASKS)
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    refuse_mixture(given, text=text is not None, tasks=tasks is not None)
+    if tasks is not None:
+        from qdc.cli.tasks import tasks_command
 
-    judge_command(
-        text=text,
-        tasks=tasks,
-        markdown=markdown,
-        json=json,
-        shared={"models": models, "against": against, "batch": batch, "device": device,
-                "plugins": plugin or []},
-        of_text={"ratios": ratios, "length": length, "windows": windows, "seeds": seeds,
-                 "infills": infills, "text_field": text_field, "add_to_report": report},
-        of_tasks={"include": include, "limit": limit, "shots": shots, "scorer": scorer,
-                  "mc_num": mc_num, "cfg": cfg, "generate": generate, "chat": chat, "seed": seed},
-    )
+        tasks_command(
+            models=models,
+            tasks=tasks,
+            against=against,
+            include=include,
+            limit=limit,
+            shots=shots,
+            scorer=scorer,
+            mc_num=mc_num,
+            cfg=cfg,
+            generate=generate,
+            chat=chat,
+            seed=seed,
+            batch=batch,
+            device=device,
+            plugins=plugin or [],
+            as_json=json,
+            as_markdown=markdown,
+        )
+    elif text is not None:
+        from qdc.cli.evaluate import evaluate_command
+
+        evaluate_command(
+            models=models,
+            text=text,
+            against=against,
+            ratios=ratios,
+            length=length,
+            windows=windows,
+            seeds=seeds,
+            batch=batch,
+            infills=infills,
+            text_field=text_field,
+            device=device,
+            add_to_report=report,
+            plugins=plugin or [],
+            as_json=json,
+            as_markdown=markdown,
+        )
 
 
 @app.command()

@@ -3,9 +3,12 @@
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.measure import Measurement
 
 from qdc.cli.terminal import print_lines, print_table, table
 from qdc.runtime.bootstrap import Interval
+
+WIDEST = 1000
 
 
 class Sheet(NamedTuple):
@@ -26,7 +29,12 @@ def print_sheet(to: Console, sheet: Sheet, *, markdown: bool = False) -> None:
     rows = table(sheet.title, *sheet.columns, right=sheet.right)
     for row in sheet.rows:
         rows.add_row(*row)
+    width = to.width
+    if not to.is_terminal:  # nothing is cut in a file, so nothing needs to be folded
+        options = to.options.update(max_width=WIDEST)
+        to.width = max(width, Measurement.get(to, options, rows).maximum)
     print_table(to, rows)
+    to.width = width
     print_lines(to, *(("", *sheet.notes) if sheet.notes else ()))
 
 

@@ -1,6 +1,6 @@
 """The model that the lm-evaluation-harness asks. Imports lm-eval, an optional extra."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -11,6 +11,9 @@ from qdc.harness.likelihood import LikelihoodOptions, is_greedy, score
 from qdc.harness.passages import Passage, encode_pair, passage, rolling
 from qdc.harness.subject import Subject
 from qdc.runtime.masked_loss import Progress
+
+Report = Callable[[str, int, int], None]
+"""What is done, how much of it, and of how much."""
 
 
 class DiffusionLM(LM):
@@ -29,12 +32,14 @@ class DiffusionLM(LM):
         decoding: Mapping[str, Any] | None = None,
         *,
         checks_greedy: bool = True,
-        progress: Progress | None = None,
+        progress: Report | None = None,
     ) -> None:
-        """Take a loaded model. Raises ``QdcError`` for guidance that it cannot have."""
+        """Take a loaded model. Raises ``QdcError`` if the scorer needs an end that it lacks."""
         super().__init__()
         self.subject, self.options, self.decoding = subject, likelihood, decoding or {}
-        self.checks_greedy, self.progress = checks_greedy, progress
+        self.checks_greedy, self.report = checks_greedy, progress
+        self.truncated = 0
+        """Requests whose prompt was cut to the model's length."""
         self.end = None
         if likelihood.scorer == "dream-published":
             self.end = subject.required_end("dream-published puts one behind each answer")
@@ -48,7 +53,11 @@ class DiffusionLM(LM):
         if not self.checks_greedy:
             return [(value, False) for value in found]
         facts, logits = self.subject.facts, self.subject.logits
-        greedy = [is_greedy(logits, each, facts, self.options) for each in passages]
+        told = self._progress("greedy answers")
+        greedy = []
+        for each in passages:
+            greedy.append(is_greedy(logits, each, facts, self.options))
+            told(len(greedy), len(passages))
         return list(zip(found, greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -73,7 +82,8 @@ class DiffusionLM(LM):
             question(self.subject, str(request.args[0]), dict(request.args[1]), self.decoding)
             for request in requests
         ]
-        return answer(self.subject, questions, self.options.batch, self.progress)
+        self.truncated += sum(each.truncated for each in questions)
+        return answer(self.subject, questions, self.options.batch, self._progress("answers"))
 
     @property
     def tokenizer_name(self) -> str:
@@ -102,8 +112,17 @@ class DiffusionLM(LM):
 
     def _passage(self, prompt: Sequence[int], target: Sequence[int]) -> Passage:
         given = prompt or self._prefix()
-        return passage(given, target, self.subject.facts.max_length, self.end)
+        found = passage(given, target, self.subject.facts.max_length, self.end)
+        self.truncated += found.start < len(given)
+        return found
 
     def _score(self, passages: Sequence[Passage]) -> list[float]:
-        subject = self.subject
-        return score(subject.logits, passages, subject.facts, self.options, self.progress)
+        subject, told = self.subject, self._progress("likelihoods")
+        return score(subject.logits, passages, subject.facts, self.options, told)
+
+    def _progress(self, what: str) -> Progress:
+        def told(done: int, total: int) -> None:
+            if self.report is not None:
+                self.report(what, done, total)
+
+        return told

@@ -38,7 +38,7 @@ def exact_counts(size: int, number: int, key: str) -> Draws:
         steps = first + torch.arange(many, dtype=torch.float64) * size / many
         counts.append((steps.round().long() - 1) % size + 1)
     count = torch.cat(counts)
-    order = uniforms(number * size, key, "order").view(number, size).argsort(1, stable=True)
+    order = uniforms(number * size, key, "order").view(number, size).argsort(dim=1, stable=True)
     return _merged(order.argsort(1) < count[:, None], size / count.double() / number)
 
 

@@ -20,6 +20,8 @@ class Question(NamedTuple):
     prompt: tuple[int, ...]
     options: DecodeOptions
     stops: tuple[str, ...]
+    truncated: bool
+    """Whether the prompt was cut."""
 
 
 def question(
@@ -50,7 +52,9 @@ def question(
         )
     until = settings.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(str(stop) for stop in until)
-    return Question(tuple(subject.encode(context)[-room:]), options, tuple(s for s in stops if s))
+    prompt = subject.encode(context)
+    kept = tuple(prompt[-room:])
+    return Question(kept, options, tuple(s for s in stops if s), len(kept) < len(prompt))
 
 
 def answer(
@@ -74,11 +78,10 @@ def answer(
                 subject.module,
                 [questions[place].prompt for place in part],
                 questions[part[0]].options,
-                subject.decode_facts,
+                subject.decoding,
             )
             for place, tokens in zip(part, decoded.answers, strict=True):
-                kept = tokens[:-1] if tokens and tokens[-1] == subject.end else tokens
-                found[place] = cut(subject.decode(kept), questions[place].stops)
+                found[place] = cut(subject.decode(tokens), questions[place].stops)
             done += len(part)
             if progress is not None:
                 progress(done, len(questions))

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 from torch.nn import functional
 
+from qdc.errors import QdcError
 from qdc.harness.draws import Draws, even_times, exact_counts
 from qdc.harness.passages import Passage, pieces
 from qdc.ir.graph import ModelFacts
@@ -39,6 +40,18 @@ class LikelihoodOptions(Frozen):
     """Sequences of a forward; changes no estimate."""
 
 
+def parse_likelihood(**fields: Any) -> LikelihoodOptions:
+    """Build options from values that a user gave. Raises ``QdcError`` naming what is wrong."""
+    try:
+        return LikelihoodOptions.model_validate(fields)
+    except ValidationError as error:
+        raise QdcError(
+            "likelihoods cannot be estimated like that",
+            where=[f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors()],
+            help="scorers are auto, llada, dream and dream-published; mc-num and batch 1 or more",
+        ) from error
+
+
 def default_scorer(facts: ModelFacts) -> Scorer:
     """The scorer that the family's own evaluation uses.
 
@@ -61,6 +74,11 @@ def score(
     Masks depend on the tokens of the passage and on the seed, not on where the passage stands.
     Passages of one length share forwards. Raises QdcError for logits that are not finite.
     """
+    if options.cfg and facts.attention_block is not None:
+        raise QdcError(
+            "a block-causal model is scored block by block, which has no unguided prompt",
+            help="leave out --cfg",
+        )
     parts = [
         (number, part)
         for number, whole in enumerate(passages)
@@ -95,9 +113,7 @@ def draw(part: Passage, options: LikelihoodOptions) -> Draws:
 
 
 @torch.no_grad()
-def is_greedy(
-    model: Logits, whole: Passage, facts: ModelFacts, options: LikelihoodOptions
-) -> bool:
+def is_greedy(model: Logits, whole: Passage, facts: ModelFacts, options: LikelihoodOptions) -> bool:
     """Whether greedy decoding, one token a step and the most certain first, gives the answer.
 
     Stops at the first token that is another one. Source: the check of LLaDA's evaluation.
@@ -175,5 +191,3 @@ class _Rows:
         weights = torch.tensor([row[4] for row in self.waiting], dtype=torch.float64)
         self.found.index_add_(0, owners[places], -weights[places] * losses)
         self.waiting.clear()
-
-

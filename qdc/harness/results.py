@@ -49,6 +49,9 @@ class TaskRun(Frozen):
 
     model: str
     scorer: str
+    mc_num: int
+    cfg: float
+    seed: int
     metrics: tuple[Metric, ...]
     truncated: int = 0
     """Requests whose prompt was cut to the model's length."""
@@ -67,8 +70,14 @@ Values = dict[Key, dict[tuple[Any, ...], float]]
 """Task, metric and filter; then the value of each document, by number and hash."""
 
 
-def document_values(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Values:
-    """Sort what the harness logged. Metrics that are no number of a document are left out."""
+def document_values(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Values:
+    """Sort what the harness logged. Metrics that are no number of a document are left out.
+
+    The documents of a group are those of all its tasks, each with the same weight.
+    """
     found: Values = {}
     for task, entries in samples.items():
         for entry in entries:
@@ -78,7 +87,13 @@ def document_values(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Value
                     document = (entry["doc_id"], entry["doc_hash"], entry["prompt_hash"])
                     key = (task, metric, str(entry["filter"]))
                     found.setdefault(key, {})[document] = float(value)
-    return found
+    pooled: Values = {}
+    for group, tasks in (groups or {}).items():
+        for (task, metric, kept), values in found.items():
+            if task in tasks and task != group:
+                into = pooled.setdefault((group, metric, kept), {})
+                into |= {(task, *document): value for document, value in values.items()}
+    return found | pooled
 
 
 def metrics(values: Values, results: Mapping[str, Mapping[str, Any]]) -> tuple[Metric, ...]:

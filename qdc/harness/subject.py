@@ -25,6 +25,8 @@ class Subject:
     module: nn.Module
     facts: ModelFacts
     tokenizer: "PreTrainedTokenizerFast"
+    decoding: DecodeFacts
+    """What the decoding loop has to know."""
     decode: Callable[[list[int]], str]
     chat: bool = False
     """Whether prompts are in the chat template, whose special tokens then count as such."""
@@ -39,12 +41,7 @@ class Subject:
     @property
     def end(self) -> int | None:
         """The end of sequence, if the tokenizer has one."""
-        return self.tokenizer.eos_token_id
-
-    @property
-    def decode_facts(self) -> DecodeFacts:
-        """What the decoding loop has to know."""
-        return DecodeFacts.of(self.facts, self.end)
+        return self.decoding.eos
 
     def required_end(self, why: str) -> int:
         """The end of sequence. Raises ``QdcError`` if there is none."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from fnmatch import fnmatchcase
+from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 SEED = 1234
 """Of the harness: which examples stand in a prompt."""
+LOUD = ("lm_eval", "datasets", "huggingface_hub")
 
 
 class Tasks:
@@ -134,9 +136,7 @@ class Tasks:
 def require_lm_eval() -> None:
     """Raise ``QdcError`` without the harness."""
     if find_spec("lm_eval") is None:
-        raise QdcError(
-            "tasks need lm-eval, which is not installed", help="pip install 'qdc[eval]'"
-        )
+        raise QdcError("tasks need lm-eval, which is not installed", help="pip install 'qdc[eval]'")
 
 
 def _line(error: BaseException) -> str:
@@ -147,20 +147,20 @@ def _line(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave the terminal to our own progress bar; the harness warns of every default it takes."""
-    import os
+    import datasets
+    from tqdm import tqdm
 
-    names = ("lm_eval", "datasets", "huggingface_hub")
-    levels = {name: logging.getLogger(name).level for name in names}
-    bars = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    for name in names:
+    levels = {name: logging.getLogger(name).level for name in LOUD}
+    shown, bar = datasets.are_progress_bars_disabled(), tqdm.__init__
+    for name in LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    tqdm.__init__ = partialmethod(bar, disable=True)
     try:
         yield
     finally:
+        tqdm.__init__ = bar
+        if not shown:
+            datasets.enable_progress_bars()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        if bars is None:
-            os.environ.pop("TQDM_DISABLE", None)
-        else:
-            os.environ["TQDM_DISABLE"] = bars

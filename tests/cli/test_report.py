@@ -113,13 +113,15 @@ def test_the_report_of_an_artifact_replaced_meanwhile_is_left_alone(
     monkeypatch.setattr("qdc.cli.evaluate.report_of", lambda artifact: next(later))
     with pytest.raises(QdcError, match="was replaced while"):
         evaluate_command(
-            model=out,
+            models=[out],
             text=text,
             against=None,
             ratios="0.5",
             length=8,
             windows=2,
             seeds=1,
+            batch=16,
+            infills=0,
             text_field="text",
             device="cpu",
             add_to_report=True,
