@@ -60,7 +60,7 @@ def evaluate(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown tables")] = False,
     json: Json = False,
 ) -> None:
-    """Measure on held-out text (cross-entropy, agreement) or on tasks.
+    """Measure models on held-out text, or on tasks.
 
     \b
     Examples:

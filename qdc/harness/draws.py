@@ -28,15 +28,17 @@ def exact_counts(size: int, number: int, key: str) -> Draws:
     """LLaDA's: mask exactly x of the tokens, the counts x spread evenly over 1..size.
 
     In a group of b masks the first count k is uniform in 1..size, and mask i has the count
-    ``((round(k + i * size / b) - 1) mod size) + 1``. Weight ``size / x``. Source:
-    ``get_log_likelihood.py`` of ML-GSAI/LLaDA, where b is the batch size.
+    ``((round(k + i * size / b) - 1) mod size) + 1``. Weight ``size / x``. Halves are rounded up;
+    the published code rounds them to even, which favours even counts: with 32 masks of 8 tokens
+    they come in 5 of 32, odd ones in 3. Source: ``get_log_likelihood.py`` of ML-GSAI/LLaDA, where b
+    is the batch size.
     """
     counts = []
     for group, start in enumerate(range(0, number, GROUP)):
         many = min(GROUP, number - start)
         first = 1 + int(float(uniforms(1, key, "count", group)) * size)
         steps = first + torch.arange(many, dtype=torch.float64) * size / many
-        counts.append((steps.round().long() - 1) % size + 1)
+        counts.append(((steps + 0.5).floor().long() - 1) % size + 1)
     count = torch.cat(counts)
     order = uniforms(number * size, key, "order").view(number, size).argsort(dim=1, stable=True)
     return _merged(order.argsort(1) < count[:, None], size / count.double() / number)

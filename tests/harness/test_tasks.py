@@ -1,0 +1,192 @@
+"""Through lm-eval, offline: the local tasks on the embedded model, and what is refused."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from qdc.cli.models import Opened, open_runnable
+from qdc.errors import QdcError
+from qdc.harness.generation import cut, question
+from qdc.harness.likelihood import LikelihoodOptions, score
+from qdc.harness.passages import Passage, rolling
+from qdc.harness.results import document_values, metrics
+from qdc.harness.subject import Subject
+from qdc.harness.tasks import Tasks, require_lm_eval
+from tests.support.checkpoints import EMBEDDED, write_checkpoint
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+
+EXAMPLES = EMBEDDED.parent / "tasks"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever datasets keeps does not outlive the tests."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may leave this machine."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Subject:
+    return subject(open_runnable(EMBEDDED, "cpu", ()))
+
+
+def subject(opened: Opened, *, chat: bool = False) -> Subject:
+    return Subject(
+        opened, opened.module, opened.facts, opened.tokenizer, opened.decoding, opened.decode, chat
+    )
+
+
+def test_likelihood_and_generation_through_the_harness(embedded: Subject) -> None:
+    """A choice of four is right far more often than by chance, and answers are as decoded alone."""
+    from qdc.harness.adapter import DiffusionLM
+
+    tasks = Tasks(["python_*"], EXAMPLES)
+    assert (tasks.names, tasks.local) == (["python_choice", "python_write"], True)
+    assert not tasks.wants_greedy()
+    model = DiffusionLM(embedded, LikelihoodOptions(mc_num=4), checks_greedy=False)
+    results = tasks.run(model, 12, None, chat=False)
+    values = document_values(results["samples"])
+    found = {(m.task, m.metric): m for m in metrics(values, results["results"])}
+    assert found["python_choice", "acc"].documents == 12
+    assert found["python_choice", "acc"].value > 0.6
+    assert found["python_write", "exact_match"].documents == 12
+    for sample in results["samples"]["python_choice"]:
+        for [context, choice], [[value, _]] in zip(
+            sample["arguments"], sample["resps"], strict=True
+        ):
+            [again] = model.loglikelihood([_instance(context, choice)])
+            assert value == pytest.approx(again[0], rel=1e-4)
+            break
+    written = results["samples"]["python_write"]
+    first = question(embedded, written[0]["arguments"][0][0], written[0]["arguments"][0][1], {})
+    assert (first.options.length, first.stops) == (8, ("\n",))
+    for sample in written[:2]:
+        context, settings = sample["arguments"][0]
+        [alone] = model.generate_until([_instance(context, settings)])
+        assert sample["resps"][0][0] == alone
+        assert "\n" not in alone
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_user_options_win_over_the_tasks(embedded: Subject) -> None:
+    settings = {"until": "x", "max_gen_toks": 8, "temperature": 0.7, "top_p": 0.9}
+    plain = question(embedded, "a", settings, {}).options
+    assert (plain.length, plain.temperature, plain.top_p) == (8, 0.0, None)
+    drawn = question(embedded, "a", {**settings, "do_sample": True}, {"length": "16"}).options
+    assert (drawn.length, drawn.temperature, drawn.top_p) == (16, 0.7, 0.9)
+    assert question(embedded, "a" * 4000, settings, {}).truncated
+    with pytest.raises(QdcError, match="no verifier"):
+        question(embedded, "a", {}, {"strategy": "apd", "length": "4"})
+    with pytest.raises(QdcError, match="leave no room for a prompt"):
+        question(embedded, "a", {"max_gen_toks": 256}, {})
+
+
+def test_answers_end_at_the_first_stop() -> None:
+    assert cut("one two\nthree", ["\n", " t"]) == "one"
+    assert cut("one", []) == "one"
+
+
+def test_greediness_is_checked_where_it_is_wanted(embedded: Subject) -> None:
+    from qdc.harness.adapter import DiffusionLM
+
+    model = DiffusionLM(embedded, LikelihoodOptions(mc_num=1))
+    easy, wrong = _instance("import os\nfor i", " in"), _instance("import os\nfor i", " class")
+    [(_, right), (_, not_right)] = model.loglikelihood([easy, wrong])
+    assert (right, not_right) == (True, False)
+
+
+def test_rolling_likelihoods_are_those_of_their_windows(embedded: Subject) -> None:
+    from qdc.harness.adapter import DiffusionLM
+
+    options = LikelihoodOptions(mc_num=2)
+    text = "import os\n" * 120
+    tokens = embedded.encode(text)
+    windows = list(rolling(tokens, 256))
+    assert len(windows) > 1
+    passages = [
+        Passage((*prompt, *target), len(prompt), len(prompt) + len(target))
+        for prompt, target in windows
+    ]
+    expected = sum(score(embedded.logits, passages, embedded.facts, options))
+    [found] = DiffusionLM(embedded, options).loglikelihood_rolling([_instance(text)])
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_dialogues_take_the_chat_template(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "chat", d_model=32, mlp_hidden_size=32)
+    opened = open_runnable(folder, "cpu", ())
+    messages = [{"role": "user", "content": "hi"}]
+    with pytest.raises(QdcError, match="no chat template"):
+        subject(opened, chat=True).render(messages, True)
+    end = opened.tokenizer.eos_token
+    opened.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}" + str(end) + "{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    text = subject(opened, chat=True).render(messages, True)
+    assert text == f"hi{end}>"
+    assert opened.decoding.eos in subject(opened, chat=True).encode(text)
+    assert opened.decoding.eos not in subject(opened).encode(text)
+
+
+def test_unknown_tasks_are_named(tmp_path: Path) -> None:
+    with pytest.raises(QdcError, match="no such folder"):
+        Tasks(["python_choice"], tmp_path / "none")
+    with pytest.raises(QdcError, match="names no task"):
+        Tasks([""], EXAMPLES)
+
+
+def test_data_that_are_not_here_are_one_message(tmp_path: Path) -> None:
+    """A task of the hub without a network, and a data file that is missing."""
+    text = (EXAMPLES / "python_choice.yaml").read_text(encoding="utf-8")
+    (tmp_path / "a.yaml").write_text(
+        text.replace("dataset_path: json", "dataset_path: nobody/nothing").partition(
+            "dataset_kwargs"
+        )[0].replace("python_choice", "away")
+        + "output_type: multiple_choice\ntest_split: test\ndoc_to_text: a\ndoc_to_choice: [a]\n"
+    )  # fmt: skip
+    (tmp_path / "b.yaml").write_text(text.replace("python_choice", "lost"))
+    with pytest.raises(QdcError, match="are not on this machine") as found:
+        Tasks(["away"], tmp_path).load()
+    assert "--include" in found.value.help
+    with pytest.raises(QdcError, match="a task cannot be loaded") as found:
+        Tasks(["lost"], tmp_path).load()
+    assert "relative to that folder" in found.value.help
+
+
+def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdc.harness.tasks.find_spec", lambda name: None)
+    with pytest.raises(QdcError) as found:
+        require_lm_eval()
+    assert found.value.help == "pip install 'qdc[eval]'"
+
+
+def test_the_examples_hold_no_code() -> None:
+    for path in EXAMPLES.glob("*.yaml"):
+        assert "!function" not in path.read_text(encoding="utf-8")
+    for line in (EXAMPLES / "python_choice.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        assert len(set(entry["choices"])) == 4
+        assert 0 <= entry["answer"] < 4
+
+
+def _instance(*arguments: object) -> object:
+    from lm_eval.api.instance import Instance
+
+    return Instance("loglikelihood", {}, arguments, 0)
