@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from qdc.errors import QdcError
-from qdc.runtime.decoding.canvas import Canvas, lay_out
+from qdc.runtime.decoding.apd import decode_adaptively
+from qdc.runtime.decoding.canvas import lay_out
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.noise import Places
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.reader import Model, Reader
-from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
+from qdc.runtime.decoding.results import Decoded, Snapshot, Watch, answers
 from qdc.runtime.decoding.schedule import shared_steps
 from qdc.runtime.decoding.strategies import Strategy, make_strategy
+from qdc.runtime.decoding.verifier import Verifier
 
 LATE = -1e300
 """Confidence of ends that are to come last; what is not open has minus infinity."""
@@ -28,6 +30,7 @@ def decode(
     options: DecodeOptions,
     facts: DecodeFacts,
     watch: Watch | None = None,
+    verifier: Verifier | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Decoded:
     """Write an answer to each prompt.
@@ -40,19 +43,35 @@ def decode(
         options: strategy, steps, noise and the rest.
         facts: of the model and its tokenizer.
         watch: called after each step; what it raises ends the decoding.
+        verifier: of ``apd``, and of nothing else.
         seeds: one a prompt, in place of ``options.seed``.
 
     Raises:
         QdcError: a prompt, an option or the model does not fit; says what to do.
     """
     each = _seeds(prompts, options, seeds)
+    if options.strategy == "apd":
+        if verifier is None:
+            raise QdcError(
+                "adaptive parallel decoding needs an autoregressive verifier",
+                help="give --verifier, a small model with the same tokenizer, or take "
+                "--strategy threshold",
+            )
+        return decode_adaptively(model, prompts, options, facts, verifier, watch, each)
+    if verifier is not None:
+        raise QdcError(
+            f"the strategy {options.strategy} asks no verifier",
+            help="leave --verifier out, or take --strategy apd",
+        )
     canvas = lay_out(prompts, options.length, options.block, facts, each)
     reader = Reader(model, canvas, facts, options.cache, options.cfg)
     loop = Loop(reader, make_strategy(options), options, facts, stops=options.stop_early)
     started = time.perf_counter()
     loop.run(watch)
     seconds = time.perf_counter() - started
-    return finished(canvas, facts, options.length, loop, seconds)
+    tokens, _ = canvas.shown()
+    found = answers(tokens, options.length, facts.ends)
+    return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds)
 
 
 class Loop:
@@ -98,7 +117,7 @@ class Loop:
                 amount = None if plan is None else plan[step]
                 if amount is not None and not bool(amount[open_places.any(1)].any()):
                     continue  # nothing is decided, so nothing need be computed
-                self._step(first, last, (block, step), amount)
+                self._step(first, last, step, amount)
                 if watch is not None:
                     watch(self.snapshot())
             if self.stops:
@@ -109,7 +128,7 @@ class Loop:
         tokens, masked = self.canvas.shown()
         return Snapshot(tokens, masked, self.steps, self.planned, self.reader.forwards)
 
-    def _step(self, first: int, last: int, step: tuple[int, int], amount: Tensor | None) -> None:
+    def _step(self, first: int, last: int, step: int, amount: Tensor | None) -> None:
         canvas, rows = self.canvas, self.reader.rows
         open_places = canvas.masked[rows, first:last]
         row, column = open_places.nonzero(as_tuple=True)
@@ -159,21 +178,6 @@ class Loop:
                 return None
             total += int((plan > 0).any(1).sum())
         return total
-
-
-def finished(
-    canvas: Canvas, facts: DecodeFacts, length: int, loop: "Loop", seconds: float
-) -> Decoded:
-    """Take the answers from a full canvas."""
-    tokens, _ = canvas.shown()
-    answers = [cut(row, facts.ends) for row in tokens[:, -length:].tolist()]
-    return Decoded(tokens, answers, loop.written, loop.steps, loop.reader.forwards, seconds)
-
-
-def cut(answer: list[int], ends: Sequence[int]) -> list[int]:
-    """What stands in front of the first end."""
-    place = next((place for place, token in enumerate(answer) if token in ends), len(answer))
-    return answer[:place]
 
 
 def _seeds(

@@ -24,14 +24,14 @@ class Places(NamedTuple):
     """Of the row of each place."""
     positions: Sequence[int]
     """In its row."""
-    step: tuple[int, int]
-    """Number of the block, and of the step within it."""
+    step: int
+    """Number of the step within the block that is being filled."""
 
     def draws(self, kind: str, count: int) -> Tensor:
         """Uniform numbers in (0, 1) for each place, ``f64[places, count]``, on the CPU."""
         found = np.empty((len(self.positions), count))
         for row, (seed, position) in enumerate(zip(self.seeds, self.positions, strict=True)):
-            found[row] = _uniforms(count, kind, seed, *self.step, position)
+            found[row] = _uniforms(count, kind, seed, self.step, position)
         return torch.from_numpy(found)
 
 

@@ -81,8 +81,8 @@ class DecodeOptions(BaseModel):
     """Leave out the blocks behind one that holds an end; no answer changes by that."""
     apd_mixture: float = Field(default=0.7, ge=0, le=1)
     """R: weight of the diffusion model against the verifier."""
-    apd_window: int | None = Field(default=16, ge=0)
-    """W: columns in front of the open ones that are computed anew; None keeps nothing."""
+    apd_window: int = Field(default=16, ge=0)
+    """W: columns in front of the last step's that are computed anew; with 0 all are."""
     apd_lookahead: int = Field(default=100, ge=1)
     """M: open columns that the model sees."""
     apd_acceptance: Acceptance = "corrected"

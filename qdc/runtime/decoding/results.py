@@ -1,6 +1,6 @@
 """What decoding shows on its way, and what it gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,3 +53,13 @@ class Decoded:
     def tokens_per_step(self) -> float:
         """Positions decided in a step, over all rows."""
         return self.written / self.steps if self.steps else 0.0
+
+
+def answers(tokens: Tensor, length: int, ends: Sequence[int]) -> list[list[int]]:
+    """The last ``length`` columns of ``i64[batch, T]``, each row up to its first end."""
+    return [_cut(row, ends) for row in tokens[:, -length:].tolist()]
+
+
+def _cut(answer: list[int], ends: Sequence[int]) -> list[int]:
+    place = next((place for place, token in enumerate(answer) if token in ends), len(answer))
+    return answer[:place]
