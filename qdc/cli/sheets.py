@@ -1,5 +1,6 @@
 """Tables that can be printed for people or as markdown."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.console import Console
@@ -17,7 +18,7 @@ class Sheet(NamedTuple):
     title: str
     columns: tuple[str, ...]
     right: tuple[int, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
 

@@ -62,7 +62,7 @@ def even_times(size: int, number: int, key: str) -> Draws:
 
 def _merged(masks: Tensor, weights: Tensor) -> Draws:
     """Add up the weights of equal masks; empty ones contribute nothing."""
-    found, places = masks.unique(dim=0, return_inverse=True)
+    found, places = torch.unique(masks, dim=0, return_inverse=True)
     added = torch.zeros(len(found), dtype=torch.float64).index_add_(0, places, weights)
     filled = found.any(1)
     return Draws(found[filled], added[filled])

@@ -159,4 +159,4 @@ def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p-value of so uneven a split, were both sides equally likely."""
     total = gained + lost
     tail = sum(comb(total, count) for count in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, float(2 * tail / 2**total))

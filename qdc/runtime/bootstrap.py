@@ -27,7 +27,7 @@ def by_group(values: Tensor, groups: Tensor | None) -> Tensor:
     """
     if groups is None:
         return values.double()
-    places = groups.unique(return_inverse=True)[1]
+    places = torch.unique(groups, return_inverse=True)[1]
     count = int(places.max()) + 1
     return torch.zeros(count, dtype=torch.float64).index_add_(0, places, values.double())
 

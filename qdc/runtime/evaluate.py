@@ -133,7 +133,7 @@ def compare(
 
 def _groups(owners: Tensor | None) -> Tensor | None:
     """The documents, unless there is just one: then windows are all that can be resampled."""
-    return None if owners is None or len(owners.unique()) < 2 else owners
+    return None if owners is None or len(torch.unique(owners)) < 2 else owners
 
 
 def _check(

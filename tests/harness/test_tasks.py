@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from qdc.cli.models import Opened, open_runnable
 from qdc.errors import QdcError
@@ -15,6 +16,7 @@ from qdc.harness.passages import Passage, rolling
 from qdc.harness.results import document_values, metrics
 from qdc.harness.subject import Subject
 from qdc.harness.tasks import Tasks, require_lm_eval
+from qdc.runtime.infill import infill
 from tests.support.checkpoints import EMBEDDED, write_checkpoint
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -106,9 +108,14 @@ def test_greediness_is_checked_where_it_is_wanted(embedded: Subject) -> None:
     from qdc.harness.adapter import DiffusionLM
 
     model = DiffusionLM(embedded, LikelihoodOptions(mc_num=1))
-    easy, wrong = _instance("import os\nfor i", " in"), _instance("import os\nfor i", " class")
-    [(_, right), (_, not_right)] = model.loglikelihood([easy, wrong])
-    assert (right, not_right) == (True, False)
+    context = "class Point:\n    def __init__("
+    tokens = torch.tensor([[*embedded.encode(context), embedded.facts.mask_token_id]])
+    filled = infill(embedded.logits, tokens, tokens == tokens[0, -1], int(tokens[0, -1]))
+    written = embedded.decode(filled[0, -1:].tolist())
+    requests = [_instance(context, written), _instance(context, "while")]
+    assert [greedy for _, greedy in model.loglikelihood(requests)] == [True, False]
+    model.checks_greedy = False
+    assert [greedy for _, greedy in model.loglikelihood(requests)] == [False, False]
 
 
 def test_rolling_likelihoods_are_those_of_their_windows(embedded: Subject) -> None:
