@@ -143,6 +143,7 @@ def _run(opened: Opened, name: str, asked: Asked) -> tuple[TaskRun, Values]:
         mc_num=options.mc_num,
         cfg=options.cfg,
         seed=options.seed,
+        decoding=dict(asked.decoding),
         metrics=metrics(values, results["results"]),
         truncated=model.truncated,
     )
@@ -221,7 +222,10 @@ def _metric(name: str, kept: str) -> str:
 
 def _notes(run: TaskRun) -> tuple[str, ...]:
     guidance = f", guidance {run.cfg:g}" if run.cfg else ""
+    given = tuple(f"{name}={value}" for name, value in run.decoding.items())
+    decoding = (f"decoding: {', '.join(given)}",) if given else ()
     cut = (f"{run.truncated} prompts were cut to the model's length",) if run.truncated else ()
     return (
-        f"likelihoods: {run.scorer}, {run.mc_num} masks each, seed {run.seed}{guidance}", *cut,
+        f"likelihoods: {run.scorer}, {run.mc_num} masks each, seed {run.seed}{guidance}",
+        *decoding, *cut,
     )  # fmt: skip

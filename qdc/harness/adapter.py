@@ -1,5 +1,6 @@
 """The model that the lm-evaluation-harness asks. Imports lm-eval, an optional extra."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -78,10 +79,13 @@ class DiffusionLM(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Write an answer to each ``(context, settings)``, cut at the stops of the task."""
-        questions = [
-            question(self.subject, str(request.args[0]), dict(request.args[1]), self.decoding)
-            for request in requests
-        ]
+        asked: Counter[str] = Counter()
+        questions = []
+        for request in requests:
+            context, settings = str(request.args[0]), dict(request.args[1])
+            key = repr((context, settings))
+            questions.append(question(self.subject, context, settings, self.decoding, asked[key]))
+            asked[key] += 1
         self.truncated += sum(each.truncated for each in questions)
         return answer(self.subject, questions, self.options.batch, self._progress("answers"))
 

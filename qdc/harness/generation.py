@@ -22,10 +22,16 @@ class Question(NamedTuple):
     stops: tuple[str, ...]
     truncated: bool
     """Whether the prompt was cut."""
+    repeat: int
+    """How often the same was asked before; where tokens are drawn, each time others are."""
 
 
 def question(
-    subject: Subject, context: str, settings: Mapping[str, Any], given: Mapping[str, Any]
+    subject: Subject,
+    context: str,
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    repeat: int = 0,
 ) -> Question:
     """What a task asks, under its generation settings.
 
@@ -54,7 +60,8 @@ def question(
     stops = (until,) if isinstance(until, str) else tuple(str(stop) for stop in until)
     prompt = subject.encode(context)
     kept = tuple(prompt[-room:])
-    return Question(kept, options, tuple(s for s in stops if s), len(kept) < len(prompt))
+    ends = tuple(stop for stop in stops if stop)
+    return Question(kept, options, ends, len(kept) < len(prompt), repeat)
 
 
 def answer(
@@ -79,6 +86,7 @@ def answer(
                 [questions[place].prompt for place in part],
                 questions[part[0]].options,
                 subject.decoding,
+                seeds=[questions[place].options.seed + questions[place].repeat for place in part],
             )
             for place, tokens in zip(part, decoded.answers, strict=True):
                 found[place] = cut(subject.decode(tokens), questions[place].stops)

@@ -52,6 +52,8 @@ class TaskRun(Frozen):
     mc_num: int
     cfg: float
     seed: int
+    decoding: dict[str, str]
+    """Decoding options that the user gave."""
     metrics: tuple[Metric, ...]
     truncated: int = 0
     """Requests whose prompt was cut to the model's length."""

@@ -38,6 +38,7 @@ class Tasks:
             )  # fmt: skip
         self.include = None if include is None else include.resolve()
         self.manager, self.names, self.local = self._find([n for n in names if n])
+        self._unused: dict[str, Any] | None = None
 
     def _find(self, wanted: list[str]) -> tuple["TaskManager", list[str], bool]:
         """Who knows the tasks, their names without patterns, and whether all are local."""
@@ -86,7 +87,8 @@ class Tasks:
 
     def wants_greedy(self) -> bool:
         """Whether a metric asks if greedy decoding gives the answer."""
-        tasks = self.load()["tasks"].values()
+        self._unused = self.load()
+        tasks = self._unused["tasks"].values()
         return any(
             task.OUTPUT_TYPE == "loglikelihood"
             or "exact_match" in getattr(task, "_metric_fn_list", {})
@@ -98,8 +100,8 @@ class Tasks:
         """Ask the model. Gives the harness's results, with samples. Raises ``QdcError``."""
         from lm_eval import simple_evaluate
 
-        # With the tasks of this class as objects, the harness loads nothing itself.
-        tasks = [*self._loaded()]
+        # Given as objects, the harness loads nothing itself.
+        tasks = list(self._loaded(shots))
         try:
             with _quiet(), switched_off(True):
                 return simple_evaluate(
@@ -124,8 +126,15 @@ class Tasks:
                 help="tasks that run code or read images are not evaluated here",
             ) from error
 
-    def _loaded(self) -> Iterator[Any]:
-        loaded = self.load()
+    def _loaded(self, shots: int | None) -> Iterator[Any]:
+        """Groups and tasks as asked for, none of them used before."""
+        loaded, self._unused = self._unused or self.load(), None
+        fixed = [n for n, task in loaded["tasks"].items() if task.get_config("num_fewshot") == 0]
+        if shots and fixed:
+            raise QdcError(
+                "the tasks are defined without examples in the prompt", where=fixed,
+                help="leave out --shots, or evaluate other tasks by themselves",
+            )  # fmt: skip
         groups = loaded.get("groups", {})
         inside = {t.task_name for group in groups.values() for t in group.get_all_tasks()}
         below = {g.name for group in groups.values() for g in group.get_all_groups()}

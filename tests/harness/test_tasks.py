@@ -1,5 +1,6 @@
 """Through lm-eval, offline: the local tasks on the embedded model, and what is refused."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -9,15 +10,16 @@ import pytest
 import torch
 
 from qdc.cli.models import Opened, open_runnable
-from qdc.errors import QdcError
+from qdc.errors import QdcError, UnknownName
 from qdc.harness.generation import cut, question
-from qdc.harness.likelihood import LikelihoodOptions, score
+from qdc.harness.likelihood import LikelihoodOptions, default_scorer, score
 from qdc.harness.passages import Passage, rolling
 from qdc.harness.results import document_values, metrics
 from qdc.harness.subject import Subject
 from qdc.harness.tasks import Tasks, require_lm_eval
 from qdc.runtime.infill import infill
 from tests.support.checkpoints import EMBEDDED, write_checkpoint
+from tests.support.families import CASES, write_family
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
@@ -135,6 +137,43 @@ def test_rolling_likelihoods_are_those_of_their_windows(embedded: Subject) -> No
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["dream", "sdar", "fast-dllm"])
+def test_other_families(family: str, tmp_path: Path) -> None:
+    """Shifted logits get something in front of the first token, and block-causal ones blocks."""
+    from qdc.harness.adapter import DiffusionLM
+
+    opened = open_runnable(write_family(tmp_path / family, CASES[family]), "cpu", ())
+    scorer = default_scorer(opened.facts)
+    assert scorer == ("dream" if family == "dream" else "llada")
+    model = DiffusionLM(subject(opened), LikelihoodOptions(scorer=scorer, mc_num=8))
+    text, end = "import os", opened.decoding.eos
+    [(plain, _)] = model.loglikelihood([_instance("", text)])
+    assert [plain] == pytest.approx(model.loglikelihood_rolling([_instance(text)]), rel=1e-4)
+    tokens = opened.encode(text)
+    front = [end] if opened.facts.logits_shift else []
+    whole = Passage((*front, *tokens), len(front), len(front) + len(tokens))
+    assert score(opened, [whole], opened.facts, model.options) == pytest.approx([plain], rel=1e-4)
+    settings = {"until": ["zzz"], "max_gen_toks": 4, "do_sample": True, "temperature": 5.0}
+    answers = model.generate_until([_instance(text, settings)] * 3)
+    assert len(set(answers)) > 1
+    assert model.generate_until([_instance(text, settings)]) == answers[:1]
+
+
+def test_published_dream_puts_an_end_behind_each_answer(tmp_path: Path) -> None:
+    from qdc.harness.adapter import DiffusionLM
+
+    opened = open_runnable(write_family(tmp_path / "dream", CASES["dream"]), "cpu", ())
+    options = LikelihoodOptions(scorer="dream-published", mc_num=8)
+    [(found, _)] = DiffusionLM(subject(opened), options).loglikelihood([_instance("import", " os")])
+    assert opened.decoding.eos is not None
+    prompt, target = opened.encode("import"), opened.encode(" os")
+    whole = Passage((*prompt, *target, opened.decoding.eos), 1, 1 + len(target))
+    assert [found] == pytest.approx(score(opened, [whole], opened.facts, options), rel=1e-4)
+    endless = dataclasses.replace(opened, decoding=opened.decoding.model_copy(update={"eos": None}))
+    with pytest.raises(QdcError, match="no end of sequence"):
+        DiffusionLM(subject(endless), options)
+
+
 def test_dialogues_take_the_chat_template(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "chat", d_model=32, mlp_hidden_size=32)
     opened = open_runnable(folder, "cpu", ())
@@ -152,11 +191,33 @@ def test_dialogues_take_the_chat_template(tmp_path: Path) -> None:
     assert opened.decoding.eos not in subject(opened).encode(text)
 
 
-def test_unknown_tasks_are_named(tmp_path: Path) -> None:
+def test_unknown_tasks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(QdcError, match="no such folder"):
         Tasks(["python_choice"], tmp_path / "none")
     with pytest.raises(QdcError, match="names no task"):
         Tasks([""], EXAMPLES)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", OwnTasks)
+    with pytest.raises(UnknownName, match="no task is called 'python_chioce'") as found:
+        Tasks(["python_write", "python_chioce"], EXAMPLES)
+    assert found.value.help == "did you mean python_choice or python_write?"
+    mixed = Tasks(["python_write", "arc_*"], EXAMPLES)
+    assert (mixed.names, mixed.local) == (["python_write", "arc_easy"], False)
+
+
+class OwnTasks:
+    """The harness's index without its thousands of files."""
+
+    def __init__(self, include_path: str | None, include_defaults: bool) -> None:
+        local = ["python_choice", "python_write"] if include_path else []
+        self.all_tasks = [*local, *(["arc_easy"] if include_defaults else [])]
+
+
+def test_examples_that_a_task_excludes_are_not_asked_in_vain(embedded: Subject) -> None:
+    from qdc.harness.adapter import DiffusionLM
+
+    tasks, model = Tasks(["python_choice"], EXAMPLES), DiffusionLM(embedded, LikelihoodOptions())
+    with pytest.raises(QdcError, match="defined without examples"):
+        tasks.run(model, 1, 2, chat=False)
 
 
 def test_data_that_are_not_here_are_one_message(tmp_path: Path) -> None:
