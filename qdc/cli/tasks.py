@@ -70,10 +70,13 @@ def tasks_command(
     parse_likelihood(scorer="llada" if scorer == "auto" else scorer, **settings)
     decoding = parse_decoding(generate)
     reference, candidates = split(models, against)
-    found = Tasks([name.strip() for name in tasks.split(",")], include)
-    asked = Asked(
-        found, limit, shots, scorer, settings, decoding, chat, wants_greedy=found.wants_greedy()
-    )
+    with progress() as update:
+        update("find tasks", 0, 2)
+        found = Tasks([name.strip() for name in tasks.split(",")], include)
+        update("find tasks", 1, 2)
+        greedy = found.wants_greedy()
+        update("find tasks", 2, 2)
+    asked = Asked(found, limit, shots, scorer, settings, decoding, chat, greedy)
     runs: list[tuple[TaskRun, Values]] = []
     known: tuple[ModelFacts, list[int]] | None = None
     for path in [*candidates, *([] if reference is None else [reference])]:

@@ -3,11 +3,12 @@
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+LIBRARIES, CONSTANT = ("huggingface_hub.constants", "datasets.config"), "HF_HUB_OFFLINE"
 HUB = "https://huggingface.co"
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
@@ -23,11 +24,9 @@ def switched_off(off: bool) -> Iterator[None]:
         yield
         return
     before = {name: os.environ.get(name) for name in SWITCHES}
+    constants = {name: getattr(sys.modules.get(name), CONSTANT, False) for name in LIBRARIES}
     os.environ.update(dict.fromkeys(SWITCHES, "1"))
-    loaded = sys.modules.get("huggingface_hub.constants")
-    constant = getattr(loaded, "HF_HUB_OFFLINE", None)
-    if loaded is not None:
-        loaded.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    _set(dict.fromkeys(LIBRARIES, True))
     try:
         yield
     finally:
@@ -37,9 +36,13 @@ def switched_off(off: bool) -> Iterator[None]:
             else:
                 os.environ[name] = value
         # A library that was first imported within has read the switch and must forget it.
-        loaded = sys.modules.get("huggingface_hub.constants")
-        if loaded is not None:
-            loaded.HF_HUB_OFFLINE = bool(constant)  # type: ignore[attr-defined]
+        _set(constants)
+
+
+def _set(values: Mapping[str, bool]) -> None:
+    for name, value in values.items():
+        if name in sys.modules:
+            setattr(sys.modules[name], CONSTANT, value)
 
 
 def hub_is_out_of_reach() -> bool:
