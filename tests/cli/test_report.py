@@ -87,6 +87,9 @@ def test_an_evaluation_is_added(
     mine = result["candidate"] if compared else result
     assert all(f"{row['loss']:.4f}" in page for row in mine["ratios"])
     assert ("standard error</th>" in page) == compared
+    for row in result.get("agreements", ()):
+        low, high = row["divergence_interval"]
+        assert f"{row['divergence']:.4f}</td><td class=\"n\">{low:.4f} .. {high:.4f}" in page
 
 
 def test_what_is_no_report_is_refused(out: Path, model: Path, refused: Command) -> None:
