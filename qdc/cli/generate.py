@@ -1,6 +1,7 @@
 """``qdc generate``: write an answer, and show how it unmasks."""
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from qdc.cli.models import Opened, open_runnable
 from qdc.cli.terminal import console, print_json, progress
-from qdc.runtime.decoding.loop import decode
+from qdc.runtime.decoding.loop import check_verifier, decode
 from qdc.runtime.decoding.options import parse_options
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
 from qdc.runtime.decoding.speech import chat_tokens
@@ -36,6 +37,7 @@ def generate_command(
 ) -> None:
     """Load, decode, print. The answer goes to stdout, what it took to stderr."""
     wanted = parse_options(**options)
+    check_verifier(wanted, present=verifier is not None)
     text = sys.stdin.read() if prompt == "-" else prompt
     opened = open_runnable(model, device, plugins)
     if chat:
@@ -86,8 +88,17 @@ def _shown(opened: Opened, as_json: bool) -> Iterator[Watch]:
         with progress() as update:
             yield lambda state: update("decode", *_share(state))
         return
-    with Live(console=console(), transient=True, refresh_per_second=FRAMES) as live:
-        yield lambda state: live.update(_drawn(state, opened))
+    due = 0.0
+
+    def draw(state: Snapshot) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due or not bool(state.masked.any()):
+            live.update(_drawn(state, opened), refresh=True)
+            due = now + 1 / FRAMES
+
+    with Live(console=console(), transient=True, auto_refresh=False) as live:
+        yield draw
 
 
 def _share(state: Snapshot) -> tuple[int, int]:

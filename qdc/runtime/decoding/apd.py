@@ -69,7 +69,7 @@ def draw_draft(logits: Tensor, options: DecodeOptions, places: Places) -> Draft:
     cut = cut_tail(logits / temperature, options.top_p, options.top_k)
     if options.apd_acceptance == "parity":
         return Draft(gumbel_tokens(cut, temperature, places), logits, cut.log_softmax(-1), None)
-    noise = gumbel(places.draws("token", logits.shape[-1]).to(logits.device))
+    noise = gumbel(places.draws("token", logits.shape[-1], logits.device))
     chances = cut.log_softmax(-1)
     return Draft((chances + noise).argmax(-1), logits, chances, noise)
 
@@ -122,7 +122,7 @@ class Adaptive:
             raise UnsupportedModel(
                 "a window of kept keys needs a model that is computed in parts, and this one "
                 "is not",
-                help="set --apd-window 0, or compile with --frontend fx",
+                help="take --apd-window 0",
             )
         self.model, self.verifier, self.options, self.facts = model, verifier, options, facts
         self.written = self.steps = self.forwards = 0

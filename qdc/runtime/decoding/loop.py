@@ -50,19 +50,9 @@ def decode(
         QdcError: a prompt, an option or the model does not fit; says what to do.
     """
     each = _seeds(prompts, options, seeds)
-    if options.strategy == "apd":
-        if verifier is None:
-            raise QdcError(
-                "adaptive parallel decoding needs an autoregressive verifier",
-                help="give --verifier, a small model with the same tokenizer, or take "
-                "--strategy threshold",
-            )
-        return decode_adaptively(model, prompts, options, facts, verifier, watch, each)
+    check_verifier(options, present=verifier is not None)
     if verifier is not None:
-        raise QdcError(
-            f"the strategy {options.strategy} asks no verifier",
-            help="leave --verifier out, or take --strategy apd",
-        )
+        return decode_adaptively(model, prompts, options, facts, verifier, watch, each)
     canvas = lay_out(prompts, options.length, options.block, facts, each)
     reader = Reader(model, canvas, facts, options.cache, options.cfg)
     loop = Loop(reader, make_strategy(options), options, facts, stops=options.stop_early)
@@ -72,6 +62,21 @@ def decode(
     tokens, _ = canvas.shown()
     found = answers(tokens, options.length, facts.ends)
     return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds)
+
+
+def check_verifier(options: DecodeOptions, *, present: bool) -> None:
+    """Refuse ``apd`` without a verifier, and a verifier without it. Raises ``QdcError``."""
+    if options.strategy == "apd" and not present:
+        raise QdcError(
+            "adaptive parallel decoding needs an autoregressive verifier",
+            help="give --verifier, a small model with the same tokenizer, or take "
+            "--strategy threshold",
+        )
+    if options.strategy != "apd" and present:
+        raise QdcError(
+            f"the strategy {options.strategy} asks no verifier",
+            help="leave --verifier out, or take --strategy apd",
+        )
 
 
 class Loop:

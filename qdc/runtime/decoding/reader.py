@@ -63,7 +63,7 @@ class Reader:
         if cache != "none" and not self._windowed:
             raise UnsupportedModel(
                 f"the cache {cache!r} needs a model that is computed in parts, and this one is not",
-                help="decode with --cache none, or compile with --frontend fx",
+                help="take --cache none; models of the families here (qdc families) have caches",
             )
         self._window: Window | None = None
         if self._windowed and (cache != "none" or not bool(canvas.visible.all())):

@@ -36,7 +36,7 @@ def gumbel_tokens(logits: Tensor, temperature: float, places: Places) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    noise = gumbel(places.draws("token", logits.shape[-1]).to(logits.device))
+    noise = gumbel(places.draws("token", logits.shape[-1], logits.device))
     return (logits + temperature * noise).argmax(-1)
 
 
@@ -49,7 +49,7 @@ def drawn_tokens(probabilities: Tensor, temperature: float, places: Places) -> T
         return probabilities.argmax(-1)
     sums = probabilities.cumsum(-1)
     # Scaled by the last sum, so that rounding cannot place the number behind every token.
-    aim = places.draws("token", 1).to(sums.device) * sums[:, -1:]
+    aim = places.draws("token", 1, sums.device) * sums[:, -1:]
     return torch.searchsorted(sums, aim, right=True)[:, 0].clamp(max=sums.shape[-1] - 1)
 
 
@@ -68,4 +68,5 @@ def margin(probabilities: Tensor) -> Tensor:
 
 def negative_entropy(probabilities: Tensor) -> Tensor:
     """Sum of p log p, at most 0, which is sure: ``f64[places]``."""
-    return -torch.special.entr(probabilities).sum(-1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(-1)
+    return -entropy

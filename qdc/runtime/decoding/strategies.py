@@ -93,7 +93,7 @@ class Random(Strategy):
 
     def confidence(self, logits: Tensor, tokens: Tensor, places: Places) -> Tensor:
         """Uniform numbers."""
-        return places.draws("order", 1)[:, 0].to(logits.device)
+        return places.draws("order", 1, logits.device)[:, 0]
 
 
 class Sequential(Strategy):
@@ -179,7 +179,7 @@ class MaskGitPlus(Strategy):
         """The largest of these are what drawing places without replacement gives."""
         if not self.options.alg_temperature:
             return confidence
-        noise = gumbel(places.draws("order", 1)[:, 0]).to(confidence.device)
+        noise = gumbel(places.draws("order", 1, confidence.device)[:, 0])
         return confidence / self.options.alg_temperature + noise
 
 
@@ -217,7 +217,7 @@ class Origin(MaskGitPlus):
         return dream_chances(steps)
 
     def _order(self, confidence: Tensor, places: Places) -> Tensor:
-        return places.draws("order", 1)[:, 0].to(confidence.device)
+        return places.draws("order", 1, confidence.device)[:, 0]
 
     def choose(self, confidence: Tensor, open_places: Tensor, amount: Tensor | None) -> Tensor:
         """Choose by chance."""

@@ -102,11 +102,12 @@ def load_verifier(
 
     try:
         with quiet(), _no_bar():
-            body, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                attn_implementation="sdpa",  # a configuration may name code of a hub
                 dtype="auto",
                 output_loading_info=True,
             )
@@ -114,6 +115,7 @@ def load_verifier(
         raise UnsupportedModel(
             f"transformers cannot load the verifier: {first_line(error)}", where=[str(folder)]
         ) from error
+    body, report = loaded
     _refuse_incomplete(report, folder)
     rows = int(body.get_input_embeddings().get_parameter("weight").shape[0])
     return NativeVerifier(body.to(device).eval().requires_grad_(False), min(shared, rows))
@@ -124,12 +126,12 @@ def _no_bar() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _refuse_incomplete(report: Mapping[str, Any], folder: Path) -> None:

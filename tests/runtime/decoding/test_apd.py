@@ -219,6 +219,21 @@ def test_another_tokenizer_is_refused(models: tuple[Path, Path], tmp_path: Path)
         load_verifier(folder, "cpu", load_tokenizer(models[0]), 2048)
 
 
+def test_special_tokens_may_differ_behind_the_plain_ones(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As Dream adds its mask to Qwen's; one in front of plain tokens hides all of them."""
+    tokenizer = load_tokenizer(models[0])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<further>"]})
+    assert load_verifier(models[1], "cpu", tokenizer, 4096).vocabulary == 2048
+    folder = write_native(tmp_path / "renamed", "llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text.replace("<|mdm_mask|>", "<|other|>"), encoding="utf-8")
+    with pytest.raises(QdcError, match="differs at the special token 1, in front of 20"):
+        load_verifier(folder, "cpu", load_tokenizer(models[0]), 2048)
+
+
 def test_verifiers_that_are_none(models: tuple[Path, Path], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(EMBEDDED)
     with pytest.raises(QdcError, match="no model family here implements LLaDAModelLM"):

@@ -1,11 +1,15 @@
 """Decoding with real modules of every family: batches, padding, caches, traced modules."""
 
+from copy import deepcopy
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from qdc.frontend.native import NativeModel
@@ -15,7 +19,8 @@ from qdc.models.families import build
 from qdc.models.layers import Attention
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.loop import decode
-from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.options import CACHES, STRATEGIES, DecodeOptions
+from qdc.runtime.decoding.results import Snapshot
 from qdc.runtime.load import load_checkpoint
 from tests.support.families import CASES
 from tests.support.natives import write_native
@@ -27,7 +32,6 @@ PROMPTS = [[7, 8, 9, 10, 11, 12], [20], [30, 31, 32], [50, 51], [40] * 9]
 WORDS = 61
 FULL = ("llada", "dream", "llada-moe")
 CAUSAL = ("sdar", "fast-dllm")
-CACHES = ("none", "prefix", "dual")
 
 
 @cache
@@ -190,3 +194,45 @@ def test_each_step_is_what_the_whole_model_says() -> None:
         del left[pick]
     answer = tokens[0, 2:].tolist()
     assert found == (answer[: answer.index(0)] if 0 in answer else answer)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_whatever_is_asked_all_is_filled_and_nothing_else_changes(data: st.DataObject) -> None:
+    model, facts = toy(data.draw(st.sampled_from([*FULL, *CAUSAL])))
+    prompt = st.lists(st.integers(2, WORDS - 1), min_size=0, max_size=7)
+    prompts = data.draw(st.lists(prompt, min_size=1, max_size=3))
+    strategy = data.draw(st.sampled_from([name for name in STRATEGIES if name != "apd"]))
+    fields = {
+        "strategy": strategy,
+        "length": data.draw(st.integers(1, 13)),
+        "block": data.draw(st.sampled_from([None, 1, 2, 4])),
+        "cache": data.draw(st.sampled_from(CACHES)),
+        "temperature": data.draw(st.sampled_from([0.0, 1.0])),
+        "stop_early": data.draw(st.booleans()),
+    }
+    if strategy not in ("threshold", "factor"):
+        fields["steps"] = data.draw(st.sampled_from([None, 1, 3, 40]))
+    seen: list[Snapshot] = []
+    options = DecodeOptions.model_validate(fields)
+    found = decode(model, prompts, options, facts, seen.append)
+    assert not bool((found.tokens == facts.mask).any())
+    for row, given_prompt in enumerate(prompts):
+        width = len(given_prompt) + options.length
+        assert found.tokens[row, -width:][: len(given_prompt)].tolist() == given_prompt
+    assert len(seen) == found.steps <= found.forwards
+    assert all(bool((a.masked >= b.masked).all()) for a, b in pairwise(seen))
+    assert options.stop_early or found.written == len(prompts) * options.length
+    if seen[0].steps is not None and strategy != "dynamic":
+        assert found.steps <= seen[0].steps
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", [*FULL, *CAUSAL])
+def test_a_gpu_decodes_as_the_processor_does(family: str) -> None:
+    """The same noise, and sums that differ in the last bits: most answers are equal."""
+    model, facts = toy(family)
+    fields = {"block": 4, "temperature": 0.5, "cfg": 0.3, "cache": "dual"}
+    due = answers(model, facts, PROMPTS, **fields)
+    found = answers(deepcopy(model).cuda(), facts, PROMPTS, **fields)
+    assert sum(a == b for a, b in zip(found, due, strict=True)) >= len(PROMPTS) - 1

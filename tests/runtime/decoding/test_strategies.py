@@ -227,6 +227,23 @@ def test_both_samplers_draw_from_the_tempered_distribution(strategy: str) -> Non
     torch.testing.assert_close(share, due, atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_llada_draws_without_the_tail_and_is_as_sure_as_before(seed: int) -> None:
+    """Two tokens are left to draw from; their probability is that of the whole vocabulary."""
+    logits, _ = example(seed)
+    options = DecodeOptions(temperature=5, top_k=2)
+    found = make_strategy(options).propose(logits, places(WIDTH, seed))
+    best = logits.topk(2).indices
+    assert bool((found.tokens[:, None] == best).any(1).all())
+    assert not torch.equal(found.tokens, best[:, 0])
+    due = logits.softmax(1).gather(1, found.tokens[:, None])[:, 0]
+    assert torch.equal(found.confidence, due)
+    greedy = DecodeOptions(temperature=5, top_p=1e-9)
+    assert torch.equal(
+        make_strategy(greedy).propose(logits, places(WIDTH, seed)).tokens, best[:, 0]
+    )
+
+
 def test_every_name_has_a_strategy_that_names_its_source() -> None:
     from qdc.runtime.decoding.options import STRATEGIES
 
