@@ -89,7 +89,7 @@ def test_an_evaluation_is_added(
     assert ("standard error</th>" in page) == compared
     for row in result.get("agreements", ()):
         low, high = row["divergence_interval"]
-        assert f"{row['divergence']:.4f}</td><td class=\"n\">{low:.4f} .. {high:.4f}" in page
+        assert f'{row["divergence"]:.4f}</td><td class="n">{low:.4f} .. {high:.4f}' in page
 
 
 def test_what_is_no_report_is_refused(out: Path, model: Path, refused: Command) -> None:
