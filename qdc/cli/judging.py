@@ -70,10 +70,11 @@ def evaluate(
     """  # noqa: D301
     given = {
         name
-        for name in (*OF_TEXT, *OF_TASKS)
+        for name in (*OF_TEXT, *OF_TASKS, "json", "markdown")
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
-    refuse_mixture(given, text=text is not None, tasks=tasks is not None)
+    compared = against is not None or len(models) > 1
+    refuse_mixture(given, text=text is not None, tasks=tasks is not None, compared=compared)
     if tasks is not None:
         from qdc.cli.tasks import tasks_command
 

@@ -27,6 +27,8 @@ from qdc.harness.tasks import Tasks
 from qdc.ir.graph import ModelFacts
 from qdc.runtime.decoding.options import parse_options
 
+GENERATION = "generate_until"
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -40,6 +42,8 @@ class Asked:
     decoding: Mapping[str, str]
     chat: bool
     wants_greedy: bool
+    scored: bool
+    """Whether a task asks for likelihoods."""
 
 
 def tasks_command(
@@ -74,9 +78,16 @@ def tasks_command(
         update("find tasks", 0, 2)
         found = Tasks([name.strip() for name in tasks.split(",")], include)
         update("find tasks", 1, 2)
-        greedy = found.wants_greedy()
+        greedy, kinds = found.wants_greedy(), found.kinds()
         update("find tasks", 2, 2)
-    asked = Asked(found, limit, shots, scorer, settings, decoding, chat, greedy)
+    if generate is not None and GENERATION not in kinds:
+        raise QdcError(
+            "--generate changes nothing: none of the tasks has the model write",
+            where=found.names,
+            help="leave it out",
+        )
+    scored = kinds != {GENERATION}
+    asked = Asked(found, limit, shots, scorer, settings, decoding, chat, greedy, scored)
     runs: list[tuple[TaskRun, Values]] = []
     known: tuple[ModelFacts, list[int]] | None = None
     for path in [*candidates, *([] if reference is None else [reference])]:
@@ -142,7 +153,7 @@ def _run(opened: Opened, name: str, asked: Asked) -> tuple[TaskRun, Values]:
     values = document_values(results["samples"], results.get("group_subtasks", {}))
     found = TaskRun(
         model=name,
-        scorer=scorer,
+        scorer=scorer if asked.scored else None,
         mc_num=options.mc_num,
         cfg=options.cfg,
         seed=options.seed,
@@ -225,10 +236,13 @@ def _metric(name: str, kept: str) -> str:
 
 def _notes(run: TaskRun) -> tuple[str, ...]:
     guidance = f", guidance {run.cfg:g}" if run.cfg else ""
-    given = tuple(f"{name}={value}" for name, value in run.decoding.items())
-    decoding = (f"decoding: {', '.join(given)}",) if given else ()
-    cut = (f"{run.truncated} prompts were cut to the model's length",) if run.truncated else ()
-    return (
-        f"likelihoods: {run.scorer}, {run.mc_num} masks each, seed {run.seed}{guidance}",
-        *decoding, *cut,
-    )  # fmt: skip
+    given = ", ".join(f"{name}={value}" for name, value in run.decoding.items())
+    notes = []
+    if run.scorer is not None:
+        masks = f"{run.mc_num} masks each, seed {run.seed}"
+        notes.append(f"likelihoods: {run.scorer}, {masks}{guidance}")
+    if given:
+        notes.append(f"decoding: {given}")
+    if run.truncated:
+        notes.append(f"{run.truncated} prompts were cut to the model's length")
+    return tuple(notes)

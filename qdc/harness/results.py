@@ -48,7 +48,8 @@ class TaskRun(Frozen):
     """What one model answered."""
 
     model: str
-    scorer: str
+    scorer: str | None
+    """None where no task asks for likelihoods."""
     mc_num: int
     cfg: float
     seed: int

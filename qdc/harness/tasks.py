@@ -87,14 +87,21 @@ class Tasks:
 
     def wants_greedy(self) -> bool:
         """Whether a metric asks if greedy decoding gives the answer."""
-        self._unused = self.load()
-        tasks = self._unused["tasks"].values()
         return any(
             task.OUTPUT_TYPE == "loglikelihood"
             or "exact_match" in getattr(task, "_metric_fn_list", {})
-            for task in tasks
+            for task in self._seen()
             if task.OUTPUT_TYPE in ("loglikelihood", "multiple_choice")
         )
+
+    def kinds(self) -> set[str]:
+        """What the tasks ask of a model: ``generate_until``, or kinds of likelihoods."""
+        return {str(task.OUTPUT_TYPE) for task in self._seen()}
+
+    def _seen(self) -> list[Any]:
+        """The tasks as the next run will find them."""
+        self._unused = self._unused or self.load()
+        return list(self._unused["tasks"].values())
 
     def run(self, model: "LM", limit: int | None, shots: int | None, *, chat: bool) -> Any:
         """Ask the model. Gives the harness's results, with samples. Raises ``QdcError``."""

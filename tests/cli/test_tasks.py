@@ -54,10 +54,16 @@ def test_tasks_of_two_models_in_a_process_of_their_own(model: Path, rounded: Pat
         assert low <= each["difference"] <= high
 
 
-def test_tasks_print_tables(model: Path, qdc: Command) -> None:
+def test_tasks_print_tables(model: Path, qdc: Command, refused: Command) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     one = qdc("eval", model, "--tasks", "python_choice", *FEW, "--scorer", "dream")
     assert "likelihoods: dream, 2 masks each, seed 1234" in one
+    decoding = ("--generate", "length=2,strategy=random")
+    written = qdc("eval", model, "--tasks", "python_write", *FEW, *decoding)
+    assert "decoding: length=2, strategy=random" in written
+    assert "likelihoods" not in written
+    in_vain = refused("eval", model, "--tasks", "python_choice", *FEW, *decoding)
+    assert "none of the tasks has the model write" in in_vain
     table = qdc("eval", model, model, "--tasks", "python_choice", *FEW, "--markdown")
     rows = [line for line in table.splitlines() if line.startswith("| python_choice")]
     assert [row.split(" | ")[1] for row in rows] == ["acc", "acc_norm"]
@@ -97,7 +103,9 @@ def test_several_artifacts_are_one_table(
         (("--tasks", "a", "--generate", "size=3"), "size"),
         (("--tasks", "a", "--include", "none"), "no such folder of tasks"),
         (("--text", "TEXT", "--batch", 0), "--batch 0 runs nothing"),
-        (("--text", "TEXT", "--infills", -1), "--infills -1 is no count"),
+        (("MODEL", "--text", "TEXT", "--infills", -1), "--infills -1 is no count"),
+        (("--text", "TEXT", "--infills", 3), "--infills changes nothing with one model"),
+        (("--text", "TEXT", "--json", "--markdown"), "exclude each other"),
         (("MODEL", "--text", "TEXT", "--report"), "--report adds the figures of one artifact"),
     ],
 )

@@ -147,6 +147,7 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     assert scorer == ("dream" if family == "dream" else "llada")
     model = DiffusionLM(subject(opened), LikelihoodOptions(scorer=scorer, mc_num=8))
     text, end = "import os", opened.decoding.eos
+    assert end is not None
     [(plain, _)] = model.loglikelihood([_instance("", text)])
     assert [plain] == pytest.approx(model.loglikelihood_rolling([_instance(text)]), rel=1e-4)
     tokens = opened.encode(text)
