@@ -124,11 +124,11 @@ def _agreements(found: Sequence[Agreement]) -> Sheet:
     return Sheet("agreement on masked tokens", columns, (1, 2, 3, 4), rows, (f"KL: {DIVERGENCE}",))
 
 
-def _decoding(found: DecodeAgreement) -> tuple[str, str]:
+def _decoding(found: DecodeAgreement) -> tuple[str, ...]:
     interval = f" ({spread(found.interval, '.1%')})" if found.interval else ""
     return (
-        f"filled greedily by both: {found.gaps} gaps of {found.gap} tokens; "
-        f"{found.tokens_equal:.1%} of the tokens equal{interval}, {found.gaps_equal} gaps equal",
+        f"filled greedily by both: {found.gaps} gaps of {found.gap} tokens",
+        f"equal: {found.tokens_equal:.1%} of the tokens{interval}, {found.gaps_equal} gaps",
         f"as in the text: {found.candidate_right:.1%} of the compiled model's tokens, "
         f"{found.original_right:.1%} of the original's",
     )
