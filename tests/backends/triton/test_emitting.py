@@ -66,8 +66,8 @@ def test_kernels_compiled_ahead_are_listed(
     def compiled(forms: list[ahead.Form], architectures: list[int]) -> list[ahead.Compiled]:
         return [
             ahead.Compiled(
-                kernel=form.name, dtype=form.dtype, architecture=one, registers=9, shared=0, spilled=0,
-                instructions={}, per_sign=None,
+                kernel=form.name, dtype=form.dtype, architecture=one, registers=9, shared=0,
+                spilled=0, instructions={}, per_sign=None,
             )
             for form in forms for one in architectures
         ]  # fmt: skip
