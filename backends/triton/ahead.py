@@ -282,10 +282,7 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit("usage: python -m qdc.backends.triton.ahead [--json]")
     dtypes = ("bf16", "fp16") if arguments else ("bf16",)
     found = compile_all(list(forms(dtypes)))
-    if arguments:
-        text = json.dumps([one.model_dump() for one in found], indent=1)
-    else:
-        text = table(found)
+    text = json.dumps([one.model_dump() for one in found], indent=1) if arguments else table(found)
     sys.stdout.write(text + "\n")
 
 

@@ -11,7 +11,7 @@ shifting all bytes by one amount gives the signs of neighbouring columns, where 
 them, and no sign changes its thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from qdc.multibinary import MultiBinary
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
+from qdc.numerics.components import decode_scales
 from qdc.numerics.fields import pack_codes
 from qdc.uniformgrid import UniformGrid
 
@@ -75,14 +76,14 @@ def pad_rows(tensor: Tensor, rows: int, dim: int) -> Tensor:
 def swap_bits(planes: Tensor) -> Tensor:
     """Bytes ``u8[..., W / 8]`` of neighbouring columns to bytes that hold every W/8-th column."""
     width = 8 * planes.shape[-1]
-    signs = unpack_signs(planes, width).unflatten(-1, (8, width // 8))
+    signs = unpack_signs(planes, width).reshape(*planes.shape[:-1], 8, width // 8)
     return pack_signs(signs.transpose(-1, -2).flatten(-2))
 
 
 def restore_bits(planes: Tensor) -> Tensor:
     """The inverse of ``swap_bits``."""
     width = 8 * planes.shape[-1]
-    signs = unpack_signs(planes, width).unflatten(-1, (width // 8, 8))
+    signs = unpack_signs(planes, width).reshape(*planes.shape[:-1], width // 8, 8)
     return pack_signs(signs.transpose(-1, -2).flatten(-2))
 
 
@@ -95,13 +96,13 @@ def binary_layout(parts: Sequence[Part]) -> BinaryLayout:
     pairs, singles, blocks, order = _plan(codec, width)
     planes, row_scales, col_scales = [], [], []
     for part, own in zip(parts, codecs, strict=True):
-        working = own.unpack(part.stored)
-        parts_of_block = codec.block // width
-        bits = swap_bits(part.stored["planes"].unflatten(2, (parts_of_block, width // 8)))
-        chosen = bits[:, [p for p, _ in order], [s for _, s in order]].transpose(0, 1)
-        planes.append(pad_rows(chosen, own.rows, 1))
-        row_scales.append(pad_rows(working["row_scale"].T, own.rows, 1))
-        columns = working["col_scale"][0].unflatten(1, (parts_of_block, width))
+        cut = codec.block // width
+        bits = part.stored["planes"].reshape(own.rows, own.planes, cut, width // 8)
+        chosen = bits[:, [p for p, _ in order], [s for _, s in order]]
+        planes.append(pad_rows(swap_bits(chosen).transpose(0, 1), own.rows, 1))
+        row_scale, col_scale = _scales(own, part.stored)
+        row_scales.append(pad_rows(row_scale.T, own.rows, 1))
+        columns = col_scale.reshape(own.planes, cut, width)
         col_scales.append(columns[[p for p, _ in order], [s for _, s in order]])
     rows = tuple(own.rows for own in codecs)
     return BinaryLayout(
@@ -116,6 +117,15 @@ def binary_layout(parts: Sequence[Part]) -> BinaryLayout:
         columns=codec.columns,
         rows=rows,
     )
+
+
+def _scales(codec: MultiBinary, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scales of rows f16[rows, P] and of columns f16[1, P, block]; codes of 8 bits are decoded."""
+    row_scale, col_scale = stored["row_scale"], stored["col_scale"]
+    if codec.scale_bits == 8:
+        row_scale = decode_scales(row_scale, stored["row_peak"]).half()
+        col_scale = decode_scales(col_scale, stored["col_peak"]).half()
+    return row_scale, col_scale
 
 
 def _plan(
@@ -206,7 +216,7 @@ def uniform_layout(parts: Sequence[Part]) -> UniformLayout:
         working = own.unpack(part.stored)
         flat = working["codes"].flatten(1)[:, : own.columns]
         flat = pad(flat, (0, -own.columns % width))
-        spaced = flat.unflatten(1, (-1, fields, width // fields)).transpose(2, 3)
+        spaced = flat.reshape(own.rows, -1, fields, width // fields).transpose(2, 3)
         packed = pack_codes(spaced.contiguous(), own.bits)[..., 0].transpose(0, 1)
         codes.append(pad_rows(packed, own.rows, 1))
         step = working["scale"].float()

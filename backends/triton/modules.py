@@ -31,6 +31,20 @@ class PackedLinear(nn.Module):
             neither CUDA nor the interpreter.
     """
 
+    planes: Tensor
+    row_scale: Tensor
+    col_scale: Tensor
+    exact_col_scale: Tensor
+    pairs: Tensor
+    singles: Tensor
+    blocks: Tensor
+    tiles: Tensor
+    arrivals: Tensor
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor
+    bias: Tensor | None
+
     def __init__(
         self, parts: Sequence[Part], dtype: torch.dtype, device: torch.device | str
     ) -> None:
@@ -79,7 +93,7 @@ class PackedLinear(nn.Module):
             flat = flat.contiguous()
         rows = list(self.rows)
         if self.binary:
-            found = torch.ops.qdc.binary_linear(
+            found: Tensor = torch.ops.qdc.binary_linear(
                 flat,
                 self.planes,
                 self.row_scale,
@@ -154,6 +168,10 @@ class PackedEmbedding(nn.Module):
         QdcError: no kernel reads the codec, or this machine cannot run one.
     """
 
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, part: Part, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         device = torch.device(device)
@@ -176,7 +194,7 @@ class PackedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """``i64[...] -> [..., columns]``; ids outside the vocabulary fail on the device."""
         torch._assert_async(((ids >= 0) & (ids < self.tokens)).all())
-        found = torch.ops.qdc.uniform_embedding(
+        found: Tensor = torch.ops.qdc.uniform_embedding(
             ids.reshape(-1),
             self.codes,
             self.scale,
@@ -202,7 +220,7 @@ def _require(parts: Sequence[Part], dtype: torch.dtype, device: torch.device) ->
             f"the kernels take bf16, fp16 and fp32 activations, not {dtype}", help=REFERENCE
         )
     # The operators register themselves when the kernels are first wanted.
-    from . import operators  # noqa: F401, PLC0415
+    from . import operators  # noqa: F401
 
 
 def _refuse_gradient(x: Tensor) -> None:

@@ -1,10 +1,11 @@
 """Packed modules as citizens of torch: traced, exported, saved, refused a gradient."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tests.support.interpreter  # noqa: F401
 from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
@@ -31,6 +32,21 @@ class Model(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.head(torch.tanh(self.stage(self.embedding(ids))))
         return logits
+
+
+class CalledOperators(TorchDispatchMode):
+    """Notes each call of an operator of this package."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if "qdc" in str(func):
+            self.seen.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +77,17 @@ def test_exports(model: Model) -> None:
 
 @pytest.mark.parametrize("which", ["binary", "uniform", "embedding"])
 def test_operators_keep_their_promises(model: Model, which: str) -> None:
-    module = {"binary": model.stage, "uniform": model.head, "embedding": model.embedding}[which]
-    seen = []
-
-    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if "qdc" in str(function):
-                seen.append((function, args, kwargs or {}))
-            return function(*args, **(kwargs or {}))
-
+    modules: dict[str, PackedLinear | PackedEmbedding] = {
+        "binary": model.stage,
+        "uniform": model.head,
+        "embedding": model.embedding,
+    }
+    module = modules[which]
     given = IDS if which == "embedding" else torch.randn(3, module.columns).half()
-    with torch.no_grad(), Spy():
+    with torch.no_grad(), CalledOperators() as called:
         module(given)
-    (call,) = seen
-    torch.library.opcheck(call[0], call[1], call[2])
+    (call,) = called.seen
+    torch.library.opcheck(*call)
 
 
 def test_a_gradient_is_refused(model: Model) -> None:

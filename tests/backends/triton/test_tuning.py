@@ -1,6 +1,8 @@
 """Which kernel runs: defaults by size, measured choices kept for a device."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ def test_small_layers_are_split_and_large_ones_are_not() -> None:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card 1/2")
     monkeypatch.setenv("QDC_CACHE", str(tmp_path))
@@ -32,7 +34,14 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     tuning._entries.cache_clear()
 
 
-SHAPE = dict(tokens=20, padded_rows=4096, columns=4096, planes=64, units=32, dtype=torch.bfloat16)
+SHAPE: dict[str, Any] = {
+    "tokens": 20,
+    "padded_rows": 4096,
+    "columns": 4096,
+    "planes": 64,
+    "units": 32,
+    "dtype": torch.bfloat16,
+}
 
 
 def tune() -> tuple[tuning.Entry, list[Choice]]:
