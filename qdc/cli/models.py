@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,13 @@ from qdc.frontend.native import NativeModel
 from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
 from qdc.registry import standard_registry
+from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.speech import decode_facts
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 REFERENCE = "reference"
 """The backend that is chosen where none is."""
@@ -33,6 +38,9 @@ class Opened:
     decode: Callable[[list[int]], str]
     compiled: bool
     device: str
+    tokenizer: "PreTrainedTokenizerFast"
+    decoding: DecodeFacts
+    """What the decoding loop has to know."""
 
     @property
     def logits_shift(self) -> int:
@@ -77,7 +85,16 @@ def open_runnable(
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False))
 
-    return Opened(module, facts, encoder(tokenizer), decode, compiled, device)
+    return Opened(
+        module,
+        facts,
+        encoder(tokenizer),
+        decode,
+        compiled,
+        device,
+        tokenizer,
+        decode_facts(facts, tokenizer, plain),
+    )
 
 
 def _refuse_plain(folder: Path, backend: str) -> None:

@@ -31,8 +31,8 @@ def run_command(
     with progress() as update:
         filled = infill(
             opened,
-            tokens.to(device),
-            masked.to(device),
+            tokens,
+            masked,
             opened.facts.mask_token_id,
             steps,
             lambda done, total: update("fill the gaps", done, total),
@@ -40,7 +40,7 @@ def run_command(
         )
     result = opened.decode(filled[0].tolist())
     if as_json:
-        found = filled[masked.to(device)].tolist()
+        found = filled[masked].tolist()
         print_json({"text": result, "filled": [opened.decode([token]) for token in found]})
     else:
         sys.stdout.write(result + "\n")

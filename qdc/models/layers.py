@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdc.models.window import current_window
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm: computed in fp32, cast back, then scaled by the weight."""
@@ -26,7 +28,10 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding, half-split, positions 0..T-1, evaluated in fp32."""
+    """Rotary position embedding, half-split, evaluated in fp32.
+
+    Positions are 0..T-1, or those of the window in force.
+    """
 
     def __init__(self, head_width: int, theta: float) -> None:
         super().__init__()
@@ -37,11 +42,13 @@ class Rotary(nn.Module):
         """``[batch, T, heads, head_width]``, rotated, in the dtype of ``x``."""
         half = self.head_width // 2
         exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
-        angles = torch.outer(
-            torch.arange(x.shape[1], device=x.device, dtype=torch.float32),
-            self.theta**-exponent,
-        )
-        cosine, sine = angles.cos()[:, None, :], angles.sin()[:, None, :]
+        window = current_window()
+        if window is None:
+            places = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
+        else:
+            places = window.places().to(x.device, torch.float32)
+        angles = places[..., None] * self.theta**-exponent
+        cosine, sine = angles.cos()[..., None, :], angles.sin()[..., None, :]
         low, high = x.float().chunk(2, dim=-1)
         turned = torch.cat((low * cosine - high * sine, high * cosine + low * sine), dim=-1)
         return turned.to(x.dtype)
@@ -51,7 +58,8 @@ class Attention(nn.Module):
     """Attention core without a causal mask: padded keys hidden, grouped heads repeated.
 
     With a block length a position sees its own block and the blocks before it; without one it sees
-    every position. Blocks are counted from the first position, padding included.
+    every position. Blocks are counted from the first position, padding included, unless a window is
+    in force: then positions, padding and further keys are the window's.
     """
 
     def __init__(self, block: int | None = None) -> None:
@@ -66,11 +74,17 @@ class Attention(nn.Module):
         Returns:
             ``[batch, T, width]``.
         """
+        window = current_window()
+        if window is None:
+            visible = self.visible(query, attention_mask)
+        else:
+            key, value = window.extend(self, key, value)
+            visible = window.mask(self.block)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
-            attn_mask=self.visible(query, attention_mask),
+            attn_mask=visible,
             enable_gqa=key.shape[2] != query.shape[2],
         )
         return mixed.transpose(1, 2).flatten(2)
@@ -83,3 +97,8 @@ class Attention(nn.Module):
         number = torch.arange(query.shape[1], device=query.device) // self.block
         earlier = number[:, None] >= number[None, :]
         return earlier[None, None] if padding is None else earlier & padding
+
+
+def takes_windows(model: object) -> bool:
+    """Whether a model is made of leaves that ask for the window in force."""
+    return isinstance(model, nn.Module) and any(isinstance(m, Attention) for m in model.modules())

@@ -1,14 +1,20 @@
 """Fill gaps in a text, most certain token first."""
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qdc.errors import QdcError
-from qdc.runtime.masked_loss import Progress, require_finite
-from qdc.runtime.predictions import Logits, logits_shift, sources
+from qdc.runtime.decoding.canvas import lay_out_gaps
+from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.loop import Loop
+from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.reader import Reader
+from qdc.runtime.decoding.results import Snapshot, Watch
+from qdc.runtime.decoding.strategies import make_strategy
+from qdc.runtime.masked_loss import Progress
+from qdc.runtime.predictions import Logits, logits_shift
 
 GAP = "<mask>"
 
@@ -66,37 +72,22 @@ def infill(
         )
     if steps is not None and steps < 1:
         raise QdcError(f"found {steps} steps, need at least 1", help="leave steps out for the best")
-    filled = tokens.masked_fill(masked, mask_id)
-    remaining = masked.clone()
-    schedule = _schedule(masked[0].nonzero()[:, 0].tolist(), steps, block)
-    for step, (first, last, keep) in enumerate(schedule):
-        positions = remaining[0, first : last + 1].nonzero()[:, 0] + first
-        read = sources(positions, logits_shift(logits))
-        found = logits(filled.clone())[0].to(positions.device)[read].double()
-        require_finite(found)
-        if mask_id < found.shape[1]:
-            found[:, mask_id] = -torch.inf
-        confidence, predicted = found.softmax(1).max(1)
-        best = confidence.sort(descending=True, stable=True).indices[:keep]
-        filled[0, positions[best]] = predicted[best]
-        remaining[0, positions[best]] = False
-        if progress is not None:
-            progress(step + 1, len(schedule))
-    return filled
+    options = DecodeOptions(steps=None if steps is None else min(steps, max(1, tokens.shape[1])))
+    facts = DecodeFacts(
+        mask=mask_id,
+        vocabulary=max(mask_id, int(tokens.max())) + 1 if tokens.numel() else 1,
+        max_length=max(1, tokens.shape[1]),
+        logits_shift=logits_shift(logits),
+    )
+    canvas = lay_out_gaps(tokens.cpu(), masked.cpu(), block, mask_id)
+    reader = Reader(logits, canvas, facts, options.cache, options.cfg)
+    loop = Loop(reader, make_strategy(options), options, facts, stops=False)
+    loop.run(None if progress is None else _tell(progress))
+    return canvas.tokens.to(tokens.device)
 
 
-def _schedule(
-    places: Sequence[int], steps: int | None, block: int | None
-) -> list[tuple[int, int, int]]:
-    """For each step the first and last place of its block, and how many places it fills."""
-    total, before = len(places) if steps is None else steps, 0
-    found: list[tuple[int, int, int]] = []
-    for _, group in groupby(places, lambda place: 0 if block is None else place // block):
-        inside = list(group)
-        count, after = len(inside), before + len(inside)
-        share = total * after // len(places) - total * before // len(places)
-        rounds, before = min(count, max(1, share)), after
-        for step in range(rounds):
-            keep = count // rounds + (step < count % rounds)
-            found.append((inside[0], inside[-1], keep))
-    return found
+def _tell(progress: Progress) -> Watch:
+    def watch(state: Snapshot) -> None:
+        progress(state.step, state.steps or state.step)
+
+    return watch

@@ -9,8 +9,8 @@ from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
 COMMANDS = (
-    "compile", "plan", "show", "passes", "backends", "families", "run", "eval", "report",
-    "inspect-calibration",
+    "compile", "plan", "show", "passes", "backends", "families", "run", "generate", "eval",
+    "report", "inspect-calibration",
 )  # fmt: skip
 SCREEN = 48
 

@@ -18,6 +18,7 @@ BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = (
     "allocation.md",
     "calibration.md",
+    "decoding.md",
     "format.md",
     "ir.md",
     "planning.md",

@@ -1,0 +1,123 @@
+"""``qdc generate``: write an answer, and show how it unmasks."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+from rich.text import Text
+
+from qdc.cli.models import Opened, open_runnable
+from qdc.cli.terminal import console, print_json, progress
+from qdc.runtime.decoding.loop import check_verifier, decode
+from qdc.runtime.decoding.options import parse_options
+from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
+from qdc.runtime.decoding.speech import chat_tokens
+from qdc.runtime.decoding.verifier import load_verifier
+
+VEIL = "░"
+"""A place that is not decided yet."""
+FRAMES = 12
+"""A second, at most."""
+
+
+def generate_command(
+    model: Path,
+    prompt: str,
+    chat: bool,
+    options: Mapping[str, Any],
+    verifier: Path | None,
+    device: str,
+    plugins: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Load, decode, print. The answer goes to stdout, what it took to stderr."""
+    wanted = parse_options(**options)
+    check_verifier(wanted, present=verifier is not None)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    opened = open_runnable(model, device, plugins)
+    if chat:
+        tokens = chat_tokens(opened.tokenizer, [{"role": "user", "content": text}])
+    else:
+        tokens = opened.encode(text)
+    checks = (
+        None
+        if verifier is None
+        else load_verifier(verifier, opened.device, opened.tokenizer, opened.facts.vocabulary)
+    )
+    with _shown(opened, as_json) as watch:
+        found = decode(opened.module, [tokens], wanted, opened.decoding, watch, checks)
+    answer = opened.decode(found.answers[0])
+    if as_json:
+        print_json({"text": answer, **_figures(found, len(tokens), wanted.length)})
+        return
+    if sys.stdout.isatty() and not chat:
+        console().print(Text(text, style="dim"), end="", soft_wrap=True)
+    sys.stdout.write(answer + "\n")
+    sys.stdout.flush()
+    sys.stderr.write(
+        f"{found.written} tokens, {found.steps} steps, {found.forwards} forwards, "
+        f"{found.seconds:.2f} s: {found.tokens_per_second:.1f} tokens/s, "
+        f"{found.tokens_per_step:.2f} tokens/step\n"
+    )
+
+
+def _figures(found: Decoded, prompt: int, length: int) -> dict[str, object]:
+    (answer,) = found.answers
+    return {
+        "tokens": answer,
+        "finish": "length" if len(answer) == length else "stop",
+        "prompt_tokens": prompt,
+        "written": found.written,
+        "steps": found.steps,
+        "forwards": found.forwards,
+        "seconds": found.seconds,
+        "tokens_per_second": found.tokens_per_second,
+        "tokens_per_step": found.tokens_per_step,
+    }
+
+
+@contextmanager
+def _shown(opened: Opened, as_json: bool) -> Iterator[Watch]:
+    """Draw each state on a terminal; a bar if only stderr is one."""
+    if as_json or not sys.stdout.isatty():
+        with progress() as update:
+            yield lambda state: update("decode", *_share(state))
+        return
+    due = 0.0
+
+    def draw(state: Snapshot) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due or not bool(state.masked.any()):
+            live.update(_drawn(state, opened), refresh=True)
+            due = now + 1 / FRAMES
+
+    with Live(console=console(), transient=True, auto_refresh=False) as live:
+        yield draw
+
+
+def _share(state: Snapshot) -> tuple[int, int]:
+    if state.steps is not None:
+        return state.step, state.steps
+    done = int((~state.masked).sum())
+    return done, state.masked.numel()
+
+
+def _drawn(state: Snapshot, opened: Opened) -> Text:
+    """The text so far, veiled where nothing is decided."""
+    text = Text()
+    pairs = zip(state.tokens[0].tolist(), state.masked[0].tolist(), strict=True)
+    for veiled, group in groupby(pairs, key=lambda pair: pair[1]):
+        tokens = [token for token, _ in group]
+        if veiled:
+            text.append(VEIL * len(tokens), style="dim")
+        else:
+            text.append(opened.decode(tokens))
+    of = "" if state.steps is None else f" of {state.steps}"
+    text.append(f"\n\nstep {state.step}{of}", style="dim")
+    return text

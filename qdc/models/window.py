@@ -1,0 +1,102 @@
+"""A window on a longer text: the model computes some columns and attends over kept ones as well.
+
+Models take whole texts. While a window is in force, the leaves that know of positions, ``Rotary``
+and ``Attention``, ask it where the columns of this call stand and which keys and values there are
+beside them. Nothing else of a model changes, and outside a window nothing changes at all. The
+window belongs to the running context (``contextvars``), not to the module: two threads may decode
+with one model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor, nn
+
+
+class Window:
+    """Columns ``first`` to ``last`` of a text whose keys and values are known up to ``seen``."""
+
+    def __init__(self, positions: Tensor, visible: Tensor, *, keeps: bool) -> None:
+        """Describe a text.
+
+        Args:
+            positions: ``i64[batch, T]``, the place of each column in its own row; anything at
+                columns that are not visible.
+            visible: ``bool[batch, T]``, False hides a column from all others.
+            keeps: keep keys and values from call to call.
+        """
+        self.positions = positions
+        self.visible = visible
+        self.keeps = keeps
+        self.first, self.last, self.seen = 0, positions.shape[1], positions.shape[1]
+        self._all_visible = bool(visible.all())
+        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    def move(self, first: int, last: int, seen: int) -> None:
+        """The next call computes columns ``first`` to ``last``, and sees those before ``seen``."""
+        self.first, self.last, self.seen = first, last, seen
+        self._masks = {}
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with these rows alone, ``i64[kept]``."""
+        self.positions, self.visible = self.positions[rows], self.visible[rows]
+        self._all_visible = bool(self.visible.all())
+        self._kept = {leaf: (key[rows], value[rows]) for leaf, (key, value) in self._kept.items()}
+        self._masks = {}
+
+    def places(self) -> Tensor:
+        """Positions of the columns of this call, ``i64[batch, last - first]``."""
+        return self.positions[:, self.first : self.last]
+
+    def extend(self, leaf: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep what ``leaf`` has computed, ``[batch, last - first, heads, head_width]``.
+
+        Returns:
+            Keys and values of all columns before ``seen``. Keys are kept after rotation, for a
+            column never moves.
+        """
+        if not self.keeps:
+            return key, value
+        if leaf not in self._kept:
+            shape = (key.shape[0], self.positions.shape[1], *key.shape[2:])
+            self._kept[leaf] = (key.new_zeros(shape), value.new_zeros(shape))
+        keys, values = self._kept[leaf]
+        keys[:, self.first : self.last] = key
+        values[:, self.first : self.last] = value
+        return keys[:, : self.seen], values[:, : self.seen]
+
+    def mask(self, block: int | None) -> Tensor | None:
+        """Who sees whom, ``bool[batch, 1, 1 or columns, seen]``; None where all see all."""
+        if block not in self._masks:
+            self._masks[block] = self._mask(block)
+        return self._masks[block]
+
+    def _mask(self, block: int | None) -> Tensor | None:
+        begin = 0 if self.keeps else self.first
+        hidden = None if self._all_visible else self.visible[:, None, None, begin : self.seen]
+        if block is None:
+            return hidden
+        number = self.positions // block
+        asks, answers = number[:, self.first : self.last], number[:, begin : self.seen]
+        earlier = (asks[:, :, None] >= answers[:, None, :])[:, None]
+        return earlier if hidden is None else earlier & hidden
+
+
+_CURRENT: ContextVar[Window | None] = ContextVar("window", default=None)
+
+
+def current_window() -> Window | None:
+    """The window in force, if there is one."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def through(window: Window) -> Iterator[None]:
+    """Put a window in force."""
+    token = _CURRENT.set(window)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)

@@ -1,0 +1,41 @@
+"""What decoding has to know of a model and its tokenizer."""
+
+from typing import Self
+
+from pydantic import Field
+
+from qdc.ir.graph import ModelFacts
+from qdc.ir.types import Frozen
+
+
+class DecodeFacts(Frozen):
+    """Token ids, lengths, and which position predicts which."""
+
+    mask: int = Field(ge=0)
+    """The mask token, which is never written."""
+    vocabulary: int = Field(gt=0)
+    """Tokens that the model has embeddings for."""
+    eos: int | None = Field(default=None, ge=0)
+    """End of sequence; fills what stands behind an end."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end an answer: the end of sequence, and the end of a turn."""
+    max_length: int = Field(gt=0)
+    """Most tokens of a prompt and its answer."""
+    logits_shift: int = Field(default=0, ge=0, le=1)
+    """1 if position i of the logits predicts token i + 1."""
+    attention_block: int | None = Field(default=None, gt=0)
+    """Tokens of an attention block of a block-causal model."""
+
+    @classmethod
+    def of(cls, facts: ModelFacts, eos: int | None = None, ends: tuple[int, ...] = ()) -> Self:
+        """Join what a model says of itself with the ends that its tokenizer has."""
+        first = () if eos is None else (eos,)
+        return cls(
+            mask=facts.mask_token_id,
+            vocabulary=facts.vocabulary,
+            eos=eos,
+            ends=tuple(dict.fromkeys((*first, *ends))),
+            max_length=facts.max_length,
+            logits_shift=facts.logits_shift,
+            attention_block=facts.attention_block,
+        )

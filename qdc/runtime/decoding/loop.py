@@ -1,0 +1,197 @@
+"""The decoding loop: block by block, step by step, until no place is masked."""
+
+import time
+from collections.abc import Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from qdc.errors import QdcError
+from qdc.runtime.decoding.apd import decode_adaptively
+from qdc.runtime.decoding.canvas import lay_out
+from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.noise import Places
+from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.reader import Model, Reader
+from qdc.runtime.decoding.results import Decoded, Snapshot, Watch, answers
+from qdc.runtime.decoding.schedule import shared_steps
+from qdc.runtime.decoding.strategies import Strategy, make_strategy
+from qdc.runtime.decoding.verifier import Verifier
+
+LATE = -1e300
+"""Confidence of ends that are to come last; what is not open has minus infinity."""
+
+
+@torch.no_grad()
+def decode(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    options: DecodeOptions,
+    facts: DecodeFacts,
+    watch: Watch | None = None,
+    verifier: Verifier | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Decoded:
+    """Write an answer to each prompt.
+
+    A batch gives what each prompt gives alone, up to the rounding of the model.
+
+    Args:
+        model: a module of ``qdc.load``, or any ``(tokens, mask) -> logits``, see ``reader.Model``.
+        prompts: token ids; they may differ in length.
+        options: strategy, steps, noise and the rest.
+        facts: of the model and its tokenizer.
+        watch: called after each step; what it raises ends the decoding.
+        verifier: of ``apd``, and of nothing else.
+        seeds: one a prompt, in place of ``options.seed``.
+
+    Raises:
+        QdcError: a prompt, an option or the model does not fit; says what to do.
+    """
+    each = _seeds(prompts, options, seeds)
+    check_verifier(options, present=verifier is not None)
+    if verifier is not None:
+        return decode_adaptively(model, prompts, options, facts, verifier, watch, each)
+    canvas = lay_out(prompts, options.length, options.block, facts, each)
+    reader = Reader(model, canvas, facts, options.cache, options.cfg)
+    loop = Loop(reader, make_strategy(options), options, facts, stops=options.stop_early)
+    started = time.perf_counter()
+    loop.run(watch)
+    seconds = time.perf_counter() - started
+    tokens, _ = canvas.shown()
+    found = answers(tokens, options.length, facts.ends)
+    return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds)
+
+
+def check_verifier(options: DecodeOptions, *, present: bool) -> None:
+    """Refuse ``apd`` without a verifier, and a verifier without it. Raises ``QdcError``."""
+    if options.strategy == "apd" and not present:
+        raise QdcError(
+            "adaptive parallel decoding needs an autoregressive verifier",
+            help="give --verifier, a small model with the same tokenizer, or take "
+            "--strategy threshold",
+        )
+    if options.strategy != "apd" and present:
+        raise QdcError(
+            f"the strategy {options.strategy} asks no verifier",
+            help="leave --verifier out, or take --strategy apd",
+        )
+
+
+class Loop:
+    """One run over a canvas; counts what it does."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        strategy: Strategy,
+        options: DecodeOptions,
+        facts: DecodeFacts,
+        *,
+        stops: bool,
+    ) -> None:
+        """Plan the steps. Raises ``QdcError`` for ends that the tokenizer does not have."""
+        if (options.forbid_eos or options.late_eos) and facts.eos is None:
+            raise QdcError(
+                "the tokenizer has no end of sequence to forbid or to delay",
+                help="leave out forbid_eos and late_eos",
+            )
+        self.reader, self.canvas, self.strategy = reader, reader.canvas, strategy
+        self.options, self.facts, self.stops = options, facts, stops
+        self.written = self.steps = 0
+        spans = self.canvas.spans
+        counts = [self.canvas.masked[:, first:last].sum(1) for first, last in spans]
+        self.counts = torch.stack(counts, 1) if counts else torch.zeros(0, 0, dtype=torch.int64)
+        shares = [shared_steps(row, options.steps) for row in self.counts.tolist()]
+        self.shares = torch.tensor(shares, dtype=torch.int64).view(self.counts.shape)
+        self.planned = self._planned()
+
+    def run(self, watch: Watch | None) -> None:
+        """Fill the canvas."""
+        for block, (first, last) in enumerate(self.canvas.spans):
+            rows = self.reader.rows
+            if not len(rows):
+                return
+            plan = self.strategy.plan(self.counts[rows, block], self.shares[rows, block])
+            self.reader.begin(first, last)
+            for step in count():
+                open_places = self.canvas.masked[rows, first:last]
+                if not bool(open_places.any()):
+                    break
+                amount = None if plan is None else plan[step]
+                if amount is not None and not bool(amount[open_places.any(1)].any()):
+                    continue  # nothing is decided, so nothing need be computed
+                self._step(first, last, step, amount)
+                if watch is not None:
+                    watch(self.snapshot())
+            if self.stops:
+                self._leave_out_what_is_behind(last)
+
+    def snapshot(self) -> Snapshot:
+        """The state now."""
+        tokens, masked = self.canvas.shown()
+        return Snapshot(tokens, masked, self.steps, self.planned, self.reader.forwards)
+
+    def _step(self, first: int, last: int, step: int, amount: Tensor | None) -> None:
+        canvas, rows = self.canvas, self.reader.rows
+        open_places = canvas.masked[rows, first:last]
+        row, column = open_places.nonzero(as_tuple=True)
+        at = rows[row], column + first
+        logits = self.reader.read(row, column + first)
+        if self.facts.mask < logits.shape[1]:
+            logits[:, self.facts.mask] = -torch.inf
+        if self.options.forbid_eos:
+            logits[:, self.facts.eos] = -torch.inf
+        seeds = [canvas.seeds[place] for place in at[0].tolist()]
+        places = Places(seeds, canvas.positions[at].tolist(), step)
+        proposal = self.strategy.propose(logits, places)
+        tokens, sure = proposal.tokens.cpu(), proposal.confidence.cpu()
+        if self.options.late_eos:
+            sure = sure.masked_fill(self._is_end(tokens), LATE)
+        confidence = torch.full(open_places.shape, -torch.inf, dtype=torch.float64)
+        confidence[row, column] = sure
+        chosen = self.strategy.choose(confidence, open_places, amount)[row, column]
+        taken = at[0][chosen], at[1][chosen]
+        canvas.tokens[taken] = tokens[chosen]
+        canvas.masked[taken] = False
+        self.written += int(chosen.sum())
+        self.steps += 1
+
+    def _leave_out_what_is_behind(self, last: int) -> None:
+        """Close rows that hold an end before the column ``last``."""
+        canvas, rows = self.canvas, self.reader.rows
+        answer = canvas.visible & (canvas.positions >= self._prompt_lengths()[:, None])
+        found = (self._is_end(canvas.tokens) & answer)[rows, :last].any(1)
+        for row in rows[found].tolist():
+            canvas.tokens[row, canvas.masked[row]] = self.facts.ends[0]
+            canvas.masked[row] = False
+        self.reader.keep_rows(~found)
+
+    def _prompt_lengths(self) -> Tensor:
+        return self.canvas.ends - self.canvas.starts - self.options.length
+
+    def _is_end(self, tokens: Tensor) -> Tensor:
+        return torch.isin(tokens, torch.tensor(self.facts.ends, dtype=torch.int64))
+
+    def _planned(self) -> int | None:
+        """Steps in all, where the strategy fixes them."""
+        total = 0
+        for block in range(len(self.canvas.spans)):
+            plan = self.strategy.plan(self.counts[:, block], self.shares[:, block])
+            if plan is None:
+                return None
+            total += int((plan > 0).any(1).sum())
+        return total
+
+
+def _seeds(
+    prompts: Sequence[Sequence[int]], options: DecodeOptions, seeds: Sequence[int] | None
+) -> list[int]:
+    if seeds is None:
+        return [options.seed] * len(prompts)
+    if len(seeds) != len(prompts):
+        raise QdcError(
+            f"found {len(seeds)} seeds for {len(prompts)} prompts", help="give one a prompt"
+        )
+    return list(seeds)

@@ -1,0 +1,171 @@
+"""The model as the loop calls it: predictions of single places, whatever is cached or padded.
+
+Caches follow Fast-dLLM (ecosystem B.3). At the start of a block everything is computed once and all
+keys and values are kept; the further steps of the block compute less:
+
+- ``prefix`` computes the block and what is behind it, with the kept prefix;
+- ``dual`` computes the block alone, with the kept prefix and suffix.
+
+In a bidirectional model both are approximations, for what is kept has seen an older text. In a
+block-causal one nothing sees later blocks, so the text behind the block is left out, finished
+blocks are never computed again, and ``prefix`` is exact; so is ``dual`` if the block is a whole
+attention block.
+
+Where logits are shifted, a window begins one column earlier: the place that predicts its first
+token. (Fast-dLLM decides that token from the first computation instead.)
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qdc.errors import UnsupportedModel
+from qdc.models.layers import takes_windows
+from qdc.models.window import Window, through
+from qdc.runtime.decoding.canvas import Canvas
+from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.masked_loss import require_finite
+
+Model = Callable[..., Tensor]
+"""``(tokens i64[batch, T], mask bool[batch, T] or nothing) -> [batch, T, vocabulary]``.
+
+A module whose leaves take windows, as those of the families here, may be called in parts; of other
+modules and functions whole texts are asked.
+"""
+
+
+class Reader:
+    """Calls the model for the rows of a canvas that are not finished."""
+
+    def __init__(
+        self, model: Model, canvas: Canvas, facts: DecodeFacts, cache: str, guidance: float
+    ) -> None:
+        """Prepare a batch.
+
+        Args:
+            model: what to call.
+            canvas: the batch; tokens are read from it at each call.
+            facts: of the model.
+            cache: ``none``, ``prefix`` or ``dual``.
+            guidance: weight of classifier-free guidance, 0 is without.
+
+        Raises:
+            UnsupportedModel: the model cannot be computed in parts, and the cache asks for it.
+        """
+        self.model, self.canvas, self.facts = model, canvas, facts
+        self.cache, self.guidance = cache, guidance
+        self.forwards = 0
+        self.rows = torch.arange(len(canvas.tokens))
+        self.device = _device(model)
+        self._given = canvas.visible & ~canvas.masked
+        self._windowed = takes_windows(model)
+        if cache != "none" and not self._windowed:
+            raise UnsupportedModel(
+                f"the cache {cache!r} needs a model that is computed in parts, and this one is not",
+                help="take --cache none; models of the families here (qdc families) have caches",
+            )
+        self._window: Window | None = None
+        if self._windowed and (cache != "none" or not bool(canvas.visible.all())):
+            self._window = self._new_window()
+        self._first = self._last = 0
+        self._fresh, self._final = True, 0
+
+    def keep_rows(self, kept: Tensor) -> None:
+        """Go on with these of the rows, ``bool[rows]``."""
+        if bool(kept.all()):
+            return
+        if self._window is not None:
+            both = torch.cat((kept, kept)) if self.guidance else kept
+            self._window.keep_rows(both.to(self.device))
+        self.rows = self.rows[kept]
+
+    def begin(self, first: int, last: int) -> None:
+        """Turn to the block of columns ``first`` to ``last``."""
+        self._first, self._last, self._fresh = first, last, True
+
+    def read(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Predict single places of the block.
+
+        Args:
+            rows: among those that are left, ``i64[places]``.
+            columns: ``i64[places]``.
+
+        Returns:
+            Logits ``f64[places, vocabulary]`` on the model's device.
+
+        Raises:
+            QdcError: logits are not finite.
+        """
+        self.forwards += 1
+        tokens = self.canvas.tokens[self.rows]
+        if self.guidance:
+            hidden = tokens.masked_fill(self._given[self.rows], self.facts.mask)
+            tokens = torch.cat((tokens, hidden))
+        shifted = self.canvas.positions[self.rows[rows], columns] > 0
+        columns = columns - self.facts.logits_shift * shifted
+        first, last, seen = self._extent()
+        if self._window is not None:
+            logits = self._through_window(tokens, first, last, seen)
+            columns = columns - first
+        elif bool(self.canvas.visible.all()):
+            logits = self.model(tokens[:, :seen].to(self.device))
+        else:
+            logits = self._flush_left(tokens)
+            columns = columns - self.canvas.starts[self.rows[rows]]
+        self._fresh = False
+        return self._picked(logits, rows, columns)
+
+    def _picked(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        rows, columns = rows.to(logits.device), columns.to(logits.device)
+        found = logits[rows, columns].double()
+        require_finite(found)
+        if not self.guidance:
+            return found
+        without = logits[rows + len(self.rows), columns].double()
+        require_finite(without)
+        return without + (self.guidance + 1) * (found - without)
+
+    def _extent(self) -> tuple[int, int, int]:
+        """First column and end of what is computed, and the end of what that sees."""
+        grid, end = self.facts.attention_block, self.canvas.tokens.shape[1]
+        start = 0
+        if grid is not None:
+            start, end = self._first // grid * grid, min(end, -(-self._last // grid) * grid)
+        before = max(0, self._first - self.facts.logits_shift)
+        if self.cache == "none":
+            return 0, end, end
+        if self._fresh:
+            first = 0 if grid is None else min(self._final, before)
+            self._final = start
+            return first, end, end
+        if self.cache == "dual":
+            return before, self._last, end
+        return (before if grid is None else min(start, before)), end, end
+
+    def _through_window(self, tokens: Tensor, first: int, last: int, seen: int) -> Tensor:
+        assert self._window is not None
+        self._window.move(first, last, seen)
+        with through(self._window):
+            return self.model(tokens[:, first:last].to(self.device))
+
+    def _flush_left(self, tokens: Tensor) -> Tensor:
+        """Call a model that takes whole texts: its rows begin at 0, the padding is behind them."""
+        copies = 2 if self.guidance else 1
+        starts = self.canvas.starts[self.rows].repeat(copies)[:, None]
+        column = (torch.arange(tokens.shape[1])[None] + starts) % tokens.shape[1]
+        mask = self.canvas.visible[self.rows].repeat(copies, 1).gather(1, column)
+        return self.model(tokens.gather(1, column).to(self.device), mask.to(self.device))
+
+    def _new_window(self) -> Window:
+        copies = 2 if self.guidance else 1
+        positions = self.canvas.positions[self.rows].repeat(copies, 1).to(self.device)
+        visible = self.canvas.visible[self.rows].repeat(copies, 1).to(self.device)
+        return Window(positions, visible, keeps=self.cache != "none")
+
+
+def _device(model: Model) -> torch.device:
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")

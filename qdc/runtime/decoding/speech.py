@@ -1,0 +1,62 @@
+"""What a tokenizer says of answers: how they end, and how a conversation is written."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qdc.calibration.tokenizer import FAILURES
+from qdc.errors import QdcError
+from qdc.ir.graph import ModelFacts
+from qdc.runtime.decoding.facts import DecodeFacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
+"""How the published families write the end of a turn: LLaDA; Dream, SDAR; LLaDA-MoE."""
+
+
+def decode_facts(
+    facts: ModelFacts, tokenizer: "PreTrainedTokenizerFast", config: Mapping[str, Any]
+) -> DecodeFacts:
+    """Join what the model, its tokenizer and its ``config.json`` say.
+
+    The end of sequence is the tokenizer's, else the configuration's. Ends that the model has no
+    embedding for are left out.
+    """
+    named = config.get("eos_token_id")
+    found = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    vocabulary = tokenizer.get_vocab()
+    found += [vocabulary[text] for text in TURN_ENDS if text in vocabulary]
+    ends = [
+        token
+        for token in found
+        if type(token) is int and 0 <= token < facts.vocabulary and token != facts.mask_token_id
+    ]
+    return DecodeFacts.of(facts, ends[0] if ends else None, tuple(ends))
+
+
+def chat_tokens(
+    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Mapping[str, str]]
+) -> list[int]:
+    """Write messages, each with ``role`` and ``content``, up to where the answer begins.
+
+    Raises ``QdcError`` where the tokenizer has no chat template, or one that refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise QdcError(
+            "the tokenizer has no chat template",
+            help="leave --chat out and write the prompt as the model was trained on it",
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, *FAILURES) as error:
+        raise QdcError(
+            f"the chat template refuses {len(messages)} messages: {error}",
+            help="check the roles of the messages",
+        ) from error
+    ids: list[int] = tokenizer.encode(str(text), add_special_tokens=False)
+    return ids
