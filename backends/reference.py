@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from qdc.artifact.config import FORMAT_VERSION
+from qdc.artifact.config import FORMAT_VERSION, GUARD, QUANTIZATION
 from qdc.artifact.emission import Emission
 from qdc.artifact.writer import CONFIG, METHOD
 from qdc.backendbase import Backend, Runtime
@@ -50,7 +50,8 @@ class Reference(Backend):
             CONFIG,
             {
                 **emission.checkpoint.config,
-                "quantization_config": {
+                **GUARD,
+                QUANTIZATION: {
                     "quant_method": METHOD,
                     "format_version": FORMAT_VERSION,
                     **emission.facts,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor, nn
 
-from qdc.artifact.config import parse_quantization
+from qdc.artifact.config import parse_quantization, plain_config
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.errors import QdcError
 from qdc.frontend.checkpoint import read_json
@@ -72,7 +72,7 @@ def open_runnable(
         _refuse_plain(folder, backend)
         module = load_checkpoint(folder, device, torch.float32)
     front_end = parse_quantization(config).frontend if compiled else choose(config)
-    plain = {k: v for k, v in config.items() if k != "quantization_config"}
+    plain = plain_config(config)
     facts = read_facts(plain, folder, front_end)
     if isinstance(module, NativeModel) and not module.has_head:
         raise QdcError(

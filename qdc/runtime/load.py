@@ -5,22 +5,80 @@ weight. An artifact is untrusted: names, codecs, dtypes and shapes are checked a
 before any data is read, whichever backend it is for.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from qdc.artifact.config import parse_codec, parse_quantization
+from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization, plain_config
 from qdc.artifact.writer import METHOD
 from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
+from qdc.ir.types import ValueType
 from qdc.pipeline.builder import build_backend
 from qdc.registry import Registry
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
+
+
+@dataclass(frozen=True)
+class OpenedArtifact:
+    """An artifact whose names, codecs, dtypes and shapes are checked; no data is read yet."""
+
+    source: Checkpoint
+    quantization: QuantizationConfig
+    codecs: Mapping[str, Codec]
+    """Of each quantized layer, by full path."""
+    module: nn.Module
+    """The model on meta, added biases included."""
+
+    @property
+    def body(self) -> nn.Module:
+        """The part of the module whose state has the artifact's names."""
+        return holder(self.module)
+
+    @property
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Every dense tensor of the model with its shape; a tied one under its first name alone."""
+        found = dense_tensors(self.body).items()
+        return {name: tuple(map(int, shape)) for name, (_, shape) in found}
+
+    @property
+    def weights(self) -> StoredWeights:
+        """The tensors, for a backend; reading them raises ``InvalidCheckpoint`` too."""
+        own, stages = self.quantization.frontend == "fx", self.quantization.stages
+        return StoredWeights(self.codecs, stages, traceable=own, source=self.source)
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one of them: a quantized weight decoded, in fp32. Raises ``InvalidArtifact``."""
+        try:
+            return self.weights.dense(name)
+        except InvalidCheckpoint as error:
+            raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+
+
+def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
+    """Open an artifact and check it against its model. Raises as ``load_artifact``."""
+    try:
+        source = Checkpoint(folder)
+        quantization = parse_quantization(source.config)
+        known = registry.codecs()
+        codecs = {
+            layer: parse_codec(layer, fields, known)
+            for layer, fields in quantization.layers.items()
+        }
+        module = build_module(plain_config(source.config), quantization.frontend)
+        body = holder(module)
+        _add_biases(body, quantization.added_biases)
+        _check(body, codecs, source)
+    except InvalidCheckpoint as error:
+        raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+    return OpenedArtifact(source, quantization, codecs, module)
 
 
 def load_artifact(
@@ -48,23 +106,11 @@ def load_artifact(
         UnsupportedModel: the model's family is not implemented.
     """
     runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
+    opened = open_artifact(folder, registry)
+    body, module = opened.body, opened.module
+    runtime.check(body, opened.codecs)
     try:
-        source = Checkpoint(folder)
-        quantization = parse_quantization(source.config)
-        known = registry.codecs()
-        codecs = {
-            layer: parse_codec(layer, fields, known)
-            for layer, fields in quantization.layers.items()
-        }
-        config = {k: v for k, v in source.config.items() if k != "quantization_config"}
-        module = build_module(config, quantization.frontend)
-        body = holder(module)
-        _add_biases(body, quantization.added_biases)
-        _check(body, codecs, source)
-        runtime.check(body, codecs)
-        own = quantization.frontend == "fx"
-        stages = quantization.stages
-        runtime.fill(body, StoredWeights(codecs, stages, traceable=own, source=source))
+        runtime.fill(body, opened.weights)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     return module.to(device).requires_grad_(False)
@@ -85,7 +131,7 @@ def load_checkpoint(
     show_by_name(module, source)
     body = holder(module)
     wanted = dense_tensors(body)
-    _compare(wanted, source, InvalidCheckpoint)
+    compare_tensors(wanted, source.headers, InvalidCheckpoint)
     state = {name: source.tensor(name).to(device, dtype) for name in wanted}
     place(body, state, tied_names(body))
     return module.to(device).requires_grad_(False)
@@ -127,16 +173,17 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
             )
         for suffix, stored in codec.specification().items():
             wanted[f"{layer}.{suffix}"] = (stored.dtype, stored.shape)
-    _compare(wanted, source, InvalidArtifact)
+    compare_tensors(wanted, source.headers, InvalidArtifact)
 
 
-def _compare(
-    wanted: dict[str, Wanted],
-    source: Checkpoint,
+def compare_tensors(
+    wanted: Mapping[str, Wanted],
+    found: Mapping[str, ValueType],
     error: type[InvalidArtifact] | type[InvalidCheckpoint],
 ) -> None:
-    missing = sorted(set(wanted) - set(source.headers))
-    extra = sorted(set(source.headers) - set(wanted))
+    """Raise ``error`` unless exactly the wanted tensors are there, with their dtypes and shapes."""
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
     if missing or extra:
         raise error(
             f"{len(missing)} tensors are missing, {len(extra)} have no place in the model",
@@ -144,9 +191,8 @@ def _compare(
         )
     wrong = []
     for name, (dtype, shape) in wanted.items():
-        found = source.headers[name]
         dtypes = FLOATING if dtype is None else (dtype,)
-        if found.shape != shape or found.dtype not in dtypes:
-            wrong.append(f"{name}: {found}")
+        if found[name].shape != shape or found[name].dtype not in dtypes:
+            wrong.append(f"{name}: {found[name]}")
     if wrong:
         raise error("tensors have the wrong dtype or shape", where=wrong)
