@@ -11,7 +11,8 @@ from qdc.errors import InvalidArtifact
 from qdc.frontend.checkpoint import SAFETENSORS_DTYPES
 from qdc.hf.packed import Packed
 from qdc.ir.types import ValueType
-from qdc.runtime.load import Wanted, compare_tensors
+from qdc.runtime.load import compare_tensors
+from qdc.runtime.weights import Wanted
 
 
 def read_headers(files: Iterable[str], source: str | None) -> dict[str, ValueType]:
