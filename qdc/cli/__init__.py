@@ -47,6 +47,7 @@ def _run(arguments: list[str]) -> int:
     from qdc.cli import decoding as _decoding  # noqa: F401
     from qdc.cli import judging as _judging  # noqa: F401
     from qdc.cli import outgoing as _outgoing  # noqa: F401
+    from qdc.cli import serving as _serving  # noqa: F401
     from qdc.cli.options import app
     from qdc.distributed.failure import FailedElsewhere
     from qdc.errors import InvalidGraph, QdcError

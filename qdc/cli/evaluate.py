@@ -43,6 +43,7 @@ def evaluate_command(
     infills: int,
     text_field: str,
     device: str,
+    backend: str,
     add_to_report: bool,
     plugins: Sequence[Path],
     as_json: bool,
@@ -59,7 +60,7 @@ def evaluate_command(
     reference, candidates = split(models, against)
     _check_counts(measurement, reference is not None)
     source = read_text(text, text_field)
-    results = list(_results(candidates, reference, source, measurement, device, plugins))
+    results = list(_results(candidates, reference, source, measurement, device, backend, plugins))
     if len(candidates) > 1:
         assert reference is not None
         found = [
@@ -109,12 +110,13 @@ def _results(
     source: TextSource,
     wanted: Measurement,
     device: str,
+    backend: str,
     plugins: Sequence[Path],
 ) -> Iterator[Evaluation | Comparison]:
     """Measure one candidate after the other: two models at most are in memory."""
     original = None
     for path in candidates:
-        candidate = open_runnable(path, device, plugins)
+        candidate = open_runnable(path, device, plugins, backend)
         if reference is not None:
             original = original or open_runnable(reference, device, plugins)
             check_alike(candidate, original)

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from qdc.cli.exclusions import OF_TASKS, OF_TEXT, refuse_mixture
-from qdc.cli.options import Calibration, ChatFields, Device, Json, Plugins, TextField, app
+from qdc.cli.options import (
+    Calibration,
+    ChatFields,
+    Device,
+    Json,
+    Plugins,
+    RunBackend,
+    TextField,
+    app,
+)
 
 
 @app.command(name="eval")
@@ -53,6 +62,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of masks of tasks")] = 1234,
     batch: Annotated[int, typer.Option(metavar="N", help="Sequences of a forward")] = 16,
     device: Device = "cpu",
+    backend: RunBackend = "reference",
     report: Annotated[
         bool, typer.Option("--report", help="Add the figures to the artifact's report")
     ] = False,
@@ -93,6 +103,7 @@ def evaluate(
             seed=seed,
             batch=batch,
             device=device,
+            backend=backend,
             plugins=plugin or [],
             as_json=json,
             as_markdown=markdown,
@@ -112,6 +123,7 @@ def evaluate(
             infills=infills,
             text_field=text_field,
             device=device,
+            backend=backend,
             add_to_report=report,
             plugins=plugin or [],
             as_json=json,

@@ -72,7 +72,8 @@ def open_runnable(
         _refuse_plain(folder, backend)
         module = load_checkpoint(folder, device, torch.float32)
     front_end = parse_quantization(config).frontend if compiled else choose(config)
-    facts = read_facts(plain_config(config), folder, front_end)
+    plain = plain_config(config)
+    facts = read_facts(plain, folder, front_end)
     if isinstance(module, NativeModel) and not module.has_head:
         raise QdcError(
             "the model has no output head: it gives hidden states, from which no token follows",

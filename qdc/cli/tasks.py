@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from qdc.cli.evaluate import PROBE, split
-from qdc.cli.models import Opened, open_runnable
+from qdc.cli.models import REFERENCE, Opened, open_runnable
 from qdc.cli.sheets import Sheet, print_sheet, spread
 from qdc.cli.terminal import console, print_json, print_lines, progress
 from qdc.errors import QdcError
@@ -62,6 +62,7 @@ def tasks_command(
     seed: int,
     batch: int,
     device: str,
+    backend: str,
     plugins: Sequence[Path],
     as_json: bool,
     as_markdown: bool,
@@ -90,8 +91,11 @@ def tasks_command(
     asked = Asked(found, limit, shots, scorer, settings, decoding, chat, greedy, scored)
     runs: list[tuple[TaskRun, Values]] = []
     known: tuple[ModelFacts, list[int]] | None = None
-    for path in [*candidates, *([] if reference is None else [reference])]:
-        opened = open_runnable(path, device, plugins)
+    chosen = [(path, backend) for path in candidates]
+    if reference is not None:
+        chosen.append((reference, REFERENCE))
+    for path, runner in chosen:
+        opened = open_runnable(path, device, plugins, runner)
         marks = (opened.facts, opened.encode(PROBE))
         if known is not None and marks != known:
             raise QdcError(

@@ -26,6 +26,61 @@ from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tie
 FLOATING = ("f64", "f32", "f16", "bf16")
 
 
+@dataclass(frozen=True)
+class OpenedArtifact:
+    """An artifact whose names, codecs, dtypes and shapes are checked; no data is read yet."""
+
+    source: Checkpoint
+    quantization: QuantizationConfig
+    codecs: Mapping[str, Codec]
+    """Of each quantized layer, by full path."""
+    module: nn.Module
+    """The model on meta, added biases included."""
+
+    @property
+    def body(self) -> nn.Module:
+        """The part of the module whose state has the artifact's names."""
+        return holder(self.module)
+
+    @property
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Every dense tensor of the model with its shape; a tied one under its first name alone."""
+        found = dense_tensors(self.body).items()
+        return {name: tuple(map(int, shape)) for name, (_, shape) in found}
+
+    @property
+    def weights(self) -> StoredWeights:
+        """The tensors, for a backend; reading them raises ``InvalidCheckpoint`` too."""
+        own, stages = self.quantization.frontend == "fx", self.quantization.stages
+        return StoredWeights(self.codecs, stages, traceable=own, source=self.source)
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one of them: a quantized weight decoded, in fp32. Raises ``InvalidArtifact``."""
+        try:
+            return self.weights.dense(name)
+        except InvalidCheckpoint as error:
+            raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+
+
+def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
+    """Open an artifact and check it against its model. Raises as ``load_artifact``."""
+    try:
+        source = Checkpoint(folder)
+        quantization = parse_quantization(source.config)
+        known = registry.codecs()
+        codecs = {
+            layer: parse_codec(layer, fields, known)
+            for layer, fields in quantization.layers.items()
+        }
+        module = build_module(plain_config(source.config), quantization.frontend)
+        body = holder(module)
+        _add_biases(body, quantization.added_biases)
+        _check(body, codecs, source)
+    except InvalidCheckpoint as error:
+        raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+    return OpenedArtifact(source, quantization, codecs, module)
+
+
 def load_artifact(
     folder: Path,
     registry: Registry,
@@ -52,67 +107,13 @@ def load_artifact(
     """
     runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
     opened = open_artifact(folder, registry)
+    body, module = opened.body, opened.module
+    runtime.check(body, opened.codecs)
     try:
-        runtime.check(opened.body, opened.weights.codecs)
-        runtime.fill(opened.body, opened.weights)
+        runtime.fill(body, opened.weights)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    return opened.module.to(device).requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class OpenedArtifact:
-    """An artifact whose names, codecs, dtypes and shapes are checked; no data is read yet."""
-
-    weights: StoredWeights
-    quantization: QuantizationConfig
-    module: nn.Module
-    """The model on meta, added biases included."""
-
-    @property
-    def source(self) -> Checkpoint:
-        """The folder's configuration and headers."""
-        return self.weights.source
-
-    @property
-    def body(self) -> nn.Module:
-        """The part of the module whose state has the artifact's names."""
-        return holder(self.module)
-
-    @property
-    def names(self) -> dict[str, tuple[int, ...]]:
-        """Every dense tensor of the model with its shape; a tied one under its first name alone."""
-        return {
-            name: tuple(map(int, shape)) for name, (_, shape) in dense_tensors(self.body).items()
-        }
-
-    def tensor(self, name: str) -> Tensor:
-        """Read one of them: a quantized weight decoded, in fp32. Raises ``InvalidArtifact``."""
-        try:
-            return self.weights.dense(name)
-        except InvalidCheckpoint as error:
-            raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-
-
-def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
-    """Open an artifact and check it against its model. Raises as ``load_artifact``."""
-    try:
-        source = Checkpoint(folder)
-        quantization = parse_quantization(source.config)
-        known = registry.codecs()
-        codecs = {
-            layer: parse_codec(layer, fields, known)
-            for layer, fields in quantization.layers.items()
-        }
-        module = build_module(plain_config(source.config), quantization.frontend)
-        body = holder(module)
-        _add_biases(body, quantization.added_biases)
-        _check(body, codecs, source)
-    except InvalidCheckpoint as error:
-        raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    own = quantization.frontend == "fx"
-    weights = StoredWeights(codecs, quantization.stages, traceable=own, source=source)
-    return OpenedArtifact(weights, quantization, module)
+    return module.to(device).requires_grad_(False)
 
 
 def load_checkpoint(

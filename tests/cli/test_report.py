@@ -127,6 +127,7 @@ def test_the_report_of_an_artifact_replaced_meanwhile_is_left_alone(
             infills=0,
             text_field="text",
             device="cpu",
+            backend="reference",
             add_to_report=True,
             plugins=(),
             as_json=True,

@@ -1,4 +1,4 @@
-"""The embedded model end to end in the interpreter: every layer that was emitted, and the logits."""
+"""The embedded model end to end in the interpreter: every emitted layer, and the logits."""
 
 from pathlib import Path
 

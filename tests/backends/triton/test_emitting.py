@@ -8,6 +8,7 @@ import pytest
 import qdc
 import tests.support.interpreter  # noqa: F401
 from qdc.backends.triton.listing import NAME, Kernels
+from qdc.cli import run
 from qdc.errors import QdcError
 from tests.support.checkpoints import write_checkpoint
 from tests.support.packed import MIXED, packed_artifact
@@ -66,8 +67,8 @@ def test_kernels_compiled_ahead_are_listed(
     def compiled(forms: list[ahead.Form], architectures: list[int]) -> list[ahead.Compiled]:
         return [
             ahead.Compiled(
-                kernel=form.name, dtype=form.dtype, architecture=one, registers=9, shared=0, spilled=0,
-                instructions={}, per_sign=None,
+                kernel=form.name, dtype=form.dtype, architecture=one, registers=9, shared=0,
+                spilled=0, instructions={}, per_sign=None,
             )
             for form in forms for one in architectures
         ]  # fmt: skip
@@ -77,3 +78,16 @@ def test_kernels_compiled_ahead_are_listed(
     found = json.loads((out / NAME).read_text())["compiled"]
     assert {one["architecture"] for one in found} == {80, 90}
     assert {one["kernel"] for one in found} == {form.name for form in ahead.forms()}
+
+
+def test_the_plan_refuses_what_the_compile_would(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", str(model), "--samples", "4", "--length", "16", "--json", "--backend"]
+    sizes = []
+    for backend in ("reference", "triton"):
+        assert run([*command, backend, "--passes", MIXED]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["shards"])
+    assert sizes[0] == sizes[1]
+    assert run([*command, "triton", "--passes", MIXED.replace("block=32", "block=24")]) == 1
+    assert "not of 24" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import qdc
 import tests.support.interpreter  # noqa: F401
 from qdc.backends.triton.checking import SWITCH, Checked, KernelMismatch
 from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
+from qdc.cli import run
 from qdc.errors import QdcError, UnsupportedModel
 from qdc.models.layers import Attention
 from tests.support.checkpoints import write_checkpoint
@@ -194,3 +195,13 @@ def test_a_module_that_is_no_linear_is_refused() -> None:
     with pytest.raises(UnsupportedModel) as caught:
         runtime.check(module, {"own": UniformGrid(rows=8, columns=32, group=32, bits=8)})
     assert caught.value.where == ("own: Own",)
+
+
+def test_the_command_runs_artifacts_and_no_checkpoints(
+    artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = artifact("llada")
+    assert run(["run", str(out), "ab<mask>", "--backend", "triton", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["filled"]) == 1
+    assert run(["run", str(out.parent / "model"), "ab<mask>", "--backend", "triton"]) == 1
+    assert "the model is not compiled, and the backend triton" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""An HTTP server in OpenAI's protocol, and a page that shows how tokens unmask."""

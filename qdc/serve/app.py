@@ -1,0 +1,146 @@
+"""The routes."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as Http
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import ASGIApp
+
+from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.options import CACHES, STRATEGIES
+from qdc.serve.bodies import Body, ChatRequest, CompletionRequest, Request, WatchRequest, read_body
+from qdc.serve.engine import Engine
+from qdc.serve.guard import Guard
+from qdc.serve.intake import DEFAULT_LENGTH, Gone, Intake, receive, while_there
+from qdc.serve.limits import Limits
+from qdc.serve.page import page
+from qdc.serve.refusals import Refused, internal
+from qdc.serve.replies import Reply
+from qdc.serve.streams import EventStream, chunks, steps
+from qdc.serve.wording import Wording
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is served, under which name."""
+
+    name: str
+    engine: Engine
+    wording: Wording
+    facts: DecodeFacts
+    limits: Limits
+    verifies: bool = False
+    compiled: bool = False
+
+
+def make_app(service: Service) -> ASGIApp:
+    """Build the application."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    intake = Intake(
+        service.engine, service.wording, service.facts, service.limits, service.verifies
+    )
+    started = int(time.time())
+
+    def model() -> dict[str, Any]:
+        return {
+            "id": service.name,
+            "object": "model",
+            "created": started,
+            "owned_by": "qdc",
+            "qdc": {
+                "compiled": service.compiled,
+                "max_length": service.limits.max_length,
+                "default_length": min(DEFAULT_LENGTH, service.limits.max_length),
+                "attention_block": service.facts.attention_block,
+                "chat_template": service.wording.has_template,
+                "strategies": [n for n in STRATEGIES if n != "apd" or service.verifies],
+                "caches": list(CACHES),
+            },
+        }
+
+    def check_name(name: str) -> None:
+        if name != service.name:
+            raise Refused(
+                404,
+                f"this server has the model {service.name!r} and no other",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def answer(
+        request: Http, body: Request, prompt: str | list[int] | list[dict[str, str]]
+    ) -> Response:
+        ticket = await intake.queue(body, prompt)
+        kind = "chat" if isinstance(body, ChatRequest) else "text"
+        reply = Reply(kind, service.name, len(ticket.prompt), body.include_usage)
+        await while_there(request, ticket, whole=not body.stream)
+        if body.stream:
+            return EventStream(chunks(ticket, reply), ticket)
+        assert ticket.outcome is not None
+        return JSONResponse(reply.whole(ticket.final.text, ticket.outcome))
+
+    @app.get("/")
+    async def index() -> Response:
+        html, policy = page()
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+    @app.get("/health")
+    async def health() -> Response:
+        running, waiting = service.engine.load
+        alive = service.engine.alive
+        state = {"status": "ok" if alive else "stopping", "running": running, "waiting": waiting}
+        return JSONResponse(state, 200 if alive else 503)
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [model()]})
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> Response:
+        check_name(name)
+        return JSONResponse(model())
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Http) -> Response:
+        body = read_body(ChatRequest, await receive(request, service.limits))
+        check_name(body.model)
+        return await answer(request, body, [message.plain() for message in body.messages])
+
+    @app.post("/v1/completions")
+    async def complete(request: Http) -> Response:
+        body = read_body(CompletionRequest, await receive(request, service.limits))
+        check_name(body.model)
+        return await answer(request, body, body.one_prompt)
+
+    @app.post("/generate")
+    async def generate(request: Http) -> Response:
+        body: Body = read_body(WatchRequest, await receive(request, service.limits))
+        assert isinstance(body, WatchRequest)
+        messages = [message.plain() for message in body.messages or ()]
+        ticket = await intake.queue(body, messages if body.prompt is None else body.prompt)
+        await while_there(request, ticket, whole=False)
+        reply = Reply("text", service.name, len(ticket.prompt))
+        return EventStream(steps(ticket, reply, service.wording), ticket)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Http, error: Refused) -> Response:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(Gone)
+    async def gone(request: Http, error: Gone) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Http, error: HTTPException) -> Response:
+        refusal = Refused(error.status_code, str(error.detail).lower())
+        return JSONResponse(refusal.body, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Http, error: Exception) -> Response:
+        return JSONResponse(internal().body, 500)  # uvicorn logs the traceback
+
+    return Guard(app, service.limits.hosts)

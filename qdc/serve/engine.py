@@ -1,0 +1,165 @@
+"""The queue, and the one thread that runs the model.
+
+Requests are answered in the order in which they came. With the first go those that wait behind it
+and have an equal shape: the same number of prompt tokens and the same options, seeds aside. What a
+row draws follows from its own seed and positions, so its company changes nothing but the rounding
+of the model.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from qdc.errors import QdcError
+from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
+from qdc.serve.limits import Limits
+from qdc.serve.refusals import from_error, internal, queue_is_full, stopping
+from qdc.serve.ticket import Progress, Ticket
+
+Run = Callable[[Sequence[Sequence[int]], DecodeOptions, Sequence[int], Watch], Decoded]
+"""``(prompts, options, one seed a prompt, watch)``: what decodes a batch."""
+
+LONGEST_WAIT = 60
+log = logging.getLogger(__name__)
+
+
+class _Stopped(Exception):
+    """Nobody waits for the batch any more."""
+
+
+class Engine:
+    """Takes tickets from any thread and answers them in its own."""
+
+    def __init__(self, run: Run, limits: Limits) -> None:
+        """Start the thread."""
+        self._run, self._limits = run, limits
+        self._ready = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._running: list[Ticket] = []
+        self._closed = self._aborted = False
+        self._seconds = 0.0
+        self.batches = 0
+        """Batches that were begun."""
+        self._thread = threading.Thread(target=self._work, name="qdc-model", daemon=True)
+        self._thread.start()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that are decoded, and those that wait."""
+        with self._ready:
+            return (
+                sum(ticket.is_open for ticket in self._running),
+                sum(ticket.is_open for ticket in self._waiting),
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return self._thread.is_alive() and not self._closed
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a request. Raises ``Refused`` if too many wait, or the server stops."""
+        with self._ready:
+            if self._closed:
+                raise stopping()
+            self._drop_cancelled()
+            if len(self._waiting) >= self._limits.queue:
+                raise queue_is_full(self._wait())
+            self._waiting.append(ticket)
+            self._ready.notify()
+
+    def close(self) -> None:
+        """Take no more, refuse those that wait, and let the running batch end."""
+        with self._ready:
+            self._closed = True
+            refused, self._waiting = list(self._waiting), deque()
+            self._ready.notify()
+        for ticket in refused:
+            ticket.refuse(stopping())
+
+    def abort(self) -> None:
+        """Close, and end the running batch after its present step."""
+        self._aborted = True
+        self.close()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread."""
+        self._thread.join(seconds)
+
+    def _wait(self) -> int:
+        """Seconds until about half of the queue is gone."""
+        batches = len(self._waiting) / self._limits.batch / 2
+        return max(1, min(LONGEST_WAIT, math.ceil(batches * self._seconds)))
+
+    def _drop_cancelled(self) -> None:
+        self._waiting = deque(ticket for ticket in self._waiting if ticket.is_open)
+
+    def _work(self) -> None:
+        while True:
+            with self._ready:
+                while not self._waiting and not self._closed:
+                    self._ready.wait()
+                if not self._waiting:
+                    return
+                self._running = self._take()
+            if self._running:
+                self._answer(self._running)
+            self._running = []
+
+    def _take(self) -> list[Ticket]:
+        """The first ticket and its likes, in their order."""
+        self._drop_cancelled()
+        taken: list[Ticket] = []
+        left: deque[Ticket] = deque()
+        for ticket in self._waiting:
+            fits = not taken or _shape(ticket) == _shape(taken[0])
+            (taken if fits and len(taken) < self._limits.batch else left).append(ticket)
+        self._waiting = left
+        return taken
+
+    def _answer(self, batch: list[Ticket]) -> None:
+        self.batches += 1
+        started = time.perf_counter()
+
+        def watch(state: Snapshot) -> None:
+            if self._aborted:
+                raise _Stopped
+            seconds = time.perf_counter() - started
+            length = batch[0].options.length
+            tokens, masked = state.tokens[:, -length:], state.masked[:, -length:]
+            rows = zip(batch, tokens.tolist(), masked.tolist(), strict=True)
+            for ticket, row, open_places in rows:
+                if ticket.is_open:
+                    ticket.advance(
+                        Progress(row, open_places, state.step, state.steps, state.forwards, seconds)
+                    )
+            if not any(ticket.is_open for ticket in batch):
+                raise _Stopped
+
+        refusal = stopping()
+        answers: list[list[int]] = []
+        try:
+            prompts = [ticket.prompt for ticket in batch]
+            seeds = [ticket.options.seed for ticket in batch]
+            answers = self._run(prompts, batch[0].options, seeds, watch).answers
+        except _Stopped:
+            pass
+        except QdcError as error:
+            refusal = from_error(error)
+        except Exception:
+            log.exception("decoding failed")
+            refusal = internal()
+        for place, ticket in enumerate(batch):
+            if ticket.is_open and answers:
+                ticket.finish(answers[place])
+            elif ticket.is_open:
+                ticket.refuse(refusal)
+        self._seconds = time.perf_counter() - started
+
+
+def _shape(ticket: Ticket) -> tuple[int, DecodeOptions]:
+    return len(ticket.prompt), ticket.options.model_copy(update={"seed": 0})

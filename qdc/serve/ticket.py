@@ -1,0 +1,116 @@
+"""One request between the thread of the event loop and the thread of the model."""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from qdc.runtime.decoding.options import DecodeOptions
+from qdc.serve.finaltext import FinalText
+from qdc.serve.refusals import Refused
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of an answer after a step."""
+
+    tokens: list[int]
+    """Of the answer; the mask token where nothing is decided."""
+    masked: list[bool]
+    """Not decided yet."""
+    step: int
+    steps: int | None
+    """In all, where that is known before the end."""
+    forwards: int
+    seconds: float
+    """Since the model began."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an answer ended."""
+
+    finish: Finish
+    completion_tokens: int
+
+
+class Ticket:
+    """A prompt, what it asks for, and what became of it.
+
+    The model's thread writes ``progress``, ``final``, ``outcome`` and ``refusal`` and wakes the
+    other; only the newest state is kept, so a slow reader costs no memory.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        options: DecodeOptions,
+        final: FinalText,
+        ends: Collection[int] = (),
+    ) -> None:
+        """Make a ticket of the running event loop."""
+        self.prompt, self.options, self.final = prompt, options, final
+        self.progress: Progress | None = None
+        self.outcome: Outcome | None = None
+        self.refusal: Refused | None = None
+        self.cancelled = False
+        self._ends = frozenset(ends)
+        self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Somebody waits for more."""
+        return not (self.cancelled or self.outcome or self.refusal)
+
+    async def change(self) -> None:
+        """Wait for the next news; what came since the last call counts. Raises ``Refused``."""
+        await self._changed.wait()
+        self._changed.clear()
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def end(self) -> Outcome:
+        """Wait for the answer. Raises ``Refused``."""
+        while self.outcome is None:
+            await self.change()
+        return self.outcome
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.cancelled = True
+
+    def advance(self, progress: Progress) -> None:
+        """Take a step's state; an answer whose end is decided ends here."""
+        self.progress = progress
+        place = next((n for n, open_ in enumerate(progress.masked) if open_), len(progress.masked))
+        prefix = progress.tokens[:place]
+        end = next((n for n, token in enumerate(prefix) if token in self._ends), None)
+        if end is not None or place == len(progress.tokens):
+            self.finish(prefix if end is None else prefix[:end])
+            return
+        self.final.feed(prefix)
+        if self.final.stopped:
+            self._end("stop")
+        self.wake()
+
+    def finish(self, answer: list[int]) -> None:
+        """Take the whole answer, without its end token."""
+        self.final.feed(answer, last=True)
+        short = self.final.stopped or len(answer) < self.options.length
+        self._end("stop" if short else "length")
+        self.wake()
+
+    def refuse(self, refusal: Refused) -> None:
+        """End without an answer."""
+        self.refusal = refusal
+        self.wake()
+
+    def wake(self) -> None:
+        """Tell the event loop; it may be closed by now."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _end(self, finish: Finish) -> None:
+        self.outcome = Outcome(finish, self.final.count)

@@ -1,0 +1,89 @@
+"""The tokenizer, as several threads may use it."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qdc.calibration.tokenizer import encoder
+from qdc.runtime.decoding.speech import chat_tokens
+from qdc.serve.finaltext import INCOMPLETE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Wording:
+    """Between text and tokens.
+
+    Whether special tokens are read is a state of the tokenizer, so one thread at a time uses it.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+        """Use this tokenizer."""
+        self._tokenizer, self._lock = tokenizer, threading.Lock()
+        self._encode = encoder(tokenizer)
+        self._pieces: dict[int, str] = {}
+        self._anchor = self._encode("a")
+        self.has_template = tokenizer.chat_template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Read plain text; a special token that is written in it is text."""
+        with self._lock:
+            return self._encode(text)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Write a conversation up to where the answer begins.
+
+        Without a chat template each message is a line of plain text, as in calibration. Raises
+        ``QdcError`` where the template refuses the messages.
+        """
+        if not self.has_template:
+            return self.encode("".join(f"{message['content']}\n" for message in messages))
+        with self._lock:
+            return chat_tokens(self._tokenizer, messages)
+
+    def decode(self, tokens: list[int]) -> str:
+        """Write text. Spaces are never tidied up, so more tokens never change what was written."""
+        with self._lock:
+            return self._decode(tokens)
+
+    def pieces(self, tokens: Sequence[int], masked: Sequence[bool]) -> list[str | None]:
+        """The text of each token, nothing where it is masked.
+
+        Tokens that are no text alone, as parts of a character, give theirs at the first of them.
+        """
+        found: list[str | None] = []
+        place = 0
+        with self._lock:
+            while place < len(tokens):
+                if masked[place]:
+                    found.append(None)
+                    place += 1
+                    continue
+                text, end = self._piece(tokens[place]), place + 1
+                if INCOMPLETE in text:
+                    while end < len(tokens) and not masked[end] and self._is_part(tokens[end]):
+                        end += 1
+                    text = self._after_anchor(list(tokens[place:end]))
+                found += [text, *[""] * (end - place - 1)]
+                place = end
+        return found
+
+    def _is_part(self, token: int) -> bool:
+        return INCOMPLETE in self._piece(token)
+
+    def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            self._pieces[token] = self._after_anchor([token])
+        return self._pieces[token]
+
+    def _after_anchor(self, tokens: list[int]) -> str:
+        """Decode behind a plain letter: some tokenizers drop the space of the first token."""
+        return self._decode([*self._anchor, *tokens])[len(self._decode(self._anchor)) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
