@@ -225,7 +225,8 @@ def _type(name: str, form: Form) -> str:
     if not name.endswith("_pointer"):
         return "i32"
     fixed = {
-        "planes": "*u8",
+        "pair_planes": "*i16",
+        "single_planes": "*u8",
         "codes": "*u8",
         "row_scale": "*fp16",
         "scale": "*fp16",

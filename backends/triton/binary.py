@@ -32,7 +32,8 @@ def load_columns(x_tile, first, present, column, columns, RAGGED: tl.constexpr):
 @triton.jit
 def binary_linear(
     x_pointer,
-    planes_pointer,
+    pair_planes_pointer,
+    single_planes_pointer,
     row_scale_pointer,
     col_scale_pointer,
     pairs_pointer,
@@ -72,7 +73,7 @@ def binary_linear(
     byte = tl.arange(0, WIDTH // 8)
     x_tile = x_pointer + token.to(tl.int64)[:, None] * x_stride + column[None, :]
     present = token[:, None] < tokens
-    plane_tile = planes_pointer + row[None, :] * (WIDTH // 8) + byte[:, None]
+    plane_tile = row[None, :] * (WIDTH // 8) + byte[:, None]
     scale_tile = col_scale_pointer + segment.to(tl.int64) * sub_planes * WIDTH
     scale_tile += tl.arange(0, 8)[:, None] * (WIDTH // 8) + byte[None, :]
     plane_size = padded_rows.to(tl.int64) * (WIDTH // 8)
@@ -81,8 +82,7 @@ def binary_linear(
     for pair in range(pairs * part // SPLIT, pairs * (part + 1) // SPLIT):
         first = tl.load(pairs_pointer + pair * 3) * WIDTH
         x = load_columns(x_tile, first, present, column, columns, RAGGED)
-        one = spread(tl.load(plane_tile + 2 * pair * plane_size), PTX)
-        two = spread(tl.load(plane_tile + (2 * pair + 1) * plane_size), PTX)
+        bits = tl.load(pair_planes_pointer + pair * plane_size + plane_tile)
         one_columns = tl.load(scale_tile + 2 * pair * WIDTH)
         two_columns = tl.load(scale_tile + (2 * pair + 1) * WIDTH)
         one_plane = tl.load(pairs_pointer + pair * 3 + 1)
@@ -90,25 +90,25 @@ def binary_linear(
         one_rows = tl.load(row_scale_pointer + one_plane * padded_rows + row)
         two_rows = tl.load(row_scale_pointer + two_plane * padded_rows + row)
         if ADD_FIRST:
-            weight = signed_scales(one, one_columns, PTX)
+            weight = signed_scales(bits, one_columns, False, PTX)
             weight = scaled(weight, one_rows.to(x.dtype)[None, :], PTX)
-            other = signed_scales(two, two_columns, PTX)
+            other = signed_scales(bits, two_columns, True, PTX)
             weight = scaled_sum(other, two_rows.to(x.dtype)[None, :], weight, PTX)
             total += multiply(x, weight, PTX)
         else:
-            product = multiply(x, signed_scales(one, one_columns, PTX), PTX)
+            product = multiply(x, signed_scales(bits, one_columns, False, PTX), PTX)
             total += product * one_rows.to(tl.float32)[None, :]
-            product = multiply(x, signed_scales(two, two_columns, PTX), PTX)
+            product = multiply(x, signed_scales(bits, two_columns, True, PTX), PTX)
             total += product * two_rows.to(tl.float32)[None, :]
     for single in range(singles * part // SPLIT, singles * (part + 1) // SPLIT):
         first = tl.load(singles_pointer + single * 2) * WIDTH
         plane = 2 * pairs + single
         x = load_columns(x_tile, first, present, column, columns, RAGGED)
-        bits = spread(tl.load(plane_tile + plane * plane_size), PTX)
+        bits = spread(tl.load(single_planes_pointer + single * plane_size + plane_tile), PTX)
         scales = tl.load(scale_tile + plane * WIDTH)
         scale_plane = tl.load(singles_pointer + single * 2 + 1)
         rows = tl.load(row_scale_pointer + scale_plane * padded_rows + row)
-        product = multiply(x, signed_scales(bits, scales, PTX), PTX)
+        product = multiply(x, signed_scales(bits, scales, False, PTX), PTX)
         total += product * rows.to(tl.float32)[None, :]
 
     output = start + within
@@ -136,7 +136,8 @@ def binary_linear(
 
 @triton.jit
 def binary_expand(
-    planes_pointer,
+    pair_planes_pointer,
+    single_planes_pointer,
     row_scale_pointer,
     col_scale_pointer,
     blocks_pointer,
@@ -147,6 +148,7 @@ def binary_expand(
     columns,
     padded_rows,
     sub_planes,
+    pairs,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -163,11 +165,17 @@ def binary_expand(
     shift = 31 - tl.arange(0, 8)
     block = blocks_pointer + tl.program_id(1) * 10
     first, order = tl.load(block) * WIDTH, tl.load(block + 1)
+    plane_size = padded_rows.to(tl.int64) * (WIDTH // 8)
     total = tl.zeros((ROWS, 8, WIDTH // 8), dtype=tl.float32)
     for k in range(order):
         sub, plane = tl.load(block + 2 + k), tl.load(block + 6 + k)
-        start_of_plane = planes_pointer + sub.to(tl.int64) * padded_rows * (WIDTH // 8)
-        bits = tl.load(start_of_plane + row[:, None] * (WIDTH // 8) + byte[None, :]).to(tl.int32)
+        place = row[:, None] * (WIDTH // 8) + byte[None, :]
+        if sub < 2 * pairs:
+            start_of_pair = pair_planes_pointer + (sub // 2).to(tl.int64) * plane_size
+            bits = tl.load(start_of_pair + place).to(tl.int32) >> (sub % 2 * 8)
+        else:
+            start_of_plane = single_planes_pointer + (sub - 2 * pairs).to(tl.int64) * plane_size
+            bits = tl.load(start_of_plane + place).to(tl.int32)
         plus = (bits[:, None, :] << shift[None, :, None]) & -2147483648
         scales = tl.load(col_scale_pointer + (segment * sub_planes + sub) * WIDTH + column)
         scales = scales.to(tl.float32).to(tl.int32, bitcast=True)[None, :, :] ^ plus

@@ -31,7 +31,8 @@ def _options(variant: Variant) -> dict[str, int]:
 
 def run_binary(
     x: Tensor,
-    planes: Tensor,
+    pair_planes: Tensor,
+    single_planes: Tensor,
     row_scale: Tensor,
     col_scale: Tensor,
     pairs: Tensor,
@@ -44,8 +45,8 @@ def run_binary(
     choice: Choice,
 ) -> Tensor:
     """``x [M, columns]`` times packed weights: ``[M, outputs]`` in the dtype of ``x``."""
-    tokens, padded = x.shape[0], planes.shape[1]
-    width = 8 * planes.shape[2]
+    tokens, padded = x.shape[0], pair_planes.shape[1]
+    width = 8 * pair_planes.shape[2]
     variant, split = choice.variant, choice.split
     y = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     partial = torch.empty(
@@ -54,7 +55,8 @@ def run_binary(
     grid = (padded // variant.rows, -(-tokens // variant.tokens), split)
     binary_linear[grid](
         x,
-        planes,
+        pair_planes,
+        single_planes,
         row_scale,
         col_scale,
         pairs,
@@ -69,7 +71,7 @@ def run_binary(
         x.stride(0),
         padded,
         outputs,
-        planes.shape[0],
+        2 * pairs.shape[0] + singles.shape[0],
         pairs.shape[0],
         singles.shape[0],
         ROWS=variant.rows,
@@ -158,7 +160,8 @@ def run_embedding(
 
 
 def expand_binary(
-    planes: Tensor,
+    pair_planes: Tensor,
+    single_planes: Tensor,
     row_scale: Tensor,
     col_scale: Tensor,
     blocks: Tensor,
@@ -169,7 +172,8 @@ def expand_binary(
 
     def expand(weight: Tensor, first: int, last: int, start: int) -> None:
         binary_expand[((last - first) * TILE_ROWS // EXPAND_ROWS, blocks.shape[0])](
-            planes,
+            pair_planes,
+            single_planes,
             row_scale,
             col_scale,
             blocks,
@@ -178,10 +182,11 @@ def expand_binary(
             first,
             start,
             columns,
-            planes.shape[1],
-            planes.shape[0],
+            pair_planes.shape[1],
+            2 * pair_planes.shape[0] + single_planes.shape[0],
+            pair_planes.shape[0],
             ROWS=EXPAND_ROWS,
-            WIDTH=8 * planes.shape[2],
+            WIDTH=8 * pair_planes.shape[2],
         )
 
     return expand

@@ -57,6 +57,20 @@ class BinaryLayout:
     rows: tuple[int, ...]
     """Outputs of each segment."""
 
+    def pair_planes(self) -> Tensor:
+        """``i16[pairs, N, W / 8]``: a byte of the first plane of a pair, and one of the second.
+
+        The compiler lets the width of what was loaded decide how a tensor core's operands lie in
+        registers; from 16 bits on, the activations come out of shared memory as they are wanted.
+        """
+        both = self.planes[: 2 * len(self.pairs)]
+        both = both.reshape(len(self.pairs), 2, *both.shape[1:]).movedim(1, -1)
+        return both.contiguous().view(torch.int16)[..., 0]
+
+    def single_planes(self) -> Tensor:
+        """``u8[singles, N, W / 8]``."""
+        return self.planes[2 * len(self.pairs) :].contiguous()
+
 
 def row_tiles(rows: Sequence[int]) -> Tensor:
     """``i32[tiles, 3]``: the segment of each tile of rows, its first output, how many it has."""

@@ -31,7 +31,8 @@ class PackedLinear(nn.Module):
             neither CUDA nor the interpreter.
     """
 
-    planes: Tensor
+    pair_planes: Tensor
+    single_planes: Tensor
     row_scale: Tensor
     col_scale: Tensor
     exact_col_scale: Tensor
@@ -95,7 +96,8 @@ class PackedLinear(nn.Module):
         if self.binary:
             found: Tensor = torch.ops.qdc.binary_linear(
                 flat,
-                self.planes,
+                self.pair_planes,
+                self.single_planes,
                 self.row_scale,
                 self.col_scale if x.dtype == self.dtype else self.exact_col_scale.to(x.dtype),
                 self.exact_col_scale,
@@ -130,7 +132,8 @@ class PackedLinear(nn.Module):
 
     def _hold_planes(self, parts: Sequence[Part], device: torch.device) -> None:
         layout = binary_layout(parts)
-        self.register_buffer("planes", layout.planes.to(device))
+        self.register_buffer("pair_planes", layout.pair_planes().to(device))
+        self.register_buffer("single_planes", layout.single_planes().to(device))
         self.register_buffer("row_scale", layout.row_scale.to(device))
         self.register_buffer("exact_col_scale", layout.col_scale.to(device))
         # A product with bf16 activations wants scales of its own dtype; they are small.

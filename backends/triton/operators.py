@@ -16,7 +16,8 @@ from .variants import uniform_choice
 @torch.library.custom_op("qdc::binary_linear", mutates_args=("arrivals",))
 def binary_linear(
     x: Tensor,
-    planes: Tensor,
+    pair_planes: Tensor,
+    single_planes: Tensor,
     row_scale: Tensor,
     col_scale: Tensor,
     exact_col_scale: Tensor,
@@ -36,13 +37,17 @@ def binary_linear(
     if x.shape[0] == 0:
         return x.new_empty(0, sum(rows))
     units = pairs.shape[0] + singles.shape[0]
-    choice = choose(x.shape[0], planes.shape[1], columns, planes.shape[0], units, x.dtype)
+    planes = 2 * pairs.shape[0] + singles.shape[0]
+    choice = choose(x.shape[0], pair_planes.shape[1], columns, planes, units, x.dtype)
     if choice.variant.family == "expand":
-        expand = expand_binary(planes, row_scale, exact_col_scale, blocks, tiles, columns)
+        expand = expand_binary(
+            pair_planes, single_planes, row_scale, exact_col_scale, blocks, tiles, columns
+        )
         return run_expanded(x, bias, rows, expand)
     return run_binary(
         x,
-        planes,
+        pair_planes,
+        single_planes,
         row_scale,
         col_scale,
         pairs,
@@ -59,7 +64,8 @@ def binary_linear(
 @binary_linear.register_fake
 def _(
     x: Tensor,
-    planes: Tensor,
+    pair_planes: Tensor,
+    single_planes: Tensor,
     row_scale: Tensor,
     col_scale: Tensor,
     exact_col_scale: Tensor,

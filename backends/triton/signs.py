@@ -35,13 +35,14 @@ def spread(packed, PTX: tl.constexpr):
 
 
 @triton.jit
-def signed_scales(packed, scale, PTX: tl.constexpr):
+def signed_scales(packed, scale, HIGH: tl.constexpr, PTX: tl.constexpr):
     """Signs of a sub-plane times the scales of its columns.
 
-    ``packed`` is int16[W / 8, rows], bytes of the layout; ``scale`` is [8, W / 8] in the dtype of
-    the activations, and so is what comes out, [W, rows].
+    ``packed`` is int16[W / 8, rows], a byte of the layout in the low or, with ``HIGH``, in the high
+    half; ``scale`` is [8, W / 8] in the dtype of the activations, and so is what comes out,
+    [W, rows].
     """
-    shift = (15 - tl.arange(0, 8)).to(tl.int16)
+    shift = ((7 if HIGH else 15) - tl.arange(0, 8)).to(tl.int16)
     bits, shifts = tl.broadcast(packed[None, :, :], shift[:, None, None])
     bits, scales = tl.broadcast(bits, scale[:, :, None])
     if PTX:

@@ -31,7 +31,7 @@ def family_of(module: PackedLinear, tokens: int, dtype: torch.dtype) -> str:
     if dtype == torch.float32:
         return "expand"
     units = len(module.pairs) + len(module.singles)
-    return default_choice(tokens, module.planes.shape[1], units).variant.family
+    return default_choice(tokens, module.pair_planes.shape[1], units).variant.family
 
 
 @settings(max_examples=14)
@@ -85,7 +85,8 @@ def test_every_variant_and_split(variant: Variant, split: int) -> None:
 def _run(module: PackedLinear, x: torch.Tensor, choice: Choice) -> torch.Tensor:
     return run_binary(
         x,
-        module.planes,
+        module.pair_planes,
+        module.single_planes,
         module.row_scale,
         module.col_scale,
         module.pairs,
@@ -102,7 +103,7 @@ def _run(module: PackedLinear, x: torch.Tensor, choice: Choice) -> torch.Tensor:
 def test_the_tolerance_notices_a_wrong_sign() -> None:
     layer = binary_layer(1, 40, 256, 128, (2, 2))
     module = PackedLinear([layer.part], torch.float16, "cpu")
-    module.planes[0, 0, 0] ^= 1
+    module.pair_planes[0, 0, 0] ^= 1
     x = activations(2, 8, 256, torch.float16)
     wrong = (module(x).double() - x.double() @ layer.dense.T).abs() > bound(x, layer, 0)
     assert wrong[:, 0].any()
@@ -114,7 +115,8 @@ def test_expansion_is_the_reference_weight_rounded_once(dtype: torch.dtype) -> N
     layers = [binary_layer(s, rows, 300, 128, (3, 4, 1), 8) for s, rows in ((1, 70), (2, 130))]
     module = PackedLinear([layer.part for layer in layers], dtype, "cpu")
     expand = expand_binary(
-        module.planes,
+        module.pair_planes,
+        module.single_planes,
         module.row_scale,
         module.exact_col_scale,
         module.blocks,
