@@ -118,6 +118,12 @@ class InvalidJournal(QdcError):
     code = "QDC403"
 
 
+class ExportDiffers(QdcError):
+    """An exported checkpoint that is not the artifact it was made from."""
+
+    code = "QDC420"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known names are close to ``name``, or list some; a text for ``help``."""
     names = sorted(known)

@@ -19,6 +19,7 @@ from qdc.cli.options import (
     Length,
     Passes,
     Plugins,
+    RunBackend,
     Runnable,
     Samples,
     States,
@@ -291,6 +292,7 @@ def run(
         int | None, typer.Option(metavar="N", help="Forwards [default: one a token]")
     ] = None,
     device: Device = "cpu",
+    backend: RunBackend = "reference",
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -303,4 +305,4 @@ def run(
     """  # noqa: D301
     from qdc.cli.run import run_command
 
-    run_command(model, text, gap, steps, device, plugin or [], json)
+    run_command(model, text, gap, steps, device, backend, plugin or [], json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from qdc.cli.options import Device, Json, Plugins, Runnable, app
+from qdc.cli.options import Device, Json, Plugins, RunBackend, Runnable, app
 
 
 @app.command()
@@ -61,6 +61,7 @@ def generate(
         str | None, typer.Option(metavar="NAME", help="corrected | parity")
     ] = None,
     device: Device = "cpu",
+    backend: RunBackend = "reference",
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -99,4 +100,4 @@ def generate(
         "apd_acceptance": apd_acceptance,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    generate_command(model, prompt, chat, options, verifier, device, plugin or [], json)
+    generate_command(model, prompt, chat, options, verifier, device, backend, plugin or [], json)

@@ -1,142 +1,203 @@
-"""``qdc eval``: masked cross-entropy on held-out text."""
+"""``qdc eval --text``: masked cross-entropy on held-out text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from rich.console import Console
+from torch import Tensor
 
-from qdc.calibration.text import read_text
+from qdc.calibration.text import TextSource, read_text
+from qdc.cli.evaluation_tables import print_comparison, print_comparisons, print_evaluation
 from qdc.cli.models import Opened, open_runnable
 from qdc.cli.report import report_of
-from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, table
+from qdc.cli.terminal import console, print_json, progress
 from qdc.errors import QdcError
 from qdc.report.files import write_report
-from qdc.report.model import EvaluationReport
-from qdc.runtime.evaluate import Comparison, Evaluation, compare, evaluate, held_out_windows
+from qdc.report.model import CompileReport, EvaluationReport
+from qdc.runtime.evaluate import Comparison, Evaluation, compare, evaluate, held_out
 
-BOUND = "bound: on the negative log-likelihood a token, from masks of all ratios"
+PROBE = "def f(x):\n    return x + 1\n"
+
+
+class Measurement(NamedTuple):
+    """What is measured, and on how much."""
+
+    ratios: tuple[float, ...]
+    length: int | None
+    windows: int
+    seeds: int
+    batch: int
+    infills: int
 
 
 def evaluate_command(
     *,
-    model: Path,
+    models: Sequence[Path],
     text: Path,
     against: Path | None,
     ratios: str,
     length: int | None,
     windows: int,
     seeds: int,
+    batch: int,
+    infills: int,
     text_field: str,
     device: str,
+    backend: str,
     add_to_report: bool,
     plugins: Sequence[Path],
     as_json: bool,
+    as_markdown: bool = False,
 ) -> None:
-    """Load one or two models, measure on the same masks, print."""
-    wanted = parse_ratios(ratios)
-    report = report_of(model) if add_to_report else None
-    _check_counts(seeds, windows, against is not None)
-    source = read_text(text, text_field)
-    candidate = open_runnable(model, device, plugins)
-    original = None if against is None else open_runnable(against, device, plugins)
-    if original is not None:
-        _check_alike(candidate, original)
-    size = candidate.facts.max_length if length is None else length
-    if size > candidate.facts.max_length:
+    """Load models, measure on the same masks, print."""
+    measurement = Measurement(parse_ratios(ratios), length, windows, seeds, batch, infills)
+    if len(models) > 1 and add_to_report:
         raise QdcError(
-            f"--length {size} is beyond the model's {candidate.facts.max_length} tokens",
-            help="choose a smaller length",
+            f"--report adds the figures of one artifact, and {len(models)} are given",
+            help="evaluate them one by one",
         )
-    cut = held_out_windows(source.documents, candidate.encode, size, windows)
-    mask, drawn, documents = candidate.facts.mask_token_id, range(seeds), len(source.documents)
-    result: Evaluation | Comparison
-    with progress() as update:
-
-        def tick(done: int, total: int) -> None:
-            update("evaluate", done, total)
-
-        if original is None:
-            result = evaluate(
-                candidate, cut, mask, wanted, drawn, progress=tick, documents=documents
-            )
+    report = report_of(models[0]) if add_to_report else None
+    reference, candidates = split(models, against)
+    _check_counts(measurement, reference is not None)
+    source = read_text(text, text_field)
+    results = list(_results(candidates, reference, source, measurement, device, backend, plugins))
+    if len(candidates) > 1:
+        assert reference is not None
+        found = [
+            (path, result)
+            for path, result in zip(candidates, results, strict=True)
+            if isinstance(result, Comparison)
+        ]
+        if as_json:
+            rows = [{"model": str(p), "result": r.model_dump(mode="json")} for p, r in found]
+            print_json({"against": str(reference), "models": rows})
         else:
-            result = compare(
-                candidate, original, cut, mask, wanted, drawn,
-                progress=tick, documents=documents,
-            )  # fmt: skip
+            print_comparisons(console(), reference, found, markdown=as_markdown)
+        return
+    [result] = results
     if as_json:
         print_json(result.model_dump(mode="json"))
     elif isinstance(result, Comparison):
-        print_comparison(console(), result)
+        print_comparison(console(), result, markdown=as_markdown)
     else:
-        print_evaluation(console(), result)
+        print_evaluation(console(), result, markdown=as_markdown)
     if report is not None:
-        found = EvaluationReport(
-            text=f"{source.name} sha256:{source.digest}",
-            seeds=seeds,
-            against=None if against is None else str(against.absolute()),
-            result=result,
-        )
-        if report_of(model).artifact_sha256 != report.artifact_sha256:
-            raise QdcError(
-                "the artifact was replaced while it was evaluated; its report is left as it is",
-                where=[str(model)],
-                help="evaluate again",
-            )
-        write_report(report.model_copy(update={"evaluation": found}), model)
+        _add(report, models[0], source, seeds, against, result)
 
 
-def print_evaluation(to: Console, found: Evaluation) -> None:
-    """Print how well one model predicts."""
-    rows = table(_title(found), "mask ratio", "tokens", "cross-entropy", right=(1, 2))
-    for row in found.ratios:
-        rows.add_row(f"{row.ratio:g}", f"{row.tokens:,}", f"{row.loss:.4f}")
-    rows.add_row("bound", "", f"{found.bound:.4f}")
-    rows.add_row("unigram of these windows", "", f"{found.unigram:.4f}")
-    print_table(to, rows)
-    print_lines(to, "", BOUND)
+def split(models: Sequence[Path], against: Path | None) -> tuple[Path | None, Sequence[Path]]:
+    """The model that the others are compared with, and the others.
+
+    Of several models it is the first one, unless ``against`` names it.
+    """
+    if against is not None:
+        return against, models
+    return (models[0], models[1:]) if len(models) > 1 else (None, models)
 
 
-def print_comparison(to: Console, found: Comparison) -> None:
-    """Print two models side by side, and what the first one loses."""
-    candidate, original = found.candidate, found.original
-    rows = table(
-        _title(candidate), "mask ratio", "tokens", "compiled", "original", "rise", "s.e.",
-        "share of the gap to unigram", right=(1, 2, 3, 4, 5, 6),
-    )  # fmt: skip
-    for here, there, rise in zip(candidate.ratios, original.ratios, found.differences, strict=True):
-        gap = original.unigram - there.loss
-        rows.add_row(
-            f"{here.ratio:g}",
-            f"{here.tokens:,}",
-            f"{here.loss:.4f}",
-            f"{there.loss:.4f}",
-            f"{rise.rise:+.4f}",
-            f"{rise.standard_error:.4f}",
-            f"{rise.rise / gap:.1%}" if gap > 0 else "n/a",
-        )
-    rows.add_row(
-        "bound", "", f"{candidate.bound:.4f}", f"{original.bound:.4f}",
-        f"{found.bound_rise:+.4f}", f"{found.bound_standard_error:.4f}", "",
-    )  # fmt: skip
-    rows.add_row("unigram of these windows", "", "", f"{original.unigram:.4f}", "", "", "")
-    print_table(to, rows)
-    print_lines(to, "", BOUND)
-
-
-def _title(found: Evaluation) -> str:
-    windows = "1 window" if found.windows == 1 else f"{found.windows} windows"
-    return f"nats a token   {windows} of {found.length} tokens from {found.documents} documents"
-
-
-def _check_counts(seeds: int, windows: int, compared: bool) -> None:
-    if seeds < 1:
-        raise QdcError(f"--seeds {seeds} draws no mask", help="--seeds 1 or more")
-    if windows < 1:
-        raise QdcError(f"--windows {windows} leaves no text", help="--windows 1 or more")
-    if compared and windows < 2:
+def check_alike(candidate: Opened, original: Opened) -> None:
+    """Raise ``QdcError`` unless both read and predict the same tokens."""
+    if candidate.facts != original.facts or candidate.encode(PROBE) != original.encode(PROBE):
         raise QdcError(
-            f"--windows {windows} gives no standard error of the difference from --against",
+            "the two models do not share vocabulary, mask token and tokenizer",
+            help="compare an artifact with the checkpoint that it was compiled from",
+        )
+
+
+def _results(
+    candidates: Sequence[Path],
+    reference: Path | None,
+    source: TextSource,
+    wanted: Measurement,
+    device: str,
+    backend: str,
+    plugins: Sequence[Path],
+) -> Iterator[Evaluation | Comparison]:
+    """Measure one candidate after the other: two models at most are in memory."""
+    original = None
+    for path in candidates:
+        candidate = open_runnable(path, device, plugins, backend)
+        if reference is not None:
+            original = original or open_runnable(reference, device, plugins)
+            check_alike(candidate, original)
+        yield _measure(candidate, original, source, wanted, path.name)
+        del candidate
+
+
+def _measure(
+    candidate: Opened,
+    original: Opened | None,
+    source: TextSource,
+    wanted: Measurement,
+    name: str,
+) -> Evaluation | Comparison:
+    facts = candidate.facts
+    size = facts.max_length if wanted.length is None else wanted.length
+    if size > facts.max_length:
+        raise QdcError(
+            f"--length {size} is beyond the model's {facts.max_length} tokens",
+            help="choose a smaller length",
+        )
+    windows, owners = held_out(source.documents, candidate.encode, size, wanted.windows)
+    documents, drawn = len(source.documents), range(wanted.seeds)
+    with progress() as update:
+
+        def tick(done: int, total: int) -> None:
+            update(f"evaluate {name}"[:22], done, total)
+
+        if original is None:
+            return evaluate(
+                candidate, windows, facts.mask_token_id, wanted.ratios, drawn, wanted.batch,
+                progress=tick, documents=documents, owners=owners,
+            )  # fmt: skip
+        return compare(
+            candidate, original, windows, facts.mask_token_id, wanted.ratios, drawn, wanted.batch,
+            progress=tick, documents=documents, owners=owners,
+            infills=_infills(windows, wanted.infills), block=facts.attention_block,
+            decoded=lambda done, total: update("fill gaps", done, total),
+        )  # fmt: skip
+
+
+def _infills(windows: Tensor, wanted: int) -> int:
+    """How many gaps to fill; windows of one token have no place for one."""
+    return 0 if windows.shape[1] < 2 else min(wanted, len(windows))
+
+
+def _add(
+    report: CompileReport,
+    model: Path,
+    source: TextSource,
+    seeds: int,
+    against: Path | None,
+    result: Evaluation | Comparison,
+) -> None:
+    found = EvaluationReport(
+        text=f"{source.name} sha256:{source.digest}",
+        seeds=seeds,
+        against=None if against is None else str(against.absolute()),
+        result=result,
+    )
+    if report_of(model).artifact_sha256 != report.artifact_sha256:
+        raise QdcError(
+            "the artifact was replaced while it was evaluated; its report is left as it is",
+            where=[str(model)],
+            help="evaluate again",
+        )
+    write_report(report.model_copy(update={"evaluation": found}), model)
+
+
+def _check_counts(wanted: Measurement, compared: bool) -> None:
+    if wanted.seeds < 1:
+        raise QdcError(f"--seeds {wanted.seeds} draws no mask", help="--seeds 1 or more")
+    if wanted.windows < 1:
+        raise QdcError(f"--windows {wanted.windows} leaves no text", help="--windows 1 or more")
+    if wanted.batch < 1:
+        raise QdcError(f"--batch {wanted.batch} runs nothing", help="--batch 1 or more")
+    if wanted.infills < 0:
+        raise QdcError(f"--infills {wanted.infills} is no count", help="--infills 0 or more")
+    if compared and wanted.windows < 2:
+        raise QdcError(
+            f"--windows {wanted.windows} gives no standard error of the difference",
             help="--windows 2 or more",
         )
 
@@ -152,12 +213,3 @@ def parse_ratios(text: str) -> tuple[float, ...]:
     if not all(0 < ratio <= 1 for ratio in found):
         raise QdcError(f"--ratios {text!r} leaves 0..1", help="--ratios 0.15,0.5,0.85")
     return found
-
-
-def _check_alike(candidate: Opened, original: Opened) -> None:
-    probe = "def f(x):\n    return x + 1\n"
-    if candidate.facts != original.facts or candidate.encode(probe) != original.encode(probe):
-        raise QdcError(
-            "the two models do not share vocabulary, mask token and tokenizer",
-            help="compare an artifact with the checkpoint that it was compiled from",
-        )

@@ -32,6 +32,7 @@ def generate_command(
     options: Mapping[str, Any],
     verifier: Path | None,
     device: str,
+    backend: str,
     plugins: Sequence[Path],
     as_json: bool,
 ) -> None:
@@ -39,7 +40,7 @@ def generate_command(
     wanted = parse_options(**options)
     check_verifier(wanted, present=verifier is not None)
     text = sys.stdin.read() if prompt == "-" else prompt
-    opened = open_runnable(model, device, plugins)
+    opened = open_runnable(model, device, plugins, backend)
     if chat:
         tokens = chat_tokens(opened.tokenizer, [{"role": "user", "content": text}])
     else:

@@ -5,15 +5,30 @@ from typing import Annotated
 
 import typer
 
-from qdc.cli.options import Calibration, ChatFields, Device, Json, Plugins, Runnable, TextField, app
+from qdc.cli.exclusions import OF_TASKS, OF_TEXT, refuse_mixture
+from qdc.cli.options import (
+    Calibration,
+    ChatFields,
+    Device,
+    Json,
+    Plugins,
+    RunBackend,
+    TextField,
+    app,
+)
 
 
 @app.command(name="eval")
 def evaluate(
-    model: Runnable,
-    text: Annotated[Path, typer.Option(metavar="FILE", help="Held-out text or jsonl file")],
+    context: typer.Context,
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL", help="Artifacts or model folders")
+    ],
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Held-out text or jsonl file")
+    ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="Compare with this one, on the same masks")
+        Path | None, typer.Option(metavar="MODEL", help="Compare with this [of several: the first]")
     ] = None,
     ratios: Annotated[str, typer.Option(metavar="LIST", help="Mask ratios")] = "0.15,0.5,0.85",
     length: Annotated[
@@ -23,40 +38,97 @@ def evaluate(
     seeds: Annotated[
         int, typer.Option(metavar="N", help="Mask drawings of each window and ratio")
     ] = 3,
+    infills: Annotated[
+        int, typer.Option(metavar="N", help="Gaps that both models fill greedily")
+    ] = 16,
     text_field: TextField = "text",
+    tasks: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Tasks of lm-eval, instead of --text")
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your tasks' yaml; may run code in it")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Documents of each task")] = None,
+    shots: Annotated[int | None, typer.Option(metavar="N", help="Examples in a prompt")] = None,
+    scorer: Annotated[
+        str, typer.Option(metavar="NAME", help="auto | llada | dream | dream-published")
+    ] = "auto",
+    mc_num: Annotated[int, typer.Option(metavar="N", help="Masks of one likelihood")] = 128,
+    cfg: Annotated[float, typer.Option(metavar="W", help="Guidance of likelihoods")] = 0.0,
+    generate: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Decoding: length=64,block=32,...")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts in the chat template")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of masks of tasks")] = 1234,
+    batch: Annotated[int, typer.Option(metavar="N", help="Sequences of a forward")] = 16,
     device: Device = "cpu",
+    backend: RunBackend = "reference",
     report: Annotated[
         bool, typer.Option("--report", help="Add the figures to the artifact's report")
     ] = False,
     plugin: Plugins = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown tables")] = False,
     json: Json = False,
 ) -> None:
-    """Measure masked cross-entropy on held-out text.
-
-    The last rows are the bound, an upper bound on the negative log-likelihood of a token, and what
-    the frequencies of the tokens alone would reach.
+    """Measure models on held-out text, or on tasks.
 
     \b
     Examples:
-      qdc eval out --text examples/tiny-llada/heldout.jsonl
-      qdc eval out --text heldout.jsonl --against examples/tiny-llada --report
+      qdc eval out --text held.jsonl --against MODEL --report
+      qdc eval out out2 --text held.jsonl --against MODEL --markdown
+      qdc eval out --tasks arc_easy,gsm8k --limit 200 --against MODEL
     """  # noqa: D301
-    from qdc.cli.evaluate import evaluate_command
+    given = {
+        name
+        for name in (*OF_TEXT, *OF_TASKS, "json", "markdown")
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    compared = against is not None or len(models) > 1
+    refuse_mixture(given, text=text is not None, tasks=tasks is not None, compared=compared)
+    if tasks is not None:
+        from qdc.cli.tasks import tasks_command
 
-    evaluate_command(
-        model=model,
-        text=text,
-        against=against,
-        ratios=ratios,
-        length=length,
-        windows=windows,
-        seeds=seeds,
-        text_field=text_field,
-        device=device,
-        add_to_report=report,
-        plugins=plugin or [],
-        as_json=json,
-    )
+        tasks_command(
+            models=models,
+            tasks=tasks,
+            against=against,
+            include=include,
+            limit=limit,
+            shots=shots,
+            scorer=scorer,
+            mc_num=mc_num,
+            cfg=cfg,
+            generate=generate,
+            chat=chat,
+            seed=seed,
+            batch=batch,
+            device=device,
+            backend=backend,
+            plugins=plugin or [],
+            as_json=json,
+            as_markdown=markdown,
+        )
+    elif text is not None:
+        from qdc.cli.evaluate import evaluate_command
+
+        evaluate_command(
+            models=models,
+            text=text,
+            against=against,
+            ratios=ratios,
+            length=length,
+            windows=windows,
+            seeds=seeds,
+            batch=batch,
+            infills=infills,
+            text_field=text_field,
+            device=device,
+            backend=backend,
+            add_to_report=report,
+            plugins=plugin or [],
+            as_json=json,
+            as_markdown=markdown,
+        )
 
 
 @app.command()

@@ -16,12 +16,13 @@ def run_command(
     gap: int,
     steps: int | None,
     device: str,
+    backend: str,
     plugins: Sequence[Path],
     as_json: bool,
 ) -> None:
     """Load, fill, print."""
     wanted = sys.stdin.read() if text == "-" else text
-    opened = open_runnable(model, device, plugins)
+    opened = open_runnable(model, device, plugins, backend)
     tokens, masked = parse_gaps(wanted, opened.encode, opened.facts.mask_token_id, gap)
     if tokens.shape[1] > opened.facts.max_length:
         raise QdcError(

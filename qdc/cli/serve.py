@@ -37,6 +37,7 @@ def serve_command(
     limits: Mapping[str, Any],
     verifier: Path | None,
     device: str,
+    backend: str,
     plugins: Sequence[Path],
     as_json: bool,
 ) -> None:
@@ -45,7 +46,7 @@ def serve_command(
     if body < 1:
         raise QdcError("--max-body 0 lets no request in", help="give a size, as in 1M")
     with bind(host, port) as taken:
-        opened = open_runnable(model, device, plugins)
+        opened = open_runnable(model, device, plugins, backend)
         longest = opened.decoding.max_length
         wanted = limits["max_length"] or longest
         if wanted > longest:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from qdc.cli.options import Device, Json, Plugins, Runnable, app
+from qdc.cli.options import Device, Json, Plugins, RunBackend, Runnable, app
 
 
 @app.command()
@@ -39,6 +39,7 @@ def serve(
         Path | None, typer.Option(metavar="FOLDER", help="Autoregressive model, for apd")
     ] = None,
     device: Device = "cpu",
+    backend: RunBackend = "reference",
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -65,4 +66,4 @@ def serve(
         "grace": grace,
         "hosts": tuple(allow_host or ()),
     }
-    serve_command(model, host, port, name, limits, verifier, device, plugin or [], json)
+    serve_command(model, host, port, name, limits, verifier, device, backend, plugin or [], json)

@@ -24,11 +24,21 @@ __all__ = [
 Progress = Callable[[int, int], None]
 
 
+SLICE = 256
+"""Positions whose distributions are compared at a time, in float64."""
+
+
 class Sums(NamedTuple):
-    """Per window: masked tokens ``i64[w]``, and for each model their cross-entropy ``f64[w]``."""
+    """Per window: masked tokens ``i64[w]``, and for each model their cross-entropy ``f64[w]``.
+
+    Where models are compared, for each but the last one also the masked tokens on whose most
+    probable token it agrees with the last one, and the sum of KL(last || it), ``f64[w]``.
+    """
 
     tokens: Tensor
     losses: tuple[Tensor, ...]
+    agreed: tuple[Tensor, ...] = ()
+    divergences: tuple[Tensor, ...] = ()
 
 
 def ratio_mask(windows: int, length: int, ratio: float, seed: int) -> Tensor:
@@ -68,25 +78,38 @@ def masked_sums(
     mask_id: int,
     batch: int,
     done: Callable[[], None],
+    *,
+    compared: bool = False,
 ) -> Sums:
     """Run every model on clean windows ``i64[w, length]`` with the places of ``masked`` hidden.
 
-    Cross-entropy in nats, computed in float32 and summed in float64. ``done`` is called after each
-    forward. Raises QdcError for logits that are not finite or that do not cover the tokens.
+    Cross-entropy in nats, computed in float32 and summed in float64; with ``compared`` every model
+    is also held against the last one. ``done`` is called after each forward. Raises QdcError for
+    logits that are not finite or that do not cover the tokens.
     """
-    losses = [torch.zeros(len(windows), dtype=torch.float64) for _ in models]
+    losses, agreed, divergences = (
+        [torch.zeros(len(windows), dtype=torch.float64) for _ in models] for _ in range(3)
+    )
     for start in range(0, len(windows), batch):
         clean, hidden = windows[start : start + batch], masked[start : start + batch]
         noisy = clean.masked_fill(hidden, mask_id)
         row = hidden.nonzero()[:, 0] + start
-        for loss, model in zip(losses, models, strict=True):
+        expected: Tensor | None = None
+        for place, model in reversed(list(enumerate(models))):
             logits = model(noisy.clone())
             found = _checked(logits, clean, hidden, logits_shift(model))
-            loss.index_add_(
+            losses[place].index_add_(
                 0, row, functional.cross_entropy(found, clean[hidden], reduction="none").double()
             )
+            if compared and expected is not None:
+                same, divergence = _agreement(found, expected)
+                agreed[place].index_add_(0, row, same.double())
+                divergences[place].index_add_(0, row, divergence)
+            elif compared:
+                expected = found
             done()
-    return Sums(masked.sum(1), tuple(losses))
+    others = len(models) - 1 if compared else 0
+    return Sums(masked.sum(1), tuple(losses), tuple(agreed[:others]), tuple(divergences[:others]))
 
 
 def require_finite(logits: Tensor) -> None:
@@ -97,6 +120,21 @@ def require_finite(logits: Tensor) -> None:
             f"the logits of {bad} of {len(logits)} masked positions are not finite",
             help="check the weights for overflow, or compile with more damping",
         )
+
+
+def _agreement(found: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Equal most probable tokens ``bool[m]``, KL(expected || found) ``f64[m]``, of ``[m, v]``."""
+    if found.shape != expected.shape:
+        raise QdcError(
+            f"found logits for {found.shape[1]} and for {expected.shape[1]} tokens",
+            help="compare models of one vocabulary",
+        )
+    divergences = []
+    for start in range(0, len(found), SLICE):
+        due = expected[start : start + SLICE].double().log_softmax(1)
+        got = found[start : start + SLICE].double().log_softmax(1)
+        divergences.append((due.exp() * (due - got)).sum(1).clamp(min=0))
+    return found.argmax(1) == expected.argmax(1), torch.cat(divergences)
 
 
 def _checked(logits: Tensor, clean: Tensor, hidden: Tensor, shift: int) -> Tensor:

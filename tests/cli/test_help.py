@@ -10,7 +10,7 @@ from tests.support.commands import python, qdc
 
 COMMANDS = (
     "compile", "plan", "show", "passes", "backends", "families", "run", "generate", "eval",
-    "report", "inspect-calibration", "serve",
+    "report", "inspect-calibration", "export", "serve",
 )  # fmt: skip
 SCREEN = 48
 

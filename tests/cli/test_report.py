@@ -87,6 +87,9 @@ def test_an_evaluation_is_added(
     mine = result["candidate"] if compared else result
     assert all(f"{row['loss']:.4f}" in page for row in mine["ratios"])
     assert ("standard error</th>" in page) == compared
+    for row in result.get("agreements", ()):
+        low, high = row["divergence_interval"]
+        assert f'{row["divergence"]:.4f}</td><td class="n">{low:.4f} .. {high:.4f}' in page
 
 
 def test_what_is_no_report_is_refused(out: Path, model: Path, refused: Command) -> None:
@@ -113,15 +116,18 @@ def test_the_report_of_an_artifact_replaced_meanwhile_is_left_alone(
     monkeypatch.setattr("qdc.cli.evaluate.report_of", lambda artifact: next(later))
     with pytest.raises(QdcError, match="was replaced while"):
         evaluate_command(
-            model=out,
+            models=[out],
             text=text,
             against=None,
             ratios="0.5",
             length=8,
             windows=2,
             seeds=1,
+            batch=16,
+            infills=0,
             text_field="text",
             device="cpu",
+            backend="reference",
             add_to_report=True,
             plugins=(),
             as_json=True,

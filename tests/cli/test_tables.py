@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from qdc.cli.compile import print_summary
-from qdc.cli.evaluate import print_comparison, print_evaluation
+from qdc.cli.evaluation_tables import print_comparison, print_evaluation
 from qdc.cli.terminal import WIDTH
 from qdc.frontend.coverage import Covered
 from qdc.report import CompileReport, LayerReport, PassReport

@@ -20,6 +20,7 @@ PAGES = (
     "calibration.md",
     "decoding.md",
     "format.md",
+    "huggingface.md",
     "ir.md",
     "planning.md",
     "report.md",

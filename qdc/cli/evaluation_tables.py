@@ -1,0 +1,143 @@
+"""The tables of ``qdc eval --text``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from qdc.cli.sheets import Sheet, print_sheet, spread
+from qdc.cli.terminal import print_lines
+from qdc.runtime.evaluation import Agreement, Comparison, DecodeAgreement, Evaluation
+
+BOUND = "bound: on the negative log-likelihood a token, from masks of all ratios"
+UNIGRAM = "unigram: what the frequencies of these windows' tokens alone would reach"
+DIVERGENCE = "KL(original || compiled) of a masked token's distribution, in nats"
+
+
+def print_evaluation(to: Console, found: Evaluation, *, markdown: bool = False) -> None:
+    """Print how well one model predicts."""
+    rows = [
+        (f"{row.ratio:g}", f"{row.tokens:,}", f"{row.loss:.4f}", spread(row.interval, ".4f"))
+        for row in found.ratios
+    ]
+    rows.append(("bound", "", f"{found.bound:.4f}", spread(found.bound_interval, ".4f")))
+    rows.append(("unigram", "", f"{found.unigram:.4f}", ""))
+    columns = ("mask ratio", "tokens", "cross-entropy", "95% interval")
+    sheet = Sheet(_title(found), columns, (1, 2, 3), rows, (BOUND, UNIGRAM, _unit(found)))
+    print_sheet(to, sheet, markdown=markdown)
+
+
+def print_comparison(to: Console, found: Comparison, *, markdown: bool = False) -> None:
+    """Print two models side by side, what the first one loses, and how far they agree."""
+    candidate, original = found.candidate, found.original
+    rows: list[tuple[str, ...]] = []
+    for here, there, rise in zip(candidate.ratios, original.ratios, found.differences, strict=True):
+        gap = original.unigram - there.loss
+        rows.append(
+            (
+                f"{here.ratio:g}",
+                f"{here.tokens:,}",
+                f"{here.loss:.4f}",
+                f"{there.loss:.4f}",
+                f"{rise.rise:+.4f}",
+                f"{rise.standard_error:.4f}",
+                spread(rise.interval),
+                f"{rise.rise / gap:.1%}" if gap > 0 else "n/a",
+            )
+        )
+    rows.append(
+        (
+            "bound", "", f"{candidate.bound:.4f}", f"{original.bound:.4f}",
+            f"{found.bound_rise:+.4f}", f"{found.bound_standard_error:.4f}",
+            spread(found.bound_interval), "",
+        )
+    )  # fmt: skip
+    rows.append(("unigram", "", "", f"{original.unigram:.4f}", "", "", "", ""))
+    columns = (
+        "mask ratio", "tokens", "compiled", "original", "rise", "s.e.", "95% interval",
+        "share of gap",
+    )  # fmt: skip
+    notes = (BOUND, UNIGRAM, "gap: from the original to unigram", _unit(candidate))
+    sheet = Sheet(_title(candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
+    print_sheet(to, sheet, markdown=markdown)
+    if found.agreements:
+        print_lines(to, "")
+        print_sheet(to, _agreements(found.agreements), markdown=markdown)
+    if found.decoding is not None:
+        print_lines(to, "", *_decoding(found.decoding))
+
+
+def print_comparisons(
+    to: Console,
+    reference: Path,
+    found: Sequence[tuple[Path, Comparison]],
+    *,
+    markdown: bool = False,
+) -> None:
+    """Print several models in one table, each against the same other one."""
+    first = found[0][1]
+    rows: list[tuple[str, ...]] = [
+        (str(reference), f"{row.ratio:g}", f"{row.loss:.4f}", "", "", "", "", "")
+        for row in first.original.ratios
+    ]
+    rows.append((str(reference), "bound", f"{first.original.bound:.4f}", "", "", "", "", ""))
+    for path, each in found:
+        for row, rise, agreement in zip(
+            each.candidate.ratios, each.differences, each.agreements, strict=True
+        ):
+            rows.append(
+                (
+                    str(path), f"{row.ratio:g}", f"{row.loss:.4f}", f"{rise.rise:+.4f}",
+                    f"{rise.standard_error:.4f}", spread(rise.interval), f"{agreement.top1:.1%}",
+                    f"{agreement.divergence:.4f}",
+                )
+            )  # fmt: skip
+        rows.append(
+            (
+                str(path), "bound", f"{each.candidate.bound:.4f}", f"{each.bound_rise:+.4f}",
+                f"{each.bound_standard_error:.4f}", spread(each.bound_interval), "", "",
+            )
+        )  # fmt: skip
+    columns = (
+        "model", "mask ratio", "loss", "rise", "s.e.", "95% interval", "same top token", "KL"
+    )  # fmt: skip
+    notes = (f"rise, same top token and KL: against {reference}", BOUND, _unit(first.candidate))
+    sheet = Sheet(_title(first.candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
+    print_sheet(to, sheet, markdown=markdown)
+    filled = [(path, each.decoding) for path, each in found if each.decoding is not None]
+    for path, decoding in filled:
+        print_lines(to, "", str(path), *_decoding(decoding))
+
+
+def _agreements(found: Sequence[Agreement]) -> Sheet:
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{row.ratio:g}",
+            f"{row.top1:.1%}",
+            spread(row.top1_interval, ".1%"),
+            f"{row.divergence:.4f}",
+            spread(row.divergence_interval, ".4f"),
+        )
+        for row in found
+    ]
+    columns = ("mask ratio", "same top token", "95% interval", "KL", "95% interval")
+    return Sheet("agreement on masked tokens", columns, (1, 2, 3, 4), rows, (f"KL: {DIVERGENCE}",))
+
+
+def _decoding(found: DecodeAgreement) -> tuple[str, ...]:
+    interval = f" ({spread(found.interval, '.1%')})" if found.interval else ""
+    return (
+        f"filled greedily by both: {found.gaps} gaps of {found.gap} tokens",
+        f"equal: {found.tokens_equal:.1%} of the tokens{interval}, {found.gaps_equal} gaps",
+        f"as in the text: {found.candidate_right:.1%} of the compiled model's tokens, "
+        f"{found.original_right:.1%} of the original's",
+    )
+
+
+def _title(found: Evaluation) -> str:
+    windows = "1 window" if found.windows == 1 else f"{found.windows} windows"
+    return f"nats a token   {windows} of {found.length} tokens from {found.documents} documents"
+
+
+def _unit(found: Evaluation) -> str:
+    return f"errors and intervals: {found.resampled} resampled whole"
