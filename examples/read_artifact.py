@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 Array = np.ndarray[Any, Any]
 
 
 def read(folder: Path) -> dict[str, Array]:
-    """Decode every quantized layer: full path to ``float32[rows, columns]``."""
+    """Decode every quantized layer: full path to ``float32[rows, columns]``.
+
+    Raises OSError for files that are missing, ValueError for those that are damaged.
+    """
+    try:
+        return _read(folder)
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{folder} is damaged: {type(error).__name__} {error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{folder} is damaged: {error}") from error
+
+
+def _read(folder: Path) -> dict[str, Array]:
     config = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config", {})
     if config.get("quant_method") != "qdc" or config["format_version"] != 1:
         raise ValueError(f"{folder} is no qdc artifact of format version 1")
@@ -40,7 +52,7 @@ def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array
     expect(planes.shape == (rows, total, block // 8), "planes")
     expect(row.shape == (rows, total) and bool(np.isfinite(row).all()), "row_scale")
     expect(col.shape == (1, total, block) and bool(np.isfinite(col).all()), "col_scale")
-    expect(stored["orders"].tolist() == orders, "orders")
+    expect(stored["orders"].tolist() == orders and len(orders) == -(-columns // block), "orders")
     dense, plane = np.empty((rows, columns), np.float32), 0
     for left, order in zip(range(0, columns, block), orders, strict=True):
         part = dense[:, left : left + block]

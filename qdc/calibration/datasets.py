@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from qdc.calibration.records import HOW
+from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import InvalidCalibration, QdcError, nearest
 
 ARROW, PARQUET, LINES = ".arrow", ".parquet", ".jsonl"
@@ -144,7 +145,7 @@ def _saved(folder: Path) -> tuple[Path, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: object = json.loads(path.read_bytes())
+        found: object = json.loads(read_regular(path, LARGEST_JSON))
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidCalibration(f"{path.name} is no JSON", where=[path.name], help=HOW) from error
     return found if isinstance(found, dict) else {}

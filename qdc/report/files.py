@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import OutputExists, QdcError
 from qdc.report.model import CompileReport
 
@@ -44,7 +45,7 @@ def check_report_target(out: Path) -> None:
 
 def _is_report(folder: Path) -> bool:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        data = json.loads((folder / DATA).read_text(encoding="utf-8"))
+        data = json.loads(read_regular(folder / DATA, LARGEST_JSON))
         return isinstance(data, dict) and {"schema_version", "full_pipeline"} <= set(data)
     return False
 
@@ -124,7 +125,7 @@ def read_report(path: Path) -> CompileReport:
             help="give the OUT of qdc compile; compile again if its report is gone",
         )
     try:
-        data = json.loads(found.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(found, LARGEST_JSON))
     except (OSError, ValueError, RecursionError) as error:
         raise QdcError(
             f"cannot read the report: {error}", where=[str(found)], help="compile again"
