@@ -33,13 +33,13 @@ def read_regular(path: Path, most: int) -> bytes:
     def at_once(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for somebody to write
 
-    with open(path, "rb", opener=at_once) as file:  # noqa: PTH123
+    with open(path, "rb", opener=at_once) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
-        return file.read(most)
+        return file.read(found.st_size)
 
 
 def write_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:

@@ -38,7 +38,9 @@ def main() -> int:
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         os.chdir(scratch)  # sockets have short names only
-        sources = write_sources(Path(scratch) / "sources", native=given.native)
+        sources = write_sources(
+            Path(scratch) / "sources", {name for kind in wanted for name in kinds[kind].sources}
+        )
         for name in wanted:  # which also loads what Python loads late
             found = read_all(sources[kinds[name].sources[0]], kinds[name].readers)
             if found[0] != TAKEN:
@@ -59,7 +61,9 @@ def _table(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         counts = [sum(o.verdict == verdict for o in group) for verdict in (REFUSED, TAKEN, FAILED)]
         slowest = max((o.seconds for o in group), default=0.0)
         most = max((o.memory for o in group), default=0) / 2**20
-        print(f"| {name} | {len(group)} | {' | '.join(map(str, counts))} | {slowest:.2f} | {most:.0f} |")
+        print(
+            f"| {name} | {len(group)} | {' | '.join(map(str, counts))} | {slowest:.2f} | {most:.0f} |"
+        )
     total = sum(o.seconds for o in outcomes)
     print(f"\nbounds: {SECONDS:.0f} s and {MEMORY >> 20} MiB a case; {total:.0f} s in all")
 

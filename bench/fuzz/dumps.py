@@ -11,8 +11,8 @@ from .values import DEEP, change_one
 
 BOMBS = (
     b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",
-    b"\x91" * 100_000, b"\x81\xa1a" * 100_000, b"\xdd\x00\x40\x00\x00" + b"\x90" * (1 << 22),
-    b"\xdd\x00\x40\x00\x00" + b"\x80" * (1 << 22), b"\xdc\xff\xff" * 1000,
+    b"\x91" * 100_000, b"\x81\xa1a" * 100_000, b"\xdd\x00\x10\x00\x00" + b"\x90" * (1 << 20),
+    b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20), b"\xdc\xff\xff" * 1000,
     b"\x81\xa6format" + b"\xd9\xff" * 1000,
     b"\xdd\x00\x10\x00\x00" + b"\xd4\x01\x00" * (1 << 20),
 )  # fmt: skip
@@ -93,5 +93,3 @@ def _writable(data: Any, chance: Random) -> Any:
     except (OverflowError, ValueError, UnicodeEncodeError):
         return chance.choice([2**64 - 1, -(2**63), b"\xff"])
     return data
-
-

@@ -11,13 +11,13 @@ from typing import Any
 
 from .dumps import change_graph, write_bomb
 from .shards import change_header, change_tensors
-from .sources import ARTIFACT, DATASET, NATIVE, PARTIAL, TEXT
+from .sources import DATASET, NATIVE, PARTIAL, PIPELINES, TEXT
 from .values import change_bytes, change_json, change_one, hostile, json_bytes, near
 
 CONFIG, INDEX, DUMP, REPORT = "config.json", "model.safetensors.index.json", "ir.qdc", "report.json"
 JOURNAL = "journal.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-BOTH = (f"{ARTIFACT}-16", f"{ARTIFACT}-8")
+BOTH = tuple(PIPELINES)
 NAMES = (
     "../x.safetensors", "/etc/passwd", "/dev/zero", "a/b.safetensors", ".safetensors", "",
     "model\x00.safetensors", "\ud800.safetensors", "x" * 5000 + ".safetensors", "config.json",
@@ -103,7 +103,7 @@ def _layers(folder: Path, chance: Random) -> None:
         case 10:
             part["stages"] = chance.choice([[["ghost"]], [[name] * 1000], hostile(chance)])
         case _:
-            layers.update({f"x.{number}": fields for number in range(50_000)})
+            layers.update({f"x.{number}": fields for number in range(20_000)})
     (folder / CONFIG).write_bytes(json_bytes(config, chance))
 
 

@@ -90,6 +90,8 @@ def change_tensors(path: Path, chance: Random) -> None:
         case 5:
             tensors["x" * chance.choice([1, 10_000])] = torch.zeros(3)
         case _:
-            noise = torch.frombuffer(bytearray(chance.randbytes(tensor.nbytes + 8)), dtype=torch.uint8)
+            noise = torch.frombuffer(
+                bytearray(chance.randbytes(tensor.nbytes + 8)), dtype=torch.uint8
+            )
             tensors[name] = noise[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
     save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path)

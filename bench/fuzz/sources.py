@@ -1,6 +1,7 @@
 """The sound files that are damaged: small, of every kind that qdc reads."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from tests.support.checkpoints import write_checkpoint
 
 PLAIN = "quantize-vocab,stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0.5},daq-lower),pack"
 EIGHT = PLAIN.replace("daq-lower", "daq-lower{scale-bits=8}")
-SMALL = {"samples": 2, "length": 8}
-ARTIFACT, NATIVE, TEXT, DATASET, PARTIAL = "artifact", "native", "text", "dataset", "partial"
+NATIVE, TEXT, DATASET, PARTIAL = "native", "text", "dataset", "partial"
+PIPELINES = {"artifact-16": PLAIN, "artifact-8": EIGHT}
 DIGEST = "0" * 64
 
 
@@ -28,33 +29,37 @@ class Sources:
         return self.folder / name
 
 
-def write_sources(folder: Path, *, native: bool) -> Sources:
-    """Compile a model of width 16 twice, and write text, a dataset and a journal.
-
-    Args:
-        folder: where; empty.
-        native: also an artifact of a class of transformers, and a dataset of arrow and parquet.
-    """
-    model = write_checkpoint(
-        folder / "model", d_model=16, mlp_hidden_size=40, vocab=320, dtype=torch.float16
-    )
-    _small_tokenizer(model)
-    for name, passes in ((f"{ARTIFACT}-16", PLAIN), (f"{ARTIFACT}-8", EIGHT)):
-        qdc.compile(model, passes, out=folder / name, write_report=True, **SMALL)
+def write_sources(folder: Path, wanted: Collection[str]) -> Sources:
+    """Write the folders of these names: artifacts of width 16, text, a dataset, a journal."""
+    artifacts = {name: passes for name, passes in PIPELINES.items() if name in wanted}
+    if artifacts:
+        model = write_checkpoint(
+            folder / "model", d_model=16, mlp_hidden_size=40, vocab=320, dtype=torch.float16
+        )
+        _small_tokenizer(model)
+    for name, passes in artifacts.items():
+        qdc.compile(model, passes, out=folder / name, samples=2, length=8)
         report = folder / f"{name}-report"
         (report / "report.json").rename(folder / name / "report.json")
-    if native:
+    if NATIVE in wanted:
         from tests.support.natives import write_native
 
         source = write_native(folder / "native-model", "llama")
         qdc.compile(source, "rtn-lower,pack", out=folder / NATIVE, write_report=False)
-    (folder / TEXT).mkdir()
-    lines = ['{"text": "for i in range(10)"}', '{"text": "\\u00e9", "n": [1, {}]}'] * 3
-    (folder / TEXT / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (folder / PARTIAL).mkdir()
-    (folder / PARTIAL / "journal.json").write_text(_journal().model_dump_json(), "utf-8")
-    _write_dataset(folder / DATASET)
+    if TEXT in wanted:
+        _write_text(folder / TEXT)
+    if DATASET in wanted:
+        _write_dataset(folder / DATASET)
+    if PARTIAL in wanted:
+        (folder / PARTIAL).mkdir(parents=True)
+        (folder / PARTIAL / "journal.json").write_text(_journal().model_dump_json(), "utf-8")
     return Sources(folder)
+
+
+def _write_text(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    lines = ['{"text": "for i in range(10)"}', '{"text": "\\u00e9", "n": [1, {}]}'] * 3
+    (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _small_tokenizer(folder: Path) -> None:
@@ -98,7 +103,7 @@ def _journal() -> Journal:
 
 def _write_dataset(folder: Path) -> None:
     """What ``save_to_disk`` writes, if pyarrow is there; else its state alone."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     name = "data-00000-of-00001.arrow"
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}), "utf-8")
     try:
@@ -106,6 +111,8 @@ def _write_dataset(folder: Path) -> None:
     except ImportError:
         return
     table = pyarrow.table({"text": ["for i in range(10)", "a", "bc"] * 4})
-    with pyarrow.OSFile(str(folder / name), "wb") as sink:
-        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+    with (
+        pyarrow.OSFile(str(folder / name), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)

@@ -32,7 +32,7 @@ def near(value: Any, chance: Random) -> Any:
     if isinstance(value, str):
         return chance.choice([value + "x", value[:-1], value.upper(), value * 2, f"../{value}"])
     if isinstance(value, list) and value:
-        return chance.choice([value[:-1], value * 2, value[::-1], value + [hostile(chance)]])
+        return chance.choice([value[:-1], value * 2, value[::-1], [*value, hostile(chance)]])
     return hostile(chance)
 
 
@@ -85,7 +85,9 @@ def json_bytes(data: Any, chance: Random) -> bytes:
             place = chance.choice(places) + 1
             name = chance.choice(["rows", "layers", "codec", "dtype", "weight_map", "x"])
             comma = "" if text[place : place + 1] == "}" else ","
-            text = f'{text[:place]}"{name}": {json.dumps(chance.choice(SCALARS))}{comma}{text[place:]}'
+            text = (
+                f'{text[:place]}"{name}": {json.dumps(chance.choice(SCALARS))}{comma}{text[place:]}'
+            )
     return text.encode()
 
 

@@ -46,7 +46,9 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-def run_cases(sources: Sources, cases: Sequence[Case], seed: int, scratch: Path) -> Iterator[Outcome]:
+def run_cases(
+    sources: Sources, cases: Sequence[Case], seed: int, scratch: Path
+) -> Iterator[Outcome]:
     """Run all cases in forked processes, in order."""
     left = list(cases)
     while left:
@@ -56,9 +58,7 @@ def run_cases(sources: Sources, cases: Sequence[Case], seed: int, scratch: Path)
             yield outcome
 
 
-def _start(
-    sources: Sources, cases: Sequence[Case], seed: int, scratch: Path
-) -> tuple[int, int]:
+def _start(sources: Sources, cases: Sequence[Case], seed: int, scratch: Path) -> tuple[int, int]:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -92,13 +92,15 @@ def _outcomes(process: int, pipe: int, cases: Sequence[Case]) -> Iterator[Outcom
             yield Outcome(waiting.pop(0), verdict, seconds, memory, detail)
     os.close(pipe)
     _, status = os.waitpid(process, 0)
-    if waiting and status and not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+    if (
+        waiting
+        and status
+        and not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+    ):
         yield Outcome(waiting[0], FAILED, detail=f"the process ended with status {status}")
 
 
-def _work(
-    sources: Sources, cases: Sequence[Case], seed: int, scratch: Path, pipe: int
-) -> None:
+def _work(sources: Sources, cases: Sequence[Case], seed: int, scratch: Path, pipe: int) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -107,9 +109,7 @@ def _work(
         os.write(pipe, line.encode() + b"\n")
 
 
-def _one(
-    sources: Sources, case: Case, seed: int, scratch: Path
-) -> tuple[str, float, int, str]:
+def _one(sources: Sources, case: Case, seed: int, scratch: Path) -> tuple[str, float, int, str]:
     chance = Random(f"{seed} {case.kind} {case.number}")
     kind = {**KINDS, **NATIVES}[case.kind]
     source = chance.choice(kind.sources)

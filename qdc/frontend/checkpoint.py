@@ -208,6 +208,10 @@ class Checkpoint:
             raise InvalidCheckpoint(
                 "the file is no safetensors file, or is cut short", where=[str(path)]
             ) from error
+        except MemoryError as error:
+            raise InvalidCheckpoint(
+                "the file is larger than this process may map into memory", where=[str(path)]
+            ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
