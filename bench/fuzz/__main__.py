@@ -61,9 +61,8 @@ def _table(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         counts = [sum(o.verdict == verdict for o in group) for verdict in (REFUSED, TAKEN, FAILED)]
         slowest = max((o.seconds for o in group), default=0.0)
         most = max((o.memory for o in group), default=0) / 2**20
-        print(
-            f"| {name} | {len(group)} | {' | '.join(map(str, counts))} | {slowest:.2f} | {most:.0f} |"
-        )
+        cells = (name, len(group), *counts, f"{slowest:.2f}", f"{most:.0f}")
+        print(f"| {' | '.join(map(str, cells))} |")
     total = sum(o.seconds for o in outcomes)
     print(f"\nbounds: {SECONDS:.0f} s and {MEMORY >> 20} MiB a case; {total:.0f} s in all")
 
