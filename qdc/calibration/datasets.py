@@ -6,6 +6,7 @@ copied. Arrow and parquet need ``pyarrow``, the optional extra ``data``.
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from qdc.errors import InvalidCalibration, QdcError, nearest
 
 ARROW, PARQUET, LINES = ".arrow", ".parquet", ".jsonl"
 STATE, SPLITS = "state.json", "dataset_dict.json"
+MOST_FILES = 1 << 15
 INSTALL = "pip install 'qdc[data]'"
 
 
@@ -42,13 +44,31 @@ def dataset_files(folder: Path) -> DatasetFiles:
         return _only_split(folder)
     if (folder / STATE).is_file():
         return DatasetFiles(folder, ARROW, _saved(folder))
+    below = _below(folder)
     for kind in (PARQUET, LINES):
-        found = sorted(f for f in folder.rglob("*") if f.suffix.lower() == kind and f.is_file())
+        found = sorted(f for f in below if f.suffix.lower() == kind and f.is_file())
         if found:
             return DatasetFiles(folder, kind, tuple(found))
     raise InvalidCalibration(
         "found a folder, need a file or the folder of a dataset", where=[folder.name], help=HOW
     )
+
+
+def _below(folder: Path) -> list[Path]:
+    """All that lies in a folder; a disk is no dataset."""
+    try:
+        found = list(islice(folder.rglob("*"), MOST_FILES + 1))
+    except OSError as error:
+        raise InvalidCalibration(
+            "the folder cannot be read", where=[str(error.filename or folder)], help=HOW
+        ) from error
+    if len(found) > MOST_FILES:
+        raise InvalidCalibration(
+            f"found more than {MOST_FILES:,} files, need the folder of a dataset",
+            where=[str(folder)],
+            help=HOW,
+        )
+    return found
 
 
 def open_rows(files: DatasetFiles, columns: Sequence[str]) -> Rows:
