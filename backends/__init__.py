@@ -1,5 +1,6 @@
 """The backends that come with qdc."""
 
 from .reference import Reference
+from .triton.backend import Triton
 
-BACKENDS = (Reference,)
+BACKENDS = (Reference, Triton)

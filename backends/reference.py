@@ -6,19 +6,26 @@ One shard a region and one for the rest; ``config.json`` names each layer's code
 
 from typing import ClassVar
 
-from qdc.artifact.config import FORMAT_VERSION
+import torch
+
+from qdc.artifact.config import FORMAT_VERSION, GUARD, QUANTIZATION
 from qdc.artifact.emission import Emission
 from qdc.artifact.writer import CONFIG, METHOD
-from qdc.backendbase import Backend
+from qdc.backendbase import Backend, Runtime
 from qdc.ir.dump import to_bytes
 from qdc.ir.graph import LINEAR, LayerGraph, Region
 from qdc.ir.routing import ROUTER
+from qdc.runtime.dense import DenseRuntime
 
 
 class Reference(Backend):
     """Write the portable folder: bit planes, scales, untouched tensors, configuration, IR dump."""
 
     name: ClassVar[str] = "reference"
+
+    def runtime(self, device: torch.device, dtype: torch.dtype | None) -> Runtime:
+        """Dense weights, in fp32 if not told otherwise."""
+        return DenseRuntime(device, torch.float32 if dtype is None else dtype)
 
     def layout(self, graph: LayerGraph) -> dict[str, tuple[str, ...]]:
         """A file for each region, and one for what lies outside."""
@@ -43,7 +50,8 @@ class Reference(Backend):
             CONFIG,
             {
                 **emission.checkpoint.config,
-                "quantization_config": {
+                **GUARD,
+                QUANTIZATION: {
                     "quant_method": METHOD,
                     "format_version": FORMAT_VERSION,
                     **emission.facts,

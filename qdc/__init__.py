@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qdc.api import compile, load, load_original
+    from qdc.api import compile, export, load, load_original
     from qdc.backendbase import Backend
     from qdc.codec import Codec, Lowered
     from qdc.errors import QdcError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "compile": "qdc.api",
+    "export": "qdc.api",
     "load": "qdc.api",
     "load_original": "qdc.api",
     "Annotation": "qdc.ir.annotations",
@@ -37,6 +38,7 @@ __all__ = [
     "QdcError",
     "Unit",
     "compile",
+    "export",
     "load",
     "load_original",
 ]

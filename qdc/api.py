@@ -9,6 +9,8 @@ from torch import nn
 from qdc.calibration.records import Fields
 from qdc.compiler import run_job
 from qdc.distributed.launch import joined
+from qdc.exporting.dense import export_artifact
+from qdc.exporting.report import ExportReport
 from qdc.frontend.select import parse_choice
 from qdc.job import plan_job
 from qdc.registry import standard_registry
@@ -112,30 +114,81 @@ def compile(
         return run_job(job, progress, world)
 
 
+def export(
+    artifact: PathLike,
+    *,
+    out: PathLike,
+    format: str = "dense",
+    dtype: str = "bf16",
+    verify: bool = False,
+    force: bool = False,
+    plugins: PathLike | Sequence[PathLike] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ExportReport:
+    """Write an artifact as an ordinary checkpoint, which needs no qdc to be read.
+
+    Args:
+        artifact: folder that ``compile`` wrote.
+        out: folder of the checkpoint; it appears when it is complete.
+        format: ``dense``: every weight decoded, under the key names of the checkpoint.
+        dtype: ``bf16``, ``f16`` or ``f32``, of all tensors.
+        verify: prove first that all tensors and the logits are the artifact's, its weights rounded
+            to ``dtype``; takes one dense copy of the model in fp32.
+        force: replace an artifact or an export that is at ``out``.
+        plugins: files that define the codecs of third-party passes.
+        progress: called with what is done, how much of it, and the total.
+
+    Returns:
+        Bytes and files, and what was proved.
+
+    Raises:
+        QdcError: the artifact is damaged, ``out`` is taken, or the proof fails.
+    """
+    return export_artifact(
+        Path(artifact),
+        Path(out),
+        standard_registry(_paths(plugins)),
+        format=format,
+        dtype=dtype,
+        prove=verify,
+        force=force,
+        progress=progress,
+    )
+
+
 def load(
     artifact: PathLike,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     *,
+    backend: str = "reference",
     plugins: PathLike | Sequence[PathLike] = (),
 ) -> nn.Module:
     """Load an artifact as a module: ``forward(input_ids, attention_mask=None)``.
 
+    Through transformers it is ``import qdc.hf``, then ``AutoModel.from_pretrained(artifact)``;
+    without that import transformers refuses an artifact, for it would give random weights to what
+    it does not find. Engines that know neither take what ``export`` writes.
+
     Args:
-        artifact: folder that ``compile`` wrote.
+        artifact: folder that ``compile`` wrote, with whichever backend.
         device: where the weights go.
-        dtype: of the weights and the logits.
-        plugins: files that define the codecs of third-party passes.
+        dtype: of the weights that are not packed, and of the logits; if not given that of the
+            backend: fp32 of ``reference``, bf16 of ``triton``.
+        backend: who runs it: ``reference`` decodes every weight when it loads, ``triton`` computes
+            from packed weights on a GPU.
+        plugins: files that define the codecs of third-party passes, or further backends.
 
     Returns:
         A module whose logits have shape (batch, length, vocabulary).
 
     Raises:
-        QdcError: the artifact is damaged, incomplete or newer than this qdc.
+        QdcError: the artifact is damaged, incomplete or newer than this qdc, or the backend cannot
+            run it here.
     """
     device = find_device(device)
     registry = standard_registry(_paths(plugins))
-    return load_artifact(Path(artifact), registry, device, dtype)
+    return load_artifact(Path(artifact), registry, device, dtype, backend)
 
 
 def load_original(

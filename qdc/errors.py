@@ -121,6 +121,12 @@ class InvalidJournal(QdcError):
     code = "QDC403"
 
 
+class ExportDiffers(QdcError):
+    """An exported checkpoint that is not the artifact it was made from."""
+
+    code = "QDC420"
+
+
 def printable(text: str) -> str:
     """Text that steers no terminal: control and other invisible characters as escapes."""
     if text.isascii() and text.replace("\n", "").isprintable():

@@ -12,10 +12,9 @@ from qdc.backendbase import Backend
 from qdc.calibration.records import Fields
 from qdc.errors import InvalidPipeline, QdcError
 from qdc.frontend.select import Choice, parse_choice
-from qdc.pipeline.builder import build_plan, configure
+from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.instruments import Instrument
 from qdc.pipeline.plan import Plan, check_order
-from qdc.pipeline.syntax import parse_item
 from qdc.registry import Registry
 from qdc.report.files import check_report_target
 from qdc.runtime.device import find_device
@@ -90,10 +89,7 @@ def plan_job(
     """
     out = out.resolve() if out.name in ("", "..") else out.absolute()
     plan = build_plan(passes, registry, overrides)
-    item = parse_item(backend)
-    emitter = configure(registry.find_backend(item.name), item, backend)
-    if not isinstance(emitter, Backend):
-        raise TypeError(f"{item.name} is registered as a backend and is none")
+    emitter = build_backend(backend, registry)
     if stop_after is not None:
         plan = plan.cut(plan.place_of(stop_after))
         check_order(plan)

@@ -9,6 +9,13 @@ from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, nearest
 
 FORMAT_VERSION = 1
+QUANTIZATION = "quantization_config"
+GUARD = {"transformers_weights": "import qdc.hf before from_pretrained: qdc has packed the weights"}
+"""Keeps transformers from loading an artifact without ``qdc.hf``.
+
+It takes the field for the name of the file with the weights, and refuses one that is none. Without
+the field it would warn that it knows no quantization method qdc, and go on with random weights.
+"""
 
 
 class QuantizationConfig(BaseModel):
@@ -25,17 +32,24 @@ class QuantizationConfig(BaseModel):
     """For each quantized layer, by full path: ``codec`` and the codec's fields."""
     added_biases: tuple[str, ...] = ()
     """Full paths of the linears that have a bias and have none in the model's configuration."""
+    stages: tuple[tuple[str, ...], ...] = ()
+    """Full paths of layers that are said to read one value. A hint: who joins them must look."""
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own fields of a ``config.json``: without what an artifact adds to them."""
+    return {k: v for k, v in config.items() if k not in (QUANTIZATION, *GUARD)}
 
 
 def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
     """Read and check the configuration. Raises ``InvalidArtifact``."""
-    if "quantization_config" not in config:
+    if QUANTIZATION not in config:
         raise InvalidArtifact(
             "config.json has no quantization_config: the folder is a plain checkpoint",
             help="compile it first: qdc compile MODEL -o OUT",
         )
     try:
-        parsed = QuantizationConfig.model_validate(config["quantization_config"])
+        parsed = QuantizationConfig.model_validate(config[QUANTIZATION])
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidArtifact(

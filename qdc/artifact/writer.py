@@ -20,6 +20,8 @@ from qdc.errors import InvalidArtifact, OutputExists
 
 METHOD = "qdc"
 CONFIG = "config.json"
+EXPORT = "qdc-export.json"
+"""In every folder that ``qdc export`` has written: what it was made from."""
 REPLACED = "replaced"
 """What is added to the folder's name for the artifact that stood in its place."""
 
@@ -152,7 +154,7 @@ def _check_target(out: Path, *, force: bool) -> None:
         raise OutputExists(f"{out} is there and is no folder", help="choose another -o")
     if not any(out.iterdir()):
         return
-    if not _is_artifact(out):
+    if not _is_artifact(out) and not (out / EXPORT).is_file():
         raise OutputExists(
             f"{out} is there and is no qdc artifact" + ("; --force does not replace it" * force),
             help="choose another -o, or remove the folder yourself",

@@ -42,9 +42,10 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     import typer
 
-    # The first two register their commands, in the order of the help.
+    # The first ones register their commands, in the order of the help.
     from qdc.cli import app as _app  # noqa: F401
     from qdc.cli import judging as _judging  # noqa: F401
+    from qdc.cli import outgoing as _outgoing  # noqa: F401
     from qdc.cli.options import app
     from qdc.distributed.failure import FailedElsewhere
     from qdc.errors import InvalidGraph, QdcError

@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from qdc.artifact.config import parse_quantization
+from qdc.artifact.config import parse_quantization, plain_config
 from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.errors import QdcError
 from qdc.frontend.checkpoint import read_json
@@ -18,6 +18,9 @@ from qdc.ir.graph import ModelFacts
 from qdc.registry import standard_registry
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
+
+REFERENCE = "reference"
+"""The backend that is chosen where none is."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,13 @@ class Opened:
         return found
 
 
-def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
-    """Load either kind of folder. Raises ``QdcError`` saying what is wrong with it."""
+def open_runnable(
+    folder: Path, device: str, plugins: Sequence[Path], backend: str = REFERENCE
+) -> Opened:
+    """Load either kind of folder; an artifact is run by the backend of this name.
+
+    Raises ``QdcError`` saying what is wrong with it.
+    """
     device = find_device(device)
     registry = standard_registry(plugins)
     if folder.is_file():
@@ -51,12 +59,12 @@ def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
     config = read_json(folder / "config.json")
     compiled = "quantization_config" in config
     if compiled:
-        module = load_artifact(folder, registry, device, torch.float32)
+        module = load_artifact(folder, registry, device, None, backend)
     else:
+        _refuse_plain(folder, backend)
         module = load_checkpoint(folder, device, torch.float32)
     front_end = parse_quantization(config).frontend if compiled else choose(config)
-    plain = {k: v for k, v in config.items() if k != "quantization_config"}
-    facts = read_facts(plain, folder, front_end)
+    facts = read_facts(plain_config(config), folder, front_end)
     if isinstance(module, NativeModel) and not module.has_head:
         raise QdcError(
             "the model has no output head: it gives hidden states, from which no token follows",
@@ -69,6 +77,16 @@ def open_runnable(folder: Path, device: str, plugins: Sequence[Path]) -> Opened:
         return str(tokenizer.decode(ids, skip_special_tokens=False))
 
     return Opened(module, facts, encoder(tokenizer), decode, compiled, device)
+
+
+def _refuse_plain(folder: Path, backend: str) -> None:
+    """A checkpoint has nothing for a backend to run."""
+    if backend != REFERENCE:
+        raise QdcError(
+            f"the model is not compiled, and the backend {backend} runs artifacts",
+            where=[str(folder)],
+            help="compile it first: qdc compile MODEL -o OUT, or leave --backend out",
+        )
 
 
 def _refuse_file(path: Path) -> NoReturn:

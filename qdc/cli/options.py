@@ -31,6 +31,9 @@ Calibration = Annotated[
 ]
 Passes = Annotated[str, typer.Option(metavar="TEXT", help="Preset or pass{option=value},...")]
 BackendName = Annotated[str, typer.Option(metavar="NAME", help="Who writes the artifact")]
+RunBackend = Annotated[
+    str, typer.Option("--backend", metavar="NAME", help="Who runs an artifact: reference | triton")
+]
 Samples = Annotated[int | None, typer.Option(metavar="N", help="Sequences to calibrate on")]
 Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens of a sequence")]
 States = Annotated[

@@ -6,14 +6,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qdc.backendbase import Backend
 from qdc.calibration.records import Fields
 from qdc.cli.terminal import console, print_json, print_lines, print_table, size, table
 from qdc.errors import InvalidPipeline
 from qdc.job import check_states, host_memory_limit
-from qdc.pipeline.builder import build_plan, configure
+from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.plan import check_order
-from qdc.pipeline.syntax import parse_item
 from qdc.planning.foresee import foresee
 from qdc.planning.outlook import MemoryPeak, Outlook, RegionKind
 from qdc.registry import standard_registry
@@ -40,9 +38,7 @@ def plan_command(
     """Foresee a compile and print it."""
     registry = standard_registry(plugins)
     plan = build_plan(passes, registry, overrides)
-    item = parse_item(backend)
-    emitter = configure(registry.find_backend(item.name), item, backend)
-    assert isinstance(emitter, Backend)
+    emitter = build_backend(backend, registry)
     check_order(plan, final=emitter.requires, backend=emitter.name)
     if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
         raise InvalidPipeline(

@@ -172,7 +172,7 @@ def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     named, kind = architectures(config), config.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING or not _is_native(kind):
         raise refusal(config, f"transformers has no model type {kind!r}")
     _check_sizes(config)
     plain = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config")}
@@ -199,6 +199,13 @@ def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
     if candidates[chosen] is AutoModelForCausalLM or not fills:
         parsed.is_causal = False
     return candidates[chosen], parsed
+
+
+def _is_native(kind: str) -> bool:
+    """Whether a model type is transformers' own: ``qdc.hf`` and others register further ones."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[kind].__module__.startswith("transformers.")
 
 
 def refusal(config: Mapping[str, Any], reason: str) -> UnsupportedModel:

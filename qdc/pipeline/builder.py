@@ -6,10 +6,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
+from qdc.backendbase import Backend
 from qdc.errors import InvalidPipeline, nearest
 from qdc.passbase import Configured, Pass, option_text
 from qdc.pipeline.plan import Group, Plan, StageOrder
-from qdc.pipeline.syntax import STAGES, Item, StagesItem, caret, parse
+from qdc.pipeline.syntax import STAGES, Item, StagesItem, caret, parse, parse_item
 from qdc.registry import Registry
 
 
@@ -37,6 +38,20 @@ def build_plan(
             help=f"the pipeline is: {plan}",
         )
     return plan
+
+
+def build_backend(text: str, registry: Registry) -> Backend:
+    """Make a backend from ``name`` or ``name{option=value}``.
+
+    Raises:
+        InvalidPipeline: bad text or a bad option.
+        UnknownName: an unknown backend, with the nearest names.
+    """
+    item = parse_item(text)
+    backend = configure(registry.find_backend(item.name), item, text)
+    if not isinstance(backend, Backend):
+        raise TypeError(f"{item.name} is registered as a backend and is none")
+    return backend
 
 
 def configure(kind: type[Configured], item: Item, text: str) -> Configured:

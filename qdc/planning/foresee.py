@@ -78,6 +78,9 @@ def foresee(
         program, ledger, held=width, returns=plan.returns(), states_limit=states_limit
     )
     walk(plan, prospect)
+    backend.check(
+        {program.graph[name].path: codec for name, codec in prospect.codecs.items() if codec}
+    )
     layout = backend.layout(program.graph)
     # A pass that foresees nothing may keep layers, or store them otherwise.
     known = not prospect.unknown and None not in prospect.codecs.values()

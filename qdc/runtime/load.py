@@ -1,46 +1,101 @@
 """Load a compiled or an uncompiled model as a plain ``torch.nn.Module``.
 
-The reference runtime decodes every quantized layer to a dense weight. An artifact is untrusted:
-names, codecs, dtypes and shapes are checked against the model before any data is read.
+A backend says what stands in the place of quantized layers: the reference decodes each to a dense
+weight. An artifact is untrusted: names, codecs, dtypes and shapes are checked against the model
+before any data is read, whichever backend it is for.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from qdc.artifact.config import parse_codec, parse_quantization
+from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization, plain_config
 from qdc.artifact.writer import METHOD
 from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
-from qdc.ir.types import Dimension
+from qdc.ir.types import ValueType
+from qdc.pipeline.builder import build_backend
 from qdc.registry import Registry
+from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
-Wanted = tuple[str | None, tuple[Dimension, ...]]
-"""Dtype and shape of a stored tensor; None allows every floating dtype."""
 
 
 def load_artifact(
-    folder: Path, registry: Registry, device: str | torch.device, dtype: torch.dtype
+    folder: Path,
+    registry: Registry,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    backend: str = "reference",
 ) -> nn.Module:
     """Load a compiled model.
 
     Args:
         folder: what ``qdc compile`` wrote.
-        registry: knows the codecs.
+        registry: knows the codecs and the backends.
         device: where the weights go.
-        dtype: of all weights.
+        dtype: of all weights, or of those that are not packed; the backend's own if None.
+        backend: who runs it, as ``name`` or ``name{option=value}``.
 
     Returns:
         A module in eval mode: ``forward(input_ids, attention_mask=None)`` gives logits.
 
     Raises:
+        QdcError: the backend cannot run on this device, with this dtype, or one of the layers.
         InvalidArtifact: the folder is damaged, incomplete, hostile or of a newer version.
         UnsupportedModel: the model's family is not implemented.
     """
+    runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
+    opened = open_artifact(folder, registry)
+    try:
+        runtime.check(opened.body, opened.weights.codecs)
+        runtime.fill(opened.body, opened.weights)
+    except InvalidCheckpoint as error:
+        raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+    return opened.module.to(device).requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class OpenedArtifact:
+    """An artifact whose names, codecs, dtypes and shapes are checked; no data is read yet."""
+
+    weights: StoredWeights
+    quantization: QuantizationConfig
+    module: nn.Module
+    """The model on meta, added biases included."""
+
+    @property
+    def source(self) -> Checkpoint:
+        """The folder's configuration and headers."""
+        return self.weights.source
+
+    @property
+    def body(self) -> nn.Module:
+        """The part of the module whose state has the artifact's names."""
+        return holder(self.module)
+
+    @property
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Every dense tensor of the model with its shape; a tied one under its first name alone."""
+        return {
+            name: tuple(map(int, shape)) for name, (_, shape) in dense_tensors(self.body).items()
+        }
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one of them: a quantized weight decoded, in fp32. Raises ``InvalidArtifact``."""
+        try:
+            return self.weights.dense(name)
+        except InvalidCheckpoint as error:
+            raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
+
+
+def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
+    """Open an artifact and check it against its model. Raises as ``load_artifact``."""
     try:
         source = Checkpoint(folder)
         quantization = parse_quantization(source.config)
@@ -49,18 +104,15 @@ def load_artifact(
             layer: parse_codec(layer, fields, known)
             for layer, fields in quantization.layers.items()
         }
-        config = {k: v for k, v in source.config.items() if k != "quantization_config"}
-        module = build_module(config, quantization.frontend)
+        module = build_module(plain_config(source.config), quantization.frontend)
         body = holder(module)
         _add_biases(body, quantization.added_biases)
         _check(body, codecs, source)
-        state = {
-            name: _tensor(name, codecs, source).to(device, dtype) for name in _dense_tensors(body)
-        }
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    _fill(body, state)
-    return module.to(device).requires_grad_(False)
+    own = quantization.frontend == "fx"
+    weights = StoredWeights(codecs, quantization.stages, traceable=own, source=source)
+    return OpenedArtifact(weights, quantization, module)
 
 
 def load_checkpoint(
@@ -77,9 +129,10 @@ def load_checkpoint(
     module = build_module(source.config, choose(source.config, choice))
     show_by_name(module, source)
     body = holder(module)
-    wanted = _dense_tensors(body)
-    _compare(wanted, source, InvalidCheckpoint)
-    _fill(body, {name: source.tensor(name).to(device, dtype) for name in wanted})
+    wanted = dense_tensors(body)
+    compare_tensors(wanted, source.headers, InvalidCheckpoint)
+    state = {name: source.tensor(name).to(device, dtype) for name in wanted}
+    place(body, state, tied_names(body))
     return module.to(device).requires_grad_(False)
 
 
@@ -110,7 +163,7 @@ def _add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
 
 def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> None:
     """Compare what is stored with what the model and the codecs ask for."""
-    wanted = _dense_tensors(module)
+    wanted = dense_tensors(module)
     for layer, codec in codecs.items():
         _, shape = wanted.pop(f"{layer}.weight", (None, ()))
         if shape != (codec.rows, codec.columns):
@@ -119,40 +172,17 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
             )
         for suffix, stored in codec.specification().items():
             wanted[f"{layer}.{suffix}"] = (stored.dtype, stored.shape)
-    _compare(wanted, source, InvalidArtifact)
+    compare_tensors(wanted, source.headers, InvalidArtifact)
 
 
-def _dense_tensors(module: nn.Module) -> dict[str, Wanted]:
-    """Every stored tensor of the module; a tied one stands under its first name alone."""
-    tied = _tied(module)
-    state = module.state_dict().items()
-    return {name: (None, tuple(tensor.shape)) for name, tensor in state if name not in tied}
-
-
-def _tied(module: nn.Module) -> dict[str, str]:
-    """Further names of parameters that have two, each with the first name."""
-    first = {parameter: name for name, parameter in module.named_parameters()}
-    every = module.named_parameters(remove_duplicate=False)
-    return {name: first[parameter] for name, parameter in every if first[parameter] != name}
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give a module on meta its tensors; what was tied is tied again."""
-    tied = _tied(module)
-    aliases = {name: state[first] for name, first in tied.items()}
-    module.load_state_dict({**state, **aliases}, strict=True, assign=True)
-    for name, first in tied.items():
-        path, _, role = name.rpartition(".")
-        setattr(module.get_submodule(path), role, module.get_parameter(first))
-
-
-def _compare(
-    wanted: dict[str, Wanted],
-    source: Checkpoint,
+def compare_tensors(
+    wanted: Mapping[str, Wanted],
+    found: Mapping[str, ValueType],
     error: type[InvalidArtifact] | type[InvalidCheckpoint],
 ) -> None:
-    missing = sorted(set(wanted) - set(source.headers))
-    extra = sorted(set(source.headers) - set(wanted))
+    """Raise ``error`` unless exactly the wanted tensors are there, with their dtypes and shapes."""
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
     if missing or extra:
         raise error(
             f"{len(missing)} tensors are missing, {len(extra)} have no place in the model",
@@ -160,19 +190,8 @@ def _compare(
         )
     wrong = []
     for name, (dtype, shape) in wanted.items():
-        found = source.headers[name]
         dtypes = FLOATING if dtype is None else (dtype,)
-        if found.shape != shape or found.dtype not in dtypes:
-            wrong.append(f"{name}: {found}")
+        if found[name].shape != shape or found[name].dtype not in dtypes:
+            wrong.append(f"{name}: {found[name]}")
     if wrong:
         raise error("tensors have the wrong dtype or shape", where=wrong)
-
-
-def _tensor(name: str, codecs: dict[str, Codec], source: Checkpoint) -> Tensor:
-    layer = name.removesuffix(".weight")
-    codec = codecs.get(layer)
-    if codec is None:
-        return source.tensor(name)
-    stored = {suffix: source.tensor(f"{layer}.{suffix}") for suffix in codec.specification()}
-    codec.check(stored, layer)
-    return codec.dense(codec.unpack(stored))

@@ -95,6 +95,10 @@ def test_what_is_not_quantized_is_bit_identical(compiled: Compiled) -> None:
 def test_the_configuration_keeps_the_models_own(compiled: Compiled) -> None:
     config = dict(compiled.config)
     del config["quantization_config"]
+    guard = config.pop("transformers_weights")
+    assert "import qdc.hf" in guard
+    assert not guard.endswith(".json")
+    assert not guard.endswith(".safetensors")
     assert config == json.loads((compiled.model / "config.json").read_text())
 
 

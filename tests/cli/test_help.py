@@ -10,7 +10,7 @@ from tests.support.commands import python, qdc
 
 COMMANDS = (
     "compile", "plan", "show", "passes", "backends", "families", "run", "eval", "report",
-    "inspect-calibration",
+    "inspect-calibration", "export",
 )  # fmt: skip
 SCREEN = 48
 

@@ -19,6 +19,7 @@ PAGES = (
     "allocation.md",
     "calibration.md",
     "format.md",
+    "huggingface.md",
     "ir.md",
     "planning.md",
     "report.md",

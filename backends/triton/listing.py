@@ -1,0 +1,143 @@
+"""``kernels.json``: what would be launched for each stage of an artifact, and how often.
+
+Written beside the weights for people and scripts. No loader reads it: which kernel runs is decided
+at run time, by the table of the machine that runs it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qdc.codec import Codec
+from qdc.ir.graph import EMBEDDING, LayerGraph
+from qdc.multibinary import MultiBinary
+from qdc.uniformgrid import UniformGrid
+
+from .layout import TILE_ROWS
+from .parts import can_join, tile_columns
+from .variants import EXPAND, default_choice, uniform_choice
+
+NAME = "kernels.json"
+TOKENS = (1, 4, 16, 32, 64, 128, 256, 1024, 4096)
+"""Rows of activations for which the choice is written."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Launch(_Strict):
+    """One launch, and every group of layers that is run by one like it."""
+
+    layers: tuple[tuple[str, ...], ...]
+    """Full paths; a group of several is joined."""
+    codec: str
+    rows: tuple[int, ...]
+    """Outputs of each joined layer."""
+    columns: int = Field(gt=0)
+    stored_bytes: int = Field(gt=0)
+    """Of one group, in the artifact."""
+    orders: dict[int, int] = Field(default_factory=dict)
+    """How many blocks have each order; empty for ``uniform``."""
+    kernels: dict[int, str]
+    """Rows of activations, and the variant that runs up to so many; ``x 4`` programs share a tile
+    of outputs."""
+
+
+class Kernels(_Strict):
+    """The whole file."""
+
+    table: str = "defaults"
+    """Whose choices: those without tuning, which are the same on every machine."""
+    dtype: str = "bfloat16"
+    """Of activations."""
+    launches: tuple[Launch, ...]
+    compiled: tuple[dict[str, Any], ...] = ()
+    """With the option ``ahead``: registers, shared memory, spills and instructions of every kernel
+    of the default table, as the compiler made them for each GPU that was named."""
+
+
+def list_kernels(graph: LayerGraph, codecs: Mapping[str, Codec], joined: bool) -> Kernels:
+    """What the default table picks for a compiled model.
+
+    Args:
+        graph: of the model.
+        codecs: of the quantized layers, by full path.
+        joined: whether linears that read one value become one launch.
+    """
+    launches: dict[str, Launch] = {}
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for group in _groups(graph, codecs, joined):
+        embedding = any(node.path in group and node.op == EMBEDDING for node in graph)
+        launch = _launch([codecs[path] for path in group], embedding)
+        key = launch.model_dump_json()
+        launches[key] = launch
+        alike.setdefault(key, []).append(group)
+    return Kernels(
+        launches=tuple(
+            launch.model_copy(update={"layers": tuple(alike[key])})
+            for key, launch in launches.items()
+        )
+    )
+
+
+def _groups(
+    graph: LayerGraph, codecs: Mapping[str, Codec], joined: bool
+) -> Iterator[tuple[str, ...]]:
+    """Layers that are launched together, in execution order."""
+    partners: dict[str, list[list[str]]] = {}
+    for stage in (stage for region in graph.regions for stage in region.stages):
+        groups: list[list[str]] = []
+        for path in (graph[name].path for name in stage.layers):
+            if path not in codecs:
+                continue
+            fitting = (g for g in groups if can_join([codecs[p] for p in (*g, path)]))
+            group = next(fitting, None) if joined else None
+            if group is None:
+                groups.append([path])
+            else:
+                group.append(path)
+        partners.update({group[0]: [group] for group in groups})
+        partners.update({path: [] for group in groups for path in group[1:]})
+    for path in (node.path for node in graph if node.path in codecs):
+        for group in partners.get(path, [[path]]):
+            yield tuple(group)
+
+
+def _launch(codecs: Sequence[Codec], embedding: bool) -> Launch:
+    first = codecs[0]
+    padded = sum(-(-codec.rows // TILE_ROWS) * TILE_ROWS for codec in codecs)
+    orders: dict[int, int] = {}
+    if isinstance(first, MultiBinary):
+        orders = dict(sorted(Counter(first.orders).items()))
+    return Launch(
+        layers=(),
+        codec=first.name,
+        rows=tuple(codec.rows for codec in codecs),
+        columns=first.columns,
+        stored_bytes=sum(codec.nbytes for codec in codecs),
+        orders=orders,
+        kernels={
+            tokens: "embedding" if embedding else _kernel(first, tokens, padded)
+            for tokens in TOKENS
+        },
+    )
+
+
+def _kernel(codec: Codec, tokens: int, padded: int) -> str:
+    if isinstance(codec, UniformGrid):
+        return uniform_choice(tokens).name
+    assert isinstance(codec, MultiBinary)
+    width = tile_columns(codec.block)
+    assert width is not None
+    parts = [
+        order
+        for block, order in zip(codec.column_blocks, codec.orders, strict=True)
+        for _ in range(-(-(block.stop - block.start) // width))
+    ]
+    units = sum(-(-order // 2) for order in parts)
+    choice = default_choice(tokens, padded, units)
+    shared = f" x {choice.split}" if choice.variant != EXPAND and choice.split > 1 else ""
+    return choice.variant.name + shared

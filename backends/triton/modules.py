@@ -1,0 +1,231 @@
+"""Modules that stand in the place of linears and embeddings and hold packed tensors alone."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qdc.errors import QdcError
+from qdc.multibinary import MultiBinary
+from qdc.uniformgrid import UniformGrid
+
+from .arena import reserve
+from .layout import TILE_ROWS, binary_layout, uniform_layout
+from .parts import Part, can_join, refuse_codec
+from .support import REFERENCE, require_triton
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""Of activations. fp32 takes the way of many rows, whatever their number."""
+
+
+class PackedLinear(nn.Module):
+    """A linear, or the linears of a stage joined to one launch.
+
+    Args:
+        parts: the layers, in the order of their outputs.
+        dtype: of activations: bf16, fp16, or fp32.
+        device: where the packed tensors go.
+
+    Raises:
+        QdcError: no kernel reads the codec, the parts cannot be joined, or this machine has
+            neither CUDA nor the interpreter.
+    """
+
+    planes: Tensor
+    row_scale: Tensor
+    col_scale: Tensor
+    exact_col_scale: Tensor
+    pairs: Tensor
+    singles: Tensor
+    blocks: Tensor
+    tiles: Tensor
+    arrivals: Tensor
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, parts: Sequence[Part], dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        device = torch.device(device)
+        _require(parts, dtype, device)
+        codecs = [part.codec for part in parts]
+        if not self.can_join(parts):
+            raise QdcError(
+                "these linears cannot be one launch: columns, blocks or orders differ",
+                help="run them one by one",
+            )
+        self.rows = tuple(codec.rows for codec in codecs)
+        self.columns = codecs[0].columns
+        self.dtype = dtype
+        moved = [
+            Part(part.codec, {s: t.to(device) for s, t in part.stored.items()}) for part in parts
+        ]
+        self.binary = isinstance(codecs[0], MultiBinary)
+        if self.binary:
+            self._hold_planes(moved, device)
+        else:
+            self._hold_codes(moved, device)
+        biases = [part.bias for part in parts]
+        joined = None
+        if any(bias is not None for bias in biases):
+            joined = torch.cat(
+                [
+                    torch.zeros(rows) if bias is None else bias.float().cpu()
+                    for rows, bias in zip(self.rows, biases, strict=True)
+                ]
+            ).to(device, dtype)
+        self.register_buffer("bias", joined)
+        reserve(TILE_ROWS * self.columns, dtype, device)
+
+    @staticmethod
+    def can_join(parts: Sequence[Part]) -> bool:
+        """Whether linears that read one value can be one launch; a matter of codecs alone."""
+        return can_join([part.codec for part in parts])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., columns] -> [..., sum(rows)]``, in the dtype of ``x``."""
+        _refuse_gradient(x)
+        flat = x.reshape(-1, self.columns)
+        if flat.stride(-1) != 1:
+            flat = flat.contiguous()
+        rows = list(self.rows)
+        if self.binary:
+            found: Tensor = torch.ops.qdc.binary_linear(
+                flat,
+                self.planes,
+                self.row_scale,
+                self.col_scale if x.dtype == self.dtype else self.exact_col_scale.to(x.dtype),
+                self.exact_col_scale,
+                self.pairs,
+                self.singles,
+                self.blocks,
+                self.tiles,
+                self.bias,
+                self.arrivals,
+                self.columns,
+                rows,
+            )
+        else:
+            found = torch.ops.qdc.uniform_linear(
+                flat,
+                self.codes,
+                self.scale,
+                self.offset,
+                self.tiles,
+                self.bias,
+                self.columns,
+                rows,
+                self.bits,
+                self.group,
+            )
+        return found.reshape(*x.shape[:-1], sum(self.rows))
+
+    def extra_repr(self) -> str:
+        """Shape and kind, for ``print(model)``."""
+        kind = "multi-binary" if self.binary else f"uniform, {self.bits} bits"
+        return f"{self.columns} -> {' + '.join(map(str, self.rows))}, {kind}"
+
+    def _hold_planes(self, parts: Sequence[Part], device: torch.device) -> None:
+        layout = binary_layout(parts)
+        self.register_buffer("planes", layout.planes.to(device))
+        self.register_buffer("row_scale", layout.row_scale.to(device))
+        self.register_buffer("exact_col_scale", layout.col_scale.to(device))
+        # A product with bf16 activations wants scales of its own dtype; they are small.
+        self.register_buffer("col_scale", layout.col_scale.to(device, self.dtype))
+        self.register_buffer("pairs", layout.pairs.to(device))
+        self.register_buffer("singles", layout.singles.to(device))
+        self.register_buffer("blocks", layout.blocks.to(device))
+        self.register_buffer("tiles", layout.tiles.to(device))
+        # Programs that share a tile of outputs count themselves here, and leave zeros behind.
+        places = layout.planes.shape[1] // 64 * 16
+        self.register_buffer(
+            "arrivals", torch.zeros(places, dtype=torch.int32, device=device), persistent=False
+        )
+
+    def _hold_codes(self, parts: Sequence[Part], device: torch.device) -> None:
+        layout = uniform_layout(parts)
+        codec = parts[0].codec
+        assert isinstance(codec, UniformGrid)
+        self.bits, self.group = codec.bits, layout.group
+        self.register_buffer("codes", layout.codes.to(device))
+        self.register_buffer("scale", layout.scale.to(device))
+        self.register_buffer("offset", layout.offset.to(device))
+        self.register_buffer("tiles", layout.tiles.to(device))
+
+
+class PackedEmbedding(nn.Module):
+    """An embedding on uniform grids.
+
+    Args:
+        part: the layer; its codec is ``uniform``.
+        dtype: of what comes out.
+        device: where the packed tensors go.
+
+    Raises:
+        QdcError: no kernel reads the codec, or this machine cannot run one.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, part: Part, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        device = torch.device(device)
+        _require([part], dtype, device)
+        codec = part.codec
+        if not isinstance(codec, UniformGrid):
+            raise QdcError(
+                f"the backend triton has no kernel for embeddings stored as {codec.name}",
+                help=REFERENCE,
+            )
+        self.columns, self.dtype, self.bits = codec.columns, dtype, codec.bits
+        self.tokens = codec.rows
+        stored = {s: t.to(device) for s, t in part.stored.items()}
+        layout = uniform_layout([Part(codec, stored)])
+        self.group = layout.group
+        self.register_buffer("codes", layout.codes.to(device))
+        self.register_buffer("scale", layout.scale.to(device))
+        self.register_buffer("offset", layout.offset.to(device))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``i64[...] -> [..., columns]``; ids outside the vocabulary fail on the device."""
+        torch._assert_async(((ids >= 0) & (ids < self.tokens)).all())
+        found: Tensor = torch.ops.qdc.uniform_embedding(
+            ids.reshape(-1),
+            self.codes,
+            self.scale,
+            self.offset,
+            self.columns,
+            self.bits,
+            self.group,
+            self.dtype,
+        )
+        return found.reshape(*ids.shape, self.columns)
+
+    def extra_repr(self) -> str:
+        """Shape and bits, for ``print(model)``."""
+        return f"{self.tokens} x {self.columns}, {self.bits} bits"
+
+
+def _require(parts: Sequence[Part], dtype: torch.dtype, device: torch.device) -> None:
+    for part in parts:
+        refuse_codec(part.codec, "")
+    require_triton(device)
+    if dtype not in DTYPES:
+        raise QdcError(
+            f"the kernels take bf16, fp16 and fp32 activations, not {dtype}", help=REFERENCE
+        )
+    # The operators register themselves when the kernels are first wanted.
+    from . import operators  # noqa: F401
+
+
+def _refuse_gradient(x: Tensor) -> None:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise QdcError(
+            "packed layers have no gradient",
+            help="run them under torch.no_grad(), or load with the backend reference",
+        )

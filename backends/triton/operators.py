@@ -1,0 +1,147 @@
+"""The kernels as operators of torch: they trace, export and go into CUDA graphs.
+
+Which kernel runs is decided inside, from the number of rows alone, so that a trace holds one
+operator for every size. None has a gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from .launch import expand_binary, expand_uniform, run_binary, run_embedding, run_expanded
+from .launch import run_uniform as _run_uniform
+from .tuning import choose
+from .variants import uniform_choice
+
+
+@torch.library.custom_op("qdc::binary_linear", mutates_args=("arrivals",))
+def binary_linear(
+    x: Tensor,
+    planes: Tensor,
+    row_scale: Tensor,
+    col_scale: Tensor,
+    exact_col_scale: Tensor,
+    pairs: Tensor,
+    singles: Tensor,
+    blocks: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    arrivals: Tensor,
+    columns: int,
+    rows: list[int],
+) -> Tensor:
+    """Multi-binary linears on ``x [M, columns]``: ``[M, sum(rows)]``; ``layout.py`` has the rest.
+
+    ``arrivals`` is zero before and after; two launches at once must not share it.
+    """
+    if x.shape[0] == 0:
+        return x.new_empty(0, sum(rows))
+    units = pairs.shape[0] + singles.shape[0]
+    choice = choose(x.shape[0], planes.shape[1], columns, planes.shape[0], units, x.dtype)
+    if choice.variant.family == "expand":
+        expand = expand_binary(planes, row_scale, exact_col_scale, blocks, tiles, columns)
+        return run_expanded(x, bias, rows, expand)
+    return run_binary(
+        x,
+        planes,
+        row_scale,
+        col_scale,
+        pairs,
+        singles,
+        tiles,
+        bias,
+        arrivals,
+        columns,
+        sum(rows),
+        choice,
+    )
+
+
+@binary_linear.register_fake
+def _(
+    x: Tensor,
+    planes: Tensor,
+    row_scale: Tensor,
+    col_scale: Tensor,
+    exact_col_scale: Tensor,
+    pairs: Tensor,
+    singles: Tensor,
+    blocks: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    arrivals: Tensor,
+    columns: int,
+    rows: list[int],
+) -> Tensor:
+    return x.new_empty(x.shape[0], sum(rows))
+
+
+@torch.library.custom_op("qdc::uniform_linear", mutates_args=())
+def uniform_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    columns: int,
+    rows: list[int],
+    bits: int,
+    group: int,
+) -> Tensor:
+    """Uniform linears on ``x [M, columns]``: ``[M, sum(rows)]``."""
+    if x.shape[0] == 0:
+        return x.new_empty(0, sum(rows))
+    variant = uniform_choice(x.shape[0])
+    if variant.family == "expand" or x.dtype == torch.float32:
+        expand = expand_uniform(codes, scale, offset, tiles, columns, bits, group)
+        return run_expanded(x, bias, rows, expand)
+    return _run_uniform(
+        x, codes, scale, offset, tiles, bias, columns, sum(rows), bits, group, variant
+    )
+
+
+@uniform_linear.register_fake
+def _(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    columns: int,
+    rows: list[int],
+    bits: int,
+    group: int,
+) -> Tensor:
+    return x.new_empty(x.shape[0], sum(rows))
+
+
+@torch.library.custom_op("qdc::uniform_embedding", mutates_args=())
+def uniform_embedding(
+    ids: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    columns: int,
+    bits: int,
+    group: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Rows ``i64[M]`` of an embedding: ``[M, columns]`` in ``dtype``."""
+    if ids.shape[0] == 0:
+        return torch.empty(0, columns, dtype=dtype, device=ids.device)
+    return run_embedding(ids, codes, scale, offset, columns, bits, group, dtype)
+
+
+@uniform_embedding.register_fake
+def _(
+    ids: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    columns: int,
+    bits: int,
+    group: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty(ids.shape[0], columns, dtype=dtype, device=ids.device)

@@ -1,0 +1,132 @@
+"""Put packed modules in the place of quantized layers: nothing dense is made or stays."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qdc.backendbase import Runtime
+from qdc.codec import Codec
+from qdc.errors import UnsupportedModel
+from qdc.runtime.joining import join_stages
+from qdc.runtime.weights import Weights, dense_tensors, place, tied_names
+
+from .backend import check_codecs
+from .checking import Checked
+from .modules import PackedEmbedding, PackedLinear
+from .parts import Part, can_join
+
+
+@dataclass(frozen=True)
+class PackedRuntime(Runtime):
+    """Packed linears, joined where the code shows that they read one value, and embeddings."""
+
+    checked: bool
+    """Compare every output with the reference formula, at each call."""
+
+    def check(self, module: nn.Module, codecs: Mapping[str, Codec]) -> None:
+        """Refuse codecs without a kernel, and weights of other modules than linears."""
+        check_codecs(codecs)
+        tied = tied_names(module)
+        odd = [
+            f"{path}: {type(module.get_submodule(path)).__name__}"
+            for layer in codecs
+            for path in _places(layer, tied)
+            if type(module.get_submodule(path)) not in (nn.Linear, nn.Embedding)
+        ]
+        if odd:
+            raise UnsupportedModel(
+                "the triton backend replaces plain linears and embeddings, and these are neither",
+                where=odd,
+                help="load with the backend reference",
+            )
+
+    def fill(self, module: nn.Module, weights: Weights) -> None:
+        """Read stage by stage: beside the model there are the stored tensors of one stage."""
+        tied, names = tied_names(module), dense_tensors(module)
+        builder = _Builder(self, module, weights, tied)
+        gone = frozenset[str]()
+        if weights.traceable:
+            linears = {
+                path
+                for path in weights.codecs
+                if type(module.get_submodule(path)) is nn.Linear and _places(path, tied) == [path]
+            }
+            gone = join_stages(module, weights.stages, linears, builder.joinable, builder.linear)
+        replaced = set(gone)
+        for layer in weights.codecs:
+            for path, packed in () if layer in gone else builder.modules(layer):
+                above, _, name = path.rpartition(".")
+                module.get_submodule(above).add_module(name, packed)
+                replaced.add(path)
+        aliases = {first for name, first in tied.items() if _owner(name) not in replaced}
+        state = {
+            name: weights.plain(name).to(self.device, self.dtype)
+            for name in names
+            if _owner(name) not in replaced or name in aliases
+        }
+        place(module, state, tied, replaced)
+
+
+class _Builder:
+    """Makes packed modules from stored tensors, reading each when it is its turn."""
+
+    def __init__(
+        self, runtime: PackedRuntime, module: nn.Module, weights: Weights, tied: Mapping[str, str]
+    ) -> None:
+        self.runtime, self.root, self.weights, self.tied = runtime, module, weights, tied
+
+    def joinable(self, paths: Sequence[str]) -> bool:
+        """Whether one packed linear can stand for these; a matter of codecs alone."""
+        return can_join([self.weights.codecs[path] for path in paths])
+
+    def linear(self, paths: Sequence[str]) -> nn.Module:
+        """One packed linear for several."""
+        parts = [self.part(path, path) for path in paths]
+        packed = PackedLinear(parts, self.runtime.dtype, self.runtime.device)
+        return self._checked(packed, parts, ", ".join(paths))
+
+    def modules(self, layer: str) -> Iterator[tuple[str, nn.Module]]:
+        """What stands for a single layer, and for those whose weight is tied to it, by path.
+
+        They hold the same tensors as far as they lay them out alike.
+        """
+        shared: dict[str, Tensor] = {}
+        for path in _places(layer, self.tied):
+            part = self.part(layer, path)
+            packed: nn.Module
+            if type(self.root.get_submodule(path)) is nn.Linear:
+                packed = PackedLinear([part], self.runtime.dtype, self.runtime.device)
+            else:
+                packed = PackedEmbedding(part, self.runtime.dtype, self.runtime.device)
+            for name, buffer in list(packed.named_buffers(recurse=False)):
+                first = shared.setdefault(name, buffer)
+                if torch.equal(first, buffer):
+                    packed.register_buffer(name, first)
+            yield path, self._checked(packed, [part], path)
+
+    def part(self, layer: str, path: str) -> Part:
+        """The stored tensors of a layer, and the bias of the module that they are for."""
+        bias = self.root.get_submodule(path)._parameters.get("bias")
+        return Part(
+            self.weights.codecs[layer],
+            self.weights.stored(layer),
+            None if bias is None else self._bias(f"{path}.bias"),
+        )
+
+    def _bias(self, name: str) -> Tensor:
+        return self.weights.plain(self.tied.get(name, name))
+
+    def _checked(self, packed: nn.Module, parts: list[Part], label: str) -> nn.Module:
+        made = Checked(packed, parts, label) if self.runtime.checked else packed
+        return made.requires_grad_(False).eval()
+
+
+def _places(layer: str, tied: Mapping[str, str]) -> list[str]:
+    """The modules that a layer's weight is used in: its own, and those tied to it."""
+    return [layer, *(_owner(n) for n, first in tied.items() if first == f"{layer}.weight")]
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,93 @@
+"""Which kernel runs which shape: named configurations, and the table that picks one by size."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qdc.ir.types import Frozen
+
+Family = Literal["planes", "tile", "expand"]
+
+EXPAND_FROM = 256
+"""Rows of activations from which a weight is expanded once and multiplied by the library."""
+MULTIPROCESSORS = 132
+"""Of an H100; split-K is meant to give each one some programs."""
+PROGRAMS_EACH = 3
+
+
+class Variant(Frozen):
+    """One compiled form of the kernel of linears."""
+
+    family: Family
+    rows: int = 0
+    """Outputs of a program; 0 for ``expand``."""
+    tokens: int = 0
+    """Rows of activations of a program."""
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def name(self) -> str:
+        """``planes-64x16-w2-s3``."""
+        if self.family == "expand":
+            return "expand"
+        return f"{self.family}-{self.rows}x{self.tokens}-w{self.warps}-s{self.stages}"
+
+
+EXPAND = Variant(family="expand")
+DEFAULTS: tuple[tuple[int, Variant], ...] = (
+    (16, Variant(family="planes", rows=64, tokens=16, warps=2)),
+    (32, Variant(family="tile", rows=64, tokens=32, warps=2)),
+    (64, Variant(family="tile", rows=64, tokens=64, warps=4)),
+    (EXPAND_FROM - 1, Variant(family="tile", rows=64, tokens=128, warps=8)),
+)
+"""The largest number of rows of activations, and the variant up to there."""
+UNIFORM: tuple[tuple[int, Variant], ...] = (
+    (16, Variant(family="planes", rows=64, tokens=16, warps=4)),
+    (64, Variant(family="planes", rows=64, tokens=64, warps=4)),
+    (EXPAND_FROM - 1, Variant(family="planes", rows=64, tokens=128, warps=8)),
+)
+CANDIDATES: tuple[Variant, ...] = (
+    *(variant for _, variant in DEFAULTS),
+    Variant(family="planes", rows=128, tokens=16, warps=4),
+    Variant(family="planes", rows=64, tokens=32, warps=4),
+    Variant(family="tile", rows=128, tokens=32, warps=4),
+    Variant(family="tile", rows=128, tokens=64, warps=8),
+    EXPAND,
+)
+"""What tuning tries."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A variant, and how many programs share a tile of outputs."""
+
+    variant: Variant
+    split: int = 1
+
+
+def default_choice(tokens: int, padded_rows: int, units: int) -> Choice:
+    """What runs without tuning.
+
+    Args:
+        tokens: rows of activations.
+        padded_rows: outputs, padded to whole tiles.
+        units: pairs and singles of the layer, among which programs are split.
+    """
+    for largest, variant in DEFAULTS:
+        if tokens <= largest:
+            return Choice(variant, split_for(variant, tokens, padded_rows, units))
+    return Choice(EXPAND)
+
+
+def split_for(variant: Variant, tokens: int, padded_rows: int, units: int) -> int:
+    """How many programs share a tile: a power of two that fills the device, with work for each."""
+    programs = padded_rows // variant.rows * -(-tokens // variant.tokens)
+    split = 1
+    while programs * split * 2 <= MULTIPROCESSORS * PROGRAMS_EACH and units >= split * 8:
+        split *= 2
+    return split
+
+
+def uniform_choice(tokens: int) -> Variant:
+    """What runs uniform linears."""
+    return next((variant for largest, variant in UNIFORM if tokens <= largest), EXPAND)

@@ -1,0 +1,1 @@
+"""What the triton backend does on a card: ``python -m bench.gpu``."""

@@ -1,0 +1,62 @@
+"""``qdc export``: write an artifact as an ordinary checkpoint, and say what was proved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, size, table
+from qdc.exporting.dense import export_artifact
+from qdc.exporting.report import ExportReport, Verification
+from qdc.registry import standard_registry
+
+
+def export_command(
+    artifact: Path,
+    out: Path,
+    format: str,
+    dtype: str,
+    verify: bool,
+    force: bool,
+    plugins: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Export and print."""
+    with progress() as update:
+        report = export_artifact(
+            artifact,
+            out,
+            standard_registry(plugins),
+            format=format,
+            dtype=dtype,
+            prove=verify,
+            force=force,
+            progress=update,
+        )
+    if as_json:
+        print_json(report.as_data())
+        return
+    print_lines(console(), *_summary(report))
+    if report.verification is not None:
+        _print_proof(report.verification, dtype)
+
+
+def _summary(report: ExportReport) -> list[str]:
+    files = "1 file" if report.shards == 1 else f"{report.shards} files"
+    return [
+        f"wrote {report.out}",
+        f"  {report.tensors} tensors of {report.dtype}, {size(report.nbytes)} in {files}",
+    ]
+
+
+def _print_proof(proof: Verification, dtype: str) -> None:
+    rounded = "" if dtype == "f32" else f", rounded to {dtype}"
+    print_lines(
+        console(),
+        f"  {proof.tensors} tensors equal the artifact's{rounded}",
+        f"  logits in f32 equal those of the artifact's weights{rounded}",
+    )
+    rows = table("", "read by both", "tokens", "apart", "moved by rounding", right=(1, 2, 3))
+    for probe in proof.probes:
+        rows.add_row(
+            probe.name, f"{probe.tokens:,}", f"{probe.difference:g}", f"{probe.rounding:.2g}"
+        )
+    print_table(console(), rows)

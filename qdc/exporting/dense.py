@@ -1,0 +1,192 @@
+"""Write an artifact as an ordinary checkpoint: dense weights under the checkpoint's key names.
+
+Tensors are decoded and written shard by shard, so that no more than one shard is in memory. The
+folder appears when it is complete, and with ``verify`` only if its logits are the artifact's.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from qdc import __version__
+from qdc.artifact.config import QUANTIZATION, plain_config
+from qdc.artifact.partial import Partial
+from qdc.artifact.writer import CONFIG, EXPORT, ArtifactWriter, check_target
+from qdc.errors import InvalidArtifact, OutputExists, QdcError, UnknownName
+from qdc.exporting.report import ExportReport, Verification
+from qdc.exporting.verify import verify
+from qdc.frontend.native import NativeModel
+from qdc.ir.tensors import LONG, torch_dtype
+from qdc.registry import Registry
+from qdc.runtime.load import OpenedArtifact, open_artifact
+
+Format = Literal["dense"]
+Dtype = Literal["bf16", "f16", "f32"]
+Progress = Callable[[str, int, int], None]
+SHARD = 1 << 30
+"""Bytes of tensors that a file holds at most, unless one tensor alone has more."""
+
+
+def export_artifact(
+    artifact: Path,
+    out: Path,
+    registry: Registry,
+    *,
+    format: str = "dense",
+    dtype: str = "bf16",
+    prove: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD,
+) -> ExportReport:
+    """Export; either the checkpoint is complete at the end, or nothing has changed at its place.
+
+    Args:
+        artifact: what ``qdc compile`` wrote.
+        out: folder of the checkpoint.
+        registry: knows the codecs.
+        format: ``dense``.
+        dtype: ``bf16``, ``f16`` or ``f32``, of all tensors.
+        prove: compare every tensor and the logits with the artifact's before the folder appears.
+        force: replace an artifact or an export that is at ``out``.
+        progress: called with what is done, how much of it, and the total.
+        shard_bytes: bytes of tensors in a file.
+
+    Raises:
+        InvalidArtifact: the artifact is damaged, or says what no ordinary checkpoint can say.
+        OutputExists: something else is at ``out``.
+        ExportDiffers: ``prove`` has found a difference.
+    """
+    _choose("format", format, get_args(Format))
+    _choose("dtype", dtype, get_args(Dtype))
+    notify = progress or (lambda what, done, total: None)
+    _refuse_inside(artifact, out)
+    check_target(out, force=force)
+    opened = open_artifact(artifact, registry)
+    biases = opened.quantization.added_biases
+    if biases:
+        raise InvalidArtifact(
+            "a pass has added biases, for which the model's own configuration has no place",
+            where=biases,
+            help="load it with qdc.load, or compile without the pass that adds them",
+        )
+    with Partial(out) as partial:
+        writer = ArtifactWriter(out, force=force, folder=partial.artifact)
+        shards = _write_shards(opened, writer, torch_dtype(dtype), shard_bytes, notify)
+        writer.index()
+        writer.json(CONFIG, _config(opened, dtype))
+        for path in opened.source.tokenizer_files():
+            writer.file(path.name, path.read_bytes())
+        proof = verify(opened, partial.artifact, registry, dtype, notify) if prove else None
+        report = _report(opened, out, writer, format, dtype, shards, proof)
+        writer.json(EXPORT, {k: v for k, v in report.as_data().items() if k != "out"})
+        writer.commit()
+    return report
+
+
+def _write_shards(
+    opened: OpenedArtifact,
+    writer: ArtifactWriter,
+    dtype: torch.dtype,
+    limit: int,
+    notify: Progress,
+) -> int:
+    parts = plan_shards(opened.names, dtype.itemsize, limit)
+    done, total = 0, sum(map(len, parts))
+    for number, names in enumerate(parts):
+        tensors = {}
+        for name in names:
+            tensors[name] = _rounded(name, opened.tensor(name), dtype)
+            done += 1
+            notify("decode and write", done, total)
+        writer.shard(f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors", tensors)
+    return len(parts)
+
+
+def plan_shards(
+    shapes: Mapping[str, tuple[int, ...]], itemsize: int, limit: int
+) -> list[list[str]]:
+    """Deal tensors to files in their order, so that what lies together stays together.
+
+    Args:
+        shapes: of every tensor, by name.
+        itemsize: bytes of a number.
+        limit: bytes of a file; one tensor may be larger.
+    """
+    parts: list[list[str]] = []
+    room = 0
+    for name, shape in shapes.items():
+        nbytes = itemsize * torch.Size(shape).numel()
+        if not parts or nbytes > room:
+            parts.append([])
+            room = limit
+        parts[-1].append(name)
+        room -= nbytes
+    return parts
+
+
+def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = tensor.to(dtype)
+    if not bool(torch.isfinite(rounded).all()):
+        raise InvalidArtifact(
+            f"values of a tensor do not fit {dtype}".replace("torch.", ""),
+            where=[name],
+            help="export with --dtype bf16 or f32",
+        )
+    return rounded
+
+
+def _config(opened: OpenedArtifact, dtype: str) -> dict[str, Any]:
+    """The model's own configuration, with the dtype of its weights under both of its names."""
+    config = plain_config(opened.source.config)
+    if isinstance(opened.module, NativeModel):
+        # A decoder of transformers looks back only, unless it is told; qdc compiled it looking
+        # both ways.
+        built = opened.module.body.config
+        if getattr(built, "is_causal", None) is False:
+            config["is_causal"] = False
+    return {**config, "dtype": LONG[dtype], "torch_dtype": LONG[dtype]}
+
+
+def _report(
+    opened: OpenedArtifact,
+    out: Path,
+    writer: ArtifactWriter,
+    format: str,
+    dtype: str,
+    shards: int,
+    proof: Verification | None,
+) -> ExportReport:
+    digest = opened.source.config[QUANTIZATION].get("checkpoint_sha256")
+    return ExportReport(
+        out=str(out),
+        format=format,
+        dtype=dtype,
+        tensors=len(opened.names),
+        nbytes=writer.tensor_bytes,
+        shards=shards,
+        qdc_version=__version__,
+        pipeline=opened.quantization.pipeline,
+        checkpoint_sha256=digest if isinstance(digest, str) else "",
+        verification=proof,
+    )
+
+
+def _choose(option: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise UnknownName(f"no {option} is called {given!r}", help=f"known: {', '.join(known)}")
+
+
+def _refuse_inside(artifact: Path, out: Path) -> None:
+    """The artifact is read while the export is written: neither may hold the other."""
+    try:
+        source, target = artifact.resolve(), out.resolve()
+    except (OSError, RuntimeError) as error:
+        raise QdcError(f"cannot follow {out}: {error}") from error
+    if source == target or source in target.parents or target in source.parents:
+        raise OutputExists(
+            f"{out} and the artifact {artifact} lie in each other", help="choose another -o"
+        )

@@ -1,0 +1,15 @@
+"""Importing this lets transformers load artifacts: ``AutoModel.from_pretrained(artifact)``.
+
+It registers the quantization method ``qdc``, and a class for each model family that qdc implements
+and transformers does not. Weights stay packed; ``model.dequantize()`` makes them dense.
+``docs/huggingface.md`` shows how.
+"""
+
+from qdc.hf.models import register_models
+from qdc.hf.quantizer import register_method
+from qdc.hf.settings import use_plugins
+
+__all__ = ["use_plugins"]
+
+register_method()
+register_models()

@@ -1,0 +1,186 @@
+"""The quantization method ``qdc`` of transformers: packed layers in place of the model's own.
+
+An artifact is untrusted here as in ``qdc.load``: its configuration is parsed by the same code, and
+names, dtypes and shapes of all tensors are compared with the model before transformers reads them,
+for transformers itself gives random weights to what it does not find.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from qdc.artifact.config import GUARD
+from qdc.artifact.writer import CONFIG, METHOD
+from qdc.disk import replace_bytes
+from qdc.errors import InvalidArtifact, QdcError
+from qdc.frontend.checkpoint import read_json
+from qdc.frontend.native import find_class
+from qdc.frontend.unrolled import unroll_experts
+from qdc.hf.files import compare, read_headers
+from qdc.hf.packed import Packed, check, pack, tie, unpack
+from qdc.hf.settings import QdcQuantization
+
+POOLER = "pooler"
+WEIGHT = ".weight"
+
+
+class QdcQuantizer(HfQuantizer):
+    """Puts packed layers into a model on meta, and looks at what was loaded into them."""
+
+    quantization_config: QdcQuantization
+
+    def validate_environment(self, *args: Any, **settings: Any) -> None:
+        """Refuse what is no artifact, and what packed layers cannot do. Raises ``QdcError``."""
+        if not self.pre_quantized:
+            raise QdcError(
+                "transformers cannot quantize with qdc, it loads what qdc has compiled",
+                help="qdc compile MODEL -o OUT, then from_pretrained('OUT')",
+            )
+        device_map = settings.get("device_map")
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise QdcError(
+                "packed layers do not stay on disk while a model runs",
+                help="give a device_map without disk: they are small",
+            )
+
+    def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Change the configuration before a model is built of it, to what qdc itself builds.
+
+        The guard is taken away, and a decoder of transformers sees both directions.
+        """
+        for name in GUARD:
+            vars(config).pop(name, None)
+        if config.dtype is None:
+            config.dtype = torch.float32  # transformers would take the dtype of some scale
+        if self.quantization_config.parsed.frontend == "export":
+            _, built = find_class(config.to_dict())
+            if getattr(built, "is_causal", None) is False:
+                config.is_causal = False
+        return config
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, **settings: Any
+    ) -> PreTrainedModel:
+        files = settings.get("checkpoint_files")
+        if not files:
+            raise QdcError("an artifact is loaded from its own files, not from a state dict")
+        prefix = _prefix(model)
+        self.quantization_config = self.quantization_config.below(prefix)
+        found = {
+            name.removeprefix(prefix): header
+            for name, header in read_headers(files, model.name_or_path).items()
+            if name.startswith(prefix)
+        }
+        unroll_experts(model)
+        pooler = getattr(model, POOLER, None)
+        if pooler is not None and not any(name.startswith(f"{POOLER}.") for name in found):
+            setattr(model, POOLER, None)  # no logits depend on it, so that qdc leaves it out
+        self._add_biases(model)
+        for path, codec in self.quantization_config.codecs.items():
+            pack(_module(model, path), codec, path)
+        for head, source in list(model.all_tied_weights_keys.items()):
+            owner = _module(model, source.removesuffix(WEIGHT)) if source.endswith(WEIGHT) else None
+            if isinstance(owner, Packed):
+                tie(_module(model, head.removesuffix(WEIGHT)), owner)
+                del model.all_tied_weights_keys[head]
+        compare(model, found)
+        return model
+
+    def _add_biases(self, model: PreTrainedModel) -> None:
+        for path in self.quantization_config.parsed.added_biases:
+            linear = _module(model, path)
+            if not isinstance(linear, nn.Linear) or linear.bias is not None:
+                raise InvalidArtifact(
+                    "added_biases names no linear of the model that has none", where=[path]
+                )
+            linear.bias = nn.Parameter(
+                torch.empty(linear.out_features, dtype=linear.weight.dtype, device="meta")
+            )
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **settings: Any
+    ) -> PreTrainedModel:
+        for path, module in model.named_modules():
+            check(module, path)
+        model.requires_grad_(False)
+        model.save_pretrained = functools.partial(_save, model)  # type: ignore[method-assign]
+        return model
+
+    def update_weight_conversions(self, weight_conversions: Any, model: Any) -> list[Any]:
+        """None: an artifact has the names of the model as qdc builds it, experts one by one."""
+        return []
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | str | None = None
+    ) -> PreTrainedModel:
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype or model.dtype
+        unpack(model, wanted)
+        vars(model).pop("save_pretrained", None)
+        nn.Module.to(model, wanted)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Whether ``save_pretrained`` writes an artifact: it does."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether the packed weights can be trained: they cannot."""
+        return False
+
+
+def register_method() -> None:
+    """Register the method. Raises ``QdcError`` where transformers is too old for it."""
+    if not hasattr(HfQuantizer, "update_attn_implementation"):
+        raise QdcError(
+            "this transformers shows a quantizer no configuration before it builds the model",
+            help="pip install --upgrade transformers",
+        )
+    register_quantization_config(METHOD)(QdcQuantization)
+    register_quantizer(METHOD)(QdcQuantizer)
+
+
+def _prefix(model: PreTrainedModel) -> str:
+    """What the artifact's names have before those of the model, if it is the base of another.
+
+    Raises:
+        InvalidArtifact: the model is neither what was compiled nor its base.
+    """
+    compiled, kind = model.config.architectures or [], type(model).__name__
+    if kind in compiled:
+        return ""
+    if model.base_model is not model:
+        raise InvalidArtifact(
+            f"the artifact is of {', '.join(compiled) or 'no class'}, not of {kind}",
+            help="load it with the auto class of what was compiled, or with AutoModel",
+        )
+    return f"{model.base_model_prefix}."
+
+
+def _module(model: PreTrainedModel, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise InvalidArtifact("the model has no layer there", where=[path]) from error
+
+
+def _save(model: PreTrainedModel, save_directory: str | Path, **options: Any) -> None:
+    """``save_pretrained``, and the guard again, which transformers drops when it saves.
+
+    Raises:
+        QdcError: it is asked to upload at once, which would leave the guard out.
+    """
+    if options.get("push_to_hub"):
+        raise QdcError("save_pretrained does not upload", help="model.push_to_hub(NAME) does")
+    type(model).save_pretrained(model, save_directory, **options)
+    config = Path(save_directory) / CONFIG
+    if options.get("is_main_process", True):
+        text = json.dumps(read_json(config) | GUARD, indent=1, ensure_ascii=False)
+        replace_bytes(config, (text + "\n").encode(), "choose another folder")

@@ -1,0 +1,79 @@
+"""The ``quantization_config`` of an artifact as transformers carries it around."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from qdc.artifact.config import QUANTIZATION, parse_codec, parse_quantization
+from qdc.artifact.writer import METHOD
+from qdc.registry import standard_registry
+
+_plugins: list[Path] = []
+
+
+def use_plugins(*paths: str | Path) -> None:
+    """Know the codecs of these plugin files, beside the built-in and the installed ones.
+
+    Raises:
+        QdcError: a file is missing, does not import, or defines nothing.
+    """
+    found = [*_plugins, *map(Path, paths)]
+    standard_registry(found)
+    _plugins[:] = found
+
+
+class QdcQuantization(QuantizationConfigMixin):
+    """All fields of the artifact, as they are, and what qdc reads of them."""
+
+    quant_method = METHOD  # type: ignore[assignment]
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        """Check the fields. Raises ``InvalidArtifact``."""
+        self.parsed = parse_quantization({QUANTIZATION: fields})
+        known = standard_registry(_plugins).codecs()
+        layers = self.parsed.layers.items()
+        self.codecs = {layer: parse_codec(layer, given, known) for layer, given in layers}
+        self._fields = deepcopy(dict(fields))
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Build from the fields; they are never taken for arguments or attributes."""
+        made = cls(config_dict)
+        return (made, kwargs) if return_unused_kwargs else made
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return deepcopy(self._fields)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Pairs, so that ``dict`` gives the fields."""
+        yield from self.to_dict().items()
+
+    def below(self, prefix: str) -> "QdcQuantization":
+        """What of it speaks of the modules below a prefix, by their names without it."""
+        if not prefix:
+            return self
+        fields = self.to_dict()
+        fields["layers"] = {
+            name.removeprefix(prefix): layer
+            for name, layer in self.parsed.layers.items()
+            if name.startswith(prefix)
+        }
+        for field in ("added_biases", "modules_to_not_convert"):
+            if isinstance(fields.get(field), list):
+                fields[field] = _below(prefix, fields[field])
+        if isinstance(fields.get("stages"), list):
+            stages = (_below(prefix, stage) for stage in fields["stages"])
+            fields["stages"] = [stage for stage in stages if stage]
+        return QdcQuantization(fields)
+
+
+def _below(prefix: str, names: object) -> list[str]:
+    listed = names if isinstance(names, list) else []
+    paths = (name for name in listed if isinstance(name, str))
+    return [name.removeprefix(prefix) for name in paths if name.startswith(prefix)]

@@ -1,0 +1,103 @@
+"""The tensors of an artifact, read one at a time, and where they go in a module on meta.
+
+What is read here was checked by its header before; ``Codec.check`` looks at the data itself.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from qdc.codec import Codec
+from qdc.frontend.checkpoint import Checkpoint
+from qdc.ir.types import Dimension
+
+Wanted = tuple[str | None, tuple[Dimension, ...]]
+"""Dtype and shape of a stored tensor; None allows every floating dtype."""
+
+
+@dataclass(frozen=True)
+class Weights(ABC):
+    """The tensors of a model, some of them of quantized layers; nothing of them is held."""
+
+    codecs: Mapping[str, Codec]
+    """Of each quantized layer, by full path."""
+    stages: tuple[tuple[str, ...], ...] = ()
+    """Paths that the artifact claims to read one value. A hint: it is not to be trusted."""
+    traceable: bool = True
+    """Whether the model is one of qdc's own, whose parts plain ``torch.fx`` traces."""
+
+    @abstractmethod
+    def plain(self, name: str) -> Tensor:
+        """A tensor that is no part of a quantized layer, as it is stored."""
+
+    @abstractmethod
+    def stored(self, layer: str) -> dict[str, Tensor]:
+        """The stored tensors of a quantized layer."""
+
+    def dense(self, name: str) -> Tensor:
+        """A parameter of the model: as it is stored, or decoded to fp32."""
+        layer = name.removesuffix(".weight")
+        codec = self.codecs.get(layer)
+        if codec is None:
+            return self.plain(name)
+        return codec.dense(codec.unpack(self.stored(layer)))
+
+
+@dataclass(frozen=True)
+class StoredWeights(Weights):
+    """An artifact whose names, dtypes and shapes fit its model, read from its files."""
+
+    source: Checkpoint = field(kw_only=True)
+
+    def plain(self, name: str) -> Tensor:
+        """A tensor that is no part of a quantized layer, as it is stored."""
+        return self.source.tensor(name)
+
+    def stored(self, layer: str) -> dict[str, Tensor]:
+        """The stored tensors of a quantized layer. Raises ``InvalidArtifact``."""
+        codec = self.codecs[layer]
+        stored = {
+            suffix: self.source.tensor(f"{layer}.{suffix}") for suffix in codec.specification()
+        }
+        codec.check(stored, layer)
+        return stored
+
+
+def dense_tensors(module: nn.Module) -> dict[str, Wanted]:
+    """Every stored tensor of the module; a tied one stands under its first name alone."""
+    tied = tied_names(module)
+    state = module.state_dict().items()
+    return {name: (None, tuple(tensor.shape)) for name, tensor in state if name not in tied}
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Further names of parameters that have two, each with the first name."""
+    first = {parameter: name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[parameter] for name, parameter in every if first[parameter] != name}
+
+
+def place(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    tied: Mapping[str, str],
+    replaced: Collection[str] = (),
+) -> None:
+    """Give a module on meta its tensors; what was tied is tied again.
+
+    Args:
+        module: whose tensors.
+        state: those that are to be placed, by their first names.
+        tied: further names, as ``tied_names`` gave them.
+        replaced: paths of modules that have what they need.
+    """
+    parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in state.items()}
+    aliases = {name: first for name, first in tied.items() if first in state}
+    for name, first in {**{name: name for name in state}, **aliases}.items():
+        path, _, role = name.rpartition(".")
+        if path in replaced:
+            continue
+        owner = module.get_submodule(path)
+        setattr(owner, role, parameters[first] if role in owner._parameters else state[first])

@@ -1,0 +1,35 @@
+"""``qdc export`` from the command line."""
+
+import json
+from pathlib import Path
+
+from qdc.frontend.checkpoint import Checkpoint
+from tests.cli.conftest import Command
+
+
+def test_says_what_was_written_and_proved(artifact: Path, tmp_path: Path, qdc: Command) -> None:
+    text = qdc("export", artifact, "-o", tmp_path / "dense", "--verify")
+    lines = text.splitlines()
+    assert lines[0] == f"wrote {tmp_path / 'dense'}"
+    assert "21 tensors equal the artifact's, rounded to bf16" in text
+    rows = [line.split() for line in lines[-2:]]
+    assert [(row[-3], row[-2]) for row in rows] == [("128", "0"), ("64", "0")]
+    assert {header.dtype for header in Checkpoint(tmp_path / "dense").headers.values()} == {"bf16"}
+
+
+def test_json_is_the_report(artifact: Path, tmp_path: Path, qdc: Command) -> None:
+    out = tmp_path / "dense"
+    data = json.loads(qdc("export", artifact, "-o", out, "--dtype", "f32", "--json"))
+    assert data["out"] == str(out)
+    assert data["tensors"] == len(Checkpoint(out).headers)
+    assert data["verification"] is None
+
+
+def test_mistakes_are_refused(
+    artifact: Path, model: Path, tmp_path: Path, refused: Command
+) -> None:
+    out = tmp_path / "dense"
+    assert "known: dense" in refused("export", artifact, "-o", out, "--format", "gguf")
+    assert "plain checkpoint" in refused("export", model, "-o", out)
+    assert "lie in each other" in refused("export", artifact, "-o", artifact, "--force")
+    assert not out.exists()

@@ -1,0 +1,94 @@
+"""Families of qdc's own through transformers: under their published names, from their own files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+import qdc
+import qdc.hf
+from qdc.errors import UnsupportedModel
+from qdc.hf.models import MODEL_TYPES
+from qdc.models.families import FAMILIES
+from tests.support.compiles import compile_tiny
+from tests.support.families import CASES, write_family
+from tests.support.handovers import PACKED, batch, logits
+
+PUBLISHED = {"fast-dllm": "Fast_dLLM_Qwen"}
+"""Model types that the cases leave out."""
+TIED = "rtn-lower{bits=4},pack"
+"""Embedding and head as they are."""
+
+
+def write_case(folder: Path, name: str) -> Path:
+    """A checkpoint with the published model type, and code that would have to be fetched."""
+    case = CASES[name]
+    model = write_family(folder, case)
+    path = model / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.setdefault("model_type", PUBLISHED.get(case.family))
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"), [*((name, PACKED) for name in CASES), ("fast-dllm tied", TIED)]
+)
+def test_loads_saves_and_gives_the_logits_of_qdc(name: str, passes: str, tmp_path: Path) -> None:
+    compile_tiny(write_case(tmp_path / "model", name), tmp_path / "out", passes)
+    original = qdc.load(tmp_path / "out")
+    expected = logits(original)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert type(model).__name__ in CASES[name].config["architectures"]
+    assert getattr(original, "logits_shift", 0) == model.logits_shift
+    assert torch.equal(logits(model), expected)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "saved")), expected)
+    assert torch.equal(logits(qdc.load(tmp_path / "saved")), expected)
+    dense = model.dequantize()  # type: ignore[no-untyped-call]
+    assert torch.equal(logits(dense), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_dense_export_is_proved(name: str, tmp_path: Path) -> None:
+    compile_tiny(write_case(tmp_path / "model", name), tmp_path / "out", PACKED)
+    report = qdc.export(tmp_path / "out", out=tmp_path / "dense", dtype="f32", verify=True)
+    assert report.verification is not None
+    assert {probe.rounding for probe in report.verification.probes} == {0.0}
+    expected = logits(qdc.load(tmp_path / "out"))
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "dense")), expected)
+
+
+def test_a_checkpoint_that_is_not_compiled_loads_too(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "model", "llada")
+    expected = logits(qdc.load_original(folder))
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
+        assert torch.equal(logits(auto.from_pretrained(folder, dtype=torch.float32)), expected)
+    config = AutoConfig.from_pretrained(folder)
+    fresh = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    assert logits(fresh).isfinite().all()
+
+
+def test_arguments_that_would_change_the_result_are_refused(tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(write_case(tmp_path / "model", "llada"))
+    ids = batch()["input_ids"]
+    zeros = torch.zeros_like(ids)
+    given = model(**batch(), token_type_ids=zeros, use_cache=False, labels=None, return_dict=False)
+    assert torch.equal(given[0], model(**batch()).logits)
+    for argument in ({"labels": ids}, {"use_cache": True}, {"token_type_ids": zeros + 1}):
+        with pytest.raises(TypeError, match=f"does not take {next(iter(argument))}"):
+            model(ids, **argument)
+
+
+def test_every_family_has_a_published_model_type() -> None:
+    assert set(MODEL_TYPES) == {name for family in FAMILIES for name in family.architectures}
+
+
+def test_the_registered_classes_are_none_of_transformers(tmp_path: Path) -> None:
+    """The export front end still takes the classes of transformers alone."""
+    folder = write_case(tmp_path / "model", "llada")
+    with pytest.raises(UnsupportedModel, match="no model family here implements LLaDAModelLM"):
+        qdc.load_original(folder, frontend="export")

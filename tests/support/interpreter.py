@@ -1,0 +1,5 @@
+"""Triton's interpreter for this process: to be imported before any kernel is."""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
