@@ -16,6 +16,7 @@ from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import OutputExists, QdcError
 from qdc.report.model import CompileReport
 
+LARGEST = 1 << 28
 DATA, PAGE = "report.json", "report.html"
 ESCAPED = "backslashreplace"
 """How a file name that is no Unicode is written; valid JSON, too."""
@@ -143,12 +144,17 @@ def to_json(report: CompileReport) -> str:
 def artifact_digest(folder: Path) -> str:
     """SHA-256 over names and bytes of the files other than shards.
 
-    Among them is the IR dump, which names the digest of every packed tensor.
+    Among them is the IR dump, which names the digest of every packed tensor. Raises ``QdcError``
+    for a file that cannot be read, or is larger than any of them can be.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix != ".safetensors" and path.is_file():
-            data = path.read_bytes()
+            try:
+                data = read_regular(path, LARGEST)
+            except OSError as error:
+                reason = (error.strerror or "unknown reason").lower()
+                raise QdcError(f"cannot read {path.name}: {reason}", where=[str(path)]) from error
             digest.update(f"{path.name}\0{len(data)}\0".encode())
             digest.update(data)
     return digest.hexdigest()
