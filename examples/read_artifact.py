@@ -7,24 +7,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 Array = np.ndarray[Any, Any]
+DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
+          SafetensorError)  # fmt: skip
 
 
 def read(folder: Path) -> dict[str, Array]:
-    """Decode every quantized layer: full path to ``float32[rows, columns]``."""
-    config = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config", {})
+    """Decode every quantized layer: full path to ``float32[rows, columns]``.
+
+    Raises OSError for files that are missing, ValueError for those that are damaged.
+    """
+    try:
+        return _read(folder)
+    except DAMAGE as error:
+        raise ValueError(f"{folder} is damaged: {type(error).__name__} {error}") from error
+
+
+def _read(folder: Path) -> dict[str, Array]:
+    config = load_json(folder / "config.json").get("quantization_config", {})
     if config.get("quant_method") != "qdc" or config["format_version"] != 1:
         raise ValueError(f"{folder} is no qdc artifact of format version 1")
-    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    index = load_json(folder / "model.safetensors.index.json")
     found: dict[str, dict[str, Array]] = {path: {} for path in config["layers"]}
     for name, shard in index["weight_map"].items():
         path, _, suffix = name.rpartition(".")
         if path in found and suffix != "bias":
+            expect((folder / Path(shard).name).is_file(), shard)
             with safe_open(folder / Path(shard).name, framework="numpy") as file:
                 found[path][suffix] = file.get_tensor(name)
     return {path: decode_layer(config["layers"][path], found[path]) for path in found}
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file, which is no pipe and no device, and not endless."""
+    expect(not path.exists() or (path.is_file() and path.stat().st_size <= 1 << 26), path.name)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def decode_layer(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:
@@ -40,7 +60,7 @@ def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array
     expect(planes.shape == (rows, total, block // 8), "planes")
     expect(row.shape == (rows, total) and bool(np.isfinite(row).all()), "row_scale")
     expect(col.shape == (1, total, block) and bool(np.isfinite(col).all()), "col_scale")
-    expect(stored["orders"].tolist() == orders, "orders")
+    expect(stored["orders"].tolist() == orders and len(orders) == -(-columns // block), "orders")
     dense, plane = np.empty((rows, columns), np.float32), 0
     for left, order in zip(range(0, columns, block), orders, strict=True):
         part = dense[:, left : left + block]

@@ -4,6 +4,7 @@ A write that the disk does not take is a mistake of nobody's code: it becomes on
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -18,6 +19,27 @@ from qdc.errors import QdcError
 
 Tensors = Mapping[str, Tensor]
 ELSEWHERE = "choose another -o"
+LARGEST_JSON = 1 << 26
+"""Bytes of a JSON file; a hundred thousand layers need half of it."""
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a file that somebody else has put there: it may be anything, and of any size.
+
+    Raises OSError for what cannot be read, for a pipe, a device or a folder, and for more than
+    ``most`` bytes; its ``strerror`` says which.
+    """
+
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for somebody to write
+
+    with open(path, "rb", opener=at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
+        return file.read(found.st_size)
 
 
 def write_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:

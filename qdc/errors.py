@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from typing import ClassVar
 
 SHOWN = 12
+LONGEST_TEXT, LONGEST_PLACE = 4000, 300
+"""Characters of a message, and of one name in it, that are shown: names may be a stranger's."""
 
 
 class QdcError(Exception):
@@ -25,13 +27,14 @@ class QdcError(Exception):
 
     def __str__(self) -> str:
         """Lay the parts out over up to three lines."""
-        lines = [f"error[{self.code}] {self.what}"]
+        lines = [f"error[{self.code}] {_shortened(self.what, LONGEST_TEXT)}"]
         if self.where:
             more = f" and {len(self.where) - SHOWN} more" if len(self.where) > SHOWN else ""
-            lines.append(f"  at    {', '.join(self.where[:SHOWN])}{more}")
+            places = (_shortened(place, LONGEST_PLACE) for place in self.where[:SHOWN])
+            lines.append(f"  at    {', '.join(places)}{more}")
         if self.help:
-            lines.append(f"  help  {self.help}")
-        return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n"))
+            lines.append(f"  help  {_shortened(self.help, LONGEST_TEXT)}")
+        return printable("\n".join(line.rstrip() for line in "\n".join(lines).split("\n")))
 
 
 class UnknownName(QdcError):
@@ -122,6 +125,17 @@ class ExportDiffers(QdcError):
     """An exported checkpoint that is not the artifact it was made from."""
 
     code = "QDC420"
+
+
+def printable(text: str) -> str:
+    """Text that steers no terminal: control and other invisible characters as escapes."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

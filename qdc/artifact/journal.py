@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from qdc.disk import digest_of, replace_bytes
+from qdc.disk import digest_of, read_regular, replace_bytes
 from qdc.errors import InvalidJournal
 from qdc.ir.types import Frozen
 
@@ -135,7 +135,7 @@ def read_journal(folder: Path) -> Journal | None:
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
             raise InvalidJournal("the journal is no journal", where=[str(path)], help=DISCARD)
-        journal = Journal.model_validate_json(path.read_bytes())
+        journal = Journal.model_validate_json(read_regular(path, LARGEST))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qdc.disk import sync_folder, unwritable, write_bytes, write_tensors
+from qdc.disk import LARGEST_JSON, read_regular, sync_folder, unwritable, write_bytes, write_tensors
 from qdc.errors import InvalidArtifact, OutputExists
 
 METHOD = "qdc"
@@ -177,6 +177,6 @@ def _data_bytes(path: Path) -> int:
 
 def _is_artifact(folder: Path) -> bool:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(read_regular(folder / CONFIG, LARGEST_JSON))
         return bool(config["quantization_config"]["quant_method"] == METHOD)
     return False

@@ -6,14 +6,17 @@ copied. Arrow and parquet need ``pyarrow``, the optional extra ``data``.
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from qdc.calibration.records import HOW
+from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import InvalidCalibration, QdcError, nearest
 
 ARROW, PARQUET, LINES = ".arrow", ".parquet", ".jsonl"
 STATE, SPLITS = "state.json", "dataset_dict.json"
+MOST_FILES = 1 << 15
 INSTALL = "pip install 'qdc[data]'"
 
 
@@ -41,13 +44,31 @@ def dataset_files(folder: Path) -> DatasetFiles:
         return _only_split(folder)
     if (folder / STATE).is_file():
         return DatasetFiles(folder, ARROW, _saved(folder))
+    below = _below(folder)
     for kind in (PARQUET, LINES):
-        found = sorted(f for f in folder.rglob("*") if f.suffix.lower() == kind and f.is_file())
+        found = sorted(f for f in below if f.suffix.lower() == kind and f.is_file())
         if found:
             return DatasetFiles(folder, kind, tuple(found))
     raise InvalidCalibration(
         "found a folder, need a file or the folder of a dataset", where=[folder.name], help=HOW
     )
+
+
+def _below(folder: Path) -> list[Path]:
+    """All that lies in a folder; a disk is no dataset."""
+    try:
+        found = list(islice(folder.rglob("*"), MOST_FILES + 1))
+    except OSError as error:
+        raise InvalidCalibration(
+            "the folder cannot be read", where=[str(error.filename or folder)], help=HOW
+        ) from error
+    if len(found) > MOST_FILES:
+        raise InvalidCalibration(
+            f"found more than {MOST_FILES:,} files, need the folder of a dataset",
+            where=[str(folder)],
+            help=HOW,
+        )
+    return found
 
 
 def open_rows(files: DatasetFiles, columns: Sequence[str]) -> Rows:
@@ -144,7 +165,7 @@ def _saved(folder: Path) -> tuple[Path, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: object = json.loads(path.read_bytes())
+        found: object = json.loads(read_regular(path, LARGEST_JSON))
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidCalibration(f"{path.name} is no JSON", where=[path.name], help=HOW) from error
     return found if isinstance(found, dict) else {}

@@ -17,9 +17,12 @@ from qdc.calibration.records import (
     document,
     parse_line,
 )
+from qdc.disk import read_regular
 from qdc.errors import InvalidCalibration
 
 EMBEDDED = "embedded"
+LARGEST_TEXT = 1 << 30
+"""Bytes of a text file, which is read as a whole; arrow and parquet are not."""
 LINES = ".jsonl"
 PIECE = 1 << 22
 S = TypeVar("S", bound=Sequence[object])
@@ -90,15 +93,9 @@ def _of_lines(
 def _folder(path: Path, fields: Fields) -> TextSource:
     """Read a folder; the digest covers the files that hold records, under their names."""
     found = dataset_files(path)
-    digest = hashlib.sha256()
-    for file in found.data:
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as opened:
-            while piece := opened.read(PIECE):
-                digest.update(piece)
     if found.kind == LINES:
         lines = (e for file in found.data for e in _entries(_decode_file(file), file.name))
-        return _of_lines(path.name, b"", lines, fields)._replace(digest=digest.hexdigest())
+        return _of_lines(path.name, b"", lines, fields)._replace(digest=_digest_of(found.data))
     rows: Rows = open_rows(found, fields.names)
     size = len(rows)
 
@@ -107,9 +104,24 @@ def _folder(path: Path, fields: Fields) -> TextSource:
 
     if fields.chat:
         dialogues = Lazy(size, lambda row: dialogue(rows[row], place(row), fields))
-        return TextSource(path.name, digest.hexdigest(), (), _some(dialogues, path.name))
+        return TextSource(path.name, "", (), _some(dialogues, path.name))._replace(
+            digest=_digest_of(found.data)
+        )
     documents = Lazy(size, lambda row: document(rows[row], place(row), fields.text))
-    return TextSource(path.name, digest.hexdigest(), _some(documents, path.name))
+    return TextSource(path.name, "", _some(documents, path.name))._replace(
+        digest=_digest_of(found.data)
+    )
+
+
+def _digest_of(paths: Sequence[Path]) -> str:
+    """SHA-256 over names and bytes; of files that were found to be sound, for it may take long."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
+        with path.open("rb") as opened:
+            while piece := opened.read(PIECE):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def _some(records: S, name: str) -> S:
@@ -130,10 +142,10 @@ def _digest(data: bytes) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
-        raise InvalidCalibration("found no regular file", where=[path.name], help=HOW)
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise InvalidCalibration("found no regular file", where=[path.name], help=HOW)
+        return read_regular(path, LARGEST_TEXT)
     except FileNotFoundError:
         raise InvalidCalibration("there is no such file", where=[str(path)], help=HOW) from None
     except OSError as error:
@@ -148,17 +160,16 @@ def _decode_file(path: Path) -> str:
 
 
 def _decode(data: bytes, name: str) -> str:
+    if 0 in data:
+        raise InvalidCalibration(
+            f"byte {data.index(0)} is zero, this is no text", where=[name], help=HOW
+        )
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidCalibration(
             f"byte {error.start} is not UTF-8", where=[name], help=HOW
         ) from error
-    if "\0" in text:
-        raise InvalidCalibration(
-            f"byte {data.index(0)} is zero, this is no text", where=[name], help=HOW
-        )
-    return text
 
 
 def _entries(text: str, name: str) -> Iterator[tuple[str, object]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdc.calibration.byte_pairs import byte_pair_backend, is_published_so
 from qdc.calibration.records import ASSISTANT, Dialogue
+from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import InvalidCalibration, InvalidCheckpoint
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ SPECIAL = (
     "cls_token",
     "mask_token",
 )
+LARGEST_TOKENIZER = 1 << 28
 FAILURES = (
     ArithmeticError,
     AttributeError,
@@ -85,7 +87,9 @@ def _backend(folder: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(folder / TOKENIZER))
+        return Tokenizer.from_buffer(read_regular(folder / TOKENIZER, LARGEST_TOKENIZER))
+    except OSError as error:
+        raise _unreadable(folder / TOKENIZER, error) from error
     except Exception as error:  # tokenizers raises no narrower class
         raise InvalidCheckpoint(
             f"{TOKENIZER} is no tokenizer: {error}", where=[TOKENIZER], help="copy the file again"
@@ -170,9 +174,11 @@ def _template(folder: Path) -> str | None:
     own = folder / TEMPLATE
     if own.is_file():
         try:
-            return own.read_text(encoding="utf-8")
+            return read_regular(own, LARGEST_JSON).decode("utf-8")
         except ValueError as error:
             raise InvalidCheckpoint(f"{TEMPLATE} is not UTF-8", where=[TEMPLATE]) from error
+        except OSError as error:
+            raise _unreadable(own, error) from error
     found = _read(folder / SETTINGS).get(TEMPLATE_FIELD)
     for named in found if isinstance(found, list) else []:
         if isinstance(named, dict) and named.get("name") == "default":
@@ -184,7 +190,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found: object = json.loads(path.read_bytes())
+        found: object = json.loads(read_regular(path, LARGEST_JSON))
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise InvalidCheckpoint(
             f"{SETTINGS} is no valid JSON: {error}", where=[SETTINGS], help="copy the file again"
@@ -194,6 +202,11 @@ def _read(path: Path) -> dict[str, Any]:
             f"{SETTINGS} holds no object", where=[SETTINGS], help="copy the file again"
         )
     return found
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidCheckpoint:
+    reason = (error.strerror or "unknown reason").lower()
+    return InvalidCheckpoint(f"cannot read {path.name}: {reason}", where=[str(path)])
 
 
 def _token(value: object, name: str) -> Any:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import InvalidCheckpoint, nearest
 from qdc.ir.types import Parameter
 
@@ -93,8 +94,14 @@ class Checkpoint:
         return self._read(self._keys.get(name, name))
 
     def _read(self, key: str) -> Tensor:
-        with self._open(self._files[key]) as file:
-            found: Tensor = file.get_tensor(key)
+        path = self._files[key]
+        with self._open(path) as file:
+            try:
+                found: Tensor = file.get_tensor(key)
+            except SafetensorError as error:
+                raise InvalidCheckpoint(
+                    f"tensor {key} is gone: the file has changed meanwhile", where=[str(path)]
+                ) from error
             return found
 
     @property
@@ -201,12 +208,17 @@ class Checkpoint:
             raise InvalidCheckpoint(
                 "the file is no safetensors file, or is cut short", where=[str(path)]
             ) from error
+        except MemoryError as error:
+            raise InvalidCheckpoint(
+                "the file is larger than this process may map into memory", where=[str(path)]
+            ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ``InvalidCheckpoint``, naming the file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = read_regular(path, LARGEST_JSON).decode("utf-8")
+        data = json.loads(text, object_pairs_hook=_unambiguous)
     except OSError as error:
         raise InvalidCheckpoint(
             f"cannot read {path.name}: {(error.strerror or '').lower()}",
@@ -215,6 +227,18 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidCheckpoint(f"{path.name} is no JSON", where=[str(path)]) from error
+    except InvalidCheckpoint as error:
+        raise InvalidCheckpoint(f"{path.name} {error.what}", where=[str(path)]) from error
     if not isinstance(data, dict):
         raise InvalidCheckpoint(f"{path.name} holds no object", where=[str(path)])
     return data
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names each have one value; of two, every reader would take its own."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise InvalidCheckpoint(f"gives {name!r} two values")
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 from pydantic import ValidationError
 
+from qdc.disk import read_regular
 from qdc.errors import InvalidDump, QdcError
 from qdc.ir.annotations import Annotation
 from qdc.ir.graph import LayerGraph, Structure
@@ -21,6 +22,9 @@ from qdc.ir.verify import verify
 FORMAT = "qdc-ir"
 PARTS = {"format", "version", "after", "structure", "annotations"}
 LARGEST = 1 << 28
+LEAST_BYTES, FREE = 6, 1000
+"""Bytes that a list or a map takes on average, at the least: an empty one is a single byte, and in
+memory more than sixty."""
 Tags = Mapping[str, type[Annotation]]
 
 
@@ -100,9 +104,7 @@ def from_bytes(data: bytes, tags: Tags) -> LayerGraph:
 def read(path: Path, tags: Tags) -> LayerGraph:
     """Read a dump from a file. Raises ``InvalidDump``, naming the file."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise InvalidDump(f"the dump is larger than {LARGEST >> 20} MiB", where=[str(path)])
-        return from_bytes(path.read_bytes(), tags)
+        return from_bytes(read_regular(path, LARGEST), tags)
     except OSError as error:
         raise InvalidDump(f"cannot read the dump: {error.strerror}", where=[str(path)]) from error
     except InvalidDump as error:
@@ -110,8 +112,24 @@ def read(path: Path, tags: Tags) -> LayerGraph:
 
 
 def _unpacked(data: bytes) -> dict[str, Any]:
+    left = FREE + len(data) // LEAST_BYTES
+
+    def counted(container: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("more lists and maps than a dump can have")
+        return container
+
     try:
-        raw = msgpack.unpackb(data, raw=False, strict_map_key=True)
+        raw = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            list_hook=counted,
+            object_hook=counted,
+            ext_hook=lambda code, found: counted(msgpack.ExtType(code, found)),
+        )
     except (ValueError, msgpack.exceptions.UnpackException, TypeError, RecursionError) as error:
         raise InvalidDump("the file is no qdc IR dump, or is cut short") from error
     if not isinstance(raw, dict):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qdc.ir.graph import ModelFacts
 from qdc.models.configuration import Depth, ModelConfig, Width
-from qdc.models.layers import Attention, RMSNorm, Rotary
+from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
 
 
 class RopeParameters(BaseModel):
@@ -165,7 +165,7 @@ class _Body(nn.Module):
         self, config: DecoderConfig, layout: Layout, feed_forward: Callable[[int], nn.Module]
     ) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderBlock(config, layout, feed_forward(index))
             for index in range(config.num_hidden_layers)

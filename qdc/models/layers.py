@@ -12,6 +12,16 @@ from torch import Tensor, nn
 from qdc.models.window import current_window
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding, ``[rows, width]``; on the meta device one that is not initialized.
+
+    There, the normal distribution of ``nn.Embedding`` would import torch's compiler: more than a
+    second for nothing.
+    """
+    weight = torch.empty(rows, width)
+    return nn.Embedding(rows, width, _weight=weight if weight.is_meta else nn.init.normal_(weight))
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm: computed in fp32, cast back, then scaled by the weight."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qdc.ir.graph import ModelFacts
 from qdc.models.configuration import Depth, ModelConfig, Width
 from qdc.models.family import COMPILES, Family, equals
-from qdc.models.layers import Attention, RMSNorm, Rotary
+from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
 
 
 class LLaDAConfig(ModelConfig):
@@ -114,7 +114,7 @@ class LLaDABlock(nn.Module):
 class _Transformer(nn.Module):
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.embeddings, config.d_model)
+        self.wte = embedding(config.embeddings, config.d_model)
         self.blocks = nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers))
         self.ln_f = RMSNorm(config.d_model, config.rms_norm_eps)
         self.ff_out = nn.Linear(config.d_model, config.embeddings, bias=False)

@@ -12,9 +12,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import OutputExists, QdcError
 from qdc.report.model import CompileReport
 
+LARGEST = 1 << 28
 DATA, PAGE = "report.json", "report.html"
 ESCAPED = "backslashreplace"
 """How a file name that is no Unicode is written; valid JSON, too."""
@@ -44,7 +46,7 @@ def check_report_target(out: Path) -> None:
 
 def _is_report(folder: Path) -> bool:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        data = json.loads((folder / DATA).read_text(encoding="utf-8"))
+        data = json.loads(read_regular(folder / DATA, LARGEST_JSON))
         return isinstance(data, dict) and {"schema_version", "full_pipeline"} <= set(data)
     return False
 
@@ -124,7 +126,7 @@ def read_report(path: Path) -> CompileReport:
             help="give the OUT of qdc compile; compile again if its report is gone",
         )
     try:
-        data = json.loads(found.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(found, LARGEST_JSON))
     except (OSError, ValueError, RecursionError) as error:
         raise QdcError(
             f"cannot read the report: {error}", where=[str(found)], help="compile again"
@@ -142,12 +144,17 @@ def to_json(report: CompileReport) -> str:
 def artifact_digest(folder: Path) -> str:
     """SHA-256 over names and bytes of the files other than shards.
 
-    Among them is the IR dump, which names the digest of every packed tensor.
+    Among them is the IR dump, which names the digest of every packed tensor. Raises ``QdcError``
+    for a file that cannot be read, or is larger than any of them can be.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix != ".safetensors" and path.is_file():
-            data = path.read_bytes()
+            try:
+                data = read_regular(path, LARGEST)
+            except OSError as error:
+                reason = (error.strerror or "unknown reason").lower()
+                raise QdcError(f"cannot read {path.name}: {reason}", where=[str(path)]) from error
             digest.update(f"{path.name}\0{len(data)}\0".encode())
             digest.update(data)
     return digest.hexdigest()

@@ -47,7 +47,7 @@ def put(data: Any, path: tuple[str | int, ...], value: object, *, drop: bool) ->
     return data
 
 
-@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_configuration_gets_past_qdc_errors(artifact: Path, data: st.DataObject) -> None:
     config = json.loads((artifact / "config.json").read_text())
@@ -58,7 +58,7 @@ def test_no_configuration_gets_past_qdc_errors(artifact: Path, data: st.DataObje
     check(artifact, json.dumps(config).encode())
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_model_configuration_gets_past_qdc_errors(artifact: Path, data: st.DataObject) -> None:
     config = json.loads((artifact / "config.json").read_text())
@@ -66,7 +66,7 @@ def test_no_model_configuration_gets_past_qdc_errors(artifact: Path, data: st.Da
     check(artifact, json.dumps({**config, key: data.draw(values)}).encode())
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(place=st.integers(0, 1 << 20), byte=st.integers(0, 255))
 @example(place=0, byte=0)
 def test_no_changed_byte_gets_past_qdc_errors(artifact: Path, place: int, byte: int) -> None:

@@ -162,3 +162,13 @@ def without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
         return usual(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_a_disk_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdc.calibration.datasets.MOST_FILES", 2)
+    for name in ("a.jsonl", "b.txt"):
+        (tmp_path / name).write_text('{"text": "x"}\n', encoding="utf-8")
+    assert len(read_text(tmp_path).documents) == 1
+    (tmp_path / "c.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(InvalidCalibration, match="more than 2 files"):
+        read_text(tmp_path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import check_refusal
+from tests.cli.conftest import Command, check_refusal
 from tests.support.commands import qdc as command
 
 HELP_FIELD, HELP_DEVICE = "did you mean text?", "known: cpu, cuda, auto"
@@ -71,6 +71,17 @@ def places(model: Path, artifact: Path, text: Path, tmp_path: Path) -> dict[str,
 
 
 @pytest.mark.parametrize("typo", TYPOS)
+def test_typo_is_refused(
+    typo: str, places: dict[str, Path], tmp_path: Path, refused: Command
+) -> None:
+    arguments, named, helped = TYPOS[typo]
+    message = refused(*(places.get(argument, argument) for argument in arguments))
+    assert named in message
+    assert helped.lower() in message.lower()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("typo", ["command", "option name", "preset", "show path"])
 def test_typo_is_refused_by_the_real_command(
     typo: str, places: dict[str, Path], tmp_path: Path
 ) -> None:

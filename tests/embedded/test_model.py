@@ -10,6 +10,9 @@ from torch import nn
 import qdc
 from qdc.calibration.text import read_text
 from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.ir.annotations import Orders
+from qdc.ir.dump import read
+from qdc.registry import standard_registry
 from qdc.runtime.evaluate import evaluate, held_out_windows
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-llada"
@@ -35,7 +38,7 @@ def test_has_learned(original: nn.Module) -> None:
     """Held-out loss at ratio 0.15 is at most 60 % of unigram, and more context helps."""
     encode = encoder(load_tokenizer(MODEL))
     documents = read_text(MODEL / "heldout.jsonl").documents
-    windows = held_out_windows(documents, encode, CONFIG["max_sequence_length"], 32)
+    windows = held_out_windows(documents, encode, CONFIG["max_sequence_length"], 16)
     found = evaluate(original, windows, CONFIG["mask_token_id"], seeds=(0,), bound_samples=1)
     losses = [row.loss for row in found.ratios]
     assert losses[0] <= 0.6 * found.unigram
@@ -72,9 +75,18 @@ def _lines(path: str) -> list[str]:
 
 def test_allocation_moves_blocks_of_the_widest_layers(tmp_path: Path) -> None:
     """At the default ratio six blocks are too few to move one; at 0.2 one goes up, one down."""
-    passes = "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0.2},daq-lower),pack"
-    report = qdc.compile(MODEL, passes, out=tmp_path / "out", samples=8, length=64)
-    assert report.sign_bits == 2
-    for layer in report.layers:
-        mixed = [1, 2, 2, 2, 2, 3] if layer.kind.endswith(".ff_out") else [2, 2]
-        assert sorted(layer.orders) == mixed
+    qdc.compile(
+        MODEL,
+        "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0.2},daq-lower),pack",
+        out=tmp_path / "out",
+        samples=8,
+        length=64,
+        stop_after="abmp-allocate",
+    )
+    [dump] = (tmp_path / "out-dumps").glob("*.qdc")
+    graph = read(dump, standard_registry().annotations())
+    layers = list(graph.layers())
+    assert len(layers) == 7 * CONFIG["n_layers"]
+    for layer in layers:
+        mixed = [1, 2, 2, 2, 2, 3] if layer.name.endswith(".ff_out") else [2, 2]
+        assert sorted(graph.require(layer.name, Orders).blocks) == mixed

@@ -1,0 +1,1 @@
+"""Damage files that qdc reads, and see that each is read or refused: nothing else."""
