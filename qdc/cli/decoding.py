@@ -30,8 +30,12 @@ def generate(
         str | None, typer.Option(metavar="NAME", help="none | prefix | dual [none]")
     ] = None,
     temperature: Annotated[float | None, typer.Option(metavar="T", help="0 is greedy [0]")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="P", help="Cut the tail")] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="N", help="Cut the tail")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Draw from this much probability")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="N", help="Draw from the N most probable")
+    ] = None,
     alg_temperature: Annotated[
         float | None, typer.Option(metavar="T", help="Draw positions too [0]")
     ] = None,

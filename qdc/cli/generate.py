@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from qdc.cli.models import Opened, open_runnable
-from qdc.cli.terminal import console, print_json, progress
+from qdc.cli.terminal import console, given_text, print_json, progress
 from qdc.runtime.decoding.loop import check_verifier, decode
 from qdc.runtime.decoding.options import parse_options
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
@@ -39,7 +39,7 @@ def generate_command(
     """Load, decode, print. The answer goes to stdout, what it took to stderr."""
     wanted = parse_options(**options)
     check_verifier(wanted, present=verifier is not None)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = given_text(prompt)
     opened = open_runnable(model, device, plugins, backend)
     if chat:
         tokens = chat_tokens(opened.tokenizer, [{"role": "user", "content": text}])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdc.cli.models import open_runnable
-from qdc.cli.terminal import print_json, progress
+from qdc.cli.terminal import given_text, print_json, progress
 from qdc.errors import QdcError
 from qdc.runtime.infill import infill, parse_gaps
 
@@ -21,7 +21,7 @@ def run_command(
     as_json: bool,
 ) -> None:
     """Load, fill, print."""
-    wanted = sys.stdin.read() if text == "-" else text
+    wanted = given_text(text)
     opened = open_runnable(model, device, plugins, backend)
     tokens, masked = parse_gaps(wanted, opened.encode, opened.facts.mask_token_id, gap)
     if tokens.shape[1] > opened.facts.max_length:

@@ -39,7 +39,7 @@ class Asked:
     shots: int | None
     scorer: str
     likelihood: Mapping[str, Any]
-    decoding: Mapping[str, str]
+    decoding: Mapping[str, Any]
     chat: bool
     wants_greedy: bool
     scored: bool
@@ -125,7 +125,7 @@ def tasks_command(
         print_differences(console(), compared, markdown=as_markdown)
 
 
-def parse_decoding(text: str | None) -> dict[str, str]:
+def parse_decoding(text: str | None) -> dict[str, Any]:
     """Decoding options from ``length=64,block=32``. Raises ``QdcError``."""
     found: dict[str, str] = {}
     for part in [] if text is None else text.split(","):
@@ -135,8 +135,7 @@ def parse_decoding(text: str | None) -> dict[str, str]:
                 f"--generate {text!r} is no list of options", help="--generate length=64,block=32"
             )
         found[name.replace("-", "_")] = value
-    parse_options(**found)
-    return found
+    return parse_options(**found).model_dump(exclude_unset=True)
 
 
 def _run(opened: Opened, name: str, asked: Asked) -> tuple[TaskRun, Values]:

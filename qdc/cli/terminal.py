@@ -11,9 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from qdc.errors import QdcError
 from qdc.units import size
 
-__all__ = ["console", "print_json", "print_lines", "print_table", "progress", "size", "table"]
+__all__ = [
+    "console",
+    "given_text",
+    "print_json",
+    "print_lines",
+    "print_table",
+    "progress",
+    "size",
+    "table",
+]
 
 WIDTH = 100
 Update = Callable[[str, int, int], None]
@@ -36,6 +46,21 @@ def print_table(to: Console, rows: RenderableType) -> None:
     with to.capture() as caught:
         to.print(rows)
     print_lines(to, *(line.rstrip() for line in caught.get().splitlines()))
+
+
+def given_text(argument: str) -> str:
+    """The text of an argument, or what stdin holds for ``-``. Raises ``QdcError`` if unreadable."""
+    if argument == "-" and sys.stdin is None:
+        raise QdcError("stdin is closed", help="pipe a text into it, or give the text itself")
+    try:
+        text = sys.stdin.read() if argument == "-" else argument
+        text.encode()  # bytes that are no text come as lone surrogates in some locales
+    except UnicodeError as error:
+        where = "stdin" if argument == "-" else "the argument"
+        raise QdcError(
+            f"the text is not UTF-8: {error}", where=[where], help="convert it first"
+        ) from error
+    return text
 
 
 def print_lines(to: Console, *lines: str) -> None:

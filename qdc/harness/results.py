@@ -53,7 +53,7 @@ class TaskRun(Frozen):
     mc_num: int
     cfg: float
     seed: int
-    decoding: dict[str, str]
+    decoding: dict[str, str | int | float | bool]
     """Decoding options that the user gave."""
     metrics: tuple[Metric, ...]
     truncated: int = 0

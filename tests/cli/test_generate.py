@@ -58,6 +58,20 @@ def test_the_prompt_of_stdin(model: Path, qdc: Command, monkeypatch: pytest.Monk
     assert json.loads(qdc("generate", model, "-", *SHORT, "--json"))["text"] == answer(model)
 
 
+@pytest.mark.parametrize("command", ["generate", "run"])
+def test_a_prompt_that_is_no_text(
+    model: Path, refused: Command, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Whether the locale decodes strictly or lets bytes through as lone surrogates."""
+    for errors in ("strict", "surrogateescape"):
+        bad = io.TextIOWrapper(io.BytesIO(b"\xff <mask>"), encoding="utf-8", errors=errors)
+        monkeypatch.setattr(sys, "stdin", bad)
+        assert "the text is not UTF-8" in refused(command, model, "-")
+    assert "the text is not UTF-8" in refused(command, model, "\udcff <mask>")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "stdin is closed" in refused(command, model, "-")
+
+
 def test_chat(model: Path, tmp_path: Path, qdc: Command, refused: Command) -> None:
     assert "has no chat template" in refused("generate", model, "hello", "--chat", *SHORT)
     folder = shutil.copytree(model, tmp_path / "chat")

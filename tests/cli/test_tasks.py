@@ -127,6 +127,8 @@ def test_models_that_are_not_alike_are_not_paired(
 
 def test_decoding_options_are_checked_at_once() -> None:
     assert parse_decoding(None) == {}
-    assert parse_decoding("top-p=0.9, temperature=1") == {"top_p": "0.9", "temperature": "1"}
+    assert parse_decoding("top-p=0.9, temperature=1") == {"top_p": 0.9, "temperature": 1}
     with pytest.raises(QdcError, match="is no list of options"):
         parse_decoding("length=")
+    with pytest.raises(QdcError, match="no option is called 'lenght'; did you mean length"):
+        parse_decoding("lenght=8")

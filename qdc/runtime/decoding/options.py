@@ -5,7 +5,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qdc.errors import QdcError
+from qdc.errors import QdcError, nearest
 
 StrategyName = Literal[
     "low-confidence",
@@ -114,5 +114,7 @@ def parse_options(**fields: Any) -> DecodeOptions:
 
 def _sentence(problem: Mapping[str, Any]) -> str:
     place, text = ".".join(map(str, problem["loc"])), str(problem["msg"])
+    if problem["type"] == "extra_forbidden":
+        return f"no option is called {place!r}; {nearest(place, DecodeOptions.model_fields)}"
     text = text.removeprefix("Value error, ")
     return f"{place}: {text[:1].lower()}{text[1:]}" if place else text

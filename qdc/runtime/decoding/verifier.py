@@ -90,15 +90,14 @@ def load_verifier(
             help="give a full-precision checkpoint of a small autoregressive model",
         )
     shared = min(_shared(tokenizer, load_tokenizer(folder), folder), vocabulary)
-    auto, _ = find_class(config)
     from transformers import AutoModelForCausalLM
 
+    try:
+        auto, _ = find_class(config)
+    except UnsupportedModel as error:
+        raise _not_autoregressive(folder, *error.where) from error
     if auto is not AutoModelForCausalLM:
-        raise UnsupportedModel(
-            "the verifier is no autoregressive model",
-            where=[str(folder)],
-            help="give a causal language model, such as Qwen2ForCausalLM",
-        )
+        raise _not_autoregressive(folder)
 
     try:
         with quiet(), _no_bar():
@@ -119,6 +118,14 @@ def load_verifier(
     _refuse_incomplete(report, folder)
     rows = int(body.get_input_embeddings().get_parameter("weight").shape[0])
     return NativeVerifier(body.to(device).eval().requires_grad_(False), min(shared, rows))
+
+
+def _not_autoregressive(folder: Path, *reasons: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        "the verifier is no autoregressive model",
+        where=[str(folder), *reasons],
+        help="give a causal language model that transformers has, such as Qwen2ForCausalLM",
+    )
 
 
 @contextmanager
