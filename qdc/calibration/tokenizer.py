@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdc.calibration.byte_pairs import byte_pair_backend, is_published_so
 from qdc.calibration.records import ASSISTANT, Dialogue
-from qdc.disk import LARGEST_JSON, read_regular
+from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
 from qdc.errors import InvalidCalibration, InvalidCheckpoint
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ SPECIAL = (
     "cls_token",
     "mask_token",
 )
-LARGEST_TOKENIZER = 1 << 28
 FAILURES = (
     ArithmeticError,
     AttributeError,
