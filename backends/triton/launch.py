@@ -11,7 +11,7 @@ from .binary import binary_expand, binary_linear
 from .layout import TILE_ROWS, row_tiles
 from .support import interpreting
 from .uniform import uniform_embedding, uniform_expand, uniform_linear
-from .variants import Choice, Variant, may_split
+from .variants import Choice, Variant
 
 Expander = Callable[[Tensor, int, int, int], None]
 EXPAND_ROWS = 32
@@ -46,9 +46,7 @@ def run_binary(
     """``x [M, columns]`` times packed weights: ``[M, outputs]`` in the dtype of ``x``."""
     tokens, padded = x.shape[0], planes.shape[1]
     width = 8 * planes.shape[2]
-    variant = choice.variant
-    # A measured choice serves every larger number of tokens too.
-    split = choice.split if may_split(variant, tokens) else 1
+    variant, split = choice.variant, choice.split
     y = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     partial = torch.empty(
         split * tokens * outputs if split > 1 else 0, dtype=torch.float32, device=x.device

@@ -54,7 +54,8 @@ def choose(
     entry = entries.get(key(tokens, padded_rows, columns, planes, dtype)) if entries else None
     if entry is None:
         return default_choice(tokens, padded_rows, units)
-    return Choice(entry.variant, entry.split)
+    # The entry of the largest size serves all above it, where there may be no places to count in.
+    return Choice(entry.variant, entry.split if may_split(entry.variant, tokens) else 1)
 
 
 def tune(
