@@ -22,9 +22,10 @@ def places() -> int:
 
 def counters(choice: Choice, tokens: int) -> int:
     """Tiles of outputs that programs share, each of which has its counter."""
+    if choice.split == 1:
+        return 0
     variant = choice.variant
-    tiles = PADDED // variant.rows * -(-tokens // variant.tokens)
-    return tiles if choice.split > 1 else 0
+    return PADDED // variant.rows * -(-tokens // variant.tokens)
 
 
 @pytest.mark.parametrize("tokens", SIZES)
