@@ -52,7 +52,8 @@ def choose(
         return Choice(EXPAND)
     entries = _entries()
     entry = entries.get(key(tokens, padded_rows, columns, planes, dtype)) if entries else None
-    if entry is None:
+    # A file can name any variant; only those that tuning tries fit the layout.
+    if entry is None or entry.variant not in CANDIDATES:
         return default_choice(tokens, padded_rows, units)
     # The entry of the largest size serves all above it, where there may be no places to count in.
     return Choice(entry.variant, entry.split if may_split(entry.variant, tokens) else 1)
