@@ -23,6 +23,9 @@ from .peers import dtype_of
 from .sizes import Sizes
 from .weights import codec_of, random_stored
 
+Asked = tuple[int, int, int, int, int, torch.dtype]
+"""What a choice is made from: the arguments of ``choose``, and the last ones of ``tune``."""
+
 
 def measure(clock: Clock, card: Card, sizes: Sizes, budget: float) -> dict[str, str]:
     """Tune shape by shape until ``budget`` seconds are spent.
@@ -60,15 +63,16 @@ def _tune(clock: Clock, modules: list[PackedLinear], tokens: int, sizes: Sizes) 
         with patch.object(operators, "choose", lambda *_: choice):
             next(others)(x)
 
-    planes, padded_rows, _ = module.get_buffer("planes").shape
-    units = len(module.get_buffer("pairs")) + len(module.get_buffer("singles"))
+    asked: list[Asked] = []
+    original = operators.choose
+
+    def note(*shape: *Asked) -> Choice:
+        asked.append(shape)
+        return original(*shape)
+
+    with patch.object(operators, "choose", note):
+        module(x)
+    [shape] = asked
     return tune(
-        run,
-        lambda call: 1e6 * clock.time([call] * len(modules), quick=True).seconds,
-        tokens,
-        padded_rows,
-        module.columns,
-        planes,
-        units,
-        dtype,
+        run, lambda call: 1e6 * clock.time([call] * len(modules), quick=True).seconds, *shape
     )
