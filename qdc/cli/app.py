@@ -48,7 +48,8 @@ def root(
     qdc plan MODEL                     sizes, memory and time beforehand
     qdc compile MODEL -o OUT           trace, quantize, pack, write an artifact
     qdc run OUT "a text with <mask>"   fill the gaps
-    qdc generate OUT "a prompt"        write on
+    qdc generate OUT "a prompt"        write on, and watch it unmask
+    qdc serve OUT                      OpenAI's protocol, and a page
     qdc eval OUT --text held.jsonl --against MODEL
     qdc show OUT --only 'blocks.0.*'   read the IR
     """  # noqa: D301
