@@ -17,6 +17,9 @@ import triton.language as tl
 
 from .signs import multiply, scaled, scaled_sum, signed_scales, spread
 
+# Triton compiles anew for integers that are 1 or multiples of 16, and a 1 becomes a constant that
+# has no methods: what varies from call to call, or aligns no address, is left out of that.
+
 
 @triton.jit
 def load_columns(x_tile, first, present, column, columns, RAGGED: tl.constexpr):
@@ -29,7 +32,7 @@ def load_columns(x_tile, first, present, column, columns, RAGGED: tl.constexpr):
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "sub_planes", "pairs", "singles"])
 def binary_linear(
     x_pointer,
     pair_planes_pointer,
@@ -134,7 +137,7 @@ def binary_linear(
         tl.store(y_pointer + place, total.to(y_pointer.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tile", "first_output", "sub_planes", "pairs"])
 def binary_expand(
     pair_planes_pointer,
     single_planes_pointer,

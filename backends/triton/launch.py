@@ -11,7 +11,7 @@ from .binary import binary_expand, binary_linear
 from .layout import TILE_ROWS, row_tiles
 from .support import interpreting
 from .uniform import uniform_embedding, uniform_expand, uniform_linear
-from .variants import Choice, Variant
+from .variants import EXPAND, Choice, Variant
 
 Expander = Callable[[Tensor, int, int, int], None]
 EXPAND_ROWS = 32
@@ -47,13 +47,15 @@ def run_binary(
     """``x [M, columns]`` times packed weights: ``[M, outputs]`` in the dtype of ``x``."""
     tokens, padded = x.shape[0], pair_planes.shape[1]
     width = 8 * pair_planes.shape[2]
-    variant, split = choice.variant, choice.split
+    variant = choice.variant
+    grid = (padded // variant.rows, -(-tokens // variant.tokens))
+    # A program that shares its tile needs a counter, of which there are so many.
+    split = choice.split if grid[0] * grid[1] <= arrivals.numel() else 1
     y = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     partial = torch.empty(
         split * tokens * outputs if split > 1 else 0, dtype=torch.float32, device=x.device
     )
-    grid = (padded // variant.rows, -(-tokens // variant.tokens), split)
-    binary_linear[grid](
+    binary_linear[*grid, split](
         x,
         pair_planes,
         single_planes,
@@ -155,6 +157,7 @@ def run_embedding(
         group // width,
         WIDTH=width,
         BITS=bits,
+        **_options(EXPAND),
     )
     return y
 
@@ -187,6 +190,7 @@ def expand_binary(
             pair_planes.shape[0],
             ROWS=EXPAND_ROWS,
             WIDTH=8 * pair_planes.shape[2],
+            **_options(EXPAND),
         )
 
     return expand
@@ -219,6 +223,7 @@ def expand_uniform(
             ROWS=EXPAND_ROWS,
             WIDTH=width,
             BITS=bits,
+            **_options(EXPAND),
         )
 
     return expand

@@ -65,11 +65,12 @@ class BinaryLayout:
         """
         both = self.planes[: 2 * len(self.pairs)]
         both = both.reshape(len(self.pairs), 2, *both.shape[1:]).movedim(1, -1)
-        return both.contiguous().view(torch.int16)[..., 0]
+        # Without pairs there is nothing to move, and ``contiguous`` would leave the strides.
+        return both.clone(memory_format=torch.contiguous_format).view(torch.int16)[..., 0]
 
     def single_planes(self) -> Tensor:
-        """``u8[singles, N, W / 8]``."""
-        return self.planes[2 * len(self.pairs) :].contiguous()
+        """``u8[singles, N, W / 8]``; a copy, since a view would keep the planes of pairs alive."""
+        return self.planes[2 * len(self.pairs) :].clone()
 
 
 def row_tiles(rows: Sequence[int]) -> Tensor:

@@ -52,7 +52,7 @@ def choose(
         return Choice(EXPAND)
     entries = _entries()
     entry = entries.get(key(tokens, padded_rows, columns, planes, dtype)) if entries else None
-    if entry is None:
+    if entry is None or entry.variant not in CANDIDATES:
         return default_choice(tokens, padded_rows, units)
     return Choice(entry.variant, entry.split)
 

@@ -60,15 +60,14 @@ def _tune(clock: Clock, modules: list[PackedLinear], tokens: int, sizes: Sizes) 
         with patch.object(operators, "choose", lambda *_: choice):
             next(others)(x)
 
-    planes, padded_rows, _ = module.get_buffer("planes").shape
-    units = len(module.get_buffer("pairs")) + len(module.get_buffer("singles"))
+    pairs, singles = len(module.pairs), len(module.singles)
     return tune(
         run,
         lambda call: 1e6 * clock.time([call] * len(modules), quick=True).seconds,
         tokens,
-        padded_rows,
+        module.pair_planes.shape[1],
         module.columns,
-        planes,
-        units,
+        2 * pairs + singles,
+        pairs + singles,
         dtype,
     )

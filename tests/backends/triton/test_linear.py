@@ -1,5 +1,7 @@
 """Packed linears against the exact product, within what rounding explains."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -80,6 +82,32 @@ def test_every_variant_and_split(variant: Variant, split: int) -> None:
     assert ((first.double() - x.double() @ layer.dense.T).abs() <= slack).all()
     assert torch.equal(first, second)
     assert not module.arrivals.any()
+
+
+@pytest.mark.parametrize("tokens", [1, 256])
+@pytest.mark.parametrize("orders", [(1, 1), (2, 2)], ids=["no pairs", "no singles"])
+def test_one_of_the_loops_may_be_empty(orders: tuple[int, ...], tokens: int) -> None:
+    layer = binary_layer(1, 40, 64, 32, orders)
+    x = activations(2, tokens, 64, torch.bfloat16)
+    found = PackedLinear([layer.part], torch.bfloat16, "cpu")(x)
+    slack = bound(x, layer, 3)
+    assert ((found.double() - x.double() @ layer.dense.T).abs() <= slack).all()
+
+
+def test_tiles_that_have_no_counter_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            grids.append(grid)
+            return lambda *_, **options: grids.append(options["SPLIT"])
+
+    monkeypatch.setattr("qdc.backends.triton.launch.binary_linear", Kernel())
+    module = PackedLinear([binary_layer(1, 130, 128, 128, (2,)).part], torch.bfloat16, "cpu")
+    variant = Variant(family="planes", rows=64, tokens=16, warps=2)
+    for tokens in (256, 257):
+        _run(module, activations(2, tokens, 128, torch.bfloat16), Choice(variant, 4))
+    assert grids == [(4, 16, 4), 4, (4, 17, 1), 1]
 
 
 def _run(module: PackedLinear, x: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -196,7 +224,8 @@ def test_strides_do_not_matter() -> None:
 
 def held(layer: Layer, dtype: torch.dtype) -> tuple[int, int]:
     module = PackedLinear([layer.part], dtype, "cpu")
-    resident = sum(t.nbytes for t in (*module.buffers(), *module.parameters()))
+    # A view counts with all that it keeps alive.
+    resident = sum(t.untyped_storage().nbytes() for t in (*module.buffers(), *module.parameters()))
     return resident, layer.part.codec.nbytes
 
 
