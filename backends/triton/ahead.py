@@ -26,7 +26,7 @@ from qdc.errors import QdcError
 from . import binary, uniform
 from .launch import EXPAND_ROWS
 from .support import INTERPRETER, interpreting
-from .variants import DEFAULTS, UNIFORM, Variant
+from .variants import DEFAULTS, REGISTERS, UNIFORM, Variant
 
 ARCHITECTURES = (80, 90)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -74,10 +74,10 @@ class Form(BaseModel):
 
 
 def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]:
-    """Every kernel that the tables choose, without and, for small sizes, with split-K."""
+    """Every kernel that the tables choose, some of them with split-K."""
     for dtype in dtypes:
         for number, (_, variant) in enumerate(DEFAULTS):
-            split = 4 if number == 0 else 1
+            split = 4 if number % 2 == 0 else 1
             yield binary_form(variant, dtype, width, split)
         for _, variant in UNIFORM:
             yield _uniform_form(variant, dtype, width)
@@ -177,6 +177,7 @@ def compile_form(form: Form, architecture: int) -> Compiled:
             "num_warps": form.warps,
             "num_stages": form.stages,
             "enable_fp_fusion": True,
+            "maxnreg": REGISTERS,
         },
     )
     registers, listing = _inspect(made.asm["cubin"])

@@ -116,11 +116,13 @@ def binary_linear(
 
     output = start + within
     wanted = present & (within[None, :] < count)
-    place = token.to(tl.int64)[:, None] * outputs + output[None, :]
+    # Within a tile places fit 32 bits, which leaves registers to the sums.
+    corner = (tl.program_id(1) * TOKENS).to(tl.int64) * outputs + start + first_row % 128
+    place = tl.arange(0, TOKENS)[:, None] * outputs + tl.arange(0, ROWS)[None, :]
     last = True
     if SPLIT > 1:
         size = tokens.to(tl.int64) * outputs
-        tl.store(partial_pointer + part * size + place, total, mask=wanted)
+        tl.store(partial_pointer + part * size + corner + place, total, mask=wanted)
         tl.debug_barrier()
         counter = arrivals_pointer + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         arrived = tl.atomic_add(counter, 1, sem="acq_rel")
@@ -128,13 +130,14 @@ def binary_linear(
         if last:
             total = tl.zeros((TOKENS, ROWS), dtype=tl.float32)
             for number in range(SPLIT):
-                total += tl.load(partial_pointer + number * size + place, mask=wanted, other=0.0)
+                written = partial_pointer + number * size + corner
+                total += tl.load(written + place, mask=wanted, other=0.0)
             tl.store(counter, 0)
     if last:
         if HAS_BIAS:
             bias = tl.load(bias_pointer + output, mask=within < count, other=0.0)
             total += bias.to(tl.float32)[None, :]
-        tl.store(y_pointer + place, total.to(y_pointer.dtype.element_ty), mask=wanted)
+        tl.store(y_pointer + corner + place, total.to(y_pointer.dtype.element_ty), mask=wanted)
 
 
 @triton.jit(do_not_specialize=["first_tile", "first_output", "sub_planes", "pairs"])

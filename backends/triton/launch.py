@@ -11,7 +11,7 @@ from .binary import binary_expand, binary_linear
 from .layout import TILE_ROWS, row_tiles
 from .support import interpreting
 from .uniform import uniform_embedding, uniform_expand, uniform_linear
-from .variants import EXPAND, Choice, Variant
+from .variants import EXPAND, REGISTERS, Choice, Variant
 
 Expander = Callable[[Tensor, int, int, int], None]
 EXPAND_ROWS = 32
@@ -26,6 +26,7 @@ def _options(variant: Variant) -> dict[str, int]:
         "num_warps": variant.warps,
         "num_stages": variant.stages,
         "enable_fp_fusion": True,
+        "maxnreg": REGISTERS,
     }
 
 
@@ -229,6 +230,12 @@ def expand_uniform(
     return expand
 
 
+@cache
+def _starts(rows: tuple[int, ...]) -> list[int]:
+    """First output of every tile, and the number of outputs; thousands, for a vocabulary."""
+    return [*row_tiles(rows)[:, 1].tolist(), sum(rows)]
+
+
 def run_expanded(
     x: Tensor,
     bias: Tensor | None,
@@ -244,7 +251,7 @@ def run_expanded(
         expand: writes tiles ``[first, last)`` to a buffer.
     """
     columns, outputs = x.shape[1], sum(rows)
-    starts = [*row_tiles(rows)[:, 1].tolist(), outputs]
+    starts = _starts(tuple(rows))
     y = torch.empty(x.shape[0], outputs, dtype=x.dtype, device=x.device)
     step = max(1, CHUNK_BYTES // (TILE_ROWS * columns * x.element_size()))
     for first in range(0, len(starts) - 1, step):

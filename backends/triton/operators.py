@@ -39,7 +39,7 @@ def binary_linear(
         return x.new_empty(0, sum(rows))
     units = pairs.shape[0] + singles.shape[0]
     planes = 2 * pairs.shape[0] + singles.shape[0]
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         choice = choose(x.shape[0], pair_planes.shape[1], columns, planes, units, x.dtype)
         if choice.variant.family == "expand":
             expand = expand_binary(
@@ -100,7 +100,7 @@ def uniform_linear(
     if x.shape[0] == 0:
         return x.new_empty(0, sum(rows))
     variant = uniform_choice(x.shape[0])
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if variant.family == "expand" or x.dtype == torch.float32:
             expand = expand_uniform(codes, scale, offset, tiles, columns, bits, group)
             return run_expanded(x, bias, rows, expand)
@@ -139,7 +139,7 @@ def uniform_embedding(
     """Rows ``i64[M]`` of an embedding: ``[M, columns]`` in ``dtype``."""
     if ids.shape[0] == 0:
         return torch.empty(0, columns, dtype=dtype, device=ids.device)
-    with torch.cuda.device_of(ids):
+    with torch.cuda.device_of(ids):  # type: ignore[no-untyped-call]
         return run_embedding(ids, codes, scale, offset, columns, bits, group, dtype)
 
 

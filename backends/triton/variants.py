@@ -12,6 +12,8 @@ EXPAND_FROM = 256
 MULTIPROCESSORS = 132
 """Of an H100; split-K is meant to give each one some programs."""
 PROGRAMS_EACH = 3
+REGISTERS = 255
+"""Of a thread, at the most: all there are, or ptxas spills to make room for more programs."""
 
 
 class Variant(Frozen):
@@ -48,6 +50,8 @@ UNIFORM: tuple[tuple[int, Variant], ...] = (
 )
 CANDIDATES: tuple[Variant, ...] = (
     *(variant for _, variant in DEFAULTS),
+    # A stage goes into reading where a sub-block begins; more of them prefetch more of the planes.
+    Variant(family="planes", rows=64, tokens=16, warps=2, stages=5),
     Variant(family="planes", rows=128, tokens=16, warps=4),
     Variant(family="planes", rows=64, tokens=32, warps=4),
     Variant(family="tile", rows=128, tokens=32, warps=4),

@@ -116,8 +116,8 @@ def test_a_wrong_kernel_is_named(artifact: Artifact, monkeypatch: pytest.MonkeyP
     checked = [part for part in packed.modules() if isinstance(part, Checked)]
     [wrong] = [part for part in checked if part.label.endswith("blocks.1.attn_out")]
     for name, buffer in wrong.packed.named_buffers():
-        if name == "planes":
-            buffer[0, 0] ^= 255
+        if name == "pair_planes":
+            buffer[0, 0] ^= -1
     with pytest.raises(KernelMismatch, match=r"blocks\.1\.attn_out is off by .* explains"):
         packed(TOKENS)
     monkeypatch.setenv(SWITCH, "yes")
