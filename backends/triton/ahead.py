@@ -26,10 +26,12 @@ from qdc.errors import QdcError
 from . import binary, uniform
 from .launch import EXPAND_ROWS
 from .support import INTERPRETER, interpreting
-from .variants import DEFAULTS, UNIFORM, Variant
+from .variants import DEFAULTS, REGISTERS, UNIFORM, Variant
 
 ARCHITECTURES = (80, 90)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ALIGNED = ("columns", "x_stride", "padded_rows", "outputs")
+"""Numbers that are taken to be multiples of 16, as they are in models."""
 KINDS = ("LOP3", "SHF", "PRMT", "IMAD", "HFMA2", "HMUL2", "FFMA", "LDS", "STS", "HMMA", "HGMMA")
 """Instructions that the report names; ``LDL`` and ``STL``, spills, have their own number."""
 
@@ -48,6 +50,8 @@ class Compiled(BaseModel):
     """Bytes of shared memory of a program."""
     spilled: int
     """Instructions that store or load what did not find a register."""
+    mixed: int
+    """Registers whose two signs are not shifted by one constant, which would make one wrong."""
     instructions: dict[str, int]
     """Of the inner loop of a warp, by opcode; empty where there is no loop."""
     per_sign: float | None
@@ -70,10 +74,10 @@ class Form(BaseModel):
 
 
 def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]:
-    """Every kernel that the tables choose, without and, for small sizes, with split-K."""
+    """Every kernel that the tables choose, some of them with split-K."""
     for dtype in dtypes:
         for number, (_, variant) in enumerate(DEFAULTS):
-            split = 4 if number == 0 else 1
+            split = 4 if number % 2 == 0 else 1
             yield binary_form(variant, dtype, width, split)
         for _, variant in UNIFORM:
             yield _uniform_form(variant, dtype, width)
@@ -161,9 +165,11 @@ def compile_form(form: Form, architecture: int) -> Compiled:
     aligned = {
         (number,): [["tt.divisibility", 16]]
         for number, name in enumerate(names)
-        if signature[name].startswith("*")
-        or name in ("columns", "x_stride", "padded_rows", "outputs")
+        if signature[name].startswith("*") or name in ALIGNED
     }
+    # At run time a 1 would become a constant, and another kernel than the one compiled here.
+    fixed = {parameter.name for parameter in function.params if parameter.do_not_specialize}
+    assert {name for name in names if signature[name] == "i32"} <= fixed | set(ALIGNED)
     made = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=form.constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32),
@@ -171,6 +177,7 @@ def compile_form(form: Form, architecture: int) -> Compiled:
             "num_warps": form.warps,
             "num_stages": form.stages,
             "enable_fp_fusion": True,
+            "maxnreg": REGISTERS,
         },
     )
     registers, listing = _inspect(made.asm["cubin"])
@@ -182,10 +189,17 @@ def compile_form(form: Form, architecture: int) -> Compiled:
         architecture=architecture,
         registers=registers,
         shared=int(made.metadata.shared),
+        mixed=_mixed(made.asm["llir"]),
         spilled=len(re.findall(r"\b(?:LDL|STL)\b", listing)),
         instructions=dict(loop),
         per_sign=sum(loop.values()) / signs if form.signs and loop else None,
     )
+
+
+def _mixed(code: str) -> int:
+    """Signs in LLVM's code whose shift, the second operand, is no constant for both halves."""
+    operands = re.findall(r"lop3\.b32.*\(<2 x i16> \S+, <2 x i16> (\w+)", code)
+    return sum(operand not in ("splat", "zeroinitializer") for operand in operands)
 
 
 def compile_all(

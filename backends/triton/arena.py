@@ -14,6 +14,8 @@ def reserve(elements: int, dtype: torch.dtype, device: torch.device) -> None:
 
     A smaller one that was there before stays: a captured CUDA graph may write to it.
     """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     buffers = _buffers.setdefault((device, dtype), [])
     if not buffers or buffers[-1].numel() < elements:
         wanted = max(elements, CHUNK_BYTES // dtype.itemsize)

@@ -17,6 +17,9 @@ import triton.language as tl
 
 from .signs import multiply, scaled, scaled_sum, signed_scales, spread
 
+# Triton compiles anew for integers that are 1 or multiples of 16, and a 1 becomes a constant that
+# has no methods: what varies from call to call, or aligns no address, is left out of that.
+
 
 @triton.jit
 def load_columns(x_tile, first, present, column, columns, RAGGED: tl.constexpr):
@@ -29,7 +32,7 @@ def load_columns(x_tile, first, present, column, columns, RAGGED: tl.constexpr):
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "sub_planes", "pairs", "singles"])
 def binary_linear(
     x_pointer,
     pair_planes_pointer,
@@ -113,11 +116,13 @@ def binary_linear(
 
     output = start + within
     wanted = present & (within[None, :] < count)
-    place = token.to(tl.int64)[:, None] * outputs + output[None, :]
+    # Within a tile places fit 32 bits, which leaves registers to the sums.
+    corner = (tl.program_id(1) * TOKENS).to(tl.int64) * outputs + start + first_row % 128
+    place = tl.arange(0, TOKENS)[:, None] * outputs + tl.arange(0, ROWS)[None, :]
     last = True
     if SPLIT > 1:
         size = tokens.to(tl.int64) * outputs
-        tl.store(partial_pointer + part * size + place, total, mask=wanted)
+        tl.store(partial_pointer + part * size + corner + place, total, mask=wanted)
         tl.debug_barrier()
         counter = arrivals_pointer + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         arrived = tl.atomic_add(counter, 1, sem="acq_rel")
@@ -125,16 +130,17 @@ def binary_linear(
         if last:
             total = tl.zeros((TOKENS, ROWS), dtype=tl.float32)
             for number in range(SPLIT):
-                total += tl.load(partial_pointer + number * size + place, mask=wanted, other=0.0)
+                written = partial_pointer + number * size + corner
+                total += tl.load(written + place, mask=wanted, other=0.0)
             tl.store(counter, 0)
     if last:
         if HAS_BIAS:
             bias = tl.load(bias_pointer + output, mask=within < count, other=0.0)
             total += bias.to(tl.float32)[None, :]
-        tl.store(y_pointer + place, total.to(y_pointer.dtype.element_ty), mask=wanted)
+        tl.store(y_pointer + corner + place, total.to(y_pointer.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tile", "first_output", "sub_planes", "pairs"])
 def binary_expand(
     pair_planes_pointer,
     single_planes_pointer,

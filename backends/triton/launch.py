@@ -11,7 +11,7 @@ from .binary import binary_expand, binary_linear
 from .layout import TILE_ROWS, row_tiles
 from .support import interpreting
 from .uniform import uniform_embedding, uniform_expand, uniform_linear
-from .variants import Choice, Variant
+from .variants import EXPAND, REGISTERS, Choice, Variant
 
 Expander = Callable[[Tensor, int, int, int], None]
 EXPAND_ROWS = 32
@@ -26,6 +26,7 @@ def _options(variant: Variant) -> dict[str, int]:
         "num_warps": variant.warps,
         "num_stages": variant.stages,
         "enable_fp_fusion": True,
+        "maxnreg": REGISTERS,
     }
 
 
@@ -48,11 +49,11 @@ def run_binary(
     tokens, padded = x.shape[0], pair_planes.shape[1]
     width = 8 * pair_planes.shape[2]
     variant, split = choice.variant, choice.split
+    grid = (padded // variant.rows, -(-tokens // variant.tokens), split)
     y = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     partial = torch.empty(
         split * tokens * outputs if split > 1 else 0, dtype=torch.float32, device=x.device
     )
-    grid = (padded // variant.rows, -(-tokens // variant.tokens), split)
     binary_linear[grid](
         x,
         pair_planes,
@@ -155,6 +156,7 @@ def run_embedding(
         group // width,
         WIDTH=width,
         BITS=bits,
+        **_options(EXPAND),
     )
     return y
 
@@ -187,6 +189,7 @@ def expand_binary(
             pair_planes.shape[0],
             ROWS=EXPAND_ROWS,
             WIDTH=8 * pair_planes.shape[2],
+            **_options(EXPAND),
         )
 
     return expand
@@ -219,9 +222,16 @@ def expand_uniform(
             ROWS=EXPAND_ROWS,
             WIDTH=width,
             BITS=bits,
+            **_options(EXPAND),
         )
 
     return expand
+
+
+@cache
+def _starts(rows: tuple[int, ...]) -> list[int]:
+    """First output of every tile, and the number of outputs; thousands, for a vocabulary."""
+    return [*row_tiles(rows)[:, 1].tolist(), sum(rows)]
 
 
 def run_expanded(
@@ -239,7 +249,7 @@ def run_expanded(
         expand: writes tiles ``[first, last)`` to a buffer.
     """
     columns, outputs = x.shape[1], sum(rows)
-    starts = [*row_tiles(rows)[:, 1].tolist(), outputs]
+    starts = _starts(tuple(rows))
     y = torch.empty(x.shape[0], outputs, dtype=x.dtype, device=x.device)
     step = max(1, CHUNK_BYTES // (TILE_ROWS * columns * x.element_size()))
     for first in range(0, len(starts) - 1, step):

@@ -68,8 +68,8 @@ class BinaryLayout:
         return both.view(torch.int16)[..., 0]
 
     def single_planes(self) -> Tensor:
-        """``u8[singles, N, W / 8]``."""
-        return self.planes[2 * len(self.pairs) :].contiguous()
+        """``u8[singles, N, W / 8]``; a copy, since a view would keep the planes of pairs alive."""
+        return self.planes[2 * len(self.pairs) :].clone()
 
 
 def row_tiles(rows: Sequence[int]) -> Tensor:

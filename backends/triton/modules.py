@@ -90,6 +90,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., columns] -> [..., sum(rows)]``, in the dtype of ``x``."""
         _refuse_gradient(x)
+        _refuse_dtype(x.dtype)
         flat = x.reshape(-1, self.columns)
         if flat.stride(-1) != 1:
             flat = flat.contiguous()
@@ -219,12 +220,16 @@ def _require(parts: Sequence[Part], dtype: torch.dtype, device: torch.device) ->
     for part in parts:
         refuse_codec(part.codec, "")
     require_triton(device)
+    _refuse_dtype(dtype)
+    # The operators register themselves when the kernels are first wanted.
+    from . import operators  # noqa: F401
+
+
+def _refuse_dtype(dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
         raise QdcError(
             f"the kernels take bf16, fp16 and fp32 activations, not {dtype}", help=REFERENCE
         )
-    # The operators register themselves when the kernels are first wanted.
-    from . import operators  # noqa: F401
 
 
 def _refuse_gradient(x: Tensor) -> None:

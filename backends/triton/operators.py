@@ -1,7 +1,8 @@
 """The kernels as operators of torch: they trace, export and go into CUDA graphs.
 
 Which kernel runs is decided inside, from the number of rows alone, so that a trace holds one
-operator for every size. None has a gradient.
+operator for every size. Triton starts kernels on the current device, which the operators make that
+of their input. None has a gradient.
 """
 
 import torch
@@ -38,27 +39,28 @@ def binary_linear(
         return x.new_empty(0, sum(rows))
     units = pairs.shape[0] + singles.shape[0]
     planes = 2 * pairs.shape[0] + singles.shape[0]
-    choice = choose(x.shape[0], pair_planes.shape[1], columns, planes, units, x.dtype)
-    if choice.variant.family == "expand":
-        expand = expand_binary(
-            pair_planes, single_planes, row_scale, exact_col_scale, blocks, tiles, columns
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        choice = choose(x.shape[0], pair_planes.shape[1], columns, planes, units, x.dtype)
+        if choice.variant.family == "expand":
+            expand = expand_binary(
+                pair_planes, single_planes, row_scale, exact_col_scale, blocks, tiles, columns
+            )
+            return run_expanded(x, bias, rows, expand)
+        return run_binary(
+            x,
+            pair_planes,
+            single_planes,
+            row_scale,
+            col_scale,
+            pairs,
+            singles,
+            tiles,
+            bias,
+            arrivals,
+            columns,
+            sum(rows),
+            choice,
         )
-        return run_expanded(x, bias, rows, expand)
-    return run_binary(
-        x,
-        pair_planes,
-        single_planes,
-        row_scale,
-        col_scale,
-        pairs,
-        singles,
-        tiles,
-        bias,
-        arrivals,
-        columns,
-        sum(rows),
-        choice,
-    )
 
 
 @binary_linear.register_fake
@@ -98,12 +100,13 @@ def uniform_linear(
     if x.shape[0] == 0:
         return x.new_empty(0, sum(rows))
     variant = uniform_choice(x.shape[0])
-    if variant.family == "expand" or x.dtype == torch.float32:
-        expand = expand_uniform(codes, scale, offset, tiles, columns, bits, group)
-        return run_expanded(x, bias, rows, expand)
-    return _run_uniform(
-        x, codes, scale, offset, tiles, bias, columns, sum(rows), bits, group, variant
-    )
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if variant.family == "expand" or x.dtype == torch.float32:
+            expand = expand_uniform(codes, scale, offset, tiles, columns, bits, group)
+            return run_expanded(x, bias, rows, expand)
+        return _run_uniform(
+            x, codes, scale, offset, tiles, bias, columns, sum(rows), bits, group, variant
+        )
 
 
 @uniform_linear.register_fake
@@ -136,7 +139,8 @@ def uniform_embedding(
     """Rows ``i64[M]`` of an embedding: ``[M, columns]`` in ``dtype``."""
     if ids.shape[0] == 0:
         return torch.empty(0, columns, dtype=dtype, device=ids.device)
-    return run_embedding(ids, codes, scale, offset, columns, bits, group, dtype)
+    with torch.cuda.device_of(ids):  # type: ignore[no-untyped-call]
+        return run_embedding(ids, codes, scale, offset, columns, bits, group, dtype)
 
 
 @uniform_embedding.register_fake

@@ -45,7 +45,9 @@ def signed_scales(packed, scale, HIGH: tl.constexpr, PTX: tl.constexpr):
     shift = ((7 if HIGH else 15) - tl.arange(0, 8)).to(tl.int16)
     bits, shifts = tl.broadcast(packed[None, :, :], shift[:, None, None])
     bits, scales = tl.broadcast(bits, scale[:, :, None])
-    if PTX:
+    # Two numbers of a register must have one shift, so they may not lie along the first axis: there
+    # a tile of 32 columns can be spread so thin that nothing else is left to a thread.
+    if PTX and packed.shape[0] > 4:
         found = tl.inline_asm_elementwise(
             SIGN,
             "=r,r,r,r",

@@ -23,7 +23,7 @@ def centred_codes(packed, BITS: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.const
     return tl.reshape(centred, (fields * packed.shape[0], packed.shape[1]))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "column_tiles", "tiles_of_group"])
 def uniform_linear(
     x_pointer,
     codes_pointer,
@@ -79,7 +79,7 @@ def uniform_linear(
     tl.store(y_pointer + place, total.to(y_pointer.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tile", "first_output", "tiles_of_group"])
 def uniform_expand(
     codes_pointer,
     scale_pointer,
@@ -123,7 +123,7 @@ def uniform_expand(
     tl.store(w_pointer + place, weight.to(w_pointer.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_of_group"])
 def uniform_embedding(
     ids_pointer,
     codes_pointer,

@@ -14,6 +14,8 @@ MULTIPROCESSORS = 132
 PROGRAMS_EACH = 3
 TOKEN_TILES = 16
 """Tiles of activations for which a layer of 64-row tiles has places to count arrivals in."""
+REGISTERS = 255
+"""Of a thread, at the most: all there are, or ptxas spills to make room for more programs."""
 
 
 class Variant(Frozen):

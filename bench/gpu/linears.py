@@ -21,7 +21,7 @@ from .weights import codec_of, random_stored
 BASELINE, PACKED = "bf16", "qdc"
 COLD = 3
 """Weights that are read in turn are together so many times the L2."""
-MOST_COPIES = 96
+MOST_COPIES = 1024
 CHECKED_ROWS = 256
 """Of the input that are held against the formula at a time: fp64 takes memory."""
 
@@ -34,6 +34,7 @@ class Row(BaseModel):
     rows: int
     columns: int
     tokens: int
+    codec: str = "multi-binary"
     seconds: dict[str, float] = {}
     """Of one call, by method."""
     how: dict[str, str] = {}
@@ -84,7 +85,7 @@ def _unmeasured(shape: Shape, card: Card, sizes: Sizes) -> Iterator[Row]:
         products = 2 * tokens * total * shape.columns
         yield Row(
             model=shape.model, layer=shape.layer, rows=total, columns=shape.columns,
-            tokens=tokens,
+            tokens=tokens, codec=shape.codec,
             bytes_read={PACKED: stored + moved, BASELINE: 2 * total * shape.columns + moved},
             floor_seconds=max(
                 (stored + moved) / card.copy_bytes_per_second, products / card.bf16_flops

@@ -110,10 +110,10 @@ def _time(
     _release(clock)
     with torch.no_grad():
         result = calls[0]()
+        step.peak_bytes[method] = _peak(clock)
         if step.what == "model":
             finite = bool(result.isfinite().all())
             found.finite[method] = found.finite.get(method, True) and finite
-        step.peak_bytes[method] = _peak(clock)
         del result
         step.seconds[method], step.how[method] = clock.time(calls)
 

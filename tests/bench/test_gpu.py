@@ -115,13 +115,15 @@ def test_targets_are_met_or_missed_by_the_worst_shape() -> None:
     assert verdicts == [False, True, True, True, None, True]
     text = page(result)
     assert (
-        "| M <= 16, every shape | at least 3.0 x bf16 | 2.73 x at the least, median 4.36 x |"
+        "| M <= 16, every 2-bit shape | at least 3.0 x bf16 | 2.73 x at the least, median 4.36 x |"
         in text
     )
     assert "**missed**" in text
     assert "500000.0 | 6.00 x" in text
     result.rows[2] = row(64, 2.0, 1.0, deviation=1.5)
     assert [target.met for target in targets(result)][-1] is False
+    result.rows.append(row(64, 1.0, 1.0).model_copy(update={"codec": "uniform"}))
+    assert [target.met for target in targets(result)][1] is True
     result.rows.append(row(64, 2.0, 1.0).model_copy(update={"seconds": {"bf16": 1.0}}))
     assert [target.met for target in targets(result)][1] is None
 

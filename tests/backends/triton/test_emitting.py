@@ -68,7 +68,7 @@ def test_kernels_compiled_ahead_are_listed(
         return [
             ahead.Compiled(
                 kernel=form.name, dtype=form.dtype, architecture=one, registers=9, shared=0,
-                spilled=0, instructions={}, per_sign=None,
+                spilled=0, mixed=0, instructions={}, per_sign=None,
             )
             for form in forms for one in architectures
         ]  # fmt: skip

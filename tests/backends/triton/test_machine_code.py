@@ -97,6 +97,10 @@ def test_nothing_spills(compiled: list[dict[str, object]]) -> None:
     assert {str(one["kernel"]): one["spilled"] for one in compiled if one["spilled"]} == {}
 
 
+def test_two_signs_of_a_register_have_one_shift(compiled: list[dict[str, object]]) -> None:
+    assert {str(one["kernel"]): one["mixed"] for one in compiled if one["mixed"]} == {}
+
+
 def test_a_sign_costs_few_instructions(compiled: list[dict[str, object]]) -> None:
     rates = {
         str(one["architecture"]): one["per_sign"]

@@ -78,6 +78,15 @@ def test_a_damaged_file_means_the_defaults(device: Path, text: str) -> None:
     assert tuning.choose(**SHAPE) == default_choice(20, 4096, 32)
 
 
+def test_a_variant_that_was_never_tried_is_not_run(device: Path) -> None:
+    tune()
+    (path,) = device.iterdir()
+    path.write_text(path.read_text().replace('"rows": 64', '"rows": 0'))
+    tuning._entries.cache_clear()
+    assert tuning._entries()
+    assert tuning.choose(**SHAPE) == default_choice(20, 4096, 32)
+
+
 def test_it_can_be_switched_off(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QDC_CACHE", "off")
     tune()
