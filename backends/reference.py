@@ -71,8 +71,8 @@ class Reference(Backend):
                 },
             },
         )
-        for path in emission.checkpoint.tokenizer_files():
-            writer.file(path.name, path.read_bytes())
+        for name, data in emission.checkpoint.tokenizer_bytes():
+            writer.file(name, data)
         writer.file("ir.qdc", to_bytes(graph))
 
 

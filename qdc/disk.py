@@ -21,6 +21,8 @@ Tensors = Mapping[str, Tensor]
 ELSEWHERE = "choose another -o"
 LARGEST_JSON = 1 << 26
 """Bytes of a JSON file; a hundred thousand layers need half of it."""
+LARGEST_TOKENIZER = 1 << 28
+"""Bytes of a file of a tokenizer."""
 
 
 def read_regular(path: Path, most: int) -> bytes:

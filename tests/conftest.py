@@ -9,6 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# First of all: whoever imports triton before has its kernels compiled, never interpreted.
+import tests.support.interpreter  # noqa: F401
+
 TESTS = Path(__file__).parent
 IN_CI = bool(os.environ.get("CI"))
 

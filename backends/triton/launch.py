@@ -48,15 +48,13 @@ def run_binary(
     """``x [M, columns]`` times packed weights: ``[M, outputs]`` in the dtype of ``x``."""
     tokens, padded = x.shape[0], pair_planes.shape[1]
     width = 8 * pair_planes.shape[2]
-    variant = choice.variant
-    grid = (padded // variant.rows, -(-tokens // variant.tokens))
-    # A program that shares its tile needs a counter, of which there are so many.
-    split = choice.split if grid[0] * grid[1] <= arrivals.numel() else 1
+    variant, split = choice.variant, choice.split
+    grid = (padded // variant.rows, -(-tokens // variant.tokens), split)
     y = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     partial = torch.empty(
         split * tokens * outputs if split > 1 else 0, dtype=torch.float32, device=x.device
     )
-    binary_linear[*grid, split](
+    binary_linear[grid](
         x,
         pair_planes,
         single_planes,

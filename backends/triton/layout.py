@@ -63,10 +63,9 @@ class BinaryLayout:
         The compiler lets the width of what was loaded decide how a tensor core's operands lie in
         registers; from 16 bits on, the activations come out of shared memory as they are wanted.
         """
-        both = self.planes[: 2 * len(self.pairs)]
-        both = both.reshape(len(self.pairs), 2, *both.shape[1:]).movedim(1, -1)
-        # Without pairs there is nothing to move, and ``contiguous`` would leave the strides.
-        return both.clone(memory_format=torch.contiguous_format).view(torch.int16)[..., 0]
+        end = 2 * len(self.pairs)
+        both = torch.stack([self.planes[0:end:2], self.planes[1:end:2]], dim=-1)
+        return both.view(torch.int16)[..., 0]
 
     def single_planes(self) -> Tensor:
         """``u8[singles, N, W / 8]``; a copy, since a view would keep the planes of pairs alive."""

@@ -13,6 +13,7 @@ from .arena import reserve
 from .layout import TILE_ROWS, binary_layout, uniform_layout
 from .parts import Part, can_join, refuse_codec
 from .support import REFERENCE, require_triton
+from .variants import TOKEN_TILES
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Of activations. fp32 takes the way of many rows, whatever their number."""
@@ -144,7 +145,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("blocks", layout.blocks.to(device))
         self.register_buffer("tiles", layout.tiles.to(device))
         # Programs that share a tile of outputs count themselves here, and leave zeros behind.
-        places = layout.planes.shape[1] // 64 * 16
+        places = layout.planes.shape[1] // 64 * TOKEN_TILES
         self.register_buffer(
             "arrivals", torch.zeros(places, dtype=torch.int32, device=device), persistent=False
         )

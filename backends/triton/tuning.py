@@ -10,7 +10,7 @@ import torch
 import triton
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .variants import CANDIDATES, EXPAND, Choice, Variant, default_choice, split_for
+from .variants import CANDIDATES, EXPAND, Choice, Variant, default_choice, may_split, split_for
 
 FOLDER = "QDC_CACHE"
 """Environment variable: where choices are kept; ``off`` keeps and reads none."""
@@ -52,9 +52,11 @@ def choose(
         return Choice(EXPAND)
     entries = _entries()
     entry = entries.get(key(tokens, padded_rows, columns, planes, dtype)) if entries else None
+    # A file can name any variant; only those that tuning tries fit the layout.
     if entry is None or entry.variant not in CANDIDATES:
         return default_choice(tokens, padded_rows, units)
-    return Choice(entry.variant, entry.split)
+    # The entry of the largest size serves all above it, where there may be no places to count in.
+    return Choice(entry.variant, entry.split if may_split(entry.variant, tokens) else 1)
 
 
 def tune(
@@ -104,7 +106,9 @@ def _candidates(tokens: int, padded_rows: int, units: int) -> Sequence[Choice]:
             found.append(Choice(variant))
         elif variant.tokens <= 2 * tokens or variant.tokens == 16:
             split = split_for(variant, tokens, padded_rows, units)
-            splits = {1, max(1, split // 2), split, min(16, 2 * split)}
+            splits = {1}
+            if may_split(variant, tokens):
+                splits |= {max(1, split // 2), split, min(16, 2 * split)}
             found += [Choice(variant, s) for s in sorted(splits) if s <= max(1, units)]
     return found
 

@@ -14,6 +14,8 @@ MULTIPROCESSORS = 132
 PROGRAMS_EACH = 3
 REGISTERS = 255
 """Of a thread, at the most: all there are, or ptxas spills to make room for more programs."""
+TOKEN_TILES = 16
+"""Tiles of activations for which a layer of 64-row tiles has places to count arrivals in."""
 
 
 class Variant(Frozen):
@@ -25,11 +27,13 @@ class Variant(Frozen):
     tokens: int = 0
     """Rows of activations of a program."""
     warps: int = 4
-    stages: int = 3
+    stages: int = 5
+    """Rounds of the loop in flight. Of multi-binary kernels only from 5 on: what to load stands in
+    a table that is loaded itself, and up to 4 the compiler gives them one buffer to wait for."""
 
     @property
     def name(self) -> str:
-        """``planes-64x16-w2-s3``."""
+        """``planes-64x16-w2-s5``."""
         if self.family == "expand":
             return "expand"
         return f"{self.family}-{self.rows}x{self.tokens}-w{self.warps}-s{self.stages}"
@@ -44,14 +48,13 @@ DEFAULTS: tuple[tuple[int, Variant], ...] = (
 )
 """The largest number of rows of activations, and the variant up to there."""
 UNIFORM: tuple[tuple[int, Variant], ...] = (
-    (16, Variant(family="planes", rows=64, tokens=16, warps=4)),
-    (64, Variant(family="planes", rows=64, tokens=64, warps=4)),
-    (EXPAND_FROM - 1, Variant(family="planes", rows=64, tokens=128, warps=8)),
+    (16, Variant(family="planes", rows=64, tokens=16, warps=4, stages=3)),
+    (64, Variant(family="planes", rows=64, tokens=64, warps=4, stages=3)),
+    (EXPAND_FROM - 1, Variant(family="planes", rows=64, tokens=128, warps=8, stages=3)),
 )
 CANDIDATES: tuple[Variant, ...] = (
     *(variant for _, variant in DEFAULTS),
-    # A stage goes into reading where a sub-block begins; more of them prefetch more of the planes.
-    Variant(family="planes", rows=64, tokens=16, warps=2, stages=5),
+    *(variant.model_copy(update={"stages": 3}) for _, variant in DEFAULTS),
     Variant(family="planes", rows=128, tokens=16, warps=4),
     Variant(family="planes", rows=64, tokens=32, warps=4),
     Variant(family="tile", rows=128, tokens=32, warps=4),
@@ -83,8 +86,15 @@ def default_choice(tokens: int, padded_rows: int, units: int) -> Choice:
     return Choice(EXPAND)
 
 
+def may_split(variant: Variant, tokens: int) -> bool:
+    """Whether a layer has a place for each tile of outputs that programs would share."""
+    return -(-tokens // variant.tokens) * 64 <= TOKEN_TILES * variant.rows
+
+
 def split_for(variant: Variant, tokens: int, padded_rows: int, units: int) -> int:
     """How many programs share a tile: a power of two that fills the device, with work for each."""
+    if not may_split(variant, tokens):
+        return 1
     programs = padded_rows // variant.rows * -(-tokens // variant.tokens)
     split = 1
     while programs * split * 2 <= MULTIPROCESSORS * PROGRAMS_EACH and units >= split * 8:

@@ -18,7 +18,7 @@ CONFIG, INDEX, DUMP, REPORT = "config.json", "model.safetensors.index.json", "ir
 JOURNAL = "journal.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 BOTH = tuple(PIPELINES)
-NAMES = (
+NAMES: tuple[Any, ...] = (
     "../x.safetensors", "/etc/passwd", "/dev/zero", "a/b.safetensors", ".safetensors", "",
     "model\x00.safetensors", "\ud800.safetensors", "x" * 5000 + ".safetensors", "config.json",
     "model-00001-of-00003.safetensors", "model-00009-of-00003.safetensors", "..", 3, None, [],

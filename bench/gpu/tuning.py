@@ -10,10 +10,9 @@ from unittest.mock import patch
 
 import torch
 
-from qdc.backends.triton import operators
 from qdc.backends.triton.modules import PackedLinear
 from qdc.backends.triton.parts import Part
-from qdc.backends.triton.tuning import Entry, tune
+from qdc.backends.triton.tuning import Entry, choose, tune
 from qdc.backends.triton.variants import Choice
 
 from .card import Card
@@ -22,6 +21,11 @@ from .linears import copies_of
 from .peers import dtype_of
 from .sizes import Sizes
 from .weights import codec_of, random_stored
+
+CHOOSE = "qdc.backends.triton.operators.choose"
+"""Where the operators look for a choice."""
+Asked = tuple[int, int, int, int, int, torch.dtype]
+"""What a choice is made from: the arguments of ``choose``, and the last ones of ``tune``."""
 
 
 def measure(clock: Clock, card: Card, sizes: Sizes, budget: float) -> dict[str, str]:
@@ -57,17 +61,18 @@ def _tune(clock: Clock, modules: list[PackedLinear], tokens: int, sizes: Sizes) 
     others = itertools.cycle(modules)
 
     def run(choice: Choice) -> None:
-        with patch.object(operators, "choose", lambda *_: choice):
+        with patch(CHOOSE, lambda *_: choice):
             next(others)(x)
 
-    pairs, singles = len(module.pairs), len(module.singles)
+    asked: list[Asked] = []
+
+    def note(*shape: *Asked) -> Choice:
+        asked.append(shape)
+        return choose(*shape)
+
+    with patch(CHOOSE, note):
+        module(x)
+    [shape] = asked
     return tune(
-        run,
-        lambda call: 1e6 * clock.time([call] * len(modules), quick=True).seconds,
-        tokens,
-        module.pair_planes.shape[1],
-        module.columns,
-        2 * pairs + singles,
-        pairs + singles,
-        dtype,
+        run, lambda call: 1e6 * clock.time([call] * len(modules), quick=True).seconds, *shape
     )

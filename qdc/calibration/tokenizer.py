@@ -1,13 +1,14 @@
 """A checkpoint's tokenizer, read from its own files: no network, no code of the checkpoint's."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdc.calibration.byte_pairs import byte_pair_backend, is_published_so
 from qdc.calibration.records import ASSISTANT, Dialogue
-from qdc.disk import LARGEST_JSON, read_regular
+from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
 from qdc.errors import InvalidCalibration, InvalidCheckpoint
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ SPECIAL = (
     "cls_token",
     "mask_token",
 )
-LARGEST_TOKENIZER = 1 << 28
 FAILURES = (
     ArithmeticError,
     AttributeError,
@@ -35,6 +35,7 @@ FAILURES = (
     ValueError,
 )
 """What the expressions of a template may raise besides the engine's own errors."""
+UNREADABLE = "the tokenizer cannot read a text"
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
@@ -87,12 +88,26 @@ def _backend(folder: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_buffer(read_regular(folder / TOKENIZER, LARGEST_TOKENIZER))
+        data = read_regular(folder / TOKENIZER, LARGEST_TOKENIZER)
     except OSError as error:
         raise _unreadable(folder / TOKENIZER, error) from error
-    except Exception as error:  # tokenizers raises no narrower class
+    with faults_named(f"{TOKENIZER} is no tokenizer"):
+        return Tokenizer.from_buffer(data)
+
+
+@contextmanager
+def faults_named(what: str) -> Iterator[None]:
+    """Raise ``InvalidCheckpoint`` for what tokenizers raises.
+
+    That is no class narrower than ``Exception``, and where its code panics, not even that.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InvalidCheckpoint(
-            f"{TOKENIZER} is no tokenizer: {error}", where=[TOKENIZER], help="copy the file again"
+            f"{what}: {error}", where=[TOKENIZER], help="copy the file again"
         ) from error
 
 
@@ -110,9 +125,10 @@ class Encoder:
 
     def __call__(self, text: str) -> list[int]:
         """Encode a document."""
-        ids: list[int] = self.tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=True
-        )
+        with faults_named(UNREADABLE):
+            ids: list[int] = self.tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=True
+            )
         return ids
 
     def dialogue(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
@@ -149,8 +165,20 @@ class Encoder:
 
     def _marked(self, text: str) -> list[int]:
         """Encode text in which the template has written special tokens."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return encode_marked(self.tokenizer, text)
+
+
+def encode_marked(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    """Encode text in which special tokens are meant. Raises ``InvalidCheckpoint``."""
+    with faults_named(UNREADABLE):
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def decode_marked(tokenizer: "PreTrainedTokenizerFast", ids: list[int], **settings: bool) -> str:
+    """Write text, special tokens included. Raises ``InvalidCheckpoint``."""
+    with faults_named("the tokenizer cannot write these tokens"):
+        return str(tokenizer.decode(ids, skip_special_tokens=False, **settings))
 
 
 def encoder(tokenizer: "PreTrainedTokenizerFast") -> Encoder:

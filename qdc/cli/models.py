@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import parse_quantization, plain_config
-from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.calibration.tokenizer import decode_marked, encoder, load_tokenizer
 from qdc.errors import QdcError
 from qdc.frontend.checkpoint import read_json
 from qdc.frontend.native import NativeModel
@@ -83,7 +83,7 @@ def open_runnable(
     tokenizer = load_tokenizer(folder)
 
     def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=False))
+        return decode_marked(tokenizer, ids)
 
     return Opened(
         module,

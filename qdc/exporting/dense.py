@@ -78,8 +78,8 @@ def export_artifact(
         shards = _write_shards(opened, writer, torch_dtype(dtype), shard_bytes, notify)
         writer.index()
         writer.json(CONFIG, _config(opened, dtype))
-        for path in opened.source.tokenizer_files():
-            writer.file(path.name, path.read_bytes())
+        for name, data in opened.source.tokenizer_bytes():
+            writer.file(name, data)
         proof = verify(opened, partial.artifact, registry, dtype, notify) if prove else None
         report = _report(opened, out, writer, format, dtype, shards, proof)
         writer.json(EXPORT, {k: v for k, v in report.as_data().items() if k != "out"})

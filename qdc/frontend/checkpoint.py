@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qdc.disk import LARGEST_JSON, read_regular
+from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
 from qdc.errors import InvalidCheckpoint, nearest
 from qdc.ir.types import Parameter
 
@@ -114,6 +114,17 @@ class Checkpoint:
         whole = (self.folder / TOKENIZER_FILES[0]).is_file()
         names = TOKENIZER_FILES if whole else (*BYTE_PAIR_FILES, *TOKENIZER_FILES)
         return (self.folder / name for name in names if (self.folder / name).is_file())
+
+    def tokenizer_bytes(self) -> Iterator[tuple[str, bytes]]:
+        """Names and contents of these files. Raises ``InvalidCheckpoint`` for one without end."""
+        for path in self.tokenizer_files():
+            try:
+                yield path.name, read_regular(path, LARGEST_TOKENIZER)
+            except OSError as error:
+                reason = (error.strerror or "unknown reason").lower()
+                raise InvalidCheckpoint(
+                    f"cannot read {path.name}: {reason}", where=[str(path)]
+                ) from error
 
     def scan(self, progress: Progress | None = None) -> str:
         """Read every tensor once: digest of the whole checkpoint.

@@ -33,6 +33,8 @@ PREFIX = "body."
 POOLING = "add_pooling_layer"
 LONGEST_REASON = 300
 WIDEST = 1 << 24
+MOST_LABELS = 1 << 16
+"""transformers makes a name for each, whether or not the model has a classifier."""
 LAYERS, EXPERTS = ("layer", "layers"), ("experts",)
 SIZES = (
     *("size", "dim", "head", "heads", "embd", "inner", "model", "ff", "ctx"),
@@ -259,6 +261,8 @@ def _largest(name: str) -> float:
     """The largest value that a field of this name may have."""
     if name.endswith(LAYERS):
         return DEEPEST
+    if name.endswith("labels"):
+        return MOST_LABELS
     return WIDEST if name.endswith(SIZES) else math.inf
 
 

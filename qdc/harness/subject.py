@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from qdc.calibration.tokenizer import FAILURES, Encoder
+from qdc.calibration.tokenizer import FAILURES, Encoder, encode_marked
 from qdc.errors import QdcError
 from qdc.harness.passages import Encode
 from qdc.ir.graph import ModelFacts
@@ -35,7 +35,7 @@ class Subject:
     def encode(self) -> Encode:
         """Tokens of a text; a special token that is written in a document is text."""
         if self.chat:
-            return lambda text: list(self.tokenizer.encode(text, add_special_tokens=False))
+            return lambda text: encode_marked(self.tokenizer, text)
         return Encoder(self.tokenizer)
 
     @property

@@ -110,5 +110,14 @@ class Attention(nn.Module):
 
 
 def takes_windows(model: object) -> bool:
-    """Whether a model is made of leaves that ask for the window in force."""
-    return isinstance(model, nn.Module) and any(isinstance(m, Attention) for m in model.modules())
+    """Whether a model is made of leaves that ask for the window in force.
+
+    What ``torch.compile`` has taken, as a whole or in parts, no longer asks.
+    """
+    if not isinstance(model, nn.Module) or any(map(_is_compiled, model.modules())):
+        return False
+    return any(isinstance(part, Attention) for part in model.modules())
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")

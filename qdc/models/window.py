@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -88,8 +89,8 @@ _CURRENT: ContextVar[Window | None] = ContextVar("window", default=None)
 
 
 def current_window() -> Window | None:
-    """The window in force, if there is one."""
-    return _CURRENT.get()
+    """The window in force, if there is one; what is compiled or exported takes whole texts."""
+    return None if torch.compiler.is_compiling() else _CURRENT.get()
 
 
 @contextmanager

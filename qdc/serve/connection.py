@@ -1,4 +1,8 @@
-"""Connections that do not wait for ever: for the head of a request, and for a client that reads."""
+"""Connections that do not wait for ever.
+
+Neither for the head of a request, nor for the rest of a body that was answered without it, nor for
+a client that does not read.
+"""
 
 import asyncio
 
@@ -15,11 +19,14 @@ def patient(seconds: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=0)  # whatever is not taken, counts as a stall
             self._expect_head()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.conn.their_state is h11.IDLE:
+            their, ours = self.conn.their_state, self.conn.our_state
+            # Bytes of a body that nobody reads have ended uvicorn's wait for the next request.
+            if their is h11.IDLE or (their is h11.SEND_BODY and ours is h11.DONE):
                 self._expect_head()
             else:
                 self._forget_head()

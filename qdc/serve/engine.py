@@ -141,22 +141,22 @@ class Engine:
                 raise _Stopped
 
         refusal = stopping()
-        answers: list[list[int]] = []
         try:
             prompts = [ticket.prompt for ticket in batch]
             seeds = [ticket.options.seed for ticket in batch]
             answers = self._run(prompts, batch[0].options, seeds, watch).answers
+            for ticket, answer in zip(batch, answers, strict=True):
+                if ticket.is_open:
+                    ticket.finish(answer)
         except _Stopped:
             pass
         except QdcError as error:
             refusal = from_error(error)
-        except Exception:
+        except BaseException:  # as tokenizers panics; without this thread nobody is answered
             log.exception("decoding failed")
             refusal = internal()
-        for place, ticket in enumerate(batch):
-            if ticket.is_open and answers:
-                ticket.finish(answers[place])
-            elif ticket.is_open:
+        for ticket in batch:
+            if ticket.is_open:
                 ticket.refuse(refusal)
         self._seconds = time.perf_counter() - started
 

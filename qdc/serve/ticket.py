@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,7 +110,7 @@ class Ticket:
 
     def wake(self) -> None:
         """Tell the event loop; it may be closed by now."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._changed.set)
 
     def _end(self, finish: Finish) -> None:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qdc.calibration.tokenizer import encoder
+from qdc.calibration.tokenizer import decode_marked, encoder
 from qdc.runtime.decoding.speech import chat_tokens
 from qdc.serve.finaltext import INCOMPLETE
 
@@ -82,8 +82,4 @@ class Wording:
         return self._decode([*self._anchor, *tokens])[len(self._decode(self._anchor)) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(
-            self._tokenizer.decode(
-                tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-        )
+        return decode_marked(self._tokenizer, tokens, clean_up_tokenization_spaces=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.calibration.tokenizer import decode_marked, encoder, load_tokenizer
 from qdc.errors import InvalidCheckpoint
 
 END, MASK = "<|endoftext|>", "<|mdm_mask|>"
@@ -113,3 +113,29 @@ def test_a_special_token_in_the_text_is_text(folder: Path) -> None:
     ids = encoder(tokenizer)(f"a{MASK}b{END}")
     assert not {0, 1} & set(ids)
     assert tokenizer.decode(ids) == f"a{MASK}b{END}"
+
+
+BYTE_PAIRS = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "is no tokenizer"),
+        ({"model": {**BYTE_PAIRS, "continuing_subword_prefix": "aaa"}}, "is no tokenizer"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "cannot read a text"),
+        ({"model": {"type": "Unigram", "vocab": [["a", -1.0]]}}, "cannot read a text: Encountered"),
+        (
+            {"decoder": {"type": "Strip", "content": "a", "start": 9, "stop": 9}},
+            "cannot write these tokens",
+        ),
+    ],
+)
+def test_what_tokenizers_raises_or_panics_with(
+    tmp_path: Path, fields: dict[str, object], expected: str
+) -> None:
+    """A panic is no ``Exception``: it would end a thread, or a process with a traceback."""
+    content = {"version": "1.0", "added_tokens": [], "model": BYTE_PAIRS, **fields}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InvalidCheckpoint, match=expected):
+        decode_marked(load_tokenizer(tmp_path), encoder(load_tokenizer(tmp_path))("abba c"))

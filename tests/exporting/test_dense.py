@@ -1,6 +1,7 @@
 """An artifact as an ordinary checkpoint: the same tensors, proved, whole or not there."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from math import prod
@@ -159,6 +160,16 @@ def test_values_that_do_not_fit_are_refused(artifact: Path, tmp_path: Path) -> N
     with pytest.raises(InvalidArtifact, match="do not fit float16") as caught:
         qdc.export(copy, out=tmp_path / "dense", dtype="f16")
     assert caught.value.where == (name,)
+    assert not (tmp_path / "dense").exists()
+
+
+def test_a_tokenizer_without_end_is_refused(artifact: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    settings = copy / "special_tokens_map.json"
+    settings.touch()
+    os.truncate(settings, 1 << 40)
+    with pytest.raises(QdcError, match="it is larger than"):
+        qdc.export(copy, out=tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
 
 

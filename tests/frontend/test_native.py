@@ -121,6 +121,7 @@ def test_the_tokenizer_gives_mask_token_and_length(tmp_path: Path) -> None:
     [
         ({"hidden_size": 1 << 40}, "sizes that no model has"),
         ({"num_hidden_layers": 1 << 20}, "sizes that no model has"),
+        ({"num_labels": 1 << 30}, "sizes that no model has"),
         ({"hidden_act": "no such"}, "transformers cannot build llama"),
         ({"hidden_size": "wide"}, "config.json is no configuration of llama"),
     ],

@@ -21,13 +21,17 @@ LENGTH = 3
 MASK, END = 9, 0
 
 
+class Panic(BaseException):
+    """As tokenizers raises: no ``Exception``."""
+
+
 class Model:
     """Answers with the seed of each row; stops before each step until it may go on."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.may = threading.Semaphore(0)
-        self.fails: Exception | None = None
+        self.fails: BaseException | None = None
 
     def __call__(
         self,
@@ -172,9 +176,12 @@ def test_an_answer_ends_when_its_end_is_decided() -> None:
     [
         (QdcError("too odd", help="be even"), 400, "too odd; be even"),
         (ValueError("secret"), 500, "the server failed"),
+        (Panic("secret"), 500, "the server failed"),
     ],
 )
-def test_errors_reach_everybody_in_the_batch(error: Exception, status: int, message: str) -> None:
+def test_errors_reach_everybody_in_the_batch(
+    error: BaseException, status: int, message: str
+) -> None:
     async def test(engine: Engine, model: Model) -> None:
         model.fails = error
         failed = ticket(1)

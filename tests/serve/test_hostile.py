@@ -1,6 +1,7 @@
 """What no decent client sends: the server says no in one form, and goes on."""
 
 import json
+import re
 import socket
 import time
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qdc.serve.bodies import Body, ChatRequest, CompletionRequest, WatchRequest, read_body
+from qdc.serve.refusals import Refused
 from tests.serve.conftest import MAX_BODY, PATIENCE, Served
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")
@@ -71,6 +74,24 @@ def test_bodies_that_are_no_request(http: httpx.Client, path: str, body: bytes) 
     check(http.post(path, content=body, headers=JSON), 400)
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CompletionRequest, '{"model":"m","prompt":[%s]}'),
+        (CompletionRequest, '{"model":"m","prompt":[[%s]]}'),
+        (ChatRequest, '{"model":"m","messages":[%s]}'),
+        (ChatRequest, '{"model":"m","messages":[{"role":"user","content":[%s]}]}'),
+        (WatchRequest, '{"messages":[%s]}'),
+    ],
+)
+def test_not_every_wrong_item_of_a_list_is_reported(kind: type[Body], body: str) -> None:
+    """A report of each takes the event loop seconds."""
+    data = (body % ",".join(["{}"] * 1000)).encode()
+    with pytest.raises(Refused) as caught:
+        read_body(kind, data)
+    assert len(re.findall("[0-9]{2,} more", caught.value.message)) == 0
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(PATHS),
@@ -111,6 +132,11 @@ def test_slow_clients(server: Served) -> None:
         found, seconds = exchange(server, *parts, wait=PATIENCE / 6)
         assert found == b""
         assert PATIENCE * 0.9 <= seconds < PATIENCE + 5
+    # Answered without its body, of which a byte comes and then nothing.
+    answered = head.replace(b"/generate", b"/nowhere") + b"Content-Length: 30\r\n\r\n"
+    found, seconds = exchange(server, answered, b"{", wait=PATIENCE / 5)
+    assert found.startswith(b"HTTP/1.1 404 ")
+    assert seconds < PATIENCE + 3
     found, seconds = exchange(server, head + b"Content-Length: 30\r\n\r\n{")
     assert found.startswith(b"HTTP/1.1 408 ")
     assert seconds < PATIENCE + 5

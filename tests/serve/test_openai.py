@@ -9,6 +9,7 @@ from qdc.cli.models import Opened
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from tests.serve.conftest import Served
+from tests.support.checkpoints import EMBEDDED
 
 PROMPT = "def read(path):"
 SHORT: dict[str, Any] = {"max_tokens": 12, "extra_body": {"steps": 4}}
@@ -177,3 +178,12 @@ def test_an_error_of_a_stream_is_an_error(client: openai.OpenAI, server: Served)
         client.completions.create(
             model=server.model, prompt=PROMPT, stream=True, extra_body={"factor": 2}
         )
+
+
+def test_the_example_of_the_page(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (EMBEDDED.parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert "http://127.0.0.1:8000" in code
+    code = code.replace("http://127.0.0.1:8000", server.url).replace('"out"', repr(server.model))
+    exec(compile(code, "serving.md", "exec"), {})
+    assert capsys.readouterr().out.strip()

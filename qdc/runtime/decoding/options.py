@@ -1,9 +1,16 @@
 """What a decoding run is asked for; every option either acts or is refused."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from qdc.errors import QdcError
 
@@ -40,6 +47,18 @@ READS: Mapping[str, tuple[str, ...]] = {
 }
 """Options that only some strategies read, with those strategies."""
 
+SMALLEST = 1e-100
+"""Of temperatures that are not 0: what is divided by less, overflows."""
+
+
+def _divides(temperature: float) -> float:
+    if 0 < temperature < SMALLEST:
+        raise ValueError(f"give 0, or at least {SMALLEST}")
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0), AfterValidator(_divides)]
+
 
 class DecodeOptions(BaseModel):
     """How answers are written. Fields that are left out take the strategy's own default."""
@@ -61,13 +80,13 @@ class DecodeOptions(BaseModel):
     """Of ``factor``: 1 if not given."""
     cache: CacheName = "none"
     """Which keys and values are kept within a block, see ``docs/decoding.md``."""
-    temperature: float = Field(default=0.0, ge=0, le=100)
+    temperature: Temperature = Field(default=0.0, le=100)
     """0 takes the most probable token."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Draw from the fewest tokens that hold this probability."""
     top_k: int | None = Field(default=None, ge=1)
     """Draw from this many tokens."""
-    alg_temperature: float = Field(default=0.0, ge=0)
+    alg_temperature: Temperature = 0.0
     """Above 0, Dream's strategies draw the positions too."""
     cfg: float = Field(default=0.0, ge=0, le=100)
     """Weight w of classifier-free guidance; 0 is without."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qdc.calibration.tokenizer import FAILURES
+from qdc.calibration.tokenizer import FAILURES, encode_marked
 from qdc.errors import QdcError
 from qdc.ir.graph import ModelFacts
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -58,5 +58,4 @@ def chat_tokens(
             f"the chat template refuses {len(messages)} messages: {error}",
             help="check the roles of the messages",
         ) from error
-    ids: list[int] = tokenizer.encode(str(text), add_special_tokens=False)
-    return ids
+    return encode_marked(tokenizer, str(text))

@@ -60,8 +60,9 @@ class NativeVerifier:
         elif begin < len(self._seen):
             self._cache.crop(begin - len(self._seen))
         asked = torch.tensor([fed[begin:]], device=self.body.device)
-        found = self.body(input_ids=asked, use_cache=True, **{self._keyword: self._cache})
-        self._seen = fed
+        cache, self._cache = self._cache, None  # a forward that fails leaves half of it written
+        found = self.body(input_ids=asked, use_cache=True, **{self._keyword: cache})
+        self._seen, self._cache = fed, cache
         logits: Tensor = found.logits[0, first - 1 - begin :, : self.vocabulary].double()
         return logits
 

@@ -115,9 +115,7 @@ def test_a_wrong_kernel_is_named(artifact: Artifact, monkeypatch: pytest.MonkeyP
     packed = qdc.load(artifact("llada"), backend="triton")
     checked = [part for part in packed.modules() if isinstance(part, Checked)]
     [wrong] = [part for part in checked if part.label.endswith("blocks.1.attn_out")]
-    for name, buffer in wrong.packed.named_buffers():
-        if name == "pair_planes":
-            buffer[0, 0] ^= -1
+    wrong.packed.get_buffer("pair_planes").bitwise_not_()
     with pytest.raises(KernelMismatch, match=r"blocks\.1\.attn_out is off by .* explains"):
         packed(TOKENS)
     monkeypatch.setenv(SWITCH, "yes")

@@ -192,6 +192,21 @@ def test_a_verifier_scores_as_its_model_does(models: tuple[Path, Path]) -> None:
         torch.testing.assert_close(found, due, atol=1e-4, rtol=0)
 
 
+def test_a_verifier_that_failed_has_kept_nothing(models: tuple[Path, Path]) -> None:
+    """Half of the layers' keys may be of the text that failed, and none of the text before."""
+    verifier, tokens = loaded(models), [5, 6, 7, 8, 9]
+    due = verifier.score(tokens, 1)
+
+    def fail(*given: object) -> None:
+        raise MemoryError
+
+    hook = verifier.body.get_submodule("model.layers.1").register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        verifier.score([5, 6, 3, 3, 3], 3)
+    hook.remove()
+    torch.testing.assert_close(verifier.score(tokens, 4), due[3:], atol=1e-4, rtol=0)
+
+
 def test_a_window_changes_little_and_none_changes_nothing(models: tuple[Path, Path]) -> None:
     """With a window as long as the text, all is computed anew, and steps are those without one."""
     import qdc

@@ -240,6 +240,8 @@ def test_refused() -> None:
         ({"strategy": "apd", "cache": "dual"}, "apd has its own window"),
         ({"strategy": "greedy"}, "strategy: input should be 'low-confidence'"),
         ({"temperature": math.nan}, "temperature: input should be"),
+        ({"temperature": 5e-324}, "temperature: give 0, or at least 1e-100"),
+        ({"strategy": "entropy", "alg_temperature": 1e-300}, "alg_temperature: give 0, or at"),
         ({"length": 0}, "length: input should be greater"),
         ({"words": 1}, "words: extra inputs are not permitted"),
     ],

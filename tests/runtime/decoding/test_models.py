@@ -16,7 +16,7 @@ from qdc.frontend.native import NativeModel
 from qdc.frontend.tracer import LeafTracer
 from qdc.ir.graph import ModelFacts
 from qdc.models.families import build
-from qdc.models.layers import Attention
+from qdc.models.layers import Attention, takes_windows
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import CACHES, STRATEGIES, DecodeOptions
@@ -236,3 +236,12 @@ def test_a_gpu_decodes_as_the_processor_does(family: str) -> None:
     due = answers(model, facts, PROMPTS, **fields)
     found = answers(deepcopy(model).cuda(), facts, PROMPTS, **fields)
     assert sum(a == b for a, b in zip(found, due, strict=True)) >= len(PROMPTS) - 1
+
+
+def test_a_compiled_model_takes_no_windows() -> None:
+    module = build(dict(CASES["llada"].config))[0]
+    assert takes_windows(module)
+    # Nothing is compiled before the first call.
+    assert not takes_windows(torch.compile(module))
+    next(part for part in module.modules() if isinstance(part, Attention)).compile()
+    assert not takes_windows(module)

@@ -1,0 +1,53 @@
+"""Between text and tokens: what the page is shown adds up to the text."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qdc.calibration.tokenizer import load_tokenizer
+from qdc.errors import QdcError
+from qdc.serve.wording import Wording
+from tests.support.checkpoints import EMBEDDED, MASK, VOCABULARY
+
+WORDING = Wording(load_tokenizer(EMBEDDED))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(2, VOCABULARY - 1), max_size=12))
+def test_pieces_of_all_tokens_are_the_text(tokens: list[int]) -> None:
+    pieces = WORDING.pieces(tokens, [False] * len(tokens))
+    assert len(pieces) == len(tokens)
+    assert "".join(piece or "" for piece in pieces) == WORDING.decode(tokens)
+
+
+@given(st.text(max_size=12), st.data())
+def test_pieces_are_missing_where_tokens_are(text: str, data: st.DataObject) -> None:
+    tokens = WORDING.encode(text)
+    masked = data.draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
+    pieces = WORDING.pieces(tokens, masked)
+    assert [piece is None for piece in pieces] == masked
+    if not any(masked):
+        assert "".join(piece or "" for piece in pieces) == text
+
+
+def test_special_tokens_in_a_text_are_text() -> None:
+    text = WORDING.decode([MASK])
+    assert MASK not in WORDING.encode(f"a{text}b")
+
+
+def test_conversations(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "hello"}]
+    assert WORDING.decode(WORDING.chat(messages)) == "be\nhello\n"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((EMBEDDED / name).read_bytes())
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}A:")
+    assert not WORDING.has_template
+    written = Wording(load_tokenizer(tmp_path))
+    assert written.has_template
+    assert written.decode(written.chat(messages)) == "system:be;user:hello;A:"
+    template.write_text("{{ raise_exception('no') }}")
+    with pytest.raises(QdcError, match="refuses 2 messages"):
+        Wording(load_tokenizer(tmp_path)).chat(messages)
