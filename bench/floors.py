@@ -17,7 +17,7 @@ ISSUES = MULTIPROCESSORS * 128 * CLOCK
 """Instructions of threads a second."""
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 SIGN_BITS = 2
-PER_SIGN = ((16, 1.86), (32, 2.42), (64, 4.33), (255, 6.52))
+PER_SIGN = ((16, 1.85), (32, 2.41), (64, 4.33), (255, 6.50))
 """Instructions that the compiled loops of the default variants take for a sign on sm_90, up to so
 many rows of activations: ``python -m qdc.backends.triton.ahead``. More rows are expanded once."""
 EXPANDED = 5.0

@@ -19,7 +19,7 @@ from qdc.errors import QdcError
 from qdc.ir.graph import Region
 
 from .listing import NAME, list_kernels
-from .parts import refuse_codec
+from .parts import refuse_codecs
 from .support import require_triton
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Triton(Reference):
 
     def check(self, codecs: Mapping[str, Codec]) -> None:
         """Refuse layers that the kernels cannot run. Raises ``QdcError`` naming them."""
-        check_codecs(codecs)
+        refuse_codecs(codecs)
 
     def runtime(self, device: torch.device, dtype: torch.dtype | None) -> "Runtime":
         """Packed modules, in bf16 if not told otherwise.
@@ -85,19 +85,6 @@ class Triton(Reference):
             found = tuple(form.model_dump(mode="json") for form in compiled)
             listed = listed.model_copy(update={"compiled": found})
         emission.writer.json(NAME, listed.model_dump(mode="json"))
-
-
-def check_codecs(codecs: Mapping[str, Codec]) -> None:
-    """Refuse what no kernel reads, all layers at once. Raises ``QdcError``."""
-    refused: dict[str, QdcError] = {}
-    for layer, codec in codecs.items():
-        try:
-            refuse_codec(codec, layer)
-        except QdcError as error:
-            refused[layer] = error
-    if refused:
-        first = next(iter(refused.values()))
-        raise QdcError(first.what, where=list(refused), help=first.help)
 
 
 def _codecs(emission: Emission, names: tuple[str, ...]) -> dict[str, Codec]:

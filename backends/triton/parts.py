@@ -62,6 +62,19 @@ def refuse_codec(codec: Codec, layer: str) -> None:
     raise QdcError(what, where=[layer], help=REFERENCE)
 
 
+def refuse_codecs(codecs: Mapping[str, Codec]) -> None:
+    """Refuse what no kernel reads, all layers at once. Raises ``QdcError``."""
+    refused: dict[str, QdcError] = {}
+    for layer, codec in codecs.items():
+        try:
+            refuse_codec(codec, layer)
+        except QdcError as error:
+            refused[layer] = error
+    if refused:
+        first = next(iter(refused.values()))
+        raise QdcError(first.what, where=list(refused), help=first.help)
+
+
 def can_join(codecs: Sequence[Codec]) -> bool:
     """Whether linears that read one value can be one launch: planes or codes line up."""
     first, *others = codecs

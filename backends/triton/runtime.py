@@ -12,10 +12,9 @@ from qdc.errors import UnsupportedModel
 from qdc.runtime.joining import join_stages
 from qdc.runtime.weights import Weights, dense_tensors, place, tied_names
 
-from .backend import check_codecs
 from .checking import Checked
 from .modules import PackedEmbedding, PackedLinear
-from .parts import Part, can_join
+from .parts import Part, can_join, refuse_codecs
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class PackedRuntime(Runtime):
 
     def check(self, module: nn.Module, codecs: Mapping[str, Codec]) -> None:
         """Refuse codecs without a kernel, and weights of other modules than linears."""
-        check_codecs(codecs)
+        refuse_codecs(codecs)
         tied = tied_names(module)
         odd = [
             f"{path}: {type(module.get_submodule(path)).__name__}"
