@@ -88,6 +88,8 @@ def tasks_command(
             help="leave it out",
         )
     scored = kinds != {GENERATION}
+    if not scored:
+        _refuse_unread({"scorer": scorer, **settings}, found.names)
     asked = Asked(found, limit, shots, scorer, settings, decoding, chat, greedy, scored)
     runs: list[tuple[TaskRun, Values]] = []
     known: tuple[ModelFacts, list[int]] | None = None
@@ -123,6 +125,20 @@ def tasks_command(
         print_json(data[0] if len(data) == 1 else {"against": str(reference), "models": data})
     else:
         print_differences(console(), compared, markdown=as_markdown)
+
+
+def _refuse_unread(given: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse options of likelihoods where no task asks for one."""
+    usual = {**LikelihoodOptions().model_dump(), "scorer": "auto"}
+    read = ("batch",)
+    wrong = [name for name, value in given.items() if name not in read and value != usual[name]]
+    if wrong:
+        options = ", ".join("--" + name.replace("_", "-") for name in wrong)
+        raise QdcError(
+            f"{options} changes nothing: none of the tasks asks for a likelihood",
+            where=names,
+            help="leave it out",
+        )
 
 
 def parse_decoding(text: str | None) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_tasks_print_tables(model: Path, qdc: Command, refused: Command) -> None
     one = qdc("eval", model, "--tasks", "python_choice", *FEW, "--scorer", "dream")
     assert "likelihoods: dream, 2 masks each, seed 1234" in one
     decoding = ("--generate", "length=2,strategy=random")
-    written = qdc("eval", model, "--tasks", "python_write", *FEW, *decoding)
+    written = qdc("eval", model, "--tasks", "python_write", *FEW[:4], *decoding)
     assert "decoding: length=2, strategy=random" in written
     assert "likelihoods" not in written
     in_vain = refused("eval", model, "--tasks", "python_choice", *FEW, *decoding)
@@ -68,6 +68,14 @@ def test_tasks_print_tables(model: Path, qdc: Command, refused: Command) -> None
     rows = [line for line in table.splitlines() if line.startswith("| python_choice")]
     assert [row.split(" | ")[1] for row in rows] == ["acc", "acc_norm"]
     assert all("+0.0000 | 0.0000 | +0.000 .. +0.000 | 0 : 0 | 1.000 |" in row for row in rows)
+
+
+def test_options_of_likelihoods_are_refused_where_none_is_asked_for(
+    model: Path, refused: Command
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    found = refused("eval", model, "--tasks", "python_write", *FEW, "--cfg", 1)
+    assert "--mc-num, --cfg changes nothing: none of the tasks asks for a likelihood" in found
 
 
 def test_several_artifacts_are_one_table(
