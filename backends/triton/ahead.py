@@ -88,6 +88,7 @@ def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]
             warps=4,
             stages=3,
             dtype=dtype,
+            signs=EXPAND_ROWS * width,
         )
         yield Form(
             name="uniform-expand-8",
