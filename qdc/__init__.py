@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from qdc.codec import Codec, Lowered
     from qdc.errors import QdcError
     from qdc.ir.annotations import Annotation
+    from qdc.models.family import Family
     from qdc.passbase import Pass
     from qdc.pipeline.unit import Unit
     from qdc.report import CompileReport
@@ -23,6 +24,7 @@ _HOME = {
     "Backend": "qdc.backendbase",
     "Codec": "qdc.codec",
     "CompileReport": "qdc.report",
+    "Family": "qdc.models.family",
     "Lowered": "qdc.codec",
     "Pass": "qdc.passbase",
     "QdcError": "qdc.errors",
@@ -33,6 +35,7 @@ __all__ = [
     "Backend",
     "Codec",
     "CompileReport",
+    "Family",
     "Lowered",
     "Pass",
     "QdcError",

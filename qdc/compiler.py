@@ -27,6 +27,7 @@ from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.job import Job
+from qdc.models.families import BUILT_IN, Families
 from qdc.origin import facts, identity
 from qdc.pipeline.dumper import Dumper
 from qdc.pipeline.instruments import Instrument, Meter, Remarks, Verifier
@@ -75,7 +76,7 @@ def run_job(
             "several processes cannot go on from an interrupted compile",
             help="resume it without torchrun, or discard it with --restart",
         )
-    checkpoint, program = open_model(job.model, job.front_end)
+    checkpoint, program = open_model(job.model, job.front_end, job.registry.families)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
@@ -156,7 +157,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
         "calibration text": "" if calibration is None else calibration.source.digest,
         "pipeline": full_text(job.plan),
-        "front end": choose(checkpoint.config, job.front_end),
+        "front end": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
         "states": job.states,
@@ -200,7 +201,9 @@ def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
         pages.abort()
 
 
-def open_model(folder: Path, choice: Choice = "auto") -> tuple[Checkpoint, Program]:
+def open_model(
+    folder: Path, choice: Choice = "auto", families: Families = BUILT_IN
+) -> tuple[Checkpoint, Program]:
     """Read headers, trace the model on the meta device, and check that every tensor has a place.
 
     Raises:
@@ -209,7 +212,7 @@ def open_model(folder: Path, choice: Choice = "auto") -> tuple[Checkpoint, Progr
     """
     checkpoint = Checkpoint(folder)
     refuse_compiled(checkpoint)
-    program = trace_checkpoint(checkpoint, choose(checkpoint.config, choice))
+    program = trace_checkpoint(checkpoint, choose(checkpoint.config, choice, families), families)
     check_tensors(program.graph, checkpoint)
     mark_kept(program.graph)
     return checkpoint, program

@@ -48,7 +48,7 @@ def _graph(path: Path, registry: Registry) -> LayerGraph:
         )
     from qdc.compiler import open_model
 
-    return open_model(path)[1].graph
+    return open_model(path, families=registry.families)[1].graph
 
 
 def _check_tags(tags: Sequence[str], graph: LayerGraph, registry: Registry) -> None:

@@ -19,6 +19,7 @@ from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
 from qdc.ir.types import ValueType
+from qdc.models.families import BUILT_IN, Families
 from qdc.pipeline.builder import build_backend
 from qdc.registry import Registry
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
@@ -72,7 +73,7 @@ def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
             layer: parse_codec(layer, fields, known)
             for layer, fields in quantization.layers.items()
         }
-        module = build_module(plain_config(source.config), quantization.frontend)
+        module = build_module(plain_config(source.config), quantization.frontend, registry.families)
         body = holder(module)
         _add_biases(body, quantization.added_biases)
         _check(body, codecs, source)
@@ -92,7 +93,7 @@ def load_artifact(
 
     Args:
         folder: what ``qdc compile`` wrote.
-        registry: knows the codecs and the backends.
+        registry: knows the codecs, the backends and the model families.
         device: where the weights go.
         dtype: of all weights, or of those that are not packed; the backend's own if None.
         backend: who runs it, as ``name`` or ``name{option=value}``.
@@ -117,7 +118,11 @@ def load_artifact(
 
 
 def load_checkpoint(
-    folder: Path, device: str | torch.device, dtype: torch.dtype, choice: Choice = "auto"
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    choice: Choice = "auto",
+    families: Families = BUILT_IN,
 ) -> nn.Module:
     """Load an uncompiled checkpoint into the same kind of module.
 
@@ -127,7 +132,7 @@ def load_checkpoint(
     """
     source = Checkpoint(folder)
     refuse_compiled(source)
-    module = build_module(source.config, choose(source.config, choice))
+    module = build_module(source.config, choose(source.config, choice, families), families)
     show_by_name(module, source)
     body = holder(module)
     wanted = dense_tensors(body)

@@ -210,9 +210,13 @@ def test_two_plugins_that_claim_one_name_are_refused(tmp_path: Path) -> None:
         ("mine.py", "def", "the plugin does not import: SyntaxError"),
         ("mine.py", "import no_such_module_at_all", "ModuleNotFoundError: No module named"),
         ("mine.py", "raise SystemExit(3)", "the plugin does not import: SystemExit: 3"),
-        ("mine.py", "x = 1", "defines neither a pass nor a backend"),
-        ("mine.py", "from qdc.passes.pack import Pack", "defines neither a pass nor a backend"),
-        ("mine.py", "from qdc import Pass\nclass A(Pass): pass", "defines neither a pass"),
+        ("mine.py", "x = 1", "defines no pass, backend or family"),
+        ("mine.py", "from qdc.passes.pack import Pack", "defines no pass, backend or family"),
+        (
+            "mine.py",
+            "from qdc import Pass\nclass A(Pass): pass",
+            "defines no pass, backend or family",
+        ),
     ],
 )
 def test_a_bad_plugin_file_is_refused(
@@ -258,10 +262,10 @@ def test_installed_passes_and_backends_are_added(
     [
         ("no_such_module:X", "the installed plugin no_such_module:X does not import"),
         ("qdc.passes.pack:Gone", "the installed plugin qdc.passes.pack:Gone does not import"),
-        ("qdc.codec:Codec", "is no pass or backend with a name"),
-        ("qdc.passbase:Pass", "is no pass or backend with a name"),
-        ("qdc.backendbase:Backend", "is no pass or backend with a name"),
-        ("qdc.registry:standard_registry", "is no pass or backend with a name"),
+        ("qdc.codec:Codec", "is no pass, backend or family with a name"),
+        ("qdc.passbase:Pass", "is no pass, backend or family with a name"),
+        ("qdc.backendbase:Backend", "is no pass, backend or family with a name"),
+        ("qdc.registry:standard_registry", "is no pass, backend or family with a name"),
     ],
 )
 def test_a_bad_entry_point_is_refused(value: str, what: str, installed: list[EntryPoint]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN
 from qdc.models.layers import Attention, Rotary
 from qdc.runtime.joining import join_stages
 
@@ -44,7 +44,7 @@ class Joined(nn.Module):
 
 
 def model(config: dict[str, object]) -> nn.Module:
-    module = build(config)[0].to_empty(device="cpu")
+    module = BUILT_IN.build(config)[0].to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.normal_(0, 0.2, generator=generator)
