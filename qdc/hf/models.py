@@ -96,13 +96,15 @@ def register_models(families: Families) -> None:
                 where=[each.name for each in families.members if each.model_type == kind],
                 help="give the family another model_type, or none",
             )
-        classes = {found.__name__: found for found in AutoModel._model_mapping.get(config, ())}
+        there: Any = AutoModel._model_mapping.get(config, ())
+        classes: dict[str, type[OwnModel]] = {found.__name__: found for found in there}
         for family in (each for each in families.members if each.model_type == kind):
             for name in family.architectures:
                 if name not in classes or classes[name].family is not family:
                     classes[name] = _model_class(name, family, config)
         for auto in AUTO_CLASSES:
-            auto._model_mapping.register(config, tuple(classes.values()), exist_ok=True)
+            mapping: Any = auto._model_mapping
+            mapping.register(config, tuple(classes.values()), exist_ok=True)
 
 
 def _new_config(kind: str) -> type[PretrainedConfig]:

@@ -71,11 +71,14 @@ class DecoderBlock(nn.Module):
         names = self.layout.names
         normed = at(self, names.attention_norm)(hidden)
         mixed = within(self, names.attention_place, self._attend, normed, attention_mask)
-        hidden = hidden + at(self, names.output)(mixed)
+        added: Tensor = at(self, names.output)(mixed)
+        hidden = hidden + added
         normed = at(self, names.feed_forward_norm)(hidden)
         if self.sparse:
             return hidden + within(self, names.experts_place, self._mix, normed)
-        return hidden + at(self, names.down)(within(self, names.gate_place, self._gated, normed))
+        gated = within(self, names.gate_place, self._gated, normed)
+        added = at(self, names.down)(gated)
+        return hidden + added
 
     def _attend(self, normed: Tensor, attention_mask: Tensor | None) -> Tensor:
         """``[batch, T, width]`` to the heads' results side by side."""
@@ -98,7 +101,9 @@ class DecoderBlock(nn.Module):
     def _heads(self, name: str, normed: Tensor) -> Tensor:
         """What a projection gives, ``[batch, T, heads, head_columns]``."""
         projected: Tensor = at(self, name)(normed)
-        return projected.unflatten(-1, (-1, self.sizes.head_columns))
+        shape = (-1, self.sizes.head_columns)
+        heads: Tensor = projected.unflatten(-1, shape)  # type: ignore[no-untyped-call]
+        return heads
 
     def _turned(self, heads: Tensor, norm: str) -> Tensor:
         """Normed where the family does, then rotated."""
