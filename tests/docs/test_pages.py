@@ -24,6 +24,7 @@ PAGES = (
     "ir.md",
     "planning.md",
     "report.md",
+    "writing_families.md",
     "writing_passes.md",
 )
 

@@ -27,6 +27,7 @@ from tests.support.checkpoints import write_model
 PAGE = Path(__file__).parents[2] / "docs" / "writing_families.md"
 TOLERANCE = 1e-5
 WIDTH, HEADS, SHARED, HEAD, INNER, SYMBOLS = 48, 4, 2, 10, 72, 2048
+BASE, FLOOR = 700.0, 1e-3
 CONFIG: dict[str, Any] = {
     "architectures": ["OrchidForDiffusion"],
     "model_type": "orchid",
@@ -38,8 +39,8 @@ CONFIG: dict[str, Any] = {
     "inner": INNER,
     "symbols": SYMBOLS,
     "context": 64,
-    "rotary_base": 700.0,
-    "norm_floor": 1e-3,
+    "rotary_base": BASE,
+    "norm_floor": FLOOR,
     "blank": 1,
     "shares_table": False,
     "ffn": "swiglu",
@@ -68,20 +69,21 @@ MATRICES = {name for name in SHAPES if len(SHAPES[name]) == 2}
 
 
 def norm(x: Tensor, scale: Tensor) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + CONFIG["norm_floor"]).sqrt() * scale
+    size = (x.pow(2).mean(-1, keepdim=True) + FLOOR).sqrt()
+    return x / size * scale
 
 
 def rotated(heads: Tensor) -> Tensor:
     """Turn each pair of ``[batch, T, heads, HEAD]``, taken as a complex number, by its angle."""
     pairs = torch.complex(heads[..., : HEAD // 2], heads[..., HEAD // 2 :])
-    speeds = [CONFIG["rotary_base"] ** (-2 * place / HEAD) for place in range(HEAD // 2)]
+    speeds = [BASE ** (-2 * place / HEAD) for place in range(HEAD // 2)]
     angles = torch.outer(torch.arange(heads.shape[1]).float(), torch.tensor(speeds))
     turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None]
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
 def reference(state: dict[str, Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
-    """Logits ``[batch, T, SYMBOLS]`` of ``i64[batch, T]``; ``mask`` is 0 where a token is hidden."""
+    """Logits ``[batch, T, SYMBOLS]`` of ``i64[batch, T]``; ``mask`` is 0 where one is hidden."""
     x = state["net.table.weight"][tokens]
     hidden = torch.where(mask.bool(), 0.0, -torch.inf)[:, None, None, :]
     for index in range(CONFIG["depth"]):
