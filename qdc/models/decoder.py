@@ -8,13 +8,13 @@ so plain ``torch.fx`` traces it; every tensor of the published checkpoints loads
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdc.models.experts import Expert, Router, Routing, mix
+from qdc.models.experts import Expert, Router, Routing
 from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
 from qdc.models.names import Names, free_name
-from qdc.models.places import at, put, within
+from qdc.models.parts import FeedForward, Gated, Heads, Mixture, SelfAttention
+from qdc.models.places import at, inside, put
 from qdc.models.sizes import Sizes
 
 
@@ -40,106 +40,98 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, sizes: Sizes, layout: Layout, index: int) -> None:
         super().__init__()
-        self.sizes, self.layout, self.sparse = sizes, layout, sizes.is_sparse(index)
-        names = layout.names
-        attention = names.attention_names(head_norms=sizes.head_norms)
-        taken = (*attention, *names.feed_forward_names(sparse=self.sparse))
-        self.rotary_name = free_name(names.attention_place, "rotary", taken)
-        self.attention_name = free_name(names.attention_place, "attention", taken)
-        self.routing_name = free_name(names.experts_place, "routing", taken)
+        self.sizes, self.layout = sizes, layout
+        names, sparse = layout.names, sizes.is_sparse(index)
+        self._places = names.places(head_norms=sizes.head_norms, sparse=sparse)
+        taken = names.block_names(head_norms=sizes.head_norms, sparse=sparse)
         put(self, names.attention_norm, RMSNorm(sizes.width, sizes.eps))
-        self._linear("query", sizes.width, sizes.query_columns)
-        self._linear("key", sizes.width, sizes.key_columns)
-        self._linear("value", sizes.width, sizes.key_columns)
-        if sizes.head_norms:
-            put(self, names.query_norm, RMSNorm(sizes.head_columns, sizes.eps))
-            put(self, names.key_norm, RMSNorm(sizes.head_columns, sizes.eps))
-        put(self, self.rotary_name, Rotary(sizes.head_columns, sizes.theta))
-        put(self, self.attention_name, Attention(sizes.block))
+        self._attention = self._add_attention(self._places[0], taken)
         self._linear("output", sizes.query_columns, sizes.width)
         put(self, names.feed_forward_norm, RMSNorm(sizes.width, sizes.eps))
-        if self.sparse:
-            self._add_experts()
+        self._feed_forward: Gated | Mixture
+        if sparse:
+            self._feed_forward = self._add_experts(self._places[1], taken)
         else:
-            assert sizes.hidden is not None
-            self._linear("gate", sizes.width, sizes.hidden)
-            self._linear("up", sizes.width, sizes.hidden)
-            self._linear("down", sizes.hidden, sizes.width)
+            self._feed_forward = self._add_gated(self._places[1])
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """``[batch, T, width] -> [batch, T, width]``."""
-        names = self.layout.names
+        names, (attention, feed_forward) = self.layout.names, self._places
         normed = at(self, names.attention_norm)(hidden)
-        mixed = within(self, names.attention_place, self._attend, normed, attention_mask)
-        added: Tensor = at(self, names.output)(mixed)
-        hidden = hidden + added
+        if attention:
+            mixed = at(self, attention)(normed, attention_mask)
+        else:
+            mixed = self._attention.run(self, normed, attention_mask)
+        hidden = hidden + at(self, names.output)(mixed)
         normed = at(self, names.feed_forward_norm)(hidden)
-        if self.sparse:
-            return hidden + within(self, names.experts_place, self._mix, normed)
-        gated = within(self, names.gate_place, self._gated, normed)
-        added = at(self, names.down)(gated)
+        if feed_forward:
+            added: Tensor = at(self, feed_forward)(normed)
+        else:
+            added = self._feed_forward.run(self, normed)
         return hidden + added
 
-    def _attend(self, normed: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """``[batch, T, width]`` to the heads' results side by side."""
-        names = self.layout.names
-        if self.layout.rotates_early:
-            query = self._turned(self._heads(names.query, normed), names.query_norm)
-            key = self._turned(self._heads(names.key, normed), names.key_norm)
-            value = self._heads(names.value, normed)
-        else:
-            query, key, value = (
-                self._heads(name, normed) for name in (names.query, names.key, names.value)
-            )
-            if self.sizes.head_norms:
-                query, key = at(self, names.query_norm)(query), at(self, names.key_norm)(key)
-            rotary = at(self, self.rotary_name)
-            query, key = rotary(query), rotary(key)
-        mixed: Tensor = at(self, self.attention_name)(query, key, value, attention_mask)
-        return mixed
+    def _add_attention(self, place: str, taken: tuple[str, ...]) -> Heads:
+        """Add projections, norms of heads, and the leaves without weights."""
+        sizes, names = self.sizes, self.layout.names
+        rotary, attention = (free_name(place, leaf, taken) for leaf in ("rotary", "attention"))
+        norms = (names.query_norm, names.key_norm) if sizes.head_norms else ()
+        query_norm, key_norm = (inside(place, path) for path in norms or ("", ""))
+        recipe = Heads(
+            query=inside(place, names.query),
+            key=inside(place, names.key),
+            value=inside(place, names.value),
+            query_norm=query_norm,
+            key_norm=key_norm,
+            rotary=inside(place, rotary),
+            attention=inside(place, attention),
+            columns=sizes.head_columns,
+            early=self.layout.rotates_early,
+        )
+        if place:
+            put(self, place, SelfAttention(recipe))
+        self._linear("query", sizes.width, sizes.query_columns)
+        self._linear("key", sizes.width, sizes.key_columns)
+        self._linear("value", sizes.width, sizes.key_columns)
+        for norm in norms:
+            put(self, norm, RMSNorm(sizes.head_columns, sizes.eps))
+        put(self, rotary, Rotary(sizes.head_columns, sizes.theta))
+        put(self, attention, Attention(sizes.block))
+        return recipe
 
-    def _heads(self, name: str, normed: Tensor) -> Tensor:
-        """What a projection gives, ``[batch, T, heads, head_columns]``."""
-        projected: Tensor = at(self, name)(normed)
-        shape = (-1, self.sizes.head_columns)
-        heads: Tensor = projected.unflatten(-1, shape)  # type: ignore[no-untyped-call]
-        return heads
+    def _add_gated(self, place: str) -> Gated:
+        """Add a dense feed-forward."""
+        sizes, names = self.sizes, self.layout.names
+        assert sizes.hidden is not None
+        recipe = Gated(*(inside(place, path) for path in (names.gate, names.up, names.down)))
+        if place:
+            put(self, place, FeedForward(recipe))
+        self._linear("gate", sizes.width, sizes.hidden)
+        self._linear("up", sizes.width, sizes.hidden)
+        self._linear("down", sizes.hidden, sizes.width)
+        return recipe
 
-    def _turned(self, heads: Tensor, norm: str) -> Tensor:
-        """Normed where the family does, then rotated."""
-        if self.sizes.head_norms:
-            heads = at(self, norm)(heads)
-        turned: Tensor = at(self, self.rotary_name)(heads)
-        return turned
-
-    def _gated(self, normed: Tensor) -> Tensor:
-        """``silu(gate(x)) * up(x)``, which ``down`` takes."""
-        names = self.layout.names
-        product: Tensor = F.silu(at(self, names.gate)(normed)) * at(self, names.up)(normed)
-        return product
-
-    def _mix(self, normed: Tensor) -> Tensor:
-        names = self.layout.names
-        experts = at(self, names.experts)
-        assert isinstance(experts, nn.ModuleList)
-        return mix(at(self, names.router), at(self, self.routing_name), experts, normed)
-
-    def _linear(self, role: str, inputs: int, outputs: int) -> None:
-        bias = role in self.layout.biases
-        put(self, getattr(self.layout.names, role), nn.Linear(inputs, outputs, bias=bias))
-
-    def _add_experts(self) -> None:
+    def _add_experts(self, place: str, taken: tuple[str, ...]) -> Mixture:
+        """Add a router and its experts."""
         sizes, names = self.sizes, self.layout.names
         assert sizes.experts is not None
         assert sizes.expert_hidden is not None
         width, hidden = sizes.width, sizes.expert_hidden
+        routing = free_name(place, "routing", taken)
+        recipe = Mixture(*(inside(place, path) for path in (names.router, routing, names.experts)))
+        if place:
+            put(self, place, FeedForward(recipe))
         put(self, names.router, Router(width, sizes.experts, bias=False))
         normalized = bool(sizes.normalized)
-        routing = Routing(sizes.experts, sizes.experts_per_token, normalized=normalized)
-        put(self, self.routing_name, routing)
+        chosen = Routing(sizes.experts, sizes.experts_per_token, normalized=normalized)
+        put(self, routing, chosen)
         inner = (names.expert_gate, names.expert_up, names.expert_down)
         experts = (Expert(width, hidden, number, names=inner) for number in range(sizes.experts))
         put(self, names.experts, nn.ModuleList(experts))
+        return recipe
+
+    def _linear(self, role: str, inputs: int, outputs: int) -> None:
+        bias = role in self.layout.biases
+        put(self, getattr(self.layout.names, role), nn.Linear(inputs, outputs, bias=bias))
 
 
 class Decoder(nn.Module):

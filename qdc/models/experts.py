@@ -1,11 +1,11 @@
-"""The leaves of a sparse feed-forward, and what they compute: a router and experts behind it.
+"""The leaves of a sparse feed-forward: a router, and the experts behind it.
 
 Every expert is a gated feed-forward on the tokens that are routed to it, and on no others, so its
 linears are ordinary nodes of the layer graph: what they read has one row a routed token. How many
 those are is known only at run time; the graph calls that size ``N``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -121,17 +121,6 @@ class Expert(nn.Module):
         given = down(self.activation(gate(taken)) * up(taken))
         added: Tensor = self.give(mixed, weights, rows, given)
         return added
-
-
-def mix(
-    router: nn.Module, routing: nn.Module, experts: Iterable[nn.Module], hidden: Tensor
-) -> Tensor:
-    """The sparse feed-forward, ``[batch, T, width] -> [batch, T, width]``."""
-    weights = routing(router(hidden))
-    mixed = torch.zeros_like(hidden)
-    for expert in experts:
-        mixed = expert(hidden, weights, mixed)
-    return mixed
 
 
 def routed_share(model: nn.Module) -> float:

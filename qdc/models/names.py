@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qdc.models.places import shared_place
+
 _PATH = re.compile(r"\w+(\.\w+)*")
-RESERVED = ("layout", "logits_shift", "sizes", "sparse")
+RESERVED = ("layout", "logits_shift", "sizes", "_recipe", "_attention", "_feed_forward", "_places")
 """Attributes of the modules that are built, beside those of every module."""
 
 
@@ -51,30 +53,30 @@ class Names:
     expert_up: str = "up_proj"
     expert_down: str = "down_proj"
 
-    @property
-    def attention_place(self) -> str:
-        """What queries, keys and values have in common: what has no weights stands there too."""
-        return _shared(self.query, self.key, self.value)
-
-    @property
-    def gate_place(self) -> str:
-        """The same of the dense feed-forward."""
-        return _shared(self.gate, self.up)
-
-    @property
-    def experts_place(self) -> str:
-        """The same of the sparse one."""
-        return _shared(self.router, self.experts)
-
     def attention_names(self, *, head_norms: bool) -> tuple[str, ...]:
-        """What an attention and its norms are called inside a block."""
-        found = (self.attention_norm, self.query, self.key, self.value, self.output)
+        """What an attention computes with, inside a block."""
         norms = (self.query_norm, self.key_norm) if head_norms else ()
-        return (*found, *norms, self.feed_forward_norm)
+        return (self.query, self.key, self.value, *norms)
 
     def feed_forward_names(self, *, sparse: bool) -> tuple[str, ...]:
-        """What a feed-forward is called inside a block."""
+        """What a feed-forward computes with, inside a block."""
         return (self.router, self.experts) if sparse else (self.gate, self.up, self.down)
+
+    def block_names(self, *, head_norms: bool, sparse: bool) -> tuple[str, ...]:
+        """Everything inside a block."""
+        return (
+            *(self.attention_norm, *self.attention_names(head_norms=head_norms), self.output),
+            *(self.feed_forward_norm, *self.feed_forward_names(sparse=sparse)),
+        )
+
+    def places(self, *, head_norms: bool, sparse: bool) -> tuple[str, str]:
+        """The modules that hold all of an attention, and all of a feed-forward.
+
+        Empty where it is the block. One module cannot be both, so the block computes for it.
+        """
+        attention = shared_place(*self.attention_names(head_norms=head_norms))
+        feed_forward = shared_place(*self.feed_forward_names(sparse=sparse))
+        return ("", "") if attention == feed_forward else (attention, feed_forward)
 
     def problems(self, *, head_norms: bool, mixture: bool) -> Iterator[str]:
         """Say why no module could be built under these names.
@@ -83,10 +85,9 @@ class Names:
             head_norms: whether the family may have norms of queries and keys.
             mixture: whether it may have experts.
         """
-        attention = self.attention_names(head_norms=head_norms)
         yield from _clashes((self.embedding, self.blocks, self.final_norm, self.head))
         for sparse in (False, True) if mixture else (False,):
-            yield from _clashes((*attention, *self.feed_forward_names(sparse=sparse)))
+            yield from _clashes(self.block_names(head_norms=head_norms, sparse=sparse))
         if mixture:
             yield from _clashes((self.expert_gate, self.expert_up, self.expert_down))
 
@@ -101,16 +102,6 @@ def free_name(place: str, name: str, taken: Sequence[str]) -> str:
     while any(f"{other}.".startswith(f"{path}.") for other in taken):
         path += "_"
     return path
-
-
-def _shared(*paths: str) -> str:
-    """The dotted start that all paths share, without their last part."""
-    start = []
-    for parts in zip(*(path.split(".")[:-1] for path in paths), strict=False):
-        if len(set(parts)) > 1:
-            break
-        start.append(parts[0])
-    return ".".join(start)
 
 
 def _clashes(paths: Sequence[str]) -> Iterator[str]:

@@ -1,30 +1,27 @@
 """Modules at dotted places inside others, which is how published key names become module paths."""
 
-from collections.abc import Callable
-
-from torch import Tensor, nn
+from torch import nn
 
 
-class Part(nn.Module):
-    """A place that published names pass through, such as ``self_attn``.
-
-    It computes what it is handed: values between the layers are named after the place in which they
-    are computed.
-    """
-
-    def forward(self, compute: Callable[..., Tensor], *given: Tensor | None) -> Tensor:
-        """Compute ``compute(*given)`` here."""
-        return compute(*given)
+class Place(nn.Module):
+    """A place that published names pass through, and that computes nothing by itself."""
 
 
 def put(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at ``root.path``; what is missing on the way becomes a ``Part``."""
+    """Put a module at ``root.path``; what is missing on the way becomes a ``Place``.
+
+    One that is there already gives the module what stands in it.
+    """
     *way, name = path.split(".")
     for step in way:
         if step not in root._modules:
-            root.add_module(step, Part())
+            root.add_module(step, Place())
         root = root.get_submodule(step)
+    before = root._modules.get(name)
     root.add_module(name, module)
+    if isinstance(before, Place):
+        for step, child in before.named_children():
+            module.add_module(step, child)
 
 
 def at(root: nn.Module, path: str) -> nn.Module:
@@ -34,9 +31,16 @@ def at(root: nn.Module, path: str) -> nn.Module:
     return root
 
 
-def within(
-    root: nn.Module, path: str, compute: Callable[..., Tensor], *given: Tensor | None
-) -> Tensor:
-    """Compute ``compute(*given)`` in the part at ``root.path``, or in ``root`` itself."""
-    found: Tensor = at(root, path)(compute, *given) if path else compute(*given)
-    return found
+def inside(place: str, path: str) -> str:
+    """What a path is called by the module at ``place``, which it stands in; "" is the root."""
+    return path.removeprefix(f"{place}.") if place else path
+
+
+def shared_place(*paths: str) -> str:
+    """The dotted start that all paths share, without their last part; empty if there is none."""
+    start = []
+    for parts in zip(*(path.split(".")[:-1] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        start.append(parts[0])
+    return ".".join(start)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from qdc.models.experts import Expert, Router, Routing, Rows, mix
+from qdc.models.experts import Expert, Router, Routing, Rows
+from qdc.models.parts import Mixture
 
 WIDTH, HIDDEN, EXPERTS = 6, 5, 4
 
@@ -20,7 +21,7 @@ class Sparse(nn.Module):
         self.experts = nn.ModuleList(Expert(WIDTH, HIDDEN, number) for number in range(EXPERTS))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return mix(self.gate, self.routing, self.experts, hidden)
+        return Mixture("gate", "routing", "experts").run(self, hidden)
 
 
 def sparse(count: int, normalized: bool, dtype: torch.dtype = torch.float32) -> Sparse:

@@ -15,6 +15,8 @@ from qdc.models.decoder import BIASED, Decoder
 from qdc.models.families import BUILT_IN, FAMILIES, Families
 from qdc.models.family import Family
 from qdc.models.names import Names, free_name
+from qdc.models.parts import FeedForward, SelfAttention
+from qdc.models.places import Place
 from qdc.models.sizes import Fields, Sizes
 
 DENSE = Sizes(
@@ -47,18 +49,16 @@ def family(names: Names, **given: Any) -> Family:
     )
 
 
-def tensor_names(names: Names, sizes: Sizes) -> list[str]:
+def tensor_names(names: Names, sizes: Sizes, *, biases: bool) -> list[str]:
     """Every tensor under these names, by the roles in one order whatever the names are."""
     found = [f"{path}.weight" for path in (names.embedding, names.final_norm, names.head)]
     for index in range(sizes.blocks):
-        attention = names.attention_names(head_norms=True)
-        paths = [
-            *attention,
-            *(() if sizes.is_sparse(index) else (names.gate, names.up, names.down)),
-        ]
+        roles = ["attention_norm", *BIASED[:4], "query_norm", "key_norm", "feed_forward_norm"]
+        roles += [] if sizes.is_sparse(index) else BIASED[4:]
+        paths = [getattr(names, role) for role in roles]
         biased = [getattr(names, role) for role in BIASED]
         block = [f"{path}.weight" for path in paths]
-        block += [f"{path}.bias" for path in biased if path in paths]
+        block += [f"{path}.bias" for path in biased if path in paths and biases]
         if sizes.is_sparse(index):
             inner = (names.expert_gate, names.expert_up, names.expert_down)
             block.append(f"{names.router}.weight")
@@ -74,7 +74,7 @@ def network(found: Family, sizes: Sizes) -> Decoder:
     state = model.state_dict()
     random = {
         name: torch.randn(state[name].shape, generator=generator) / 2
-        for name in tensor_names(found.names, sizes)
+        for name in tensor_names(found.names, sizes, biases=bool(found.biases))
     }
     model.load_state_dict(random, strict=True)
     return model
@@ -110,6 +110,18 @@ def test_a_graph_has_its_layers_under_these_names(names: Names) -> None:
     experts = {f"{names.blocks}.1.{names.experts}.{e}.{leaf}" for e in range(3) for leaf in inner}
     assert {node.path for node in graph.layers()} == dense | attention | experts
     assert len(graph.regions) == 2
+
+
+def test_a_module_that_holds_an_attention_has_code_of_its_own() -> None:
+    """So that ``join_stages`` can trace it; one that holds both is computed with by the block."""
+    modules = dict(family(Names()).network(DENSE).named_modules())
+    assert type(modules["model.layers.0.self_attn"]) is SelfAttention
+    assert type(modules["model.layers.0.mlp"]) is FeedForward
+    both = {role: f"core.{role}" for role in BIASED}
+    modules = dict(family(Names(**both)).network(DENSE).named_modules())
+    assert type(modules["model.layers.0.core"]) is Place
+    same = network(family(Names(**both)), DENSE), network(family(Names()), DENSE)
+    assert torch.equal(*map(logits, same))
 
 
 def test_a_bias_is_where_the_family_has_one() -> None:
