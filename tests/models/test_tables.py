@@ -117,7 +117,7 @@ def test_a_module_that_holds_an_attention_has_code_of_its_own() -> None:
     modules = dict(family(Names()).network(DENSE).named_modules())
     assert type(modules["model.layers.0.self_attn"]) is SelfAttention
     assert type(modules["model.layers.0.mlp"]) is FeedForward
-    both = {role: f"core.{role}" for role in BIASED}
+    both = {role: f"core.{role}" for role in (*BIASED, "query_norm", "key_norm")}
     modules = dict(family(Names(**both)).network(DENSE).named_modules())
     assert type(modules["model.layers.0.core"]) is Place
     same = network(family(Names(**both)), DENSE), network(family(Names()), DENSE)
