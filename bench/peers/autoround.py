@@ -63,7 +63,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
         )
         quantized, _ = rounder.quantize()
     note = blocks.finish()
-    weights = dense_weights(quantized, original.config.n_layers)
+    weights = dense_weights(quantized, original.sizes.blocks)
     check_levels(weights, given["bits"], given["group_size"])
     return PeerResult(
         name="autoround",

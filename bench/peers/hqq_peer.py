@@ -29,7 +29,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     quantizer = require("hqq.core.quantize", INSTALL).Quantizer
     given = DEFAULTS | options
     original, native = open_pair(model_folder, samples[:2])
-    dense = dense_weights(native, original.config.n_layers)
+    dense = dense_weights(native, original.sizes.blocks)
     with Stopwatch() as watch:
         weights = {name: _fitted(quantizer, weight, given) for name, weight in dense.items()}
     check_levels(weights, given["nbits"], given["group_size"])

@@ -73,7 +73,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
             shuffle_calibration_samples=False,
         )
     note = blocks.finish()
-    weights = dense_weights(native, original.config.n_layers)
+    weights = dense_weights(native, original.sizes.blocks)
     check_levels(weights, given["bits"], given["group_size"])
     return PeerResult(
         name="gptq",

@@ -63,7 +63,7 @@ def test_native_model_with_grouped_heads_is_ours(tmp_path: Path, probe: Tensor) 
 
 def test_weights_come_back_under_our_names(probe: Tensor) -> None:
     original, native = open_pair(EMBEDDED, probe)
-    weights = dense_weights(native, original.config.n_layers)
+    weights = dense_weights(native, original.sizes.blocks)
     linears = {node.path for node in open_model(EMBEDDED)[1].graph.layers()}
     assert set(weights) == linears
     assert all(torch.equal(w, original.get_parameter(f"{k}.weight")) for k, w in weights.items())
