@@ -11,6 +11,8 @@ from qdc.models.places import shared_place
 _PATH = re.compile(r"\w+(\.\w+)*")
 RESERVED = ("layout", "logits_shift", "sizes", "_recipe", "_attention", "_feed_forward", "_places")
 """Attributes of the modules that are built, beside those of every module."""
+IN_EXPERTS = ("activation", "names", "rows", "take", "give")
+"""The same of an expert."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class Names:
         for sparse in (False, True) if mixture else (False,):
             yield from _clashes(self.block_names(head_norms=head_norms, sparse=sparse))
         if mixture:
-            yield from _clashes((self.expert_gate, self.expert_up, self.expert_down))
+            yield from _clashes((self.expert_gate, self.expert_up, self.expert_down), IN_EXPERTS)
 
 
 def free_name(place: str, name: str, taken: Sequence[str]) -> str:
@@ -104,12 +106,12 @@ def free_name(place: str, name: str, taken: Sequence[str]) -> str:
     return path
 
 
-def _clashes(paths: Sequence[str]) -> Iterator[str]:
+def _clashes(paths: Sequence[str], reserved: Sequence[str] = RESERVED) -> Iterator[str]:
     for place, path in enumerate(paths):
         if not _PATH.fullmatch(path):
             yield f"{path!r} is no dotted name"
         for part in path.split("."):
-            if hasattr(nn.Module, part) or part in RESERVED:
+            if hasattr(nn.Module, part) or part in reserved:
                 yield f"{path!r}: no module can have a part that is called {part!r}"
         for other in paths[:place]:
             if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):

@@ -142,6 +142,7 @@ def test_a_bias_is_where_the_family_has_one() -> None:
         ({"embedding": ""}, "'' is no dotted name"),
         ({"blocks": "model..layers"}, "'model..layers' is no dotted name"),
         ({"down": "mlp.forward"}, "no module can have a part that is called 'forward'"),
+        ({"expert_up": "take"}, "no module can have a part that is called 'take'"),
         ({"head": "sizes"}, "no module can have a part that is called 'sizes'"),
     ],
 )
