@@ -18,9 +18,9 @@ from qdc.errors import OrderOutOfRange
 from qdc.ir.annotations import HIGHEST_ORDER, LOWEST_ORDER, Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.allocation import abmp_orders
-from qdc.passbase import Kinds, Pass
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
+from qdc.pipeline.passbase import Kinds, Pass
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
 
 
 class AbmpAllocate(Pass):

@@ -32,14 +32,14 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from qdc.errors import InvalidGraph, OrderOutOfRange
+from qdc.format.multibinary import OrderSizes, sizes_by_order
 from qdc.ir.annotations import HIGHEST_ORDER, Orders, Salience
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.graph import LayerGraph, Node
-from qdc.multibinary import OrderSizes, sizes_by_order
 from qdc.numerics.knapsack import allocate_orders, extremes, highest_reachable
-from qdc.passbase import Kinds, Pass
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
+from qdc.pipeline.passbase import Kinds, Pass
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
 
 from .abmp_allocate import AbmpAllocate
 

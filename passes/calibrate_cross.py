@@ -21,17 +21,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.calibration.experts import ExpertOptions, Source, paired, read
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
-from qdc.passbase import Kinds
-from qdc.pipeline.stream import Stream
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
+from qdc.passkit.experts import ExpertOptions, Source, paired, read
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.stream import Stream
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 

@@ -32,15 +32,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from qdc.calibration.experts import ExpertOptions, Source, read
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node, Stage
 from qdc.numerics.moment import MomentAccumulator
-from qdc.passbase import Kinds
-from qdc.pipeline.stream import Stream
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
+from qdc.passkit.experts import ExpertOptions, Source, read
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.stream import Stream
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 
 class CalibrateMcs(ExpertOptions):

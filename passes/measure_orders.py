@@ -27,10 +27,10 @@ from qdc.ir.graph import Node
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.order_costs import fitter, order_costs
-from qdc.passbase import Kinds, Pass
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
+from qdc.pipeline.passbase import Kinds, Pass
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 
 class MeasureOrders(Pass):

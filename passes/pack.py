@@ -10,13 +10,13 @@ predicted ones and that unpacking gives the same weight bit for bit, and release
 
 from typing import ClassVar
 
-from qdc.codec import Lowered
+from qdc.format.codec import Lowered
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node
-from qdc.passbase import Kinds, Pass
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
+from qdc.pipeline.passbase import Kinds, Pass
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 
 class Pack(Pass):

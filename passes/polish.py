@@ -19,15 +19,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.calibration.options import CalibrationOptions
-from qdc.codec import Lowered
+from qdc.format.codec import Lowered
 from qdc.ir.graph import Node
-from qdc.lowering import error_effort
-from qdc.passbase import Kinds
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
-from qdc.polishing import RegionFit
+from qdc.passkit.calibration import CalibrationOptions
+from qdc.passkit.lowering import error_effort
+from qdc.passkit.region_fit import RegionFit
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 WEIGHTS_HELD = 9
 """Region's weights in fp32 at a time: as they came, latent, gradient, two averages, the kept state,

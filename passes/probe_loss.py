@@ -9,7 +9,7 @@ output error. allocate{weights=loss} counts a layer's errors so.
     before   %h0.q = linear %x   w f16[64,512]
     after        @loss  0.0013 nats at 1,631 masked positions   0.021 for a unit of output error
 
-Every layer costs one run of the regions behind it on ``probes`` samples; qdc.calibration.probes
+Every layer costs one run of the regions behind it on ``probes`` samples; qdc.passkit.probes
 says what is held meanwhile.
 """
 
@@ -20,8 +20,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.calibration.experts import ExpertOptions, read
-from qdc.calibration.probes import Probes, output_head
 from qdc.errors import InvalidCalibration, NotPositiveDefinite
 from qdc.ir.annotations import HIGHEST_ORDER
 from qdc.ir.costs import LossSensitivity
@@ -31,10 +29,12 @@ from qdc.numerics.factor import Factor, FactorizationFailed, factor_bytes, facto
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.moment import MomentAccumulator
 from qdc.numerics.order_costs import fitter, order_costs
-from qdc.passbase import Kinds
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
+from qdc.passkit.experts import ExpertOptions, read
+from qdc.passkit.probes import Probes, output_head
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""

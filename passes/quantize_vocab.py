@@ -17,17 +17,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.codec import Lowered, Tensors
 from qdc.errors import InvalidCheckpoint, UnsupportedModel
+from qdc.format.codec import Lowered, Tensors
+from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.annotations import OUTSIDE, Kept, Packed
 from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.uniform import fit_uniform
-from qdc.passbase import Kinds, Pass
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
-from qdc.uniformgrid import UniformGrid
+from qdc.pipeline.passbase import Kinds, Pass
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 WIDEST = 1 << 16
 """Columns of the widest grid of the codec."""

@@ -23,10 +23,10 @@ from qdc.numerics import factor as factors
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths
 from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.importance import ImportanceKind, block_scores
-from qdc.passbase import Kinds, Pass
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
+from qdc.pipeline.passbase import Kinds, Pass
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 OVERFLOW = "the importance of the weights overflows fp32"
 

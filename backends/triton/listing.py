@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qdc.codec import Codec
+from qdc.format.codec import Codec
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.graph import EMBEDDING, LayerGraph
-from qdc.multibinary import MultiBinary
-from qdc.uniformgrid import UniformGrid
 
 from .layout import TILE_ROWS
 from .parts import can_join, tile_columns

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qdc.backendbase import Runtime
-from qdc.codec import Codec
 from qdc.errors import UnsupportedModel
+from qdc.format.codec import Codec
+from qdc.format.weights import Weights
+from qdc.pipeline.backendbase import Runtime
 from qdc.runtime.joining import join_stages
-from qdc.runtime.weights import Weights, dense_tensors, place, tied_names
+from qdc.runtime.weights import dense_tensors, place, tied_names
 
 from .checking import Checked
 from .modules import PackedEmbedding, PackedLinear

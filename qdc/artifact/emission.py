@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qdc.artifact.writer import ArtifactWriter
-from qdc.codec import Lowered
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidGraph
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.format.codec import Lowered
 from qdc.ir.annotations import Kept, Packed
 from qdc.ir.graph import LayerGraph
 from qdc.ir.tensors import TensorTable

@@ -6,16 +6,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qdc.calibration.records import Fields
 from qdc.cli.terminal import console, print_json, print_lines, print_table, size, table
+from qdc.compiling.job import check_states, host_memory_limit
 from qdc.errors import InvalidPipeline
-from qdc.job import check_states, host_memory_limit
 from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.plan import check_order
+from qdc.pipeline.registry import standard_registry
 from qdc.planning.foresee import foresee
 from qdc.planning.outlook import MemoryPeak, Outlook, RegionKind
-from qdc.registry import standard_registry
 from qdc.runtime.device import find_device
+from qdc.text.records import Fields
 
 PARTS = 5
 """Parts of a peak that are shown."""

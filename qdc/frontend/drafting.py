@@ -15,8 +15,8 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.grouping import Calls, Group, aten, stack, takes_apart
 from qdc.frontend.native import PREFIX, NativeModel
 from qdc.frontend.segment import ATTENTION_CALL, LINEAR_CALL, Segment, Sizes

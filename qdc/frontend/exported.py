@@ -9,8 +9,8 @@ and tuples stay inside the nodes (``segment``); which calls become one node: ``g
 import torch
 from torch.export import Dim, ExportedProgram, export
 
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.direction import check_bidirectional
 from qdc.frontend.drafting import ROUTER, Drafting
 from qdc.frontend.functional import without_mutation

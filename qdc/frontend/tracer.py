@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.segment import Segment
 from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.errors import InvalidArtifact
-from qdc.frontend.checkpoint import SAFETENSORS_DTYPES
 from qdc.hf.packed import Packed
 from qdc.ir.types import ValueType
 from qdc.runtime.load import compare_tensors

@@ -17,10 +17,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from qdc.artifact.config import GUARD
-from qdc.artifact.writer import CONFIG, METHOD
+from qdc.artifact.writer import CONFIG
+from qdc.checkpoint.compiled import METHOD
+from qdc.checkpoint.folder import read_json
 from qdc.disk import replace_bytes
 from qdc.errors import InvalidArtifact, QdcError
-from qdc.frontend.checkpoint import read_json
 from qdc.frontend.native import find_class
 from qdc.frontend.unrolled import unroll_experts
 from qdc.hf.files import compare, read_headers

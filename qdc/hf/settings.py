@@ -8,8 +8,8 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qdc.artifact.config import QUANTIZATION, parse_codec, parse_quantization
-from qdc.artifact.writer import METHOD
-from qdc.registry import standard_registry
+from qdc.checkpoint.compiled import METHOD
+from qdc.pipeline.registry import standard_registry
 
 _plugins: list[Path] = []
 

@@ -1,7 +1,7 @@
 """What passes write on nodes: frozen, closed classes, one for each tag.
 
 A pass declares which of these it reads and which it provides. A quantizer adds its own by
-subclassing ``Annotation`` (or ``Lowered``, in ``qdc.codec``) in its own file.
+subclassing ``Annotation`` (or ``Lowered``, in ``qdc.format.codec``) in its own file.
 """
 
 from collections import Counter

@@ -10,13 +10,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from qdc.codec import Lowered
 from qdc.errors import MissingAnnotation, QdcError, nearest
+from qdc.format.codec import Lowered
 from qdc.ir.annotations import Annotation, Packed
 from qdc.ir.graph import LayerGraph, Region, Stage
 from qdc.ir.routing import GIVE
 from qdc.ir.tuned import Tuned
-from qdc.passbase import Configured, Kinds, Pass
+from qdc.pipeline.passbase import Configured, Kinds, Pass
 from qdc.pipeline.syntax import STAGES
 
 

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import torch
 
-from qdc.backendbase import Backend
-from qdc.calibration.records import Fields
 from qdc.frontend.coverage import Covered, coverage
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
 from qdc.numerics.blocks import block_slices
+from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
-from qdc.planning.ledger import Ledger, Peak
 from qdc.planning.outline import open_headers
 from qdc.planning.outlook import (
     LayerKind,
@@ -24,13 +22,15 @@ from qdc.planning.outlook import (
     RegionKind,
     ShardSize,
 )
-from qdc.planning.prospect import Prospect
 from qdc.planning.rates import Rates, measure
 from qdc.planning.resident import resident_bytes
 from qdc.planning.storage import shards
 from qdc.planning.walk import walk
 from qdc.planning.warnings import memory_warnings, shape_warnings, text_warnings
-from qdc.planning.work import Work
+from qdc.streaming.ledger import Ledger, Peak
+from qdc.streaming.prospect import Prospect
+from qdc.streaming.work import Work
+from qdc.text.records import Fields
 
 
 def foresee(

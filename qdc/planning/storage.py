@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from qdc.frontend.checkpoint import SAFETENSORS_DTYPES
+from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.ir.types import BYTES, ValueType
-from qdc.planning.prospect import Prospect
+from qdc.streaming.prospect import Prospect
 
 NAMES = {short: long for long, short in SAFETENSORS_DTYPES.items()}
 PLACES = ("bool", "u8", "i8", "i16", "f16", "bf16", "i32", "f32", "f64", "i64")

@@ -1,10 +1,10 @@
 """Walk through a pipeline as the runner does, asking every pass instead of running it."""
 
 from qdc.ir.graph import Node, Region, Stage
-from qdc.passbase import Pass
+from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import Group, Plan, Segment
-from qdc.planning.forecast import Forecast
-from qdc.planning.prospect import LOADED, SCRATCH, TABLE, Prospect
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.prospect import LOADED, SCRATCH, TABLE, Prospect
 
 
 def walk(plan: Plan, prospect: Prospect) -> None:

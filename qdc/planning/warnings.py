@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from qdc.calibration.options import CalibrationOptions
-from qdc.calibration.records import Fields
-from qdc.calibration.text import read_source
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.calibration.windows import draw_samples
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.ir.annotations import Moment, Orders
 from qdc.ir.graph import ModelFacts
+from qdc.passkit.calibration import CalibrationOptions
+from qdc.passkit.samples import draw_samples
 from qdc.pipeline.plan import Plan
-from qdc.planning.ledger import Ledger
-from qdc.planning.prospect import Prospect
 from qdc.planning.resident import machine_bytes
+from qdc.streaming.ledger import Ledger
+from qdc.streaming.prospect import Prospect
+from qdc.text.records import Fields
+from qdc.text.source import read_source
+from qdc.text.tokenizer import encoder, load_tokenizer
 from qdc.units import size
 
 

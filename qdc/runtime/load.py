@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization, plain_config
-from qdc.artifact.writer import METHOD
-from qdc.codec import Codec
+from qdc.checkpoint.compiled import refuse_compiled
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.format.codec import Codec
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
 from qdc.ir.types import ValueType
 from qdc.pipeline.builder import build_backend
-from qdc.registry import Registry
+from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
@@ -135,19 +135,6 @@ def load_checkpoint(
     state = {name: source.tensor(name).to(device, dtype) for name in wanted}
     place(body, state, tied_names(body))
     return module.to(device).requires_grad_(False)
-
-
-def refuse_compiled(source: Checkpoint) -> None:
-    """Raise ``InvalidCheckpoint`` if the checkpoint is quantized already."""
-    if "quantization_config" in source.config:
-        settings = source.config["quantization_config"]
-        method = settings.get("quant_method") if isinstance(settings, dict) else None
-        what = "a qdc artifact" if method == METHOD else "quantized already"
-        raise InvalidCheckpoint(
-            f"the model is {what}, not a full-precision checkpoint",
-            where=[str(source.folder)],
-            help="give the checkpoint that it was made from",
-        )
 
 
 def _add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:

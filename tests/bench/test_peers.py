@@ -16,9 +16,9 @@ from bench.peers.measure import compare_weights
 from bench.peers.native import BlockWatch, dense_weights, names, open_pair
 from bench.peers.result import check_levels, grouped_bits, load, most_levels, save
 from bench.peers.samples import masked_samples
-from qdc.compiler import open_model
 from qdc.errors import QdcError
-from qdc.pipeline.unit import Unit
+from qdc.frontend.opening import open_model
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import EMBEDDED, END, write_checkpoint
 from tests.support.compiles import run_passes, spying
 

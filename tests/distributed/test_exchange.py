@@ -21,8 +21,8 @@ from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.passes.pack import Pack
 from qdc.passes.rtn_lower import Rtn, RtnLower
 from qdc.passes.sensitivity import Sensitivity
-from qdc.pipeline.unit import Unit
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
+from qdc.streaming.unit import Unit
 from tests.support.ranks import on_ranks
 from tests.support.units import annotate_all, correlated_moment, make_unit, noise
 

@@ -13,7 +13,7 @@ from qdc.ir.printer import render
 from qdc.ir.verify import verify
 from qdc.numerics.blocks import block_widths
 from qdc.passes.abmp_allocate import AbmpAllocate
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.conftest import Golden
 from tests.support.units import make_unit
 

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qdc.errors import InvalidPipeline, MissingAnnotation, OrderOutOfRange
+from qdc.format.multibinary import MultiBinary
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.printer import render
 from qdc.ir.verify import verify
-from qdc.multibinary import MultiBinary
 from qdc.numerics.blocks import block_widths
-from qdc.passbase import Kinds, Pass
 from qdc.passes.abmp_allocate import AbmpAllocate
 from qdc.passes.allocate import Allocate
 from qdc.passes.measure_orders import MeasureOrders
 from qdc.pipeline.builder import build_plan
+from qdc.pipeline.passbase import Kinds, Pass
 from qdc.pipeline.plan import check_order
-from qdc.pipeline.unit import Unit
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
+from qdc.streaming.unit import Unit
 from tests.conftest import Golden
 from tests.support.units import make_unit
 

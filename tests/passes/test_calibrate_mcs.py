@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.calibration.records import Fields
-from qdc.calibration.tokenizer import load_tokenizer
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.ir.annotations import Moment
 from qdc.passes.calibrate_mcs import CalibrateMcs
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
+from qdc.text.records import Fields
+from qdc.text.tokenizer import load_tokenizer
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import run_passes, spying
 from tests.support.units import make_unit, noise

@@ -15,7 +15,7 @@ from qdc.numerics.importance import importance, outlier_weight
 from qdc.numerics.multibinary import dense, fit
 from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.passes.pack import Pack
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.support.lowering import lower, result
 from tests.support.units import correlated_moment, make_unit, noise, put_statistics
 

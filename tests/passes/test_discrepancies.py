@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.codec import Lowered
+from qdc.format.codec import Lowered
 from qdc.ir.annotations import Factor, Moment, Orders, Salience
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.factor import factorize
@@ -20,7 +20,7 @@ from qdc.passes.abmp_allocate import AbmpAllocate
 from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.passes.sensitivity import Sensitivity
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import LENGTH, SAMPLES, run_passes, spying
 from tests.support.lowering import lower, result, squares

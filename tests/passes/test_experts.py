@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 import qdc
-from qdc.calibration.experts import Reading, paired
 from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.routing import rows_of
 from qdc.numerics.moment import MomentAccumulator
-from qdc.pipeline.unit import Unit
+from qdc.passkit.experts import Reading, paired
 from qdc.runtime.load import load_checkpoint
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import run_passes, spying
 from tests.support.experts import HIDDEN, WIDTH, write_mixture

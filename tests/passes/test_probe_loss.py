@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qdc.calibration.probes import Probes
-from qdc.compiler import open_model
 from qdc.errors import InvalidCalibration
+from qdc.frontend.opening import open_model
 from qdc.ir.costs import LossSensitivity
+from qdc.models.predictions import predictions
 from qdc.passes.probe_loss import ProbeLoss
-from qdc.pipeline.unit import Unit
-from qdc.pipeline.workspace import Workspace
+from qdc.passkit.probes import Probes
 from qdc.runtime.load import load_checkpoint
-from qdc.runtime.predictions import predictions
+from qdc.streaming.unit import Unit
+from qdc.streaming.workspace import Workspace
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import run_passes, spying
 from tests.support.families import CASES, write_family

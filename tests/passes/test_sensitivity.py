@@ -8,7 +8,7 @@ from qdc.errors import InvalidCheckpoint, NotPositiveDefinite
 from qdc.ir.annotations import Factor, Moment, Salience
 from qdc.ir.verify import verify
 from qdc.passes.sensitivity import Sensitivity
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.support.units import correlated_moment, make_unit, noise
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qdc.planning.passage import Passage
+from qdc.streaming.passage import Passage
 from tests.support.compiles import compile_tiny
 from tests.support.experts import write_mixture
 from tests.support.outlooks import foresee_tiny

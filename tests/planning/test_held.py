@@ -6,15 +6,15 @@ from typing import ClassVar
 import pytest
 import torch
 
-from qdc.passbase import Pass
 from qdc.pipeline.builder import build_plan
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.ledger import Ledger
-from qdc.planning.passage import Passage
-from qdc.planning.prospect import Prospect
+from qdc.pipeline.passbase import Pass
+from qdc.pipeline.registry import standard_registry
 from qdc.planning.walk import walk
-from qdc.registry import standard_registry
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.ledger import Ledger
+from qdc.streaming.passage import Passage
+from qdc.streaming.prospect import Prospect
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import run_passes
 from tests.support.outlooks import foresee_tiny

@@ -6,9 +6,9 @@ from typing import Any
 from qdc.backends.reference import Reference
 from qdc.passes import PRESETS
 from qdc.pipeline.builder import build_plan
+from qdc.pipeline.registry import Registry, standard_registry
 from qdc.planning.foresee import foresee
 from qdc.planning.outlook import Outlook
-from qdc.registry import Registry, standard_registry
 from tests.support.compiles import LENGTH, SAMPLES
 
 

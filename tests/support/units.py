@@ -6,16 +6,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.checkpoint.folder import Checkpoint
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Annotation, Factor, Moment, Orders
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage, Structure
 from qdc.ir.types import Parameter, ValueType, short_dtype
 from qdc.numerics.blocks import block_widths
 from qdc.numerics.factor import factorize
-from qdc.passbase import Pass
-from qdc.pipeline.unit import Unit
-from qdc.pipeline.workspace import Workspace
+from qdc.pipeline.passbase import Pass
+from qdc.streaming.unit import Unit
+from qdc.streaming.workspace import Workspace
 
 FACTS = ModelFacts(family="toy", mask_token_id=1, vocabulary=8, max_length=16)
 

@@ -1,0 +1,105 @@
+"""The state of a run that is worked out without data: what stands in for a workspace."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from qdc.format.codec import Codec
+from qdc.frontend.tracer import Program
+from qdc.ir.annotations import Annotation
+from qdc.ir.graph import Node
+from qdc.streaming.ledger import Ledger
+from qdc.streaming.passage import FP32, Passage
+from qdc.streaming.work import Work
+
+A = TypeVar("A", bound=Annotation)
+LOADED, SCRATCH, TABLE, STATES = "loaded:", "scratch:", "table:", "states"
+"""How the ledger names what is held, by who lets go of it."""
+
+
+@dataclass
+class Prospect:
+    """What all forecasts of one plan share."""
+
+    program: Program
+    ledger: Ledger
+    held: int
+    """Bytes of a calibration state's float between stages."""
+    returns: bool
+    """Whether streams hold the entrance of a region."""
+    states_limit: int | None = None
+    """Bytes of calibration states that wait in host memory; the rest waits on the disk."""
+    states_on_disk: int = 0
+    """Most bytes of them that wait there at a time."""
+    notes: dict[tuple[str, str], Annotation] = field(default_factory=dict)
+    """By node and slot: annotations with the shapes to come, and zeros for what is measured."""
+    codecs: dict[str, Codec | None] = field(default_factory=dict)
+    """How each lowered node will be stored; None where its pass does not say."""
+    packed: set[str] = field(default_factory=set)
+    slack: list[tuple[int, int]] = field(default_factory=list)
+    """By how many bytes codecs whose orders are not known yet may be off, down and up."""
+    work: dict[int, Work] = field(default_factory=dict)
+    """By place of the pass."""
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Names of passes that foresee nothing, with the number of their units."""
+    streams: dict[tuple[int, bool], Passage] = field(default_factory=dict)
+    linear_calls: float = 0
+    samples: int = 0
+    drawn: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By place of a pass that calibrates: samples and their length."""
+    scratch_bytes: int = 0
+    """Most bytes that wait in a temporary file between two segments."""
+
+    def __post_init__(self) -> None:
+        """Note the layers that are to be quantized, and the region of every node."""
+        graph = self.program.graph
+        self.quantized = {node.name for node in graph.layers()}
+        self._states: dict[str, int] = {}
+        self._regions = {name: region for region in graph.regions for name in region.nodes}
+
+    def expected(self, name: str, kind: type[A]) -> A | None:
+        """The annotation that a node will carry, or None."""
+        note = self.notes.get((name, kind.slot_name()))
+        return note if isinstance(note, kind) else None
+
+    def decoding(self, name: str) -> int:
+        """Bytes beside the fp32 parameters while a node's parameters are made ready."""
+        node, codec = self.program.graph[name], self.codecs.get(name)
+        if codec is None:
+            return 0
+        dense = FP32 * node.rows * node.columns
+        return dense + (codec.nbytes + codec.working_bytes if name in self.packed else 0)
+
+    def load(self, node: Node) -> None:
+        """Hold the region's weights as the checkpoint has them: they are read once."""
+        region = self._regions.get(node.name)
+        if region is not None:
+            nodes = (self.program.graph[name] for name in region.nodes)
+            nbytes = sum(p.nbytes for each in nodes for p in each.parameters)
+            self.ledger.hold(LOADED + region.name, "weights of a region", nbytes)
+
+    def hold_states(self, name: str, nbytes: int) -> None:
+        """Hold calibration states on the host, as far as the limit goes."""
+        self._states[name] = nbytes
+        total = sum(self._states.values())
+        kept = total if self.states_limit is None else min(total, self.states_limit)
+        self.states_on_disk = max(self.states_on_disk, total - kept)
+        self.ledger.hold(STATES, "calibration states", kept)
+
+    def drop_states(self, name: str) -> None:
+        """Let go of states that ``hold_states`` has taken."""
+        self._states.pop(name, None)
+
+    def end_segment(self, *, last: bool) -> None:
+        """Streams end; what the table still holds goes to a file unless the run is over."""
+        self.linear_calls += sum(stream.linear_calls for stream in self.streams.values())
+        self.streams.clear()
+        self._states.clear()
+        self.ledger.release(STATES)
+        self.ledger.release_all(LOADED)
+        if not last:
+            self.spill()
+
+    def spill(self) -> None:
+        """Move what the table holds to a file."""
+        self.scratch_bytes += self.ledger.release_all(TABLE)

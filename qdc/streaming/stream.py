@@ -1,0 +1,245 @@
+"""The calibration stream: samples on their way through the model, stage by stage.
+
+Between two stages only the frontier of live values is held (``frontier``). Values are computed with
+the weights as they are at that moment, so inside ``stages(...)`` each stage sees the quantization
+of the stages before it. Every linear is executed once for each sample, an expert's for the tokens
+that are routed to it, unless a later pass rewrites what the stream has gone past: then it goes back
+to where it entered the region.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdc.frontend.tracer import Program
+from qdc.ir.graph import Region, Stage
+from qdc.ir.routing import GIVE, ROUTED
+from qdc.ir.types import BYTES
+from qdc.models.experts import routed_share
+from qdc.streaming.execute import Environment, Executor
+from qdc.streaming.frontier import values_to_keep
+from qdc.streaming.states import Held, StateStore
+
+Weights = Callable[[str], Mapping[str, Tensor]]
+"""``node name -> tensors by role``, in the compute dtype, as they stand now."""
+Place = tuple[int, tuple[str, ...], list[Held], int]
+"""Boundary, names of the values held there, the values, the number of stops."""
+COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
+"""Operations whose values may be kept but are not computed twice. Routing is held as weights, never
+as the scores before it: rounded scores could choose other experts. What experts gave is held as one
+sum, never apart: only that is bounded however uneven the routing is."""
+
+
+@dataclass(frozen=True)
+class Trail:
+    """The way of a stream: with the weights of now it leads to the same values again."""
+
+    stops: tuple[int, ...]
+    """Every boundary at which values were held; each rounds them."""
+    left: int
+    """Nodes before this place are in a region that is finished."""
+    calls: int
+    """Linears executed, those of ways that were given up included."""
+    routed: int
+    """The same for the linears of experts, counted by tokens."""
+
+
+class Stream:
+    """Batches of samples at one place of the model."""
+
+    def __init__(
+        self,
+        program: Program,
+        batches: list[Tensor],
+        weights: Weights,
+        device: torch.device,
+        *,
+        returns: bool = False,
+        states: StateStore | None = None,
+        part: slice = slice(None),
+    ) -> None:
+        """Start before the first region.
+
+        Args:
+            program: the traced model; its first input takes the token ids, the others are absent.
+            batches: ``i64[b, length]`` token ids, no padding.
+            weights: gives each node's parameters as they stand at the time of the call.
+            device: where values are computed; between stages they are held by ``states``.
+            returns: whether to hold the values with which a region was entered until it is left,
+                so that the stream can go back there.
+            states: where values wait between stages, and in which dtype; one of its own if none is
+                given. They are computed in fp32.
+            part: the batches that this process moves; others move the rest.
+        """
+        self.executor = Executor(program, device)
+        self.graph, self.weights, self.returns = program.graph, weights, returns
+        self.states = states or StateStore()
+        self.boundary = 0
+        """Nodes before this place have been computed."""
+        self.tokens = torch.cat(batches)
+        """``i64[samples, length]``: what was put in, in all processes together."""
+        self._rows, self._part = [len(batch) for batch in batches], part
+        self.sizes = dict(zip("BL", batches[0].shape, strict=True))
+        self.sizes[ROUTED] = max(1, round(routed_share(program.module) * batches[0].numel()))
+        self.kept: list[Held] = [
+            self.states.hold({self.executor.tokens: batch}) for batch in batches[part]
+        ]
+        self.names: tuple[str, ...] = (self.executor.tokens,)
+        """Of the values in ``kept``, also where it has no batch."""
+        self._stops: list[int] = []
+        self._left = 0
+        self._mark()
+
+    @property
+    def split(self) -> bool:
+        """Whether other processes move some of the batches."""
+        return self._part != slice(None)
+
+    @property
+    def linear_calls(self) -> float:
+        """Linears executed, counted once for each sample; an expert's by its share of tokens."""
+        return self.executor.linear_calls + self.executor.routed_rows / self.tokens.shape[1]
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """The samples, ``i64[b, length]`` each, as they were put in."""
+        return tuple(self.rows(self.tokens))
+
+    @property
+    def trail(self) -> Trail:
+        """The way up to here."""
+        executor = self.executor
+        return Trail(tuple(self._stops), self._left, executor.linear_calls, executor.routed_rows)
+
+    def follow(self, trail: Trail, between: Callable[[], None]) -> None:
+        """Go a whole trail from the start; ``between`` is called after each stop."""
+        for stop in trail.stops:
+            self._advance(stop)
+            between()
+        self.take_over(trail, self.kept)
+
+    def take_over(self, trail: Trail, kept: Sequence[Held]) -> None:
+        """Stand at the end of a trail, with the values that were held there."""
+        self._stops, self._left = list(trail.stops), trail.left
+        self.boundary = trail.stops[-1] if trail.stops else 0
+        self.kept = list(kept)
+        self.names = tuple(self.kept[0]) if self.kept else self.names
+        self.executor.linear_calls = trail.calls
+        self.executor.routed_rows = trail.routed
+        self._mark()
+
+    def start(self, region: Region) -> None:
+        """Advance to the first node of a region, or go back there."""
+        place = self.executor.place[region.nodes[0]]
+        if place < self.boundary:
+            self.rewind()
+        self._advance(place)
+        self._mark()
+
+    def enter(self, stage: Stage) -> None:
+        """Advance to just before the stage's first linear, or go back there."""
+        place = min(self.executor.place[layer] for layer in stage.layers)
+        if place < self.boundary:
+            self.rewind()
+        self._advance(place)
+
+    def leave(self, region: Region) -> None:
+        """Advance past a region; does nothing if the stream is past it, or if none follows."""
+        self._left = self.executor.place[region.nodes[-1]] + 1
+        if region is not self.graph.regions[-1]:
+            self._advance(self._left)
+        self._mark()
+
+    def passed(self, name: str) -> bool:
+        """Whether values that hang on this node were computed, in a region not yet left."""
+        return self._left <= self.executor.place[name] < self.boundary
+
+    def rewind(self) -> None:
+        """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
+        if not self.returns:
+            raise RuntimeError("the stream does not hold what it would go back to")
+        self.boundary, self.names, kept, stops = self._entrance
+        self.kept, self._stops = list(kept), self._stops[:stops]
+
+    def rows(self, values: Tensor) -> list[Tensor]:
+        """Of something with a row for each sample, the rows of each batch that is moved here."""
+        return list(torch.split(values, self._rows))[self._part]
+
+    def values(self, stage: Stage) -> Iterator[Tensor]:
+        """Yield the value that the stage reads, batch by batch.
+
+        ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets.
+        """
+        for found in self.compute((stage.value,)):
+            yield found[stage.value]
+
+    def compute(
+        self, wanted: tuple[str, ...], everywhere: str | None = None
+    ) -> Iterator[Environment]:
+        """Yield values ahead of the boundary, batch by batch, on the device; nothing moves.
+
+        Args:
+            wanted: names of the values.
+            everywhere: a ``rows`` node; as if the router sent every token to its expert.
+        """
+        held = set(self.names)
+        if everywhere is not None:
+            held = held - self.executor.derived(everywhere, self.boundary) | {everywhere}
+        steps = self.executor.steps(wanted, held)
+        parameters = self._parameters(steps) if self.kept else {}
+        for count, kept in zip(self._rows[self._part], self.kept, strict=True):
+            environment: Mapping[str, Tensor] = kept
+            if everywhere is not None:
+                rows = torch.arange(count * self.tokens.shape[1])
+                environment = {name: kept[name] for name in held & set(kept)} | {everywhere: rows}
+            with torch.no_grad():
+                found = self.executor.run(environment, steps, parameters, wanted)
+            yield found
+
+    def results(self, region: Region) -> tuple[str, ...]:
+        """Names of the values that a region hands on: those that nodes after it read."""
+        end = self.executor.place[region.nodes[-1]] + 1
+        read = self.executor.read_after(end)
+        return tuple(name for name in region.nodes if name in read)
+
+    def kept_bytes(self) -> int:
+        """Bytes that are held between two stages."""
+        return sum(held.nbytes for held in self.kept)
+
+    def _mark(self) -> None:
+        if self.returns:
+            self._entrance = (self.boundary, self.names, list(self.kept), len(self._stops))
+
+    @torch.no_grad()
+    def _advance(self, boundary: int) -> None:
+        """Compute what the nodes from ``boundary`` on need, and keep the cheapest part of it."""
+        if boundary <= self.boundary:
+            return
+        executor = self.executor
+        needed = executor.read_after(boundary)
+        reach = [*self.names, *executor.steps(needed, self.names)]
+        keep = values_to_keep(
+            executor.edges,
+            reach,
+            needed,
+            {name: self._nbytes(name) for name in reach},
+            [name for name in reach if self.graph[name].op in COSTLY],
+        )
+        steps = executor.steps(keep, self.names)
+        parameters = self._parameters(steps) if self.kept else {}
+        staying = [name for name in keep if name in self.names]
+        for index, environment in enumerate(self.kept):
+            found = executor.run(environment, steps, parameters, keep.difference(staying))
+            found |= {name: environment[name] for name in staying}
+            self.kept[index] = self.states.hold(found)
+        self.boundary, self.names = boundary, tuple(keep)
+        self._stops.append(boundary)
+
+    def _nbytes(self, name: str) -> int:
+        kind = self.graph[name].type
+        return max(1, kind.elements(self.sizes) * BYTES[kind.dtype])
+
+    def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
+        """What the steps read, as it stands now: decoded once for all batches."""
+        return {name: self.weights(name) for name in steps}
