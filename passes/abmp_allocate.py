@@ -15,9 +15,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from qdc.errors import OrderOutOfRange
-from qdc.ir.annotations import HIGHEST_ORDER, LOWEST_ORDER, Orders, Salience
+from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.allocation import abmp_orders
+from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit

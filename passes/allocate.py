@@ -33,10 +33,11 @@ from pydantic import Field, model_validator
 
 from qdc.errors import InvalidGraph, OrderOutOfRange
 from qdc.format.multibinary import OrderSizes, sizes_by_order
-from qdc.ir.annotations import HIGHEST_ORDER, Orders, Salience
+from qdc.ir.annotations import Orders, Salience
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.knapsack import allocate_orders, extremes, highest_reachable
+from qdc.numerics.orders import HIGHEST_ORDER
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit

@@ -21,12 +21,13 @@ import torch
 from pydantic import Field, model_validator
 
 from qdc.errors import InvalidPipeline
-from qdc.ir.annotations import HIGHEST_ORDER, Factor, Orders, Salience
+from qdc.ir.annotations import Factor, Orders, Salience
 from qdc.ir.costs import Costs
 from qdc.ir.graph import Node
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.order_costs import fitter, order_costs
+from qdc.numerics.orders import HIGHEST_ORDER
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit

@@ -21,14 +21,14 @@ from pydantic import Field
 from torch import Tensor
 
 from qdc.errors import InvalidCalibration, NotPositiveDefinite
-from qdc.ir.annotations import HIGHEST_ORDER
 from qdc.ir.costs import LossSensitivity
 from qdc.ir.graph import LayerGraph, Node, Region, Stage
 from qdc.numerics.blocks import BLOCK, block_slices
-from qdc.numerics.factor import Factor, FactorizationFailed, factor_bytes, factorize
+from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.moment import MomentAccumulator
 from qdc.numerics.order_costs import fitter, order_costs
+from qdc.numerics.orders import HIGHEST_ORDER
 from qdc.passkit.experts import ExpertOptions, read
 from qdc.passkit.probes import Probes, output_head
 from qdc.pipeline.passbase import Kinds
@@ -173,7 +173,7 @@ class ProbeLoss(ExpertOptions):
             probes.replace(name, found.dense, region)
         return errors
 
-    def factor(self, moment: Tensor, layers: list[str]) -> Factor:
+    def factor(self, moment: Tensor, layers: list[str]) -> Factorization:
         """Invert a moment. Raises ``NotPositiveDefinite`` naming the layers that read it."""
         try:
             return factorize(moment, self.damp, self.attempts)

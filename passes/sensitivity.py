@@ -19,9 +19,8 @@ from pydantic import Field
 from qdc.errors import InvalidCheckpoint, NotPositiveDefinite
 from qdc.ir.annotations import Factor, Moment, Salience
 from qdc.ir.graph import Node
-from qdc.numerics import factor as factors
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths
-from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
+from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.importance import ImportanceKind, block_scores
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
@@ -82,7 +81,7 @@ class Sensitivity(Pass):
         failed: dict[str, str] = {}
         moment = unit.get(unit.graph.require(layers[0].name, Moment).tensor)
         slices = block_slices(layers[0].columns, self.block)
-        factor: factors.Factor | None = None
+        factor: Factorization | None = None
         for turn, node in enumerate(stage):
             if node not in layers:
                 continue

@@ -19,7 +19,7 @@ from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.original import original_weights
-from qdc.streaming.stream import Stream, Weights
+from qdc.streaming.stream import NodeWeights, Stream
 from qdc.streaming.workspace import Calibration, Key, MakeBatches, Remark, Workspace
 
 
@@ -158,12 +158,12 @@ class Unit(Scope):
         """
         return dict(self._workspace.streams())
 
-    def original_weights(self) -> Weights:
+    def original_weights(self) -> NodeWeights:
         """The checkpoint's own tensors in fp32 on the device, read anew at every call."""
         workspace = self._workspace
         return original_weights(workspace.program, workspace.checkpoint, workspace.device)
 
-    def loose_stream(self, batches: list[Tensor], weights: Weights) -> Stream:
+    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
         """A stream that nobody else moves, and that is not kept for a compile that is resumed.
 
         Args:
