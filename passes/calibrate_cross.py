@@ -23,6 +23,7 @@ from pydantic import Field
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Node, Stage
+from qdc.ir.keys import table_key
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passkit.experts import ExpertOptions, Source, paired, read
@@ -92,10 +93,10 @@ class CalibrateCross(ExpertOptions):
         """Keep the sums over all samples and write them on layers of the stage."""
         moment, cross = sums
         lost = cross.residual()
-        residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
-        lasting = unit.put(f"{stage.value}:cross-moment", cross.value())
+        residual = None if lost is None else unit.put(table_key(stage.value, "residual"), lost)
+        lasting = unit.put(table_key(stage.value, "cross-moment"), cross.value())
         cross.clear()  # the sums are larger than what is kept of them
-        second = unit.put(f"{stage.value}:moment", moment.value())
+        second = unit.put(table_key(stage.value, "moment"), moment.value())
         moment.clear()
         notes = (
             Moment(

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node, Stage
+from qdc.ir.keys import table_key
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passkit.experts import ExpertOptions, Source, read
 from qdc.pipeline.passbase import Kinds
@@ -87,7 +88,7 @@ class CalibrateMcs(ExpertOptions):
     ) -> None:
         """Keep the sum over all samples and write it on layers of the stage."""
         note = Moment(
-            tensor=unit.put(f"{stage.value}:moment", moment.value()),
+            tensor=unit.put(table_key(stage.value, "moment"), moment.value()),
             samples=self.samples,
             tokens=moment.tokens,
             masked=source.masked,

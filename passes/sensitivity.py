@@ -19,6 +19,7 @@ from pydantic import Field
 from qdc.errors import InvalidCheckpoint, NotPositiveDefinite
 from qdc.ir.annotations import Factor, Moment, Salience
 from qdc.ir.graph import Node
+from qdc.ir.keys import table_key
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths
 from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.importance import ImportanceKind, block_scores
@@ -94,7 +95,7 @@ class Sensitivity(Pass):
                     )
                     break
                 suffix = f":{node.name}" if turn and self.accumulate else ""
-                upper = unit.put(f"{value}:factor{suffix}", factor.upper)
+                upper = unit.put(table_key(value, f"factor{suffix}"), factor.upper)
                 dead = tuple(factor.dead.nonzero().flatten().tolist())
                 note = Factor(tensor=upper, damp=factor.damp, attempts=factor.attempts, dead=dead)
             scores = block_scores(unit.weight(node), factor.upper, slices, self.importance)

@@ -22,6 +22,7 @@ from qdc.frontend.grouping import Calls, Group, aten, stack, takes_apart
 from qdc.frontend.native import PREFIX, NativeModel
 from qdc.frontend.tracer import unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, Node
+from qdc.ir.keys import file_key
 from qdc.ir.routing import ROUTED
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
 
@@ -155,7 +156,7 @@ class Drafting:
             weights = all(
                 self.calls.resolve(n) in self.parameters for n in last.all_input_nodes[1:]
             )
-            if not weights or f"{group.module}.weight" not in self.owned:
+            if not weights or file_key(group.module) not in self.owned:
                 return RAW
             module = self.native.body.get_submodule(group.module)
             return ROUTER if "Router" in type(module).__name__ else LINEAR

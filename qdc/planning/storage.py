@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
+from qdc.ir.keys import WEIGHT, file_key
 from qdc.ir.types import BYTES, ValueType
 from qdc.planning.outlook import ShardSize
 from qdc.streaming.account import Account
@@ -35,9 +36,9 @@ def stored(account: Account, nodes: Iterable[str]) -> Iterable[tuple[str, ValueT
         node, codec = graph[name], account.codecs.get(name)
         if codec is not None:
             for suffix, kind in codec.specification().items():
-                yield f"{node.path}.{suffix}", kind
+                yield file_key(node.path, suffix), kind
         for parameter in node.parameters:
-            if name not in account.codecs or parameter.role != "weight":
+            if name not in account.codecs or parameter.role != WEIGHT:
                 yield parameter.name, ValueType(dtype=parameter.dtype, shape=parameter.shape)
 
 

@@ -14,6 +14,7 @@ from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import Annotation, Packed
 from qdc.ir.graph import Node
+from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable, torch_dtype
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
@@ -111,7 +112,7 @@ class Unit(Scope):
             )
         before = self.graph.get(node.name, Tuned)
         tensors = {} if before is None else dict(zip(before.roles, before.tensors, strict=True))
-        tensors[role] = self.put(f"{node.path}.{role}", stored.contiguous())
+        tensors[role] = self.put(file_key(node.path, role), stored.contiguous())
         self.annotate(node, Tuned(roles=tuple(tensors), tensors=tuple(tensors.values())))
         return stored.to(self.device, torch.float32)
 
