@@ -10,11 +10,12 @@ import torch
 
 from qdc.artifact.config import FORMAT_VERSION, GUARD, QUANTIZATION
 from qdc.artifact.emission import Emission
-from qdc.artifact.writer import CONFIG, METHOD
-from qdc.backendbase import Backend, Runtime
+from qdc.artifact.writer import CONFIG
+from qdc.checkpoint.compiled import METHOD
 from qdc.ir.dump import to_bytes
 from qdc.ir.graph import LINEAR, LayerGraph, Region
 from qdc.ir.routing import ROUTER
+from qdc.pipeline.backendbase import Backend, Runtime
 from qdc.runtime.dense import DenseRuntime
 
 

@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from qdc.cli.models import Opened, open_runnable
+from qdc.evaluation.held_out import held_out_windows
+from qdc.evaluation.masked_loss import ratio_mask
+from qdc.models.predictions import predictions
 from qdc.runtime.decoding.canvas import Canvas, lay_out
 from qdc.runtime.decoding.loop import Loop, decode
 from qdc.runtime.decoding.options import CACHES, STRATEGIES, DecodeOptions
 from qdc.runtime.decoding.reader import Reader
 from qdc.runtime.decoding.results import Decoded
 from qdc.runtime.decoding.strategies import make_strategy
-from qdc.runtime.held_out import held_out_windows
-from qdc.runtime.masked_loss import ratio_mask
-from qdc.runtime.predictions import predictions
 
 PROMPT, LENGTH, BLOCK = 64, 32, 16
 OTHERS = tuple(name for name in STRATEGIES if name not in ("low-confidence", "apd"))

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import qdc
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import load_tokenizer
-from qdc.compiler import open_model
+from qdc.frontend.opening import open_model
+from qdc.text.source import read_text
+from qdc.text.tokenizer import load_tokenizer
 
 SHORTEST = 40
 

@@ -23,16 +23,16 @@ import msgpack
 import torch
 from safetensors.torch import save_file
 
-from qdc.compiler import run_job
+from qdc.compiling.compiler import run_job
+from qdc.compiling.instruments import Instrument
+from qdc.compiling.job import plan_job
 from qdc.distributed.launch import joined, leave
 from qdc.distributed.ownership import cost, owners
 from qdc.distributed.world import World
 from qdc.ir.graph import Node
 from qdc.ir.types import Parameter, ValueType
-from qdc.job import plan_job
-from qdc.pipeline.instruments import Instrument
-from qdc.pipeline.unit import Unit
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
+from qdc.streaming.unit import Unit
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED = ROOT / "examples" / "tiny-llada"

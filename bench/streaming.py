@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import qdc
-from qdc.calibration.masks import mask_windows
-from qdc.calibration.samples import draw_windows
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.compiler import open_model
+from qdc.frontend.opening import open_model
 from qdc.numerics.moment import MomentAccumulator
-from qdc.pipeline.stream import Stream
+from qdc.passkit.masks import mask_windows
+from qdc.passkit.windows import draw_windows
+from qdc.streaming.stream import Stream
+from qdc.text.source import read_text
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 Moments = dict[str, Tensor]
 

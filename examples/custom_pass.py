@@ -14,7 +14,7 @@ from qdc import Pass, QdcError, Unit
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.blocks import BLOCK
-from qdc.passbase import Kinds
+from qdc.pipeline.passbase import Kinds
 
 
 class ProtectAllocate(Pass):

@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 import qdc
-from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.cli.compile import print_summary
 from qdc.cli.terminal import console, progress
-from qdc.runtime.infill import infill, parse_gaps
+from qdc.evaluation.infill import infill, parse_gaps
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 MODEL = Path(__file__).parent / "tiny-llada"
 SENTENCE = 'if not isinstance(value, str):\n    raise <mask><mask><mask>("expected a string")\n'

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import qdc
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.runtime.infill import infill, parse_gaps
+from qdc.evaluation.infill import infill, parse_gaps
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 SAMPLES = (
     "for index, name in <mask><mask>(names):\n",

@@ -22,22 +22,22 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from qdc.codec import Lowered, Tensors
+from qdc.format.codec import Lowered, Tensors
+from qdc.format.multibinary import MultiBinary
 from qdc.ir.annotations import Factor, Orders
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node
-from qdc.lowering import Lowering, target
-from qdc.multibinary import MultiBinary
 from qdc.numerics.binarygrid import BinaryGrid
 from qdc.numerics.blocks import BLOCK, block_slices
 from qdc.numerics.columns import block_metric, quantize_block
 from qdc.numerics.feedback import Compensation, quantize_blocks
 from qdc.numerics.importance import ImportanceKind, importance, outlier_weight
 from qdc.numerics.multibinary import Components, dense, fit
-from qdc.passbase import Kinds
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
+from qdc.passkit.lowering import Lowering, target
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 
 class Daq(Lowered):
@@ -128,12 +128,12 @@ class DaqLower(Lowering):
 
     def foresee(self, unit: Forecast, node: Node) -> MultiBinary | None:
         """Planes as the allocation gives them: none where that is not known."""
-        orders = unit.expected(node, Orders)
+        orders = unit.graph.get(node.name, Orders)
         return None if orders is None else self.codec(node, orders)
 
     def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
         """Copies of the weight: as it is, as errors change it, written out, and one that moves."""
-        weights, orders = node.rows * node.columns, unit.expected(node, Orders)
+        weights, orders = node.rows * node.columns, unit.graph.get(node.name, Orders)
         mean = 2 if orders is None else orders.mean
         width = BLOCK if orders is None else orders.widths[0]
         sweeps = self.sweeps * (12 * mean + 4 * 2**mean)

@@ -18,22 +18,22 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from qdc.codec import Lowered, Tensors
+from qdc.format.codec import Lowered, Tensors
+from qdc.format.uniformgrid import READS, UniformGrid, require_clip
 from qdc.ir.annotations import Factor
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node
-from qdc.lowering import Lowering, target
 from qdc.numerics.affinegrid import AffineGrid
 from qdc.numerics.asymmetry import asymmetry_term
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.columns import block_metric, quantize_block
 from qdc.numerics.feedback import quantize_blocks
 from qdc.numerics.uniform import NORM, Search, Uniform, Zero, dense_uniform
-from qdc.passbase import Kinds
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
-from qdc.uniformgrid import READS, UniformGrid, require_clip
+from qdc.passkit.lowering import Lowering, target
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 
 class Gptq(Lowered):

@@ -14,16 +14,16 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qdc.codec import Lowered, Tensors
+from qdc.format.codec import Lowered, Tensors
+from qdc.format.uniformgrid import READS, UniformGrid, require_clip
 from qdc.ir.graph import Node
-from qdc.lowering import Lowering
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.uniform import NORM, Search, Zero, fit_uniform
-from qdc.passbase import Kinds
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.planning.work import Work
-from qdc.uniformgrid import READS, UniformGrid, require_clip
+from qdc.passkit.lowering import Lowering
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
 
 
 class Rtn(Lowered):

@@ -2,18 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from qdc.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from qdc.api import compile, export, load, load_original
-    from qdc.backendbase import Backend
-    from qdc.codec import Codec, Lowered
     from qdc.errors import QdcError
+    from qdc.format.codec import Codec, Lowered
     from qdc.ir.annotations import Annotation
     from qdc.models.family import Family
-    from qdc.passbase import Pass
-    from qdc.pipeline.unit import Unit
-    from qdc.report import CompileReport
+    from qdc.pipeline.backendbase import Backend
+    from qdc.pipeline.passbase import Pass
+    from qdc.report.model import CompileReport
+    from qdc.streaming.unit import Unit
 
 _HOME = {
     "compile": "qdc.api",
@@ -21,14 +21,14 @@ _HOME = {
     "load": "qdc.api",
     "load_original": "qdc.api",
     "Annotation": "qdc.ir.annotations",
-    "Backend": "qdc.backendbase",
-    "Codec": "qdc.codec",
-    "CompileReport": "qdc.report",
+    "Backend": "qdc.pipeline.backendbase",
+    "Codec": "qdc.format.codec",
+    "CompileReport": "qdc.report.model",
     "Family": "qdc.models.family",
-    "Lowered": "qdc.codec",
-    "Pass": "qdc.passbase",
+    "Lowered": "qdc.format.codec",
+    "Pass": "qdc.pipeline.passbase",
     "QdcError": "qdc.errors",
-    "Unit": "qdc.pipeline.unit",
+    "Unit": "qdc.streaming.unit",
 }
 __all__ = [
     "Annotation",

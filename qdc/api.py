@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qdc.calibration.records import Fields
-from qdc.compiler import run_job
+from qdc.compiling.compiler import run_job
+from qdc.compiling.job import plan_job
 from qdc.distributed.launch import joined
 from qdc.exporting.dense import export_artifact
 from qdc.exporting.report import ExportReport
 from qdc.frontend.select import parse_choice
-from qdc.job import plan_job
-from qdc.registry import standard_registry
-from qdc.report import CompileReport
+from qdc.pipeline.registry import standard_registry
+from qdc.report.model import CompileReport
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
+from qdc.text.records import Fields
 
 PathLike = str | Path
 

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from qdc.artifact.emission import Emission
 from qdc.backends.reference import Reference
-from qdc.codec import Codec, Lowered
 from qdc.errors import QdcError
+from qdc.format.codec import Codec, Lowered
 from qdc.ir.graph import Region
 
 from .listing import NAME, list_kernels
@@ -23,7 +23,7 @@ from .parts import refuse_codecs
 from .support import require_triton
 
 if TYPE_CHECKING:
-    from qdc.backendbase import Runtime
+    from qdc.pipeline.backendbase import Runtime
 
 
 class Triton(Reference):

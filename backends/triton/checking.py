@@ -10,11 +10,11 @@ import os
 import torch
 from torch import Tensor, nn
 
-from qdc.codec import Codec, Tensors
 from qdc.errors import QdcError
-from qdc.multibinary import MultiBinary
+from qdc.format.codec import Codec, Tensors
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 from qdc.numerics.components import Components, dense
-from qdc.uniformgrid import UniformGrid
 
 from .modules import PackedEmbedding
 from .parts import Part

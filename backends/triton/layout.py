@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qdc.multibinary import MultiBinary
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.components import decode_scales
 from qdc.numerics.fields import pack_codes
-from qdc.uniformgrid import UniformGrid
 
 from .parts import Part, span_of, tile_columns
 

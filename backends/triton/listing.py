@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qdc.codec import Codec
+from qdc.format.codec import Codec
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.graph import EMBEDDING, LayerGraph
-from qdc.multibinary import MultiBinary
-from qdc.uniformgrid import UniformGrid
 
 from .layout import TILE_ROWS
 from .parts import can_join, tile_columns
@@ -52,7 +52,7 @@ class Kernels(_Strict):
     table: str = "defaults"
     """Whose choices: those without tuning, which are the same on every machine."""
     dtype: str = "bfloat16"
-    """Of activations."""
+    """Dtype of the activations that the kernels read and give."""
     launches: tuple[Launch, ...]
     compiled: tuple[dict[str, Any], ...] = ()
     """With the option ``ahead``: registers, shared memory, spills and instructions of every kernel

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from qdc.errors import QdcError
-from qdc.multibinary import MultiBinary
-from qdc.uniformgrid import UniformGrid
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 
 from .arena import reserve
 from .layout import TILE_ROWS, binary_layout, uniform_layout

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from qdc.codec import Codec
 from qdc.errors import QdcError
-from qdc.multibinary import MultiBinary
-from qdc.uniformgrid import UniformGrid
+from qdc.format.codec import Codec
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 
 from .support import REFERENCE
 

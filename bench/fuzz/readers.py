@@ -13,10 +13,10 @@ from pathlib import Path
 import qdc
 from qdc.artifact.journal import read_journal
 from qdc.artifact.writer import check_target
-from qdc.calibration.records import Fields
-from qdc.calibration.text import read_text
 from qdc.cli import run
 from qdc.errors import OutputExists, QdcError, printable
+from qdc.text.records import Fields
+from qdc.text.source import read_text
 
 Reader = Callable[[Path], bool]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "read_artifact.py"

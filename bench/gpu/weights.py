@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qdc.codec import Codec
-from qdc.multibinary import MultiBinary
-from qdc.runtime.weights import Weights
-from qdc.uniformgrid import UniformGrid
+from qdc.format.codec import Codec
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
+from qdc.format.weights import Weights
 
 BLOCK = 128
 EVERY = 20

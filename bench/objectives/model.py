@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import qdc
-from qdc.calibration.options import States
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.compiler import open_model
+from qdc.evaluation.held_out import held_out_windows
+from qdc.evaluation.masked_loss import ratio_mask
+from qdc.frontend.opening import open_model
 from qdc.models.layers import RMSNorm
 from qdc.passes.calibrate_mcs import CalibrateMcs
-from qdc.pipeline.workspace import Calibration
-from qdc.runtime.held_out import held_out_windows
-from qdc.runtime.masked_loss import ratio_mask
+from qdc.passkit.calibration import States
+from qdc.streaming.workspace import Calibration
+from qdc.text.source import read_text
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 BATCH = 16
 Weights = dict[str, Tensor]

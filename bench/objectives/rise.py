@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.objectives.model import BATCH, Samples, Subject, Weights
-from qdc.runtime.masked_loss import masked_sums
+from qdc.evaluation.masked_loss import masked_sums
 
 Logits = Callable[[Tensor], Tensor]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdc.calibration.tokenizer import load_tokenizer
 from qdc.errors import QdcError
+from qdc.text.tokenizer import load_tokenizer
 
 from .native import BlockWatch, dense_weights, open_pair
 from .result import PeerResult, Stopwatch, check_levels, grouped_bits, require

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from qdc.calibration.tokenizer import load_tokenizer
+from qdc.text.tokenizer import load_tokenizer
 
 from .native import BlockWatch, dense_weights, open_pair
 from .result import PeerResult, Stopwatch, check_levels, grouped_bits, require

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 import qdc
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.compiler import open_model
 from qdc.errors import QdcError
-from qdc.runtime.evaluate import Comparison, compare
-from qdc.runtime.held_out import held_out_windows
+from qdc.evaluation.evaluate import Comparison, compare
+from qdc.evaluation.held_out import held_out_windows
+from qdc.frontend.opening import open_model
+from qdc.text.source import read_text
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 WINDOWS = 64
 

@@ -157,9 +157,11 @@ class BlockWatch:
             self.seen[index] = start + len(found)
             if index == 0:
                 batch = self._samples[start : self.seen[index]]
-                self._add(read, self._original.wte(batch))
+                self._add(read, self._original.get_submodule("wte")(batch))
             if start < COMPARED:
-                self._add(found, self._original.blocks[index](read.float(), None))
+                self._add(
+                    found, self._original.get_submodule(f"blocks.{index}")(read.float(), None)
+                )
 
         # A library may compile its blocks; this is not to be traced with them.
         disable: Callable[..., Callable[..., None]] = torch.compiler.disable

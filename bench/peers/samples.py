@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.compiler import open_model
+from qdc.frontend.opening import open_model
 from qdc.passes.calibrate_mcs import CalibrateMcs
-from qdc.pipeline.workspace import Calibration
+from qdc.streaming.workspace import Calibration
+from qdc.text.source import read_text
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 
 def masked_samples(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import PEERS
-from qdc.compiler import open_model
+from qdc.compiling.collect import full_text
 from qdc.errors import QdcError
+from qdc.frontend.opening import open_model
 from qdc.ir.graph import LayerGraph
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order
-from qdc.registry import Registry, standard_registry
-from qdc.report.collect import full_text
+from qdc.pipeline.registry import Registry, standard_registry
 
 from .cases import TIMING, TIMING_THREADS, Case
 from .result import Record

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdc.evaluation.evaluate import BATCH, RATIOS, SEEDS
+from qdc.evaluation.masked_loss import masked_sums, ratio_mask
 from qdc.ir.graph import LayerGraph
-from qdc.runtime.evaluate import BATCH, RATIOS, SEEDS
-from qdc.runtime.masked_loss import masked_sums, ratio_mask
-from qdc.runtime.predictions import predictions
+from qdc.models.predictions import predictions
 
 from .result import Drift, Losses
 

@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from qdc.runtime.evaluate import RATIOS
+from qdc.evaluation.evaluate import RATIOS
 
 from .jobs import Job, Settings
 from .result import Result

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 import qdc
 from bench.peers import isolated
 from bench.peers.samples import masked_samples
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.compiler import open_model
+from qdc.compiling.collect import environment
+from qdc.evaluation.held_out import held_out_windows
+from qdc.frontend.opening import open_model
 from qdc.ir.graph import LayerGraph
-from qdc.registry import standard_registry
-from qdc.report.collect import environment
-from qdc.runtime.held_out import held_out_windows
+from qdc.pipeline.registry import standard_registry
+from qdc.text.source import read_text
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 from .jobs import Work, overrides
 from .measure import drift, losses

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, nearest
+from qdc.format.codec import Codec
 
 FORMAT_VERSION = 1
 QUANTIZATION = "quantization_config"

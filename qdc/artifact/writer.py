@@ -15,10 +15,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qdc.checkpoint.compiled import METHOD
 from qdc.disk import LARGEST_JSON, read_regular, sync_folder, unwritable, write_bytes, write_tensors
 from qdc.errors import InvalidArtifact, OutputExists
 
-METHOD = "qdc"
 CONFIG = "config.json"
 EXPORT = "qdc-export.json"
 """In every folder that ``qdc export`` has written: what it was made from."""

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from qdc import __version__
 from qdc.cli.options import (
     BackendName,
     Calibration,
@@ -27,6 +26,7 @@ from qdc.cli.options import (
     app,
 )
 from qdc.cli.ranks import refuse_ranks
+from qdc.version import __version__
 
 
 def _version(wanted: bool) -> None:
@@ -131,8 +131,8 @@ def compile(
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
       torchrun --nproc-per-node 4 -m qdc compile MODEL -o out --device cuda
     """  # noqa: D301
-    from qdc.calibration.records import Fields
     from qdc.cli.compile import compile_command
+    from qdc.text.records import Fields
 
     compile_command(
         model=model,
@@ -189,8 +189,8 @@ def plan(
       qdc plan MODEL --passes best --samples 64 --length 2048 --json
       qdc plan MODEL --host-memory 8G --device cpu
     """  # noqa: D301
-    from qdc.calibration.records import Fields
     from qdc.cli.plan import plan_command
+    from qdc.text.records import Fields
 
     plan_command(
         model=model,

@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qdc.calibration.records import Fields
 from qdc.cli.terminal import (
     console,
     print_json,
@@ -19,11 +18,12 @@ from qdc.cli.terminal import (
     size,
     table,
 )
-from qdc.compiler import run_job
+from qdc.compiling.compiler import run_job
+from qdc.compiling.job import plan_job
 from qdc.distributed.launch import joined
-from qdc.job import plan_job
-from qdc.registry import standard_registry
-from qdc.report import CompileReport
+from qdc.pipeline.registry import standard_registry
+from qdc.report.model import CompileReport
+from qdc.text.records import Fields
 
 
 def compile_command(

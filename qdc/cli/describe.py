@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from qdc.passbase import Configured, Kinds, Pass, option_text
+from qdc.pipeline.passbase import Configured, Kinds, Pass, option_text
 
 NAMES = {"integer": "integer", "number": "number", "boolean": "true | false"}
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}

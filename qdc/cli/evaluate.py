@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from qdc.calibration.text import TextSource, read_text
 from qdc.cli.evaluation_tables import print_comparison, print_comparisons, print_evaluation
 from qdc.cli.models import Opened, open_runnable
 from qdc.cli.report import report_of
 from qdc.cli.terminal import console, print_json, progress
 from qdc.errors import QdcError
+from qdc.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, held_out
 from qdc.report.files import write_report
 from qdc.report.model import CompileReport, EvaluationReport
-from qdc.runtime.evaluate import Comparison, Evaluation, compare, evaluate, held_out
+from qdc.text.source import TextSource, read_text
 
 PROBE = "def f(x):\n    return x + 1\n"
 

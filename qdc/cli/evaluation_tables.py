@@ -7,7 +7,7 @@ from rich.console import Console
 
 from qdc.cli.sheets import Sheet, print_sheet, spread
 from qdc.cli.terminal import print_lines
-from qdc.runtime.evaluation import Agreement, Comparison, DecodeAgreement, Evaluation
+from qdc.evaluation.results import Agreement, Comparison, DecodeAgreement, Evaluation
 
 BOUND = "bound: on the negative log-likelihood a token, from masks of all ratios"
 UNIGRAM = "unigram: what the frequencies of these windows' tokens alone would reach"

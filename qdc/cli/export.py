@@ -6,7 +6,7 @@ from pathlib import Path
 from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, size, table
 from qdc.exporting.dense import export_artifact
 from qdc.exporting.report import ExportReport, Verification
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 
 
 def export_command(

@@ -6,7 +6,7 @@ from typing import Any
 
 from qdc.cli.terminal import console, print_json, print_lines, print_table, table
 from qdc.models.family import Family
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 
 OTHERS = (
     "other architectures: through torch.export of the class in transformers, where it exports "

@@ -7,17 +7,17 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
-from qdc.calibration.inspection import Sampling, StageShift, inspect
-from qdc.calibration.records import Fields
-from qdc.calibration.text import read_source
-from qdc.calibration.tokenizer import encoder, load_tokenizer
 from qdc.cli.evaluate import parse_ratios
 from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, table
-from qdc.compiler import open_model
 from qdc.errors import InvalidCalibration, QdcError
+from qdc.frontend.opening import open_model
 from qdc.numerics.shift import Shift
-from qdc.registry import standard_registry
+from qdc.passkit.inspection import Sampling, StageShift, inspect
+from qdc.pipeline.registry import standard_registry
 from qdc.runtime.device import exact_products, find_device
+from qdc.text.records import Fields
+from qdc.text.source import read_source
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 LEGEND = (
     "against the same windows without masks; ratio 0: other windows without masks, by chance",

@@ -182,8 +182,8 @@ def inspect_calibration(
       qdc inspect-calibration MODEL --calibration docs.jsonl --samples 32
       qdc inspect-calibration MODEL --ratios 0.5,1 --json
     """  # noqa: D301
-    from qdc.calibration.records import Fields
     from qdc.cli.inspect_calibration import inspect_command
+    from qdc.text.records import Fields
 
     inspect_command(
         model=model,

@@ -6,7 +6,7 @@ from pathlib import Path
 from qdc.cli.describe import Described, describe, tags
 from qdc.cli.terminal import console, print_json, print_lines, print_table, table
 from qdc.errors import QdcError, UnknownName, nearest
-from qdc.registry import Registry, standard_registry
+from qdc.pipeline.registry import Registry, standard_registry
 
 
 def passes_command(

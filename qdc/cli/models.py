@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import parse_quantization, plain_config
-from qdc.calibration.tokenizer import decode_marked, encoder, load_tokenizer
+from qdc.checkpoint.folder import read_json
 from qdc.errors import QdcError
-from qdc.frontend.checkpoint import read_json
 from qdc.frontend.native import NativeModel
 from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.speech import decode_facts
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
+from qdc.text.tokenizer import decode_marked, encoder, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

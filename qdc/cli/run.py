@@ -7,7 +7,7 @@ from pathlib import Path
 from qdc.cli.models import open_runnable
 from qdc.cli.terminal import given_text, print_json, progress
 from qdc.errors import QdcError
-from qdc.runtime.infill import infill, parse_gaps
+from qdc.evaluation.infill import infill, parse_gaps
 
 
 def run_command(

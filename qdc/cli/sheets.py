@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.measure import Measurement
 
 from qdc.cli.terminal import print_lines, print_table, table
-from qdc.runtime.bootstrap import Interval
+from qdc.evaluation.bootstrap import Interval
 
 WIDEST = 1000
 

@@ -4,14 +4,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qdc.checkpoint.folder import read_json
 from qdc.cli.terminal import print_json
 from qdc.errors import InvalidArtifact, QdcError, UnknownName, nearest
-from qdc.frontend.checkpoint import read_json
 from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph
 from qdc.ir.opaque import Opaque
 from qdc.ir.printer import as_data, render
-from qdc.registry import Registry, standard_registry
+from qdc.pipeline.registry import Registry, standard_registry
 
 CONFIG, DUMP = "config.json", "ir.qdc"
 WHAT = "give a .qdc dump, an artifact or a model folder"
@@ -46,7 +46,7 @@ def _graph(path: Path, registry: Registry) -> LayerGraph:
             where=[str(path)],
             help="compile it again; qdc run does not need that file",
         )
-    from qdc.compiler import open_model
+    from qdc.frontend.opening import open_model
 
     return open_model(path, families=registry.families)[1].graph
 

@@ -12,8 +12,8 @@ from qdc.cli.models import REFERENCE, Opened, open_runnable
 from qdc.cli.sheets import Sheet, print_sheet, spread
 from qdc.cli.terminal import console, print_json, print_lines, progress
 from qdc.errors import QdcError
-from qdc.harness.likelihood import LikelihoodOptions, default_scorer, parse_likelihood
-from qdc.harness.results import (
+from qdc.evaluation.harness.likelihood import LikelihoodOptions, default_scorer, parse_likelihood
+from qdc.evaluation.harness.results import (
     MetricDifference,
     TaskComparison,
     TaskRun,
@@ -22,8 +22,8 @@ from qdc.harness.results import (
     document_values,
     metrics,
 )
-from qdc.harness.subject import Subject
-from qdc.harness.tasks import Tasks
+from qdc.evaluation.harness.subject import Subject
+from qdc.evaluation.harness.tasks import Tasks
 from qdc.ir.graph import ModelFacts
 from qdc.runtime.decoding.options import parse_options
 
@@ -155,7 +155,7 @@ def parse_decoding(text: str | None) -> dict[str, Any]:
 
 
 def _run(opened: Opened, name: str, asked: Asked) -> tuple[TaskRun, Values]:
-    from qdc.harness.adapter import DiffusionLM
+    from qdc.evaluation.harness.adapter import DiffusionLM
 
     scorer = default_scorer(opened.facts) if asked.scorer == "auto" else asked.scorer
     options: LikelihoodOptions = parse_likelihood(scorer=scorer, **asked.likelihood)

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from qdc import __version__
 from qdc.artifact.config import QUANTIZATION, plain_config
 from qdc.artifact.partial import Partial
 from qdc.artifact.writer import CONFIG, EXPORT, ArtifactWriter, check_target
@@ -20,8 +19,9 @@ from qdc.exporting.report import ExportReport, Verification
 from qdc.exporting.verify import verify
 from qdc.frontend.native import NativeModel
 from qdc.ir.tensors import LONG, torch_dtype
-from qdc.registry import Registry
+from qdc.pipeline.registry import Registry
 from qdc.runtime.load import OpenedArtifact, open_artifact
+from qdc.version import __version__
 
 Format = Literal["dense"]
 Dtype = Literal["bf16", "f16", "f32"]

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import plain_config
-from qdc.calibration.streams import uniforms
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import TOKENIZER, encoder, load_tokenizer
+from qdc.checkpoint.folder import BYTE_PAIR_FILES, Checkpoint
 from qdc.errors import ExportDiffers
 from qdc.exporting.report import Probe, Verification
-from qdc.frontend.checkpoint import BYTE_PAIR_FILES, Checkpoint
 from qdc.frontend.select import read_facts
 from qdc.ir.tensors import torch_dtype
 from qdc.models.families import Families
-from qdc.registry import Registry
+from qdc.numerics.random_numbers import uniforms
+from qdc.pipeline.registry import Registry
 from qdc.runtime.load import OpenedArtifact, load_artifact, load_checkpoint
+from qdc.text.source import read_text
+from qdc.text.tokenizer import TOKENIZER, encoder, load_tokenizer
 
 Progress = Callable[[str, int, int], None]
 BATCH, LENGTH = 2, 64

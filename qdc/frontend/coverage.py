@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from qdc.codec import Lowered
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.format.codec import Lowered
 from qdc.ir.annotations import OUTSIDE, TIED, Kept
 from qdc.ir.graph import LINEAR, LayerGraph
 from qdc.ir.tuned import Tuned

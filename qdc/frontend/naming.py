@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint, UnsupportedModel
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.native import NativeModel, quiet
 
 BUFFERS = r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq)$"

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qdc.calibration.tokenizer import TOKENIZER, load_tokenizer
 from qdc.errors import UnsupportedModel
 from qdc.frontend.unrolled import unroll_experts
 from qdc.ir.graph import ModelFacts
 from qdc.models.configuration import DEEPEST, MOST_EXPERTS
 from qdc.models.families import BUILT_IN
+from qdc.text.tokenizer import TOKENIZER, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnknownName
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.exported import trace_native
 from qdc.frontend.naming import match_tensors
 from qdc.frontend.native import NativeModel, build_native, native_facts

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qdc.codec import Codec
 from qdc.errors import InvalidArtifact, UnsupportedModel
+from qdc.format.codec import Codec
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.types import ValueType
-from qdc.multibinary import MultiBinary
-from qdc.uniformgrid import UniformGrid
 
 LIKE = "dtype_and_device"
 """An empty buffer that no file holds: it follows the module's dtype, as stored tensors do not."""

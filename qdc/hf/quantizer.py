@@ -17,18 +17,19 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from qdc.artifact.config import GUARD
-from qdc.artifact.writer import CONFIG, METHOD
+from qdc.artifact.writer import CONFIG
+from qdc.checkpoint.compiled import METHOD
+from qdc.checkpoint.folder import read_json
 from qdc.disk import replace_bytes
 from qdc.errors import InvalidArtifact, QdcError
-from qdc.frontend.checkpoint import read_json
 from qdc.frontend.native import find_class
 from qdc.frontend.unrolled import unroll_experts
 from qdc.hf.files import compare, read_headers
 from qdc.hf.packed import Packed, check, pack, tie, unpack
 from qdc.hf.settings import QdcQuantization
+from qdc.ir.keys import layer_of
 
 POOLER = "pooler"
-WEIGHT = ".weight"
 
 
 class QdcQuantizer(HfQuantizer):
@@ -86,9 +87,10 @@ class QdcQuantizer(HfQuantizer):
         for path, codec in self.quantization_config.codecs.items():
             pack(_module(model, path), codec, path)
         for head, source in list(model.all_tied_weights_keys.items()):
-            owner = _module(model, source.removesuffix(WEIGHT)) if source.endswith(WEIGHT) else None
+            path = layer_of(source)
+            owner = _module(model, path) if path != source else None
             if isinstance(owner, Packed):
-                tie(_module(model, head.removesuffix(WEIGHT)), owner)
+                tie(_module(model, layer_of(head)), owner)
                 del model.all_tied_weights_keys[head]
         compare(model, found)
         return model

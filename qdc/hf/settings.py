@@ -8,9 +8,9 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qdc.artifact.config import QUANTIZATION, parse_codec, parse_quantization
-from qdc.artifact.writer import METHOD
+from qdc.checkpoint.compiled import METHOD
 from qdc.hf.models import register_models
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 
 _plugins: list[Path] = []
 
@@ -48,7 +48,7 @@ class QdcQuantization(QuantizationConfigMixin):
         return (made, kwargs) if return_unused_kwargs else made
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields."""
+        """The fields as they stand in config.json, copied: transformers may change them."""
         return deepcopy(self._fields)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:

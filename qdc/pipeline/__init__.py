@@ -1,1 +1,1 @@
-"""Pipelines: their text, the order of their passes, and the one runner."""
+"""Pipelines: what a pass and a backend are, their text, their order, and where they are found."""

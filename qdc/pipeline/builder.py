@@ -6,12 +6,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from qdc.backendbase import Backend
 from qdc.errors import InvalidPipeline, nearest
-from qdc.passbase import Configured, Pass, option_text
+from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.passbase import Configured, Pass, option_text
 from qdc.pipeline.plan import Group, Plan, StageOrder
+from qdc.pipeline.registry import Registry
 from qdc.pipeline.syntax import STAGES, Item, StagesItem, caret, parse, parse_item
-from qdc.registry import Registry
 
 
 def build_plan(

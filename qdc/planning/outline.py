@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import nn
 
-from qdc.compiler import open_model
+from qdc.checkpoint.compiled import refuse_compiled
+from qdc.checkpoint.folder import INDEX, Checkpoint, read_json
 from qdc.errors import InvalidCheckpoint
-from qdc.frontend.checkpoint import INDEX, Checkpoint, read_json
 from qdc.frontend.coverage import check_tensors, mark_kept
+from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.types import BYTES, SHORT, Parameter
 from qdc.models.families import BUILT_IN, Families
-from qdc.runtime.load import refuse_compiled
 
 DTYPE_FIELDS = ("dtype", "torch_dtype")
 USUAL = "bf16"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from qdc.planning.work import Work
+from qdc.streaming.work import Work
 
 SIDE = 768
 """Of the square matrices that are multiplied: large enough to be bound by arithmetic."""

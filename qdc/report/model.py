@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from qdc.errors import QdcError
+from qdc.evaluation.evaluate import Comparison, Evaluation
 from qdc.frontend.coverage import Covered
 from qdc.ir.types import Frozen
-from qdc.runtime.evaluate import Comparison, Evaluation
 
 SCHEMA = 1
 DERIVED = ("sign_bits", "effective_bits", "error_by_kind")

@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from qdc.evaluation.evaluate import Comparison
 from qdc.ir.annotations import runs
 from qdc.report import figures
 from qdc.report.model import CompileReport, EvaluationReport, LayerReport
-from qdc.runtime.evaluate import Comparison
 from qdc.units import size
 
 MOST_FACETS = 12
@@ -26,7 +26,7 @@ Facet = dict[str, Any]
 
 
 def render(report: CompileReport) -> str:
-    """The page."""
+    """The report as one HTML page that opens offline: styles and figures are part of it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "template"),
         autoescape=True,

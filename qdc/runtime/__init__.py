@@ -1,1 +1,1 @@
-"""Runtime: what a model does once it is there, how well it predicts and how it fills gaps."""
+"""What a model does once it is there: its weights, where it runs, and how it writes tokens."""

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from qdc.backendbase import Runtime
-from qdc.codec import Codec
-from qdc.runtime.weights import Weights, dense_tensors, place, tied_names
+from qdc.format.codec import Codec
+from qdc.format.weights import Weights
+from qdc.pipeline.backendbase import Runtime
+from qdc.runtime.weights import dense_tensors, place, tied_names
 
 
 class DenseRuntime(Runtime):

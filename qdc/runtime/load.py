@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization, plain_config
-from qdc.artifact.writer import METHOD
-from qdc.codec import Codec
+from qdc.checkpoint.compiled import refuse_compiled
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.format.codec import Codec
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
+from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.models.families import BUILT_IN, Families
 from qdc.pipeline.builder import build_backend
-from qdc.registry import Registry
+from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
@@ -142,19 +143,6 @@ def load_checkpoint(
     return module.to(device).requires_grad_(False)
 
 
-def refuse_compiled(source: Checkpoint) -> None:
-    """Raise ``InvalidCheckpoint`` if the checkpoint is quantized already."""
-    if "quantization_config" in source.config:
-        settings = source.config["quantization_config"]
-        method = settings.get("quant_method") if isinstance(settings, dict) else None
-        what = "a qdc artifact" if method == METHOD else "quantized already"
-        raise InvalidCheckpoint(
-            f"the model is {what}, not a full-precision checkpoint",
-            where=[str(source.folder)],
-            help="give the checkpoint that it was made from",
-        )
-
-
 def _add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
     """Give these linears of a module on meta a bias. Raises ``InvalidArtifact``."""
     leaves = dict(module.named_modules())
@@ -171,13 +159,13 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
     """Compare what is stored with what the model and the codecs ask for."""
     wanted = dense_tensors(module)
     for layer, codec in codecs.items():
-        _, shape = wanted.pop(f"{layer}.weight", (None, ()))
+        _, shape = wanted.pop(file_key(layer), (None, ()))
         if shape != (codec.rows, codec.columns):
             raise InvalidArtifact(
                 f"the model has no {codec.rows} x {codec.columns} weight there", where=[layer]
             )
         for suffix, stored in codec.specification().items():
-            wanted[f"{layer}.{suffix}"] = (stored.dtype, stored.shape)
+            wanted[file_key(layer, suffix)] = (stored.dtype, stored.shape)
     compare_tensors(wanted, source.headers, InvalidArtifact)
 
 

@@ -3,46 +3,17 @@
 What is read here was checked by its header before; ``Codec.check`` looks at the data itself.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from qdc.codec import Codec
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.checkpoint.folder import Checkpoint
+from qdc.format.weights import Weights
 from qdc.ir.types import Dimension
 
 Wanted = tuple[str | None, tuple[Dimension, ...]]
 """Dtype and shape of a stored tensor; None allows every floating dtype."""
-
-
-@dataclass(frozen=True)
-class Weights(ABC):
-    """The tensors of a model, some of them of quantized layers; nothing of them is held."""
-
-    codecs: Mapping[str, Codec]
-    """Of each quantized layer, by full path."""
-    stages: tuple[tuple[str, ...], ...] = ()
-    """Paths that the artifact claims to read one value. A hint: it is not to be trusted."""
-    traceable: bool = True
-    """Whether the model is one of qdc's own, whose parts plain ``torch.fx`` traces."""
-
-    @abstractmethod
-    def plain(self, name: str) -> Tensor:
-        """A tensor that is no part of a quantized layer, as it is stored."""
-
-    @abstractmethod
-    def stored(self, layer: str) -> dict[str, Tensor]:
-        """The stored tensors of a quantized layer."""
-
-    def dense(self, name: str) -> Tensor:
-        """A parameter of the model: as it is stored, or decoded to fp32."""
-        layer = name.removesuffix(".weight")
-        codec = self.codecs.get(layer)
-        if codec is None:
-            return self.plain(name)
-        return codec.dense(codec.unpack(self.stored(layer)))
 
 
 @dataclass(frozen=True)

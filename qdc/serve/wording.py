@@ -4,9 +4,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qdc.calibration.tokenizer import decode_marked, encoder
 from qdc.runtime.decoding.speech import chat_tokens
 from qdc.serve.finaltext import INCOMPLETE
+from qdc.text.tokenizer import decode_marked, encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,7 +13,7 @@ from bench.fuzz.kinds import DUMP, KINDS
 from qdc.errors import QdcError
 from qdc.ir.dump import read
 from qdc.ir.printer import render
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 
 ARTIFACT = (
     "config values", "layers", "model", "index", "index values", "shard headers", "shard tensors",

@@ -13,7 +13,7 @@ from qdc.artifact.writer import check_target
 from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import OutputExists, QdcError
 from qdc.ir.dump import read
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 
 SPARSE = 1 << 40
 FILES = ("config.json", "model.safetensors.index.json", "model-00001-of-00003.safetensors")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import qdc
 from qdc.ir.dump import read
-from qdc.registry import standard_registry
-from qdc.report import CompileReport
+from qdc.pipeline.registry import standard_registry
+from qdc.report.model import CompileReport
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny
 

@@ -27,7 +27,7 @@ from bench.objectives.statistics import predict, spearman
 from bench.objectives.tables import FAMILIES, OBJECTIVES, tables
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 from tests.support.checkpoints import EMBEDDED, MASK, write_checkpoint
 
 

@@ -16,9 +16,9 @@ from bench.peers.measure import compare_weights
 from bench.peers.native import BlockWatch, dense_weights, names, open_pair
 from bench.peers.result import check_levels, grouped_bits, load, most_levels, save
 from bench.peers.samples import masked_samples
-from qdc.compiler import open_model
 from qdc.errors import QdcError
-from qdc.pipeline.unit import Unit
+from qdc.frontend.opening import open_model
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import EMBEDDED, END, write_checkpoint
 from tests.support.compiles import run_passes, spying
 
@@ -34,7 +34,7 @@ def test_samples_are_those_that_a_compile_calibrates_on(tmp_path: Path) -> None:
     seen: list[Tensor] = []
 
     def look(label: str, unit: Unit) -> None:
-        seen.append(unit.workspace._streams[0].tokens)
+        seen.append(unit.open_streams()[0, False].tokens)
 
     passes = "calibrate-mcs{samples=5 length=32 prefix=0.5 seed=7},spy"
     run_passes(EMBEDDED, tmp_path, spying(look), passes, stop_after="spy")

@@ -27,10 +27,10 @@ from bench.quality.result import Cost, Drift, Layer, Losses, Result, read, write
 from bench.quality.runner import finished, pending, result_path, run_all
 from bench.quality.statistics import difference, gap, quotient, rank_correlation, rise, window_error
 from bench.quality.tables import method_table
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.compiler import open_model
-from qdc.runtime.evaluate import compare, held_out_windows
+from qdc.evaluation.evaluate import compare, held_out_windows
+from qdc.frontend.opening import open_model
+from qdc.text.source import read_text
+from qdc.text.tokenizer import encoder, load_tokenizer
 from tests.support.checkpoints import EMBEDDED
 
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qdc.report import CompileReport
+from qdc.report.model import CompileReport
 from tests.cli.conftest import Command
 from tests.support.commands import qdc as command
 from tests.support.compiles import PLAIN

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.checkpoint.folder import Checkpoint
 from tests.cli.conftest import Command
 
 

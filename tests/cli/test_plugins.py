@@ -7,7 +7,7 @@ import pytest
 
 from qdc.cli import run
 from qdc.ir.dump import read
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 from tests.cli.conftest import Command
 from tests.support.commands import qdc as command
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from qdc.cli.compile import print_summary
 from qdc.cli.evaluation_tables import print_comparison, print_evaluation
 from qdc.cli.terminal import WIDTH
+from qdc.evaluation.evaluate import Comparison, Difference, Evaluation, RatioResult
 from qdc.frontend.coverage import Covered
-from qdc.report import CompileReport, LayerReport, PassReport
-from qdc.runtime.evaluate import Comparison, Difference, Evaluation, RatioResult
+from qdc.report.model import CompileReport, LayerReport, PassReport
 from tests.conftest import Golden
 
 MIB = 1 << 20

@@ -8,19 +8,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qdc import compiler
-from qdc.compiler import run_job
+from qdc.checkpoint.folder import Checkpoint
+from qdc.compiling import compiler
+from qdc.compiling.compiler import run_job
+from qdc.compiling.job import plan_job
 from qdc.distributed.world import World
 from qdc.errors import InvalidCalibration, QdcError
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.frontend.opening import open_model
 from qdc.frontend.select import Choice
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Moment
-from qdc.job import plan_job
-from qdc.passbase import Pass
-from qdc.pipeline.unit import Unit
-from qdc.registry import Registry, standard_registry
-from qdc.report import CompileReport
+from qdc.ir.graph import Node
+from qdc.pipeline.passbase import Pass
+from qdc.pipeline.registry import Registry, standard_registry
+from qdc.report.model import CompileReport
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import spying
 from tests.support.ranks import on_ranks
@@ -54,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _one_trace_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.fx patches classes while it traces, which threads share."""
-    lock, trace = threading.Lock(), compiler.open_model
+    lock, trace = threading.Lock(), open_model
 
     def traced(folder: Path, front_end: Choice) -> tuple[Checkpoint, Program]:
         with lock:
@@ -174,7 +176,10 @@ def test_only_the_first_rank_leaves_files(model: Path, tmp_path: Path) -> None:
         name = "fail"
 
         def run(self, unit: Unit) -> None:
-            if unit.workspace.world.rank == 1:
+            unit.share(unit.layers(), self.work)
+
+        def work(self, layers: tuple[Node, ...]) -> None:
+            if "blocks.0.k_proj" in [node.name for node in layers]:
                 raise ZeroDivisionError("of one rank")
 
     registry = standard_registry()

@@ -1,7 +1,7 @@
 """Odd but honest checkpoints, folders and disks: each has a defined result.
 
 Elsewhere: NaN, infinity, missing, extra and misshapen tensors, damaged files and folders
-(tests/cli/test_bad_files.py, tests/frontend/test_checkpoint.py, tests/frontend/test_coverage.py),
+(tests/cli/test_bad_files.py, tests/checkpoint/test_checkpoint.py, tests/frontend/test_coverage.py),
 places that cannot be written (tests/artifact/test_writer.py).
 """
 
@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import qdc
 from qdc import disk
+from qdc.checkpoint.folder import INDEX
 from qdc.errors import InvalidCheckpoint, QdcError
-from qdc.frontend.checkpoint import INDEX
 from tests.support.checkpoints import TOKENIZER, write_checkpoint
 from tests.support.commands import python
 from tests.support.compiles import compile_tiny

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import qdc
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.checkpoint.folder import Checkpoint
 from tests.support.compiles import compile_tiny
 from tests.support.families import CASES, Case, write_family
 

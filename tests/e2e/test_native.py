@@ -12,11 +12,11 @@ from torch import Tensor
 
 import qdc
 from qdc.artifact.config import parse_codec, parse_quantization
+from qdc.checkpoint.folder import Checkpoint
 from qdc.cli.models import open_runnable
 from qdc.errors import InvalidArtifact, QdcError, UnsupportedModel
-from qdc.frontend.checkpoint import Checkpoint
-from qdc.registry import standard_registry
-from qdc.report import CompileReport
+from qdc.pipeline.registry import standard_registry
+from qdc.report.model import CompileReport
 from tests.support.commands import qdc as run_qdc
 from tests.support.natives import CONFIGURATIONS, bidirectional, rewrite, write_native
 

@@ -8,7 +8,7 @@ import torch
 
 import qdc
 from qdc.errors import InvalidArtifact
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny
 

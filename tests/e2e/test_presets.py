@@ -11,7 +11,7 @@ from qdc.passes import PRESETS
 from qdc.passes.daq_lower import DaqLower
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import Group
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 from tests.support.checkpoints import write_checkpoint
 from tests.support.commands import qdc as command
 from tests.support.compiles import compile_tiny

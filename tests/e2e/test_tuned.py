@@ -12,17 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import qdc
-from qdc.compiler import run_job
+from qdc.checkpoint.folder import Checkpoint
+from qdc.compiling.compiler import run_job
+from qdc.compiling.job import plan_job
 from qdc.errors import InvalidArtifact, InvalidGraph
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.ir.dump import read
 from qdc.ir.graph import LINEAR
 from qdc.ir.printer import render
 from qdc.ir.tuned import Tuned
-from qdc.job import plan_job
-from qdc.passbase import Pass
-from qdc.pipeline.unit import Unit
-from qdc.registry import Registry, standard_registry
+from qdc.pipeline.passbase import Pass
+from qdc.pipeline.registry import Registry, standard_registry
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import run_passes
 
@@ -40,8 +40,8 @@ class Tune(Pass):
         assert unit.region is not None
         for node in (unit.graph[name] for name in unit.region.nodes):
             if node.op == "rms-norm":
-                gain = unit.tune(node, "weight", 1.0371 * unit.workspace.current(node.name))
-                assert torch.equal(gain, unit.workspace.current(node.name))
+                gain = unit.tune(node, "weight", 1.0371 * unit.current(node))
+                assert torch.equal(gain, unit.current(node))
             elif node.op == LINEAR:
                 unit.tune(node, "bias", torch.linspace(-0.1, 0.1, node.rows))
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import qdc
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import encoder, load_tokenizer
+from qdc.evaluation.evaluate import evaluate, held_out_windows
 from qdc.ir.annotations import Orders
 from qdc.ir.dump import read
-from qdc.registry import standard_registry
-from qdc.runtime.evaluate import evaluate, held_out_windows
+from qdc.pipeline.registry import standard_registry
+from qdc.text.source import read_text
+from qdc.text.tokenizer import encoder, load_tokenizer
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-llada"
 RECORD = json.loads((MODEL / "training.json").read_text(encoding="utf-8"))

@@ -8,10 +8,10 @@ import pytest
 from torch import Tensor, nn
 
 import qdc
-from qdc.calibration.text import read_text
-from qdc.calibration.tokenizer import encoder, load_tokenizer
-from qdc.runtime.evaluate import Comparison, compare, held_out_windows
-from qdc.runtime.infill import infill, parse_gaps
+from qdc.evaluation.evaluate import Comparison, compare, held_out_windows
+from qdc.evaluation.infill import infill, parse_gaps
+from qdc.text.source import read_text
+from qdc.text.tokenizer import encoder, load_tokenizer
 from tests.support.embedded import SAMPLES, embedded_artifact
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-llada"

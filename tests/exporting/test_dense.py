@@ -17,11 +17,11 @@ from torch import Tensor
 
 import qdc
 from qdc.artifact.writer import EXPORT, ArtifactWriter
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import ExportDiffers, InvalidArtifact, OutputExists, QdcError, UnknownName
 from qdc.exporting import dense
 from qdc.exporting.dense import export_artifact, plan_shards
-from qdc.frontend.checkpoint import Checkpoint
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import PLAIN, compile_tiny
 from tests.support.handovers import logits

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.coverage import check_tensors, coverage, mark_kept
 from qdc.frontend.tracer import trace
 from qdc.ir.annotations import Kept

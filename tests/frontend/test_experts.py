@@ -2,15 +2,15 @@
 
 import pytest
 
-from qdc.compiler import open_model
 from qdc.frontend.coverage import coverage
+from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.dump import from_bytes, to_bytes
 from qdc.ir.graph import LayerGraph
 from qdc.ir.printer import render
 from qdc.ir.routing import rows_of
 from qdc.ir.verify import verify
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 from tests.conftest import Golden
 from tests.support.experts import write_mixture
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdc.calibration.original import original_stream
-from qdc.compiler import open_model
-from qdc.frontend.checkpoint import Checkpoint
-from qdc.frontend.segment import Segment
+from qdc.checkpoint.folder import Checkpoint
+from qdc.frontend.calls import NodeCalls
+from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.dump import from_bytes, to_bytes
 from qdc.ir.verify import verify
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
+from qdc.streaming.original import original_stream
 from tests.support.natives import CONFIGURATIONS, bidirectional, write_native
 
 DENSE = ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"]
@@ -90,7 +90,7 @@ def test_the_graph_is_valid_and_survives_a_dump(opened: Opened) -> None:
     assert from_bytes(to_bytes(program.graph), standard_registry().annotations()).structure == (
         program.graph.structure
     )
-    assert all(isinstance(node, Segment) for node in program.nodes.values())
+    assert all(isinstance(node, NodeCalls) for node in program.nodes.values())
 
 
 def test_leaves_out_what_changes_nothing(opened: Opened) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint, UnsupportedModel
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.coverage import check_tensors, coverage
 from qdc.frontend.exported import trace_native
 from qdc.frontend.naming import match_tensors

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PretrainedConfig
 
-from qdc.compiler import open_model
 from qdc.errors import UnknownName, UnsupportedModel
 from qdc.frontend.exported import trace_native
 from qdc.frontend.native import NativeModel, build_native, native_facts
+from qdc.frontend.opening import open_model
 from qdc.frontend.select import choose, parse_choice
 from qdc.ir.graph import ModelFacts
 from tests.support.checkpoints import write_checkpoint

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.checkpoint.folder import Checkpoint
 from qdc.frontend.coverage import mark_kept
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.printer import render

@@ -12,8 +12,8 @@ from transformers import AutoModel, PreTrainedModel
 
 import qdc
 import qdc.hf
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import QdcError
-from qdc.frontend.checkpoint import Checkpoint
 from tests.hf.conftest import Artifacts
 from tests.support.handovers import BINARY, PACKED, auto_class, batch, logits, native_artifact
 

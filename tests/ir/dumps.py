@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import msgpack
 
-from qdc.codec import Lowered
 from qdc.errors import InvalidDump
+from qdc.format.codec import Lowered
+from qdc.format.multibinary import MultiBinary
 from qdc.ir.annotations import BUILT_IN, Annotation, Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.dump import from_bytes, to_bytes
 from qdc.ir.graph import LayerGraph
 from qdc.ir.opaque import Opaque
 from qdc.ir.printer import as_data, render
-from qdc.multibinary import MultiBinary
 from tests.support.graphs import annotated, ref, two_blocks
 
 

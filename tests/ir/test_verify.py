@@ -1,6 +1,7 @@
 import pytest
 
 from qdc.errors import InvalidGraph
+from qdc.format.multibinary import MultiBinary
 from qdc.ir.annotations import (
     Annotation,
     Factor,
@@ -10,7 +11,6 @@ from qdc.ir.annotations import (
     Salience,
 )
 from qdc.ir.verify import verify
-from qdc.multibinary import MultiBinary
 from tests.ir.dumps import LoweredToy
 from tests.ir.verdicts import GOOD, problems
 from tests.support.graphs import (

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.checkpoint.folder import Checkpoint
 from qdc.models.families import BUILT_IN
 from tests.support.checkpoints import write_checkpoint
 from tests.support.families import CASES, LLAMA_NAMES

@@ -7,7 +7,7 @@ import torch
 from qdc.ir.annotations import Factor
 from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.pipeline.builder import build_plan
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
 from tests.support.units import correlated_moment, make_unit, noise, put_statistics
 
 

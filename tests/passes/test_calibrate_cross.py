@@ -11,7 +11,7 @@ from qdc.errors import InvalidGraph, InvalidPipeline, MissingAnnotation
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.verify import verify
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, run_passes, spying
 from tests.support.graphs import annotated, ref, two_blocks

@@ -15,7 +15,7 @@ from qdc.numerics.importance import importance, outlier_weight
 from qdc.numerics.multibinary import dense, fit
 from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.passes.pack import Pack
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.support.lowering import lower, result
 from tests.support.units import correlated_moment, make_unit, noise, put_statistics
 
@@ -202,7 +202,7 @@ def test_outliers_and_sweeps_are_noted() -> None:
     note = unit.graph.require("q", Daq)
     assert note.sweeps == 3
     assert 0 < note.outliers < 0.2
-    assert str(unit.workspace.remarks[0]).startswith("passed daq-lower %q error=")
+    assert str(unit.remarks[0]).startswith("passed daq-lower %q error=")
     plain = lower({"q": weight}, moment, (2, 2), outlier_weight=1)
     assert plain.graph.require("q", Daq).outliers == 0
 

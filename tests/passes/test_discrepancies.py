@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.codec import Lowered
+from qdc.format.codec import Lowered
 from qdc.ir.annotations import Factor, Moment, Orders, Salience
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.factor import factorize
@@ -20,7 +20,7 @@ from qdc.passes.abmp_allocate import AbmpAllocate
 from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.passes.sensitivity import Sensitivity
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import LENGTH, SAMPLES, run_passes, spying
 from tests.support.lowering import lower, result, squares
@@ -221,7 +221,7 @@ def test_the_order_of_the_layers(order: str, tmp_path: Path) -> None:
             else:
                 note = unit.graph.require(node.name, Lowered)
                 weights[node.name] = note.codec.dense(note.working(unit.tensors))
-        tokens.append(unit.workspace._streams[0].tokens)
+        tokens.append(unit.open_streams()[0, False].tokens)
 
     calibrate = f"calibrate-mcs{{samples={SAMPLES} length={LENGTH}}}"
     inside = f"{calibrate},spy{{label=before}},rtn-lower{{bits=1}},spy{{label=after}}"

@@ -22,8 +22,8 @@ from qdc.passes.pack import Pack
 from qdc.passes.rtn_lower import RtnLower
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order
-from qdc.pipeline.unit import Unit
-from qdc.registry import standard_registry
+from qdc.pipeline.registry import standard_registry
+from qdc.streaming.unit import Unit
 from tests.conftest import Golden
 from tests.support.units import annotate_all, correlated_moment, make_unit, noise, put_statistics
 

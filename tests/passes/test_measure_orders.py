@@ -12,7 +12,7 @@ from qdc.numerics.components import dense
 from qdc.numerics.factor import factorize
 from qdc.numerics.multibinary import fit
 from qdc.passes.measure_orders import MeasureOrders
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.support.units import correlated_moment, make_unit, noise
 
 COLUMNS = 160

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.codec import Tensors
 from qdc.errors import InvalidArtifact, InvalidGraph, MissingAnnotation
+from qdc.format.codec import Tensors
+from qdc.format.multibinary import MultiBinary
 from qdc.ir.annotations import Packed
 from qdc.ir.printer import render
 from qdc.ir.tensors import digest
 from qdc.ir.types import ValueType
 from qdc.ir.verify import verify
-from qdc.multibinary import MultiBinary
 from qdc.numerics.components import Components, dense
 from qdc.passes.daq_lower import Daq
 from qdc.passes.pack import Pack
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.conftest import Golden
 from tests.support.units import make_unit
 

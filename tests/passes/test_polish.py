@@ -10,16 +10,16 @@ from pydantic import Field
 from torch import Tensor
 
 import qdc
-from qdc.codec import Codec, Lowered
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidPipeline, MissingAnnotation
-from qdc.frontend.checkpoint import Checkpoint
+from qdc.format.codec import Codec, Lowered
 from qdc.ir.annotations import Moment
 from qdc.ir.types import ValueType
 from qdc.passes.polish import Polish
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order
-from qdc.pipeline.unit import Unit
-from qdc.registry import Registry, standard_registry
+from qdc.pipeline.registry import Registry, standard_registry
+from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import PLAIN, Spy, compile_tiny, run_passes
 from tests.support.plain import PlainModel
@@ -70,14 +70,14 @@ class Look(Spy):
     def run(self, unit: Unit) -> None:
         assert unit.region is not None
         if self.label == "calibrated":
-            self.tokens[:] = [unit.workspace._streams[0].tokens]
+            self.tokens[:] = [unit.open_streams()[0, False].tokens]
             for node in unit.layers():
                 note = unit.graph.require(node.name, Moment)
                 self.moments[node.name] = unit.get(note.tensor).clone()
             return
         for name in unit.region.nodes:
             if unit.graph[name].parameters:
-                self.weights[name] = unit.workspace.current(name).clone()
+                self.weights[name] = unit.current(unit.graph[name]).clone()
 
 
 def registry() -> Registry:

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 import qdc
+from qdc.checkpoint.folder import Checkpoint
+from qdc.compiling.job import plan_job
 from qdc.errors import InvalidCheckpoint, InvalidGraph, InvalidPipeline, QdcError, UnsupportedModel
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.ir.annotations import TIED, Kept, Packed
 from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.printer import render
 from qdc.ir.types import Parameter
-from qdc.job import plan_job
 from qdc.numerics.uniform import fit_uniform
-from qdc.passbase import Pass
 from qdc.passes import quantize_vocab
 from qdc.passes.quantize_vocab import QuantizeVocab, Vocabulary
-from qdc.pipeline.unit import Unit
-from qdc.registry import Registry, standard_registry
+from qdc.pipeline.passbase import Pass
+from qdc.pipeline.registry import Registry, standard_registry
+from qdc.streaming.unit import Unit
 from tests.conftest import Golden
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, run_passes, spying
@@ -276,7 +276,7 @@ def test_a_tied_head_computes_with_the_codes_of_the_embedding(tied: Path, tmp_pa
 
     def look(label: str, unit: Unit) -> None:
         for name in ("model.embed_tokens", "lm_head"):
-            seen[name] = unit.workspace.current(name)
+            seen[name] = unit.current(unit.graph[name])
 
     run_passes(tied, tmp_path, spying(look), "quantize-vocab,spy-all", stop_after="spy-all")
     assert torch.equal(seen["lm_head"], seen["model.embed_tokens"])

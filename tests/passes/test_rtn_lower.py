@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qdc.errors import InvalidCheckpoint
+from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.annotations import Moment
 from qdc.ir.printer import render
 from qdc.ir.verify import verify
@@ -11,8 +12,7 @@ from qdc.numerics.error import relative_output_error
 from qdc.numerics.uniform import dense_uniform, fit_uniform
 from qdc.passes.pack import Pack
 from qdc.passes.rtn_lower import Rtn, RtnLower
-from qdc.pipeline.unit import Unit
-from qdc.uniformgrid import UniformGrid
+from qdc.streaming.unit import Unit
 from tests.conftest import Golden
 from tests.support.units import annotate_all, correlated_moment, make_unit, noise
 

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import pytest
 
-from qdc.backendbase import Backend
-from qdc.codec import Codec, Lowered
 from qdc.errors import DuplicateName, QdcError, UnknownName
+from qdc.format.codec import Codec, Lowered
 from qdc.ir.annotations import Annotation
 from qdc.models.families import BUILT_IN, FAMILIES
-from qdc.passbase import Kinds, Pass
-from qdc.registry import Registry, standard_registry
+from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.passbase import Kinds, Pass
+from qdc.pipeline.registry import Registry, standard_registry
 
 PLUGIN = '''
 """A plugin."""
@@ -137,7 +137,7 @@ def test_a_second_codec_names_both_owners() -> None:
     registry.add(WritesFalseRtn)
     with pytest.raises(DuplicateName, match="the name 'uniform'") as caught:
         registry.codecs()
-    assert caught.value.where[0] == "qdc.uniformgrid.UniformGrid"
+    assert caught.value.where[0] == "qdc.format.uniformgrid.UniformGrid"
     assert caught.value.where[1].endswith("FalseUniform")
 
 
@@ -238,7 +238,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     def entry_points(*, group: str) -> list[EntryPoint]:
         return [entry for entry in found if entry.group == group]
 
-    monkeypatch.setattr("qdc.registry.entry_points", entry_points)
+    monkeypatch.setattr("qdc.pipeline.registry.entry_points", entry_points)
     return found
 
 
@@ -263,10 +263,10 @@ def test_installed_passes_and_backends_are_added(
     [
         ("no_such_module:X", "the installed plugin no_such_module:X does not import"),
         ("qdc.passes.pack:Gone", "the installed plugin qdc.passes.pack:Gone does not import"),
-        ("qdc.codec:Codec", "is no pass, backend or family with a name"),
-        ("qdc.passbase:Pass", "is no pass, backend or family with a name"),
-        ("qdc.backendbase:Backend", "is no pass, backend or family with a name"),
-        ("qdc.registry:standard_registry", "is no pass, backend or family with a name"),
+        ("qdc.format.codec:Codec", "is no pass, backend or family with a name"),
+        ("qdc.pipeline.passbase:Pass", "is no pass, backend or family with a name"),
+        ("qdc.pipeline.backendbase:Backend", "is no pass, backend or family with a name"),
+        ("qdc.pipeline.registry:standard_registry", "is no pass, backend or family with a name"),
     ],
 )
 def test_a_bad_entry_point_is_refused(value: str, what: str, installed: list[EntryPoint]) -> None:

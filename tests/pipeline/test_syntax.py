@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qdc.errors import InvalidPipeline
-from qdc.passbase import option_text
+from qdc.pipeline.passbase import option_text
 from qdc.pipeline.syntax import Item, StagesItem, caret, is_name, parse, parse_item
 
 

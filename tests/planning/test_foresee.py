@@ -6,16 +6,16 @@ from typing import Any, ClassVar
 
 import pytest
 
-from qdc.compiler import run_job
+from qdc.checkpoint.folder import INDEX, SINGLE, Checkpoint
+from qdc.compiling.compiler import run_job
+from qdc.compiling.job import plan_job
 from qdc.errors import InvalidCheckpoint, QdcError
-from qdc.frontend.checkpoint import INDEX, SINGLE, Checkpoint
 from qdc.ir.annotations import Kept, Orders
-from qdc.job import plan_job
-from qdc.passbase import Kinds, Pass
 from qdc.passes.daq_lower import DaqLower
-from qdc.pipeline.unit import Unit
-from qdc.planning.forecast import Forecast
-from qdc.registry import standard_registry
+from qdc.pipeline.passbase import Kinds, Pass
+from qdc.pipeline.registry import standard_registry
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
 from tests.support import llada8b
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import PLAIN
@@ -151,7 +151,7 @@ class KeepValues(Pass):
     def forecast(self, unit: Forecast) -> None:
         for node in unit.layers():
             if node.name.endswith("v_proj"):
-                unit.keep(node)
+                unit.annotate(node, Kept(reason="a value"))
 
 
 class Guess(Pass):

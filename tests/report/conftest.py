@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from qdc.report import CompileReport
+from qdc.report.model import CompileReport
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny
 from tests.support.threads import one_thread

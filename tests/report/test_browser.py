@@ -13,7 +13,7 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from qdc.report import CompileReport
+from qdc.report.model import CompileReport
 from qdc.report.page import render
 from tests.report.test_page import HOSTILE, evaluated
 

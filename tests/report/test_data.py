@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from qdc.codec import Lowered
+from qdc.compiling.collect import full_text, layer_reports, outside_reports, size_parts
 from qdc.errors import QdcError
+from qdc.format.codec import Lowered
+from qdc.format.multibinary import MultiBinary
 from qdc.ir.annotations import Orders, Packed
 from qdc.ir.graph import LayerGraph, Region, Stage
 from qdc.ir.tuned import Tuned
-from qdc.multibinary import MultiBinary
 from qdc.pipeline.builder import build_plan
-from qdc.registry import standard_registry
-from qdc.report import CompileReport, layer_reports
-from qdc.report.collect import full_text, outside_reports, size_parts
+from qdc.pipeline.registry import standard_registry
 from qdc.report.files import artifact_digest, read_report
+from qdc.report.model import CompileReport
 from tests.support.compiles import compile_tiny
 from tests.support.graphs import linear, ref, source, structure
 

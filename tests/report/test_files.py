@@ -7,8 +7,8 @@ import pytest
 
 import qdc
 from qdc.errors import InvalidCheckpoint, OutputExists, QdcError
-from qdc.report import CompileReport
 from qdc.report.files import write_report
+from qdc.report.model import CompileReport
 from tests.report.conftest import MIXED
 from tests.support.compiles import compile_tiny, run_passes, spying
 

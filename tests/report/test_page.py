@@ -7,10 +7,9 @@ from typing import Any
 import matplotlib
 import pytest
 
-from qdc.report import CompileReport, LayerReport
-from qdc.report.model import EvaluationReport
+from qdc.evaluation.evaluate import Comparison, Difference, Evaluation, RatioResult
+from qdc.report.model import CompileReport, EvaluationReport, LayerReport
 from qdc.report.page import render
-from qdc.runtime.evaluate import Comparison, Difference, Evaluation, RatioResult
 
 HOSTILE = (
     "<script>alert('1')</script><img src=http://x.test/a.png>\"' onload=1 $\\frac{}$ {{ 7*7 }}"

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdc.calibration.tokenizer import load_tokenizer
 from qdc.errors import QdcError
 from qdc.serve.wording import Wording
+from qdc.text.tokenizer import load_tokenizer
 from tests.support.checkpoints import EMBEDDED, MASK, VOCABULARY
 
 WORDING = Wording(load_tokenizer(EMBEDDED))

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import qdc
-from qdc.compiler import run_job
+from qdc.compiling.compiler import run_job
+from qdc.compiling.job import plan_job
 from qdc.ir.graph import Node
-from qdc.job import plan_job
-from qdc.passbase import Pass
 from qdc.passes import PRESETS
-from qdc.pipeline.unit import Unit
-from qdc.registry import Registry, standard_registry
-from qdc.report import CompileReport
+from qdc.pipeline.passbase import Pass
+from qdc.pipeline.registry import Registry, standard_registry
+from qdc.report.model import CompileReport
+from qdc.streaming.unit import Unit
 
 SAMPLES, LENGTH = 4, 16
 PLAIN = "stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower),pack"

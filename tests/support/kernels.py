@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qdc.backends.triton.parts import Part
-from qdc.multibinary import MultiBinary
-from qdc.uniformgrid import UniformGrid
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 
 ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-24}
 """The relative error of rounding: half a unit in the last place. Of bf16 a whole one, since

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from qdc.ir.verify import verify
 from qdc.passes.daq_lower import Daq, DaqLower
-from qdc.pipeline.unit import Unit
+from qdc.streaming.unit import Unit
 from tests.support.units import make_unit, put_statistics
 
 

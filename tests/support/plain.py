@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qdc.compiler import open_model
+from qdc.frontend.opening import open_model
 from qdc.models.families import BUILT_IN
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qdc.compiler import open_model
+from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region, Stage
 from qdc.models.families import BUILT_IN
-from qdc.pipeline.states import StateStore
-from qdc.pipeline.stream import Stream
+from qdc.streaming.states import StateStore
+from qdc.streaming.stream import Stream
 from tests.support.checkpoints import write_checkpoint
 
 WIDTH, HIDDEN, LENGTH = 32, 48, 6

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from qdc.errors import UnsupportedModel
 from qdc.models.layers import takes_windows
+from qdc.models.predictions import require_finite
 from qdc.models.window import Window, through
 from qdc.runtime.decoding.canvas import Canvas
 from qdc.runtime.decoding.facts import DecodeFacts
-from qdc.runtime.masked_loss import require_finite
 
 Model = Callable[..., Tensor]
 """``(tokens i64[batch, T], mask bool[batch, T] or nothing) -> [batch, T, vocabulary]``.

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qdc.calibration.tokenizer import FAILURES, encode_marked
 from qdc.errors import QdcError
 from qdc.ir.graph import ModelFacts
 from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.text.tokenizer import FAILURES, encode_marked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from qdc.calibration.tokenizer import load_tokenizer
+from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint, QdcError, UnsupportedModel
-from qdc.frontend.checkpoint import Checkpoint
 from qdc.frontend.native import find_class, first_line, quiet
+from qdc.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast

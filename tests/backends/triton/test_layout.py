@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdc.backends.triton.layout import binary_layout, portable_planes, restore_bits, swap_bits
-from qdc.multibinary import MultiBinary
+from qdc.format.multibinary import MultiBinary
 from tests.support.kernels import binary_layer
 
 

@@ -183,7 +183,7 @@ def test_what_cannot_run_says_so_and_names_the_reference(
 
 def test_a_module_that_is_no_linear_is_refused() -> None:
     from qdc.backends.triton.runtime import PackedRuntime
-    from qdc.uniformgrid import UniformGrid
+    from qdc.format.uniformgrid import UniformGrid
 
     class Own(nn.Linear):
         pass

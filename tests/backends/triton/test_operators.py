@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tests.support.interpreter  # noqa: F401
 from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
 from qdc.backends.triton.parts import Part, can_join
-from qdc.codec import Codec
 from qdc.errors import QdcError
-from qdc.uniformgrid import UniformGrid
+from qdc.format.codec import Codec
+from qdc.format.uniformgrid import UniformGrid
 from tests.support.kernels import binary_layer, uniform_layer
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from qdc.calibration.tokenizer import load_tokenizer
 from qdc.errors import QdcError
 from qdc.runtime.decoding.apd import accepted, draw_draft, target_tokens
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -20,6 +19,7 @@ from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Snapshot
 from qdc.runtime.decoding.verifier import NativeVerifier, load_verifier
+from qdc.text.tokenizer import load_tokenizer
 from tests.support.checkpoints import EMBEDDED, write_checkpoint
 from tests.support.decoding import EOS, Table, facts, places
 from tests.support.natives import write_native

@@ -1,1 +1,0 @@
-"""Calibration: text, its tokens, and the masked samples a compilation reads."""

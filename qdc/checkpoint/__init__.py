@@ -1,0 +1,1 @@
+"""Folders of safetensors with a configuration, as they are published."""

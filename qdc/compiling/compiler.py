@@ -1,0 +1,239 @@
+"""The compiler: checkpoint to graph, pipeline, artifact, report."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+
+from qdc.artifact.emission import Emission
+from qdc.artifact.partial import Partial
+from qdc.artifact.writer import ArtifactWriter
+from qdc.checkpoint.folder import Checkpoint
+from qdc.compiling.collect import full_text
+from qdc.compiling.compose import compile_report
+from qdc.compiling.dumper import Dumper
+from qdc.compiling.instruments import Instrument, Meter, Remarks, Verifier
+from qdc.compiling.job import Job
+from qdc.compiling.origin import facts, identity
+from qdc.compiling.repro import Repro
+from qdc.compiling.resuming import Resumption
+from qdc.compiling.runner import RegionDone, Runner
+from qdc.compiling.savepoints import Savepoints
+from qdc.disk import digest_of
+from qdc.distributed.handshake import from_first, same, total
+from qdc.distributed.world import World
+from qdc.errors import QdcError
+from qdc.frontend.opening import open_model
+from qdc.frontend.select import choose
+from qdc.frontend.tracer import Program
+from qdc.ir.graph import Region
+from qdc.ir.tensors import torch_dtype
+from qdc.ir.verify import verify
+from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.plan import Plan
+from qdc.report.files import ReportWriter, discard_report
+from qdc.report.model import CompileReport
+from qdc.runtime.device import exact_products
+from qdc.streaming.states import StateStore
+from qdc.streaming.workspace import Calibration, Workspace
+from qdc.text.source import read_source
+from qdc.text.tokenizer import encoder, load_tokenizer
+from qdc.version import __version__
+
+Progress = Callable[[str, int, int], None]
+"""``(what, done, total)``."""
+Shared = dict[str, int]
+"""What the report says of the processes."""
+
+
+def run_job(
+    job: Job, progress: Progress | None = None, world: World | None = None
+) -> CompileReport:
+    """Compile. Either the artifact is complete at the end, or nothing has changed at its place.
+
+    A compile that ends early leaves a folder to go on from as soon as a step is finished; one of
+    several processes does not.
+
+    Args:
+        job: what to compile, and how.
+        progress: told what is done.
+        world: the processes that share the work, this one alone if not given; the first of them
+            writes everything, and all return its report.
+
+    Raises:
+        QdcError: the checkpoint, the text, the weights or an interrupted compile are at fault.
+    """
+    started = time.perf_counter()
+    notify = progress or (lambda what, done, total: None)
+    world = world or World()
+    if world.size > 1 and job.resume:
+        raise QdcError(
+            "several processes cannot go on from an interrupted compile",
+            help="resume it without torchrun, or discard it with --restart",
+        )
+    checkpoint, program = open_model(job.model, job.front_end, job.registry.families)
+    for step in job.plan.passes():
+        step.check(program.graph)
+    calibration = _calibration(job)
+    same(world, _agreed(job, checkpoint, calibration))
+    digest = from_first(
+        world,
+        lambda: checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total)),
+    )
+    meter, remarks = Meter(job.plan), Remarks()
+    places = job.dump_places if world.first else frozenset[int]()
+    dumper = Dumper(job.plan, job.dump_folder, places, program.graph)
+    repro = Repro(job.plan, job.repro_folder, job.command)
+    ticker = _Ticker(notify, job.plan, program)
+    instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, Verifier())
+    with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
+        workspace = Workspace(
+            program,
+            checkpoint,
+            torch.device(job.device),
+            calibration,
+            returns=job.plan.returns(),
+            states=StateStore(torch_dtype(job.states), job.host_memory, scratch),
+            world=world,
+            tags=job.registry.annotations(),
+        )
+        if partial is None or job.backend is None:
+            Runner(job.plan, workspace, instruments, scratch).run(workspace.release)
+            _verify(job, workspace)
+
+            def without_artifact(shared: Shared) -> CompileReport:
+                report = compile_report(job, workspace, meter, remarks, digest, None)
+                return _timed(report, dumper, time.perf_counter() - started, shared)
+
+            return _everywhere(world, workspace, without_artifact)
+        writer = ArtifactWriter(job.out, force=job.force, folder=partial.artifact)
+        origin = facts(job, calibration, digest, checkpoint)
+        emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
+        region_done = _emitter(job.backend, emission, workspace)
+        alone = world.size == 1
+        runner = Runner(job.plan, workspace, instruments, partial.kept, keep=alone)
+        made_from = identity(job, calibration, digest, checkpoint)
+        savepoints = Savepoints(partial, runner, writer, (meter, remarks), made_from, started)
+        first = 0
+        if partial.journal is not None:
+            resumption = Resumption(savepoints, partial.journal, job.registry.annotations())
+            first = resumption.restore(region_done, (repro, Verifier()))
+            ticker.done = sum(row.units for row in meter.measured)
+        # Of several processes each holds a part of the states: there is nothing to go on from.
+        runner.run(region_done, savepoints.save if alone else lambda step: None, first)
+        _verify(job, workspace)
+        job.backend.finish(emission)
+
+        def finished(shared: Shared) -> CompileReport:
+            report = compile_report(job, workspace, meter, remarks, digest, writer)
+            report = report.model_copy(update={"resumed": savepoints.resumed})
+            report = _timed(report, dumper, savepoints.seconds, shared)
+            _commit(job, writer, report)
+            return report
+
+        return _everywhere(world, workspace, finished)
+
+
+def _everywhere(
+    world: World, workspace: Workspace, make: Callable[[Shared], CompileReport]
+) -> CompileReport:
+    """The report that the first process makes, in all of them."""
+    calls, sent = total(world, workspace.linear_calls, world.sent)
+    workspace.linear_calls = calls
+    shared: Shared = {"processes": world.size, "sent_bytes": int(sent)}
+    text = from_first(world, lambda: make(shared).model_dump_json())
+    return CompileReport.model_validate_json(text)
+
+
+def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -> dict[str, str]:
+    """What every process of a compile must have the same of."""
+    return {
+        "qdc": __version__,
+        "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
+        "calibration text": "" if calibration is None else calibration.source.digest,
+        "pipeline": full_text(job.plan),
+        "front end": choose(checkpoint.config, job.front_end, job.registry.families),
+        "backend": str(job.backend),
+        "plugins": repr(job.registry.plugins),
+        "states": job.states,
+        "tokenizer": ""
+        if calibration is None
+        else repr([(path.name, digest_of(path)) for path in checkpoint.tokenizer_files()]),
+    }
+
+
+def _emitter(backend: Backend, emission: Emission, workspace: Workspace) -> RegionDone:
+    def region_done(region: Region) -> None:
+        backend.emit_region(emission, region)
+        workspace.release(region)
+
+    return region_done
+
+
+def _verify(job: Job, workspace: Workspace) -> None:
+    graph = workspace.program.graph
+    graph.after = str(job.plan)
+    verify(graph, workspace.tensors)
+
+
+def _timed(report: CompileReport, dumper: Dumper, seconds: float, shared: Shared) -> CompileReport:
+    dumps = tuple(map(str, dumper.write()))
+    return report.model_copy(update={"dumps": dumps, "seconds": seconds, **shared})
+
+
+def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
+    """Make the artifact appear, and its report with it."""
+    if not job.report:
+        writer.commit()
+        discard_report(job.out)
+        return
+    pages = ReportWriter(job.out)
+    try:
+        pages.stage(report)
+        writer.commit()
+        pages.commit()
+    finally:
+        pages.abort()
+
+
+def _calibration(job: Job) -> Calibration | None:
+    if not any(step.reads_calibration for step in job.plan.passes()):
+        return None
+    source = read_source(job.calibration, job.fields)
+    return Calibration(source, encoder(load_tokenizer(job.model)))
+
+
+def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:
+    """The folder in which the artifact is made; None if none is written here."""
+    if job.backend is None or not world.first:
+        return nullcontext()
+    return Partial(job.out, resume=job.resume, restart=job.restart)
+
+
+@contextmanager
+def _scratch(job: Job, partial: Partial | None) -> Iterator[Path]:
+    """Yield a folder for what waits: beside what will be written, where there is room."""
+    if partial is not None:
+        yield partial.scratch
+        return
+    beside = job.dump_folder.absolute().parent
+    with tempfile.TemporaryDirectory(
+        prefix=".qdc-", dir=beside if beside.is_dir() else None
+    ) as folder:
+        yield Path(folder)
+
+
+class _Ticker(Instrument):
+    """Count pass applications for the progress bar."""
+
+    def __init__(self, notify: Progress, plan: Plan, program: Program) -> None:
+        self.notify, self.done = notify, 0
+        self.total = plan.applications(program.graph)
+
+    def after(self, place: int, unit: object) -> None:
+        """One more application is done."""
+        self.done += 1
+        self.notify("run the passes", self.done, self.total)

@@ -1,0 +1,74 @@
+"""The report of a compile, put together from what it was asked and what it left."""
+
+from datetime import UTC, datetime
+
+from qdc.artifact.writer import ArtifactWriter
+from qdc.compiling.collect import (
+    environment,
+    file_reports,
+    full_text,
+    layer_reports,
+    outside_reports,
+    pass_reports,
+    size_parts,
+)
+from qdc.compiling.instruments import Meter, Remarks
+from qdc.compiling.job import Job
+from qdc.frontend.coverage import coverage
+from qdc.report.files import PAGE, artifact_digest, report_folder
+from qdc.report.model import CompileReport
+from qdc.streaming.workspace import Workspace
+
+
+def compile_report(
+    job: Job,
+    workspace: Workspace,
+    meter: Meter,
+    remarks: Remarks,
+    digest: str,
+    writer: ArtifactWriter | None,
+) -> CompileReport:
+    """Everything but times and dumps.
+
+    Args:
+        job: what was asked for.
+        workspace: at the end of the run.
+        meter: what each pass has cost.
+        remarks: what passes said.
+        digest: of the checkpoint.
+        writer: of the artifact, complete and not yet in its place; None if none is written.
+    """
+    graph, text = workspace.program.graph, workspace.calibration
+    source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
+    layers = sum(1 for _ in graph.layers())
+    parts = () if writer is None else size_parts(graph)
+    return CompileReport(
+        out=None if writer is None else str(job.out),
+        report=str(report_folder(job.out) / PAGE) if writer is not None and job.report else None,
+        created=datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC"),
+        family=graph.model.family,
+        pipeline=str(job.plan),
+        full_pipeline=full_text(job.plan),
+        backend=str(job.backend) if job.backend is not None else "",
+        device=job.device,
+        environment=environment(job.device),
+        checkpoint=str(job.model.absolute()),
+        checkpoint_sha256=digest,
+        calibration=source,
+        artifact_sha256="" if writer is None else artifact_digest(writer.folder),
+        plugins=tuple(job.registry.plugins),
+        layers=tuple(layer_reports(graph)),
+        outside=tuple(outside_reports(graph)),
+        coverage=coverage(graph, workspace.checkpoint),
+        passes=pass_reports(job.plan, meter.measured),
+        remarks=remarks.lines(),
+        bytes_before=workspace.checkpoint.nbytes,
+        bytes_after=0 if writer is None else writer.nbytes,
+        tensor_bytes=0 if writer is None else writer.tensor_bytes,
+        predicted_bytes=sum(part.nbytes for part in parts),
+        parts=parts,
+        files=() if writer is None else file_reports(writer.folder),
+        peak_bytes=meter.look(workspace.device),
+        layer_forwards=workspace.linear_calls / max(1, workspace.samples * layers),
+        seconds=0.0,
+    )

@@ -1,0 +1,263 @@
+"""Go on from a journal: check what it names, redo what is damaged, restore the rest.
+
+A damaged file costs its own step. For a shard or for tensors that wait, the step runs again: its
+region starts from the graph as it was, and the calibration streams go their old way through the
+finished regions, whose weights are in the shards. Values of the streams are found by that way, too,
+where their own files are damaged. What was done again must have its old digest.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from qdc.artifact.journal import DISCARD, Entry, Journal, StreamState
+from qdc.checkpoint.folder import SAFETENSORS_DTYPES
+from qdc.compiling.dumper import notes_of
+from qdc.compiling.instruments import Instrument
+from qdc.compiling.runner import RegionDone, Runner
+from qdc.compiling.savepoints import Savepoints, read_batch
+from qdc.errors import InvalidDump, InvalidJournal
+from qdc.ir.annotations import Annotation
+from qdc.ir.dump import Tags, read
+from qdc.ir.graph import LayerGraph
+from qdc.ir.opaque import Opaque
+from qdc.ir.tensors import digest
+from qdc.ir.types import TensorRef
+from qdc.pipeline.traversal import Step
+from qdc.streaming.stream import Trail
+
+Notes = Mapping[str, Iterable[Annotation]]
+
+
+class Resumption:
+    """One journal on its way back into a workspace that has done nothing yet."""
+
+    def __init__(self, savepoints: Savepoints, journal: Journal, tags: Tags) -> None:
+        """Check that it is a journal of this very compile.
+
+        Args:
+            savepoints: of the compile.
+            journal: what the folder had.
+            tags: the annotation classes that are known, by tag.
+
+        Raises:
+            InvalidJournal: inputs or options are others; all that have changed are named.
+        """
+        self.savepoints, self.journal, self.tags = savepoints, journal, tags
+        self.runner, self.workspace = savepoints.runner, savepoints.workspace
+        self.kept = savepoints.partial.kept
+        self.artifact = savepoints.partial.artifact
+        self.graph = self.workspace.program.graph
+        self._initial = notes_of(self.graph, [node.name for node in self.graph])
+        changed = journal.changes(savepoints.identity)
+        if changed:
+            raise InvalidJournal(
+                f"the interrupted compile was of other inputs or options, {len(changed)} changed",
+                where=changed,
+                help=f"resume it with what it was begun with, or {DISCARD}",
+            )
+        steps = self.runner.steps[: len(journal.entries)]
+        agree = [entry.step for entry in journal.entries] == [step.name for step in steps]
+        if not agree or journal.total != len(self.runner.steps):
+            raise self._damaged("its steps are not those of the pipeline")
+        if len(journal.passes) != len(savepoints.meter.measured):
+            raise self._damaged("its passes are not those of the pipeline")
+
+    def restore(self, region_done: RegionDone, instruments: Sequence[Instrument]) -> int:
+        """Redo what is damaged, then stand where the journal ends.
+
+        Args:
+            region_done: writes a finished region.
+            instruments: what watches steps that run again; remarks and costs are counted once.
+
+        Returns:
+            Number of the first step to run.
+        """
+        entries = self.journal.entries
+        damaged = [
+            step
+            for step, entry in zip(self.runner.steps, entries, strict=False)
+            if not self._is_whole(entry)
+        ]
+        broken = {step.number for step in damaged}
+        for number, entry in enumerate(entries):
+            if number not in broken:
+                for file in entry.written:
+                    self.savepoints.writer.adopt(file.name)
+        for step in damaged:
+            self._redo(step, region_done, instruments)
+        self._load(self._graph(entries[-1]), len(entries))
+        self._restore_streams(entries[-1])
+        self._restore_counts()
+        return len(entries)
+
+    def _is_whole(self, entry: Entry) -> bool:
+        return all(file.is_whole(self.artifact) for file in entry.written) and all(
+            file.is_whole(self.kept) for file in entry.tensors
+        )
+
+    def _redo(self, step: Step, region_done: RegionDone, instruments: Sequence[Instrument]) -> None:
+        """Run a finished step again, and see that it gives what it gave."""
+        entry = self.journal.entries[step.number]
+        self._load(self._notes_before(step), step.number)
+        if step.region:
+            before = self.journal.entries[step.number - 1].streams
+            for stream in before:
+                self._check_way(stream)
+            self.workspace.trails.update({(s.place, s.original): _trail(s) for s in before})
+        quiet = Runner(
+            self.runner.plan, self.workspace, instruments, self.kept, keep=self.runner.keep
+        )
+        for file in (*entry.written, *entry.tensors):
+            for folder in (self.artifact, self.kept):
+                (folder / file.name).unlink(missing_ok=True)
+        quiet.run_step(step, region_done)
+        self.workspace.end_segment()
+        self.workspace.trails.clear()
+        self.workspace.remarks.clear()
+        if not self._is_whole(entry):
+            raise InvalidJournal(
+                f"{step.name} was damaged, and doing it again gives other bytes than before",
+                where=[file.name for file in (*entry.written, *entry.tensors)],
+                help=f"the machine is not as it was: {DISCARD}",
+            )
+
+    def _notes_before(self, step: Step) -> Notes:
+        """What the graph carried: regions in front are as the segment leaves them."""
+        before = self._notes_of_segment(step.segment - 1)
+        if not step.region:
+            return before
+        ahead = self.graph.regions[: step.region]
+        done = self._notes_of_segment(step.segment)
+        return {**before, **{name: done[name] for region in ahead for name in region.nodes}}
+
+    def _notes_of_segment(self, segment: int) -> Mapping[str, Iterable[Annotation]]:
+        """What the graph carried at the end of a segment, or as far as the journal goes."""
+        inside = [step.number for step in self.runner.steps if step.segment <= segment]
+        done = [number for number in inside if number < len(self.journal.entries)]
+        return self._graph(self.journal.entries[done[-1]]) if done else self._initial
+
+    def _graph(self, entry: Entry) -> Mapping[str, tuple[Annotation, ...]]:
+        """Read annotations back. Raises ``InvalidJournal``."""
+        if entry.graph is None or not entry.graph.is_whole(self.kept):
+            raise self._damaged(f"the graph after {entry.step} is missing or damaged")
+        try:
+            found: LayerGraph = read(self.kept / entry.graph.name, self.tags)
+        except InvalidDump as error:
+            raise self._damaged(error.what) from error
+        if found.structure != self.graph.structure:
+            raise self._damaged(f"the graph after {entry.step} is one of another model")
+        notes = notes_of(found, [node.name for node in found])
+        unknown = {
+            f"@{note.unknown_tag}"
+            for carried in notes.values()
+            for note in carried
+            if isinstance(note, Opaque)
+        }
+        if unknown:
+            raise InvalidJournal(
+                "annotations that no pass declares cannot be taken up again",
+                where=sorted(unknown),
+                help=f"{DISCARD}, or name their classes in the provides of the pass",
+            )
+        return notes
+
+    def _load(self, notes: Notes, done: int) -> None:
+        """Put annotations on the graph, and find their tensors in the files of ``done`` steps."""
+        self.graph.restore(notes)
+        named = {
+            ref.name: ref
+            for node in self.graph
+            for note in self.graph.annotations(node.name).values()
+            for ref in note.refs()
+        }
+        table = self.workspace.tensors
+        table.clear()
+        for ref in named.values():
+            table.know(ref)
+        entries = self.journal.entries[:done]
+        files = [self.kept / file.name for entry in entries for file in entry.tensors]
+        files += [self.artifact / file.name for entry in entries for file in entry.written]
+        for path in files:
+            if path.suffix == ".safetensors":
+                table.adopt(self._found(path, named), path)
+
+    def _found(self, path: Path, named: Mapping[str, TensorRef]) -> list[TensorRef]:
+        """Which of the named tensors a file has: by digest, as it may hold older ones of a name."""
+        found = []
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in sorted(set(file.keys()) & set(named)):
+                    view, ref = file.get_slice(name), named[name]
+                    kind = SAFETENSORS_DTYPES.get(view.get_dtype()), tuple(view.get_shape())
+                    if (
+                        kind == (ref.dtype, ref.shape)
+                        and digest(file.get_tensor(name)) == ref.digest
+                    ):
+                        found.append(ref)
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(f"{path.name} cannot be read") from error
+        return found
+
+    def _restore_streams(self, entry: Entry) -> None:
+        for stream in entry.streams:
+            self._check_way(stream)
+            key, trail = (stream.place, stream.original), _trail(stream)
+            if not stream.batches or not all(f.is_whole(self.kept) for f in stream.batches):
+                self.workspace.trails[key] = trail
+                continue
+            batches, kept = [], []
+            for file in stream.batches:
+                tokens, values = read_batch(self.kept / file.name)
+                self._check_batch(file.name, tokens, values)
+                batches.append(tokens)
+                kept.append(self.workspace.states.hold(values))
+            self.workspace.open_stream(key, batches).take_over(trail, kept)
+
+    def _check_way(self, stream: StreamState) -> None:
+        """A way is untrusted, too: it must stay inside the model."""
+        places = (*stream.stops, stream.left)
+        if not all(0 <= place <= len(self._initial) for place in places):
+            raise self._damaged("a calibration stream has left the model")
+
+    def _check_batch(self, name: str, tokens: Tensor, values: Mapping[str, Tensor]) -> None:
+        """A batch is untrusted: what is computed with must have the shapes of the graph."""
+        good = tokens.dtype == torch.int64 and tokens.ndim == 2 and bool(tokens.numel())
+        good = good and int(tokens.min()) >= 0 and int(tokens.max()) < self.graph.model.vocabulary
+        for node, value in values.items():
+            good = good and node in self.graph
+            good = good and tuple(value.shape) == self._shape(node, tokens)
+        if not good:
+            raise self._damaged(f"the states in {name} are not those of this model")
+
+    def _shape(self, node: str, tokens: Tensor) -> tuple[int, ...]:
+        sizes = dict(zip("BL", tokens.shape, strict=True))
+        return tuple(
+            math.prod(sizes.get(name, 0) for name in size.split("*"))
+            if isinstance(size, str)
+            else size
+            for size in self.graph[node].type.shape
+        )
+
+    def _restore_counts(self) -> None:
+        journal, savepoints = self.journal, self.savepoints
+        self.workspace.linear_calls = journal.linear_calls
+        self.workspace.samples = journal.samples
+        savepoints.remarks.earlier = journal.remarks
+        for row, cost in zip(savepoints.meter.measured, journal.passes, strict=True):
+            row.seconds, row.peak_bytes, row.units = cost.seconds, cost.peak_bytes, cost.units
+
+    def _damaged(self, why: str) -> InvalidJournal:
+        return InvalidJournal(
+            f"the journal of the interrupted compile is damaged: {why}",
+            where=[str(self.savepoints.partial.folder)],
+            help=DISCARD,
+        )
+
+
+def _trail(stream: StreamState) -> Trail:
+    return Trail(stream.stops, stream.left, stream.calls, stream.routed)

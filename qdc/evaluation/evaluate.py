@@ -1,0 +1,262 @@
+"""Masked cross-entropy of a model, and of two models on the same masks.
+
+Two numbers describe a masked diffusion model: how well it predicts tokens masked at a fixed ratio,
+and the bound on the negative log-likelihood, the mean over time t of the masked cross-entropy
+divided by t. The bound is drawn as LLaDA's likelihood is: a time masks an exact
+number k of L tokens and its weight is L / k. Its expectation is that of independent masks with
+weight 1 / t, whose variance has no limit as t nears 0.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qdc.errors import QdcError
+from qdc.evaluation.agreement import decode_agreement
+from qdc.evaluation.bootstrap import Interval, interval, standard_error
+from qdc.evaluation.held_out import held_out, held_out_windows
+from qdc.evaluation.masked_loss import Logits, Progress, Sums, bound_masks, masked_sums, ratio_mask
+from qdc.evaluation.results import (
+    Agreement,
+    Comparison,
+    DecodeAgreement,
+    Difference,
+    Evaluation,
+    RatioResult,
+)
+
+__all__ = [
+    "Agreement",
+    "Comparison",
+    "DecodeAgreement",
+    "Difference",
+    "Evaluation",
+    "Logits",
+    "RatioResult",
+    "compare",
+    "evaluate",
+    "held_out",
+    "held_out_windows",
+]
+
+RATIOS = (0.15, 0.5, 0.85)
+SEEDS = (0, 1, 2)
+BATCH = 16
+BOUND_SAMPLES = 8
+
+
+def evaluate(
+    logits: Logits,
+    windows: Tensor,
+    mask_id: int,
+    ratios: Sequence[float] = RATIOS,
+    seeds: Sequence[int] = SEEDS,
+    batch: int = BATCH,
+    bound_samples: int = BOUND_SAMPLES,
+    progress: Progress | None = None,
+    documents: int | None = None,
+    owners: Tensor | None = None,
+) -> Evaluation:
+    """Measure one model on clean windows ``i64[w, length]``.
+
+    Each ratio is measured once a seed, the bound with ``bound_samples`` masks a window from the
+    first seed; ``progress`` counts forwards. ``documents`` is only noted in the result; ``owners``,
+    ``i64[w]``, are the documents of the windows, which intervals resample.
+    """
+    _check(windows, ratios, seeds, batch, bound_samples, owners)
+    measured = _measure((logits,), windows, mask_id, ratios, seeds, batch, bound_samples, progress)
+    return _evaluation(0, windows, ratios, measured, documents, _groups(owners))
+
+
+def compare(
+    candidate_logits: Logits,
+    original_logits: Logits,
+    windows: Tensor,
+    mask_id: int,
+    ratios: Sequence[float] = RATIOS,
+    seeds: Sequence[int] = SEEDS,
+    batch: int = BATCH,
+    bound_samples: int = BOUND_SAMPLES,
+    progress: Progress | None = None,
+    documents: int | None = None,
+    owners: Tensor | None = None,
+    infills: int = 0,
+    block: int | None = None,
+    decoded: Progress | None = None,
+) -> Comparison:
+    """Measure two models on the same windows ``i64[w, length]`` under the same masks.
+
+    Arguments as for ``evaluate``; with ``infills`` as many gaps are filled by both, see
+    ``decode_agreement``, ``block`` is that of a block-causal model, and ``decoded`` counts the
+    gaps. Needs two windows or more, or there is no standard error.
+    """
+    _check(windows, ratios, seeds, batch, bound_samples, owners)
+    if len(windows) < 2:
+        raise QdcError(
+            "found 1 window, need at least 2 for a standard error",
+            help="give longer held-out text, or a smaller length",
+        )
+    models = (candidate_logits, original_logits)
+    measured = _measure(models, windows, mask_id, ratios, seeds, batch, bound_samples, progress)
+    groups = _groups(owners)
+    differences = [_rise(sums, groups) for sums in measured]
+    decoding = None
+    if infills:
+        decoding = decode_agreement(
+            *models, windows, mask_id, infills, groups, block, progress=decoded
+        )
+    return Comparison(
+        candidate=_evaluation(0, windows, ratios, measured, documents, groups),
+        original=_evaluation(1, windows, ratios, measured, documents, groups),
+        differences=tuple(
+            Difference(ratio=ratio, rise=rise, standard_error=error, interval=ends)
+            for ratio, (rise, error, ends) in zip(ratios, differences[:-1], strict=True)
+        ),
+        bound_rise=differences[-1][0],
+        bound_standard_error=differences[-1][1],
+        bound_interval=differences[-1][2],
+        agreements=tuple(
+            _agreement(ratio, sums, groups)
+            for ratio, sums in zip(ratios, measured[:-1], strict=True)
+        ),
+        decoding=decoding,
+    )
+
+
+def _groups(owners: Tensor | None) -> Tensor | None:
+    """The documents, unless there is just one: then windows are all that can be resampled."""
+    return None if owners is None or len(torch.unique(owners)) < 2 else owners
+
+
+def _check(
+    windows: Tensor,
+    ratios: Sequence[float],
+    seeds: Sequence[int],
+    batch: int,
+    bound_samples: int,
+    owners: Tensor | None,
+) -> None:
+    if windows.ndim != 2 or not windows.numel():
+        raise QdcError(
+            f"found windows of shape {list(windows.shape)}, need [windows, length]",
+            help="give at least one window of at least one token",
+        )
+    if owners is not None and owners.shape != windows.shape[:1]:
+        raise QdcError(
+            f"found the documents of {list(owners.shape)} windows, need those of {len(windows)}",
+            help="give the number of a document for each window",
+        )
+    outside = [f"{ratio:g}" for ratio in ratios if not 0 < ratio <= 1]
+    if outside:
+        raise QdcError(
+            f"found mask ratio {', '.join(outside)}, need ratios above 0 and up to 1",
+            help="0.15, 0.5 and 0.85 are the default",
+        )
+    if not seeds or batch < 1 or bound_samples < 1:
+        raise QdcError(
+            f"found {len(seeds)} seeds, batch {batch} and {bound_samples} bound samples, "
+            "need at least 1 of each",
+            help=f"the defaults are {len(SEEDS)} seeds, {BATCH} and {BOUND_SAMPLES}",
+        )
+
+
+def _measure(
+    models: Sequence[Logits],
+    windows: Tensor,
+    mask_id: int,
+    ratios: Sequence[float],
+    seeds: Sequence[int],
+    batch: int,
+    bound_samples: int,
+    progress: Progress | None,
+) -> list[Sums]:
+    """Sum each ratio over its seeds; the last entry is the bound.
+
+    There ``tokens`` is 1 and a window's loss a mean, so that loss over tokens is the bound in nats.
+    """
+    forwards = len(models) * -(-len(windows) // batch)
+    total, passed = forwards * (len(ratios) * len(seeds) + bound_samples), 0
+
+    def done() -> None:
+        nonlocal passed
+        passed += 1
+        if progress is not None:
+            progress(passed, total)
+
+    count, length = windows.shape
+    measured = []
+    for ratio in ratios:
+        masks = (ratio_mask(count, length, ratio, seed) for seed in seeds)
+        parts = [
+            masked_sums(models, windows, mask, mask_id, batch, done, compared=len(models) > 1)
+            for mask in masks
+        ]
+        tokens = torch.stack([part.tokens for part in parts]).sum(0)
+        measured.append(
+            Sums(
+                tokens,
+                _added([part.losses for part in parts]),
+                _added([part.agreed for part in parts]),
+                _added([part.divergences for part in parts]),
+            )
+        )
+    bound = [torch.zeros(count, dtype=torch.float64) for _ in models]
+    for mask in bound_masks(count, length, bound_samples, seeds[0]):
+        sums = masked_sums(models, windows, mask, mask_id, batch, done)
+        for mean, loss in zip(bound, sums.losses, strict=True):
+            mean += loss / sums.tokens / bound_samples
+    return [*measured, Sums(torch.ones(count, dtype=torch.int64), tuple(bound))]
+
+
+def _added(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Add up what each model has, part by part."""
+    return tuple(torch.stack(each).sum(0) for each in zip(*parts, strict=True))
+
+
+def _evaluation(
+    model: int,
+    windows: Tensor,
+    ratios: Sequence[float],
+    measured: Sequence[Sums],
+    documents: int | None,
+    groups: Tensor | None,
+) -> Evaluation:
+    losses = [float(sums.losses[model].sum() / sums.tokens.sum()) for sums in measured]
+    ends = [interval(sums.losses[model], sums.tokens, groups) for sums in measured]
+    frequency = windows.flatten().bincount().double() / windows.numel()
+    return Evaluation(
+        documents=documents,
+        windows=len(windows),
+        length=windows.shape[1],
+        unigram=float(torch.special.entr(frequency).sum()),
+        ratios=tuple(
+            RatioResult(ratio=ratio, tokens=int(sums.tokens.sum()), loss=loss, interval=end)
+            for ratio, sums, loss, end in zip(
+                ratios, measured[:-1], losses[:-1], ends[:-1], strict=True
+            )
+        ),
+        bound=losses[-1],
+        bound_interval=ends[-1],
+        resampled="windows" if groups is None else "documents",
+    )
+
+
+def _rise(sums: Sums, groups: Tensor | None) -> tuple[float, float, Interval | None]:
+    """Return the mean rise of model 0 over model 1 per token, its standard error and interval."""
+    rise = sums.losses[0] - sums.losses[1]
+    error = standard_error(rise, sums.tokens, groups)
+    assert error is not None, "compare has refused a single window"
+    mean = float(rise.sum() / sums.tokens.sum())
+    return mean, error, interval(rise, sums.tokens, groups)
+
+
+def _agreement(ratio: float, sums: Sums, groups: Tensor | None) -> Agreement:
+    [agreed], [divergence] = sums.agreed, sums.divergences
+    return Agreement(
+        ratio=ratio,
+        top1=float(agreed.sum() / sums.tokens.sum()),
+        top1_interval=interval(agreed, sums.tokens, groups),
+        divergence=float(divergence.sum() / sums.tokens.sum()),
+        divergence_interval=interval(divergence, sums.tokens, groups),
+    )

@@ -1,0 +1,102 @@
+"""Answers of generation tasks, through the decoding loop."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from qdc.errors import QdcError
+from qdc.evaluation.harness.subject import Subject
+from qdc.evaluation.masked_loss import Progress
+from qdc.runtime.decoding.loop import decode
+from qdc.runtime.decoding.options import DecodeOptions, parse_options
+
+DEFAULT_LENGTH = 256
+"""Tokens of an answer where neither the user nor the task says; the harness's own."""
+
+
+class Question(NamedTuple):
+    """A prompt's tokens, the options of its answer, and the texts that end it."""
+
+    prompt: tuple[int, ...]
+    options: DecodeOptions
+    stops: tuple[str, ...]
+    truncated: bool
+    """Whether the prompt was cut."""
+    repeat: int
+    """How often the same was asked before; where tokens are drawn, each time others are."""
+
+
+def question(
+    subject: Subject,
+    context: str,
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    repeat: int = 0,
+) -> Question:
+    """What a task asks, under its generation settings.
+
+    ``given`` are the decoding options of the user, which win. Of the task's settings ``until`` and
+    ``max_gen_toks`` count, and ``temperature``, ``top_p`` and ``top_k`` where it has ``do_sample``.
+    The prompt is cut on the left to what the model takes. Raises QdcError.
+    """
+    fields = {"length": settings.get("max_gen_toks", DEFAULT_LENGTH)}
+    if settings.get("do_sample"):
+        names = ("temperature", "top_p", "top_k")
+        fields |= {name: settings[name] for name in names if settings.get(name) is not None}
+    options = parse_options(**{**fields, **given})
+    if options.strategy == "apd":
+        raise QdcError(
+            "tasks have no verifier, which the strategy apd needs",
+            help="choose another strategy in --generate",
+        )
+    room = subject.facts.max_length - options.length
+    if room < 1:
+        raise QdcError(
+            f"answers of {options.length} tokens leave no room for a prompt, the model takes "
+            f"{subject.facts.max_length} in all",
+            help="--generate length=N",
+        )
+    until = settings.get("until") or ()
+    stops = (until,) if isinstance(until, str) else tuple(str(stop) for stop in until)
+    prompt = subject.encode(context)
+    kept = tuple(prompt[-room:])
+    ends = tuple(stop for stop in stops if stop)
+    return Question(kept, options, ends, len(kept) < len(prompt), repeat)
+
+
+def answer(
+    subject: Subject,
+    questions: Sequence[Question],
+    batch: int,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Decode the answers, those with the same options together, and cut them at their stops."""
+    found = [""] * len(questions)
+    order = sorted(
+        range(len(questions)),
+        key=lambda place: (repr(questions[place].options), len(questions[place].prompt)),
+    )
+    done = 0
+    for _, group in groupby(order, lambda place: repr(questions[place].options)):
+        places = list(group)
+        for start in range(0, len(places), batch):
+            part = places[start : start + batch]
+            decoded = decode(
+                subject.module,
+                [questions[place].prompt for place in part],
+                questions[part[0]].options,
+                subject.decoding,
+                seeds=[questions[place].options.seed + questions[place].repeat for place in part],
+            )
+            for place, tokens in zip(part, decoded.answers, strict=True):
+                found[place] = cut(subject.decode(tokens), questions[place].stops)
+            done += len(part)
+            if progress is not None:
+                progress(done, len(questions))
+    return found
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stops; a diffusion model fills the whole length."""
+    ends = [text.find(stop) for stop in stops]
+    return text[: min((end for end in ends if end >= 0), default=len(text))]

@@ -1,0 +1,1 @@
+"""What passes are made of: one import for whoever writes one."""

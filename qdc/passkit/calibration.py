@@ -1,0 +1,195 @@
+"""What passes that calibrate share: the options of their samples, and the drawing of them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from qdc.errors import InvalidCalibration
+from qdc.ir.annotations import Moment
+from qdc.ir.graph import LayerGraph, Node, Stage
+from qdc.passkit import geometry
+from qdc.passkit.rollout import rollout
+from qdc.passkit.samples import draw_samples
+from qdc.pipeline.passbase import Pass
+from qdc.streaming.work import Work
+
+if TYPE_CHECKING:
+    from qdc.streaming.forecast import Forecast
+    from qdc.streaming.streamforecast import StreamForecast
+    from qdc.streaming.unit import Unit
+
+Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "clean"]
+PREFIX, BLOCK_LENGTH, STEPS = 0.25, 32, 8
+READ_BY = {
+    "prefix": ("mcs", "block-diffusion", "rollout"),
+    "timesteps": ("mcs", "uniform", "block-diffusion", "rollout"),
+    "clean_copy": ("mcs", "block-diffusion", "rollout"),
+    "block_length": ("block-diffusion", "rollout"),
+    "steps": ("rollout",),
+    "masked_weight": ("mcs", "uniform", "block-diffusion", "rollout"),
+}
+"""Options that only some geometries read; with another one they are refused."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Calibration samples as the model sees them; with timesteps, T rows a sample in a row."""
+
+    clean: Tensor
+    """``i64[N, length]``: the text."""
+    tokens: Tensor
+    """``i64[N, length]``: what goes into the model. Where it is visible it is the clean text, but
+    for rollouts, which hold the model's own tokens behind the prompt."""
+    masked: Tensor
+    """``bool[N, length]``: where ``tokens`` holds the mask token."""
+    weights: Tensor
+    """``f32[N, length]``: what each position counts in a second moment; 1 where it is visible."""
+
+    def batches(self, size: int) -> list[Tensor]:
+        """The tokens, ``i64[size, length]`` each; the last batch may be smaller."""
+        return list(torch.split(self.tokens, size))
+
+
+class CalibrationOptions(Pass):
+    """A pass that draws samples from the calibration text.
+
+    Two passes with equal options see equal samples: they are a function of options and text alone,
+    and of the original model for rollouts.
+    """
+
+    reads_calibration: ClassVar[bool] = True
+
+    samples: int = Field(default=128, ge=1, le=1 << 20, description="sequences to draw")
+    length: int | None = Field(
+        default=None, ge=2, description="tokens of a sequence; the model's longest if not given"
+    )
+    prefix: float = Field(
+        default=PREFIX, ge=0, lt=1, description="share of a sequence kept visible"
+    )
+    seed: int = Field(default=0, ge=0, lt=1 << 62, description="seed of windows and masks")
+    batch: int = Field(default=8, ge=1, description="sequences computed at once")
+    geometry: Geometry = Field(default="mcs", description="which tokens are masked")
+    timesteps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 16,
+        description="see every sample at this many times; at one time each if not given",
+    )
+    clean_copy: bool = Field(default=False, description="let the grid of times begin at 0")
+    block_length: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"tokens of a block; {BLOCK_LENGTH} for block-diffusion, all for rollout "
+        "if not given",
+    )
+    steps: int = Field(
+        default=STEPS, ge=1, le=1 << 12, description="denoising steps of a whole rollout"
+    )
+    masked_weight: float = Field(
+        default=1, gt=0, le=1e6, description="what a masked position counts against a visible one"
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "CalibrationOptions":
+        for name, readers in READ_BY.items():
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and self.geometry not in readers:
+                raise ValueError(
+                    f"geometry {self.geometry} does not read {name.replace('_', '-')}, "
+                    f"which is for {', '.join(readers)}"
+                )
+        return self
+
+    def check(self, graph: LayerGraph) -> None:
+        """Refuse samples that are longer than the model takes."""
+        if self.length is not None and self.length > graph.model.max_length:
+            raise InvalidCalibration(
+                f"samples of {self.length} tokens are asked for, "
+                f"the model takes {graph.model.max_length}",
+                help="choose a smaller length, or leave it out",
+            )
+
+    def draw(self, unit: "Unit") -> States:
+        """Draw the samples and mask them.
+
+        Reads the text and, for rollouts alone, streams the original model ``steps`` times.
+
+        Raises:
+            InvalidCalibration: the text is too short, too little, or not what the tokenizer knows.
+        """
+        text = unit.calibration()
+        if text.source.dialogues and self.prefix != PREFIX:
+            raise InvalidCalibration(
+                "a prefix is given, and the samples have prompts, which are the prefix",
+                where=[text.source.name],
+                help="leave prefix out, or calibrate on documents",
+            )
+        length = self.length or unit.model.max_length
+        clean, maskable = draw_samples(
+            text.source, text.encode, unit.model, self.samples, length, self.seed, self._prefix()
+        )
+        repeated = self.timesteps or 1
+        clean, maskable = (t.repeat_interleave(repeated, 0) for t in (clean, maskable))
+        tokens, masked = self._mask(unit, clean, maskable)
+        return States(clean, tokens, masked, self.weigh(masked))
+
+    def travel(self, unit: "Forecast", *, original: bool = False) -> "StreamForecast":
+        """The stream of this pass in a forecast; rollouts run the model on the way to it."""
+        length = self.length or unit.model.max_length
+        rows = self.samples * (self.timesteps or 1)
+        if self.geometry == "rollout" and not unit.started:
+            weights = sum(node.rows * node.columns for node in unit.graph.linears())
+            # Times are even, so a sample is at its own after half of the steps.
+            unit.work(0, Work(products=2 * weights * rows * length * self.steps / 2))
+        return unit.stream(rows, length, self.batch, original=original)
+
+    def expect_moment(
+        self, unit: "Forecast", stage: Stage, layers: tuple[Node, ...], tokens: int
+    ) -> None:
+        """Say that the layers of a stage will carry a moment over so many tokens."""
+        columns = layers[0].columns
+        note = Moment(
+            tensor=unit.put(stage, "moment", columns, columns),
+            samples=self.samples,
+            tokens=max(1, tokens),
+            masked=0,
+            geometry=self.geometry,
+            masked_weight=self.masked_weight,
+        )
+        for node in layers:
+            unit.annotate(node, note)
+
+    def weigh(self, masked: Tensor) -> Tensor:
+        """Weights ``f32[...]`` of positions, from the mask ``bool[...]``."""
+        return 1 + (self.masked_weight - 1) * masked.float()
+
+    def times(self) -> Tensor:
+        """The time of each row, ``f32[samples * timesteps]``: even, or random for ``uniform``."""
+        many = self.timesteps
+        if self.geometry == "uniform":
+            if many is None:
+                return geometry.stratified(self.samples, self.seed)
+            rows = (geometry.stratified(many, self.seed, i) for i in range(self.samples))
+            return torch.cat(list(rows))
+        if many is None:
+            return geometry.grid(self.samples, clean_copy=self.clean_copy)
+        return geometry.grid(many, clean_copy=self.clean_copy).repeat(self.samples)
+
+    def _prefix(self) -> float:
+        """Share of a window that is never masked."""
+        return 0 if self.geometry == "uniform" else self.prefix
+
+    def _mask(self, unit: "Unit", clean: Tensor, maskable: Tensor) -> tuple[Tensor, Tensor]:
+        mask_id, seed = unit.model.mask_token_id, self.seed
+        if self.geometry == "clean":
+            return geometry.unmasked(clean)
+        times = self.times()
+        if self.geometry == "block-diffusion":
+            size = self.block_length or BLOCK_LENGTH
+            return geometry.block_diffusion(clean, maskable, times, mask_id, seed, size)
+        if self.geometry == "rollout":
+            return rollout(unit, clean, maskable, times, self.steps, self.block_length, self.batch)
+        return geometry.scattered(clean, maskable, times, mask_id, seed)

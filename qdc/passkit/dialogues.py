@@ -1,0 +1,91 @@
+"""Samples of prompts and answers: whole records, one after the other, in windows of one length.
+
+The stream knows no padding, so a sample is filled up: it begins with a record, further records
+follow, and the last is cut at the window's end. All prompts are visible, only answers are masked.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from qdc.errors import InvalidCalibration
+from qdc.text.records import Dialogue
+
+Turn = tuple[list[int], list[int]]
+"""Tokens of a prompt and of its answer."""
+
+
+def draw_dialogues(
+    dialogues: Sequence[Dialogue],
+    encode: Callable[[Dialogue], Turn],
+    samples: int,
+    length: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw ``i64[samples, length]`` token ids, and ``bool`` of that shape: true in answers.
+
+    Records come in random order, and in another one when all have been used; those without an
+    answer are left out. A record that is too long loses the start of its prompt, until its answer,
+    or as much of it as half a window holds, fits in. Raises InvalidCalibration if the records do
+    not give every sample one of its own, or do not fill a window.
+    """
+    stream = _Stream(dialogues, encode, samples, length, seed)
+    windows = [stream.window() for _ in range(samples)]
+    tokens = torch.tensor([[token for token, _ in window] for window in windows])
+    answers = torch.tensor([[answer for _, answer in window] for window in windows])
+    return tokens, answers
+
+
+def fit(turn: Turn, length: int) -> Turn:
+    """Cut a record to a window: the prompt on the left, then the answer on the right."""
+    prompt, answer = turn
+    kept = min(len(answer), max(length // 2, length - len(prompt)))
+    room = length - kept
+    return (prompt[-room:] if room else []), answer[:kept]
+
+
+class _Stream:
+    def __init__(
+        self,
+        dialogues: Sequence[Dialogue],
+        encode: Callable[[Dialogue], Turn],
+        samples: int,
+        length: int,
+        seed: int,
+    ) -> None:
+        self.dialogues, self.encode = dialogues, encode
+        self.samples, self.length = samples, length
+        self.generator = torch.Generator().manual_seed(seed)
+        self.records = self._records()
+
+    def window(self) -> list[tuple[int, bool]]:
+        """Tokens, and whether each belongs to an answer."""
+        found: list[tuple[int, bool]] = []
+        while len(found) < self.length:
+            prompt, answer = next(self.records)
+            found += [(token, False) for token in prompt] + [(token, True) for token in answer]
+        return found[: self.length]
+
+    def _records(self) -> Iterator[Turn]:
+        known: dict[int, Turn] = {}
+        while True:
+            usable = tokens = 0
+            for place in torch.randperm(len(self.dialogues), generator=self.generator).tolist():
+                if place not in known:
+                    known[place] = fit(self.encode(self.dialogues[place]), self.length)
+                prompt, answer = known[place]
+                if answer:
+                    usable += 1
+                    tokens += len(prompt) + len(answer)
+                    yield known[place]
+            self._check(usable, tokens)
+
+    def _check(self, usable: int, tokens: int) -> None:
+        """All records have been used and do not suffice: say so unless they may repeat."""
+        if usable < self.samples or tokens < self.length:
+            raise InvalidCalibration(
+                f"found {usable} records with an answer, {tokens} tokens in all, need "
+                f"{self.samples} records, one a sample, and {self.length} tokens",
+                help="give more records with --calibration, or fewer or shorter samples",
+            )

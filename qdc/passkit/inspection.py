@@ -1,0 +1,183 @@
+"""How the inputs of each layer change with the mask ratio, measured on the original model.
+
+The same clean windows are masked at each ratio (a larger mask contains a smaller one), and compared
+with themselves without masks. Other clean windows show how much of a difference is mere chance.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from qdc.checkpoint.folder import Checkpoint
+from qdc.errors import InvalidCalibration
+from qdc.frontend.tracer import Program
+from qdc.ir.graph import Stage
+from qdc.numerics.shift import (
+    Shift,
+    Statistics,
+    StatisticsAccumulator,
+    leading_eigenvectors,
+    shift,
+    together,
+)
+from qdc.passkit.experts import Reading, read
+from qdc.passkit.geometry import scattered
+from qdc.passkit.samples import draw_samples
+from qdc.streaming.original import original_stream
+from qdc.streaming.stream import Stream
+from qdc.text.source import TextSource
+
+Progress = Callable[[int, int], None]
+
+
+class Sampling(BaseModel):
+    """What is drawn, and what is compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    samples: int = Field(default=16, ge=1, le=1 << 20)
+    length: int = Field(ge=2)
+    seed: int = Field(default=0, ge=0, lt=1 << 62)
+    ratios: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    top: int = Field(default=8, ge=1)
+    """Eigenvectors whose space is compared."""
+    batch: int = Field(default=8, ge=1)
+
+
+class StageShift(NamedTuple):
+    """One stage at one ratio, against the same windows without masks."""
+
+    region: str
+    value: str
+    """What the stage's layers read."""
+    layers: tuple[str, ...]
+    ratio: float
+    """Share of the tokens that is masked; 0 stands for other windows without masks."""
+    masked_tokens: int
+    every: Shift | None
+    """All positions; None where the reference is zero, or where an expert sees none of them."""
+    masked: Shift | None
+    """Masked positions alone; None without any."""
+    visible: Shift | None
+    """Positions that are not masked."""
+
+
+def inspect(
+    program: Program,
+    checkpoint: Checkpoint,
+    source: TextSource,
+    encode: Callable[[str], list[int]],
+    sampling: Sampling,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[StageShift]:
+    """Compare every stage at every ratio, stage by stage in execution order.
+
+    Memory: the weights of one region, one value for each position of all ratios (on the CPU), and
+    four moments of one stage.
+
+    Raises:
+        InvalidCalibration: the text is too short, or an eigenspace is wider than a layer.
+    """
+    graph = program.graph
+    narrowest = min(node.columns for node in graph.layers())
+    if sampling.top > narrowest:
+        raise InvalidCalibration(
+            f"found a layer of {narrowest} inputs, need {sampling.top} for the eigenspace",
+            help=f"choose a top of at most {narrowest}",
+        )
+    states = _States(program, source, encode, sampling)
+    stream = original_stream(program, checkpoint, states.batches(), device)
+    found: list[StageShift] = []
+    stages = [(region, stage) for region in graph.regions for stage in region.stages]
+    for done, (region, stage) in enumerate(stages):
+        stream.enter(stage)
+        for ratio, masked_tokens, shifts in _compare(stream, stage, states, device):
+            found.append(
+                StageShift(region.name, stage.value, stage.layers, ratio, masked_tokens, *shifts)
+            )
+        if stage is region.stages[-1]:
+            stream.leave(region)
+        if progress is not None:
+            progress(done + 1, len(stages))
+    return found
+
+
+class _States:
+    """The windows: the reference, other clean ones, and the reference masked at each ratio."""
+
+    def __init__(
+        self,
+        program: Program,
+        source: TextSource,
+        encode: Callable[[str], list[int]],
+        sampling: Sampling,
+    ) -> None:
+        self.sampling, model = sampling, program.graph.model
+        size = sampling.samples, sampling.length
+        clean, maskable = draw_samples(source, encode, model, *size, sampling.seed, prefix=0)
+        other, _ = draw_samples(source, encode, model, *size, sampling.seed + 1, prefix=0)
+        nothing = torch.zeros_like(maskable)
+        self.parts = [(clean, nothing), (other, nothing)]
+        for ratio in sampling.ratios:
+            times = torch.full((sampling.samples,), ratio)
+            self.parts.append(scattered(clean, maskable, times, model.mask_token_id, sampling.seed))
+
+    def batches(self) -> list[Tensor]:
+        return [b for tokens, _ in self.parts for b in torch.split(tokens, self.sampling.batch)]
+
+    def masked(self) -> Tensor:
+        """``bool[samples of all parts, length]``."""
+        return torch.cat([masked for _, masked in self.parts])
+
+    def part(self) -> int:
+        """Batches of a part."""
+        return -(-self.sampling.samples // self.sampling.batch)
+
+
+def _compare(
+    stream: Stream, stage: Stage, states: _States, device: torch.device
+) -> Iterator[tuple[float, int, tuple[Shift | None, ...]]]:
+    """Yield ratio, masked tokens, and the shifts of all, masked and visible positions."""
+    readings = read(stream, stage, states.masked())
+    size = states.part()
+    _, reference = _statistics(islice(readings, size), device)
+    basis = None
+    if reference is not None:
+        basis = leading_eigenvectors(reference.moment, states.sampling.top)
+    for ratio in (0.0, *states.sampling.ratios):
+        hidden, visible = _statistics(islice(readings, size), device)
+        seen = [part for part in (hidden, visible) if part is not None]
+        every = together(seen) if seen else None
+        yield (
+            ratio,
+            0 if hidden is None else hidden.tokens,
+            tuple(
+                # An expert may see no token of the reference, or none of these.
+                None
+                if part is None or reference is None or basis is None
+                else shift(part, reference, basis)
+                for part in (every, hidden, visible)
+            ),
+        )
+
+
+def _statistics(
+    readings: Iterable[Reading], device: torch.device
+) -> tuple[Statistics | None, Statistics | None]:
+    """Statistics of masked and of visible positions of one part."""
+    parts: tuple[StatisticsAccumulator, StatisticsAccumulator] | None = None
+    for reading in readings:
+        value = reading.value
+        if parts is None:
+            columns = value.shape[-1]
+            parts = StatisticsAccumulator(columns, device), StatisticsAccumulator(columns, device)
+        here = reading.facts.to(value.device)
+        parts[0].add(value[here])
+        parts[1].add(value[~here])
+    assert parts is not None, "a part has at least one batch"
+    return parts[0].value(), parts[1].value()

@@ -1,0 +1,135 @@
+"""Probes: runs of the original model in which one layer is replaced, all streamed together.
+
+Every region's weights are read once, for the original and all probes. A probe branches off the
+original's stream where its layer stands, so a model of R regions with k layers each costs about
+k R^2 / 2 runs of a region. Held by the store of states: the value between two regions for each
+probe, that is ``layers x samples x length x width`` floats in the end.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qdc.errors import UnsupportedModel
+from qdc.ir.graph import LINEAR, LayerGraph, Node, Region, Stage
+from qdc.models.predictions import sources
+from qdc.streaming.stream import Stream
+from qdc.streaming.unit import Unit
+
+POSITIONS = 256
+"""Positions whose logits are computed at once: f64[256, vocabulary]."""
+
+
+@dataclass
+class Probes:
+    """The original model on calibration states, and copies of its run with one layer replaced."""
+
+    unit: Unit
+    batches: Sequence[Tensor]
+    """``i64[b, length]`` each."""
+    probed: int
+    """The first so many batches are run in every probe; all are run in the original."""
+    probes: dict[str, Stream] = field(default_factory=dict)
+    """The stream in which a layer is replaced, by the layer's name."""
+
+    def __post_init__(self) -> None:
+        """Start the original before the first region. Raises ``UnsupportedModel``."""
+        self.head = output_head(self.unit.graph)
+        self._read = self.unit.original_weights()
+        self._cache: dict[str, Mapping[str, Tensor]] = {}
+        self._replaced: dict[str, Tensor] = {}
+        self.original = self._stream(list(self.batches))
+
+    def enter(self, stage: Stage) -> Stream:
+        """Move the original to a stage; returns its stream."""
+        self.original.enter(stage)
+        return self.original
+
+    def weight(self, layer: str) -> Tensor:
+        """The original weight of a layer, ``f32[rows, columns]`` on the device."""
+        return self._weights(layer)["weight"]
+
+    def replace(self, layer: str, weight: Tensor, region: Region) -> None:
+        """Branch off with ``weight`` in the place of the layer's, and run to the region's end.
+
+        The original stands at the layer's stage. In the last region the run goes up to the head.
+        """
+        probe = self._stream(list(self.batches[: self.probed]))
+        probe.join(self.original)
+        self._replaced = {layer: weight}
+        self._leave(probe, region)
+        self._replaced = {}
+        self.probes[layer] = probe
+
+    def advance(self, region: Region) -> None:
+        """Run all probes of earlier regions through a region, in which nothing is replaced."""
+        for probe in self.probes.values():
+            self._leave(probe, region)
+
+    def leave(self, region: Region) -> None:
+        """Run the original to the region's end and forget the region's weights."""
+        self._leave(self.original, region)
+        self._cache.clear()
+
+    def divergence(self, layer: str) -> tuple[float, int]:
+        """Mean KL divergence of a probe's predictions from the original's at masked positions.
+
+        All streams are past the last region.
+
+        Returns:
+            Nats, computed in fp64, and the number of positions.
+        """
+        mask_id, shift = self.unit.model.mask_token_id, self.unit.model.logits_shift
+        total, count = 0.0, 0
+        pairs = zip(
+            self.batches[: self.probed],
+            self.original.values(self.head),
+            self.probes[layer].values(self.head),
+            strict=False,
+        )
+        for tokens, right, wrong in pairs:
+            rows, places = (tokens == mask_id).nonzero(as_tuple=True)
+            places = sources(places, shift)
+            for row, place in zip(
+                torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True
+            ):
+                index = (row.to(right.device), place.to(right.device))
+                expected, found = (self._predictions(value[index]) for value in (right, wrong))
+                total += float((expected.exp() * (expected - found)).sum())
+                count += len(row)
+        return max(0.0, total / max(1, count)), count
+
+    def _predictions(self, hidden: Tensor) -> Tensor:
+        weights = self._weights(self.head.layers[0])
+        logits = functional.linear(hidden, weights["weight"], weights.get("bias"))
+        return logits.double().log_softmax(-1)
+
+    def _leave(self, stream: Stream, region: Region) -> None:
+        if region is self.unit.graph.regions[-1]:
+            stream.enter(self.head)
+        else:
+            stream.leave(region)
+
+    def _stream(self, batches: list[Tensor]) -> Stream:
+        return self.unit.loose_stream(batches, self._weights)
+
+    def _weights(self, name: str) -> Mapping[str, Tensor]:
+        if name not in self._cache:
+            self._cache[name] = self._read(name)
+        found = self._cache[name]
+        return {**found, "weight": self._replaced[name]} if name in self._replaced else found
+
+
+def output_head(graph: LayerGraph) -> Stage:
+    """The linear at the model's end. Raises ``UnsupportedModel`` if there is none."""
+    head: Node = list(graph)[-1]
+    if head.op != LINEAR:
+        raise UnsupportedModel(
+            f"predictions are read from a linear at the end, and the model ends in {head.op}",
+            where=[f"%{head.name}"],
+            help="choose weights of layers that need no predictions: allocate{weights=energy}",
+        )
+    return Stage(value=head.inputs[0], layers=(head.name,))

@@ -1,0 +1,94 @@
+"""What a backend is: it receives a compiled model region by region and writes an artifact.
+
+One that also runs artifacts gives a ``Runtime``, which puts modules in the place of quantized
+layers. The loader builds and checks the model and knows nothing of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from qdc.errors import QdcError
+from qdc.ir.annotations import Packed
+from qdc.ir.graph import LayerGraph, Region
+from qdc.pipeline.passbase import Configured, Kinds
+
+if TYPE_CHECKING:
+    from qdc.artifact.emission import Emission
+    from qdc.format.codec import Codec
+    from qdc.format.weights import Weights
+
+
+@dataclass(frozen=True)
+class Runtime(ABC):
+    """How a backend runs models, on one device and in one dtype."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of activations, and of every tensor that is not part of a quantized layer."""
+
+    @abstractmethod
+    def check(self, module: nn.Module, codecs: Mapping[str, "Codec"]) -> None:
+        """Refuse layers of a model that cannot be run, before any data is read.
+
+        Args:
+            module: the model, on the meta device; its paths are the names of tensors.
+            codecs: of each quantized layer, by path.
+
+        Raises:
+            QdcError: names the layers.
+        """
+
+    @abstractmethod
+    def fill(self, module: nn.Module, weights: "Weights") -> None:
+        """Give the model its tensors; modules inside it may be replaced.
+
+        Nothing may stay on the meta device. Raises ``InvalidArtifact`` for damaged data.
+        """
+
+
+class Backend(Configured, ABC):
+    """An emitter. It shares the form of passes: options are fields, ``str`` rebuilds it."""
+
+    requires: ClassVar[Kinds] = (Packed,)
+    """Annotations that every quantized layer must carry."""
+
+    def check(self, codecs: Mapping[str, "Codec"]) -> None:
+        """Refuse layers that it cannot run, from their codecs by path. Raises ``QdcError``.
+
+        A backend that only writes takes every codec, as it is.
+        """
+
+    def runtime(self, device: torch.device, dtype: torch.dtype | None) -> Runtime:
+        """How it runs what it wrote, and what every other backend of the format wrote.
+
+        Args:
+            device: where the model will be; it is there.
+            dtype: of activations; the backend's own choice if None.
+
+        Raises:
+            QdcError: this machine, device or dtype cannot; or, as it is, the backend only writes.
+        """
+        raise QdcError(
+            f"the backend {self.name} writes artifacts and does not run them",
+            help="load with the backend reference",
+        )
+
+    def layout(self, graph: LayerGraph) -> Mapping[str, tuple[str, ...]] | None:
+        """For each safetensors file the nodes whose tensors it holds, for ``qdc plan``.
+
+        None, as it is, where the backend does not say.
+        """
+        return None
+
+    @abstractmethod
+    def emit_region(self, emission: "Emission", region: Region) -> None:
+        """Write one finished region; its tensors are released afterwards."""
+
+    @abstractmethod
+    def finish(self, emission: "Emission") -> None:
+        """Write what lies outside the regions, the configuration and the final dump."""

@@ -1,0 +1,114 @@
+"""What a pass is: a frozen model whose fields are its options, and a ``run`` over one unit.
+
+The contract: a valid graph in, a valid graph out, anything in between. A pass reads and writes
+annotations and tensors; it never prints, never forwards the model itself, and keeps its scratch
+state in local variables.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from qdc.ir.annotations import Annotation
+
+if TYPE_CHECKING:
+    from qdc.ir.graph import LayerGraph
+    from qdc.streaming.forecast import Forecast
+    from qdc.streaming.unit import Unit
+
+Kinds = tuple[type[Annotation], ...]
+
+
+class Configured(BaseModel):
+    """Something with a name and options: ``str()`` gives the text that rebuilds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    """Verb with dashes, as in pipeline text."""
+
+    def options(self) -> dict[str, Any]:
+        """Options that differ from their defaults, by their names in pipeline text."""
+        return {
+            field.replace("_", "-"): getattr(self, field)
+            for field, info in type(self).model_fields.items()
+            if getattr(self, field) != info.get_default(call_default_factory=True)
+        }
+
+    def __str__(self) -> str:
+        """``name`` or ``name{option=value option=value}``."""
+        given = " ".join(f"{key}={option_text(value)}" for key, value in self.options().items())
+        return f"{self.name}{{{given}}}" if given else self.name
+
+
+class Pass(Configured):
+    """One rewriting step over the annotations of a layer graph.
+
+    Subclasses set ``name``, ``requires`` and ``provides``, declare their options as pydantic
+    fields with descriptions, and implement ``run``. The first line of the docstring is the
+    summary that ``qdc passes`` prints.
+    """
+
+    requires: ClassVar[Kinds] = ()
+    """Annotations that every layer of a unit must carry before the pass runs."""
+    provides: ClassVar[Kinds] = ()
+    """Annotations that every layer of a unit carries afterwards."""
+    annotates: ClassVar[Kinds] = ()
+    """Annotations that it writes on other nodes than the layers of its unit."""
+    consumes: ClassVar[Kinds] = ()
+    """Annotations whose tensors are gone afterwards: no later pass can read them."""
+    barrier: ClassVar[bool] = False
+    """Whether it needs the whole model at once: everything before it is finished first."""
+    whole_regions: ClassVar[bool] = False
+    """Whether it needs a region at once: it cannot stand inside ``stages(...)``."""
+    only_in_stages: ClassVar[bool] = False
+    """Whether it makes no sense on whole regions: it stands inside ``stages(...)`` alone."""
+    reads_calibration: ClassVar[bool] = False
+    """Whether it draws samples from the calibration text."""
+
+    def needs(self) -> Kinds:
+        """What it reads with these options: ``requires``, and what an option asks for."""
+        return self.requires
+
+    def whole_model(self) -> bool:
+        """``barrier``, unless the options decide."""
+        return self.barrier
+
+    def check_later(self, later: "Sequence[Pass]") -> None:
+        """Refuse passes behind it in the pipeline that its result is not meant for."""
+
+    def check(self, graph: "LayerGraph") -> None:
+        """Refuse a model that this pass cannot work on, before anything runs."""
+
+    def forecast(self, unit: "Forecast") -> None:
+        """Say what ``run`` would hold, compute and store, from shapes alone: ``qdc plan`` asks.
+
+        A pass that leaves this out is shown as unknown there.
+        """
+        unit.unknown()
+
+    def run(self, unit: "Unit") -> None:
+        """Rewrite the layers of one unit: a stage, a region, or the model for a barrier."""
+        raise NotImplementedError(f"{type(self).__name__}.run")
+
+
+def option_text(value: object) -> str:
+    """An option's value as pipeline text; quoted where the grammar needs it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Enum):
+        return option_text(value.value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, tuple | list):
+        return ",".join(option_text(item) for item in value)
+    text = str(value)
+    plain = text and all(letter.isalnum() or letter in "._-*/?[]+:" for letter in text)
+    if plain:
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,272 @@
+"""The one way from the core to passes, backends and model families: by name.
+
+Each kind has a list of our own and a group of entry points; third parties come in through these,
+or through a file that the user names. ``KINDS`` is the whole of it.
+"""
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeGuard, TypeVar
+
+from qdc.errors import DuplicateName, QdcError, UnknownName, nearest
+from qdc.format.codec import Codec, Lowered
+from qdc.ir.annotations import BUILT_IN, Annotation
+from qdc.ir.tuned import Tuned
+from qdc.models.families import Families
+from qdc.models.family import Family
+from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.passbase import Configured, Pass
+from qdc.pipeline.syntax import STAGES, is_name
+
+C = TypeVar("C", bound=Configured)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of what may be added, by a package or by a file."""
+
+    label: str
+    """What messages call one of them."""
+    base: type
+    """What they are classes of."""
+    group: str
+    """The group of entry points."""
+    built_in: str
+    """``module:NAME`` of our own."""
+    made: bool = False
+    """Whether they are objects that the class has made, and not classes below it."""
+    written: bool = False
+    """Whether pipeline text names them."""
+
+    def holds(self, value: object) -> TypeGuard[Any]:
+        """Whether a value is one of them: named, and not just a base for others."""
+        if self.made:
+            return isinstance(value, self.base)
+        if not (isinstance(value, type) and issubclass(value, self.base)):
+            return False
+        return isinstance(getattr(value, "name", None), str) and not inspect.isabstract(value)
+
+
+PASSES = Kind("pass", Pass, "qdc.passes", "qdc.passes:PASSES", written=True)
+BACKENDS = Kind("backend", Backend, "qdc.backends", "qdc.backends:BACKENDS", written=True)
+FAMILIES = Kind("family", Family, "qdc.families", "qdc.models.families:FAMILIES", made=True)
+KINDS = (PASSES, BACKENDS, FAMILIES)
+"""What third parties may add. A further kind is a line here."""
+LABELS = f"{', '.join(kind.label for kind in KINDS[:-1])} or {KINDS[-1].label}"
+
+
+class Registry:
+    """Passes, presets, backends, families, annotation classes and codecs, under unique names."""
+
+    def __init__(self) -> None:
+        """Start empty; ``standard_registry`` gives the usual content."""
+        self.presets: dict[str, str] = {}
+        self.plugins: list[str] = []
+        """Name and digest of every plugin file, for the report."""
+        self._found: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
+        self._origins: dict[object, str] = {}
+
+    @property
+    def passes(self) -> dict[str, type[Pass]]:
+        """All passes by name."""
+        return self._found[PASSES]
+
+    @property
+    def backends(self) -> dict[str, type[Backend]]:
+        """All backends by name."""
+        return self._found[BACKENDS]
+
+    @property
+    def families(self) -> Families:
+        """All model families, in the order in which they were added."""
+        return Families(tuple(self._found[FAMILIES].values()))
+
+    def origin(self, value: object) -> str:
+        """The plugin file or the entry point that something came from; empty for our own."""
+        return self._origins.get(value, "")
+
+    def add(self, value: Any, origin: str = "") -> None:
+        """Add a pass, a backend, or what else ``KINDS`` lists.
+
+        Args:
+            value: one that its kind ``holds``.
+            origin: the file or the entry point that it is from.
+
+        Raises:
+            DuplicateName: its name is taken, or one of the architectures of a family; names both
+                owners.
+        """
+        kinds = [kind for kind in KINDS if kind.holds(value)]
+        written, owner = any(kind.written for kind in kinds), _owner(value, origin)
+        if value.name == STAGES or not is_name(value.name):
+            raise QdcError(
+                f"pipeline text cannot name a pass or a backend {value.name!r}"
+                if written
+                else f"no {kinds[0].label} can be called {value.name!r}",
+                where=[owner],
+                help="name it by words with dashes, such as my-allocate",
+            )
+        if written and value.name in self.presets:
+            raise _duplicate(value.name, f"the preset {value.name}", owner)
+        for kind in kinds:
+            table = self._found[kind]
+            self._refuse_second(value, table.get(value.name), value.name, origin)
+            table[value.name] = value
+        if isinstance(value, Family):
+            for other in self._found[FAMILIES].values():
+                for name in set(value.architectures) & set(other.architectures):
+                    self._refuse_second(value, other, name, origin)
+        self._origins.setdefault(value, origin)
+
+    def annotations(self) -> Mapping[str, type[Annotation]]:
+        """Every annotation class by tag. Raises ``DuplicateName``."""
+        found: dict[str, type[Annotation]] = {}
+        for kind in self._annotation_classes():
+            if not inspect.isabstract(kind) and hasattr(kind, "tag"):
+                self._refuse_second(kind, found.get(kind.tag), "@" + kind.tag)
+                found[kind.tag] = kind
+        return found
+
+    def codecs(self) -> Mapping[str, type[Codec]]:
+        """Every storage format by name. Raises ``DuplicateName``."""
+        found: dict[str, type[Codec]] = {}
+        for kind in self.annotations().values():
+            if issubclass(kind, Lowered):
+                codec = kind.codec_class()
+                self._refuse_second(codec, found.get(codec.name), codec.name)
+                found[codec.name] = codec
+        return found
+
+    def find_pass(self, name: str) -> type[Pass]:
+        """Look a pass up. Raises ``UnknownName`` with the nearest names."""
+        return _find("pass or preset", name, self.passes, (*self.passes, *self.presets))
+
+    def find_backend(self, name: str) -> type[Backend]:
+        """Look a backend up. Raises ``UnknownName`` with the nearest names."""
+        return _find("backend", name, self.backends, self.backends)
+
+    def load_plugin(self, path: Path) -> None:
+        """Import a file and add what it defines of the kinds in ``KINDS``.
+
+        Raises:
+            QdcError: the file is missing, fails to import, or defines nothing of them.
+        """
+        module, digest = _import_file(path)
+        defined = list(_defined_in(module))
+        if not defined:
+            raise QdcError(
+                f"the plugin defines no {LABELS}",
+                where=[path.name],
+                help="subclass qdc.Pass, as docs/writing_passes.md shows, or make a qdc.Family, "
+                "as docs/writing_families.md does",
+            )
+        for value in defined:
+            self.add(value, path.name)
+        self.plugins.append(f"{path.name} sha256:{digest}")
+
+    def _refuse_second(self, new: Any, old: Any, name: str, origin: str = "") -> None:
+        """Raise ``DuplicateName`` if an owner of the name is there, and another one comes."""
+        if old is not None and old is not new:
+            raise _duplicate(name, _owner(old, self.origin(old)), _owner(new, origin))
+
+    def _annotation_classes(self) -> Iterator[type[Annotation]]:
+        kinds = [k for p in self.passes.values() for k in (*p.provides, *p.requires, *p.annotates)]
+        built_in: tuple[type[Annotation], ...] = (*BUILT_IN, Tuned)
+        yield from dict.fromkeys((*built_in, *kinds))
+
+
+def standard_registry(plugins: Sequence[Path] = ()) -> Registry:
+    """Built-ins, installed entry points, then the given files. Raises ``DuplicateName``."""
+    registry = Registry()
+    for kind in KINDS:
+        place, _, listed = kind.built_in.partition(":")
+        for value in getattr(import_module(place), listed):
+            registry.add(value)
+    registry.presets.update(import_module("qdc.passes").PRESETS)
+    for kind in KINDS:
+        for entry in entry_points(group=kind.group):
+            registry.add(_installed(entry), entry.value)
+    for path in plugins:
+        registry.load_plugin(path)
+    registry.codecs()
+    return registry
+
+
+def _installed(entry: EntryPoint) -> Any:
+    """Import what an entry point names. Raises ``QdcError``."""
+    try:
+        value = entry.load()
+    except Exception as error:
+        raise QdcError(
+            f"the installed plugin {entry.value} does not import: {error}",
+            help="uninstall or repair the package that provides it",
+        ) from error
+    if not any(kind.holds(value) for kind in KINDS):
+        raise QdcError(
+            f"the installed plugin {entry.value} is no {LABELS} with a name",
+            help="repair or uninstall the package that provides it",
+        )
+    return value
+
+
+def _find(label: str, name: str, table: Mapping[str, type[C]], known: Iterable[str]) -> type[C]:
+    if name not in table:
+        raise UnknownName(f"no {label} is called {name!r}", help=nearest(name, known))
+    return table[name]
+
+
+def _duplicate(name: str, *owners: str) -> DuplicateName:
+    return DuplicateName(
+        f"two owners claim the name {name!r}",
+        where=owners,
+        help="rename one of them, or leave one out",
+    )
+
+
+def _owner(value: Any, origin: str = "") -> str:
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return f"the family {value.name} of {origin or 'qdc'}"
+
+
+def _import_file(path: Path) -> tuple[ModuleType, str]:
+    """Run a plugin and return it with the digest of what ran; the same text runs only once."""
+    how = "give a Python file: --plugin my_pass.py"
+    if not path.is_file():
+        raise QdcError(f"no such plugin file: {path}", help=how)
+    if path.suffix != ".py":
+        raise QdcError("the plugin is no Python file", where=[path.name], help=how)
+    source = path.read_bytes()
+    digest = hashlib.sha256(source).hexdigest()
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    name = f"qdc_plugin_{path.stem}_{place[:8]}_{digest[:8]}"
+    if name in sys.modules:
+        return sys.modules[name], digest
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    try:
+        exec(compile(source, path, "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise QdcError(
+            f"the plugin does not import: {type(error).__name__}: {error}", where=[path.name]
+        ) from error
+    return module, digest
+
+
+def _defined_in(module: ModuleType) -> Iterator[Any]:
+    """Classes of the module's own, and objects under a name of it, each once."""
+    seen: set[int] = set()
+    for value in vars(module).values():
+        foreign = isinstance(value, type) and value.__module__ != module.__name__
+        if not foreign and id(value) not in seen and any(kind.holds(value) for kind in KINDS):
+            seen.add(id(value))
+            yield value

@@ -1,0 +1,1 @@
+"""How samples move through the model region by region, and what a pass may touch of it."""

@@ -1,0 +1,265 @@
+"""Execute part of a traced model, node by node, from values that are at hand."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functional_call
+
+from qdc.errors import QdcError
+from qdc.frontend.calls import NodeCalls, Sizes
+from qdc.frontend.tracer import Program
+from qdc.ir.graph import LINEAR
+from qdc.ir.routing import ROUTED
+
+Environment = dict[str, Tensor]
+Shrunk = Callable[[str, int], None]
+Parameters = Mapping[str, Mapping[str, Tensor]]
+"""By node and role: what every executed node computes with."""
+
+
+class Executor:
+    """Runs nodes of a program. Gradients flow unless the caller switches them off."""
+
+    def __init__(self, program: Program, device: torch.device) -> None:
+        """Index the nodes; the inputs but for the token ids are absent."""
+        self.program, self.device = program, device
+        self.graph = program.graph
+        self.order = [node.name for node in self.graph]
+        self.place = {name: index for index, name in enumerate(self.order)}
+        self._names = {
+            node: name for name, node in program.nodes.items() if isinstance(node, fx.Node)
+        }
+        self.tokens, *self.absent = [node.name for node in self.graph if node.op == "input"]
+        self.edges = self.graph.edges.copy()
+        self.edges.remove_nodes_from(self.absent)
+        self.most: float = math.inf
+        """Samples of the largest batch that the device may be able to hold."""
+        self.shrunk: Shrunk = lambda name, samples: None
+        """Called when a batch did not fit: with the last node to compute, and the new size."""
+        self.linear_calls = 0
+        """Linears executed, counted once for each sample; without those of experts."""
+        self.routed_rows = 0
+        """Linears of experts executed, counted once for each token."""
+        self._bounds, self._live = self._read_across_regions()
+
+    def steps(self, wanted: Collection[str], held: Collection[str]) -> list[str]:
+        """Nodes to execute, in order, to get the wanted values from the held ones."""
+        needed = set[str]()
+        pending = [name for name in wanted if name not in held]
+        while pending:
+            name = pending.pop()
+            if name not in needed:
+                needed.add(name)
+                pending.extend(p for p in self.edges.predecessors(name) if p not in held)
+        return sorted(needed, key=self.place.__getitem__)
+
+    def read_after(self, boundary: int) -> frozenset[str]:
+        """Values from before this place of the order that nodes from it on read."""
+        index = bisect_left(self._bounds, boundary)
+        later = {
+            name
+            for step in self.order[boundary : self._bounds[index]]
+            if step not in self.absent
+            for name in self.edges.predecessors(step)
+        }
+        found = later | self._live[index]
+        return frozenset(name for name in found if self.place[name] < boundary)
+
+    def derived(self, name: str, boundary: int) -> set[str]:
+        """Values from before this place of the order that hang on a node, itself included."""
+        found, pending = {name}, [name]
+        while pending:
+            for reader in self.edges.successors(pending.pop()):
+                if reader not in found and self.place[reader] < boundary:
+                    found.add(reader)
+                    pending.append(reader)
+        return found
+
+    def _read_across_regions(self) -> tuple[list[int], list[frozenset[str]]]:
+        """Ends of the regions and of the model, and what nodes from each of them on read.
+
+        It is worked out once: a region of many experts has many boundaries, each of which then
+        looks no further than the region's end.
+        """
+        last = {
+            read: self.place[step]
+            for step in self.order
+            if step not in self.absent
+            for read in self.edges.predecessors(step)
+        }
+        ends = {self.place[region.nodes[-1]] + 1 for region in self.graph.regions}
+        bounds = sorted(ends | {len(self.order)})
+        live: set[str] = set()
+        found: list[frozenset[str]] = []
+        for start, end in zip([0, *bounds], bounds, strict=False):
+            live |= {name for name in self.order[start:end] if name in last}
+            live = {name for name in live if last[name] >= end}
+            found.append(frozenset(live))
+        return bounds, found
+
+    def run(
+        self,
+        held: Mapping[str, Tensor],
+        steps: list[str],
+        parameters: Parameters,
+        wanted: Collection[str],
+    ) -> Environment:
+        """Execute the steps on one batch; halves of it where the device's memory is too small.
+
+        A batch size that did not fit is not tried again.
+
+        Args:
+            held: values at hand, on any device and in any floating dtype; computed with in fp32.
+            steps: as ``steps(wanted, held)`` gives them.
+            parameters: of every step.
+            wanted: the values to return.
+
+        Returns:
+            The wanted values, on the device.
+
+        Raises:
+            QdcError: the memory does not hold one sample.
+        """
+        rows = self._rows(held)
+        if rows > self.most:
+            return self._run_halves(held, steps, parameters, wanted, rows)
+        calls, routed = self.linear_calls, self.routed_rows
+        try:
+            return self._run(held, steps, parameters, wanted)
+        except torch.OutOfMemoryError as error:
+            if rows < 2:
+                raise QdcError(
+                    f"the memory of {self.device} does not hold one sample",
+                    where=[f"%{name}" for name in wanted],
+                    help="lower --length, or use --device cpu",
+                ) from error
+            if any(self._routed(name) for name in (*held, *wanted)):
+                raise QdcError(
+                    f"the memory of {self.device} does not hold a batch of {rows} samples, and "
+                    "what experts read cannot be split by samples",
+                    where=[f"%{name}" for name in wanted if self._routed(name)],
+                    help="lower the batch: 'calibrate-cross{batch=1}'",
+                ) from error
+        # Here the error is gone, and with it what its traceback kept in memory.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.linear_calls, self.routed_rows, self.most = calls, routed, rows // 2
+        self.shrunk(steps[-1], self.most)
+        return self._run_halves(held, steps, parameters, wanted, rows)
+
+    def _run_halves(
+        self,
+        held: Mapping[str, Tensor],
+        steps: list[str],
+        parameters: Parameters,
+        wanted: Collection[str],
+        rows: int,
+    ) -> Environment:
+        """Run both halves of a batch of so many samples, one after the other."""
+        half = rows // 2
+        parts = [
+            self.run(
+                {name: self._samples(name, value, rows, some) for name, value in held.items()},
+                steps,
+                parameters,
+                wanted,
+            )
+            for some in (slice(0, half), slice(half, rows))
+        ]
+        return {
+            name: torch.cat([part[name] for part in parts])
+            if self._batched(name)
+            else parts[0][name]
+            for name in wanted
+        }
+
+    def _samples(self, name: str, value: Tensor, rows: int, some: slice) -> Tensor:
+        """The part of a value that belongs to these samples of a batch."""
+        if not self._batched(name):
+            return value
+        each = len(value) // rows
+        return value[some.start * each : some.stop * each]
+
+    def _batched(self, name: str) -> bool:
+        """Whether the first dimension of a value counts samples, or their tokens."""
+        shape = self.graph[name].type.shape
+        return bool(shape) and str(shape[0]).split("*")[0] == "B"
+
+    def _routed(self, name: str) -> bool:
+        """Whether a value holds the tokens of one expert, which belong to any samples."""
+        return self.graph[name].type.shape[:1] == (ROUTED,)
+
+    def _rows(self, held: Mapping[str, Tensor]) -> int:
+        """Samples of a batch; 1 where no value says."""
+        found = (len(v) for n, v in held.items() if self.graph[n].type.shape[:1] == ("B",))
+        return next(found, 1)
+
+    def _run(
+        self,
+        held: Mapping[str, Tensor],
+        steps: list[str],
+        parameters: Parameters,
+        wanted: Collection[str],
+    ) -> Environment:
+        """Execute the steps, dropping each value after its last reader."""
+        last = {read: step for step in steps for read in self.edges.predecessors(step)}
+        environment = {name: self._widen(held[name]) for name in {*last, *wanted} & set(held)}
+        sizes = self._sizes(held)
+        for step in steps:
+            environment[step] = self._execute(step, environment, parameters[step], sizes)
+            for read in self.edges.predecessors(step):
+                if last[read] == step and read not in wanted:
+                    environment.pop(read, None)
+        return {name: environment[name] for name in wanted}
+
+    def _widen(self, value: Tensor) -> Tensor:
+        """What is computed with is fp32, however narrow it was held."""
+        wide = torch.float32 if value.is_floating_point() else value.dtype
+        return value.to(self.device, wide)
+
+    def _sizes(self, held: Mapping[str, Tensor]) -> Sizes:
+        """Batch and length, from values at hand whose types name them."""
+        found: dict[int | str, int] = {}
+        for name, value in held.items():
+            found.update(zip(self.graph[name].type.shape, value.shape, strict=True))
+        return found.get("B", 0), found.get("L", 0)
+
+    def _execute(
+        self,
+        name: str,
+        environment: Environment,
+        parameters: Mapping[str, Tensor],
+        sizes: Sizes,
+    ) -> Tensor:
+        node = self.program.nodes[name]
+        if isinstance(node, NodeCalls):
+            if self.graph[name].op == LINEAR:
+                self._count(name, environment[self.graph[name].inputs[0]])
+            return node.run(environment, parameters, sizes, self.device)
+        arguments: Any
+        keywords: Any
+        arguments, keywords = fx.map_arg(
+            (node.args, node.kwargs), lambda read: environment.get(self._names[read])
+        )
+        result: Tensor
+        if node.op == "call_module":
+            if self.graph[name].op == LINEAR:
+                self._count(name, arguments[0])
+            leaf = self.program.module.get_submodule(str(node.target))
+            result = functional_call(leaf, dict(parameters), arguments, keywords)
+        elif node.op == "call_method":
+            result = getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
+        else:
+            result = node.target(*arguments, **keywords)  # type: ignore[operator]
+        return result
+
+    def _count(self, name: str, read: Tensor) -> None:
+        """Count one execution of a linear."""
+        if self.graph[name].type.shape[:1] == (ROUTED,):
+            self.routed_rows += len(read)
+        else:
+            self.linear_calls += len(read)

@@ -1,0 +1,124 @@
+"""The view that a pass gets when it is asked what it would do: the counterpart of a unit.
+
+``Pass.forecast`` walks through the layers as ``run`` would and says, instead of doing it, what is
+held, what is in memory for a moment, what is computed, and how layers end up stored. Annotations
+are passed on to later passes with the right shapes and zeros for what would be measured.
+"""
+
+from dataclasses import dataclass
+
+from qdc.format.codec import Codec
+from qdc.ir.annotations import Annotation
+from qdc.ir.graph import Node, Stage
+from qdc.ir.keys import table_key
+from qdc.ir.types import TensorRef
+from qdc.pipeline.traversal import Scope
+from qdc.streaming.account import SCRATCH, TABLE, Account
+from qdc.streaming.ledger import Place
+from qdc.streaming.streamforecast import StreamForecast
+from qdc.streaming.work import FP32, Work
+
+NO_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True)
+class Forecast(Scope):
+    """What one call of ``Pass.forecast`` is about."""
+
+    _account: Account
+
+    @classmethod
+    def of(cls, scope: Scope, account: Account) -> "Forecast":
+        """The forecast of a scope, with all that was foreseen before it."""
+        return cls(**vars(scope), _account=account)
+
+    @property
+    def started(self) -> bool:
+        """Whether the pass has a stream already, and so has drawn its samples."""
+        return any(place == self.place for place, _ in self._account.streams)
+
+    def annotate(self, node: Node, note: Annotation) -> None:
+        """Say that the node will carry such an annotation; later passes find it on the graph."""
+        self.graph.annotate(node.name, note)
+
+    def unknown(self) -> None:
+        """Say that nobody knows what this pass does to memory and time."""
+        self._account.unknown[self.step.name] += 1
+
+    def stored_unknown(self, node: Node) -> None:
+        """Say that nobody knows how the layer will be stored."""
+        self._account.codecs[node.name] = None
+
+    def codec(self, node: Node) -> Codec | None:
+        """How an earlier pass said the node will be stored."""
+        return self._account.codecs.get(node.name)
+
+    def lower(self, node: Node, codec: Codec) -> None:
+        """The layer will have this codec; its working tensors are held until they are packed."""
+        self._account.codecs[node.name] = codec
+        self._account.packed.discard(node.name)
+        name = TABLE + node.name
+        self._account.ledger.hold(name, "lowered layers", codec.working_bytes, "device")
+
+    def pack(self, node: Node) -> None:
+        """The stored form takes the place of the working tensors, on the host."""
+        codec = self._account.codecs.get(node.name)
+        if codec is None:
+            return
+        self._account.packed.add(node.name)
+        self._account.ledger.hold(TABLE + node.name, "packed layers", codec.nbytes)
+
+    def orders_vary(self, fewer: int, more: int) -> None:
+        """The layers' codecs are a guess: they may store so many bytes less, or more."""
+        self._account.slack.append((fewer, more))
+
+    def put(self, stage: Stage, what: str, *shape: int) -> TensorRef:
+        """Hold an f32 tensor of this shape until the stage's scratch tensors are released.
+
+        Returns:
+            A reference for annotations; its digest is a placeholder.
+        """
+        name = SCRATCH + table_key(stage.value, what)
+        ref = TensorRef(name=name, dtype="f32", shape=shape, digest=NO_DIGEST)
+        self._account.ledger.hold(name, "statistics of a stage", ref.nbytes, "device")
+        return ref
+
+    def holds(self, ref: TensorRef) -> bool:
+        """Whether a tensor that ``put`` gave is still held."""
+        return ref.name in self._account.ledger
+
+    def held(self, *kinds: str) -> int:
+        """Bytes of these kinds, as the summary names them, that are held now."""
+        return self._account.ledger.held(*kinds)
+
+    def weight(self, node: Node) -> int:
+        """Bytes of the original weight in fp32; its region's weights are held from now on."""
+        self._account.load(node)
+        return FP32 * node.rows * node.columns
+
+    def work(self, nbytes: int, work: Work | None = None, *, host: bool = False) -> None:
+        """Arithmetic, and the bytes that it takes for a moment beside all that is held."""
+        where: Place = "host" if host else "device"
+        self._account.charge(self.place, self.step.name, nbytes, work or Work(), where)
+
+    def stream(
+        self, samples: int, length: int, batch: int, *, original: bool = False
+    ) -> StreamForecast:
+        """The calibration stream of this pass, started at the first call."""
+        key, account = (self.place, original), self._account
+        if key not in account.streams:
+            account.samples = max(account.samples, samples)
+            account.drawn[self.place] = (samples, length)
+            owner = self.place, self.step.name
+            account.streams[key] = StreamForecast(
+                account, owner, samples, length, batch, original=original
+            )
+        return account.streams[key]
+
+    def keep_states(self, what: str, numbers: int) -> None:
+        """Hold so many numbers on the host, as calibration states are held."""
+        self._account.hold_states(f"{self.place}:{what}", numbers * self._account.held)
+
+    def drop_states(self, what: str) -> None:
+        """Let go of them before the segment ends."""
+        self._account.drop_states(f"{self.place}:{what}")

@@ -1,0 +1,72 @@
+"""Bytes that a run would hold at a time, and what they were at the highest point."""
+
+from collections import Counter
+from typing import Literal
+
+from pydantic import Field
+
+from qdc.ir.types import Frozen
+
+Place = Literal["host", "device"]
+
+
+class Peak(Frozen):
+    """The highest point of one memory."""
+
+    nbytes: int = 0
+    moment: str = ""
+    """What ran then."""
+    parts: dict[str, int] = Field(default_factory=dict)
+    """What the bytes were, largest first."""
+
+
+class Ledger:
+    """Named amounts in host and device memory; on the CPU they are one."""
+
+    def __init__(self, *, shared: bool) -> None:
+        """Start empty. ``shared`` says that the device has no memory of its own."""
+        self.shared = shared
+        self.moment = "start"
+        """What runs now; callers set it."""
+        self._held: dict[str, tuple[Place, str, int]] = {}
+        self._peaks: dict[Place, Peak] = {}
+
+    def hold(self, name: str, kind: str, nbytes: int, place: Place = "host") -> None:
+        """Hold bytes under a name, in place of what it stood for; ``kind`` groups them."""
+        self._held[name] = ("host" if self.shared else place, kind, nbytes)
+        self._look(Counter())
+
+    def __contains__(self, name: object) -> bool:
+        """Whether something is held under this name."""
+        return name in self._held
+
+    def release(self, name: str) -> int:
+        """Forget a name; what it held, 0 if nothing."""
+        return self._held.pop(name, ("host", "", 0))[2]
+
+    def release_all(self, start: str) -> int:
+        """Forget every name that begins so; the bytes that they held."""
+        names = [name for name in self._held if name.startswith(start)]
+        return sum(self.release(name) for name in names)
+
+    def held(self, *kinds: str) -> int:
+        """Bytes of these kinds that are held now, wherever."""
+        return sum(nbytes for _, kind, nbytes in self._held.values() if kind in kinds)
+
+    def work(self, kind: str, nbytes: int, place: Place = "device") -> None:
+        """Bytes that are in memory for a moment beside all that is held."""
+        self._look(Counter({("host" if self.shared else place, kind): nbytes}))
+
+    def peak(self, place: Place) -> Peak:
+        """The highest point so far."""
+        return self._peaks.get(place, Peak())
+
+    def _look(self, passing: Counter[tuple[Place, str]]) -> None:
+        now = Counter(passing)
+        for place, kind, nbytes in self._held.values():
+            now[place, kind] += nbytes
+        for place in ("host", "device"):
+            parts = {kind: n for (where, kind), n in now.most_common() if where == place and n}
+            total = sum(parts.values())
+            if total > self.peak(place).nbytes:
+                self._peaks[place] = Peak(nbytes=total, moment=self.moment, parts=parts)

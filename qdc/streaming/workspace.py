@@ -1,0 +1,299 @@
+"""What a running pipeline holds: one region's weights, the tensor table, the streams."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qdc.checkpoint.folder import Checkpoint
+from qdc.distributed import ownership
+from qdc.distributed.world import World
+from qdc.errors import InvalidCalibration, InvalidGraph
+from qdc.format.codec import Codec, Lowered
+from qdc.frontend.tracer import Program
+from qdc.ir.annotations import Annotation, Kept, Packed
+from qdc.ir.graph import Node, Region
+from qdc.ir.tensors import TensorTable
+from qdc.ir.tuned import Tuned
+from qdc.ir.types import TensorRef
+from qdc.streaming.states import StateStore
+from qdc.streaming.stream import NodeWeights, Stream, Trail
+from qdc.text.source import TextSource
+
+MakeBatches = Callable[[], list[Tensor]]
+Key = tuple[int, bool]
+"""A stream: the place of its pass in the plan, and whether it goes through the original model."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that samples are drawn from, and how it becomes token ids."""
+
+    source: TextSource
+    encode: Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a pass has to say about one layer."""
+
+    kind: str
+    """``passed``, ``missed`` or ``note``."""
+    step: str
+    layer: str
+    details: dict[str, object]
+
+    def plain(self) -> dict[str, object]:
+        """The details as plain data: numbers stay numbers, all else is text."""
+        return {
+            key: value if value is None or isinstance(value, int | float) else str(value)
+            for key, value in self.details.items()
+        }
+
+    def __str__(self) -> str:
+        """``passed daq-lower %h0.q error=1.3e-02``."""
+        known = {key: value for key, value in self.details.items() if value is not None}
+        details = " ".join(f"{key}={_short(value)}" for key, value in known.items())
+        return f"{self.kind} {self.step} %{self.layer} {details}".rstrip()
+
+
+@dataclass
+class Workspace:
+    """The mutable state behind all units of one compile."""
+
+    program: Program
+    checkpoint: Checkpoint
+    device: torch.device
+    calibration: Calibration | None
+    tensors: TensorTable = field(default_factory=TensorTable)
+    remarks: list[Remark] = field(default_factory=list)
+    """Of the pass that runs now; an instrument takes them over."""
+    linear_calls: float = 0
+    """Linears executed for calibration, counted once for each sample."""
+    returns: bool = False
+    """Whether streams must be able to go back inside a region; ``Plan.returns`` knows."""
+    states: StateStore = field(default_factory=StateStore)
+    """Where the values of all streams wait between two stages."""
+    samples: int = 0
+    """Samples of the largest calibration."""
+    trails: dict[Key, Trail] = field(default_factory=dict)
+    """Ways that streams follow when they are made, to where an interrupted compile had them."""
+    world: World = field(default_factory=World)
+    """The processes that share the compile."""
+    tags: Mapping[str, type[Annotation]] = field(default_factory=dict)
+    """Every annotation that a pass may write, by tag: they come from other processes too."""
+    _owners: dict[str, int] = field(default_factory=dict)
+    _loaded: dict[str, Tensor] = field(default_factory=dict)
+    _streams: dict[Key, Stream] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Note which nodes are inside regions."""
+        self._inside = {name for region in self.program.graph.regions for name in region.nodes}
+
+    def parameter(self, node: Node, role: str = "weight") -> Tensor:
+        """The checkpoint's own tensor in fp32 on the device; a region's are read once and held.
+
+        Weights are computed with in fp32 whatever the checkpoint's dtype, so that what is fitted
+        does not depend on it.
+        """
+        name = next(p.name for p in node.parameters if p.role == role)
+        tensor = self._loaded.get(name)
+        if tensor is None:
+            tensor = self.checkpoint.tensor(name)
+            if node.name in self._inside:
+                self._loaded[name] = tensor
+        return tensor.to(self.device, torch.float32)
+
+    def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
+        """The checkpoint's own weight in fp32 on the device, ``count`` rows at a time, not kept."""
+        weight = self.checkpoint.tensor(node.weight.name)
+        for start in range(0, len(weight), count):
+            yield weight[start : start + count].to(self.device, torch.float32)
+
+    def current(self, name: str, role: str = "weight") -> Tensor:
+        """The tensor as it stands: dequantized once its layer was lowered, tuned once it was."""
+        graph = self.program.graph
+        node, tuned = graph[name], graph.get(name, Tuned)
+        replaced = None if tuned is None else tuned.find(role)
+        if replaced is not None:
+            return self.tensors.get(replaced).to(self.device, torch.float32)
+        owner = graph.owner(name, role)
+        packed, lowered = graph.get(owner, Packed), graph.get(owner, Lowered)
+        if role != "weight" or lowered is None:
+            return self.parameter(node, role)
+        codec: Codec = lowered.codec
+        if packed is None:
+            return codec.dense(lowered.working(self.tensors)).to(self.device)
+        stored = {
+            s: self.tensors.get(ref) for s, ref in zip(packed.suffixes, packed.tensors, strict=True)
+        }
+        return codec.dense(codec.unpack(stored)).to(self.device)
+
+    def parameters(self, name: str) -> dict[str, Tensor]:
+        """All that a node computes with, by role, as it stands: added biases are among them."""
+        graph = self.program.graph
+        tuned = graph.get(name, Tuned)
+        roles = [p.role for p in graph[name].parameters]
+        roles += () if tuned is None else tuned.added(graph[name])
+        return {role: self.current(name, role) for role in roles}
+
+    def originals(self, name: str) -> dict[str, Tensor]:
+        """All that a node computes with in the original model, by role."""
+        node = self.program.graph[name]
+        return {p.role: self.parameter(node, p.role) for p in node.parameters}
+
+    @functools.cached_property
+    def outside(self) -> tuple[str, ...]:
+        """Nodes outside of the regions."""
+        graph = self.program.graph
+        inside = {name for region in graph.regions for name in region.nodes}
+        return tuple(node.name for node in graph if node.name not in inside)
+
+    def owners(self, nodes: Sequence[Node]) -> Mapping[str, int]:
+        """The rank that works on each of these nodes, by name; the same whenever it is asked."""
+        graph, ranks = self.program.graph, self.world.size
+        if not self._owners:
+            for region in graph.regions:
+                stages = [[graph[name] for name in stage.layers] for stage in region.stages]
+                wanted = [[n for n in s if graph.get(n.name, Kept) is None] for s in stages]
+                self._owners.update(ownership.owners(wanted, ranks))
+        others = [node for node in nodes if node.name not in self._owners]
+        self._owners.update(ownership.owners([others], ranks))
+        return self._owners
+
+    def tensor(self, ref: TensorRef) -> Tensor:
+        """A tensor of the table; one that only its owner has is fetched, on all ranks."""
+        home = self.tensors.home(ref)
+        if home is not None and not self.world.apart and self.world.size > 1:
+            mine = home == self.world.rank
+            held = self.tensors.get(ref) if mine else None
+            (kind, *_) = (k for k in self.world.agree(_kind(held)) if k)
+            self.tensors.put(ref.name, self.world.broadcast(ref, held, home, kind.decode()))
+            self.tensors.share(ref)
+        return self.tensors.get(ref)
+
+    def stream(
+        self, place: int, make: MakeBatches, *, original: bool = False, split: bool = False
+    ) -> Stream:
+        """The stream of the pass at this place, started from its samples at the first call.
+
+        Args:
+            place: of the pass in the plan.
+            make: gives the batches.
+            original: whether it goes through the original model whatever passes do; a pass may
+                have one stream of each kind.
+            split: whether this process moves its part of the batches alone; the caller then adds
+                up over all processes.
+
+        Raises:
+            InvalidCalibration: they are to be split, and processes have made different ones.
+        """
+        key = (place, original)
+        if key not in self._streams:
+            batches = make()
+            self.samples = max(self.samples, sum(len(batch) for batch in batches))
+            if split:
+                self._same(batches)
+            stream = self.open_stream(key, batches, split=split)
+            if key in self.trails:
+                stream.follow(self.trails.pop(key), self._loaded.clear)
+        return self._streams[key]
+
+    def open_stream(self, key: Key, batches: list[Tensor], *, split: bool = False) -> Stream:
+        """Start a stream of batches ``i64[b, length]`` before the first region."""
+        _, original = key
+        self._streams[key] = self._watch(
+            Stream(
+                self.program,
+                batches,
+                self.originals if original else self.parameters,
+                self.device,
+                returns=self.returns,
+                states=self.states,
+                part=self.world.part(len(batches)) if split else slice(None),
+            )
+        )
+        return self._streams[key]
+
+    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
+        """A stream that the caller moves: it is not left with a region, and not kept for later."""
+        return self._watch(Stream(self.program, batches, weights, self.device, states=self.states))
+
+    def _same(self, batches: list[Tensor]) -> None:
+        whole = hashlib.sha256(repr([list(batch.shape) for batch in batches]).encode())
+        for batch in batches:
+            whole.update(batch.contiguous().numpy().data)
+        if len(set(self.world.agree(whole.digest()))) > 1:
+            raise InvalidCalibration(
+                "the processes of the compile have drawn different samples",
+                help="give all of them the same text, tokenizer and versions",
+            )
+
+    def streams(self) -> Iterator[tuple[Key, Stream]]:
+        """Every stream with its key: those through the rewritten model first."""
+        yield from sorted(self._streams.items(), key=lambda item: (item[0][1], item[0][0]))
+
+    def _watch(self, stream: Stream) -> Stream:
+        """Remark on batches of a stream that the device's memory does not hold."""
+
+        def shrunk(name: str, samples: int) -> None:
+            details = {"reason": f"{self.device} ran out of memory", "batch": samples}
+            self.remarks.append(Remark("note", "calibration", name, details))
+
+        stream.executor.shrunk = shrunk
+        return stream
+
+    def rewritten(self, name: str) -> None:
+        """Send streams that have gone past this node of the region back to where they entered it.
+
+        Raises ``InvalidGraph`` if they cannot go back.
+        """
+        for (_, original), stream in self._streams.items():
+            if original or not stream.passed(name):
+                continue
+            if not stream.returns:
+                raise InvalidGraph(
+                    "a calibration stream has gone past the layer, and it is rewritten",
+                    where=[f"%{name}"],
+                    help="declare in the pass's provides what it rewrites",
+                )
+            stream.rewind()
+
+    def leave(self, region: Region) -> None:
+        """Move all streams past a region and forget its weights."""
+        for _, stream in self.streams():
+            stream.leave(region)
+        self._loaded.clear()
+
+    def release(self, region: Region) -> None:
+        """Release every tensor of a region that has been emitted."""
+        for name in region.nodes:
+            for note in self.program.graph.annotations(name).values():
+                for ref in note.refs():
+                    self.tensors.release(ref.name)
+
+    def end_segment(self) -> None:
+        """Drop the streams."""
+        self.linear_calls += sum(stream.linear_calls for _, stream in self.streams())
+        self._streams.clear()
+        self._loaded.clear()
+
+    def release_scratch(self, names: tuple[str, ...]) -> None:
+        """Release the scratch tensors of these layers: moments, factors."""
+        for name in names:
+            for note in self.program.graph.annotations(name).values():
+                if note.scratch:
+                    for ref in note.refs():
+                        self.tensors.release(ref.name)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _kind(tensor: Tensor | None) -> bytes:
+    """Where a tensor is, as a message; nothing from those who lack it."""
+    return b"" if tensor is None else tensor.device.type.encode()

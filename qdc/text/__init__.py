@@ -1,0 +1,1 @@
+"""Text, records and tokens: what calibration and evaluation read."""

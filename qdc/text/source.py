@@ -1,0 +1,179 @@
+"""Text for calibration and evaluation: the user's, or what travels with qdc."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from qdc.disk import read_regular
+from qdc.errors import InvalidCalibration
+from qdc.text.datasets import Rows, dataset_files, open_rows
+from qdc.text.records import (
+    DEFAULT_FIELD,
+    HOW,
+    Dialogue,
+    Fields,
+    Lazy,
+    dialogue,
+    document,
+    parse_line,
+)
+
+EMBEDDED = "embedded"
+LARGEST_TEXT = 1 << 30
+"""Bytes of a text file, which is read as a whole; arrow and parquet are not."""
+LINES = ".jsonl"
+PIECE = 1 << 22
+S = TypeVar("S", bound=Sequence[object])
+
+
+class TextSource(NamedTuple):
+    """Documents or dialogues, and where they come from.
+
+    ``name`` is that of a file or folder without the folders around it, or ``embedded``; ``digest``
+    is the SHA-256 in hexadecimal of a file's bytes, or of the names and bytes of a folder's files.
+    One of ``documents`` and ``dialogues`` is empty; records of a dataset are read when drawn.
+    """
+
+    name: str
+    digest: str
+    documents: Sequence[str]
+    dialogues: Sequence[Dialogue] = ()
+
+
+def read_text(path: Path | None, field: str = DEFAULT_FIELD) -> TextSource:
+    """Read documents; ``None`` stands for the embedded text. See ``read_source``."""
+    return read_source(path, Fields(text=field))
+
+
+def read_source(path: Path | None, fields: Fields) -> TextSource:
+    """Read documents, or dialogues where ``fields`` names prompts and answers, or messages.
+
+    A ``.jsonl`` file holds one object a line; blank lines do not count. A folder holds what
+    ``datasets`` writes with ``save_to_disk``, or parquet or jsonl files. Any other file is one
+    document. Nothing but white space is no document. Raises InvalidCalibration for what is missing,
+    unreadable, not UTF-8 text or without text.
+    """
+    if path is None:
+        _refuse_fields(fields, EMBEDDED)
+        data = (files("qdc") / "data" / "calibration.jsonl").read_bytes()
+        return _of_lines(EMBEDDED, data, _entries(data.decode(), EMBEDDED), Fields())
+    if path.is_dir():
+        return _folder(path, fields)
+    is_lines = path.suffix.lower() == LINES
+    if not is_lines:
+        _refuse_fields(fields, path.name)
+    data = _bytes(path)
+    text = _decode(data, path.name)
+    if is_lines:
+        return _of_lines(path.name, data, _entries(text, path.name), fields)
+    return TextSource(path.name, _digest(data), _filled((text,), path.name))
+
+
+def _refuse_fields(fields: Fields, name: str) -> None:
+    if fields.option:
+        raise InvalidCalibration(
+            f"field {fields.names[0]!r} is asked of text that has no fields",
+            where=[name],
+            help=f"give {fields.option} together with a .jsonl file or a folder of a dataset",
+        )
+
+
+def _of_lines(
+    name: str, data: bytes, entries: Iterator[tuple[str, object]], fields: Fields
+) -> TextSource:
+    if fields.chat:
+        dialogues = tuple(dialogue(entry, place, fields) for place, entry in entries)
+        return TextSource(name, _digest(data), (), _some(dialogues, name))
+    found = tuple(document(entry, place, fields.text) for place, entry in entries)
+    return TextSource(name, _digest(data), _filled(found, name))
+
+
+def _folder(path: Path, fields: Fields) -> TextSource:
+    """Read a folder; the digest covers the files that hold records, under their names."""
+    found = dataset_files(path)
+    if found.kind == LINES:
+        lines = (e for file in found.data for e in _entries(_decode_file(file), file.name))
+        return _of_lines(path.name, b"", lines, fields)._replace(digest=_digest_of(found.data))
+    rows: Rows = open_rows(found, fields.names)
+    size = len(rows)
+
+    def place(row: int) -> str:
+        return f"{path.name} row {row}"
+
+    if fields.chat:
+        dialogues = Lazy(size, lambda row: dialogue(rows[row], place(row), fields))
+        return TextSource(path.name, "", (), _some(dialogues, path.name))._replace(
+            digest=_digest_of(found.data)
+        )
+    documents = Lazy(size, lambda row: document(rows[row], place(row), fields.text))
+    return TextSource(path.name, "", _some(documents, path.name))._replace(
+        digest=_digest_of(found.data)
+    )
+
+
+def _digest_of(paths: Sequence[Path]) -> str:
+    """SHA-256 over names and bytes; of files that were found to be sound, for it may take long."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
+        with path.open("rb") as opened:
+            while piece := opened.read(PIECE):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _some(records: S, name: str) -> S:
+    if not records:
+        raise InvalidCalibration("found no record, need at least 1", where=[name], help=HOW)
+    return records
+
+
+def _filled(documents: tuple[str, ...], name: str) -> tuple[str, ...]:
+    filled = tuple(document for document in documents if not document.isspace() and document)
+    if not filled:
+        raise InvalidCalibration("the file holds no text", where=[name], help=HOW)
+    return filled
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidCalibration("found no regular file", where=[path.name], help=HOW)
+        return read_regular(path, LARGEST_TEXT)
+    except FileNotFoundError:
+        raise InvalidCalibration("there is no such file", where=[str(path)], help=HOW) from None
+    except OSError as error:
+        reason = (error.strerror or "unknown reason").lower()
+        raise InvalidCalibration(
+            f"the file cannot be read: {reason}", where=[path.name], help=HOW
+        ) from error
+
+
+def _decode_file(path: Path) -> str:
+    return _decode(_bytes(path), path.name)
+
+
+def _decode(data: bytes, name: str) -> str:
+    if 0 in data:
+        raise InvalidCalibration(
+            f"byte {data.index(0)} is zero, this is no text", where=[name], help=HOW
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidCalibration(
+            f"byte {error.start} is not UTF-8", where=[name], help=HOW
+        ) from error
+
+
+def _entries(text: str, name: str) -> Iterator[tuple[str, object]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{name} line {number}"
+            yield place, parse_line(line, place)
