@@ -112,7 +112,7 @@ class Family:
         sizes, problems = read_sizes(config, self.fields, {**usual, **self.defaults}, self.variants)
         if problems or sizes is None:
             raise UnsupportedModel(
-                f"config.json asks for a {self.name} variant that is not implemented",
+                f"config.json asks for a variant of {self.name} that is not implemented",
                 where=problems,
             )
         return sizes

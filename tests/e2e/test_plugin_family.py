@@ -214,7 +214,7 @@ def test_a_variant_is_refused_by_its_published_field(
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **fields}), encoding="utf-8")
     shutil.copy(model / "model.safetensors", tmp_path)
     with pytest.raises(
-        UnsupportedModel, match="a orchid variant that is not implemented"
+        UnsupportedModel, match="a variant of orchid that is not implemented"
     ) as caught:
         qdc.load_original(tmp_path, plugins=plugin)
     assert len(caught.value.where) == len(where)
