@@ -28,17 +28,13 @@ from qdc.passkit import (
     Lowered,
     Node,
     Tensors,
-    Uniform,
     UniformGrid,
     UniformLowering,
     Unit,
     Work,
-    block_metric,
     block_slices,
-    dense_uniform,
     model_validator,
-    quantize_block,
-    quantize_blocks,
+    quantize_on_grids,
     target,
 )
 
@@ -48,10 +44,6 @@ class Gptq(Lowered):
 
     tag: ClassVar[str] = "gptq"
     codec: UniformGrid
-
-    def text(self) -> str:
-        """``8 groups of 64   2 bits   output error 6.1e-02``."""
-        return f"{self.codec.text()}{self.error_text()}"
 
 
 class GptqLower(UniformLowering):
@@ -111,24 +103,15 @@ class GptqLower(UniformLowering):
             cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
             term = asymmetry_term(cross, upper, self.asymmetry)
         slices = block_slices(node.columns, self.group)
-        groups: list[Uniform] = []
-
-        def quantize(index: int, block: Tensor) -> Tensor:
-            part = slices[index]
-            groups.append(self.quantize(block, upper[part, part]))
-            return dense_uniform(groups[-1])
-
-        quantize_blocks(weight, upper, slices, "exact", quantize, term)
-        return Gptq(codec=self.codec(node)), UniformGrid.working(groups, self.group, self.zero)
-
-    def quantize(self, block: Tensor, triangle: Tensor) -> Uniform:
-        """Quantize one group, ``f32[n, g]``, with its part of the factor, ``f32[g, g]``."""
-        grid, best = quantize_block(
-            block,
-            None,
-            AffineGrid.fit(block, self.bits, self.search, self.zero, self.norm),
-            block_metric(triangle, by_activation=self.order == "activation"),
+        grids, dense = quantize_on_grids(
+            weight,
+            upper,
+            slices,
+            lambda block: AffineGrid.fit(block, self.bits, self.search, self.zero, self.norm),
             rounds=self.rounds,
             sweeps=self.sweeps,
+            by_activation=self.order == "activation",
+            asymmetry=term,
         )
-        return grid.encode(best)
+        groups = [grid.encode(dense[:, part]) for grid, part in zip(grids, slices, strict=True)]
+        return Gptq(codec=self.codec(node)), UniformGrid.working(groups, self.group, self.zero)

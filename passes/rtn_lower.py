@@ -33,10 +33,6 @@ class Rtn(Lowered):
     tag: ClassVar[str] = "rtn"
     codec: UniformGrid
 
-    def text(self) -> str:
-        """``4 groups of 128   2 bits   output error 2.0e-01``."""
-        return f"{self.codec.text()}{self.error_text()}"
-
 
 class RtnLower(UniformLowering):
     """Round every weight to the nearest level of a uniform grid."""

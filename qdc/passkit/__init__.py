@@ -8,6 +8,7 @@ its own finds the parts in the modules of this package.
 """
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from qdc.errors import (
     InvalidArtifact,
@@ -50,10 +51,16 @@ from qdc.numerics.blocks import BLOCK, block_slices, block_widths
 from qdc.numerics.columns import Metric, block_metric, quantize_block
 from qdc.numerics.error import relative_output_error
 from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
-from qdc.numerics.feedback import Compensation, quantize_blocks, residual_cost
+from qdc.numerics.feedback import (
+    Compensation,
+    quantize_blocks,
+    quantize_on_grids,
+    residual_cost,
+)
 from qdc.numerics.fields import pack_codes, unpack_codes
 from qdc.numerics.grids import Grid
 from qdc.numerics.moment import MomentAccumulator
+from qdc.numerics.trits import pack_trits, unpack_trits
 from qdc.numerics.uniform import (
     Search,
     Uniform,
@@ -119,6 +126,7 @@ __all__ = [
     "Codec",
     "UniformGrid",
     "Lowered",
+    "Tensor",
     "Tensors",
     "Relaxation",
     "Kind",
@@ -127,6 +135,7 @@ __all__ = [
     "block_slices",
     "block_widths",
     "Compensation",
+    "quantize_on_grids",
     "quantize_blocks",
     "quantize_block",
     "block_metric",
@@ -150,11 +159,13 @@ __all__ = [
     "FactorizationFailed",
     "relative_output_error",
     "residual_cost",
-    # Codes and signs to bytes and back.
+    # Codes, signs and ternary codes to bytes and back.
     "pack_codes",
     "unpack_codes",
     "pack_signs",
     "unpack_signs",
+    "pack_trits",
+    "unpack_trits",
     # Mistakes of the user, each with a code of its own; anything else is a bug of the pass.
     "QdcError",
     "InvalidArtifact",

@@ -33,6 +33,7 @@ def layer(number: int, kind: str, orders: tuple[int, ...], error: float | None) 
         columns=columns,
         codec="multi-binary",
         orders=orders,
+        bits_word="sign bits",
         payload_bits=bits,
         nbytes=bits // 8 + 1000 * (number + 1),
         error=error,

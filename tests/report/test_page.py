@@ -52,6 +52,7 @@ def layer(number: int, kind: str, blocks: int, error: float) -> LayerReport:
         columns=128 * blocks,
         codec="multi-binary",
         orders=tuple(1 + (number + place) % 3 for place in range(blocks)),
+        bits_word="sign bits",
         payload_bits=64 * 128 * 2 * blocks,
         nbytes=64 * 40 * blocks,
         error=error,
