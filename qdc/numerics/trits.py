@@ -25,7 +25,7 @@ def pack_trits(codes: Tensor) -> Tensor:
     Raises:
         ValueError: If a code is another number, or not int8.
     """
-    if codes.dtype != torch.int8 or bool((codes.abs() > 1).any()):
+    if codes.dtype != torch.int8 or bool(((codes < -1) | (codes > 1)).any()):
         raise ValueError("ternary codes are int8: -1, 0 or +1")
     digits = pad((codes + 1).to(torch.uint8), (0, -codes.shape[-1] % TRITS))
     groups = digits.reshape(*digits.shape[:-1], -1, TRITS)

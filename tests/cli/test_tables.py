@@ -82,6 +82,16 @@ def test_summary_of_a_compile(golden: Golden) -> None:
     golden(printed(lambda to: print_summary(to, report(), timings=True, remarks=True)))
 
 
+def test_bits_of_codes_are_called_so() -> None:
+    """One layer that is no signs is enough."""
+    first, *others = report().layers
+    mixed = (first.model_copy(update={"bits_word": "code bits"}), *others)
+    text = printed(lambda to: print_summary(to, report(layers=mixed), timings=False))
+    assert "sign bits" not in text
+    assert "code bits       2 a weight, exactly" in text
+    assert "weights  code bits  effective bits" in text
+
+
 def test_summary_without_layers() -> None:
     text = printed(lambda to: print_summary(to, report(layers=(), out=None), timings=False))
     assert "coverage     4 tensors to quantize, 3 kept (1 embedding, 2 rms-norm)" in text

@@ -106,6 +106,15 @@ def test_it_shows_every_layer_pass_option_part_and_remark(compiled: CompileRepor
     assert "qdc eval out --text HELD_OUT --against MODEL --report" in text
 
 
+def test_bits_of_codes_are_called_so(compiled: CompileReport) -> None:
+    assert compiled.bits_word == "sign bits"
+    codes = tuple(x.model_copy(update={"bits_word": "code bits"}) for x in compiled.layers)
+    text = Reader(changed(compiled, layers=codes)).text
+    assert "Code bits a weight 2 exactly" in text
+    assert "Code bits count codes alone" in text
+    assert "sign bits" not in text.replace("one sign bit a weight each", "")
+
+
 def test_it_says_whether_the_bytes_are_those_predicted(compiled: CompileReport) -> None:
     assert render(compiled).count('class="check yes"') == 2
     wrong = changed(compiled, predicted_bytes=compiled.tensor_bytes + 1)
