@@ -157,7 +157,7 @@ class Allocate(Pass):
         layers = [(node,) for nodes in stages for node in nodes]
         groups = [tuple(n for (n,) in layers)] if self.scope == "model" else layers
         for nodes in groups:
-            notes = {node.name: unit.expected(node, Costs) for node in nodes}
+            notes = {node.name: unit.graph.get(node.name, Costs) for node in nodes}
             known = {name: note for name, note in notes.items() if note is not None}
             if len(known) < len(nodes):
                 unit.unknown()
@@ -173,7 +173,7 @@ class Allocate(Pass):
         usual = max(1, min(highest, int(self.bits)))
         for node in nodes:
             widths = notes[node.name].widths
-            unit.expect(node, Orders(blocks=(usual,) * len(widths), widths=widths))
+            unit.annotate(node, Orders(blocks=(usual,) * len(widths), widths=widths))
         planes = np.concatenate([order_bytes(n, notes[n.name]).plane for n in nodes])
         low, high = extremes(sizes, planes, total, highest)
         if self.count == "effective":

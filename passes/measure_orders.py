@@ -97,7 +97,7 @@ class MeasureOrders(Pass):
     def forecast(self, unit: Forecast) -> None:
         """A walk through each layer with a fit of every block at every order."""
         for node in unit.layers():
-            salience = unit.expected(node, Salience)
+            salience = unit.graph.get(node.name, Salience)
             if salience is None:
                 unit.unknown()
                 continue
@@ -114,7 +114,7 @@ class MeasureOrders(Pass):
             unit.work(max(5 * unit.weight(node), exact + 2 * unit.weight(node)), work)
             costs = ((0.0,) * self.highest,) * len(widths)
             note = Costs(blocks=costs, widths=widths, energy=0, scale_bits=self.scale_bits)
-            unit.expect(node, note)
+            unit.annotate(node, note)
 
     def measure(self, unit: Unit, node: Node) -> Costs:
         """Walk through one layer."""

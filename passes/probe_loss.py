@@ -95,7 +95,7 @@ class ProbeLoss(ExpertOptions):
         size = min(self.batch, count)
         head = list(torch.split(tokens[:count], size))
         batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head
-        probes = Probes(unit.workspace, batches, len(head))
+        probes = Probes(unit, batches, len(head))
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
         errors: dict[str, float] = {}
@@ -119,8 +119,7 @@ class ProbeLoss(ExpertOptions):
                 )
             note = LossSensitivity(rise=rise, error=errors[name], positions=positions)
             unit.annotate(unit.graph[name], note)
-        streams = (probes.original, *probes.probes.values())
-        unit.workspace.linear_calls += sum(stream.linear_calls for stream in streams)
+        unit.count(probes.original, *probes.probes.values())
 
     def forecast(self, unit: Forecast) -> None:
         """One run of the model, and a run of what is behind each layer on the probed samples."""
@@ -133,7 +132,7 @@ class ProbeLoss(ExpertOptions):
             for stage, layers in unit.layers_by_stage():
                 if stage not in region.stages:
                     continue
-                unit.enter(stream, stage)
+                stream.enter(stage)
                 columns = layers[0].columns
                 step = stream.compute((stage.value,))
                 summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
@@ -143,7 +142,7 @@ class ProbeLoss(ExpertOptions):
                 for node in layers:
                     stream.linear_calls += count * len(behind)
                     unit.work(*self.try_layer(unit, node, behind, count * length))
-            unit.leave(stream, region)
+            stream.leave(region)
             done = sum(1 for n in unit.layers() if n.name in region.nodes)
             unit.keep_states(f"probes of {region.name}", done * count * length * width)
 
@@ -167,10 +166,9 @@ class ProbeLoss(ExpertOptions):
     ) -> dict[str, float]:
         """Branch off once for each layer of a stage; returns the layers' output errors."""
         stream, nodes = probes.enter(stage), [unit.graph[name] for name in layers]
-        hidden = stream.tokens == unit.model.mask_token_id
-        source = self.source(unit, stream, stage, nodes, hidden)
+        source = self.source(unit, stream, stage, nodes)
         accumulator = MomentAccumulator(nodes[0].columns, unit.device)
-        for part in read(stream, stage, hidden, pooled=source.pooled):
+        for part in read(stream, stage, stream.masked, pooled=source.pooled):
             accumulator.add(part.value)
         factor = self.factor(accumulator.value(), layers)
         dead = factor.dead.nonzero().flatten()

@@ -117,7 +117,7 @@ class QuantizeVocab(Pass):
         codec = self.codec(node)
         parts: list[dict[str, Tensor]] = []
         lost = total = 0.0
-        for weight in unit.workspace.row_parts(node, max(1, PART // node.columns)):
+        for weight in unit.row_parts(node, max(1, PART // node.columns)):
             part = codec.model_copy(update={"rows": len(weight)})
             try:
                 working = lower(weight, part)

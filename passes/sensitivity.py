@@ -131,8 +131,8 @@ class Sensitivity(Pass):
                     factor = unit.put(stage, f"factor{turn}", columns, columns)
                 weight = unit.weight(node)
                 unit.work(3 * weight, Work(elements=weight))
-                unit.expect(node, Factor(tensor=factor, damp=self.damp, attempts=1))
-                unit.expect(node, Salience(blocks=(0.0,) * len(widths), widths=widths))
+                unit.annotate(node, Factor(tensor=factor, damp=self.damp, attempts=1))
+                unit.annotate(node, Salience(blocks=(0.0,) * len(widths), widths=widths))
 
     def share(self, turn: int) -> float:
         """Damping of the layer at this place of its stage, as a share of the mean diagonal.

@@ -66,7 +66,7 @@ class Lowering(Pass, ABC):
                 unit.stored_unknown(node)
             else:
                 unit.lower(node, codec)
-            moment = unit.expected(node, Moment)
+            moment = unit.graph.get(node.name, Moment)
             if moment is not None and unit.holds(moment.tensor):
                 unit.work(*error_effort(node))
 

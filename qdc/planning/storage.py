@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.ir.types import BYTES, ValueType
-from qdc.streaming.prospect import Prospect
+from qdc.streaming.account import Account
 
 NAMES = {short: long for long, short in SAFETENSORS_DTYPES.items()}
 PLACES = ("bool", "u8", "i8", "i16", "f16", "bf16", "i32", "f32", "f64", "i64")
@@ -22,29 +22,29 @@ class Shard(NamedTuple):
     file_bytes: int
 
 
-def shards(prospect: Prospect, layout: Mapping[str, tuple[str, ...]]) -> list[Shard]:
+def shards(account: Account, layout: Mapping[str, tuple[str, ...]]) -> list[Shard]:
     """Every file of a layout, once all passes have been asked.
 
     A layer whose pass does not say how it stores it is left out; the caller says so.
     """
     found = []
     for name, nodes in layout.items():
-        kinds = dict(stored(prospect, nodes))
+        kinds = dict(stored(account, nodes))
         data = sum(nbytes(kind) for kind in kinds.values())
         found.append(Shard(name, data, LENGTH_FIELD + header_bytes(kinds) + data))
     return found
 
 
-def stored(prospect: Prospect, nodes: Iterable[str]) -> Iterable[tuple[str, ValueType]]:
+def stored(account: Account, nodes: Iterable[str]) -> Iterable[tuple[str, ValueType]]:
     """Tensors of these nodes under the names that they will have."""
-    graph = prospect.program.graph
+    graph = account.program.graph
     for name in nodes:
-        node, codec = graph[name], prospect.codecs.get(name)
+        node, codec = graph[name], account.codecs.get(name)
         if codec is not None:
             for suffix, kind in codec.specification().items():
                 yield f"{node.path}.{suffix}", kind
         for parameter in node.parameters:
-            if name not in prospect.codecs or parameter.role != "weight":
+            if name not in account.codecs or parameter.role != "weight":
                 yield parameter.name, ValueType(dtype=parameter.dtype, shape=parameter.shape)
 
 
