@@ -79,7 +79,8 @@ def main() -> None:
     cosine = nn.functional.cosine_similarity(found, expected, dim=-1)
     pairs = torch.stack([similarities(found), similarities(expected)])
     print(f"pipeline   {report.pipeline}")
-    print(f"quantized  {len(report.layers)} layers, {float(report.sign_bits):g} sign bits a weight")
+    bits = f"{float(report.sign_bits):g} {report.bits_word}"
+    print(f"quantized  {len(report.layers)} layers, {bits} a weight")
     print(f"effective  {report.effective_bits:.4f} bits a weight, every byte counted")
     for row in report.coverage:
         if row.status == "left out":

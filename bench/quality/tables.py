@@ -69,7 +69,7 @@ def method_table(methods: Methods, families: Mapping[str, str]) -> str:
     """Bits, losses and costs of every method, best first."""
     ordered = sorted(methods, key=lambda name: gap(methods[name]).mean)
     head = (
-        "method", "", "sign bits", "effective bits", "file, MB",
+        "method", "", "code bits", "effective bits", "file, MB",
         *(f"rise at {ratio:g}" for ratio in RATIOS), "s.e.", "layer error",
         "seconds", "processor s", "memory, MB",
     )  # fmt: skip

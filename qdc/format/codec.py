@@ -32,8 +32,8 @@ class Codec(Frozen):
 
     name: ClassVar[str]
     """Stands in the artifact's configuration."""
-    bits_word: ClassVar[BitsWord] = "code bits"
-    """What ``payload_bits`` counts, as reports call it: ``sign bits`` if it is signs alone."""
+    signs: ClassVar[bool] = False
+    """Whether the payload bits are signs; they are called code bits otherwise."""
 
     rows: int = Field(gt=0, le=SIZE_LIMIT)
     columns: int = Field(gt=0, le=SIZE_LIMIT)
@@ -62,6 +62,11 @@ class Codec(Frozen):
     @abstractmethod
     def dense(self, working: Tensors) -> Tensor:
         """``f32[rows, columns]``, computed exactly as the format's formula says."""
+
+    @property
+    def bits_word(self) -> BitsWord:
+        """What reports call the payload bits."""
+        return "sign bits" if self.signs else "code bits"
 
     @property
     def working_bytes(self) -> int:

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from qdc.errors import InvalidArtifact
-from qdc.format.codec import BitsWord, Codec, Tensors
+from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedbinary import RelaxedBinary
 from qdc.ir.annotations import HIGHEST_ORDER, LOWEST_ORDER
 from qdc.ir.types import ValueType
@@ -34,7 +34,7 @@ class MultiBinary(Codec):
     """W = sum over k of (row_scale_k col_scale_k^T) * signs_k in each block of columns."""
 
     name: ClassVar[str] = "multi-binary"
-    bits_word: ClassVar[BitsWord] = "sign bits"
+    signs: ClassVar[bool] = True
 
     block: int = Field(default=128, gt=0, multiple_of=8, le=1 << 16)
     orders: tuple[int, ...] = Field(min_length=1)
