@@ -35,6 +35,7 @@ from qdc.passkit import (
     Stream,
     Unit,
     Work,
+    table_key,
 )
 from qdc.passkit.experts import paired, read
 
@@ -98,10 +99,10 @@ class CalibrateCross(ExpertOptions):
         """Keep the sums over all samples and write them on layers of the stage."""
         moment, cross = sums
         lost = cross.residual()
-        residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
-        lasting = unit.put(f"{stage.value}:cross-moment", cross.value())
+        residual = None if lost is None else unit.put(table_key(stage.value, "residual"), lost)
+        lasting = unit.put(table_key(stage.value, "cross-moment"), cross.value())
         cross.clear()  # the sums are larger than what is kept of them
-        second = unit.put(f"{stage.value}:moment", moment.value())
+        second = unit.put(table_key(stage.value, "moment"), moment.value())
         moment.clear()
         notes = (
             Moment(

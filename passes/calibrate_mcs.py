@@ -44,6 +44,7 @@ from qdc.passkit import (
     Stream,
     Unit,
     Work,
+    table_key,
 )
 from qdc.passkit.experts import read
 
@@ -92,7 +93,7 @@ class CalibrateMcs(ExpertOptions):
     ) -> None:
         """Keep the sum over all samples and write it on layers of the stage."""
         note = Moment(
-            tensor=unit.put(f"{stage.value}:moment", moment.value()),
+            tensor=unit.put(table_key(stage.value, "moment"), moment.value()),
             samples=self.samples,
             tokens=moment.tokens,
             masked=source.masked,

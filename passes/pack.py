@@ -10,7 +10,7 @@ predicted ones and that unpacking gives the same weight bit for bit, and release
 
 from typing import ClassVar
 
-from qdc.passkit import Forecast, Kinds, Lowered, Node, Packed, Pass, Unit, Work
+from qdc.passkit import Forecast, Kinds, Lowered, Node, Packed, Pass, Unit, Work, file_key
 
 
 class Pack(Pass):
@@ -51,7 +51,7 @@ class Pack(Pass):
         for ref in lowered.tensors:
             unit.tensors.release(ref.name)
         return Packed(
-            tensors=tuple(unit.put(f"{node.path}.{s}", t) for s, t in stored.items()),
+            tensors=tuple(unit.put(file_key(node.path, s), t) for s, t in stored.items()),
             suffixes=tuple(stored),
             payload_bits=codec.payload_bits,
             weights=node.rows * node.columns,

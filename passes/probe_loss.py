@@ -19,12 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qdc.numerics.factor import Factor
 from qdc.numerics.order_costs import fitter, order_costs
 from qdc.passkit import (
     BLOCK,
     HIGHEST_ORDER,
     ExpertOptions,
+    Factorization,
     FactorizationFailed,
     Field,
     Forecast,
@@ -184,7 +184,7 @@ class ProbeLoss(ExpertOptions):
             probes.replace(name, found.dense, region)
         return errors
 
-    def factor(self, moment: Tensor, layers: list[str]) -> Factor:
+    def factor(self, moment: Tensor, layers: list[str]) -> Factorization:
         """Invert a moment. Raises ``NotPositiveDefinite`` naming the layers that read it."""
         try:
             return factorize(moment, self.damp, self.attempts)

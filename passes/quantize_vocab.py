@@ -34,6 +34,7 @@ from qdc.passkit import (
     UnsupportedModel,
     Work,
     block_slices,
+    file_key,
     fit_uniform,
 )
 
@@ -135,7 +136,7 @@ class QuantizeVocab(Pass):
         stored = {s: torch.cat([part.pop(s) for part in parts]) for s in codec.specification()}
         codec.check(stored, node.name)
         note = Packed(
-            tensors=tuple(unit.put(f"{node.path}.{s}", tensor) for s, tensor in stored.items()),
+            tensors=tuple(unit.put(file_key(node.path, s), tensor) for s, tensor in stored.items()),
             suffixes=tuple(stored),
             payload_bits=codec.payload_bits,
             weights=node.rows * node.columns,

@@ -14,11 +14,11 @@ import math
 from functools import partial
 from typing import ClassVar
 
-from qdc.numerics import factor as factors
 from qdc.numerics.importance import ImportanceKind, block_scores
 from qdc.passkit import (
     BLOCK,
     Factor,
+    Factorization,
     FactorizationFailed,
     Field,
     Forecast,
@@ -35,6 +35,7 @@ from qdc.passkit import (
     block_widths,
     factor_bytes,
     factorize,
+    table_key,
 )
 
 OVERFLOW = "the importance of the weights overflows fp32"
@@ -91,7 +92,7 @@ class Sensitivity(Pass):
         failed: dict[str, str] = {}
         moment = unit.get(unit.graph.require(layers[0].name, Moment).tensor)
         slices = block_slices(layers[0].columns, self.block)
-        factor: factors.Factor | None = None
+        factor: Factorization | None = None
         for turn, node in enumerate(stage):
             if node not in layers:
                 continue
@@ -104,7 +105,7 @@ class Sensitivity(Pass):
                     )
                     break
                 suffix = f":{node.name}" if turn and self.accumulate else ""
-                upper = unit.put(f"{value}:factor{suffix}", factor.upper)
+                upper = unit.put(table_key(value, f"factor{suffix}"), factor.upper)
                 dead = tuple(factor.dead.nonzero().flatten().tolist())
                 note = Factor(tensor=upper, damp=factor.damp, attempts=factor.attempts, dead=dead)
             scores = block_scores(unit.weight(node), factor.upper, slices, self.importance)

@@ -28,8 +28,6 @@ from qdc.format.codec import Codec, Lowered, Tensors
 from qdc.format.relaxation import Kind, Relaxation
 from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.annotations import (
-    HIGHEST_ORDER,
-    LOWEST_ORDER,
     Annotation,
     Factor,
     Kept,
@@ -41,6 +39,7 @@ from qdc.ir.annotations import (
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Node, Region, Stage
+from qdc.ir.keys import file_key, table_key
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, ValueType
 from qdc.numerics.affinegrid import AffineGrid
@@ -50,7 +49,7 @@ from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths
 from qdc.numerics.columns import Metric, block_metric, quantize_block
 from qdc.numerics.error import relative_output_error
-from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
+from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.feedback import (
     Compensation,
     quantize_blocks,
@@ -60,6 +59,7 @@ from qdc.numerics.feedback import (
 from qdc.numerics.fields import pack_codes, unpack_codes
 from qdc.numerics.grids import Grid
 from qdc.numerics.moment import MomentAccumulator
+from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 from qdc.numerics.trits import pack_trits, unpack_trits
 from qdc.numerics.uniform import (
     Search,
@@ -103,6 +103,8 @@ __all__ = [
     "Stage",
     "ValueType",
     "TensorRef",
+    "file_key",
+    "table_key",
     # Facts that passes hand on.
     "Annotation",
     "CrossMoment",
@@ -154,6 +156,7 @@ __all__ = [
     "abmp_orders",
     # Second moments and errors.
     "MomentAccumulator",
+    "Factorization",
     "factorize",
     "factor_bytes",
     "FactorizationFailed",

@@ -16,18 +16,16 @@ from qdc.pipeline.plan import Plan
 from qdc.planning.outline import open_headers
 from qdc.planning.outlook import (
     LayerKind,
-    MemoryPeak,
     Outlook,
     PassCost,
     RegionKind,
-    ShardSize,
 )
 from qdc.planning.rates import Rates, measure
 from qdc.planning.storage import shards
 from qdc.planning.walk import walk
 from qdc.planning.warnings import memory_warnings, shape_warnings, text_warnings
 from qdc.streaming.account import Account
-from qdc.streaming.ledger import Ledger, Peak
+from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import resident_bytes
 from qdc.streaming.work import Work
 from qdc.text.records import Fields
@@ -101,11 +99,11 @@ def foresee(
         weights=sum(node.rows * node.columns for node in layers),
         blocks=sum(_blocks(account, node) for node in layers),
         bytes_before=checkpoint.nbytes,
-        shards=tuple(ShardSize(**shard._asdict()) for shard in files),
+        shards=tuple(files),
         fewer=sum(fewer for fewer, _ in account.slack),
         more=sum(more for _, more in account.slack),
-        host=_peak(ledger.peak("host")),
-        device_memory=None if ledger.shared else _peak(ledger.peak("device")),
+        host=ledger.peak("host"),
+        device_memory=None if ledger.shared else ledger.peak("device"),
         process_bytes=base,
         scratch_bytes=account.scratch_bytes + account.states_on_disk,
         samples=samples,
@@ -174,10 +172,6 @@ def _blocks(account: Account, node: Node) -> int:
     if isinstance(orders, Orders):
         return len(orders.widths)
     return len(salience.widths if isinstance(salience, Salience) else block_slices(node.columns))
-
-
-def _peak(found: Peak) -> MemoryPeak:
-    return MemoryPeak(**found._asdict())
 
 
 def _costs(plan: Plan, account: Account, rates: Rates) -> Iterator[PassCost]:

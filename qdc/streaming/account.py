@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from qdc.format.codec import Codec
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Node, Region
+from qdc.ir.keys import table_key
 from qdc.streaming.ledger import Ledger, Place
 from qdc.streaming.work import FP32, Work
 
@@ -91,7 +92,7 @@ class Account:
     def release_scratch(self, layers: tuple[str, ...]) -> None:
         """Let go of what was put for the stages that these layers read."""
         for value in {name for layer in layers for name in self.program.graph[layer].inputs}:
-            self.ledger.release_all(f"{SCRATCH}{value}:")
+            self.ledger.release_all(SCRATCH + table_key(value, ""))
 
     def leave(self, region: Region) -> None:
         """Move all streams past a region and forget its weights."""

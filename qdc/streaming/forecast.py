@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from qdc.format.codec import Codec
 from qdc.ir.annotations import Annotation
 from qdc.ir.graph import Node, Stage
+from qdc.ir.keys import table_key
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.account import SCRATCH, TABLE, Account
@@ -77,7 +78,7 @@ class Forecast(Scope):
         Returns:
             A reference for annotations; its digest is a placeholder.
         """
-        name = f"{SCRATCH}{stage.value}:{what}"
+        name = SCRATCH + table_key(stage.value, what)
         ref = TensorRef(name=name, dtype="f32", shape=shape, digest=NO_DIGEST)
         self._account.ledger.hold(name, "statistics of a stage", ref.nbytes, "device")
         return ref

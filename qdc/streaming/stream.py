@@ -19,7 +19,7 @@ from qdc.streaming.execute import Environment
 from qdc.streaming.route import Route
 from qdc.streaming.states import Held, StateStore
 
-Weights = Callable[[str], Mapping[str, Tensor]]
+NodeWeights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
 
 
@@ -44,7 +44,7 @@ class Stream(Route):
         self,
         program: Program,
         batches: list[Tensor],
-        weights: Weights,
+        weights: NodeWeights,
         device: torch.device,
         *,
         returns: bool = False,

@@ -14,12 +14,13 @@ from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import Annotation, Packed
 from qdc.ir.graph import Node
+from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable, torch_dtype
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.original import original_weights
-from qdc.streaming.stream import Stream, Weights
+from qdc.streaming.stream import NodeWeights, Stream
 from qdc.streaming.workspace import Calibration, Key, MakeBatches, Remark, Workspace
 
 
@@ -111,7 +112,7 @@ class Unit(Scope):
             )
         before = self.graph.get(node.name, Tuned)
         tensors = {} if before is None else dict(zip(before.roles, before.tensors, strict=True))
-        tensors[role] = self.put(f"{node.path}.{role}", stored.contiguous())
+        tensors[role] = self.put(file_key(node.path, role), stored.contiguous())
         self.annotate(node, Tuned(roles=tuple(tensors), tensors=tuple(tensors.values())))
         return stored.to(self.device, torch.float32)
 
@@ -158,12 +159,12 @@ class Unit(Scope):
         """
         return dict(self._workspace.streams())
 
-    def original_weights(self) -> Weights:
+    def original_weights(self) -> NodeWeights:
         """The checkpoint's own tensors in fp32 on the device, read anew at every call."""
         workspace = self._workspace
         return original_weights(workspace.program, workspace.checkpoint, workspace.device)
 
-    def loose_stream(self, batches: list[Tensor], weights: Weights) -> Stream:
+    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
         """A stream that nobody else moves, and that is not kept for a compile that is resumed.
 
         Args:

@@ -20,7 +20,7 @@ from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef
 from qdc.streaming.states import StateStore
-from qdc.streaming.stream import Stream, Trail, Weights
+from qdc.streaming.stream import NodeWeights, Stream, Trail
 from qdc.text.source import TextSource
 
 MakeBatches = Callable[[], list[Tensor]]
@@ -218,7 +218,7 @@ class Workspace:
         )
         return self._streams[key]
 
-    def loose_stream(self, batches: list[Tensor], weights: Weights) -> Stream:
+    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
         """A stream that the caller moves: it is not left with a region, and not kept for later."""
         return self._watch(Stream(self.program, batches, weights, self.device, states=self.states))
 

@@ -12,7 +12,7 @@ from qdc.pipeline.registry import standard_registry
 from qdc.planning.walk import walk
 from qdc.streaming.account import Account
 from qdc.streaming.forecast import Forecast
-from qdc.streaming.ledger import Ledger
+from qdc.streaming.ledger import Ledger, Peak
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import run_passes
@@ -119,8 +119,10 @@ def test_a_peak_says_what_it_was() -> None:
     ledger.work("working set", 7)
     ledger.release("a")
     ledger.hold("c", "weights", 9)
-    assert ledger.peak("host") == (10, "one", {"weights": 10})
-    assert ledger.peak("device") == (12, "two", {"working set": 7, "statistics": 5})
+    assert ledger.peak("host") == Peak(nbytes=10, moment="one", parts={"weights": 10})
+    assert ledger.peak("device") == Peak(
+        nbytes=12, moment="two", parts={"working set": 7, "statistics": 5}
+    )
 
 
 def test_the_cpu_has_one_memory() -> None:
