@@ -101,7 +101,8 @@ def test_it_compiles_and_loads_without_a_change_elsewhere(
     report = compile_tiny(
         model, tmp_path / "out", "sign-lower{gain=0.5},pack", plugins=[plugin], dump_after=["all"]
     )
-    assert (report.sign_bits, report.bits_word) == (1, "sign bits")
+    assert report.sign_bits == 1
+    assert report.bits_word == "sign bits"
     assert {layer.codec for layer in report.layers} == {"row-signs"}
     assert report.plugins[0].startswith("sign_lower.py sha256:")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
