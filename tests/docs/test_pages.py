@@ -25,6 +25,7 @@ PAGES = (
     "ir.md",
     "planning.md",
     "report.md",
+    "writing_backends.md",
     "writing_passes.md",
     "writing_quantizers.md",
 )
