@@ -33,7 +33,7 @@ class Probes:
     probed: int
     """The first so many batches are run in every probe; all are run in the original."""
     probes: dict[str, Stream] = field(default_factory=dict)
-    """By layer."""
+    """The stream in which a layer is replaced, by the layer's name."""
 
     def __post_init__(self) -> None:
         """Start the original before the first region. Raises ``UnsupportedModel``."""

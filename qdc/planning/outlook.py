@@ -50,7 +50,7 @@ class PassCost(Frozen):
     elements: float
     """Numbers read or written elementwise."""
     seconds: float
-    """An estimate."""
+    """An estimate, from the speed of three kinds of arithmetic on this machine."""
 
 
 class Outlook(Frozen):

@@ -106,7 +106,7 @@ class Account:
             self.ledger.release(TABLE + name)
 
     def end_segment(self) -> None:
-        """Streams end."""
+        """All streams end, and with them what they hold."""
         self.linear_calls += sum(stream.linear_calls for stream in self.streams.values())
         self.streams.clear()
         self._states.clear()
