@@ -3,8 +3,10 @@
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import qdc
+from bench.common.pipelines import overrides
 
 SEED = 0
 """Seed of the states that the versions are compiled with; other seeds give fresh states."""
@@ -72,15 +74,8 @@ def compiled(variant: Variant, model: Path, cache: Path) -> Path:
     if (out / "config.json").is_file():
         return out
     shutil.rmtree(out, ignore_errors=True)
-    reads = "calibrate-mcs" in variant.pipeline or "polish" in variant.pipeline
-    qdc.compile(
-        model,
-        variant.pipeline,
-        out=out,
-        samples=variant.samples if reads else None,
-        seed=SEED if reads else None,
-        write_report=False,
-    )
+    given: dict[str, Any] = {**overrides(variant.pipeline, SEED, variant.samples)}
+    qdc.compile(model, variant.pipeline, out=out, write_report=False, **given)
     return out
 
 

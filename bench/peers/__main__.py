@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from bench.common.files import write
+from bench.common.samples import calibration_states
 from qdc.errors import QdcError
 
 from . import PEERS
 from .measure import compare_weights
 from .result import load, save
-from .samples import masked_samples
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace, seed: int, folder: Path) -> None:
     samples = (
-        masked_samples(
+        calibration_states(
             given.model, seed, samples=given.samples, length=given.length, prefix=given.prefix
-        )
+        ).tokens
         if given.tokens is None
         else load_file(given.tokens)["tokens"]
     )
@@ -68,7 +69,7 @@ def _run(given: argparse.Namespace, seed: int, folder: Path) -> None:
         return
     result = compare_weights(given.model, found.weights, given.held_out)
     text = json.dumps(result.model_dump(mode="json"), indent=2)
-    (folder / "measured.json").write_text(text + "\n", encoding="utf-8")
+    write(text + "\n", folder / "measured.json")
     for row in result.differences:
         print(f"  mask ratio {row.ratio:g}: {row.rise:+.4f} +- {row.standard_error:.4f}")
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import qdc
+from bench.common.samples import calibration_states
 from bench.peers import PEERS, MissingLibrary, PeerResult, isolated
 from bench.peers.__main__ import main
 from bench.peers.measure import compare_weights
 from bench.peers.native import BlockWatch, dense_weights, names, open_pair
 from bench.peers.result import check_levels, grouped_bits, load, most_levels, save
-from bench.peers.samples import masked_samples
 from qdc.errors import QdcError
 from qdc.frontend.opening import open_model
 from qdc.streaming.unit import Unit
@@ -27,7 +27,7 @@ LIBRARIES = {"autoround": "auto_round", "gptq": "llmcompressor", "hqq": "hqq"}
 
 @pytest.fixture(scope="module")
 def probe() -> Tensor:
-    return masked_samples(EMBEDDED, seed=3, samples=6, length=48)
+    return calibration_states(EMBEDDED, seed=3, samples=6, length=48).tokens
 
 
 def test_samples_are_those_that_a_compile_calibrates_on(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_samples_are_those_that_a_compile_calibrates_on(tmp_path: Path) -> None:
 
     passes = "calibrate-mcs{samples=5 length=32 prefix=0.5 seed=7},spy"
     run_passes(EMBEDDED, tmp_path, spying(look), passes, stop_after="spy")
-    found = masked_samples(EMBEDDED, 7, samples=5, length=32, prefix=0.5)
+    found = calibration_states(EMBEDDED, 7, samples=5, length=32, prefix=0.5).tokens
     assert torch.equal(found, seen[0])
 
 
@@ -181,7 +181,7 @@ def test_weight_without_a_place_is_refused() -> None:
 def test_library_quantizes_every_linear(peer: str, tmp_path: Path) -> None:
     pytest.importorskip(LIBRARIES[peer])
     folder = write_checkpoint(tmp_path / "model", d_model=128, mlp_hidden_size=256)
-    samples = masked_samples(folder, seed=0, samples=8, length=32)
+    samples = calibration_states(folder, seed=0, samples=8, length=32).tokens
     quick = {"iters": 1} if peer == "autoround" else {}
     found = isolated.quantize(Path(sys.executable), peer, folder, samples, 0, **quick)
     original = dict(qdc.load_original(folder).named_parameters())
