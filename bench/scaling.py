@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgpack
 import torch
@@ -137,16 +138,14 @@ def measure(options: argparse.Namespace) -> None:
         )
 
 
-def started(options: argparse.Namespace, count: int) -> dict[str, dict[str, tuple[float, float]]]:
+def started(options: argparse.Namespace, count: int) -> dict[str, Any]:
     """What one run has measured."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command = [sys.executable, *(launcher if count > 1 else []), "-m", "bench.scaling", "--worker"]
     for name in ("folder", "samples", "length", "batch", "megabytes"):
         command += [f"--{name}", str(getattr(options, name))]
     answer(command, environment(1))
-    found: dict[str, dict[str, tuple[float, float]]] = json.loads(
-        (options.folder / f"{count}.json").read_text()
-    )
+    found: dict[str, Any] = json.loads((options.folder / f"{count}.json").read_text())
     return found
 
 

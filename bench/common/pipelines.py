@@ -1,9 +1,33 @@
-"""What a pipeline takes."""
+"""Texts of pipelines, and what a pipeline takes."""
 
 from collections.abc import Iterable
 
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.registry import standard_registry
+
+
+def pipeline(
+    *,
+    calibrate: str = "",
+    sensitivity: str = "",
+    allocate: str = "abmp-allocate",
+    daq: str = "",
+    before: str = "",
+    after: str = "",
+) -> str:
+    """DAQ stage by stage on masked samples, with options of its passes and passes around it."""
+    inner = (
+        step("calibrate-mcs", calibrate),
+        step("sensitivity", sensitivity),
+        allocate,
+        step("daq-lower", daq),
+    )
+    return f"{before}stages({','.join(inner)}){after},pack"
+
+
+def step(name: str, options: str) -> str:
+    """A pass as pipeline text, with braces only where there are options."""
+    return f"{name}{{{options}}}" if options else name
 
 
 def taken(pipeline: str, options: Iterable[str]) -> set[str]:

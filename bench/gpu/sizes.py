@@ -22,7 +22,7 @@ class Sizes:
     """``config.json`` of the whole model."""
     copy_bytes: int
     product_side: int
-    region: dict[str, int]
+    region: dict[str, Any]
     """Width, hidden width and vocabulary of the region that is compiled."""
     samples: int
     length: int

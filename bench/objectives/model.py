@@ -150,7 +150,8 @@ def kind(layer: str) -> str:
 
 def _last(module: nn.Module, wanted: type[nn.Module]) -> tuple[str, nn.Module]:
     """Path and module of a class that come last, so that they are outside the regions."""
-    return next(f for f in reversed(list(module.named_modules())) if isinstance(f[1], wanted))
+    found = [(path, part) for path, part in module.named_modules() if isinstance(part, wanted)]
+    return found[-1]
 
 
 def _norm_before(module: nn.Module, layer: str, family: str) -> str | None:
