@@ -4,7 +4,7 @@
 
 A peer is a module with ``quantize(model_folder, samples, seed, **options) -> PeerResult``. It sees
 exactly the masked samples of ``calibrate-mcs`` (``bench.common.samples``) and returns dense
-weights under our layer names, which ``measure.with_weights`` puts into our own module, so that
+weights under our layer names, which ``placing.with_weights`` puts into our own module, so that
 every method is judged by the same forward. Nothing is quantized but the linears of the blocks.
 
 The libraries want an environment of their own (see README.md); ``isolated.quantize`` runs a peer

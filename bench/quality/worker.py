@@ -22,7 +22,7 @@ from bench.common.files import write
 from bench.common.pipelines import overrides
 from bench.common.samples import calibration_states, held_out
 from bench.peers import isolated
-from bench.peers.measure import with_weights
+from bench.peers.placing import with_weights
 from qdc.compiling.collect import environment
 from qdc.frontend.opening import open_model
 
