@@ -6,7 +6,9 @@ from qdc.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from qdc.api import compile, export, load, load_original
+    from qdc.compiling.options import CompileOptions
     from qdc.errors import QdcError
+    from qdc.exporting.options import ExportOptions
     from qdc.format.codec import Codec, Lowered
     from qdc.ir.annotations import Annotation
     from qdc.pipeline.backendbase import Backend
@@ -22,7 +24,9 @@ _HOME = {
     "Annotation": "qdc.ir.annotations",
     "Backend": "qdc.pipeline.backendbase",
     "Codec": "qdc.format.codec",
+    "CompileOptions": "qdc.compiling.options",
     "CompileReport": "qdc.report",
+    "ExportOptions": "qdc.exporting.options",
     "Lowered": "qdc.format.codec",
     "Pass": "qdc.pipeline.passbase",
     "QdcError": "qdc.errors",
@@ -32,7 +36,9 @@ __all__ = [
     "Annotation",
     "Backend",
     "Codec",
+    "CompileOptions",
     "CompileReport",
+    "ExportOptions",
     "Lowered",
     "Pass",
     "QdcError",
