@@ -59,6 +59,11 @@ def option(metavar: str, text: str, *names: str, more: str = "", **spelling: Any
     return Field(description=description, json_schema_extra={SPELLING: spelled})
 
 
+def switch(text: str, *names: str, more: str = "", **spelling: Any) -> Any:
+    """Describe a field that is true or false. Arguments as for ``option``."""
+    return option("", text, *names, more=more, **spelling)
+
+
 def spelling(field: FieldInfo) -> Spelling | None:
     """How the command line writes a field; None if it has no such option."""
     extra = field.json_schema_extra
@@ -124,49 +129,51 @@ class Options(BaseModel):
         return cls.parse(**bound.arguments)
 
     @classmethod
-    def signature(cls) -> inspect.Signature:
-        """What a function takes that asks for the fields: the ``positional`` ones first."""
-        names = (*cls.positional, *(n for n in cls.model_fields if n not in cls.positional))
-        return inspect.Signature([cls._parameter(name) for name in names])
-
-    @classmethod
-    def _parameter(cls, name: str) -> inspect.Parameter:
-        field = cls.model_fields[name]
-        return inspect.Parameter(
-            name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD
-            if name in cls.positional
-            else inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.is_required() else field.default,
-            annotation=field.annotation,
-        )
-
-    @classmethod
-    def listed(cls) -> Iterator[tuple[str, FieldInfo, Spelling]]:
-        """Fields that the command line has, in the order of its help."""
+    def ordered(cls) -> list[str]:
+        """Names of the fields as they are listed: by their place in the class, or by ``before``."""
         order: list[str] = []
         for name, field in cls.model_fields.items():
             spelled = spelling(field)
             before = "" if spelled is None else spelled.before
             order.insert(order.index(before) if before else len(order), name)
-        for name in order:
+        return order
+
+    @classmethod
+    def listed(cls) -> Iterator[tuple[str, FieldInfo, Spelling]]:
+        """Fields that the command line has, in the order of its help."""
+        for name in cls.ordered():
             field = cls.model_fields[name]
             spelled = spelling(field)
             if spelled is not None:
                 yield name, field, spelled
 
     @classmethod
+    def signature(cls) -> inspect.Signature:
+        """What a function takes that asks for the fields: the ``positional`` ones first."""
+        names = (*cls.positional, *(n for n in cls.ordered() if n not in cls.positional))
+        return inspect.Signature([cls._parameter(name) for name in names])
+
+    @classmethod
+    def _parameter(cls, name: str) -> inspect.Parameter:
+        field, named = cls.model_fields[name], name not in cls.positional
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY if named else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if field.is_required() else field.default,
+        )
+
+    @classmethod
     def documentation(cls) -> str:
         """The fields and what they mean, as the ``Args`` of a docstring."""
         return "\n".join(
             textwrap.fill(
-                f"{name}: {' '.join(_sentences(field.description or ''))}",
+                f"{name}: {' '.join(_sentences(cls.model_fields[name].description or ''))}",
                 WIDTH,
                 initial_indent=" " * 8,
                 subsequent_indent=" " * 12,
                 break_on_hyphens=False,
             )
-            for name, field in cls.model_fields.items()
+            for name in cls.ordered()
         )
 
     def call(self, function: str) -> str:

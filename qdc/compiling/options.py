@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Required, Self, TypedDict
 from pydantic import BeforeValidator, model_validator
 
 from qdc.errors import InvalidPipeline
-from qdc.options import as_list, option
+from qdc.options import as_list, option, switch
 from qdc.planning.options import PlanOptions
 
 PathLike = str | Path
@@ -53,24 +53,20 @@ class CompileOptions(PlanOptions):
     ] = "auto"
     deterministic_reduce: Annotated[
         bool,
-        option(
-            "",
+        switch(
             "Under torchrun: the bytes of one process",
             more="Whatever their number; their calibration takes turns",
             before="plugins",
         ),
     ] = False
-    force: Annotated[bool, option("", "Replace an artifact that is at OUT", before="plugins")] = (
-        False
-    )
+    force: Annotated[bool, switch("Replace an artifact that is at OUT", before="plugins")] = False
     resume: Annotated[
-        bool, option("", "Go on from an interrupted compile of OUT", before="plugins")
+        bool, switch("Go on from an interrupted compile of OUT", before="plugins")
     ] = False
-    restart: Annotated[bool, option("", "Discard it and begin anew", before="plugins")] = False
+    restart: Annotated[bool, switch("Discard it and begin anew", before="plugins")] = False
     write_report: Annotated[
         bool,
-        option(
-            "",
+        switch(
             "Write report.json and report.html to the folder OUT-report",
             "--no-report",
             help="Write no page to OUT-report",

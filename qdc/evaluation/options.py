@@ -14,7 +14,7 @@ from qdc.evaluation.harness.options import (
     Scorer,
     Seed,
 )
-from qdc.options import Options, as_list, option
+from qdc.options import Options, as_list, option, switch
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.options import Device, Plugins, RunBackend
 from qdc.text.options import TextField
@@ -105,12 +105,12 @@ class EvaluationOptions(Options):
             verbatim=True,
         ),
     ] = None
-    chat: Annotated[bool, option("", "Prompts in the chat template")] = False
+    chat: Annotated[bool, switch("Prompts in the chat template")] = False
     seed: Seed = 1234
     batch: Batch = 16
     device: Device = "cpu"
     backend: RunBackend = "reference"
-    report: Annotated[bool, option("", "Add the figures to the artifact's report")] = False
+    report: Annotated[bool, switch("Add the figures to the artifact's report")] = False
     plugins: Plugins = ()
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, get_a
 from pydantic import BeforeValidator, ValidationInfo
 
 from qdc.errors import UnknownName
-from qdc.options import Options, option
+from qdc.options import Options, option, switch
 from qdc.runtime.options import Plugins
 
 PathLike = str | Path
@@ -56,14 +56,13 @@ class ExportOptions(Options):
     ] = "bf16"
     verify: Annotated[
         bool,
-        option(
-            "",
+        switch(
             "Prove that tensors and logits are the artifact's",
             more="Its weights rounded to dtype, before the folder appears; takes one dense copy of "
             "the model in fp32",
         ),
     ] = False
-    force: Annotated[bool, option("", "Replace an artifact or an export at OUT")] = False
+    force: Annotated[bool, switch("Replace an artifact or an export at OUT")] = False
     plugins: Plugins = ()
 
 

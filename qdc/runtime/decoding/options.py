@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from qdc.options import Options, option
+from qdc.options import Options, option, switch
 
 StrategyName = Literal[
     "low-confidence",
@@ -125,16 +125,14 @@ class DecodeOptions(Options):
     ] = 0
     forbid_eos: Annotated[
         bool,
-        option(
-            "",
+        switch(
             "Never end early",
             more="Write no end of sequence (LLaDA's ``logits_eos_inf``)",
         ),
     ] = False
     late_eos: Annotated[
         bool,
-        option(
-            "",
+        switch(
             "Decide ends last",
             more="Of sequence and of turn (LLaDA's ``confidence_eos_eot_inf``)",
         ),
