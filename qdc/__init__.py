@@ -25,7 +25,7 @@ _HOME = {
     "Backend": "qdc.pipeline.backendbase",
     "Codec": "qdc.format.codec",
     "CompileOptions": "qdc.compiling.options",
-    "CompileReport": "qdc.report",
+    "CompileReport": "qdc.report.model",
     "ExportOptions": "qdc.exporting.options",
     "Lowered": "qdc.format.codec",
     "Pass": "qdc.pipeline.passbase",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, get_args
 
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import BeforeValidator
 
 from qdc.errors import UnknownName
 from qdc.options import Options, option, switch
@@ -13,15 +13,16 @@ from qdc.runtime.options import Plugins
 PathLike = str | Path
 Format = Literal["dense"]
 Dtype = Literal["bf16", "f16", "f32"]
-CHOICES = {"format": get_args(Format), "dtype": get_args(Dtype)}
 
 
-def _known(given: Any, info: ValidationInfo) -> Any:
-    known = CHOICES[str(info.field_name)]
-    if given not in known:
-        text = f"no {info.field_name} is called {given!r}"
-        raise UnknownName(text, help=f"known: {', '.join(known)}")
-    return given
+def _one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
+    def check(given: Any) -> Any:
+        if given not in known:
+            text = f"no {what} is called {given!r}"
+            raise UnknownName(text, help=f"known: {', '.join(known)}")
+        return given
+
+    return BeforeValidator(check)
 
 
 class ExportOptions(Options):
@@ -44,7 +45,7 @@ class ExportOptions(Options):
     ]
     format: Annotated[
         Format,
-        BeforeValidator(_known),
+        _one_of("format", get_args(Format)),
         option(
             "NAME",
             "dense: an ordinary checkpoint",
@@ -52,7 +53,7 @@ class ExportOptions(Options):
         ),
     ] = "dense"
     dtype: Annotated[
-        Dtype, BeforeValidator(_known), option("NAME", "Of all tensors: bf16, f16, f32")
+        Dtype, _one_of("dtype", get_args(Dtype)), option("NAME", "Of all tensors: bf16, f16, f32")
     ] = "bf16"
     verify: Annotated[
         bool,

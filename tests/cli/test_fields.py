@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic.fields import FieldInfo
 
 import qdc
 from qdc.cli import run
 from qdc.cli.fields import from_fields
 from qdc.cli.options import InspectionOptions, app
+from qdc.compiling.compiler import compile_model
 from qdc.compiling.options import CompileOptions
 from qdc.evaluation.options import EvaluationOptions
 from qdc.exporting.options import ExportOptions
@@ -44,6 +46,11 @@ SILENT = {"stop_early"}
 """Fields that are no options of the command line."""
 
 
+def form(field: FieldInfo) -> Any:
+    """The type of a field, with what checks its values."""
+    return Annotated[(field.annotation, "checked", *field.metadata)]
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_flags_defaults_and_texts_are_those_of_the_fields(
     name: str, qdc: Command, monkeypatch: pytest.MonkeyPatch
@@ -61,9 +68,7 @@ def test_flags_defaults_and_texts_are_those_of_the_fields(
         assert parameter.required == info.is_required()
         if not info.is_required() and not isinstance(info.default, tuple | bool):
             # What is shown as another text is read back as the default by the field itself.
-            read: TypeAdapter[Any] = TypeAdapter(
-                Annotated[(info.annotation, field, *info.metadata)]
-            )
+            read: TypeAdapter[Any] = TypeAdapter(form(info))
             default = parameter.default
             assert info.default == (None if default is None else read.validate_python(default))
 
@@ -159,9 +164,9 @@ def test_a_compile_of_the_command_line_is_that_of_python(
     """Both call one function, with equal options."""
     from qdc import api
     from qdc.cli import compile as command
-    from qdc.compiling.compiler import compile_model
 
-    assert command.compile_model is api.compile_model is compile_model
+    both = [vars(module)["compile_model"] for module in (api, command)]
+    assert both == [compile_model, compile_model]
     asked: list[CompileOptions] = []
 
     def note(options: CompileOptions, *_: object) -> None:

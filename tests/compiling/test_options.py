@@ -18,7 +18,7 @@ from qdc.pipeline.registry import standard_registry
 from qdc.planning.options import PlanOptions
 from qdc.streaming.memory import states_memory
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, tuple[Any, type[Options], Any]] = {
     "compile": (qdc.compile, CompileOptions, CompileKeywords),
     "export": (qdc.export, ExportOptions, ExportKeywords),
 }
@@ -27,8 +27,7 @@ NEEDED: dict[str, Any] = {"model_dir": "m", "out": "o"}
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_signature_documentation_and_keywords_agree_with_the_fields(name: str) -> None:
-    function, kind, keywords = FUNCTIONS[name]
-    options: type[Options] = kind
+    function, options, keywords = FUNCTIONS[name]
     parameters = dict(inspect.signature(function).parameters)
     assert parameters.pop("progress").default is None
     named = [name for name in options.ordered() if name not in options.positional]
@@ -71,7 +70,7 @@ def test_a_ready_object_stands_for_all_arguments(monkeypatch: pytest.MonkeyPatch
 def test_options_are_frozen_and_closed() -> None:
     options = CompileOptions.parse(**NEEDED)
     with pytest.raises(ValidationError, match="frozen"):
-        options.passes = "rtn"  # type: ignore[misc]
+        options.passes = "rtn"
     with pytest.raises(QdcError, match="no option is called 'pases'; did you mean passes"):
         CompileOptions.parse(**NEEDED, pases="rtn")
 

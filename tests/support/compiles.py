@@ -60,6 +60,7 @@ def make_job(
     model: Path,
     out: Path,
     registry: Registry | None = None,
+    command: str | None = None,
     instruments: Sequence[Instrument] = (),
     **options: Any,
 ) -> Job:
@@ -67,7 +68,8 @@ def make_job(
     asked = CompileOptions.parse(
         **{"model_dir": model, "out": out, "write_report": False, **options}
     )
-    return plan_job(asked, registry or standard_registry(), instruments=instruments)
+    found = registry or standard_registry()
+    return plan_job(asked, found, command=command, instruments=instruments)
 
 
 def run_passes(
