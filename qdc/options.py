@@ -119,7 +119,7 @@ class Options(BaseModel):
         """
         if len(given) == 1 and isinstance(given[0], cls) and not named:
             return given[0]
-        for name in named.keys() - cls.model_fields.keys():
+        for name in sorted(named.keys() - cls.model_fields.keys()):
             near = nearest(name, cls.model_fields)
             raise TypeError(f"{function}: no argument is called {name!r}; {near}")
         try:
