@@ -1,9 +1,18 @@
-"""The application, and the options that several commands share."""
+"""The application with its first page, and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
+from pydantic import BeforeValidator
+
+from qdc.cli.ranks import refuse_ranks
+from qdc.evaluation.options import as_ratios
+from qdc.options import Options, option
+from qdc.runtime.options import Device, Plugins
+from qdc.text.options import Calibration, ChatFields, TextField
+from qdc.text.records import DEFAULT_FIELD
+from qdc.version import __version__
 
 app = typer.Typer(
     name="qdc",
@@ -13,36 +22,60 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Plugins = Annotated[
+PluginFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--plugin", metavar="FILE", help="Python file with further passes, backends, families"
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="cpu | cuda | auto")]
-TextField = Annotated[
-    str, typer.Option(metavar="NAME", help="Field that holds the text of a record")
-]
-ChatFields = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="PROMPT,ANSWER or MESSAGES: fields of a chat")
-]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(metavar="PATH", help="Text, jsonl, dataset folder [default: embedded]"),
-]
-Passes = Annotated[str, typer.Option(metavar="TEXT", help="Preset or pass{option=value},...")]
-BackendName = Annotated[str, typer.Option(metavar="NAME", help="Who writes the artifact")]
-RunBackend = Annotated[
-    str, typer.Option("--backend", metavar="NAME", help="Who runs an artifact: reference | triton")
-]
-Samples = Annotated[int | None, typer.Option(metavar="N", help="Sequences to calibrate on")]
-Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens of a sequence")]
-States = Annotated[
-    str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
-]
-HostMemory = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Of those, above it on disk [default: half of all]"),
-]
 Runnable = Annotated[Path, typer.Argument(metavar="MODEL", help="Artifact or model folder")]
+
+
+class InspectionOptions(Options):
+    """What ``qdc inspect-calibration`` draws and compares."""
+
+    refusal: ClassVar[str] = "an inspection cannot be asked for that"
+    manual: ClassVar[str] = "qdc inspect-calibration --help names the options"
+
+    model: Annotated[Path, option("MODEL", "Model folder", argument=True)]
+    calibration: Calibration = None
+    text_field: TextField = DEFAULT_FIELD
+    chat_fields: ChatFields = None
+    samples: Annotated[int, option("N", "Windows to compare")] = 16
+    length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
+    seed: Annotated[int, option("N", "Seed of windows and masks")] = 0
+    ratios: Annotated[
+        tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")
+    ] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    top: Annotated[int, option("N", "Eigenvectors whose space is compared")] = 8
+    device: Device = "cpu"
+    plugins: Plugins = ()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qdc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    """Compile diffusion language models to a 2-bit average.
+
+    \b
+    qdc plan MODEL                     sizes, memory and time beforehand
+    qdc compile MODEL -o OUT           trace, quantize, pack, write an artifact
+    qdc run OUT "a text with <mask>"   fill the gaps
+    qdc generate OUT "a prompt"        write on, and watch it unmask
+    qdc serve OUT                      OpenAI's protocol, and a page
+    qdc eval OUT --text held.jsonl --against MODEL
+    qdc show OUT --only 'blocks.0.*'   read the IR
+    """  # noqa: D301
+    if context.invoked_subcommand != "compile":
+        refuse_ranks(context.invoked_subcommand or "")
