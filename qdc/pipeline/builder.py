@@ -54,8 +54,13 @@ def build_backend(text: str, registry: Registry) -> Backend:
     return backend
 
 
-def configure(kind: type[Configured], item: Item, text: str) -> Configured:
-    """Make a pass or a backend from its parsed options. Raises ``InvalidPipeline``."""
+def configure(
+    kind: type[Configured], item: Item, text: str, given: Mapping[str, object] | None = None
+) -> Configured:
+    """Make what ``item`` names from its parsed options, and from values by the names of fields.
+
+    Raises ``InvalidPipeline`` with a caret into ``text``.
+    """
     fields = {name.replace("_", "-"): name for name in kind.model_fields}
     values: dict[str, Any] = {}
     for key, value in item.options.items():
@@ -63,7 +68,7 @@ def configure(kind: type[Configured], item: Item, text: str) -> Configured:
             has = nearest(key, fields) if fields else "it has no options"
             raise InvalidPipeline(f"{item.name} has no option {key!r}", help=has)
         values[fields[key]] = _shaped(kind.model_fields[fields[key]].annotation, value)
-    return _validated(kind, values, caret(text, item.place))
+    return _validated(kind, {**(given or {}), **values}, caret(text, item.place))
 
 
 class _Builder:

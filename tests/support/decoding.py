@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qdc.runtime.decoding.facts import DecodeFacts
-from qdc.runtime.decoding.noise import Places
+from qdc.numerics.noise import Places
 
 MASK, EOS = 1, 0
 VOCABULARY = 6
