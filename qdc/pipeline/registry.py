@@ -173,8 +173,8 @@ class Registry:
             raise QdcError(
                 f"the plugin defines no {LABELS}",
                 where=[path.name],
-                help="subclass qdc.Pass, as docs/writing_passes.md shows; docs/writing_backends.md, "
-                "docs/writing_families.md and docs/writing_strategies.md show the other kinds",
+                help="subclass qdc.Pass, as docs/writing_passes.md shows; writing_backends.md, "
+                "writing_families.md and writing_strategies.md beside it are on the other kinds",
             )
         for value in defined:
             self.add(value, path.name)

@@ -68,7 +68,7 @@ class Stepwise(Strategy):
 
     @abstractmethod
     def choose(self, confidence: Tensor, open_places: Tensor, amount: Tensor | None) -> Tensor:
-        """Choose what the step decides: ``bool[rows, columns]``, some open place in each row.
+        """Choose what the step decides, ``bool[rows, columns]``: without a plan, some open place.
 
         Args:
             confidence: of the proposals, ``f64[rows, columns]``; minus infinity where nothing is

@@ -21,7 +21,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True)
 class Item:
-    """A pass, a preset, a backend or a strategy as written: its name, its options, where it stands."""
+    """A pass, preset, backend or strategy as written: its name, its options, where it stands."""
 
     name: str
     place: int
