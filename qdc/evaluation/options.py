@@ -26,7 +26,7 @@ OF_LIKELIHOODS = ("scorer", "mc_num", "cfg", "seed")
 OF_TASKS = ("include", "limit", "shots", *OF_LIKELIHOODS, "generate", "chat")
 
 OUTSIDE_BRACES = re.compile(r",(?![^{}]*})")
-"""Commas, but for those within the options of a strategy's own: ``strategy=mine{a=1,b=2}``."""
+"""Commas, but for those within a strategy's own options: ``strategy=mine{lengths=1,2}``."""
 
 
 def as_ratios(given: Any) -> Any:
