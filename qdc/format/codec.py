@@ -30,6 +30,8 @@ class Codec(Frozen):
 
     name: ClassVar[str]
     """Stands in the artifact's configuration."""
+    signs: ClassVar[bool] = False
+    """Whether the payload bits are signs; they are called code bits otherwise."""
 
     rows: int = Field(gt=0, le=SIZE_LIMIT)
     columns: int = Field(gt=0, le=SIZE_LIMIT)
@@ -149,6 +151,11 @@ class Lowered(Annotation):
                 help="annotate its field codec with one subclass of Codec",
             )
         return kind
+
+    @property
+    def counts_signs(self) -> bool:
+        """As the codec says."""
+        return self.codec.signs
 
     def working(self, table: TensorTable) -> dict[str, Tensor]:
         """The working tensors by suffix. Raises ``InvalidGraph`` once they are released."""

@@ -34,6 +34,7 @@ class MultiBinary(Codec):
     """W = sum over k of (row_scale_k col_scale_k^T) * signs_k in each block of columns."""
 
     name: ClassVar[str] = "multi-binary"
+    signs: ClassVar[bool] = True
 
     block: int = Field(default=128, gt=0, multiple_of=8, le=1 << 16)
     orders: tuple[int, ...] = Field(min_length=1)

@@ -11,8 +11,9 @@ from qdc.errors import InvalidDump
 from qdc.ir.annotations import Annotation, Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.dump import from_bytes, read, to_bytes
 from qdc.ir.graph import LayerGraph
+from qdc.ir.lines import VERSION
 from qdc.ir.opaque import Opaque
-from qdc.ir.printer import VERSION, render
+from qdc.ir.printer import render
 from qdc.ir.types import BYTES, TensorRef
 from tests.ir.dumps import SMALL, TAGS, content, repacked, small
 from tests.support.graphs import two_blocks
