@@ -8,7 +8,7 @@ time.
 
     before   %wte = embedding %input_ids   w f16[2048,256]
     after        @vocab   one grid a row   8 bits   weight error 4.1e-05
-                 @packed  532,480 B   8 sign bits/weight   8.125 in all
+                 @packed  532,480 B   8 code bits/weight   8.125 in all
 """
 
 from typing import ClassVar, Literal

@@ -236,10 +236,10 @@ def read_note(line: str) -> tuple[str, str]:
 
 
 def short_form(note: Annotation, beside: Collection[Annotation]) -> Annotation:
-    """What the line of an annotation says of it: itself, or no more than a summary."""
+    """What the line of an annotation says of it: all, or no more than a summary."""
     line = printable(note.words(beside))
-    kept = None if isinstance(note, Opaque | Summary) else type(note).from_text(line)
-    return note if kept == note else Summary(of=tag_of(note), place=note.fills, line=line)
+    said = None if isinstance(note, Opaque | Summary) else type(note).from_text(line)
+    return said or Summary(of=tag_of(note), place=note.fills, line=line)
 
 
 def _shaped(word: str, at: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ and so is what a line may hold.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -25,6 +26,8 @@ from qdc.ir.lines import (
     REGION,
     VERSION,
     Tags,
+    header_lines,
+    node_line,
     note_line,
     printable,
     read_facts,
@@ -32,6 +35,7 @@ from qdc.ir.lines import (
     read_node,
     read_note,
     read_region,
+    region_line,
     sizes,
 )
 from qdc.ir.opaque import Opaque
@@ -234,10 +238,10 @@ class _Reader:
             raise (self.first.exact or self.first.line).error(f"unknown field {unknown[0]}")
         prefix = str(fields.get("prefix", prefix))
         nodes = tuple(self.node(entry, prefix) for entry in self.nodes)
-        ends = [entry.first for entry in self.regions[1:]] + [len(nodes)]
+        bounds = pairwise([*(entry.first for entry in self.regions), len(nodes)])
         regions = tuple(
-            entry.made(Region, entry.line.read(read_region, nodes[entry.first : end]))
-            for entry, end in zip(self.regions, ends, strict=True)
+            entry.made(Region, entry.line.read(read_region, nodes[start:end]))
+            for entry, (start, end) in zip(self.regions, bounds, strict=True)
         )
         data = {"name": name, "model": facts, "nodes": nodes, "regions": regions}
         data |= {key: value for key, value in fields.items() if key != "after"}
@@ -250,9 +254,9 @@ class _Reader:
         data["inputs"] = tuple(self.names.setdefault(name, name) for name in data["inputs"])
         node = entry.made(Node, data)
         if entry.exact is not None:
-            said = {key: data[key] for key in ("name", "op", "inputs")}
-            if any(getattr(node, key) != value for key, value in said.items()):
-                raise entry.exact.error("the fields are of another node than the line above")
+            said = read_node(printable(node_line(node)), prefix)
+            if any(said[key] != data[key] for key in said if key != "path"):
+                raise entry.exact.error("the fields are not those of the line above")
         return node
 
     def annotations(self, entry: Entry, *, full: bool) -> Iterator[Annotation]:
@@ -274,23 +278,31 @@ class _Reader:
                 return entry.made(kind, {})
             fields = entry.fields()
             return entry.exact.checked(lambda: Opaque(unknown_tag=tag, data=fields))
+        if full:
+            raise entry.line.error(f"the text is in full, and the fields of @{tag} are missing")
         found = None if kind is None else entry.line.checked(lambda: kind.from_text(text))
         if found is not None:
             return found
-        if full:
-            raise entry.line.error(f"the text is in full, and the fields of @{tag} are missing")
         place = f"?{tag}" if kind is None else kind.slot_name()
         return entry.line.checked(lambda: Summary(of=tag, place=place, line=text))
 
     def agree(self, graph: LayerGraph, said: dict[str, Any]) -> None:
         """Refuse lines that say something else than the graph that was built from them."""
         assert self.first is not None
+        assert self.facts is not None
         linears, weights = sizes(graph)
         if (linears, weights) != (said["linears"], said["weights"]):
             raise self.first.line.error(
                 f"it announces {said['linears']:,} linears of {said['weights']:,} weights, and "
                 f"{linears:,} of {weights:,} follow: a text of --only is a part, or lines are lost"
             )
+        names = {node.name for node in graph}
+        heading = header_lines(graph, full=said["full"])
+        again = [(self.first, heading[0]), (Entry(self.facts, self.first.exact), heading[1])]
+        again += zip(self.regions, (region_line(r, names) for r in graph.regions), strict=True)
+        for entry, line in again:
+            if entry.exact is not None and printable(line).split() != entry.line.text.split():
+                raise entry.exact.error("the fields are not those of the line above")
         for node, entry in zip(graph, self.nodes, strict=True):
             notes = tuple(graph.annotations(node.name).values())
             if any(isinstance(note, Opaque) for note in notes):

@@ -22,8 +22,7 @@ from qdc.ir.lines import (
     region_line,
     tag_of,
 )
-from qdc.ir.summary import Summary
-from qdc.ir.textual import short_header, short_node, short_note, short_region
+from qdc.ir.textual import short_header, short_node, short_region
 from qdc.ir.values import write_value
 
 
@@ -130,8 +129,6 @@ class _Exact:
 
     def note(self, name: str, slot: str) -> list[str]:
         note = self.graph.annotations(name)[slot]
-        if not isinstance(note, Summary) and short_note(self.graph, name, slot) == note:
-            return []
         try:
             return [f"{FIELDS}{write_value(tagged(note)[1])}"]
         except QdcError as error:

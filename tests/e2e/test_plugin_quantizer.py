@@ -31,6 +31,7 @@ class RowSigns(Codec):
     """W = scale * sign."""
 
     name: ClassVar[str] = "row-signs"
+    signs: ClassVar[bool] = True
 
     @property
     def payload_bits(self) -> int:
