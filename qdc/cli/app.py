@@ -52,6 +52,7 @@ def root(
     qdc serve OUT                      OpenAI's protocol, and a page
     qdc eval OUT --text held.jsonl --against MODEL
     qdc show OUT --only 'blocks.0.*'   read the IR
+    qdc opt DUMP --passes TEXT         run passes on it
     """  # noqa: D301
     if context.invoked_subcommand != "compile":
         refuse_ranks(context.invoked_subcommand or "")
@@ -209,11 +210,16 @@ def plan(
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="IR dump, artifact or model folder")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="IR dump, its text, artifact or model folder")
+    ],
     only: Annotated[str, typer.Option(metavar="PATTERN", help="Nodes, as in 'blocks.0.*'")] = "*",
     tags: Annotated[
         str | None, typer.Option(metavar="TAGS", help="Just these annotations, as in orders,packed")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every fact: a text that can be read back")
+    ] = False,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -222,12 +228,46 @@ def show(
     \b
     Examples:
       qdc show out --only 'blocks.0.*' --tags orders,packed
+      qdc show out --full > ir.txt
       diff <(qdc show d/02_sensitivity.qdc) <(qdc show d/03_abmp-allocate.qdc)
     """  # noqa: D301
     from qdc.cli.show import show_command
 
     wanted = [tag.strip().lstrip("@") for tag in tags.split(",")] if tags else None
-    show_command(path, only, wanted, plugin or [], json)
+    show_command(path, only, wanted, plugin or [], full=full, as_json=json)
+
+
+@app.command()
+def opt(
+    dump: Annotated[
+        Path,
+        typer.Argument(metavar="DUMP", help="IR dump, its text, or artifact; - reads stdin"),
+    ],
+    passes: Annotated[str, typer.Option(metavar="TEXT", help="Pass{option=value},...")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="A dump if it ends in .qdc, else a text"),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every fact: a text that can be read back")
+    ] = False,
+    remarks: Annotated[
+        bool, typer.Option("--remarks", help="What passes say of each layer, on stderr")
+    ] = False,
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """Run passes that need no weights on a dump.
+
+    \b
+    Examples:
+      qdc opt d/02_sensitivity.qdc --passes 'abmp-allocate{ratio=0.1}'
+      qdc show d/05_measure-orders.qdc --full | qdc opt - --passes allocate
+      qdc opt d/02_sensitivity.qdc --passes my-allocate --plugin my_pass.py -o after.txt
+    """  # noqa: D301
+    from qdc.cli.opt import opt_command
+
+    opt_command(dump, passes, out, plugin or [], full=full, remarks=remarks, as_json=json)
 
 
 @app.command()

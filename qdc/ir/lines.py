@@ -175,7 +175,9 @@ def node_body(node: Node) -> str:
 
 def node_line(node: Node, name_width: int = 0, body_width: int = 0) -> str:
     """``%name = operation %inputs  w dtype[shape] : type of the value``."""
-    return f"{NODE}{node.name:<{name_width}} = {node_body(node):<{body_width}} : {node.type}".rstrip()
+    return (
+        f"{NODE}{node.name:<{name_width}} = {node_body(node):<{body_width}} : {node.type}".rstrip()
+    )
 
 
 def read_node(line: str, prefix: str) -> dict[str, Any]:

@@ -85,7 +85,9 @@ class Line:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             start = len(self.text) - len(self.text.lstrip(" "))
-            raise self.error(f"{place}: {first['msg']}" if place else first["msg"], start) from error
+            raise self.error(
+                f"{place}: {first['msg']}" if place else first["msg"], start
+            ) from error
 
 
 @dataclass
@@ -320,7 +322,9 @@ class _Reader:
             for entry in self.nodes:
                 if entry.line.text.startswith((f"  {where} ", f"  {where}=")):
                     found = entry.line.error(f"the graph is invalid: {error.what}", 2)
-                    return InvalidText(found.what, where=[*found.where, *error.where], help=found.help)
+                    return InvalidText(
+                        found.what, where=[*found.where, *error.where], help=found.help
+                    )
         return InvalidText(
             f"the text says an invalid graph: {error.what}", where=error.where, help=error.help
         )

@@ -9,7 +9,7 @@ from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
 COMMANDS = (
-    "compile", "plan", "show", "passes", "backends", "families", "run", "generate", "eval",
+    "compile", "plan", "show", "opt", "passes", "backends", "families", "run", "generate", "eval",
     "report", "inspect-calibration", "export", "serve",
 )  # fmt: skip
 SCREEN = 48

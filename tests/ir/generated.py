@@ -135,7 +135,9 @@ def notes(draw: st.DrawFn, rows: int, columns: int) -> Annotation:
             weights=rows * columns,
         ),
         lambda: Tuned(roles=("bias",), tensors=(draw(bias(rows)),)),
-        lambda: Daq(codec=planes, outliers=draw(shares), sweeps=draw(st.integers(0, 99)), **lowered),
+        lambda: Daq(
+            codec=planes, outliers=draw(shares), sweeps=draw(st.integers(0, 99)), **lowered
+        ),
         lambda: Gptq(codec=grid, **lowered),
         lambda: Rtn(codec=grid, **lowered),
         lambda: Vocabulary(codec=grid, weight_error=draw(positive), **lowered),
