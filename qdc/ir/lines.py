@@ -36,7 +36,8 @@ _COUNTS = re.compile(
 )
 _FACTS = re.compile(
     rf"(?P<mask_token_id>[0-9]{{1,99}})   vocabulary (?P<vocabulary>{_THOUSANDS})"
-    rf"   length (?P<max_length>{_THOUSANDS})(?:   in blocks of (?P<attention_block>[0-9]{{1,99}}))?"
+    rf"   length (?P<max_length>{_THOUSANDS})"
+    r"(?:   in blocks of (?P<attention_block>[0-9]{1,99}))?"
     r"(?:   logits shifted by (?P<logits_shift>[01]))?"
 )
 _TOKEN = re.compile(r"\S+")

@@ -159,8 +159,6 @@ def _working(note: Lowered, weight: Tensor) -> dict[str, Tensor]:
         signs = torch.where(places % 3 == 0, 1, -1).to(torch.int8)
         scales = 2.0 ** -torch.arange(1, order + 1)
         blocks.append(
-            Components(
-                signs, scales[:, None].expand(order, codec.rows), torch.ones(order, width)
-            )
+            Components(signs, scales[:, None].expand(order, codec.rows), torch.ones(order, width))
         )
     return MultiBinary.working(blocks, codec.block)
