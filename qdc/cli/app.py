@@ -263,7 +263,7 @@ def opt(
     Examples:
       qdc opt d/02_sensitivity.qdc --passes 'abmp-allocate{ratio=0.1}'
       qdc show d/05_measure-orders.qdc --full | qdc opt - --passes allocate
-      qdc opt d/02_sensitivity.qdc --passes my-allocate --plugin my_pass.py -o after.txt
+      qdc opt d/02_sensitivity.qdc --passes mine --plugin my_pass.py -o x.txt
     """  # noqa: D301
     from qdc.cli.opt import opt_command
 
