@@ -5,7 +5,7 @@ anything runs where the pass declares it, else at the moment when it asks.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from qdc.compiling.runner import Runner
 from qdc.errors import MissingAnnotation, MissingWeights
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Annotation
-from qdc.ir.graph import LayerGraph
+from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.summary import Summary
 from qdc.ir.tensors import TensorTable
 from qdc.ir.types import TensorRef
@@ -82,7 +82,7 @@ def _check_annotations(graph: LayerGraph, plan: Plan) -> None:
         for kind in step.needs():
             if any(issubclass(earlier, kind) for earlier in provided):
                 continue
-            lacking = [node.name for node in layers if graph.get(node.name, kind) is None]
+            lacking = _lacking(layers, graph, kind)
             if not lacking:
                 continue
             slot = kind.slot_name()
@@ -99,13 +99,13 @@ def _check_annotations(graph: LayerGraph, plan: Plan) -> None:
                 help="run a pass that provides it before: qdc passes",
             )
         provided += step.provides
-    carried = [{type(n) for n in graph.annotations(node.name).values()} for node in layers]
-    check_order(plan, present=tuple(set.intersection(*carried)) if carried else _needed(plan))
+    read = dict.fromkeys(kind for step in plan.passes() for kind in step.needs())
+    check_order(plan, present=tuple(kind for kind in read if not _lacking(layers, graph, kind)))
 
 
-def _needed(plan: Plan) -> tuple[type[Annotation], ...]:
-    """Everything that is read: where there is no layer, none lacks it."""
-    return tuple(kind for step in plan.passes() for kind in step.needs())
+def _lacking(layers: Sequence[Node], graph: LayerGraph, kind: type[Annotation]) -> list[str]:
+    """Names of the layers without an annotation of this kind."""
+    return [node.name for node in layers if graph.get(node.name, kind) is None]
 
 
 class _Asking(Instrument):

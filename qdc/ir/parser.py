@@ -251,13 +251,12 @@ class _Reader:
 
     def refused(self, error: QdcError) -> InvalidText:
         """An error of the graph, with the line of the first node that it names."""
-        for where in error.where:
+        for where in error.where[:1]:
             for entry in self.nodes:
                 if entry.line.text.startswith((f"  {where} ", f"  {where}=")):
                     found = entry.line.error(f"the graph is invalid: {error.what}", 2)
-                    return InvalidText(
-                        found.what, where=[*found.where, *error.where], help=found.help
-                    )
+                    places = [*found.where, *error.where]
+                    return InvalidText(found.what, where=places, help=found.help)
         return InvalidText(
             f"the text says an invalid graph: {error.what}", where=error.where, help=error.help
         )

@@ -14,11 +14,15 @@ from qdc.errors import (
     MissingWeights,
     OrderOutOfRange,
 )
+from qdc.format.codec import Lowered
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.annotations import Factor, Kept, Moment, Orders, Salience
 from qdc.ir.costs import Costs
 from qdc.ir.graph import LayerGraph
 from qdc.ir.parser import parse
 from qdc.ir.printer import render
+from qdc.passes.daq_lower import Daq
 from qdc.passes.rtn_lower import Rtn
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.passbase import Kinds, Pass
@@ -67,6 +71,17 @@ class Writing(Pass):
             unit.annotate(node, Factor(tensor=put, damp=0.5, attempts=1))
 
 
+class Counting(Pass):
+    """Read what layers were lowered to, whatever it is."""
+
+    name: ClassVar[str] = "counting"
+    requires: ClassVar[Kinds] = (Lowered,)
+    found: ClassVar[list[str]] = []
+
+    def run(self, unit: Unit) -> None:
+        self.found.extend(unit.graph.require(node.name, Lowered).tag for node in unit.layers())
+
+
 class Breaking(Pass):
     """Leave orders that no codec has."""
 
@@ -80,9 +95,10 @@ class Breaking(Pass):
 @pytest.fixture
 def registry() -> Registry:
     found = standard_registry()
-    for kind in (Asking, Writing, Breaking):
+    for kind in (Asking, Writing, Counting, Breaking):
         found.add(kind)
     Writing.seen.clear()
+    Counting.found.clear()
     return found
 
 
@@ -189,6 +205,17 @@ def test_passes_refuse_the_graph_as_in_a_compile(registry: Registry) -> None:
         run(graph(), "breaking", registry)
     with pytest.raises(InvalidPipeline, match="scale"):
         run(graph(), "writing,measure-orders,abmp-allocate,daq-lower{scale-bits=8}", registry)
+
+
+def test_layers_may_be_lowered_each_in_its_own_way(registry: Registry) -> None:
+    found = graph()
+    for name in LAYERS:
+        sizes = {"rows": found[name].rows, "columns": found[name].columns}
+        codes = Rtn(codec=UniformGrid(**sizes, group=16, bits=2))
+        signs = Daq(codec=MultiBinary(**sizes, block=16, orders=(2,)), outliers=0, sweeps=1)
+        found.annotate(name, signs if name == "h0.up" else codes)
+    run(found, "counting", registry)
+    assert Counting.found == ["rtn", "daq", "rtn", "rtn", "rtn", "rtn"]
 
 
 def test_a_graph_without_layers_stays_as_it_is(registry: Registry) -> None:

@@ -15,12 +15,14 @@ from qdc.ir.printer import render
 from qdc.ir.summary import Summary
 from qdc.ir.textual import textual
 from qdc.ir.verify import verify
+from tests.conftest import TESTS
 from tests.ir.dumps import TAGS, small
 from tests.ir.generated import KNOWN, graphs
+from tests.support.checkpoints import EMBEDDED
 from tests.support.experts import write_mixture
 from tests.support.graphs import annotated, linear, source, structure, two_blocks
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = TESTS / "golden"
 
 
 @settings(max_examples=100)
@@ -51,7 +53,7 @@ def test_annotations_without_a_class_are_kept_whole(graph: LayerGraph) -> None:
 @pytest.mark.parametrize("kind", ["dense", "mixture"])
 def test_models_round_trip(kind: str, tmp_path: Path) -> None:
     mixture = kind == "mixture"
-    folder = write_mixture(tmp_path / "m", experts=3) if mixture else Path("examples/tiny-llada")
+    folder = write_mixture(tmp_path / "m", experts=3) if mixture else EMBEDDED
     graph = open_model(folder)[1].graph
     assert parse(render(graph, full=True), KNOWN) == graph
     short = parse(render(graph), KNOWN)
