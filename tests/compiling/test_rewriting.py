@@ -210,9 +210,10 @@ def test_passes_refuse_the_graph_as_in_a_compile(registry: Registry) -> None:
 def test_layers_may_be_lowered_each_in_its_own_way(registry: Registry) -> None:
     found = graph()
     for name in LAYERS:
-        sizes = {"rows": found[name].rows, "columns": found[name].columns}
-        codes = Rtn(codec=UniformGrid(**sizes, group=16, bits=2))
-        signs = Daq(codec=MultiBinary(**sizes, block=16, orders=(2,)), outliers=0, sweeps=1)
+        rows, columns = found[name].rows, found[name].columns
+        grid = UniformGrid(rows=rows, columns=columns, group=16, bits=2)
+        planes = MultiBinary(rows=rows, columns=columns, block=16, orders=(2,))
+        codes, signs = Rtn(codec=grid), Daq(codec=planes, outliers=0, sweeps=1)
         found.annotate(name, signs if name == "h0.up" else codes)
     run(found, "counting", registry)
     assert Counting.found == ["rtn", "daq", "rtn", "rtn", "rtn", "rtn"]
