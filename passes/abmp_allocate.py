@@ -15,9 +15,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from qdc.errors import OrderOutOfRange
-from qdc.ir.annotations import HIGHEST_ORDER, LOWEST_ORDER, Orders, Salience
+from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.allocation import abmp_orders
+from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
@@ -57,12 +58,12 @@ class AbmpAllocate(Pass):
     def forecast(self, unit: Forecast) -> None:
         """Which block moves is not known, but how many do is, and so is what is stored."""
         for node in unit.layers():
-            salience = unit.expected(node, Salience)
+            salience = unit.graph.get(node.name, Salience)
             if salience is None:
                 unit.unknown()
                 continue
             orders = abmp_orders(salience.blocks, salience.widths, self.ratio, self.base)
-            unit.expect(node, Orders(blocks=orders, widths=salience.widths, budget=self.base))
+            unit.annotate(node, Orders(blocks=orders, widths=salience.widths, budget=self.base))
 
     def allocate(self, unit: Unit, group: tuple[Node, ...]) -> None:
         """Give all layers of a group the orders that their summed salience asks for."""

@@ -33,10 +33,11 @@ from pydantic import Field, model_validator
 
 from qdc.errors import InvalidGraph, OrderOutOfRange
 from qdc.format.multibinary import OrderSizes, sizes_by_order
-from qdc.ir.annotations import HIGHEST_ORDER, Orders, Salience
+from qdc.ir.annotations import Orders, Salience
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.knapsack import allocate_orders, extremes, highest_reachable
+from qdc.numerics.orders import HIGHEST_ORDER
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
@@ -148,7 +149,7 @@ class Allocate(Pass):
         layers = [(node,) for nodes in stages for node in nodes]
         groups = [tuple(n for (n,) in layers)] if self.scope == "model" else layers
         for nodes in groups:
-            notes = {node.name: unit.expected(node, Costs) for node in nodes}
+            notes = {node.name: unit.graph.get(node.name, Costs) for node in nodes}
             known = {name: note for name, note in notes.items() if note is not None}
             if len(known) < len(nodes):
                 unit.unknown()
@@ -164,7 +165,7 @@ class Allocate(Pass):
         usual = max(1, min(highest, int(self.bits)))
         for node in nodes:
             widths = notes[node.name].widths
-            unit.expect(node, Orders(blocks=(usual,) * len(widths), widths=widths))
+            unit.annotate(node, Orders(blocks=(usual,) * len(widths), widths=widths))
         planes = np.concatenate([order_bytes(n, notes[n.name]).plane for n in nodes])
         low, high = extremes(sizes, planes, total, highest)
         if self.count == "effective":

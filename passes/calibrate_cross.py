@@ -19,11 +19,11 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Node, Stage
+from qdc.ir.keys import table_key
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passkit.experts import ExpertOptions, Source, paired, read
@@ -54,7 +54,6 @@ class CalibrateCross(ExpertOptions):
         """Advance both streams to each stage and add up what it reads."""
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
         reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)), split=True)
-        hidden = stream.tokens == unit.model.mask_token_id
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
             reference.enter(stage)
@@ -62,9 +61,9 @@ class CalibrateCross(ExpertOptions):
             rows = None if carrier is None else layers[0].rows
             moment = MomentAccumulator(layers[0].columns, unit.device)
             cross = CrossMomentAccumulator(layers[0].columns, unit.device, rows=rows)
-            source = self.source(unit, stream, stage, layers, hidden)
+            source = self.source(unit, stream, stage, layers)
             sums = moment, cross
-            add = partial(self.add, (stream, reference), stage, carrier, hidden, source, sums)
+            add = partial(self.add, (stream, reference), stage, carrier, source, sums)
             unit.accumulate(layers, add, *sums)
             unit.share(layers, partial(self.note, unit, stage, source, sums))
 
@@ -73,14 +72,13 @@ class CalibrateCross(ExpertOptions):
         streams: tuple[Stream, Stream],
         stage: Stage,
         carrier: str | None,
-        hidden: Tensor,
         source: Source,
         sums: Sums,
     ) -> None:
         """Add up what the stage reads in the quantized stream and in the original one."""
         moment, cross = sums
         others = () if carrier is None else (carrier,)
-        found = (read(s, stage, hidden, others, pooled=source.pooled) for s in streams)
+        found = (read(s, stage, s.masked, others, pooled=source.pooled) for s in streams)
         for now, original in zip(*found, strict=True):
             share = None if self.masked_weight == 1 else self.weigh(now.facts)
             moment.add(now.value, share)
@@ -95,10 +93,10 @@ class CalibrateCross(ExpertOptions):
         """Keep the sums over all samples and write them on layers of the stage."""
         moment, cross = sums
         lost = cross.residual()
-        residual = None if lost is None else unit.put(f"{stage.value}:residual", lost)
-        lasting = unit.put(f"{stage.value}:cross-moment", cross.value())
+        residual = None if lost is None else unit.put(table_key(stage.value, "residual"), lost)
+        lasting = unit.put(table_key(stage.value, "cross-moment"), cross.value())
         cross.clear()  # the sums are larger than what is kept of them
-        second = unit.put(f"{stage.value}:moment", moment.value())
+        second = unit.put(table_key(stage.value, "moment"), moment.value())
         moment.clear()
         notes = (
             Moment(
@@ -120,8 +118,8 @@ class CalibrateCross(ExpertOptions):
         """Two streams side by side, and the sums of a stage while they grow."""
         stream, reference = self.travel(unit), self.travel(unit, original=True)
         for stage, layers in unit.layers_by_stage():
-            unit.enter(stream, stage)
-            unit.enter(reference, stage)
+            stream.enter(stage)
+            reference.enter(stage)
             columns, rows = layers[0].columns, layers[0].rows
             carrier = residual_of(unit.graph, stage) if self.residual else None
             wanted = (stage.value,) if carrier is None else (stage.value, carrier)
@@ -139,7 +137,7 @@ class CalibrateCross(ExpertOptions):
             unit.work(3 * squares)
             self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
             for node in layers:
-                unit.expect(node, CrossMoment(tensor=cross, drift=0, residual=lost))
+                unit.annotate(node, CrossMoment(tensor=cross, drift=0, residual=lost))
 
 
 def residual_of(graph: LayerGraph, stage: Stage) -> str | None:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node, Stage
+from qdc.ir.keys import table_key
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passkit.experts import ExpertOptions, Source, read
 from qdc.pipeline.passbase import Kinds
@@ -56,12 +57,11 @@ class CalibrateMcs(ExpertOptions):
     def run(self, unit: Unit) -> None:
         """Advance the stream to each stage and add up the value that it reads."""
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
-        hidden = stream.tokens == unit.model.mask_token_id
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
-            source = self.source(unit, stream, stage, layers, hidden)
+            source = self.source(unit, stream, stage, layers)
             moment = MomentAccumulator(layers[0].columns, unit.device)
-            add = partial(self.add, stream, stage, hidden, source, moment)
+            add = partial(self.add, stream, stage, source, moment)
             unit.accumulate(layers, add, moment)
             unit.share(layers, partial(self.note, unit, stage, source, moment))
         if unit.whole_region and unit.region is not None:
@@ -71,12 +71,11 @@ class CalibrateMcs(ExpertOptions):
         self,
         stream: Stream,
         stage: Stage,
-        hidden: Tensor,
         source: Source,
         moment: MomentAccumulator,
     ) -> None:
         """Add up what the stage reads."""
-        for part in read(stream, stage, hidden, pooled=source.pooled):
+        for part in read(stream, stage, stream.masked, pooled=source.pooled):
             moment.add(part.value, self._weights(part.facts))
 
     def note(
@@ -89,7 +88,7 @@ class CalibrateMcs(ExpertOptions):
     ) -> None:
         """Keep the sum over all samples and write it on layers of the stage."""
         note = Moment(
-            tensor=unit.put(f"{stage.value}:moment", moment.value()),
+            tensor=unit.put(table_key(stage.value, "moment"), moment.value()),
             samples=self.samples,
             tokens=moment.tokens,
             masked=source.masked,
@@ -104,14 +103,14 @@ class CalibrateMcs(ExpertOptions):
         """One stream, and the sum of a stage while it grows."""
         stream = self.travel(unit)
         for stage, layers in unit.layers_by_stage():
-            unit.enter(stream, stage)
+            stream.enter(stage)
             step, columns = stream.compute((stage.value,)), layers[0].columns
             summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
             unit.work(step.nbytes + 8 * columns**2, step.work + summed)
             unit.work((8 + 4) * columns**2)
             self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
-            unit.leave(stream, unit.region)
+            stream.leave(unit.region)
 
     def _weights(self, masked: Tensor) -> Tensor | None:
         return None if self.masked_weight == 1 else self.weigh(masked)

@@ -128,12 +128,12 @@ class DaqLower(Lowering):
 
     def foresee(self, unit: Forecast, node: Node) -> MultiBinary | None:
         """Planes as the allocation gives them: none where that is not known."""
-        orders = unit.expected(node, Orders)
+        orders = unit.graph.get(node.name, Orders)
         return None if orders is None else self.codec(node, orders)
 
     def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
         """Copies of the weight: as it is, as errors change it, written out, and one that moves."""
-        weights, orders = node.rows * node.columns, unit.expected(node, Orders)
+        weights, orders = node.rows * node.columns, unit.graph.get(node.name, Orders)
         mean = 2 if orders is None else orders.mean
         width = BLOCK if orders is None else orders.widths[0]
         sweeps = self.sweeps * (12 * mean + 4 * 2**mean)

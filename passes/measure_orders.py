@@ -21,12 +21,13 @@ import torch
 from pydantic import Field, model_validator
 
 from qdc.errors import InvalidPipeline
-from qdc.ir.annotations import HIGHEST_ORDER, Factor, Orders, Salience
+from qdc.ir.annotations import Factor, Orders, Salience
 from qdc.ir.costs import Costs
 from qdc.ir.graph import Node
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.order_costs import fitter, order_costs
+from qdc.numerics.orders import HIGHEST_ORDER
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
@@ -90,7 +91,7 @@ class MeasureOrders(Pass):
     def forecast(self, unit: Forecast) -> None:
         """A walk through each layer with a fit of every block at every order."""
         for node in unit.layers():
-            salience = unit.expected(node, Salience)
+            salience = unit.graph.get(node.name, Salience)
             if salience is None:
                 unit.unknown()
                 continue
@@ -107,7 +108,7 @@ class MeasureOrders(Pass):
             unit.work(max(5 * unit.weight(node), exact + 2 * unit.weight(node)), work)
             costs = ((0.0,) * self.highest,) * len(widths)
             note = Costs(blocks=costs, widths=widths, energy=0, scale_bits=self.scale_bits)
-            unit.expect(node, note)
+            unit.annotate(node, note)
 
     def measure(self, unit: Unit, node: Node) -> Costs:
         """Walk through one layer."""

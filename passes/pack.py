@@ -13,6 +13,7 @@ from typing import ClassVar
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node
+from qdc.ir.keys import file_key
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
@@ -57,7 +58,7 @@ class Pack(Pass):
         for ref in lowered.tensors:
             unit.tensors.release(ref.name)
         return Packed(
-            tensors=tuple(unit.put(f"{node.path}.{s}", t) for s, t in stored.items()),
+            tensors=tuple(unit.put(file_key(node.path, s), t) for s, t in stored.items()),
             suffixes=tuple(stored),
             payload_bits=codec.payload_bits,
             weights=node.rows * node.columns,

@@ -68,7 +68,7 @@ class Polish(CalibrationOptions):
         reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
         stream.start(unit.region)
         reference.start(unit.region)
-        weights = self.weigh(stream.tokens == unit.model.mask_token_id)
+        weights = self.weigh(stream.masked)
         fit = RegionFit(unit, stream, reference, list(torch.split(weights, self.batch)))
         optimizer = torch.optim.Adam(
             fit.groups(self.code_rate, self.scale_rate, self.norm_rate), betas=(0.9, 0.95)
@@ -94,8 +94,8 @@ class Polish(CalibrationOptions):
         """Latent weights of a region with their gradients, Adam's two averages and two copies."""
         assert unit.region is not None
         stream, reference = self.travel(unit), self.travel(unit, original=True)
-        unit.start(stream, unit.region)
-        unit.start(reference, unit.region)
+        stream.start(unit.region)
+        reference.start(unit.region)
         outputs = stream.results(unit.region)
         targets = reference.compute(outputs)
         before = stream.linear_calls

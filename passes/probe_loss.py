@@ -21,14 +21,14 @@ from pydantic import Field
 from torch import Tensor
 
 from qdc.errors import InvalidCalibration, NotPositiveDefinite
-from qdc.ir.annotations import HIGHEST_ORDER
 from qdc.ir.costs import LossSensitivity
 from qdc.ir.graph import LayerGraph, Node, Region, Stage
 from qdc.numerics.blocks import BLOCK, block_slices
-from qdc.numerics.factor import Factor, FactorizationFailed, factor_bytes, factorize
+from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.moment import MomentAccumulator
 from qdc.numerics.order_costs import fitter, order_costs
+from qdc.numerics.orders import HIGHEST_ORDER
 from qdc.passkit.experts import ExpertOptions, read
 from qdc.passkit.probes import Probes, output_head
 from qdc.pipeline.passbase import Kinds
@@ -84,7 +84,7 @@ class ProbeLoss(ExpertOptions):
         size = min(self.batch, count)
         head = list(torch.split(tokens[:count], size))
         batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head
-        probes = Probes(unit.workspace, batches, len(head))
+        probes = Probes(unit, batches, len(head))
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
         errors: dict[str, float] = {}
@@ -108,8 +108,7 @@ class ProbeLoss(ExpertOptions):
                 )
             note = LossSensitivity(rise=rise, error=errors[name], positions=positions)
             unit.annotate(unit.graph[name], note)
-        streams = (probes.original, *probes.probes.values())
-        unit.workspace.linear_calls += sum(stream.linear_calls for stream in streams)
+        unit.count(probes.original, *probes.probes.values())
 
     def forecast(self, unit: Forecast) -> None:
         """One run of the model, and a run of what is behind each layer on the probed samples."""
@@ -122,7 +121,7 @@ class ProbeLoss(ExpertOptions):
             for stage, layers in unit.layers_by_stage():
                 if stage not in region.stages:
                     continue
-                unit.enter(stream, stage)
+                stream.enter(stage)
                 columns = layers[0].columns
                 step = stream.compute((stage.value,))
                 summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
@@ -132,7 +131,7 @@ class ProbeLoss(ExpertOptions):
                 for node in layers:
                     stream.linear_calls += count * len(behind)
                     unit.work(*self.try_layer(unit, node, behind, count * length))
-            unit.leave(stream, region)
+            stream.leave(region)
             done = sum(1 for n in unit.layers() if n.name in region.nodes)
             unit.keep_states(f"probes of {region.name}", done * count * length * width)
 
@@ -156,10 +155,9 @@ class ProbeLoss(ExpertOptions):
     ) -> dict[str, float]:
         """Branch off once for each layer of a stage; returns the layers' output errors."""
         stream, nodes = probes.enter(stage), [unit.graph[name] for name in layers]
-        hidden = stream.tokens == unit.model.mask_token_id
-        source = self.source(unit, stream, stage, nodes, hidden)
+        source = self.source(unit, stream, stage, nodes)
         accumulator = MomentAccumulator(nodes[0].columns, unit.device)
-        for part in read(stream, stage, hidden, pooled=source.pooled):
+        for part in read(stream, stage, stream.masked, pooled=source.pooled):
             accumulator.add(part.value)
         factor = self.factor(accumulator.value(), layers)
         dead = factor.dead.nonzero().flatten()
@@ -175,7 +173,7 @@ class ProbeLoss(ExpertOptions):
             probes.replace(name, found.dense, region)
         return errors
 
-    def factor(self, moment: Tensor, layers: list[str]) -> Factor:
+    def factor(self, moment: Tensor, layers: list[str]) -> Factorization:
         """Invert a moment. Raises ``NotPositiveDefinite`` naming the layers that read it."""
         try:
             return factorize(moment, self.damp, self.attempts)

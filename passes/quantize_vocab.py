@@ -22,6 +22,7 @@ from qdc.format.codec import Lowered, Tensors
 from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.annotations import OUTSIDE, Kept, Packed
 from qdc.ir.graph import LayerGraph, Node
+from qdc.ir.keys import file_key
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.uniform import fit_uniform
 from qdc.pipeline.passbase import Kinds, Pass
@@ -109,7 +110,7 @@ class QuantizeVocab(Pass):
         codec = self.codec(node)
         parts: list[dict[str, Tensor]] = []
         lost = total = 0.0
-        for weight in unit.workspace.row_parts(node, max(1, PART // node.columns)):
+        for weight in unit.row_parts(node, max(1, PART // node.columns)):
             part = codec.model_copy(update={"rows": len(weight)})
             try:
                 working = lower(weight, part)
@@ -127,7 +128,7 @@ class QuantizeVocab(Pass):
         stored = {s: torch.cat([part.pop(s) for part in parts]) for s in codec.specification()}
         codec.check(stored, node.name)
         note = Packed(
-            tensors=tuple(unit.put(f"{node.path}.{s}", tensor) for s, tensor in stored.items()),
+            tensors=tuple(unit.put(file_key(node.path, s), tensor) for s, tensor in stored.items()),
             suffixes=tuple(stored),
             payload_bits=codec.payload_bits,
             weights=node.rows * node.columns,

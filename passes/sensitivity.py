@@ -19,9 +19,9 @@ from pydantic import Field
 from qdc.errors import InvalidCheckpoint, NotPositiveDefinite
 from qdc.ir.annotations import Factor, Moment, Salience
 from qdc.ir.graph import Node
-from qdc.numerics import factor as factors
+from qdc.ir.keys import table_key
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths
-from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
+from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.importance import ImportanceKind, block_scores
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.streaming.forecast import Forecast
@@ -82,7 +82,7 @@ class Sensitivity(Pass):
         failed: dict[str, str] = {}
         moment = unit.get(unit.graph.require(layers[0].name, Moment).tensor)
         slices = block_slices(layers[0].columns, self.block)
-        factor: factors.Factor | None = None
+        factor: Factorization | None = None
         for turn, node in enumerate(stage):
             if node not in layers:
                 continue
@@ -95,7 +95,7 @@ class Sensitivity(Pass):
                     )
                     break
                 suffix = f":{node.name}" if turn and self.accumulate else ""
-                upper = unit.put(f"{value}:factor{suffix}", factor.upper)
+                upper = unit.put(table_key(value, f"factor{suffix}"), factor.upper)
                 dead = tuple(factor.dead.nonzero().flatten().tolist())
                 note = Factor(tensor=upper, damp=factor.damp, attempts=factor.attempts, dead=dead)
             scores = block_scores(unit.weight(node), factor.upper, slices, self.importance)
@@ -122,8 +122,8 @@ class Sensitivity(Pass):
                     factor = unit.put(stage, f"factor{turn}", columns, columns)
                 weight = unit.weight(node)
                 unit.work(3 * weight, Work(elements=weight))
-                unit.expect(node, Factor(tensor=factor, damp=self.damp, attempts=1))
-                unit.expect(node, Salience(blocks=(0.0,) * len(widths), widths=widths))
+                unit.annotate(node, Factor(tensor=factor, damp=self.damp, attempts=1))
+                unit.annotate(node, Salience(blocks=(0.0,) * len(widths), widths=widths))
 
     def share(self, turn: int) -> float:
         """Damping of the layer at this place of its stage, as a share of the mean diagonal.

@@ -22,7 +22,7 @@ _HOME = {
     "Annotation": "qdc.ir.annotations",
     "Backend": "qdc.pipeline.backendbase",
     "Codec": "qdc.format.codec",
-    "CompileReport": "qdc.report",
+    "CompileReport": "qdc.report.model",
     "Lowered": "qdc.format.codec",
     "Pass": "qdc.pipeline.passbase",
     "QdcError": "qdc.errors",

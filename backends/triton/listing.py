@@ -52,7 +52,7 @@ class Kernels(_Strict):
     table: str = "defaults"
     """Whose choices: those without tuning, which are the same on every machine."""
     dtype: str = "bfloat16"
-    """Of activations."""
+    """Dtype of the activations that the kernels read and give."""
     launches: tuple[Launch, ...]
     compiled: tuple[dict[str, Any], ...] = ()
     """With the option ``ahead``: registers, shared memory, spills and instructions of every kernel

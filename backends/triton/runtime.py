@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qdc.errors import UnsupportedModel
 from qdc.format.codec import Codec
 from qdc.format.weights import Weights
+from qdc.ir.keys import file_key
 from qdc.pipeline.backendbase import Runtime
 from qdc.runtime.joining import join_stages
 from qdc.runtime.weights import dense_tensors, place, tied_names
@@ -112,7 +113,7 @@ class _Builder:
         return Part(
             self.weights.codecs[layer],
             self.weights.stored(layer),
-            None if bias is None else self._bias(f"{path}.bias"),
+            None if bias is None else self._bias(file_key(path, "bias")),
         )
 
     def _bias(self, name: str) -> Tensor:
@@ -125,7 +126,7 @@ class _Builder:
 
 def _places(layer: str, tied: Mapping[str, str]) -> list[str]:
     """The modules that a layer's weight is used in: its own, and those tied to it."""
-    return [layer, *(_owner(n) for n, first in tied.items() if first == f"{layer}.weight")]
+    return [layer, *(_owner(n) for n, first in tied.items() if first == file_key(layer))]
 
 
 def _owner(name: str) -> str:

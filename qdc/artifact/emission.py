@@ -11,6 +11,7 @@ from qdc.errors import InvalidGraph
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import Kept, Packed
 from qdc.ir.graph import LayerGraph
+from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned
 
@@ -45,7 +46,7 @@ class Emission:
             replaced = {"weight"} if self.graph.get(owner, Packed) is not None else set()
             if tuned is not None:
                 for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
-                    found[f"{node.path}.{role}"] = self.tensors.get(ref)
+                    found[file_key(node.path, role)] = self.tensors.get(ref)
                     replaced.add(role)
             for parameter in node.parameters:
                 if parameter.role not in replaced:

@@ -119,7 +119,7 @@ class Partial:
             raise
 
     def __enter__(self) -> "Partial":
-        """Use it."""
+        """Hold the lock of the folder until the block is left."""
         return self
 
     def __exit__(

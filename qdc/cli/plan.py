@@ -13,8 +13,9 @@ from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.plan import check_order
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.foresee import foresee
-from qdc.planning.outlook import MemoryPeak, Outlook, RegionKind
+from qdc.planning.outlook import Outlook, RegionKind
 from qdc.runtime.device import find_device
+from qdc.streaming.ledger import Peak
 from qdc.text.records import Fields
 
 PARTS = 5
@@ -133,7 +134,7 @@ def _after(outlook: Outlook) -> str:
     return exact
 
 
-def _peak(peak: MemoryPeak) -> str:
+def _peak(peak: Peak) -> str:
     largest = list(peak.parts.items())
     parts = [f"{kind} {size(nbytes)}" for kind, nbytes in largest[:PARTS]]
     return f"{size(peak.nbytes)} at {peak.moment}\n" + "\n".join(f"  {part}" for part in parts)

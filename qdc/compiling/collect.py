@@ -13,6 +13,7 @@ from qdc.compiling.instruments import Measured
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import Moment, Orders, Packed
 from qdc.ir.graph import LINEAR, LayerGraph, Node
+from qdc.ir.keys import file_key
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import BYTES
 from qdc.pipeline.passbase import Configured, option_text
@@ -95,7 +96,7 @@ def _plain(graph: LayerGraph, inside: set[str]) -> Iterator[tuple[str, str, int]
         if tuned is not None:
             for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
                 use = _part(node, role, node.name in inside)
-                yield f"{node.path}.{role}", f"{use}, tuned", ref.nbytes
+                yield file_key(node.path, role), f"{use}, tuned", ref.nbytes
             replaced.update(tuned.roles)
         for parameter in node.parameters:
             if parameter.role not in replaced:

@@ -67,8 +67,7 @@ class Remarks(Instrument):
 
     def after(self, place: int, unit: Unit) -> None:
         """Take over the remarks of this application."""
-        self.found += unit.workspace.remarks
-        unit.workspace.remarks.clear()
+        self.found += unit.take_remarks()
 
     def lines(self) -> tuple[str, ...]:
         """All of them as text."""

@@ -18,7 +18,7 @@ from qdc.artifact.journal import DISCARD, Entry, Journal, StreamState
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.compiling.dumper import notes_of
 from qdc.compiling.instruments import Instrument
-from qdc.compiling.runner import RegionDone, Runner, Step
+from qdc.compiling.runner import RegionDone, Runner
 from qdc.compiling.savepoints import Savepoints, read_batch
 from qdc.errors import InvalidDump, InvalidJournal
 from qdc.ir.annotations import Annotation
@@ -27,6 +27,7 @@ from qdc.ir.graph import LayerGraph
 from qdc.ir.opaque import Opaque
 from qdc.ir.tensors import digest
 from qdc.ir.types import TensorRef
+from qdc.pipeline.traversal import Step
 from qdc.streaming.stream import Trail
 
 Notes = Mapping[str, Iterable[Annotation]]

@@ -162,6 +162,9 @@ class _Bare(Workspace):
     def stream(self, *arguments: Any, **options: Any) -> Any:
         raise self.refuse("a run of the model")
 
+    def loose_stream(self, *arguments: Any, **options: Any) -> Any:
+        raise self.refuse("a run of the model")
+
 
 def _references(graph: LayerGraph) -> Iterator[TensorRef]:
     notes: Iterable[Annotation] = (

@@ -16,10 +16,11 @@ from qdc.artifact.journal import Entry, File, Journal, PassCost, StreamState
 from qdc.artifact.partial import Partial
 from qdc.artifact.writer import ArtifactWriter
 from qdc.compiling.instruments import Meter, Remarks
-from qdc.compiling.runner import Runner, Step
+from qdc.compiling.runner import Runner
 from qdc.disk import sync_folder, write_bytes, write_tensors
 from qdc.errors import InvalidJournal
 from qdc.ir.dump import to_bytes
+from qdc.pipeline.traversal import Step
 from qdc.streaming.stream import Stream
 from qdc.streaming.workspace import Key, Workspace
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedbinary import RelaxedBinary
-from qdc.ir.annotations import HIGHEST_ORDER, LOWEST_ORDER
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices, block_widths
@@ -28,6 +27,7 @@ from qdc.numerics.components import (
     encode_scales,
     side_by_side,
 )
+from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 
 
 class MultiBinary(Codec):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qdc.format.codec import Codec
+from qdc.ir.keys import layer_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Weights(ABC):
 
     def dense(self, name: str) -> Tensor:
         """A parameter of the model: as it is stored, or decoded to fp32."""
-        layer = name.removesuffix(".weight")
+        layer = layer_of(name)
         codec = self.codecs.get(layer)
         if codec is None:
             return self.plain(name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qdc.errors import UnsupportedModel
-from qdc.frontend.segment import ATTENTION_CALL, Segment
+from qdc.frontend.calls import ATTENTION_CALL, NodeCalls
 from qdc.ir.graph import LayerGraph
 
 LENGTH = 12
@@ -19,7 +19,7 @@ MASK, CAUSAL = 3, 5
 """Places of the arguments of attention."""
 
 
-def check_bidirectional(graph: LayerGraph, segments: Mapping[str, Segment]) -> None:
+def check_bidirectional(graph: LayerGraph, calls: Mapping[str, NodeCalls]) -> None:
     """Refuse causal attention.
 
     Masks are computed for one short input, unless they depend on parameters.
@@ -29,8 +29,8 @@ def check_bidirectional(graph: LayerGraph, segments: Mapping[str, Segment]) -> N
     """
     attentions = [
         (name, call)
-        for name, segment in segments.items()
-        for call in segment.calls
+        for name, found in calls.items()
+        for call in found.calls
         if call.target is ATTENTION_CALL
     ]
     if not attentions:
@@ -42,9 +42,9 @@ def check_bidirectional(graph: LayerGraph, segments: Mapping[str, Segment]) -> N
     masks: dict[str, bool] = {}
     for name, call in attentions:
         mask = _argument(call, MASK, "attn_mask")
-        value = segments[name].inputs.get(mask) if isinstance(mask, fx.Node) else None
+        value = calls[name].inputs.get(mask) if isinstance(mask, fx.Node) else None
         if value is not None and value not in masks:
-            masks[value] = _hides_one_side(graph, segments, value)
+            masks[value] = _hides_one_side(graph, calls, value)
         if value is not None and masks[value]:
             causal.append(name)
     if causal:
@@ -59,7 +59,7 @@ def _argument(call: fx.Node, place: int, name: str) -> object:
     return call.args[place] if len(call.args) > place else call.kwargs.get(name)
 
 
-def _hides_one_side(graph: LayerGraph, segments: Mapping[str, Segment], name: str) -> bool:
+def _hides_one_side(graph: LayerGraph, calls: Mapping[str, NodeCalls], name: str) -> bool:
     """Whether a mask hides a place from another and not the other from it."""
     needed, pending = set[str](), [name]
     while pending:
@@ -76,7 +76,7 @@ def _hides_one_side(graph: LayerGraph, segments: Mapping[str, Segment], name: st
         if node.op == "input":
             environment[node.name] = torch.ones(1, LENGTH, dtype=torch.int64)
         else:
-            environment[node.name] = segments[node.name].run(
+            environment[node.name] = calls[node.name].run(
                 environment, {}, (1, LENGTH), torch.device("cpu")
             )
     mask = environment[name]

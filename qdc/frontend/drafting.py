@@ -17,11 +17,12 @@ from torch.export.graph_signature import InputKind
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
+from qdc.frontend.calls import ATTENTION_CALL, LINEAR_CALL, NodeCalls, Sizes
 from qdc.frontend.grouping import Calls, Group, aten, stack, takes_apart
 from qdc.frontend.native import PREFIX, NativeModel
-from qdc.frontend.segment import ATTENTION_CALL, LINEAR_CALL, Segment, Sizes
 from qdc.frontend.tracer import unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, Node
+from qdc.ir.keys import file_key
 from qdc.ir.routing import ROUTED
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
 
@@ -108,7 +109,7 @@ class Drafting:
             stack=paths,
         )
 
-    def segment(self, group: Group, named: Mapping[fx.Node, str]) -> Segment:
+    def calls_of(self, group: Group, named: Mapping[fx.Node, str]) -> NodeCalls:
         """What executes a group, once every value has its name."""
         calls = self.calls.with_tuples(group.calls)
         inside, all_roles = set(calls), self._roles(group)
@@ -129,7 +130,7 @@ class Drafting:
                 inputs[read] = named[source]
             else:
                 sizes[read] = self._size(source)
-        return Segment(calls, inputs, roles, constants, sizes, same)
+        return NodeCalls(calls, inputs, roles, constants, sizes, same)
 
     def _roles(self, group: Group) -> dict[fx.Node, str]:
         """Parameters that a group reads, in order, and the role of each: the end of its name."""
@@ -155,7 +156,7 @@ class Drafting:
             weights = all(
                 self.calls.resolve(n) in self.parameters for n in last.all_input_nodes[1:]
             )
-            if not weights or f"{group.module}.weight" not in self.owned:
+            if not weights or file_key(group.module) not in self.owned:
                 return RAW
             module = self.native.body.get_submodule(group.module)
             return ROUTER if "Router" in type(module).__name__ else LINEAR

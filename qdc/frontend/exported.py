@@ -3,7 +3,7 @@
 The second front end, for models without an implementation of our own. ``torch.export`` runs the
 class's own forward on meta tensors and notes every call. Linears are found by their call, their
 paths by the module stack of the call, their weights by the signature of the graph. Sizes, buffers
-and tuples stay inside the nodes (``segment``); which calls become one node: ``grouping``.
+and tuples stay inside the nodes (``calls``); which calls become one node: ``grouping``.
 """
 
 import torch
@@ -47,13 +47,13 @@ def trace_native(
     tokens, *names = unique_names(plain)
     named = dict(zip((group.calls[-1] for group in groups), names, strict=True))
     named[builder.tokens] = tokens
-    segments = {
-        name: builder.segment(group, named) for name, group in zip(names, groups, strict=True)
+    calls = {
+        name: builder.calls_of(group, named) for name, group in zip(names, groups, strict=True)
     }
     nodes = (
         Node(name=tokens, op="input", type=builder.type(builder.tokens)),
         *(
-            draft.node(name, tuple(dict.fromkeys(segments[name].inputs.values())))
+            draft.node(name, tuple(dict.fromkeys(calls[name].inputs.values())))
             for name, draft in zip(names, drafts, strict=True)
         ),
     )
@@ -63,8 +63,8 @@ def trace_native(
     graph = LayerGraph(
         Structure(name=facts.family, prefix=prefix, model=facts, nodes=nodes, regions=regions)
     )
-    check_bidirectional(graph, segments)
-    return Program(graph, native.body, segments)
+    check_bidirectional(graph, calls)
+    return Program(graph, native.body, calls)
 
 
 def _export(native: NativeModel, length: int) -> ExportedProgram:

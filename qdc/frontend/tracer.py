@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
-from qdc.frontend.segment import Segment
+from qdc.frontend.calls import NodeCalls
 from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
 from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
@@ -45,7 +45,7 @@ class Program:
     graph: LayerGraph
     module: nn.Module
     """On the meta device; its leaves are called with real weights."""
-    nodes: Mapping[str, fx.Node | Segment]
+    nodes: Mapping[str, fx.Node | NodeCalls]
 
 
 class LeafTracer(fx.Tracer):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.errors import InvalidArtifact
 from qdc.hf.packed import Packed
+from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.runtime.load import compare_tensors
 from qdc.runtime.weights import Wanted
@@ -52,7 +53,7 @@ def read_headers(files: Iterable[str], source: str | None) -> dict[str, ValueTyp
 def compare(model: PreTrainedModel, found: dict[str, ValueType]) -> None:
     """Compare with a model on meta whose layers are packed. Raises ``InvalidArtifact``."""
     exact = {
-        f"{path}.{suffix}": kind
+        file_key(path, suffix): kind
         for path, module in model.named_modules()
         if isinstance(module, Packed)
         for suffix, kind in module.specification.items()

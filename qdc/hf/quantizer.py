@@ -27,9 +27,9 @@ from qdc.frontend.unrolled import unroll_experts
 from qdc.hf.files import compare, read_headers
 from qdc.hf.packed import Packed, check, pack, tie, unpack
 from qdc.hf.settings import QdcQuantization
+from qdc.ir.keys import layer_of
 
 POOLER = "pooler"
-WEIGHT = ".weight"
 
 
 class QdcQuantizer(HfQuantizer):
@@ -87,9 +87,10 @@ class QdcQuantizer(HfQuantizer):
         for path, codec in self.quantization_config.codecs.items():
             pack(_module(model, path), codec, path)
         for head, source in list(model.all_tied_weights_keys.items()):
-            owner = _module(model, source.removesuffix(WEIGHT)) if source.endswith(WEIGHT) else None
+            path = layer_of(source)
+            owner = _module(model, path) if path != source else None
             if isinstance(owner, Packed):
-                tie(_module(model, head.removesuffix(WEIGHT)), owner)
+                tie(_module(model, layer_of(head)), owner)
                 del model.all_tied_weights_keys[head]
         compare(model, found)
         return model

@@ -47,7 +47,7 @@ class QdcQuantization(QuantizationConfigMixin):
         return (made, kwargs) if return_unused_kwargs else made
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields."""
+        """The fields as they stand in config.json, copied: transformers may change them."""
         return deepcopy(self._fields)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:

@@ -16,11 +16,11 @@ from pydantic import (
 )
 
 from qdc.ir.types import Frozen, Ratio, TensorRef, shape_text
+from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 
 if TYPE_CHECKING:
     from qdc.ir.graph import Node
 
-LOWEST_ORDER, HIGHEST_ORDER = 1, 4
 SHORT_LIST = 8
 USUAL_GEOMETRY = "mcs"
 Width = Annotated[int, Field(gt=0)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from qdc.ir.annotations import Annotation
 from qdc.ir.graph import LINEAR, LayerGraph, Node, Region
+from qdc.ir.keys import file_key
 from qdc.ir.opaque import Opaque
 from qdc.ir.summary import Summary
 from qdc.ir.types import shape_text
@@ -202,7 +203,7 @@ def read_node(line: str, prefix: str) -> dict[str, Any]:
             raise Misread(f"expected dtype[shape] after {role}", at + len(role))
         role = "weight" if role == "w" else _unescaped(role)
         stored = _shaped(*tokens[place + 1])
-        parameters.append({**stored, "name": f"{path}.{role}", "role": role})
+        parameters.append({**stored, "name": file_key(path, role), "role": role})
         place += 2
     return {
         "name": name,

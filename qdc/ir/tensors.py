@@ -34,7 +34,7 @@ class TensorTable:
     """
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Start without any tensor."""
         self._held: dict[str, Tensor] = {}
         self._spilled: dict[str, Path] = {}
         self._known: dict[str, TensorRef] = {}
@@ -118,7 +118,7 @@ class TensorTable:
         return True
 
     def clear(self) -> None:
-        """Know nothing."""
+        """Forget every tensor, those in files and those of other processes too."""
         for table in (self._held, self._spilled, self._known):
             table.clear()
 

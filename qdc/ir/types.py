@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated
 
@@ -95,7 +95,7 @@ class ValueType(Frozen):
         """``f16[B,L,512]``."""
         return shape_text(self.dtype, self.shape)
 
-    def elements(self, dimensions: dict[str, int]) -> int:
+    def elements(self, dimensions: Mapping[str, int]) -> int:
         """Number of elements once the named dimensions are known."""
         total = 1
         for size in self.shape:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qdc.numerics.components import HIGHEST_ORDER
+from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 
 # A share such as 0.1 of 30 blocks is 3, although its float product may lie just below.
 _SHARE_EPSILON = 1e-9
@@ -41,10 +41,10 @@ def abmp_orders(
     full = [index for index, width in enumerate(widths) if width == widest]
     moved = min(int(ratio * len(full) + _SHARE_EPSILON), len(full) // 2)
     lowest, highest = (base - 1, base + 1) if moved else (base, base)
-    if lowest < 1 or highest > HIGHEST_ORDER:
+    if lowest < LOWEST_ORDER or highest > HIGHEST_ORDER:
         raise ValueError(
             f"base {base} with ratio {ratio} needs orders {lowest}..{highest}, "
-            f"outside 1..{HIGHEST_ORDER}"
+            f"outside {LOWEST_ORDER}..{HIGHEST_ORDER}"
         )
     ranked = sorted(full, key=lambda index: scores[index])
     orders = [base] * len(scores)

@@ -1,12 +1,10 @@
 """The binary components of a block: the form in which it is stored, and what it stands for."""
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-HIGHEST_ORDER: Final = 4
 
 
 class Components(NamedTuple):

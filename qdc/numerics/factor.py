@@ -10,7 +10,7 @@ class FactorizationFailed(ArithmeticError):
     """A second moment that is not finite, or that no allowed damping made positive definite."""
 
 
-class Factor(NamedTuple):
+class Factorization(NamedTuple):
     """The factor U of a damped moment M, with inv(M) = U^T U.
 
     Attributes:
@@ -26,7 +26,7 @@ class Factor(NamedTuple):
     dead: Tensor
 
 
-def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factor:
+def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factorization:
     """Factorize the inverse of a damped second moment (quant-dllm.md 1.5 and 8 M).
 
     A dead input gets the mean diagonal of the live inputs. The absolute 1 of the released code is
@@ -58,7 +58,7 @@ def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factor:
     dead = moment.diagonal() == 0
     if not bool(moment.any()):
         identity = torch.eye(moment.shape[0], dtype=torch.float32, device=moment.device)
-        return Factor(identity, damp, 0, dead)
+        return Factorization(identity, damp, 0, dead)
     reverse_dead = dead.flip(0)
     reverse_diagonal = moment.diagonal().flip(0).to(torch.float64)
     live = reverse_diagonal[~reverse_dead]
@@ -72,7 +72,7 @@ def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factor:
         if lower is not None:
             inverse = _inverse(lower)
             del lower
-            return Factor(_upper(inverse), share, attempt + 1, dead)
+            return Factorization(_upper(inverse), share, attempt + 1, dead)
     raise FactorizationFailed(f"the moment stays indefinite when damped by {share:g} of its mean")
 
 

@@ -4,16 +4,15 @@ import torch
 from torch import Tensor
 
 from qdc.numerics.components import (
-    HIGHEST_ORDER,
     Components,
     canonical,
     dense,
     stored,
     term,
 )
+from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 
 __all__ = [
-    "HIGHEST_ORDER",
     "Components",
     "canonical",
     "dense",
@@ -56,8 +55,8 @@ def greedy_start(block: Tensor, order: int) -> Components:
     Raises:
         ValueError: If ``order`` is outside 1..4.
     """
-    if not 1 <= order <= HIGHEST_ORDER:
-        raise ValueError(f"order must lie in 1..{HIGHEST_ORDER}, but is {order}")
+    if not LOWEST_ORDER <= order <= HIGHEST_ORDER:
+        raise ValueError(f"order must lie in {LOWEST_ORDER}..{HIGHEST_ORDER}, but is {order}")
     signs, row_scale, col_scale = [], [], []
     rest = block
     for _ in range(order):

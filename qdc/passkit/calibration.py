@@ -18,7 +18,7 @@ from qdc.streaming.work import Work
 
 if TYPE_CHECKING:
     from qdc.streaming.forecast import Forecast
-    from qdc.streaming.passage import Passage
+    from qdc.streaming.streamforecast import StreamForecast
     from qdc.streaming.unit import Unit
 
 Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "clean"]
@@ -136,7 +136,7 @@ class CalibrationOptions(Pass):
         tokens, masked = self._mask(unit, clean, maskable)
         return States(clean, tokens, masked, self.weigh(masked))
 
-    def travel(self, unit: "Forecast", *, original: bool = False) -> "Passage":
+    def travel(self, unit: "Forecast", *, original: bool = False) -> "StreamForecast":
         """The stream of this pass in a forecast; rollouts run the model on the way to it."""
         length = self.length or unit.model.max_length
         rows = self.samples * (self.timesteps or 1)
@@ -160,7 +160,7 @@ class CalibrationOptions(Pass):
             masked_weight=self.masked_weight,
         )
         for node in layers:
-            unit.expect(node, note)
+            unit.annotate(node, note)
 
     def weigh(self, masked: Tensor) -> Tensor:
         """Weights ``f32[...]`` of positions, from the mask ``bool[...]``."""
@@ -191,7 +191,5 @@ class CalibrationOptions(Pass):
             size = self.block_length or BLOCK_LENGTH
             return geometry.block_diffusion(clean, maskable, times, mask_id, seed, size)
         if self.geometry == "rollout":
-            return rollout(
-                unit.workspace, clean, maskable, times, self.steps, self.block_length, self.batch
-            )
+            return rollout(unit, clean, maskable, times, self.steps, self.block_length, self.batch)
         return geometry.scattered(clean, maskable, times, mask_id, seed)

@@ -62,9 +62,7 @@ class ExpertOptions(CalibrationOptions):
         """
         return columns if self.least_tokens is None else self.least_tokens
 
-    def source(
-        self, unit: "Unit", stream: Stream, stage: Stage, layers: Sequence[Node], hidden: Tensor
-    ) -> Source:
+    def source(self, unit: "Unit", stream: Stream, stage: Stage, layers: Sequence[Node]) -> Source:
         """Count the tokens of a stage and decide; remark on layers that see too few.
 
         Args:
@@ -72,9 +70,8 @@ class ExpertOptions(CalibrationOptions):
             stream: before the stage.
             stage: whose statistics are to be taken.
             layers: those of its layers that are to be quantized.
-            hidden: ``bool[samples, length]``: which tokens are masked.
         """
-        count, masked = tokens_of(stream, stage, hidden)
+        count, masked = tokens_of(stream, stage)
         if rows_of(unit.graph, stage.value) is not None:
             count, masked = unit.total(stream, count, masked)
         needed = self.least(layers[0].columns)
@@ -82,7 +79,7 @@ class ExpertOptions(CalibrationOptions):
             return Source(masked / max(1, count))
         for node in layers:
             unit.remark("missed", node, reason="few routed tokens", tokens=count, needed=needed)
-        return Source(hidden.double().mean().item(), routed=count)
+        return Source(stream.masked.double().mean().item(), routed=count)
 
 
 class Reading(NamedTuple):
@@ -123,15 +120,12 @@ def read(
         yield Reading(found[stage.value], _at(part, places), found, places)
 
 
-def tokens_of(stream: Stream, stage: Stage, hidden: Tensor) -> tuple[int, int]:
+def tokens_of(stream: Stream, stage: Stage) -> tuple[int, int]:
     """Number of tokens that a stage reads, and how many of them are masked.
 
-    Args:
-        stream: before the stage.
-        stage: any; of an expert only the routing is computed.
-        hidden: ``bool[samples, length]``: which tokens are masked.
+    Of an expert only the routing is computed; the stream stands before the stage.
     """
-    rows = rows_of(stream.graph, stage.value)
+    rows, hidden = rows_of(stream.graph, stage.value), stream.masked
     if rows is None:
         return hidden.numel(), int(hidden.sum())
     parts = zip(stream.compute((rows,)), stream.rows(hidden), strict=True)

@@ -63,7 +63,7 @@ class StageShift(NamedTuple):
     masked: Shift | None
     """Masked positions alone; None without any."""
     visible: Shift | None
-    """The others."""
+    """Positions that are not masked."""
 
 
 def inspect(

@@ -19,6 +19,7 @@ from qdc.format.codec import Codec, Lowered, Tensors
 from qdc.ir.annotations import Factor, Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node
+from qdc.ir.keys import table_key
 from qdc.numerics.asymmetry import drifted_target
 from qdc.numerics.error import block_errors
 from qdc.pipeline.passbase import Pass
@@ -65,7 +66,7 @@ class Lowering(Pass, ABC):
                 unit.stored_unknown(node)
             else:
                 unit.lower(node, codec)
-            moment = unit.expected(node, Moment)
+            moment = unit.graph.get(node.name, Moment)
             if moment is not None and unit.holds(moment.tensor):
                 unit.work(*error_effort(node))
 
@@ -88,7 +89,7 @@ class Lowering(Pass, ABC):
             except OverflowError as error:
                 failed[node.name] = str(error)
                 continue
-            refs = tuple(unit.put(f"{node.name}:{s}", tensor) for s, tensor in working.items())
+            refs = tuple(unit.put(table_key(node.name, s), tensor) for s, tensor in working.items())
             kept = {"tensors": refs, "suffixes": tuple(working)}
             measured = output_error(unit, node, note, working)
             unit.annotate(node, note.model_copy(update={**kept, **measured}))

@@ -16,9 +16,8 @@ from torch.nn import functional
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, LayerGraph, Node, Region, Stage
 from qdc.models.predictions import sources
-from qdc.streaming.original import original_weights
 from qdc.streaming.stream import Stream
-from qdc.streaming.workspace import Workspace
+from qdc.streaming.unit import Unit
 
 POSITIONS = 256
 """Positions whose logits are computed at once: f64[256, vocabulary]."""
@@ -28,19 +27,18 @@ POSITIONS = 256
 class Probes:
     """The original model on calibration states, and copies of its run with one layer replaced."""
 
-    workspace: Workspace
+    unit: Unit
     batches: Sequence[Tensor]
     """``i64[b, length]`` each."""
     probed: int
     """The first so many batches are run in every probe; all are run in the original."""
     probes: dict[str, Stream] = field(default_factory=dict)
-    """By layer."""
+    """The stream in which a layer is replaced, by the layer's name."""
 
     def __post_init__(self) -> None:
         """Start the original before the first region. Raises ``UnsupportedModel``."""
-        workspace = self.workspace
-        self.head = output_head(workspace.program.graph)
-        self._read = original_weights(workspace.program, workspace.checkpoint, workspace.device)
+        self.head = output_head(self.unit.graph)
+        self._read = self.unit.original_weights()
         self._cache: dict[str, Mapping[str, Tensor]] = {}
         self._replaced: dict[str, Tensor] = {}
         self.original = self._stream(list(self.batches))
@@ -60,8 +58,7 @@ class Probes:
         The original stands at the layer's stage. In the last region the run goes up to the head.
         """
         probe = self._stream(list(self.batches[: self.probed]))
-        probe.boundary, probe.names = self.original.boundary, self.original.names
-        probe.kept = list(self.original.kept[: self.probed])
+        probe.join(self.original)
         self._replaced = {layer: weight}
         self._leave(probe, region)
         self._replaced = {}
@@ -85,8 +82,7 @@ class Probes:
         Returns:
             Nats, computed in fp64, and the number of positions.
         """
-        mask_id = self.workspace.program.graph.model.mask_token_id
-        shift = self.workspace.program.graph.model.logits_shift
+        mask_id, shift = self.unit.model.mask_token_id, self.unit.model.logits_shift
         total, count = 0.0, 0
         pairs = zip(
             self.batches[: self.probed],
@@ -112,17 +108,13 @@ class Probes:
         return logits.double().log_softmax(-1)
 
     def _leave(self, stream: Stream, region: Region) -> None:
-        if region is self.workspace.program.graph.regions[-1]:
+        if region is self.unit.graph.regions[-1]:
             stream.enter(self.head)
         else:
             stream.leave(region)
 
     def _stream(self, batches: list[Tensor]) -> Stream:
-        workspace = self.workspace
-        stream = Stream(
-            workspace.program, batches, self._weights, workspace.device, states=workspace.states
-        )
-        return workspace.watch(stream)
+        return self.unit.loose_stream(batches, self._weights)
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:
         if name not in self._cache:

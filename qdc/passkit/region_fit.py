@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qdc.format.codec import Codec, Lowered
 from qdc.format.relaxation import Kind, Relaxation
 from qdc.ir.graph import Node
+from qdc.ir.keys import table_key
 from qdc.numerics.error import block_errors
 from qdc.numerics.moment import MomentAccumulator
 from qdc.streaming.stream import Stream
@@ -126,7 +127,7 @@ class RegionFit:
     def _write_layer(self, unit: Unit, node: Node) -> None:
         lowered = unit.graph.require(node.name, Lowered)
         working = self.layers[node.name].working()
-        refs = tuple(unit.put(f"{node.name}:{s}", t.cpu()) for s, t in working.items())
+        refs = tuple(unit.put(table_key(node.name, s), t.cpu()) for s, t in working.items())
         kept = {"tensors": refs, "suffixes": tuple(working), "error": None, "block_errors": ()}
         unit.annotate(node, lowered.model_copy(update=kept))
 

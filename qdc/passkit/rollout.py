@@ -16,17 +16,16 @@ from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, Stage
 from qdc.models.predictions import sources
 from qdc.passkit.geometry import Masked
-from qdc.streaming.original import original_stream, original_weights
 
 if TYPE_CHECKING:
-    from qdc.streaming.workspace import Workspace
+    from qdc.streaming.unit import Unit
 
 POSITIONS = 256
 """Positions whose logits are computed at once: f64[256, vocabulary]."""
 
 
 def rollout(
-    workspace: "Workspace",
+    unit: "Unit",
     clean: Tensor,
     maskable: Tensor,
     times: Tensor,
@@ -37,7 +36,7 @@ def rollout(
     """Let the original model fill ``maskable`` places, each sample until its time.
 
     Args:
-        workspace: the model.
+        unit: of the pass that draws the samples.
         clean: ``i64[N, length]``; behind the prompt only its length counts.
         maskable: ``bool[N, length]``: what the sampler writes.
         times: ``f32[N]``: a sample stops after the last step that leaves at least this share.
@@ -51,7 +50,7 @@ def rollout(
     Raises:
         UnsupportedModel: the model does not end in a linear.
     """
-    mask_id = workspace.program.graph.model.mask_token_id
+    mask_id = unit.model.mask_token_id
     tokens, masked = clean.masked_fill(maskable, mask_id), maskable.clone()
     places = maskable.sum(1)
     rank = maskable.long().cumsum(1) - 1
@@ -61,7 +60,7 @@ def rollout(
         wanted = _filled(places, step + 1, steps) - _filled(places, step, steps)
         rows = torch.split(((ends > step) & (wanted > 0)).nonzero()[:, 0], batch)
         states = [(tokens[some], masked[some]) for some in rows]
-        for some, (best, sure) in zip(rows, predict(workspace, states), strict=True):
+        for some, (best, sure) in zip(rows, predict(unit, states), strict=True):
             score = (sure - 2.0 * block[some]).masked_fill(~masked[some], -torch.inf)
             order = score.sort(dim=1, descending=True, stable=True).indices.argsort(1)
             taken = (order < wanted[some, None]) & masked[some]
@@ -70,9 +69,7 @@ def rollout(
     return tokens, masked
 
 
-def predict(
-    workspace: "Workspace", states: list[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def predict(unit: "Unit", states: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the original model's best token ``i64[b, length]`` and its probability ``f64[...]``.
 
     Both are 0 where the state, ``(tokens, masked)``, is not masked. The mask token is never
@@ -81,7 +78,7 @@ def predict(
     """
     if not states:
         return
-    graph = workspace.program.graph
+    graph = unit.graph
     head = list(graph)[-1]
     if head.op != LINEAR:
         raise UnsupportedModel(
@@ -91,16 +88,13 @@ def predict(
         )
     stage = Stage(value=head.inputs[0], layers=(head.name,))
 
-    model = workspace.program, workspace.checkpoint
-    batches = [tokens for tokens, _ in states]
-    stream = workspace.watch(
-        original_stream(*model, batches, workspace.device, states=workspace.states)
-    )
+    read = unit.original_weights()
+    stream = unit.loose_stream([tokens for tokens, _ in states], read)
     for region in graph.regions:
         stream.leave(region)
     stream.enter(stage)
-    workspace.linear_calls += stream.linear_calls
-    weights = original_weights(*model, workspace.device)(head.name)
+    unit.count(stream)
+    weights = read(head.name)
     shift = graph.model.logits_shift
     for (tokens, masked), hidden in zip(states, stream.values(stage), strict=True):
         rows, places = masked.nonzero(as_tuple=True)

@@ -4,7 +4,7 @@ The order is never changed: what a pass reads must be provided before it, and ev
 unmet is reported together, before any forward.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -62,6 +62,10 @@ class Segment:
     items: tuple[Pass | Group, ...]
     barrier: bool
 
+    def passes(self) -> tuple[Pass, ...]:
+        """Every pass in order."""
+        return tuple(_passes(self.items))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -75,8 +79,7 @@ class Plan:
 
     def passes(self) -> Iterator[Pass]:
         """Every pass in order."""
-        for item in self.items:
-            yield from item.passes if isinstance(item, Group) else (item,)
+        yield from _passes(self.items)
 
     def segments(self) -> Iterator[Segment]:
         """Split at the barriers."""
@@ -141,6 +144,11 @@ class Plan:
                 f"the pipeline has no pass {name!r}", help=f"{nearest(name, names)}; it is: {self}"
             )
         return len(names) - 1 - names[::-1].index(name)
+
+
+def _passes(items: Iterable[Pass | Group]) -> Iterator[Pass]:
+    for item in items:
+        yield from item.passes if isinstance(item, Group) else (item,)
 
 
 def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str = "") -> None:

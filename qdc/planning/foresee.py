@@ -16,19 +16,17 @@ from qdc.pipeline.plan import Plan
 from qdc.planning.outline import open_headers
 from qdc.planning.outlook import (
     LayerKind,
-    MemoryPeak,
     Outlook,
     PassCost,
     RegionKind,
-    ShardSize,
 )
 from qdc.planning.rates import Rates, measure
-from qdc.planning.resident import resident_bytes
 from qdc.planning.storage import shards
 from qdc.planning.walk import walk
 from qdc.planning.warnings import memory_warnings, shape_warnings, text_warnings
-from qdc.streaming.ledger import Ledger, Peak
-from qdc.streaming.prospect import Prospect
+from qdc.streaming.account import Account
+from qdc.streaming.ledger import Ledger
+from qdc.streaming.memory import resident_bytes
 from qdc.streaming.work import Work
 from qdc.text.records import Fields
 
@@ -74,47 +72,47 @@ def foresee(
     largest = max(parameter.nbytes for parameter in checkpoint.headers.values())
     ledger.work("a tensor of the checkpoint", 2 * largest, "host")
     width = torch.empty(0, dtype=torch_dtype(states)).element_size()
-    prospect = Prospect(
+    account = Account(
         program, ledger, held=width, returns=plan.returns(), states_limit=states_limit
     )
-    walk(plan, prospect)
+    walk(plan, account)
     backend.check(
-        {program.graph[name].path: codec for name, codec in prospect.codecs.items() if codec}
+        {program.graph[name].path: codec for name, codec in account.codecs.items() if codec}
     )
     layout = backend.layout(program.graph)
     # A pass that foresees nothing may keep layers, or store them otherwise.
-    known = not prospect.unknown and None not in prospect.codecs.values()
-    files = shards(prospect, layout) if layout is not None and known else []
-    samples, length = max(prospect.drawn.values(), default=(0, 0))
+    known = not account.unknown and None not in account.codecs.values()
+    files = shards(account, layout) if layout is not None and known else []
+    samples, length = max(account.drawn.values(), default=(0, 0))
     graph = program.graph
-    layers = [node for node in graph.layers() if node.name in prospect.quantized]
+    layers = list(graph.layers())
     return Outlook(
         family=graph.model.family,
         pipeline=str(plan),
         backend=str(backend),
         device=device,
         assumed=assumed,
-        coverage=tuple(_fates(prospect)),
+        coverage=tuple(_fates(account)),
         regions=tuple(region_kinds(graph)),
-        kinds=tuple(layer_kinds(prospect, layers)),
+        kinds=tuple(layer_kinds(account, layers)),
         layers=len(layers),
         weights=sum(node.rows * node.columns for node in layers),
-        blocks=sum(_blocks(prospect, node) for node in layers),
+        blocks=sum(_blocks(account, node) for node in layers),
         bytes_before=checkpoint.nbytes,
-        shards=tuple(ShardSize(**shard._asdict()) for shard in files),
-        fewer=sum(fewer for fewer, _ in prospect.slack),
-        more=sum(more for _, more in prospect.slack),
-        host=_peak(ledger.peak("host")),
-        device_memory=None if ledger.shared else _peak(ledger.peak("device")),
+        shards=tuple(files),
+        fewer=sum(fewer for fewer, _ in account.slack),
+        more=sum(more for _, more in account.slack),
+        host=ledger.peak("host"),
+        device_memory=None if ledger.shared else ledger.peak("device"),
         process_bytes=base,
-        scratch_bytes=prospect.scratch_bytes + prospect.states_on_disk,
+        scratch_bytes=account.scratch_bytes + account.states_on_disk,
         samples=samples,
         length=length,
-        forwards=prospect.linear_calls / max(1, prospect.samples * len(layers)),
-        passes=tuple(_costs(plan, prospect, measure(where))),
-        unknown=tuple(prospect.unknown),
+        forwards=account.linear_calls / max(1, account.samples * len(layers)),
+        passes=tuple(_costs(plan, account, measure(where))),
+        unknown=tuple(account.unknown),
         warnings=(
-            *shape_warnings(prospect, samples * length),
+            *shape_warnings(account, samples * length),
             *memory_warnings(ledger),
             *about_text,
         ),
@@ -139,17 +137,17 @@ def region_kinds(graph: LayerGraph) -> Iterator[RegionKind]:
     yield from known
 
 
-def layer_kinds(prospect: Prospect, layers: Iterable[Node]) -> Iterator[LayerKind]:
+def layer_kinds(account: Account, layers: Iterable[Node]) -> Iterator[LayerKind]:
     """Layers of one place and shape together, with the vocabulary's matrices behind them."""
-    graph, groups = prospect.program.graph, dict[tuple[str, int, int], list[Node]]()
-    lowered = (node for node in graph.vocabulary() if node.name in prospect.codecs)
+    graph, groups = account.program.graph, dict[tuple[str, int, int], list[Node]]()
+    lowered = (node for node in graph.vocabulary() if node.name in account.codecs)
     for node in (*layers, *lowered):
         kind = re.sub(r"\.\d+\.", ".*.", f".{node.name}").strip(".")
         groups.setdefault((kind, node.rows, node.columns), []).append(node)
     for (kind, rows, columns), nodes in groups.items():
-        codecs = [prospect.codecs.get(node.name) for node in nodes]
+        codecs = [account.codecs.get(node.name) for node in nodes]
         known = [codec for codec in codecs if codec is not None]
-        whole = len(known) == len(nodes) and not prospect.unknown
+        whole = len(known) == len(nodes) and not account.unknown
         yield LayerKind(
             kind=kind,
             layers=len(nodes),
@@ -160,29 +158,25 @@ def layer_kinds(prospect: Prospect, layers: Iterable[Node]) -> Iterator[LayerKin
         )
 
 
-def _fates(prospect: Prospect) -> Iterator[Covered]:
+def _fates(account: Account) -> Iterator[Covered]:
     """Every tensor with its fate, those among them that a pass will take from outside."""
-    graph = prospect.program.graph
-    taken = {node.weight.name for node in graph.vocabulary() if node.name in prospect.codecs}
+    graph = account.program.graph
+    taken = {node.weight.name for node in graph.vocabulary() if node.name in account.codecs}
     for row in coverage(graph):
         changed = {"status": "quantized", "reason": "the vocabulary"}
         yield row.model_copy(update=changed) if row.tensor in taken else row
 
 
-def _blocks(prospect: Prospect, node: Node) -> int:
-    orders, salience = (prospect.expected(node.name, kind) for kind in (Orders, Salience))
+def _blocks(account: Account, node: Node) -> int:
+    orders, salience = (account.program.graph.get(node.name, kind) for kind in (Orders, Salience))
     if isinstance(orders, Orders):
         return len(orders.widths)
     return len(salience.widths if isinstance(salience, Salience) else block_slices(node.columns))
 
 
-def _peak(found: Peak) -> MemoryPeak:
-    return MemoryPeak(**found._asdict())
-
-
-def _costs(plan: Plan, prospect: Prospect, rates: Rates) -> Iterator[PassCost]:
+def _costs(plan: Plan, account: Account, rates: Rates) -> Iterator[PassCost]:
     for place, step in enumerate(plan.passes()):
-        work = prospect.work.get(place, Work())
+        work = account.work.get(place, Work())
         yield PassCost(
             name=step.name,
             products=work.products,

@@ -4,6 +4,7 @@ from pydantic import Field
 
 from qdc.frontend.coverage import Covered
 from qdc.ir.types import Frozen
+from qdc.streaming.ledger import Peak
 
 
 class LayerKind(Frozen):
@@ -38,14 +39,6 @@ class ShardSize(Frozen):
     file_bytes: int
 
 
-class MemoryPeak(Frozen):
-    """The highest point of a memory."""
-
-    nbytes: int
-    moment: str
-    parts: dict[str, int]
-
-
 class PassCost(Frozen):
     """Arithmetic of one pass over all its units."""
 
@@ -57,7 +50,7 @@ class PassCost(Frozen):
     elements: float
     """Numbers read or written elementwise."""
     seconds: float
-    """An estimate."""
+    """An estimate, from the speed of three kinds of arithmetic on this machine."""
 
 
 class Outlook(Frozen):
@@ -84,8 +77,8 @@ class Outlook(Frozen):
     """Bytes by which the shards may be smaller, where orders are not known beforehand."""
     more: int = 0
     """Bytes by which they may be larger."""
-    host: MemoryPeak
-    device_memory: MemoryPeak | None = None
+    host: Peak
+    device_memory: Peak | None = None
     """None where the device has no memory of its own."""
     process_bytes: int
     """Resident memory of this process, with which a compile starts too; part of the host's peak."""

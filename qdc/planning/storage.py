@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
+from qdc.ir.keys import WEIGHT, file_key
 from qdc.ir.types import BYTES, ValueType
-from qdc.streaming.prospect import Prospect
+from qdc.planning.outlook import ShardSize
+from qdc.streaming.account import Account
 
 NAMES = {short: long for long, short in SAFETENSORS_DTYPES.items()}
 PLACES = ("bool", "u8", "i8", "i16", "f16", "bf16", "i32", "f32", "f64", "i64")
@@ -14,37 +15,30 @@ PLACES = ("bool", "u8", "i8", "i16", "f16", "bf16", "i32", "f32", "f64", "i64")
 ALIGNMENT, LENGTH_FIELD = 8, 8
 
 
-class Shard(NamedTuple):
-    """One file with tensors."""
-
-    name: str
-    tensor_bytes: int
-    file_bytes: int
-
-
-def shards(prospect: Prospect, layout: Mapping[str, tuple[str, ...]]) -> list[Shard]:
+def shards(account: Account, layout: Mapping[str, tuple[str, ...]]) -> list[ShardSize]:
     """Every file of a layout, once all passes have been asked.
 
     A layer whose pass does not say how it stores it is left out; the caller says so.
     """
     found = []
     for name, nodes in layout.items():
-        kinds = dict(stored(prospect, nodes))
+        kinds = dict(stored(account, nodes))
         data = sum(nbytes(kind) for kind in kinds.values())
-        found.append(Shard(name, data, LENGTH_FIELD + header_bytes(kinds) + data))
+        written = LENGTH_FIELD + header_bytes(kinds) + data
+        found.append(ShardSize(name=name, tensor_bytes=data, file_bytes=written))
     return found
 
 
-def stored(prospect: Prospect, nodes: Iterable[str]) -> Iterable[tuple[str, ValueType]]:
+def stored(account: Account, nodes: Iterable[str]) -> Iterable[tuple[str, ValueType]]:
     """Tensors of these nodes under the names that they will have."""
-    graph = prospect.program.graph
+    graph = account.program.graph
     for name in nodes:
-        node, codec = graph[name], prospect.codecs.get(name)
+        node, codec = graph[name], account.codecs.get(name)
         if codec is not None:
             for suffix, kind in codec.specification().items():
-                yield f"{node.path}.{suffix}", kind
+                yield file_key(node.path, suffix), kind
         for parameter in node.parameters:
-            if name not in prospect.codecs or parameter.role != "weight":
+            if name not in account.codecs or parameter.role != WEIGHT:
                 yield parameter.name, ValueType(dtype=parameter.dtype, shape=parameter.shape)
 
 

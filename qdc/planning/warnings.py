@@ -9,24 +9,24 @@ from qdc.ir.graph import ModelFacts
 from qdc.passkit.calibration import CalibrationOptions
 from qdc.passkit.samples import draw_samples
 from qdc.pipeline.plan import Plan
-from qdc.planning.resident import machine_bytes
+from qdc.streaming.account import Account
 from qdc.streaming.ledger import Ledger
-from qdc.streaming.prospect import Prospect
+from qdc.streaming.memory import machine_memory
 from qdc.text.records import Fields
 from qdc.text.source import read_source
 from qdc.text.tokenizer import encoder, load_tokenizer
 from qdc.units import size
 
 
-def shape_warnings(prospect: Prospect, tokens: int) -> Iterator[str]:
+def shape_warnings(account: Account, tokens: int) -> Iterator[str]:
     """Blocks that are ragged, and layers with more inputs than tokens to calibrate them."""
     ragged, starved, pooled = set[int](), set[int](), dict[str, int]()
-    layers = list(prospect.program.graph.layers())
+    layers = list(account.program.graph.layers())
     for node in layers:
-        orders = prospect.expected(node.name, Orders)
+        orders = account.program.graph.get(node.name, Orders)
         if orders is not None and orders.widths[-1] != orders.widths[0]:
             ragged.add(node.columns)
-        moment = prospect.expected(node.name, Moment)
+        moment = account.program.graph.get(node.name, Moment)
         if moment is not None and tokens < node.columns:
             starved.add(node.columns)
         elif moment is not None and moment.tokens < min(tokens, node.columns):
@@ -53,7 +53,7 @@ def shape_warnings(prospect: Prospect, tokens: int) -> Iterator[str]:
 
 def memory_warnings(ledger: Ledger) -> Iterator[str]:
     """A peak that the machine does not have."""
-    there = machine_bytes()
+    there = machine_memory()
     needed = ledger.peak("host").nbytes
     if needed > there:
         yield (

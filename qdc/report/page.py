@@ -26,7 +26,7 @@ Facet = dict[str, Any]
 
 
 def render(report: CompileReport) -> str:
-    """The page."""
+    """The report as one HTML page that opens offline: styles and figures are part of it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "template"),
         autoescape=True,

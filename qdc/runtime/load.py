@@ -18,6 +18,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.format.codec import Codec
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
+from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
@@ -153,13 +154,13 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
     """Compare what is stored with what the model and the codecs ask for."""
     wanted = dense_tensors(module)
     for layer, codec in codecs.items():
-        _, shape = wanted.pop(f"{layer}.weight", (None, ()))
+        _, shape = wanted.pop(file_key(layer), (None, ()))
         if shape != (codec.rows, codec.columns):
             raise InvalidArtifact(
                 f"the model has no {codec.rows} x {codec.columns} weight there", where=[layer]
             )
         for suffix, stored in codec.specification().items():
-            wanted[f"{layer}.{suffix}"] = (stored.dtype, stored.shape)
+            wanted[file_key(layer, suffix)] = (stored.dtype, stored.shape)
     compare_tensors(wanted, source.headers, InvalidArtifact)
 
 

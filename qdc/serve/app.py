@@ -1,4 +1,4 @@
-"""The routes."""
+"""The routes of the server: what is asked for under which path."""
 
 import time
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ class Limits(Frozen):
     batch: int = Field(default=8, ge=1)
     """Requests that are decoded at once."""
     connections: int = Field(default=1024, ge=1)
-    """Open connections."""
+    """Connections that may be open at a time."""
     patience: float = Field(default=30, gt=0)
     """Seconds for the head of a request, for its body, and for a client that does not read."""
     grace: float = Field(default=30, ge=0)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.func import functional_call
 
 from qdc.errors import QdcError
-from qdc.frontend.segment import Segment, Sizes
+from qdc.frontend.calls import NodeCalls, Sizes
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import LINEAR
 from qdc.ir.routing import ROUTED
@@ -236,7 +236,7 @@ class Executor:
         sizes: Sizes,
     ) -> Tensor:
         node = self.program.nodes[name]
-        if isinstance(node, Segment):
+        if isinstance(node, NodeCalls):
             if self.graph[name].op == LINEAR:
                 self._count(name, environment[self.graph[name].inputs[0]])
             return node.run(environment, parameters, sizes, self.device)

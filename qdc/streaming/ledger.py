@@ -1,18 +1,22 @@
 """Bytes that a run would hold at a time, and what they were at the highest point."""
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from pydantic import Field
+
+from qdc.ir.types import Frozen
 
 Place = Literal["host", "device"]
 
 
-class Peak(NamedTuple):
+class Peak(Frozen):
     """The highest point of one memory."""
 
-    nbytes: int
-    moment: str
+    nbytes: int = 0
+    moment: str = ""
     """What ran then."""
-    parts: dict[str, int]
+    parts: dict[str, int] = Field(default_factory=dict)
     """What the bytes were, largest first."""
 
 
@@ -55,7 +59,7 @@ class Ledger:
 
     def peak(self, place: Place) -> Peak:
         """The highest point so far."""
-        return self._peaks.get(place, Peak(0, "", {}))
+        return self._peaks.get(place, Peak())
 
     def _look(self, passing: Counter[tuple[Place, str]]) -> None:
         now = Counter(passing)
@@ -65,4 +69,4 @@ class Ledger:
             parts = {kind: n for (where, kind), n in now.most_common() if where == place and n}
             total = sum(parts.values())
             if total > self.peak(place).nbytes:
-                self._peaks[place] = Peak(total, self.moment, parts)
+                self._peaks[place] = Peak(nbytes=total, moment=self.moment, parts=parts)

@@ -1,10 +1,13 @@
-"""What memory a process may have here."""
+"""What memory a process has, and what it may have here."""
 
 import os
 from pathlib import Path
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container says what it allows: control groups of version 2 and 1."""
+STATM = Path("/proc/self/statm")
+USUAL = 400_000_000
+"""Bytes of a process that has imported torch, where the system does not say."""
 STATES_SHARE = 2
 """Calibration states take one part of so many; weights, statistics and files want the rest."""
 
@@ -30,3 +33,10 @@ def states_memory() -> int:
     beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
     processes = max(1, int(beside)) if beside.isdecimal() else 1
     return machine_memory() // STATES_SHARE // processes
+
+
+def resident_bytes() -> int:
+    """Bytes of this process that are in memory now."""
+    if not STATM.is_file():
+        return USUAL
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -6,10 +6,10 @@ from torch import Tensor
 from qdc.checkpoint.folder import Checkpoint
 from qdc.frontend.tracer import Program
 from qdc.streaming.states import StateStore
-from qdc.streaming.stream import Stream, Weights
+from qdc.streaming.stream import NodeWeights, Stream
 
 
-def original_weights(program: Program, checkpoint: Checkpoint, device: torch.device) -> Weights:
+def original_weights(program: Program, checkpoint: Checkpoint, device: torch.device) -> NodeWeights:
     """Give the checkpoint's own tensors in fp32; none is kept, so that nothing piles up."""
 
     def weights(name: str) -> dict[str, Tensor]:

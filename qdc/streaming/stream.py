@@ -14,22 +14,13 @@ import torch
 from torch import Tensor
 
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import Region, Stage
-from qdc.ir.routing import GIVE, ROUTED
-from qdc.ir.types import BYTES
-from qdc.models.experts import routed_share
-from qdc.streaming.execute import Environment, Executor
-from qdc.streaming.frontier import values_to_keep
+from qdc.ir.graph import Stage
+from qdc.streaming.execute import Environment
+from qdc.streaming.route import Route
 from qdc.streaming.states import Held, StateStore
 
-Weights = Callable[[str], Mapping[str, Tensor]]
+NodeWeights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
-Place = tuple[int, tuple[str, ...], list[Held], int]
-"""Boundary, names of the values held there, the values, the number of stops."""
-COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
-"""Operations whose values may be kept but are not computed twice. Routing is held as weights, never
-as the scores before it: rounded scores could choose other experts. What experts gave is held as one
-sum, never apart: only that is bounded however uneven the routing is."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +37,14 @@ class Trail:
     """The same for the linears of experts, counted by tokens."""
 
 
-class Stream:
+class Stream(Route):
     """Batches of samples at one place of the model."""
 
     def __init__(
         self,
         program: Program,
         batches: list[Tensor],
-        weights: Weights,
+        weights: NodeWeights,
         device: torch.device,
         *,
         returns: bool = False,
@@ -73,24 +64,23 @@ class Stream:
                 given. They are computed in fp32.
             part: the batches that this process moves; others move the rest.
         """
-        self.executor = Executor(program, device)
-        self.graph, self.weights, self.returns = program.graph, weights, returns
-        self.states = states or StateStore()
-        self.boundary = 0
-        """Nodes before this place have been computed."""
+        batch, length = batches[0].shape
+        super().__init__(program, device, batch, length, returns=returns)
+        self.weights, self.states = weights, states or StateStore()
         self.tokens = torch.cat(batches)
         """``i64[samples, length]``: what was put in, in all processes together."""
         self._rows, self._part = [len(batch) for batch in batches], part
-        self.sizes = dict(zip("BL", batches[0].shape, strict=True))
-        self.sizes[ROUTED] = max(1, round(routed_share(program.module) * batches[0].numel()))
         self.kept: list[Held] = [
             self.states.hold({self.executor.tokens: batch}) for batch in batches[part]
         ]
-        self.names: tuple[str, ...] = (self.executor.tokens,)
-        """Of the values in ``kept``, also where it has no batch."""
+        """Values by name, batch by batch; without a batch in this process it is empty."""
         self._stops: list[int] = []
-        self._left = 0
-        self._mark()
+        self.mark()
+
+    @property
+    def masked(self) -> Tensor:
+        """``bool[samples, length]``: which of the tokens are masked."""
+        return self.tokens == self.graph.model.mask_token_id
 
     @property
     def split(self) -> bool:
@@ -115,7 +105,7 @@ class Stream:
     def follow(self, trail: Trail, between: Callable[[], None]) -> None:
         """Go a whole trail from the start; ``between`` is called after each stop."""
         for stop in trail.stops:
-            self._advance(stop)
+            self.advance(stop)
             between()
         self.take_over(trail, self.kept)
 
@@ -127,40 +117,24 @@ class Stream:
         self.names = tuple(self.kept[0]) if self.kept else self.names
         self.executor.linear_calls = trail.calls
         self.executor.routed_rows = trail.routed
-        self._mark()
+        self.mark()
 
-    def start(self, region: Region) -> None:
-        """Advance to the first node of a region, or go back there."""
-        place = self.executor.place[region.nodes[0]]
-        if place < self.boundary:
-            self.rewind()
-        self._advance(place)
-        self._mark()
-
-    def enter(self, stage: Stage) -> None:
-        """Advance to just before the stage's first linear, or go back there."""
-        place = min(self.executor.place[layer] for layer in stage.layers)
-        if place < self.boundary:
-            self.rewind()
-        self._advance(place)
-
-    def leave(self, region: Region) -> None:
-        """Advance past a region; does nothing if the stream is past it, or if none follows."""
-        self._left = self.executor.place[region.nodes[-1]] + 1
-        if region is not self.graph.regions[-1]:
-            self._advance(self._left)
-        self._mark()
-
-    def passed(self, name: str) -> bool:
-        """Whether values that hang on this node were computed, in a region not yet left."""
-        return self._left <= self.executor.place[name] < self.boundary
+    def join(self, other: "Stream") -> None:
+        """Stand where another stream stands: with its values of as many batches as are here."""
+        self.boundary, self.names = other.boundary, other.names
+        self.kept = list(other.kept[: len(self.kept)])
 
     def rewind(self) -> None:
         """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
-        if not self.returns:
-            raise RuntimeError("the stream does not hold what it would go back to")
-        self.boundary, self.names, kept, stops = self._entrance
+        super().rewind()
+        kept, stops = self._held_at_entrance
         self.kept, self._stops = list(kept), self._stops[:stops]
+
+    def mark(self) -> None:
+        """Hold the values that are kept here as the entrance of the region."""
+        super().mark()
+        if self.returns:
+            self._held_at_entrance = list(self.kept), len(self._stops)
 
     def rows(self, values: Tensor) -> list[Tensor]:
         """Of something with a row for each sample, the rows of each batch that is moved here."""
@@ -197,48 +171,26 @@ class Stream:
                 found = self.executor.run(environment, steps, parameters, wanted)
             yield found
 
-    def results(self, region: Region) -> tuple[str, ...]:
-        """Names of the values that a region hands on: those that nodes after it read."""
-        end = self.executor.place[region.nodes[-1]] + 1
-        read = self.executor.read_after(end)
-        return tuple(name for name in region.nodes if name in read)
-
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""
         return sum(held.nbytes for held in self.kept)
 
-    def _mark(self) -> None:
-        if self.returns:
-            self._entrance = (self.boundary, self.names, list(self.kept), len(self._stops))
-
     @torch.no_grad()
-    def _advance(self, boundary: int) -> None:
-        """Compute what the nodes from ``boundary`` on need, and keep the cheapest part of it."""
-        if boundary <= self.boundary:
-            return
-        executor = self.executor
-        needed = executor.read_after(boundary)
-        reach = [*self.names, *executor.steps(needed, self.names)]
-        keep = values_to_keep(
-            executor.edges,
-            reach,
-            needed,
-            {name: self._nbytes(name) for name in reach},
-            [name for name in reach if self.graph[name].op in COSTLY],
-        )
-        steps = executor.steps(keep, self.names)
+    def move(self, steps: list[str], keep: frozenset[str]) -> None:
+        """Compute the values to keep, batch by batch, with the weights of now."""
         parameters = self._parameters(steps) if self.kept else {}
         staying = [name for name in keep if name in self.names]
         for index, environment in enumerate(self.kept):
-            found = executor.run(environment, steps, parameters, keep.difference(staying))
+            found = self.executor.run(environment, steps, parameters, keep.difference(staying))
             found |= {name: environment[name] for name in staying}
             self.kept[index] = self.states.hold(found)
-        self.boundary, self.names = boundary, tuple(keep)
-        self._stops.append(boundary)
 
-    def _nbytes(self, name: str) -> int:
-        kind = self.graph[name].type
-        return max(1, kind.elements(self.sizes) * BYTES[kind.dtype])
+    def advance(self, boundary: int) -> None:
+        """Compute what the nodes from ``boundary`` on need; each stop rounds what is held."""
+        before = self.boundary
+        super().advance(boundary)
+        if self.boundary != before:
+            self._stops.append(boundary)
 
     def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
         """What the steps read, as it stands now: decoded once for all batches."""

@@ -13,69 +13,49 @@ from qdc.distributed.reduction import Accumulator, accumulate
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import Annotation, Packed
-from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage
+from qdc.ir.graph import Node
+from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable, torch_dtype
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
-from qdc.pipeline.passbase import Pass
-from qdc.streaming.stream import Stream
-from qdc.streaming.workspace import Calibration, MakeBatches, Remark, Workspace
+from qdc.pipeline.traversal import Scope
+from qdc.streaming.original import original_weights
+from qdc.streaming.stream import NodeWeights, Stream
+from qdc.streaming.workspace import Calibration, Key, MakeBatches, Remark, Workspace
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What one call of ``Pass.run`` may look at and rewrite."""
+class Unit(Scope):
+    """What one call of ``Pass.run`` may look at and rewrite: all that a pass can reach."""
 
-    step: Pass
-    place: int
-    """Place of the pass in the plan."""
-    workspace: Workspace
-    stages: tuple[Stage, ...]
-    region: Region | None
-    """The region that the stages belong to; None for a barrier pass."""
-    whole_region: bool
-    """Whether the unit is all of its region, so that nothing of it is quantized in between."""
+    _workspace: Workspace
 
-    @property
-    def name(self) -> str:
-        """What progress and errors call this unit."""
-        return self.region.name if self.region is not None else "model"
-
-    @property
-    def graph(self) -> LayerGraph:
-        """The whole graph."""
-        return self.workspace.program.graph
-
-    @property
-    def model(self) -> ModelFacts:
-        """Facts of the model."""
-        return self.graph.model
+    @classmethod
+    def of(cls, scope: Scope, workspace: Workspace) -> "Unit":
+        """The unit of a scope in a running compile."""
+        return cls(**vars(scope), _workspace=workspace)
 
     @property
     def tensors(self) -> TensorTable:
         """The tensor table."""
-        return self.workspace.tensors
+        return self._workspace.tensors
 
     @property
     def device(self) -> torch.device:
         """Where the arithmetic happens."""
-        return self.workspace.device
-
-    def layers(self) -> tuple[Node, ...]:
-        """The linears of this unit that are to be quantized, in execution order."""
-        return tuple(self.graph.layers(self.stages))
-
-    def layers_by_stage(self) -> Iterator[tuple[Stage, tuple[Node, ...]]]:
-        """Each stage with those of its linears that are to be quantized; empty stages left out."""
-        wanted = {node.name for node in self.layers()}
-        for stage in self.stages:
-            nodes = tuple(self.graph[name] for name in stage.layers if name in wanted)
-            if nodes:
-                yield stage, nodes
+        return self._workspace.device
 
     def weight(self, node: Node) -> Tensor:
         """The original weight, ``f32[rows, columns]`` on the device."""
-        return self.workspace.parameter(node)
+        return self._workspace.parameter(node)
+
+    def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
+        """The original weight, ``f32[count, columns]`` on the device at a time, none of it kept."""
+        return self._workspace.row_parts(node, count)
+
+    def current(self, node: Node, role: str = "weight") -> Tensor:
+        """A parameter as the streams compute with it now: dequantized, tuned, or the original."""
+        return self._workspace.current(node.name, role)
 
     def put(self, name: str, tensor: Tensor) -> TensorRef:
         """Keep a tensor for later passes; ``name`` is unique, by habit ``layer:what``."""
@@ -83,7 +63,7 @@ class Unit:
 
     def get(self, ref: TensorRef) -> Tensor:
         """A tensor that an annotation names, on the device."""
-        return self.workspace.tensor(ref).to(self.device)
+        return self._workspace.tensor(ref).to(self.device)
 
     def find(self, ref: TensorRef) -> Tensor | None:
         """A tensor that may have been released since; None then."""
@@ -104,7 +84,7 @@ class Unit:
             self.graph.remove(node.name, Packed)
         self.graph.annotate(node.name, note)
         if isinstance(note, Lowered | Tuned):
-            self.workspace.rewritten(node.name)
+            self._workspace.rewritten(node.name)
         for name in before - self._owned(node):
             self.tensors.release(name)
 
@@ -132,7 +112,7 @@ class Unit:
             )
         before = self.graph.get(node.name, Tuned)
         tensors = {} if before is None else dict(zip(before.roles, before.tensors, strict=True))
-        tensors[role] = self.put(f"{node.path}.{role}", stored.contiguous())
+        tensors[role] = self.put(file_key(node.path, role), stored.contiguous())
         self.annotate(node, Tuned(roles=tuple(tensors), tensors=tuple(tensors.values())))
         return stored.to(self.device, torch.float32)
 
@@ -148,18 +128,54 @@ class Unit:
 
     def remark(self, kind: str, node: Node, **details: object) -> None:
         """Say something about a layer; shown with ``--remarks``."""
-        self.workspace.remarks.append(Remark(kind, self.step.name, node.name, details))
+        self._workspace.remarks.append(Remark(kind, self.step.name, node.name, details))
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What was said in this unit, and not taken over yet by whoever watches the run."""
+        return tuple(self._workspace.remarks)
+
+    def take_remarks(self) -> tuple[Remark, ...]:
+        """Take the remarks over: they are not given again."""
+        found = self.remarks
+        self._workspace.remarks.clear()
+        return found
 
     def stream(self, make: MakeBatches, *, split: bool = False) -> Stream:
         """This pass's calibration stream; ``make`` gives its batches of token ids once.
 
         With ``split`` each process moves a part of them, and ``accumulate`` adds up over all.
         """
-        return self.workspace.stream(self.place, make, split=split)
+        return self._workspace.stream(self.place, make, split=split)
 
     def reference(self, make: MakeBatches, *, split: bool = False) -> Stream:
         """A stream of this pass through the original model, whatever passes rewrite."""
-        return self.workspace.stream(self.place, make, original=True, split=split)
+        return self._workspace.stream(self.place, make, original=True, split=split)
+
+    def open_streams(self) -> dict[Key, Stream]:
+        """Every open stream, by the place of its pass and whether it is through the original model.
+
+        For passes that look at what others did; nobody but its own pass moves a stream.
+        """
+        return dict(self._workspace.streams())
+
+    def original_weights(self) -> NodeWeights:
+        """The checkpoint's own tensors in fp32 on the device, read anew at every call."""
+        workspace = self._workspace
+        return original_weights(workspace.program, workspace.checkpoint, workspace.device)
+
+    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
+        """A stream that nobody else moves, and that is not kept for a compile that is resumed.
+
+        Args:
+            batches: ``i64[b, length]`` token ids.
+            weights: what its nodes are computed with.
+        """
+        return self._workspace.loose_stream(batches, weights)
+
+    def count(self, *streams: Stream) -> None:
+        """Count what loose streams have executed as part of the calibration."""
+        self._workspace.linear_calls += sum(stream.linear_calls for stream in streams)
 
     def accumulate(
         self, nodes: Sequence[Node], add: Callable[[], None], *accumulators: Accumulator
@@ -169,15 +185,15 @@ class Unit:
         The accumulators then hold the sums over all samples, in the processes that own one of the
         nodes; ``share`` calls work there.
         """
-        owners = self.workspace.owners(nodes)
+        owners = self._workspace.owners(nodes)
         needed = sorted({owners[node.name] for node in nodes})
-        accumulate(self.workspace.world, needed, accumulators, add)
+        accumulate(self._workspace.world, needed, accumulators, add)
 
     def total(self, stream: Stream, *counts: int) -> list[int]:
         """Counts over all samples, from those of the samples that the stream moves here."""
         if not stream.split:
             return list(counts)
-        return [int(count) for count in total(self.workspace.world, *counts)]
+        return [int(count) for count in total(self._workspace.world, *counts)]
 
     def share(
         self,
@@ -194,7 +210,7 @@ class Unit:
         Returns:
             What all calls returned, in the order of the nodes.
         """
-        workspace = self.workspace
+        workspace = self._workspace
         owners, rank = workspace.owners(nodes), workspace.world.rank
         mine = tuple(node for node in nodes if owners[node.name] == rank)
         if workspace.world.size == 1:
@@ -216,7 +232,7 @@ class Unit:
 
     def settle(self) -> None:
         """Make sure that all processes have come to the same annotations."""
-        if self.workspace.world.size == 1:
+        if self._workspace.world.size == 1:
             return
         for name in self._exchange().settle(self.touched()):
             self.remark("note", self.graph[name], taken_from="rank 0")
@@ -228,20 +244,20 @@ class Unit:
         inside: Sequence[str] = self.region.nodes
         if not self.whole_region:
             inside = [name for stage in self.stages for name in (stage.value, *stage.layers)]
-        return list(dict.fromkeys((*self.workspace.outside, *inside)))
+        return list(dict.fromkeys((*self._workspace.outside, *inside)))
 
     def _exchange(self) -> Exchange:
         def annotate(name: str, note: Annotation) -> None:
             self.annotate(self.graph[name], note)
 
-        workspace = self.workspace
+        workspace = self._workspace
         return Exchange(workspace.world, self.graph, self.tensors, annotate, workspace.tags)
 
     def calibration(self) -> Calibration:
         """The calibration text. Raises ``InvalidCalibration`` if the compile has none."""
-        if self.workspace.calibration is None:
+        if self._workspace.calibration is None:
             raise InvalidCalibration(
                 f"{self.step.name} needs calibration text and a tokenizer, and has none",
                 help="set reads_calibration = True on the pass",
             )
-        return self.workspace.calibration
+        return self._workspace.calibration

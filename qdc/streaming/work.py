@@ -1,5 +1,6 @@
 """Arithmetic that a run would do, by the kind of unit that does it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qdc.ir.graph import LINEAR, LayerGraph
@@ -7,6 +8,8 @@ from qdc.ir.types import BYTES, ValueType
 
 ATTENTION = "attention"
 MULTIPLY_ADD = 2
+FP32 = 4
+"""Bytes of a number that is computed with."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,16 @@ class Work:
     """Numbers read or written by elementwise operations in fp32."""
 
     def __add__(self, other: "Work") -> "Work":
-        """Both."""
+        """The sum of two amounts."""
         return Work(
             self.products + other.products,
             self.exact + other.exact,
             self.elements + other.elements,
         )
+
+    def times(self, factor: float) -> "Work":
+        """So many times as much."""
+        return Work(factor * self.products, factor * self.exact, factor * self.elements)
 
     @property
     def flops(self) -> float:
@@ -34,7 +41,7 @@ class Work:
         return self.products + self.exact + self.elements
 
 
-def node_work(graph: LayerGraph, name: str, sizes: dict[str, int]) -> Work:
+def node_work(graph: LayerGraph, name: str, sizes: Mapping[str, int]) -> Work:
     """Work of executing one node on a batch of these sizes."""
     node = graph[name]
     given = node.type.elements(sizes)
@@ -49,7 +56,7 @@ def node_work(graph: LayerGraph, name: str, sizes: dict[str, int]) -> Work:
     return Work(elements=given + read)
 
 
-def bytes_of(kind: ValueType, sizes: dict[str, int], floating: int) -> int:
+def bytes_of(kind: ValueType, sizes: Mapping[str, int], floating: int) -> int:
     """Bytes of a value with floats of this many bytes; integers are as wide as they are."""
     wide = floating if kind.dtype in ("f64", "f32", "f16", "bf16") else BYTES[kind.dtype]
     return kind.elements(sizes) * wide

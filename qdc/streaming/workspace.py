@@ -20,7 +20,7 @@ from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef
 from qdc.streaming.states import StateStore
-from qdc.streaming.stream import Stream, Trail
+from qdc.streaming.stream import NodeWeights, Stream, Trail
 from qdc.text.source import TextSource
 
 MakeBatches = Callable[[], list[Tensor]]
@@ -87,8 +87,7 @@ class Workspace:
     """Every annotation that a pass may write, by tag: they come from other processes too."""
     _owners: dict[str, int] = field(default_factory=dict)
     _loaded: dict[str, Tensor] = field(default_factory=dict)
-    _streams: dict[int, Stream] = field(default_factory=dict)
-    _references: dict[int, Stream] = field(default_factory=dict)
+    _streams: dict[Key, Stream] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Note which nodes are inside regions."""
@@ -192,22 +191,21 @@ class Workspace:
         Raises:
             InvalidCalibration: they are to be split, and processes have made different ones.
         """
-        streams = self._references if original else self._streams
-        if place not in streams:
+        key = (place, original)
+        if key not in self._streams:
             batches = make()
             self.samples = max(self.samples, sum(len(batch) for batch in batches))
             if split:
                 self._same(batches)
-            stream = self.open_stream((place, original), batches, split=split)
-            if (place, original) in self.trails:
-                stream.follow(self.trails.pop((place, original)), self._loaded.clear)
-        return streams[place]
+            stream = self.open_stream(key, batches, split=split)
+            if key in self.trails:
+                stream.follow(self.trails.pop(key), self._loaded.clear)
+        return self._streams[key]
 
     def open_stream(self, key: Key, batches: list[Tensor], *, split: bool = False) -> Stream:
         """Start a stream of batches ``i64[b, length]`` before the first region."""
-        place, original = key
-        streams = self._references if original else self._streams
-        streams[place] = self.watch(
+        _, original = key
+        self._streams[key] = self._watch(
             Stream(
                 self.program,
                 batches,
@@ -218,7 +216,11 @@ class Workspace:
                 part=self.world.part(len(batches)) if split else slice(None),
             )
         )
-        return streams[place]
+        return self._streams[key]
+
+    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
+        """A stream that the caller moves: it is not left with a region, and not kept for later."""
+        return self._watch(Stream(self.program, batches, weights, self.device, states=self.states))
 
     def _same(self, batches: list[Tensor]) -> None:
         whole = hashlib.sha256(repr([list(batch.shape) for batch in batches]).encode())
@@ -231,11 +233,10 @@ class Workspace:
             )
 
     def streams(self) -> Iterator[tuple[Key, Stream]]:
-        """Every stream with its key."""
-        for original, streams in ((False, self._streams), (True, self._references)):
-            yield from (((place, original), stream) for place, stream in streams.items())
+        """Every stream with its key: those through the rewritten model first."""
+        yield from sorted(self._streams.items(), key=lambda item: (item[0][1], item[0][0]))
 
-    def watch(self, stream: Stream) -> Stream:
+    def _watch(self, stream: Stream) -> Stream:
         """Remark on batches of a stream that the device's memory does not hold."""
 
         def shrunk(name: str, samples: int) -> None:
@@ -250,8 +251,8 @@ class Workspace:
 
         Raises ``InvalidGraph`` if they cannot go back.
         """
-        for stream in self._streams.values():
-            if not stream.passed(name):
+        for (_, original), stream in self._streams.items():
+            if original or not stream.passed(name):
                 continue
             if not stream.returns:
                 raise InvalidGraph(
@@ -278,7 +279,6 @@ class Workspace:
         """Drop the streams."""
         self.linear_calls += sum(stream.linear_calls for _, stream in self.streams())
         self._streams.clear()
-        self._references.clear()
         self._loaded.clear()
 
     def release_scratch(self, names: tuple[str, ...]) -> None:

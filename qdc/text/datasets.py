@@ -32,10 +32,10 @@ class Rows(Protocol):
     """Records by place."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of records."""
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        """One of them."""
+        """The record at a place, with all its fields."""
 
 
 def dataset_files(folder: Path) -> DatasetFiles:

@@ -34,7 +34,7 @@ def test_samples_are_those_that_a_compile_calibrates_on(tmp_path: Path) -> None:
     seen: list[Tensor] = []
 
     def look(label: str, unit: Unit) -> None:
-        seen.append(unit.workspace._streams[0].tokens)
+        seen.append(unit.open_streams()[0, False].tokens)
 
     passes = "calibrate-mcs{samples=5 length=32 prefix=0.5 seed=7},spy"
     run_passes(EMBEDDED, tmp_path, spying(look), passes, stop_after="spy")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from qdc.cli import run
-from qdc.compiling.runner import Step
 from qdc.compiling.savepoints import Savepoints
+from qdc.pipeline.traversal import Step
 from tests.cli.conftest import Command
 from tests.support.checkpoints import write_checkpoint
 

@@ -51,8 +51,12 @@ class Asking(Pass):
             unit.stream(lambda: [torch.zeros(1, 4, dtype=torch.int64)])
         elif self.what == "reference":
             unit.reference(lambda: [torch.zeros(1, 4, dtype=torch.int64)])
-        elif self.what == "headers":
-            unit.workspace.checkpoint.headers  # noqa: B018
+        elif self.what == "loose":
+            unit.loose_stream([torch.zeros(1, 4, dtype=torch.int64)], unit.original_weights())
+        elif self.what == "original":
+            unit.original_weights()(node.name)
+        elif self.what == "part":
+            list(unit.row_parts(node, 1))
 
 
 class Writing(Pass):
@@ -155,7 +159,9 @@ def test_passes_see_regions_or_stages(registry: Registry) -> None:
         ("find", "the tensor h0.gate:moment"),
         ("stream", "a run of the model"),
         ("reference", "a run of the model"),
-        ("headers", "the checkpoint"),
+        ("loose", "a run of the model"),
+        ("original", "the weight h0.gate.weight"),
+        ("part", "the weight h0.gate.weight"),
     ],
 )
 def test_what_a_dump_has_not_is_refused(what: str, named: str, registry: Registry) -> None:

@@ -18,6 +18,7 @@ from qdc.frontend.opening import open_model
 from qdc.frontend.select import Choice
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Moment
+from qdc.ir.graph import Node
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.report.model import CompileReport
@@ -175,7 +176,10 @@ def test_only_the_first_rank_leaves_files(model: Path, tmp_path: Path) -> None:
         name = "fail"
 
         def run(self, unit: Unit) -> None:
-            if unit.workspace.world.rank == 1:
+            unit.share(unit.layers(), self.work)
+
+        def work(self, layers: tuple[Node, ...]) -> None:
+            if "blocks.0.k_proj" in [node.name for node in layers]:
                 raise ZeroDivisionError("of one rank")
 
     registry = standard_registry()

@@ -31,9 +31,7 @@ TAGS = standard_registry().annotations()
 
 
 def unit_of(world: World, step: object = None, weights: dict[str, Tensor] = WEIGHTS) -> Unit:
-    unit = make_unit(step or RtnLower(), weights)  # type: ignore[arg-type]
-    unit.workspace.world, unit.workspace.tags = world, TAGS
-    return unit
+    return make_unit(step or RtnLower(), weights, world=world, tags=TAGS)  # type: ignore[arg-type]
 
 
 def text(unit: Unit) -> dict[str, dict[str, object]]:
@@ -94,8 +92,8 @@ def test_lowered_layers_are_the_same_on_all_ranks(ranks: int) -> None:
         Pack().run(unit)
         unit.settle()
         verify(unit.graph, unit.tensors)
-        dense = [unit.workspace.current(node.name) for node in unit.layers()]
-        return text(unit), dense, [str(remark) for remark in unit.workspace.remarks]
+        dense = [unit.current(node) for node in unit.layers()]
+        return text(unit), dense, [str(remark) for remark in unit.remarks]
 
     ((alone, dense, remarks),) = on_ranks(1, work)
     for found, weights, said in on_ranks(ranks, work):
@@ -221,8 +219,8 @@ def test_where_ranks_differ_the_first_ones_word_counts() -> None:
         verify(unit.graph, unit.tensors)
         moment = unit.get(unit.graph.require("v", Moment).tensor)
         assert torch.equal(moment, correlated_moment(32))
-        remarks = [str(remark) for remark in unit.workspace.remarks]
-        return text(unit), unit.workspace.current("o"), remarks
+        remarks = [str(remark) for remark in unit.remarks]
+        return text(unit), unit.current(unit.graph["o"]), remarks
 
     (expected, dense, nothing), *_ = on_ranks(1, work)
     assert nothing == []

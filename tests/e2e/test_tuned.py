@@ -40,8 +40,8 @@ class Tune(Pass):
         assert unit.region is not None
         for node in (unit.graph[name] for name in unit.region.nodes):
             if node.op == "rms-norm":
-                gain = unit.tune(node, "weight", 1.0371 * unit.workspace.current(node.name))
-                assert torch.equal(gain, unit.workspace.current(node.name))
+                gain = unit.tune(node, "weight", 1.0371 * unit.current(node))
+                assert torch.equal(gain, unit.current(node))
             elif node.op == LINEAR:
                 unit.tune(node, "bias", torch.linspace(-0.1, 0.1, node.rows))
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from qdc.checkpoint.folder import Checkpoint
+from qdc.frontend.calls import NodeCalls
 from qdc.frontend.opening import open_model
-from qdc.frontend.segment import Segment
 from qdc.frontend.tracer import Program
 from qdc.ir.dump import from_bytes, to_bytes
 from qdc.ir.verify import verify
@@ -90,7 +90,7 @@ def test_the_graph_is_valid_and_survives_a_dump(opened: Opened) -> None:
     assert from_bytes(to_bytes(program.graph), standard_registry().annotations()).structure == (
         program.graph.structure
     )
-    assert all(isinstance(node, Segment) for node in program.nodes.values())
+    assert all(isinstance(node, NodeCalls) for node in program.nodes.values())
 
 
 def test_leaves_out_what_changes_nothing(opened: Opened) -> None:

@@ -96,7 +96,7 @@ def test_orders_out_of_range_name_every_layer(base: int, ratio: float, needs: st
 def test_too_few_blocks_are_remarked() -> None:
     unit = salient(AbmpAllocate(ratio=0.1), 256, {"q": (1.0, 2.0)})
     assert orders(unit) == {"q": (2, 2)}
-    (remark,) = unit.workspace.remarks
+    (remark,) = unit.remarks
     assert str(remark) == "missed abmp-allocate %q reason=too few blocks blocks=2"
 
 

@@ -71,7 +71,7 @@ def mean(unit: Unit, names: list[str] | None = None) -> Fraction:
 def test_the_costliest_block_takes_an_order_from_the_cheapest() -> None:
     unit = measured(Allocate(scope="layer"), {"h0.q": falling(5, 0.1, 20, 4)})
     assert orders(unit) == {"h0.q": (2, 1, 3, 2)}
-    assert list(map(str, unit.workspace.remarks)) == [
+    assert list(map(str, unit.remarks)) == [
         "passed allocate %h0.q block=1 from=2 to=1 error_change=0.075",
         "passed allocate %h0.q block=2 from=2 to=3 error_change=-3.75",
     ]
@@ -84,7 +84,7 @@ def test_no_block_moves_for_less_than_the_least_gain(
     costs = {"q": falling(91, 81, 20, 18)}  # equal orders cost 52.5, the optimum 48.75: 7.1 % less
     unit = measured(Allocate(scope="layer", least_gain=least), costs)
     assert orders(unit) == {"q": expected}
-    assert bool(unit.workspace.remarks) == (expected != (2, 2, 2, 2))
+    assert bool(unit.remarks) == (expected != (2, 2, 2, 2))
 
 
 def test_a_budget_between_orders_needs_no_least_gain() -> None:
@@ -153,7 +153,7 @@ def test_the_mean_is_the_budget_or_the_nearest_below(scope: str, data: st.DataOb
         assert unit.graph.require(names[0], Orders).budget == achieved
         if budget == int(budget):
             assert achieved == wanted
-    told = [r for r in unit.workspace.remarks if r.kind == "missed"]
+    told = [r for r in unit.remarks if r.kind == "missed"]
     assert bool(told) == any(mean(unit, names) != wanted for names in groups)
 
 
@@ -171,7 +171,7 @@ def test_a_budget_that_no_orders_give_is_missed_from_below() -> None:
     unit = measured(Allocate(scope="layer", budget=1.75), {"q": falling(2, 1)})
     assert orders(unit) == {"q": (2, 1)}
     assert unit.graph.require("q", Orders).budget == Fraction(3, 2)
-    assert str(unit.workspace.remarks[0]) == (
+    assert str(unit.remarks[0]) == (
         "missed allocate %q reason=no orders give the budget budget=7/4 mean=3/2"
     )
 

@@ -117,7 +117,7 @@ def test_samples_are_masked_behind_the_prefix(model: Path, text: Path, tmp_path:
     seen: list[Tensor] = []
 
     def look(label: str, unit: Unit) -> None:
-        seen.append(unit.workspace._streams[0].tokens)
+        seen.append(unit.open_streams()[0, False].tokens)
 
     run_passes(
         model,
@@ -150,7 +150,7 @@ def states(model: Path, folder: Path, text: Path, options: str) -> Tensor:
     seen: list[Tensor] = []
 
     def look(label: str, unit: Unit) -> None:
-        seen.append(unit.workspace._streams[0].tokens == MASK)
+        seen.append(unit.open_streams()[0, False].tokens == MASK)
 
     passes = f"calibrate-mcs{{{options}}},spy"
     run_passes(model, folder, spying(look), passes, stop_after="spy", calibration=text)
@@ -245,7 +245,7 @@ def test_prompts_are_visible_and_leave_no_room_for_a_prefix(model: Path, tmp_pat
     seen: list[Tensor] = []
 
     def look(label: str, unit: Unit) -> None:
-        seen.append(unit.workspace._streams[0].tokens)
+        seen.append(unit.open_streams()[0, False].tokens)
 
     def run(options: str) -> None:
         run_passes(

@@ -202,7 +202,7 @@ def test_outliers_and_sweeps_are_noted() -> None:
     note = unit.graph.require("q", Daq)
     assert note.sweeps == 3
     assert 0 < note.outliers < 0.2
-    assert str(unit.workspace.remarks[0]).startswith("passed daq-lower %q error=")
+    assert str(unit.remarks[0]).startswith("passed daq-lower %q error=")
     plain = lower({"q": weight}, moment, (2, 2), outlier_weight=1)
     assert plain.graph.require("q", Daq).outliers == 0
 

@@ -221,7 +221,7 @@ def test_the_order_of_the_layers(order: str, tmp_path: Path) -> None:
             else:
                 note = unit.graph.require(node.name, Lowered)
                 weights[node.name] = note.codec.dense(note.working(unit.tensors))
-        tokens.append(unit.workspace._streams[0].tokens)
+        tokens.append(unit.open_streams()[0, False].tokens)
 
     calibrate = f"calibrate-mcs{{samples={SAMPLES} length={LENGTH}}}"
     inside = f"{calibrate},spy{{label=before}},rtn-lower{{bits=1}},spy{{label=after}}"

@@ -46,7 +46,7 @@ class Calibrated:
         tokens: list[Tensor] = []
 
         def look(label: str, unit: Unit) -> None:
-            tokens.append(unit.workspace._streams[0].tokens)
+            tokens.append(unit.open_streams()[0, False].tokens)
             for node in unit.layers():
                 self.notes[node.name] = note = unit.graph.require(node.name, Moment)
                 self.moments[node.name] = unit.get(note.tensor).clone()
@@ -185,7 +185,7 @@ def test_drift_is_of_the_tokens_that_both_models_route_alike(
         if rows is None:
             return
         total, count = torch.zeros(layers[0].columns, layers[0].columns), 0
-        streams = unit.workspace._streams[0], unit.workspace._references[0]
+        streams = unit.open_streams()[0, False], unit.open_streams()[0, True]
         for now, original in zip(*(s.compute((stage.value, rows)) for s in streams), strict=True):
             before = dict(zip(original[rows].tolist(), original[stage.value], strict=True))
             for place, x in zip(now[rows].tolist(), now[stage.value], strict=True):

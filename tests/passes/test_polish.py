@@ -70,14 +70,14 @@ class Look(Spy):
     def run(self, unit: Unit) -> None:
         assert unit.region is not None
         if self.label == "calibrated":
-            self.tokens[:] = [unit.workspace._streams[0].tokens]
+            self.tokens[:] = [unit.open_streams()[0, False].tokens]
             for node in unit.layers():
                 note = unit.graph.require(node.name, Moment)
                 self.moments[node.name] = unit.get(note.tensor).clone()
             return
         for name in unit.region.nodes:
             if unit.graph[name].parameters:
-                self.weights[name] = unit.workspace.current(name).clone()
+                self.weights[name] = unit.current(unit.graph[name]).clone()
 
 
 def registry() -> Registry:

@@ -15,10 +15,10 @@ from qdc.passes.probe_loss import ProbeLoss
 from qdc.passkit.probes import Probes
 from qdc.runtime.load import load_checkpoint
 from qdc.streaming.unit import Unit
-from qdc.streaming.workspace import Workspace
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import run_passes, spying
 from tests.support.families import CASES, write_family
+from tests.support.units import unit_of_model
 
 OPTIONS = "samples=6 length=16 probes=3 batch=2"
 
@@ -39,13 +39,12 @@ def states() -> Tensor:
 def test_a_probe_is_a_run_of_the_changed_model(family: str, model: Path, tmp_path: Path) -> None:
     if family == "dream":
         model = write_family(tmp_path, CASES["dream"], dtype=torch.float32)
-    checkpoint, program = open_model(model)
-    shift = program.graph.model.logits_shift
-    workspace = Workspace(program, checkpoint, torch.device("cpu"), calibration=None)
+    unit = unit_of_model(ProbeLoss(), model)
+    shift = unit.model.logits_shift
     tokens = states()
-    probes = Probes(workspace, list(torch.split(tokens, 2)), 2)
+    probes = Probes(unit, list(torch.split(tokens, 2)), 2)
     changed: dict[str, Tensor] = {}
-    for region in program.graph.regions:
+    for region in unit.graph.regions:
         probes.advance(region)
         for stage in region.stages:
             probes.enter(stage)
@@ -61,7 +60,7 @@ def test_a_probe_is_a_run_of_the_changed_model(family: str, model: Path, tmp_pat
     expected = predictions(plain(used), hidden, shift).double().log_softmax(-1)
     for layer, weight in changed.items():
         module = load_checkpoint(model, "cpu", torch.float32)
-        own = module.get_submodule(program.graph[layer].path)
+        own = module.get_submodule(unit.graph[layer].path)
         own.weight = torch.nn.Parameter(weight)
         found = predictions(module(used), hidden, shift).detach().double().log_softmax(-1)
         divergence = functional.kl_div(found, expected, reduction="batchmean", log_target=True)
@@ -72,13 +71,12 @@ def test_a_probe_is_a_run_of_the_changed_model(family: str, model: Path, tmp_pat
 
 
 def test_nothing_changed_is_no_divergence(model: Path) -> None:
-    checkpoint, program = open_model(model)
-    workspace = Workspace(program, checkpoint, torch.device("cpu"), calibration=None)
-    probes = Probes(workspace, [states()], 1)
-    layer = program.graph.regions[0].stages[0].layers[0]
-    for region in program.graph.regions:
+    unit = unit_of_model(ProbeLoss(), model)
+    probes = Probes(unit, [states()], 1)
+    layer = unit.graph.regions[0].stages[0].layers[0]
+    for region in unit.graph.regions:
         probes.advance(region)
-        if region is program.graph.regions[0]:
+        if region is unit.graph.regions[0]:
             probes.enter(region.stages[0])
             probes.replace(layer, probes.weight(layer).clone(), region)
         probes.leave(region)

@@ -273,7 +273,7 @@ def test_a_tied_head_computes_with_the_codes_of_the_embedding(tied: Path, tmp_pa
 
     def look(label: str, unit: Unit) -> None:
         for name in ("model.embed_tokens", "lm_head"):
-            seen[name] = unit.workspace.current(name)
+            seen[name] = unit.current(unit.graph[name])
 
     run_passes(tied, tmp_path, spying(look), "quantize-vocab,spy-all", stop_after="spy-all")
     assert torch.equal(seen["lm_head"], seen["model.embed_tokens"])

@@ -85,7 +85,7 @@ def test_dead_inputs_are_listed_and_remarked() -> None:
     unit = measured({"q": noise(3, 16)}, {16: moment})
     unit.step.run(unit)
     assert unit.graph.require("q", Factor).dead == (3, 9)
-    (remark,) = unit.workspace.remarks
+    (remark,) = unit.remarks
     assert str(remark) == "note sensitivity %q damp=0.01 attempts=1 dead=2"
 
 
@@ -97,7 +97,7 @@ def test_retries_raise_the_damping_and_are_remarked() -> None:
     note = unit.graph.require("q", Factor)
     assert note.attempts == 2
     assert note.damp == pytest.approx(0.1)
-    assert "attempts=2" in str(unit.workspace.remarks[0])
+    assert "attempts=2" in str(unit.remarks[0])
 
 
 @pytest.mark.parametrize("breakage", ["indefinite", "nan"])

@@ -10,12 +10,15 @@ from torch import Tensor
 from qdc.checkpoint.folder import Checkpoint
 from qdc.evaluation.infill import infill
 from qdc.frontend.opening import open_model
+from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passkit.geometry import behind_prefix
 from qdc.passkit.rollout import rollout
 from qdc.runtime.load import load_checkpoint
+from qdc.streaming.unit import Unit
 from qdc.streaming.workspace import Workspace
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.families import CASES, write_family
+from tests.support.units import whole_model
 
 SAMPLES, LENGTH, STEPS = 4, 20, 5
 
@@ -40,6 +43,10 @@ def clean() -> Tensor:
     return torch.randint(2, 64, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
 
 
+def unit_of(workspace: Workspace) -> Unit:
+    return whole_model(CalibrateMcs(geometry="rollout"), workspace)
+
+
 def places() -> Tensor:
     return behind_prefix(SAMPLES, LENGTH, 0.3)
 
@@ -47,7 +54,7 @@ def places() -> Tensor:
 def run(
     workspace: Workspace, clean: Tensor, times: list[float], block: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    return rollout(workspace, clean, places(), torch.tensor(times), STEPS, block, batch=3)
+    return rollout(unit_of(workspace), clean, places(), torch.tensor(times), STEPS, block, batch=3)
 
 
 def test_a_whole_rollout_is_what_the_sampler_writes(
@@ -83,7 +90,10 @@ def test_blocks_are_filled_from_left_to_right(workspace: Workspace, clean: Tenso
 
 def test_the_batch_does_not_matter(workspace: Workspace, clean: Tensor) -> None:
     times = torch.tensor([0.2, 0.4, 0.6, 0.8])
-    found = [rollout(workspace, clean, places(), times, STEPS, None, batch)[0] for batch in (1, 4)]
+    found = [
+        rollout(unit_of(workspace), clean, places(), times, STEPS, None, batch)[0]
+        for batch in (1, 4)
+    ]
     assert torch.equal(*found)
 
 

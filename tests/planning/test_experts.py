@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qdc.streaming.passage import Passage
 from tests.support.compiles import compile_tiny
 from tests.support.experts import write_mixture
-from tests.support.outlooks import foresee_tiny
-from tests.support.streams import LENGTH, model_of
+from tests.support.outlooks import foresee_tiny, stream_forecast
+from tests.support.streams import model_of
 
 
 @pytest.mark.parametrize("passes", ["default", "rtn"])
@@ -34,18 +33,15 @@ def test_experts_that_will_see_few_tokens_are_announced(tmp_path: Path) -> None:
 def test_what_is_held_before_an_expert_is_foreseen(tmp_path: Path) -> None:
     model = model_of(write_mixture(tmp_path / "model", experts=4, count=2))
     stream = model.stream(held=torch.bfloat16)
-    passage = Passage(
-        model.program, samples=3, length=LENGTH, batch=2, held=2, returns=False,
-        decoding=lambda name: 0,
-    )  # fmt: skip
+    forecast = stream_forecast(model, samples=3, batch=2, held=2, returns=False)
     routed = total = 0.0
     for stage in model.stages():
         stream.enter(stage)
-        passage.enter(stage)
+        forecast.enter(stage)
         if "down_proj" in stage.layers[0]:
             routed += sum(map(len, stream.values(stage)))
-            total += passage.tokens_of(stage)
-            assert passage.tokens_of(stage) == passage.tokens / 2
+            total += forecast.tokens_of(stage)
+            assert forecast.tokens_of(stage) == forecast.tokens / 2
         else:
-            assert passage.nbytes() == stream.kept_bytes()
+            assert forecast.nbytes() == stream.kept_bytes()
     assert routed == total, "on average over the experts the share is exact"

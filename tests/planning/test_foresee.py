@@ -151,7 +151,7 @@ class KeepValues(Pass):
     def forecast(self, unit: Forecast) -> None:
         for node in unit.layers():
             if node.name.endswith("v_proj"):
-                unit.keep(node)
+                unit.annotate(node, Kept(reason="a value"))
 
 
 class Guess(Pass):

@@ -10,14 +10,13 @@ from qdc.pipeline.builder import build_plan
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.walk import walk
+from qdc.streaming.account import Account
 from qdc.streaming.forecast import Forecast
-from qdc.streaming.ledger import Ledger
-from qdc.streaming.passage import Passage
-from qdc.streaming.prospect import Prospect
+from qdc.streaming.ledger import Ledger, Peak
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import run_passes
-from tests.support.outlooks import foresee_tiny
+from tests.support.outlooks import foresee_tiny, stream_forecast
 from tests.support.streams import LENGTH, Model, small_model
 
 TABLE = ("lowered layers", "packed layers", "statistics of a stage")
@@ -41,7 +40,7 @@ class Look(Pass):
         self.found.append(sum(tensor.nbytes for _, tensor in unit.tensors.held()))
 
     def forecast(self, unit: Forecast) -> None:
-        self.foreseen.append(unit.prospect.ledger.held(*TABLE))
+        self.foreseen.append(unit.held(*TABLE))
 
 
 @pytest.mark.parametrize("passes", PIPELINES)
@@ -60,47 +59,36 @@ def test_the_tensor_table_is_foreseen(passes: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("returns", [False, True])
 @pytest.mark.parametrize("held", [torch.float32, torch.bfloat16], ids=str)
-def test_a_passage_holds_what_a_stream_holds(
+def test_a_forecast_of_a_stream_holds_what_a_stream_holds(
     held: torch.dtype, returns: bool, tmp_path: Path
 ) -> None:
     model: Model = small_model(tmp_path)
     model.batches = [batch[:1] for batch in model.batches]
     stream = model.stream(returns=returns, held=held)
-    passage = Passage(
-        model.program,
-        samples=2,
-        length=LENGTH,
-        batch=1,
-        held=held.itemsize,
-        returns=False,
-        decoding=lambda name: 0,
-    )
+    forecast = stream_forecast(model, samples=2, batch=1, held=held.itemsize, returns=False)
     for region in model.regions:
         for stage in region.stages:
             stream.enter(stage)
-            passage.enter(stage)
-            assert set(stream.kept[0]) == passage.kept
-            assert stream.kept_bytes() == passage.nbytes()
+            forecast.enter(stage)
+            assert set(stream.kept[0]) == set(forecast.names)
+            assert stream.kept_bytes() == forecast.nbytes()
         stream.leave(region)
-        passage.leave(region)
-        assert stream.kept_bytes() == passage.nbytes()
-    assert stream.linear_calls == passage.linear_calls
+        forecast.leave(region)
+        assert stream.kept_bytes() == forecast.nbytes()
+    assert stream.linear_calls == forecast.linear_calls
 
 
 def test_the_entrance_of_a_region_counts_where_streams_go_back(tmp_path: Path) -> None:
     model = small_model(tmp_path)
-    passages = [
-        Passage(
-            model.program, samples=2, length=LENGTH, batch=1, held=4, returns=returns,
-            decoding=lambda name: 0,
-        )
+    forecasts = [
+        stream_forecast(model, samples=2, batch=1, held=4, returns=returns)
         for returns in (False, True)
-    ]  # fmt: skip
+    ]
     region = model.regions[1]
-    for passage in passages:
-        passage.leave(model.regions[0])
-        passage.enter(region.stages[2])
-    plain, returning = passages
+    for forecast in forecasts:
+        forecast.leave(model.regions[0])
+        forecast.enter(region.stages[2])
+    plain, returning = forecasts
     states = (
         2 * LENGTH * model.program.graph[model.regions[0].nodes[-1]].type.elements({"B": 1, "L": 1})
     )
@@ -113,9 +101,8 @@ def test_a_device_has_a_memory_of_its_own(tmp_path: Path) -> None:
     """States and the checkpoint's weights wait on the host, statistics are on the device."""
     model = small_model(tmp_path)
     ledger = Ledger(shared=False)
-    prospect = Prospect(model.program, ledger, held=2, returns=False)
-    options = {"samples": 4, "length": 16}
-    walk(build_plan("release", standard_registry(), options), prospect)
+    plan = build_plan("release", standard_registry(), {"samples": 4, "length": 16})
+    walk(plan, Account(model.program, ledger, held=2, returns=plan.returns()))
     host, device = ledger.peak("host").parts, ledger.peak("device").parts
     assert "statistics of a stage" in device
     assert not {"statistics of a stage", "working set of sensitivity"} & set(host)
@@ -132,8 +119,10 @@ def test_a_peak_says_what_it_was() -> None:
     ledger.work("working set", 7)
     ledger.release("a")
     ledger.hold("c", "weights", 9)
-    assert ledger.peak("host") == (10, "one", {"weights": 10})
-    assert ledger.peak("device") == (12, "two", {"working set": 7, "statistics": 5})
+    assert ledger.peak("host") == Peak(nbytes=10, moment="one", parts={"weights": 10})
+    assert ledger.peak("device") == Peak(
+        nbytes=12, moment="two", parts={"working set": 7, "statistics": 5}
+    )
 
 
 def test_the_cpu_has_one_memory() -> None:

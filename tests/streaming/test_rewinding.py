@@ -151,8 +151,8 @@ class Flip(Pass):
         for each in (stream, reference):
             each.start(unit.region)
             each.enter(last)
-        name = f"{unit.region.name}.attn_norm"
-        unit.tune(unit.graph[name], "weight", -unit.workspace.current(name))
+        norm = unit.graph[f"{unit.region.name}.attn_norm"]
+        unit.tune(norm, "weight", -unit.current(norm))
         for kind, each in (("stream", stream), ("reference", reference)):
             each.enter(last)
             (self.seen[f"{kind} {unit.region.name}"],) = each.values(last)

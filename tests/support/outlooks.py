@@ -9,7 +9,12 @@ from qdc.pipeline.builder import build_plan
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.planning.foresee import foresee
 from qdc.planning.outlook import Outlook
+from qdc.streaming.account import Account
+from qdc.streaming.ledger import Ledger
+from qdc.streaming.streamforecast import StreamForecast
 from tests.support.compiles import LENGTH, SAMPLES
+from tests.support.streams import LENGTH as TOKENS
+from tests.support.streams import Model
 
 
 def foresee_tiny(
@@ -22,3 +27,11 @@ def foresee_tiny(
         overrides = {"samples": SAMPLES, "length": LENGTH}
     plan = build_plan(passes, registry or standard_registry(), overrides)
     return foresee(model, plan, Reference(), device="cpu", states="bf16", **options)
+
+
+def stream_forecast(
+    model: Model, *, samples: int, batch: int, held: int, returns: bool
+) -> StreamForecast:
+    """A stream of these samples without data, of a pass of its own."""
+    account = Account(model.program, Ledger(shared=True), held=held, returns=returns)
+    return StreamForecast(account, (0, "toy"), samples, TOKENS, batch, original=False)

@@ -1,12 +1,15 @@
 """Units for testing one pass alone: a few linears, their weights, no model and no text."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qdc.checkpoint.folder import Checkpoint
+from qdc.distributed.world import World
+from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Annotation, Factor, Moment, Orders
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage, Structure
@@ -14,6 +17,7 @@ from qdc.ir.types import Parameter, ValueType, short_dtype
 from qdc.numerics.blocks import block_widths
 from qdc.numerics.factor import factorize
 from qdc.pipeline.passbase import Pass
+from qdc.pipeline.traversal import Scope
 from qdc.streaming.unit import Unit
 from qdc.streaming.workspace import Workspace
 
@@ -68,7 +72,13 @@ def layers(weights: Mapping[str, Tensor]) -> LayerGraph:
     )
 
 
-def make_unit(step: Pass, weights: Mapping[str, Tensor]) -> Unit:
+def make_unit(
+    step: Pass,
+    weights: Mapping[str, Tensor],
+    *,
+    world: World | None = None,
+    tags: Mapping[str, type[Annotation]] | None = None,
+) -> Unit:
     """A unit of all these layers, by name."""
     graph = layers(weights)
     named = Weights({f"model.{name}.weight": weight for name, weight in weights.items()})
@@ -77,9 +87,24 @@ def make_unit(step: Pass, weights: Mapping[str, Tensor]) -> Unit:
         cast(Checkpoint, named),
         torch.device("cpu"),
         calibration=None,
+        world=world or World(),
+        tags=tags or {},
     )
     region = graph.regions[0]
-    return Unit(step, 0, workspace, region.stages, region, whole_region=True)
+    return Unit.of(Scope(step, 0, graph, region.stages, region, whole_region=True), workspace)
+
+
+def whole_model(step: Pass, workspace: Workspace) -> Unit:
+    """The unit that a barrier pass gets."""
+    graph = workspace.program.graph
+    stages = tuple(stage for region in graph.regions for stage in region.stages)
+    return Unit.of(Scope(step, 0, graph, stages, None, whole_region=True), workspace)
+
+
+def unit_of_model(step: Pass, model: Path) -> Unit:
+    """The same, of a checkpoint without text."""
+    checkpoint, program = open_model(model)
+    return whole_model(step, Workspace(program, checkpoint, torch.device("cpu"), calibration=None))
 
 
 def annotate_all(unit: Unit, *notes: Annotation) -> None:

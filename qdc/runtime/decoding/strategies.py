@@ -92,7 +92,7 @@ class Random(Strategy):
     """
 
     def confidence(self, logits: Tensor, tokens: Tensor, places: Places) -> Tensor:
-        """Uniform numbers."""
+        """Uniform random numbers in place of probabilities: any place may come next."""
         return places.draws("order", 1, logits.device)[:, 0]
 
 
@@ -190,7 +190,7 @@ class TopKMargin(MaskGitPlus):
     """
 
     def sureness(self, probabilities: Tensor, tokens: Tensor) -> Tensor:
-        """The margin."""
+        """How far the most probable token is ahead of the second, in probability."""
         return margin(probabilities)
 
 

@@ -1,7 +1,7 @@
 """The calls of an exported graph that stand behind one node of the layer graph.
 
 An exported graph is finer than a layer graph: it computes with sizes, reads buffers, takes tuples
-apart and asserts. A segment holds the calls that lead to one tensor, and runs them on real tensors.
+apart and asserts. ``NodeCalls`` holds those that lead to one tensor, and runs them on real tensors.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ ATTENTION_CALL = torch.ops.aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
+class NodeCalls:
     """Runs one node of the layer graph."""
 
     calls: tuple[fx.Node, ...]
@@ -33,7 +33,7 @@ class Segment:
     sizes: Mapping[fx.Node, Callable[[Sizes], int]]
     """Where a call reads a size: how it follows from batch and length."""
     same: Mapping[fx.Node, fx.Node]
-    """Where a call reads another one of the segment."""
+    """Where a call reads another one of the same node."""
     _moved: dict[tuple[fx.Node, torch.device], Tensor] = field(default_factory=dict)
 
     @property

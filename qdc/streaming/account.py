@@ -1,27 +1,29 @@
-"""The state of a run that is worked out without data: what stands in for a workspace."""
+"""What all forecasts of one compile add up: bytes, arithmetic, and how layers end up stored."""
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 from qdc.format.codec import Codec
 from qdc.frontend.tracer import Program
-from qdc.ir.annotations import Annotation
-from qdc.ir.graph import Node
-from qdc.streaming.ledger import Ledger
-from qdc.streaming.passage import FP32, Passage
-from qdc.streaming.work import Work
+from qdc.ir.graph import Node, Region
+from qdc.ir.keys import table_key
+from qdc.streaming.ledger import Ledger, Place
+from qdc.streaming.work import FP32, Work
 
-A = TypeVar("A", bound=Annotation)
+if TYPE_CHECKING:
+    from qdc.streaming.streamforecast import StreamForecast
+
 LOADED, SCRATCH, TABLE, STATES = "loaded:", "scratch:", "table:", "states"
 """How the ledger names what is held, by who lets go of it."""
 
 
 @dataclass
-class Prospect:
-    """What all forecasts of one plan share."""
+class Account:
+    """The state behind all forecasts of one compile, in place of a workspace."""
 
     program: Program
+    """Annotations on its graph have the shapes to come, and zeros for what would be measured."""
     ledger: Ledger
     held: int
     """Bytes of a calibration state's float between stages."""
@@ -31,8 +33,6 @@ class Prospect:
     """Bytes of calibration states that wait in host memory; the rest waits on the disk."""
     states_on_disk: int = 0
     """Most bytes of them that wait there at a time."""
-    notes: dict[tuple[str, str], Annotation] = field(default_factory=dict)
-    """By node and slot: annotations with the shapes to come, and zeros for what is measured."""
     codecs: dict[str, Codec | None] = field(default_factory=dict)
     """How each lowered node will be stored; None where its pass does not say."""
     packed: set[str] = field(default_factory=set)
@@ -41,8 +41,8 @@ class Prospect:
     work: dict[int, Work] = field(default_factory=dict)
     """By place of the pass."""
     unknown: Counter[str] = field(default_factory=Counter)
-    """Names of passes that foresee nothing, with the number of their units."""
-    streams: dict[tuple[int, bool], Passage] = field(default_factory=dict)
+    """Names of passes that say nothing, with the number of their units."""
+    streams: "dict[tuple[int, bool], StreamForecast]" = field(default_factory=dict)
     linear_calls: float = 0
     samples: int = 0
     drawn: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -51,16 +51,15 @@ class Prospect:
     """Most bytes that wait in a temporary file between two segments."""
 
     def __post_init__(self) -> None:
-        """Note the layers that are to be quantized, and the region of every node."""
-        graph = self.program.graph
-        self.quantized = {node.name for node in graph.layers()}
+        """Note the region of every node."""
         self._states: dict[str, int] = {}
-        self._regions = {name: region for region in graph.regions for name in region.nodes}
+        regions = self.program.graph.regions
+        self._regions = {name: region for region in regions for name in region.nodes}
 
-    def expected(self, name: str, kind: type[A]) -> A | None:
-        """The annotation that a node will carry, or None."""
-        note = self.notes.get((name, kind.slot_name()))
-        return note if isinstance(note, kind) else None
+    def charge(self, place: int, name: str, nbytes: int, work: Work, where: Place) -> None:
+        """Arithmetic of the pass at a place, and the bytes that it takes for a moment."""
+        self.ledger.work(f"working set of {name}", nbytes, where)
+        self.work[place] = self.work.get(place, Work()) + work
 
     def decoding(self, name: str) -> int:
         """Bytes beside the fp32 parameters while a node's parameters are made ready."""
@@ -90,15 +89,29 @@ class Prospect:
         """Let go of states that ``hold_states`` has taken."""
         self._states.pop(name, None)
 
-    def end_segment(self, *, last: bool) -> None:
-        """Streams end; what the table still holds goes to a file unless the run is over."""
+    def release_scratch(self, layers: tuple[str, ...]) -> None:
+        """Let go of what was put for the stages that these layers read."""
+        for value in {name for layer in layers for name in self.program.graph[layer].inputs}:
+            self.ledger.release_all(SCRATCH + table_key(value, ""))
+
+    def leave(self, region: Region) -> None:
+        """Move all streams past a region and forget its weights."""
+        for stream in list(self.streams.values()):
+            stream.leave(region)
+        self.ledger.release(LOADED + region.name)
+
+    def finish(self, region: Region) -> None:
+        """Let go of what the artifact has."""
+        for name in region.nodes:
+            self.ledger.release(TABLE + name)
+
+    def end_segment(self) -> None:
+        """All streams end, and with them what they hold."""
         self.linear_calls += sum(stream.linear_calls for stream in self.streams.values())
         self.streams.clear()
         self._states.clear()
         self.ledger.release(STATES)
         self.ledger.release_all(LOADED)
-        if not last:
-            self.spill()
 
     def spill(self) -> None:
         """Move what the table holds to a file."""

@@ -1,0 +1,179 @@
+"""What happens in a compile, in order: one generator over the plan and the graph.
+
+The runner does what the events say, and the planner works out what doing it would take. Neither
+knows the order by itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage
+from qdc.pipeline.passbase import Pass
+from qdc.pipeline.plan import Group, Plan, Segment
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What one application of a pass covers: a stage, a region, or the model for a barrier."""
+
+    step: Pass
+    place: int
+    """Place of the pass in the plan."""
+    graph: LayerGraph
+    """The whole graph."""
+    stages: tuple[Stage, ...]
+    region: Region | None
+    """The region that the stages belong to; None for a barrier pass."""
+    whole_region: bool
+    """Whether it is all of its region, so that nothing of it is quantized in between."""
+
+    @property
+    def name(self) -> str:
+        """What progress and errors call this unit."""
+        return self.region.name if self.region is not None else "model"
+
+    @property
+    def model(self) -> ModelFacts:
+        """Facts of the model."""
+        return self.graph.model
+
+    def layers(self) -> tuple[Node, ...]:
+        """The linears of this unit that are to be quantized, in execution order."""
+        return tuple(self.graph.layers(self.stages))
+
+    def layers_by_stage(self) -> Iterator[tuple[Stage, tuple[Node, ...]]]:
+        """Each stage with those of its linears that are to be quantized; empty stages left out."""
+        wanted = {node.name for node in self.layers()}
+        for stage in self.stages:
+            nodes = tuple(self.graph[name] for name in stage.layers if name in wanted)
+            if nodes:
+                yield stage, nodes
+
+
+@dataclass(frozen=True)
+class Apply:
+    """A pass runs on a unit."""
+
+    scope: Scope
+
+
+@dataclass(frozen=True)
+class ReleaseScratch:
+    """No later pass reads the scratch tensors of these layers: moments, factors."""
+
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Leave:
+    """All calibration streams go past a region, and its weights are forgotten."""
+
+    region: Region
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Nothing rewrites this region any more: a backend may write it."""
+
+    region: Region
+
+
+@dataclass(frozen=True)
+class EndSegment:
+    """The calibration streams end."""
+
+
+@dataclass(frozen=True)
+class EndStep:
+    """What the table still holds waits for a later step."""
+
+    last: bool
+    """Whether no pass comes after this step's segment."""
+
+
+Event = Apply | ReleaseScratch | Leave | Finish | EndSegment | EndStep
+
+
+@dataclass(frozen=True)
+class Step:
+    """What runs between two boundaries: a segment on one region, or a barrier pass."""
+
+    number: int
+    """Place among all steps."""
+    segment: int
+    """Place of its segment; one more than the last of a region that is only handed on."""
+    region: int | None
+    """Place of its region; None for a barrier pass."""
+    name: str
+    ends: bool
+    """Whether it is the last of its segment: streams end here."""
+
+
+@dataclass(frozen=True)
+class Traversal:
+    """The way of a plan through a graph."""
+
+    plan: Plan
+    graph: LayerGraph
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments of the plan."""
+        return tuple(self.plan.segments())
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps, in order; behind a barrier at the end regions are still handed on."""
+        found: list[Step] = []
+        for index, segment in enumerate(self.segments):
+            if segment.barrier:
+                name = ",".join(step.name for step in segment.passes())
+                found.append(Step(len(found), index, None, name, ends=True))
+            else:
+                found += self._regions(index, len(found))
+        if not self.segments or self.segments[-1].barrier:
+            found += self._regions(len(self.segments), len(found))
+        return tuple(found)
+
+    def events(self, step: Step) -> Iterator[Event]:
+        """What happens in one step, in order."""
+        last = step.segment >= len(self.segments) - 1
+        if step.segment < len(self.segments):
+            yield from self._segment(step)
+        if step.region is not None and last:
+            yield Finish(self.graph.regions[step.region])
+        if step.ends:
+            yield EndSegment()
+        yield EndStep(last)
+
+    def _regions(self, segment: int, first: int) -> list[Step]:
+        regions = self.graph.regions
+        return [
+            Step(first + number, segment, number, region.name, ends=region is regions[-1])
+            for number, region in enumerate(regions)
+        ]
+
+    def _segment(self, step: Step) -> Iterator[Event]:
+        """The passes of a segment, on the model or on the region of this step."""
+        segment = self.segments[step.segment]
+        place = sum(len(before.passes()) for before in self.segments[: step.segment])
+        if step.region is None:
+            stages = tuple(stage for region in self.graph.regions for stage in region.stages)
+            for offset, barrier in enumerate(segment.passes()):
+                yield Apply(Scope(barrier, place + offset, self.graph, stages, None, True))
+            return
+        region = self.graph.regions[step.region]
+        for item in segment.items:
+            if isinstance(item, Group):
+                for stage in item.order.sort(self.graph, region):
+                    for offset, inner in enumerate(item.passes):
+                        at = place + offset
+                        yield Apply(Scope(inner, at, self.graph, (stage,), region, False))
+                    yield ReleaseScratch(stage.layers)
+                place += len(item.passes)
+            else:
+                yield Apply(Scope(item, place, self.graph, region.stages, region, True))
+                place += 1
+        yield ReleaseScratch(tuple(name for stage in region.stages for name in stage.layers))
+        yield Leave(region)
