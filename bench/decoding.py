@@ -11,17 +11,17 @@ model on the masked half of an answer, with the prompt in front and the same mas
 """
 
 import argparse
-import json
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.common.clocks import Stopwatch
+from bench.common.markdown import header, row
+from bench.common.samples import held_out
 from qdc.cli.models import Opened, open_runnable
-from qdc.evaluation.held_out import held_out_windows
 from qdc.evaluation.masked_loss import ratio_mask
 from qdc.models.predictions import predictions
 from qdc.runtime.decoding.canvas import Canvas, lay_out
@@ -32,6 +32,9 @@ from qdc.runtime.decoding.results import Decoded
 from qdc.runtime.decoding.strategies import make_strategy
 
 PROMPT, LENGTH, BLOCK = 64, 32, 16
+COLUMNS = (
+    "strategy", "block", "cache", "forwards", "CPU s", "top-1", "KL", "same tokens", "CE",
+)  # fmt: skip
 OTHERS = tuple(name for name in STRATEGIES if name not in ("low-confidence", "apd"))
 
 
@@ -61,7 +64,8 @@ class Shadowed(Reader):
         return exact
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run both sides of every cache and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--against", type=Path, required=True)
@@ -69,21 +73,19 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--blocks", type=int, nargs="*", default=[8, 16, 32])
     parser.add_argument("--strategies", nargs="*", default=[], choices=OTHERS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     model, judge = (open_runnable(path, "cpu", []) for path in (given.model, given.against))
-    documents = [json.loads(line)["text"] for line in given.text.read_text().splitlines()]
-    windows = held_out_windows(documents, model.encode, PROMPT + LENGTH, given.prompts)
+    windows = held_out(given.model, given.prompts, given.text, PROMPT + LENGTH)
     print(f"{len(windows)} prompts of {PROMPT} tokens, {LENGTH} new ones; the text itself has a")
     print(f"cross-entropy of {judged(judge, windows):.2f}\n")
-    print("| strategy | block | cache | forwards | CPU s | top-1 | KL | same tokens | CE |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(header(COLUMNS, left=3))
     for options in by_strategy(given.strategies) if given.strategies else by_block(given.blocks):
         if options.cache == "none":
             plain = found = run(model, windows, options)
         else:
             found = run(model, windows, options)
         steps = shadow(model, windows, options) if options.cache != "none" else ("", "")
-        print(row(options, found, plain, steps, judge), flush=True)
+        print(row(cells(options, found, plain, steps, judge)), flush=True)
 
 
 def by_block(blocks: list[int]) -> Iterator[DecodeOptions]:
@@ -114,17 +116,16 @@ def run(model: Opened, windows: Tensor, options: DecodeOptions) -> Decoded:
 
     Seconds are those of the processor: other work on the machine does not count.
     """
-    began = time.process_time()
     prompts = windows[:, :PROMPT].tolist()
-    each = [decode(model.module, [prompt], options, model.decoding) for prompt in prompts]
-    seconds = time.process_time() - began
+    with Stopwatch() as watch:
+        each = [decode(model.module, [prompt], options, model.decoding) for prompt in prompts]
     return Decoded(
         tokens=torch.cat([one.tokens for one in each]),
         answers=[answer for one in each for answer in one.answers],
         written=sum(one.written for one in each),
         steps=sum(one.steps for one in each),
         forwards=sum(one.forwards for one in each),
-        seconds=seconds,
+        seconds=watch.processor,
     )
 
 
@@ -151,15 +152,15 @@ def judged(judge: Opened, tokens: Tensor) -> float:
     return float(functional.cross_entropy(found, tokens[masked]))
 
 
-def row(
+def cells(
     options: DecodeOptions, found: Decoded, plain: Decoded, steps: tuple[str, str], judge: Opened
-) -> str:
+) -> tuple[str, ...]:
     """One line of the table."""
     same = (found.tokens == plain.tokens)[:, PROMPT:].double().mean()
     name = (options.strategy, str(options.block), options.cache)
     kept = "" if options.cache == "none" else f"{100 * same:.1f} %"
-    cells = (*name, str(found.forwards), f"{found.seconds:.1f}", *steps, kept)
-    return f"| {' | '.join(cells)} | {judged(judge, found.tokens):.2f} |"
+    entropy = f"{judged(judge, found.tokens):.2f}"
+    return (*name, str(found.forwards), f"{found.seconds:.1f}", *steps, kept, entropy)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,11 @@
 for H100 SXM5; nothing here is a measurement.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+
+from bench.common.markdown import table
+from bench.common.shapes import DREAM, LLADA, Shape, linears
+from bench.gpu.weights import codec_of
 
 BYTES_PER_SECOND = 3.35e12
 CLOCK = 1.83e9
@@ -22,55 +26,24 @@ PER_SIGN = ((16, 1.85), (32, 2.41), (64, 4.33), (255, 6.50))
 many rows of activations: ``python -m qdc.backends.triton.ahead``. More rows are expanded once."""
 EXPANDED = 6.12
 """The same of the expansion's loop over planes; what it stores comes on top."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A linear, or a stage as one."""
-
-    name: str
-    rows: int
-    columns: int
-    vocabulary: bool = False
-
-    @property
-    def weights(self) -> int:
-        """Of all rows."""
-        return self.rows * self.columns
-
-    @property
-    def packed_bytes(self) -> float:
-        """Planes and scales of order 2, or 8-bit codes."""
-        if self.vocabulary:
-            return self.weights + 6 * self.rows
-        planes = SIGN_BITS * self.columns / 128
-        return self.weights * SIGN_BITS / 8 + planes * (2 * self.rows + 2 * 128)
-
-
-SHAPES = (
-    Shape("LLaDA q/k/v joined", 3 * 4096, 4096),
-    Shape("LLaDA attention out", 4096, 4096),
-    Shape("LLaDA gate/up joined", 2 * 12288, 4096),
-    Shape("LLaDA down", 4096, 12288),
-    Shape("LLaDA head, 8 bits", 126464, 4096, vocabulary=True),
-    Shape("Dream q/k/v joined", 3584 + 2 * 512, 3584),
-    Shape("Dream attention out", 3584, 3584),
-    Shape("Dream gate/up joined", 2 * 18944, 3584),
-    Shape("Dream down", 3584, 18944),
-)
+COLUMNS = (
+    "linear", "M", "bf16", "bytes", "products", "integers", "issue", "binds", "bf16 / packed",
+)  # fmt: skip
 
 
 def microseconds(shape: Shape, tokens: int) -> dict[str, float]:
     """Floors of one shape: of bf16, and of the packed form by each resource."""
-    activations = 2 * tokens * (shape.columns + shape.rows)
-    products = 2 * tokens * shape.weights / FLOPS
-    signs = 0 if shape.vocabulary else SIGN_BITS * shape.weights
+    weights, planar = sum(shape.rows) * shape.columns, shape.codec == "multi-binary"
+    stored = sum(codec_of(shape.codec, rows, shape.columns).nbytes for rows in shape.rows)
+    activations = 2 * tokens * (shape.columns + sum(shape.rows))
+    products = 2 * tokens * weights / FLOPS
+    signs = SIGN_BITS * weights if planar else 0
     rate, tile = next(((r, t) for t, r in PER_SIGN if tokens <= t), (EXPANDED, tokens))
     repeats = -(-tokens // min(tile, 128))
-    planes = SIGN_BITS if tokens <= 16 and not shape.vocabulary else 1
+    planes = SIGN_BITS if tokens <= 16 and planar else 1
     found = {
-        "bf16": max((2 * shape.weights + activations) / BYTES_PER_SECOND, products),
-        "bytes": (shape.packed_bytes + activations) / BYTES_PER_SECOND,
+        "bf16": max((2 * weights + activations) / BYTES_PER_SECOND, products),
+        "bytes": (stored + activations) / BYTES_PER_SECOND,
         "products": products * planes,
         "integers": signs / INTEGERS,
         "issue": signs * rate * (1 if rate == EXPANDED else repeats) / ISSUES,
@@ -78,9 +51,8 @@ def microseconds(shape: Shape, tokens: int) -> dict[str, float]:
     return {name: 1e6 * seconds for name, seconds in found.items()}
 
 
-def table(shape: Shape) -> str:
-    """Markdown rows of one shape."""
-    rows = []
+def rows(shape: Shape) -> Iterator[tuple[object, ...]]:
+    """Rows of the table of one shape."""
     for tokens in TOKENS:
         floor = microseconds(shape, tokens)
         packed = {k: v for k, v in floor.items() if k != "bf16"}
@@ -88,19 +60,16 @@ def table(shape: Shape) -> str:
         # Expansion and product are two launches, one behind the other.
         behind = floor["issue"] + floor["products"] if tokens > 255 else 0.0
         least = max(behind, *packed.values())
-        rows.append(
-            f"| {shape.name} | {tokens} | {floor['bf16']:.1f} | {floor['bytes']:.1f} "
-            f"| {floor['products']:.1f} | {floor['integers']:.1f} | {floor['issue']:.1f} "
-            f"| {binds} | {floor['bf16'] / least:.2f} |"
-        )
-    return "\n".join(rows)
+        yield (
+            f"{shape.model} {shape.layer}", tokens, *(f"{value:.1f}" for value in floor.values()),
+            binds, f"{floor['bf16'] / least:.2f}",
+        )  # fmt: skip
 
 
 def main() -> None:
     """Print the table of all shapes."""
-    print("| linear | M | bf16 | bytes | products | integers | issue | binds | bf16 / packed |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    print("\n".join(table(shape) for shape in SHAPES))
+    shapes = (*linears(LLADA), *linears(DREAM))
+    print(table(COLUMNS, (row for shape in shapes for row in rows(shape))))
 
 
 if __name__ == "__main__":

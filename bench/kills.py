@@ -1,6 +1,6 @@
 """Kill compiles and resume them: is the artifact always that of an uninterrupted one?
 
-    python bench/kills.py --kills 30
+    python -m bench.kills --kills 30
 
 A random tiny checkpoint of three regions is compiled by `default` and by `best`. A compile in a
 process of its own is ended by SIGKILL as soon as its journal has N entries, for every N, and at
@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import qdc
-from tests.support.checkpoints import write_checkpoint
+from bench.common.checkpoint import build
+from bench.common.forks import prepare_for_forks
+from bench.common.processes import environment
 
 PIPELINES = {
     "rtn": "quantize-vocab,stages(calibrate-mcs,rtn-lower),pack",
@@ -60,7 +60,8 @@ class Compile:
             "--passes", self.passes, "--samples", SAMPLES, "--length", LENGTH,
         ]  # fmt: skip
         arguments += ["--resume"] if resume else []
-        return subprocess.Popen(list(map(str, arguments)), stdout=subprocess.DEVNULL).pid
+        command = list(map(str, arguments))
+        return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL).pid
 
     def _fork(self, resume: bool) -> int:
         child = os.fork()
@@ -177,14 +178,11 @@ def main() -> None:
     parser.add_argument("--how", choices=["fork", "command"], default="fork")
     parser.add_argument("--pipelines", default="default,best")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not outlive a fork
+    prepare_for_forks()
     right = True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = write_checkpoint(
-            folder / "model", d_model=32, mlp_hidden_size=48, n_layers=3, dtype=torch.float32
-        )
+        model = build(folder / "model", regions=3, width=32, hidden=48, vocabulary=2048)
         if options.how == "fork":  # what Python loads late, children then have
             qdc.compile(model, "rtn", out=folder / "warm", samples=SAMPLES, length=LENGTH)
         print(f"{'pipeline':<10}{'killed':<34}{'kills':>7}{'equal':>7}")

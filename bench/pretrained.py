@@ -1,6 +1,6 @@
 """Compile a pretrained encoder that transformers implements, and compare what it says.
 
-    python bench/pretrained.py FOLDER --passes default
+    python -m bench.pretrained FOLDER --passes default
 
 The folder holds config.json, tokenizer files and safetensors; nothing is fetched, and no code of
 the folder is run. Sentences are lines of the embedded text, which is also calibrated on;
@@ -12,6 +12,7 @@ correlation of the two models' similarities over all pairs of sentences.
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -49,14 +50,15 @@ def similarities(vectors: Tensor) -> Tensor:
     return (unit @ unit.T)[first, second]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compile, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--passes", default="default")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--length", type=int)
     parser.add_argument("--sentences", type=int, default=64)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     _, program = open_model(options.folder, "export")
     inside = [n for n, m in program.module.named_modules() if isinstance(m, nn.Linear)]
     mapped = {node.path for node in program.graph.linears()}
@@ -79,7 +81,8 @@ def main() -> None:
     cosine = nn.functional.cosine_similarity(found, expected, dim=-1)
     pairs = torch.stack([similarities(found), similarities(expected)])
     print(f"pipeline   {report.pipeline}")
-    print(f"quantized  {len(report.layers)} layers, {float(report.sign_bits):g} sign bits a weight")
+    bits = f"{float(report.sign_bits):g} {report.bits_word}"
+    print(f"quantized  {len(report.layers)} layers, {bits} a weight")
     print(f"effective  {report.effective_bits:.4f} bits a weight, every byte counted")
     for row in report.coverage:
         if row.status == "left out":

@@ -1,7 +1,7 @@
 """How much several processes gain on one wide region, and what they send each other.
 
-    python bench/scaling.py --processes 1 2
-    python bench/scaling.py --arithmetic
+    python -m bench.scaling --processes 1 2
+    python -m bench.scaling --arithmetic
 
 The first builds a random checkpoint of one region and compiles it under torchrun, with one thread
 a process. For every pass it prints wall seconds, and the critical path: of each application the CPU
@@ -12,17 +12,20 @@ machine that does nothing else. The second prints what ownership alone allows fo
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgpack
 import torch
-from safetensors.torch import save_file
 
+from bench.common.checkpoint import build
+from bench.common.clocks import Moment, now
+from bench.common.processes import answer, environment
+from bench.common.shapes import LLADA, Model, stages
 from qdc.compiling.compiler import run_job
 from qdc.compiling.instruments import Instrument
 from qdc.compiling.job import plan_job
@@ -34,23 +37,21 @@ from qdc.ir.types import Parameter, ValueType
 from qdc.pipeline.registry import standard_registry
 from qdc.streaming.unit import Unit
 
-ROOT = Path(__file__).parent.parent
-EMBEDDED = ROOT / "examples" / "tiny-llada"
 VOCABULARY = 2048
 PASSES = (
     "stages(calibrate-cross{{batch={batch}}},sensitivity{{damp=0.1}},abmp-allocate,"
     "daq-lower{{asymmetry=1}}),pack"
 )
-SHAPES: dict[str, list[list[tuple[int, int]]]] = {
-    "LLaDA-8B": [
-        [(4096, 4096)] * 3, [(4096, 4096)], [(12288, 4096)] * 2, [(4096, 12288)],
-    ],
-    "100B MoE": [
-        [(4096, 4096), (512, 4096), (512, 4096)], [(4096, 4096)],
-        *([[(1024, 4096)] * 2] * 128), *([[(4096, 1024)]] * 128),
-    ],
-}  # fmt: skip
-"""Stages of one region as ``(rows, columns)``; of the second, 61 regions make 100.6B weights."""
+EXPERT, EXPERTS = Model("100B MoE", width=4096, keys=512, hidden=1024, vocabulary=0), 128
+ATTENTION, FEED_FORWARD = slice(0, 2), slice(2, 4)
+REGIONS = {
+    LLADA.name: stages(LLADA),
+    EXPERT.name: (
+        *stages(EXPERT)[ATTENTION],
+        *(stage for stage in stages(EXPERT)[FEED_FORWARD] for _ in range(EXPERTS)),
+    ),
+}
+"""Stages of one region; of the second, 61 regions make 100.6B weights."""
 
 
 class Clock(Instrument):
@@ -58,47 +59,16 @@ class Clock(Instrument):
 
     def __init__(self) -> None:
         self.found: list[tuple[str, float, float]] = []
-        self._start = (0.0, 0.0)
+        self._start = Moment(0, 0)
 
     def before(self, place: int, unit: Unit) -> None:
         """Start the clocks."""
-        self._start = time.perf_counter(), time.process_time()
+        self._start = now()
 
     def after(self, place: int, unit: Unit) -> None:
         """Stop them."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        self.found.append((unit.step.name, wall - self._start[0], cpu - self._start[1]))
-
-
-def write_checkpoint(folder: Path, width: int, hidden: int) -> None:
-    """One region of a random LLaDA in bf16."""
-    folder.mkdir()
-    config = {
-        "architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": width, "n_layers": 1,
-        "n_heads": width // 64, "n_kv_heads": width // 64, "mlp_hidden_size": hidden,
-        "vocab_size": VOCABULARY, "embedding_size": VOCABULARY, "max_sequence_length": 4096,
-        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "mask_token_id": 1, "eos_token_id": 0,
-        "pad_token_id": 0, "block_type": "llama", "activation_type": "silu",
-        "layer_norm_type": "rms", "include_bias": False, "weight_tying": False,
-    }  # fmt: skip
-    square, up, down = (width, width), (hidden, width), (width, hidden)
-    block = {"q_proj": square, "k_proj": square, "v_proj": square, "attn_out": square}
-    block |= {"ff_proj": up, "up_proj": up, "ff_out": down}
-    generator = torch.Generator().manual_seed(0)
-    outside = {"wte": (VOCABULARY, width), "ff_out": (VOCABULARY, width)}
-    shapes = outside | {f"blocks.0.{name}": shape for name, shape in block.items()}
-    tensors = {
-        f"model.transformer.{name}.weight": torch.randn(shape, generator=generator)
-        .div(shape[1] ** 0.5)
-        .bfloat16()
-        for name, shape in shapes.items()
-    }
-    for norm in ("blocks.0.attn_norm", "blocks.0.ff_norm", "ln_f"):
-        tensors[f"model.transformer.{norm}.weight"] = torch.ones(width, dtype=torch.bfloat16)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((EMBEDDED / name).read_bytes())
+        wall, processor = (end - start for end, start in zip(now(), self._start, strict=True))
+        self.found.append((unit.step.name, wall, processor))
 
 
 def work(options: argparse.Namespace) -> None:
@@ -146,7 +116,10 @@ def measure(options: argparse.Namespace) -> None:
     """Run all numbers of processes and print the table."""
     with TemporaryDirectory() as folder:
         options.folder = Path(folder)
-        write_checkpoint(options.folder / "model", options.width, options.hidden)
+        build(
+            options.folder / "model", regions=1, width=options.width, hidden=options.hidden,
+            vocabulary=VOCABULARY,
+        )  # fmt: skip
         found = {count: started(options, count) for count in options.processes}
     first = found[options.processes[0]]
     print(f"load of the machine  {' '.join(f'{load:.1f}' for load in os.getloadavg())}")
@@ -165,31 +138,28 @@ def measure(options: argparse.Namespace) -> None:
         )
 
 
-def started(options: argparse.Namespace, count: int) -> dict[str, dict[str, tuple[float, float]]]:
+def started(options: argparse.Namespace, count: int) -> dict[str, Any]:
     """What one run has measured."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command = [sys.executable, *(launcher if count > 1 else []), __file__, "--worker"]
+    command = [sys.executable, *(launcher if count > 1 else []), "-m", "bench.scaling", "--worker"]
     for name in ("folder", "samples", "length", "batch", "megabytes"):
         command += [f"--{name}", str(getattr(options, name))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    found: dict[str, dict[str, tuple[float, float]]] = json.loads(
-        (options.folder / f"{count}.json").read_text()
-    )
+    answer(command, environment(1))
+    found: dict[str, Any] = json.loads((options.folder / f"{count}.json").read_text())
     return found
 
 
 def arithmetic(ranks: Sequence[int]) -> None:
     """How many times faster ownership lets lowering be, stage by stage and by whole regions."""
     print("model      in        " + "".join(f"{count:>7}" for count in ranks))
-    for model, shapes in SHAPES.items():
-        stages = [
-            [layer(f"s{s}.{p}", *each) for p, each in enumerate(stage)]
-            for s, stage in enumerate(shapes)
+    for model, shapes in REGIONS.items():
+        groups = [
+            [layer(f"s{s}.{p}", rows, shape.columns) for p, rows in enumerate(shape.rows)]
+            for s, shape in enumerate(shapes)
         ]
-        rows = {"stages": stages, "regions": [[node for nodes in stages for node in nodes]]}
-        for where, groups in rows.items():
-            print(f"{model:<10} {where:<10}" + "".join(f"{gain(groups, n):>7.2f}" for n in ranks))
+        rows = {"stages": groups, "regions": [[node for nodes in groups for node in nodes]]}
+        for where, each in rows.items():
+            print(f"{model:<10} {where:<10}" + "".join(f"{gain(each, n):>7.2f}" for n in ranks))
 
 
 def gain(groups: Sequence[Sequence[Node]], ranks: int) -> float:
@@ -209,7 +179,8 @@ def layer(name: str, rows: int, columns: int) -> Node:
     return Node(name=name, op="linear", inputs=("x",), type=kind, path=name, parameters=(weight,))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, or print what ownership allows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--width", type=int, default=1024)
@@ -221,7 +192,7 @@ def main() -> None:
     parser.add_argument("--arithmetic", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.worker:
         work(options)
     elif options.arithmetic:

@@ -9,20 +9,24 @@ run on one machine and share its processors.
 import argparse
 import asyncio
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import openai
 
+from bench.common.markdown import header, row
+from bench.common.processes import environment, peak_bytes
 from qdc.cli.models import Opened, open_runnable
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 
+COLUMNS = (
+    "batch", "seconds", "requests/s", "tokens/s", "median", "slowest", "memory", "wrong",
+)  # fmt: skip
 WORDS = ("def", " read", " write", "(", ")", " import", " os", " class", " return", " self", ".")
 
 
@@ -33,18 +37,16 @@ def start(model: Path, batch: int) -> tuple["subprocess.Popen[str]", str]:
         [sys.executable, "-m", "qdc", "serve", str(model), *options],
         stdout=subprocess.PIPE,
         text=True,
+        env=environment(),
     )
     assert process.stdout is not None
     lines = ""
     while not lines.endswith("}\n"):
-        lines += process.stdout.readline()
+        line = process.stdout.readline()
+        if not line:
+            sys.exit(f"the server ended with status {process.wait()} before it was ready")
+        lines += line
     return process, json.loads(lines)["url"]
-
-
-def peak_bytes(process: "subprocess.Popen[str]") -> int:
-    """Resident memory at its highest."""
-    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 async def ask_all(url: str, prompts: list[str], length: int, steps: int, name: str) -> list[float]:
@@ -77,7 +79,7 @@ def wrong(opened: Opened, prompts: list[str], found: list[str], length: int, ste
     return count
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
@@ -85,28 +87,28 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     draw = random.Random(0)
     prompts = ["".join(draw.choices(WORDS, k=1 + n % 8)) for n in range(given.requests)]
     opened = open_runnable(given.model, "cpu", [])
-    print("| batch | seconds | requests/s | tokens/s | median | slowest | memory | wrong |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(header(COLUMNS, left=0))
     for batch in given.batch:
         process, url = start(given.model, batch)
         found = list(prompts)
         name = given.model.resolve().name
         seconds = sorted(asyncio.run(ask_all(url, found, given.length, given.steps, name)))
-        memory = peak_bytes(process) / 1e6
-        os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(60) == 0
+        memory = peak_bytes(process.pid) / 1e6
+        process.terminate()
+        if status := process.wait(60):
+            sys.exit(f"the server ended with status {status}")
         total = seconds[-1]
         errors = wrong(opened, prompts, found, given.length, given.steps)
-        print(
-            f"| {batch} | {total:.2f} | {len(seconds) / total:.0f} | "
-            f"{len(seconds) * given.length / total:.0f} | {seconds[len(seconds) // 2]:.2f} s | "
-            f"{total:.2f} s | {memory:.0f} MB | {errors} |",
-            flush=True,
-        )
+        cells = (
+            batch, f"{total:.2f}", f"{len(seconds) / total:.0f}",
+            f"{len(seconds) * given.length / total:.0f}", f"{seconds[len(seconds) // 2]:.2f} s",
+            f"{total:.2f} s", f"{memory:.0f} MB", errors,
+        )  # fmt: skip
+        print(row(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much the stage-by-stage stream saves against forwarding each region once for every stage.
 
-    python bench/streaming.py --model examples/tiny-llada
+    python -m bench.streaming --model examples/tiny-llada
 
 Both sides collect the same second moments on the same masked samples with full-precision weights,
 in one process, in turns. The peer does what the released code does for every module group: run the
@@ -10,20 +10,20 @@ seconds (median of the rounds), the ratio, and the largest difference between th
 
 import argparse
 import statistics
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import qdc
+from bench.common.clocks import Stopwatch
+from bench.common.hooks import watching
+from bench.common.processes import EMBEDDED
+from bench.common.samples import calibration_states
 from qdc.frontend.opening import open_model
 from qdc.numerics.moment import MomentAccumulator
-from qdc.passkit.masks import mask_windows
-from qdc.passkit.windows import draw_windows
 from qdc.streaming.stream import Stream
-from qdc.text.source import read_text
-from qdc.text.tokenizer import encoder, load_tokenizer
 
 Moments = dict[str, Tensor]
 
@@ -67,41 +67,38 @@ def forwarded(folder: Path, batches: list[Tensor]) -> tuple[Moments, int]:
             accumulator = MomentAccumulator(layer.columns)
 
             def collect(
-                module: nn.Module, inputs: tuple[Tensor], into: MomentAccumulator = accumulator
+                read: Tensor, output: Tensor, into: MomentAccumulator = accumulator
             ) -> None:
-                into.add(inputs[0])
+                into.add(read)
 
-            handle = model.get_submodule(layer.path).register_forward_pre_hook(collect)
-            for value in hidden:
-                block(value, None)
-                calls += len(value) * 7
-            handle.remove()
+            with watching(model, {layer.path: collect}):
+                for value in hidden:
+                    block(value, None)
+                    calls += len(value) * 7
             found[stage.value] = accumulator.value()
         hidden = [block(value, None) for value in hidden]
         calls += sum(len(value) for value in hidden) * 7
     return found, calls
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("examples/tiny-llada"))
+    parser.add_argument("--model", type=Path, default=EMBEDDED)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     _, program = open_model(options.model)
-    encode = encoder(load_tokenizer(options.model))
-    clean = draw_windows(read_text(None).documents, encode, options.samples, options.length, 0)
-    masked, _ = mask_windows(clean, program.graph.model.mask_token_id, 0.25, 0)
-    batches = list(torch.split(masked, 8))
+    states = calibration_states(options.model, 0, samples=options.samples, length=options.length)
+    batches = list(torch.split(states.tokens, 8))
     seconds: dict[str, list[float]] = {"streamed": [], "forwarded": []}
     results: dict[str, tuple[Moments, float]] = {}
     for _ in range(options.rounds):
         for name, side in (("streamed", streamed), ("forwarded", forwarded)):
-            start = time.perf_counter()
-            results[name] = side(options.model, batches)
-            seconds[name].append(time.perf_counter() - start)
+            with Stopwatch() as watch:
+                results[name] = side(options.model, batches)
+            seconds[name].append(watch.seconds)
     layers = sum(1 for _ in program.graph.layers())
     for name, (_, calls) in results.items():
         forwards = calls / (options.samples * layers)

@@ -14,6 +14,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from tiny_corpus import split
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from qdc.models.llada import LLaDA, LLaDAConfig
+from qdc.models.decoder import Decoder
+from qdc.models.llada import LLADA
 
 VOCABULARY = 2048
 MASK, END = "<|mdm_mask|>", "<|endoftext|>"
@@ -60,9 +62,9 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
     return torch.tensor(ids)
 
 
-def initialize(model: LLaDA, generator: torch.Generator) -> None:
+def initialize(model: Decoder, generator: torch.Generator) -> None:
     """Normal weights, the two projections into the residual stream scaled down by depth."""
-    depth = model.config.n_layers
+    depth = model.sizes.blocks
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
             into_stream = ".blocks." in name and (".ff_out." in name or ".attn_out." in name)
@@ -80,7 +82,7 @@ def corrupt(
     return clean.masked_fill(masked, mask_id), masked
 
 
-def optimizers(model: LLaDA, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: Decoder, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embedding, head and norms."""
     inside = [w for n, w in model.named_parameters() if ".blocks." in n and w.ndim == 2]
     outside = [w for n, w in model.named_parameters() if not (".blocks." in n and w.ndim == 2)]
@@ -92,7 +94,7 @@ def optimizers(model: LLaDA, rate: float) -> list[torch.optim.Optimizer]:
 
 @torch.no_grad()
 def held_out_loss(
-    model: LLaDA, ids: torch.Tensor, length: int, ratio: float, device: str, most: int
+    model: Decoder, ids: torch.Tensor, length: int, ratio: float, device: str, most: int
 ) -> float:
     """Mean cross-entropy (nats) of the masked tokens of held-out windows at one mask ratio."""
     generator = torch.Generator().manual_seed(1)
@@ -100,26 +102,26 @@ def held_out_loss(
     total, count = 0.0, 0
     for clean in (windows[at : at + 32] for at in range(0, len(windows), 32)):
         times = torch.full((len(clean),), ratio)
-        noisy, masked = corrupt(clean, times, model.config.mask_token_id, generator)
+        noisy, masked = corrupt(clean, times, model.sizes.mask_token, generator)
         logits = model(noisy.to(device))[masked.to(device)].float()
         total += F.cross_entropy(logits, clean[masked].to(device), reduction="sum").item()
         count += int(masked.sum())
     return total / count
 
 
-def save(model: LLaDA, tokenizer: Tokenizer, out: Path, record: dict[str, object]) -> None:
+def save(
+    model: Decoder,
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    out: Path,
+    record: dict[str, object],
+) -> None:
     """Write the checkpoint in the published layout, bf16, with the record of its training."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {
         n: w.detach().to("cpu", torch.bfloat16).contiguous() for n, w in model.named_parameters()
     }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "architectures": ["LLaDAModelLM"],
-        "model_type": "llada",
-        **model.config.model_dump(),
-        "torch_dtype": "bfloat16",
-    }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save(str(out / "tokenizer.json"))
     settings = {
@@ -127,7 +129,7 @@ def save(model: LLaDA, tokenizer: Tokenizer, out: Path, record: dict[str, object
         "eos_token": END,
         "pad_token": END,
         "mask_token": MASK,
-        "model_max_length": model.config.max_sequence_length,
+        "model_max_length": model.sizes.max_length,
         "clean_up_tokenization_spaces": False,
     }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -165,14 +167,27 @@ def main() -> None:
         flush=True,
     )
 
-    config = LLaDAConfig(
-        d_model=256, n_layers=6, n_heads=4, n_kv_heads=4, mlp_hidden_size=768,
-        vocab_size=VOCABULARY, embedding_size=VOCABULARY, max_sequence_length=options.length,
-        rope_theta=10000.0, rms_norm_eps=1e-5, mask_token_id=token_id(tokenizer, MASK),
-        eos_token_id=token_id(tokenizer, END), pad_token_id=token_id(tokenizer, END),
-    )  # fmt: skip
+    config: dict[str, Any] = {
+        "architectures": ["LLaDAModelLM"],
+        "model_type": LLADA.model_type,
+        "d_model": 256,
+        "n_layers": 6,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 768,
+        "vocab_size": VOCABULARY,
+        "embedding_size": VOCABULARY,
+        "max_sequence_length": options.length,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "mask_token_id": token_id(tokenizer, MASK),
+        "eos_token_id": token_id(tokenizer, END),
+        "pad_token_id": token_id(tokenizer, END),
+        **{field: values[0] for field, values in LLADA.variants.items()},
+        "torch_dtype": "bfloat16",
+    }
     generator = torch.Generator().manual_seed(options.seed)
-    model = LLaDA(config)
+    model = LLADA.network(LLADA.read(config))
     initialize(model, generator)
     earlier: list[dict[str, object]] = []
     if options.resume is not None:
@@ -197,7 +212,7 @@ def main() -> None:
         offsets = torch.randint(len(ids) - length, (batch,), generator=generator)
         clean = ids[offsets[:, None] + torch.arange(length)]
         times = (torch.arange(batch) + torch.rand(1, generator=generator)) / batch
-        noisy, masked = corrupt(clean, times, config.mask_token_id, generator)
+        noisy, masked = corrupt(clean, times, model.sizes.mask_token, generator)
         with torch.autocast(device, torch.bfloat16):
             hidden = model(noisy.to(device))
             losses = F.cross_entropy(
@@ -220,7 +235,9 @@ def main() -> None:
                 for r in (0.15, 0.5, 0.85)
             }
             print("held out", {r: round(v, 3) for r, v in now.items()}, flush=True)
-            save(model, tokenizer, options.out, {"unfinished at step": step, "held_out": now})
+            save(
+                model, config, tokenizer, options.out, {"unfinished at step": step, "held_out": now}
+            )
 
     model.to(device, torch.bfloat16).float()
     record: dict[str, object] = {
@@ -249,7 +266,7 @@ def main() -> None:
             for r in (0.15, 0.5, 0.85)
         },
     }
-    save(model, tokenizer, options.out, record)
+    save(model, config, tokenizer, options.out, record)
     write_card(options.out)
     print(json.dumps({k: v for k, v in record.items() if k != "held_out_files"}, indent=2))
 

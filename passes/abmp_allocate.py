@@ -12,16 +12,21 @@ share the decision: their importances are added, so that engines can fuse them.
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from qdc.errors import OrderOutOfRange
-from qdc.ir.annotations import Orders, Salience
-from qdc.ir.graph import LayerGraph, Node
-from qdc.numerics.allocation import abmp_orders
-from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
-from qdc.pipeline.passbase import Kinds, Pass
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
+from qdc.passkit import (
+    HIGHEST_ORDER,
+    LOWEST_ORDER,
+    Field,
+    Forecast,
+    Kinds,
+    LayerGraph,
+    Node,
+    OrderOutOfRange,
+    Orders,
+    Pass,
+    Salience,
+    Unit,
+    abmp_orders,
+)
 
 
 class AbmpAllocate(Pass):

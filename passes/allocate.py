@@ -29,18 +29,26 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from qdc.errors import InvalidGraph, OrderOutOfRange
 from qdc.format.multibinary import OrderSizes, sizes_by_order
-from qdc.ir.annotations import Orders, Salience
-from qdc.ir.costs import Costs, LossSensitivity
-from qdc.ir.graph import LayerGraph, Node
 from qdc.numerics.knapsack import allocate_orders, extremes, highest_reachable
-from qdc.numerics.orders import HIGHEST_ORDER
-from qdc.pipeline.passbase import Kinds, Pass
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
+from qdc.passkit import (
+    HIGHEST_ORDER,
+    Costs,
+    Field,
+    Forecast,
+    InvalidGraph,
+    Kinds,
+    LayerGraph,
+    LossSensitivity,
+    Node,
+    OrderOutOfRange,
+    Orders,
+    Pass,
+    Salience,
+    Unit,
+    model_validator,
+)
 
 from .abmp_allocate import AbmpAllocate
 

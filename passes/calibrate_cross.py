@@ -18,20 +18,26 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 
-from qdc.ir.annotations import Moment
-from qdc.ir.cross import CrossMoment
-from qdc.ir.graph import LayerGraph, Node, Stage
-from qdc.ir.keys import table_key
 from qdc.numerics.asymmetry import CrossMomentAccumulator
-from qdc.numerics.moment import MomentAccumulator
-from qdc.passkit.experts import ExpertOptions, Source, paired, read
-from qdc.pipeline.passbase import Kinds
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.stream import Stream
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.passkit import (
+    CrossMoment,
+    ExpertOptions,
+    Field,
+    Forecast,
+    Kinds,
+    LayerGraph,
+    Moment,
+    MomentAccumulator,
+    Node,
+    Source,
+    Stage,
+    Stream,
+    Unit,
+    Work,
+    table_key,
+)
+from qdc.passkit.experts import paired, read
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 

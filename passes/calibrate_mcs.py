@@ -32,16 +32,21 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from qdc.ir.annotations import Moment
-from qdc.ir.graph import Node, Stage
-from qdc.ir.keys import table_key
-from qdc.numerics.moment import MomentAccumulator
-from qdc.passkit.experts import ExpertOptions, Source, read
-from qdc.pipeline.passbase import Kinds
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.stream import Stream
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.passkit import (
+    ExpertOptions,
+    Forecast,
+    Kinds,
+    Moment,
+    MomentAccumulator,
+    Node,
+    Source,
+    Stage,
+    Stream,
+    Unit,
+    Work,
+    table_key,
+)
+from qdc.passkit.experts import read
 
 
 class CalibrateMcs(ExpertOptions):

@@ -19,25 +19,34 @@ released code's approximation.
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from qdc.format.codec import Lowered, Tensors
 from qdc.format.multibinary import MultiBinary
-from qdc.ir.annotations import Factor, Orders
-from qdc.ir.cross import CrossMoment
-from qdc.ir.graph import Node
-from qdc.numerics.binarygrid import BinaryGrid
-from qdc.numerics.blocks import BLOCK, block_slices
-from qdc.numerics.columns import block_metric, quantize_block
-from qdc.numerics.feedback import Compensation, quantize_blocks
 from qdc.numerics.importance import ImportanceKind, importance, outlier_weight
 from qdc.numerics.multibinary import Components, dense, fit
-from qdc.passkit.lowering import Lowering, target
-from qdc.pipeline.passbase import Kinds
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.passkit import (
+    BLOCK,
+    BinaryGrid,
+    Compensation,
+    CrossMoment,
+    Factor,
+    Field,
+    Forecast,
+    Kinds,
+    Lowered,
+    Lowering,
+    Node,
+    Orders,
+    Tensors,
+    Unit,
+    Work,
+    block_metric,
+    block_slices,
+    model_validator,
+    quantize_block,
+    quantize_blocks,
+    target,
+)
 
 
 class Daq(Lowered):

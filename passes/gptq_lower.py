@@ -15,25 +15,28 @@ the metric of what later columns cannot compensate (Schur complement), in the sa
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from qdc.format.codec import Lowered, Tensors
-from qdc.format.uniformgrid import READS, UniformGrid, require_clip
-from qdc.ir.annotations import Factor
-from qdc.ir.cross import CrossMoment
-from qdc.ir.graph import Node
-from qdc.numerics.affinegrid import AffineGrid
 from qdc.numerics.asymmetry import asymmetry_term
-from qdc.numerics.blocks import block_slices
-from qdc.numerics.columns import block_metric, quantize_block
-from qdc.numerics.feedback import quantize_blocks
-from qdc.numerics.uniform import NORM, Search, Uniform, Zero, dense_uniform
-from qdc.passkit.lowering import Lowering, target
-from qdc.pipeline.passbase import Kinds
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.passkit import (
+    AffineGrid,
+    CrossMoment,
+    Factor,
+    Field,
+    Forecast,
+    Kinds,
+    Lowered,
+    Node,
+    Tensors,
+    UniformGrid,
+    UniformLowering,
+    Unit,
+    Work,
+    block_slices,
+    model_validator,
+    quantize_on_grids,
+    target,
+)
 
 
 class Gptq(Lowered):
@@ -42,31 +45,14 @@ class Gptq(Lowered):
     tag: ClassVar[str] = "gptq"
     codec: UniformGrid
 
-    def text(self) -> str:
-        """``8 groups of 64   2 bits   output error 6.1e-02``."""
-        return f"{self.codec.text()}{self.error_text()}"
 
-
-class GptqLower(Lowering):
+class GptqLower(UniformLowering):
     """Round column by column on uniform grids; the columns still to come take over each error."""
 
     name: ClassVar[str] = "gptq-lower"
     requires: ClassVar[Kinds] = (Factor,)
     provides: ClassVar[Kinds] = (Gptq,)
 
-    bits: Literal[1, 2, 4, 8] = Field(default=2, description="bits of a code")
-    group: int = Field(
-        default=128, ge=8, le=1 << 16, multiple_of=8, description="columns of a grid"
-    )
-    search: Search = Field(
-        default="minmax", description="grid from minimum to maximum, or the best narrower one"
-    )
-    norm: float = Field(
-        default=NORM, gt=0, le=8, description="exponent of the error that clip minimises"
-    )
-    zero: Zero = Field(
-        default="float", description="store a group's minimum in fp16, or the code of 0"
-    )
     order: Literal["natural", "activation"] = Field(
         default="natural", description="columns of a group from left, or costliest first"
     )
@@ -85,7 +71,6 @@ class GptqLower(Lowering):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "GptqLower":
-        require_clip(self.search, self.norm)
         if self.target == "whole" and not self.asymmetry:
             raise ValueError("target=whole says how asymmetry acts, and asymmetry is 0")
         return self
@@ -94,17 +79,11 @@ class GptqLower(Lowering):
         """GPTAQ's term reads the cross moment."""
         return (*self.requires, CrossMoment) if self.asymmetry else self.requires
 
-    def foresee(self, unit: Forecast, node: Node) -> UniformGrid:
-        """The grid that the options give."""
-        return self.codec(node)
-
     def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
         """Four copies of the weight, errors moved along; with asymmetry its term or target."""
         weights, squares = node.rows * node.columns, node.columns**2
         columns = (1 + self.rounds) * (1 + 2 * self.sweeps) * self.group
-        work = Work(
-            products=weights * node.columns, elements=weights * (READS[self.search] + columns)
-        )
+        work = Work(products=weights * node.columns, elements=weights * (self.reads + columns))
         nbytes = 5 * unit.weight(node) + 2 * self.codec(node).working_bytes
         if self.asymmetry and self.target == "whole":
             work += Work(products=6 * weights * node.columns)
@@ -112,12 +91,6 @@ class GptqLower(Lowering):
             nbytes += 3 * 4 * squares
             work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
         return nbytes, work
-
-    def codec(self, node: Node) -> UniformGrid:
-        """The grid of one layer."""
-        return UniformGrid(
-            rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
-        )
 
     def lower(self, unit: Unit, node: Node) -> tuple[Gptq, Tensors]:
         """Quantize the groups of a layer left to right."""
@@ -130,24 +103,15 @@ class GptqLower(Lowering):
             cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
             term = asymmetry_term(cross, upper, self.asymmetry)
         slices = block_slices(node.columns, self.group)
-        groups: list[Uniform] = []
-
-        def quantize(index: int, block: Tensor) -> Tensor:
-            part = slices[index]
-            groups.append(self.quantize(block, upper[part, part]))
-            return dense_uniform(groups[-1])
-
-        quantize_blocks(weight, upper, slices, "exact", quantize, term)
-        return Gptq(codec=self.codec(node)), UniformGrid.working(groups, self.group, self.zero)
-
-    def quantize(self, block: Tensor, triangle: Tensor) -> Uniform:
-        """Quantize one group, ``f32[n, g]``, with its part of the factor, ``f32[g, g]``."""
-        grid, best = quantize_block(
-            block,
-            None,
-            AffineGrid.fit(block, self.bits, self.search, self.zero, self.norm),
-            block_metric(triangle, by_activation=self.order == "activation"),
+        grids, dense = quantize_on_grids(
+            weight,
+            upper,
+            slices,
+            lambda block: AffineGrid.fit(block, self.bits, self.search, self.zero, self.norm),
             rounds=self.rounds,
             sweeps=self.sweeps,
+            by_activation=self.order == "activation",
+            asymmetry=term,
         )
-        return grid.encode(best)
+        groups = [grid.encode(dense[:, part]) for grid, part in zip(grids, slices, strict=True)]
+        return Gptq(codec=self.codec(node)), UniformGrid.working(groups, self.group, self.zero)

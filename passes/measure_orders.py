@@ -18,20 +18,26 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
 
-from qdc.errors import InvalidPipeline
-from qdc.ir.annotations import Factor, Orders, Salience
-from qdc.ir.costs import Costs
-from qdc.ir.graph import Node
-from qdc.numerics.blocks import block_slices
-from qdc.numerics.feedback import residual_cost
 from qdc.numerics.order_costs import fitter, order_costs
-from qdc.numerics.orders import HIGHEST_ORDER
-from qdc.pipeline.passbase import Kinds, Pass
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.passkit import (
+    HIGHEST_ORDER,
+    Costs,
+    Factor,
+    Field,
+    Forecast,
+    InvalidPipeline,
+    Kinds,
+    Node,
+    Orders,
+    Pass,
+    Salience,
+    Unit,
+    Work,
+    block_slices,
+    model_validator,
+    residual_cost,
+)
 
 
 class MeasureOrders(Pass):

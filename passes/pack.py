@@ -10,14 +10,7 @@ predicted ones and that unpacking gives the same weight bit for bit, and release
 
 from typing import ClassVar
 
-from qdc.format.codec import Lowered
-from qdc.ir.annotations import Packed
-from qdc.ir.graph import Node
-from qdc.ir.keys import file_key
-from qdc.pipeline.passbase import Kinds, Pass
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.passkit import Forecast, Kinds, Lowered, Node, Packed, Pass, Unit, Work, file_key
 
 
 class Pack(Pass):

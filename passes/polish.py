@@ -16,18 +16,20 @@ import math
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from qdc.format.codec import Lowered
-from qdc.ir.graph import Node
-from qdc.passkit.calibration import CalibrationOptions
-from qdc.passkit.lowering import error_effort
+from qdc.passkit import (
+    CalibrationOptions,
+    Field,
+    Forecast,
+    Kinds,
+    Lowered,
+    Node,
+    Unit,
+    Work,
+    error_effort,
+)
 from qdc.passkit.region_fit import RegionFit
-from qdc.pipeline.passbase import Kinds
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
 
 WEIGHTS_HELD = 9
 """Region's weights in fp32 at a time: as they came, latent, gradient, two averages, the kept state,

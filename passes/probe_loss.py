@@ -17,24 +17,35 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from qdc.errors import InvalidCalibration, NotPositiveDefinite
-from qdc.ir.costs import LossSensitivity
-from qdc.ir.graph import LayerGraph, Node, Region, Stage
-from qdc.numerics.blocks import BLOCK, block_slices
-from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
-from qdc.numerics.feedback import residual_cost
-from qdc.numerics.moment import MomentAccumulator
 from qdc.numerics.order_costs import fitter, order_costs
-from qdc.numerics.orders import HIGHEST_ORDER
-from qdc.passkit.experts import ExpertOptions, read
+from qdc.passkit import (
+    BLOCK,
+    HIGHEST_ORDER,
+    ExpertOptions,
+    Factorization,
+    FactorizationFailed,
+    Field,
+    Forecast,
+    InvalidCalibration,
+    Kinds,
+    LayerGraph,
+    LossSensitivity,
+    MomentAccumulator,
+    Node,
+    NotPositiveDefinite,
+    Region,
+    Stage,
+    Unit,
+    Work,
+    block_slices,
+    factor_bytes,
+    factorize,
+    residual_cost,
+)
+from qdc.passkit.experts import read
 from qdc.passkit.probes import Probes, output_head
-from qdc.pipeline.passbase import Kinds
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
 
 PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""

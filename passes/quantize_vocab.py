@@ -14,21 +14,29 @@ time.
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from qdc.errors import InvalidCheckpoint, UnsupportedModel
-from qdc.format.codec import Lowered, Tensors
-from qdc.format.uniformgrid import UniformGrid
-from qdc.ir.annotations import OUTSIDE, Kept, Packed
-from qdc.ir.graph import LayerGraph, Node
-from qdc.ir.keys import file_key
-from qdc.numerics.blocks import block_slices
-from qdc.numerics.uniform import fit_uniform
-from qdc.pipeline.passbase import Kinds, Pass
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.ir.annotations import OUTSIDE
+from qdc.passkit import (
+    Field,
+    Forecast,
+    InvalidCheckpoint,
+    Kept,
+    Kinds,
+    LayerGraph,
+    Lowered,
+    Node,
+    Packed,
+    Pass,
+    Tensors,
+    UniformGrid,
+    Unit,
+    UnsupportedModel,
+    Work,
+    block_slices,
+    file_key,
+    fit_uniform,
+)
 
 WIDEST = 1 << 16
 """Columns of the widest grid of the codec."""

@@ -10,20 +10,21 @@ reads no statistics, so ``rtn-lower,pack`` compiles without calibration; with a 
     after        @rtn  4 groups of 128   2 bits   output error 2.0e-01
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field, model_validator
-
-from qdc.format.codec import Lowered, Tensors
-from qdc.format.uniformgrid import READS, UniformGrid, require_clip
-from qdc.ir.graph import Node
-from qdc.numerics.blocks import block_slices
-from qdc.numerics.uniform import NORM, Search, Zero, fit_uniform
-from qdc.passkit.lowering import Lowering
-from qdc.pipeline.passbase import Kinds
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.passkit import (
+    Forecast,
+    Kinds,
+    Lowered,
+    Node,
+    Tensors,
+    UniformGrid,
+    UniformLowering,
+    Unit,
+    Work,
+    block_slices,
+    fit_uniform,
+)
 
 
 class Rtn(Lowered):
@@ -32,50 +33,17 @@ class Rtn(Lowered):
     tag: ClassVar[str] = "rtn"
     codec: UniformGrid
 
-    def text(self) -> str:
-        """``4 groups of 128   2 bits   output error 2.0e-01``."""
-        return f"{self.codec.text()}{self.error_text()}"
 
-
-class RtnLower(Lowering):
+class RtnLower(UniformLowering):
     """Round every weight to the nearest level of a uniform grid."""
 
     name: ClassVar[str] = "rtn-lower"
     provides: ClassVar[Kinds] = (Rtn,)
 
-    bits: Literal[1, 2, 4, 8] = Field(default=2, description="bits of a code")
-    group: int = Field(
-        default=128, ge=8, le=1 << 16, multiple_of=8, description="columns of a grid"
-    )
-    search: Search = Field(
-        default="minmax", description="grid from minimum to maximum, or the best narrower one"
-    )
-    norm: float = Field(
-        default=NORM, gt=0, le=8, description="exponent of the error that clip minimises"
-    )
-    zero: Zero = Field(
-        default="float", description="store a group's minimum in fp16, or the code of 0"
-    )
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> "RtnLower":
-        require_clip(self.search, self.norm)
-        return self
-
-    def foresee(self, unit: Forecast, node: Node) -> UniformGrid:
-        """The grid that the options give."""
-        return self.codec(node)
-
     def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
         """Codes beside the weight, each number read for the grid and rounded."""
-        work = Work(elements=READS[self.search] * node.rows * node.columns)
+        work = Work(elements=self.reads * node.rows * node.columns)
         return unit.weight(node) + 2 * self.codec(node).working_bytes, work
-
-    def codec(self, node: Node) -> UniformGrid:
-        """The grid of one layer."""
-        return UniformGrid(
-            rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
-        )
 
     def lower(self, unit: Unit, node: Node) -> tuple[Rtn, Tensors]:
         """Fit the grid of every row and group, then round."""

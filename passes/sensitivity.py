@@ -14,19 +14,29 @@ import math
 from functools import partial
 from typing import ClassVar
 
-from pydantic import Field
-
-from qdc.errors import InvalidCheckpoint, NotPositiveDefinite
-from qdc.ir.annotations import Factor, Moment, Salience
-from qdc.ir.graph import Node
-from qdc.ir.keys import table_key
-from qdc.numerics.blocks import BLOCK, block_slices, block_widths
-from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.importance import ImportanceKind, block_scores
-from qdc.pipeline.passbase import Kinds, Pass
-from qdc.streaming.forecast import Forecast
-from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.passkit import (
+    BLOCK,
+    Factor,
+    Factorization,
+    FactorizationFailed,
+    Field,
+    Forecast,
+    InvalidCheckpoint,
+    Kinds,
+    Moment,
+    Node,
+    NotPositiveDefinite,
+    Pass,
+    Salience,
+    Unit,
+    Work,
+    block_slices,
+    block_widths,
+    factor_bytes,
+    factorize,
+    table_key,
+)
 
 OVERFLOW = "the importance of the weights overflows fp32"
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from qdc.errors import QdcError
     from qdc.format.codec import Codec, Lowered
     from qdc.ir.annotations import Annotation
+    from qdc.models.family import Family
     from qdc.pipeline.backendbase import Backend
     from qdc.pipeline.passbase import Pass
     from qdc.report.model import CompileReport
@@ -23,6 +24,7 @@ _HOME = {
     "Backend": "qdc.pipeline.backendbase",
     "Codec": "qdc.format.codec",
     "CompileReport": "qdc.report.model",
+    "Family": "qdc.models.family",
     "Lowered": "qdc.format.codec",
     "Pass": "qdc.pipeline.passbase",
     "QdcError": "qdc.errors",
@@ -33,6 +35,7 @@ __all__ = [
     "Backend",
     "Codec",
     "CompileReport",
+    "Family",
     "Lowered",
     "Pass",
     "QdcError",

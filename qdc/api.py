@@ -75,7 +75,7 @@ def compile(
         resume: go on from an interrupted compile of ``out``, if one is there.
         restart: discard it.
         write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
-        plugins: files that define further passes or backends.
+        plugins: files that define further passes, backends or families.
         dump_after: names of passes, or ``all``: write the graph after each.
         dump_dir: where; beside ``out`` if not given.
         stop_after: name of the last pass to run; no artifact is written then.
@@ -135,7 +135,7 @@ def export(
         verify: prove first that all tensors and the logits are the artifact's, its weights rounded
             to ``dtype``; takes one dense copy of the model in fp32.
         force: replace an artifact or an export that is at ``out``.
-        plugins: files that define the codecs of third-party passes.
+        plugins: files that define codecs of third-party passes, or families.
         progress: called with what is done, how much of it, and the total.
 
     Returns:
@@ -177,7 +177,7 @@ def load(
             backend: fp32 of ``reference``, bf16 of ``triton``.
         backend: who runs it: ``reference`` decodes every weight when it loads, ``triton`` computes
             from packed weights on a GPU.
-        plugins: files that define the codecs of third-party passes, or further backends.
+        plugins: files that define codecs of third-party passes, further backends or families.
 
     Returns:
         A module whose logits have shape (batch, length, vocabulary).
@@ -197,16 +197,18 @@ def load_original(
     dtype: torch.dtype = torch.float32,
     *,
     frontend: str = "auto",
+    plugins: PathLike | Sequence[PathLike] = (),
 ) -> nn.Module:
     """Load an uncompiled checkpoint as the same kind of module as ``load``.
 
-    ``frontend`` is that of ``compile``.
+    ``frontend`` is that of ``compile``; ``plugins`` are files that define further families.
 
     Raises:
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
     device = find_device(device)
-    return load_checkpoint(Path(model_dir), device, dtype, parse_choice(frontend))
+    families = standard_registry(_paths(plugins)).families
+    return load_checkpoint(Path(model_dir), device, dtype, parse_choice(frontend), families)
 
 
 def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:

@@ -12,7 +12,7 @@ from qdc.format.weights import Weights
 from qdc.ir.keys import file_key
 from qdc.pipeline.backendbase import Runtime
 from qdc.runtime.joining import join_stages
-from qdc.runtime.weights import dense_tensors, place, tied_names
+from qdc.runtime.weights import Skeleton
 
 from .checking import Checked
 from .modules import PackedEmbedding, PackedLinear
@@ -29,11 +29,11 @@ class PackedRuntime(Runtime):
     def check(self, module: nn.Module, codecs: Mapping[str, Codec]) -> None:
         """Refuse codecs without a kernel, and weights of other modules than linears."""
         refuse_codecs(codecs)
-        tied = tied_names(module)
+        skeleton = Skeleton.of(module)
         odd = [
             f"{path}: {type(module.get_submodule(path)).__name__}"
             for layer in codecs
-            for path in _places(layer, tied)
+            for path in skeleton.uses(layer)
             if type(module.get_submodule(path)) not in (nn.Linear, nn.Embedding)
         ]
         if odd:
@@ -45,14 +45,14 @@ class PackedRuntime(Runtime):
 
     def fill(self, module: nn.Module, weights: Weights) -> None:
         """Read stage by stage: beside the model there are the stored tensors of one stage."""
-        tied, names = tied_names(module), dense_tensors(module)
-        builder = _Builder(self, module, weights, tied)
+        skeleton = Skeleton.of(module)
+        builder = _Builder(self, module, weights, skeleton)
         gone = frozenset[str]()
         if weights.traceable:
             linears = {
                 path
                 for path in weights.codecs
-                if type(module.get_submodule(path)) is nn.Linear and _places(path, tied) == [path]
+                if type(module.get_submodule(path)) is nn.Linear and skeleton.uses(path) == [path]
             }
             gone = join_stages(module, weights.stages, linears, builder.joinable, builder.linear)
         replaced = set(gone)
@@ -61,22 +61,16 @@ class PackedRuntime(Runtime):
                 above, _, name = path.rpartition(".")
                 module.get_submodule(above).add_module(name, packed)
                 replaced.add(path)
-        aliases = {first for name, first in tied.items() if _owner(name) not in replaced}
-        state = {
-            name: weights.plain(name).to(self.device, self.dtype)
-            for name in names
-            if _owner(name) not in replaced or name in aliases
-        }
-        place(module, state, tied, replaced)
+        skeleton.fill_others(module, weights, replaced, self.device, self.dtype)
 
 
 class _Builder:
     """Makes packed modules from stored tensors, reading each when it is its turn."""
 
     def __init__(
-        self, runtime: PackedRuntime, module: nn.Module, weights: Weights, tied: Mapping[str, str]
+        self, runtime: PackedRuntime, module: nn.Module, weights: Weights, skeleton: Skeleton
     ) -> None:
-        self.runtime, self.root, self.weights, self.tied = runtime, module, weights, tied
+        self.runtime, self.root, self.weights, self.skeleton = runtime, module, weights, skeleton
 
     def joinable(self, paths: Sequence[str]) -> bool:
         """Whether one packed linear can stand for these; a matter of codecs alone."""
@@ -94,7 +88,7 @@ class _Builder:
         They hold the same tensors as far as they lay them out alike.
         """
         shared: dict[str, Tensor] = {}
-        for path in _places(layer, self.tied):
+        for path in self.skeleton.uses(layer):
             part = self.part(layer, path)
             packed: nn.Module
             if type(self.root.get_submodule(path)) is nn.Linear:
@@ -117,17 +111,8 @@ class _Builder:
         )
 
     def _bias(self, name: str) -> Tensor:
-        return self.weights.plain(self.tied.get(name, name))
+        return self.weights.plain(self.skeleton.tied.get(name, name))
 
     def _checked(self, packed: nn.Module, parts: list[Part], label: str) -> nn.Module:
         made = Checked(packed, parts, label) if self.runtime.checked else packed
         return made.requires_grad_(False).eval()
-
-
-def _places(layer: str, tied: Mapping[str, str]) -> list[str]:
-    """The modules that a layer's weight is used in: its own, and those tied to it."""
-    return [layer, *(_owner(n) for n, first in tied.items() if first == file_key(layer))]
-
-
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0]

@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from bench.common.forks import prepare_for_forks
+from bench.common.markdown import table
 
 from .kinds import KINDS, NATIVES
 from .sources import write_sources
@@ -26,8 +27,7 @@ from .worker import FAILED, MEMORY, REFUSED, SECONDS, TAKEN, Case, Outcome, read
 def main() -> int:
     """Run the cases and print a table; 1 if one has failed."""
     given = _parser().parse_args()
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not outlive a fork
+    prepare_for_forks()
     kinds = {**KINDS, **(NATIVES if given.native else {})}
     wanted = [kind for kind in kinds if re.search(given.only, kind)]
     if given.case is not None:
@@ -54,15 +54,15 @@ def main() -> int:
 
 
 def _table(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    columns = ("kind", "cases", REFUSED, TAKEN, FAILED, "slowest s", "most MiB")
-    print("| " + " | ".join(columns) + " |\n|---|" + "---:|" * (len(columns) - 1))
+    head = ("kind", "cases", REFUSED, TAKEN, FAILED, "slowest s", "most MiB")
+    rows = []
     groups = {kind: [o for o in outcomes if o.case.kind == kind] for kind in kinds}
     for name, group in {**groups, "all": list(outcomes)}.items():
         counts = [sum(o.verdict == verdict for o in group) for verdict in (REFUSED, TAKEN, FAILED)]
         slowest = max((o.seconds for o in group), default=0.0)
         most = max((o.memory for o in group), default=0) / 2**20
-        cells = (name, len(group), *counts, f"{slowest:.2f}", f"{most:.0f}")
-        print(f"| {' | '.join(map(str, cells))} |")
+        rows.append((name, len(group), *counts, f"{slowest:.2f}", f"{most:.0f}"))
+    print(table(head, rows))
     total = sum(o.seconds for o in outcomes)
     print(f"\nbounds: {SECONDS:.0f} s and {MEMORY >> 20} MiB a case; {total:.0f} s in all")
 

@@ -11,17 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import qdc
+from bench.common.processes import ROOT
 from qdc.artifact.journal import read_journal
 from qdc.artifact.writer import check_target
 from qdc.cli import run
 from qdc.errors import OutputExists, QdcError, printable
-from qdc.text.records import Fields
 from qdc.text.source import read_text
 
 Reader = Callable[[Path], bool]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "read_artifact.py"
+EXAMPLE = ROOT / "examples" / "read_artifact.py"
 LONGEST_MESSAGE = 20_000
-FIELDS = Fields()
 
 
 class Misread(Exception):

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 import qdc
+from bench.common.checkpoint import build
 from qdc.artifact.journal import Entry, File, Journal, PassCost, StreamState
-from tests.support.checkpoints import write_checkpoint
 
 PLAIN = "quantize-vocab,stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0.5},daq-lower),pack"
 EIGHT = PLAIN.replace("daq-lower", "daq-lower{scale-bits=8}")
@@ -33,8 +33,8 @@ def write_sources(folder: Path, wanted: Collection[str]) -> Sources:
     """Write the folders of these names: artifacts of width 16, text, a dataset, a journal."""
     artifacts = {name: passes for name, passes in PIPELINES.items() if name in wanted}
     if artifacts:
-        model = write_checkpoint(
-            folder / "model", d_model=16, mlp_hidden_size=40, vocab=320, dtype=torch.float16
+        model = build(
+            folder / "model", regions=2, width=16, hidden=40, vocabulary=320, dtype=torch.float16
         )
         _small_tokenizer(model)
     for name, passes in artifacts.items():

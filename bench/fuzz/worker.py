@@ -17,6 +17,8 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from bench.common.processes import peak_bytes, reset_peak
+
 from .kinds import KINDS, NATIVES
 from .readers import READERS
 from .sources import Sources
@@ -127,7 +129,8 @@ def read_all(folder: Path, readers: Sequence[str]) -> tuple[str, float, int, str
         The verdict of the first reader, or that one has failed; the seconds; the growth of the
         resident set at its highest; and how it failed.
     """
-    before, begun, taken, detail = _peak(reset=True), time.monotonic(), [], ""
+    reset_peak()
+    before, begun, taken, detail = peak_bytes(), time.monotonic(), [], ""
     for name in readers:
         try:
             taken.append(READERS[name](folder))
@@ -136,14 +139,4 @@ def read_all(folder: Path, readers: Sequence[str]) -> tuple[str, float, int, str
             detail = f"{name}: {type(error).__name__}\n{trace[-3000:]}"
             break
     verdict = FAILED if detail else TAKEN if taken[0] else REFUSED
-    return verdict, time.monotonic() - begun, max(0, _peak() - before), detail
-
-
-def _peak(*, reset: bool = False) -> int:
-    """The highest resident set since the last reset, in bytes; after a reset the present one."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    return 0
+    return verdict, time.monotonic() - begun, max(0, peak_bytes() - before), detail

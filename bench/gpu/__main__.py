@@ -11,11 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.common.files import write
+from bench.common.markdown import END, MARK, replace_part
+from bench.common.processes import ROOT
+
 if TYPE_CHECKING:
     from .result import Result
 
-ROOT = Path(__file__).parents[2]
-BEGIN, END = "<!-- bench.gpu: begin -->", "<!-- bench.gpu: end -->"
+PART = "bench.gpu"
 PARTS = ("linears", "model", "compile")
 KEPT = 90.0
 """Seconds of the budget that stay for models and the compile when linears take long."""
@@ -41,12 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     with torch.no_grad():
         result = _run(given, arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "gpu.json").write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write(result.model_dump_json(indent=1) + "\n", given.out / "gpu.json")
     from .page import page
 
     text = page(result)
-    (given.out / "gpu.md").write_text(text, encoding="utf-8")
+    write(text, given.out / "gpu.md")
     if given.docs is not None:
         _insert(given.docs, text)
     print(text)
@@ -111,15 +113,12 @@ def _run(given: argparse.Namespace, arguments: list[str] | None) -> "Result":
 
 
 def _insert(docs: Path, text: str) -> None:
-    """Put the page between its marks, or behind everything else."""
+    """Put the page between its marks, which are set behind everything else the first time."""
     found = docs.read_text(encoding="utf-8")
-    block = f"{BEGIN}\n\n{text}\n{END}"
-    if BEGIN in found and END in found:
-        head, _, rest = found.partition(BEGIN)
-        found = head + block + rest.partition(END)[2]
-    else:
-        found = f"{found.rstrip()}\n\n{block}\n"
-    docs.write_text(found, encoding="utf-8")
+    mark = MARK.format(PART)
+    if mark not in found:
+        found = f"{found.rstrip()}\n\n{mark}\n{END}\n"
+    write(replace_part(found, PART, text), docs)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from bench.common.shapes import Shape
 from qdc.backends.triton.checking import Formula
 from qdc.backends.triton.modules import PackedLinear
 from qdc.backends.triton.parts import Part
@@ -15,7 +16,7 @@ from qdc.backends.triton.parts import Part
 from .card import Card
 from .clock import Clock, OutOfTime
 from .peers import Linear, Make, dtype_of, first_line, importable
-from .sizes import Shape, Sizes
+from .sizes import Sizes
 from .weights import codec_of, random_stored
 
 BASELINE, PACKED = "bf16", "qdc"

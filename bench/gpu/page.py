@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 
+from bench.common.markdown import header
+from bench.common.markdown import row as line
+
 from .linears import BASELINE, PACKED, Row
 from .result import DRY, Result, targets
 from .step import Models, Step
@@ -29,9 +32,9 @@ def _lines(result: Result) -> Iterator[str]:
         )
     for part in result.unfinished:
         yield f"Not finished: {part}."
-    yield from ("", "| target | wanted | found | |", "|---|---|---|---|")
+    yield from ("", header(("target", "wanted", "found", ""), left=4))
     for target in targets(result):
-        yield f"| {target.name} | {target.wanted} | {target.found} | {VERDICTS[target.met]} |"
+        yield line((target.name, target.wanted, target.found, VERDICTS[target.met]))
     yield from _linears(result)
     if result.models is not None:
         yield from _models(result.models, measured=card.measured)
@@ -54,14 +57,13 @@ def _linears(result: Result) -> Iterator[str]:
     yield ""
     head = ["model", "layer", "rows x columns", "M", BASELINE, PACKED, *others]
     head += ["speed-up", "GB/s", "share of the floor", "deviation"]
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
+    yield header(head, left=3)
     for row in result.rows:
         cells = [row.model, row.layer, f"{row.rows} x {row.columns}", str(row.tokens)]
         cells += [_time(row, name, result.card.measured) for name in (BASELINE, PACKED, *others)]
         cells += _rates(row) if result.card.measured else ["", "", ""]
         cells.append("" if row.deviation is None else f"{row.deviation:.2f}")
-        yield "| " + " | ".join(cells) + " |"
+        yield line(cells)
     for name in others:
         why = dict.fromkeys(row.failed[name] for row in result.rows if name in row.failed)
         if why:
@@ -93,11 +95,11 @@ def _models(models: Models, *, measured: bool) -> Iterator[str]:
         yield f"Resident weights of {method}: {size}; its logits are {finite}."
     head = ["step of", "batch x length", f"{BASELINE} ms", f"{PACKED} ms", "speed-up"]
     head += [f"{BASELINE} tokens/s", f"{PACKED} tokens/s", f"{BASELINE} peak", f"{PACKED} peak"]
-    yield from ("", "| " + " | ".join(head) + " |", "|" + "---|" * len(head))
+    yield from ("", header(head, left=2))
     for step in models.steps:
         cells = [step.what, f"{step.batch} x {step.length}"]
         cells += _step(step) if measured else ["ran" if step.seconds else ""] * 2 + [""] * 5
-        yield "| " + " | ".join(cells) + " |"
+        yield line(cells)
 
 
 def _step(step: Step) -> list[str]:
@@ -126,8 +128,7 @@ def _compile(result: Result) -> Iterator[str]:
     if found.failed:
         yield f"failed: {found.failed}."
         return
-    yield from ("", "| pass | seconds |", "|---|---|")
+    yield from ("", header(("pass", "seconds")))
     measured = result.card.measured
-    for name, seconds in found.passes.items():
-        yield f"| {name} | {f'{seconds:.2f}' if measured else 'ran'} |"
-    yield f"| everything | {f'{found.seconds:.2f}' if measured else 'ran'} |"
+    for name, seconds in {**found.passes, "everything": found.seconds}.items():
+        yield line((name, f"{seconds:.2f}" if measured else "ran"))

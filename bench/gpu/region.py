@@ -1,7 +1,6 @@
 """Time ``qdc compile`` of one region of the width of LLaDA-8B, by pass, in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -10,12 +9,11 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from bench.memory import build
+from bench.common.checkpoint import build
+from bench.common.processes import Failed, answer, environment
 
 from .clock import Clock
 from .sizes import Sizes
-
-ROOT = Path(__file__).parents[2]
 
 
 class Compile(BaseModel):
@@ -49,19 +47,15 @@ def measure(clock: Clock, sizes: Sizes) -> Compile:
             "--passes", sizes.passes, "--samples", sizes.samples, "--length", sizes.length,
             "--device", clock.device.type, "--no-report", "--json",
         ]  # fmt: skip
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
-            done = subprocess.run(
-                list(map(str, command)), capture_output=True, text=True, check=False,
-                timeout=max(1, clock.left), env={**os.environ, "PYTHONPATH": path},
-            )  # fmt: skip
+            report = json.loads(answer(command, environment(), timeout=max(1, clock.left)))
         except subprocess.TimeoutExpired as error:
             found.failed = f"not done after {error.timeout:.0f} s"
             return found
-    if done.returncode:
-        found.failed = (done.stderr.strip().splitlines() or ["no message"])[0]
-        return found
-    report = json.loads(done.stdout)
+        except Failed as error:
+            lines = str(error).splitlines()
+            found.failed = next((line for line in lines if line.startswith("error")), lines[-1])
+            return found
     found.seconds = report["seconds"]
     found.passes = {row["name"]: row["seconds"] for row in report["passes"]}
     return found

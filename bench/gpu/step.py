@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from qdc.backends.triton.runtime import PackedRuntime
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN
 from qdc.runtime.weights import dense_tensors
 
 from .clock import Clock
@@ -71,7 +71,7 @@ def measure(clock: Clock, sizes: Sizes, found: Models) -> None:
 
 def packed_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A model of random packed weights, loaded as an artifact is: nothing dense is made."""
-    module = build(config)[0]
+    module = BUILT_IN.build(config)[0]
     shapes = {name: tuple(map(int, shape)) for name, (_, shape) in dense_tensors(module).items()}
     linears = [n for n, part in module.named_modules() if type(part) in (nn.Linear, nn.Embedding)]
     codecs = {
@@ -93,7 +93,7 @@ def packed_model(config: dict[str, Any], dtype: torch.dtype, device: torch.devic
 
 def dense_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The same model with random weights in ``dtype``."""
-    module = build(config)[0].to(dtype).to_empty(device=device)
+    module = BUILT_IN.build(config)[0].to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for parameter in module.parameters():
         if parameter.dim() == 1:

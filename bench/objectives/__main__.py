@@ -2,13 +2,16 @@
 
 import argparse
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import bench.objectives
 import qdc
+from bench.common.clocks import Stopwatch
+from bench.common.files import write
+from bench.common.processes import EMBEDDED, ROOT
 from bench.objectives.explain import explain
 from bench.objectives.gradient import Curvature, slopes
 from bench.objectives.measure import (
@@ -46,11 +49,12 @@ PEER_FAMILIES = {"hqq": "rounding"}
 """Peers that look at no states are with those of ours that do not."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, explain, draw."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.objectives", description=bench.objectives.__doc__
     )
-    parser.add_argument("--model", type=Path, default=Path("examples/tiny-llada"))
+    parser.add_argument("--model", type=Path, default=EMBEDDED)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument(
         "--peer",
@@ -59,10 +63,10 @@ def main() -> None:
         metavar="NAME=FOLDER",
         help="a result of bench.peers, made with seed 0",
     )
-    parser.add_argument("--out", type=Path, default=Path("docs/quality"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quality")
     parser.add_argument("--only", nargs="+", help="names of versions; all if not given")
     parser.add_argument("--skip-explain", action="store_true", help="no experiments")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     variants = population()
     peers = dict(text.split("=", 1) for text in given.peer)
     variants += [
@@ -80,31 +84,26 @@ def main() -> None:
             if variant.name in EXPLAINED
         }
         explained = explain(subject, versions, given.cache / "explained.json")
-    given.out.mkdir(parents=True, exist_ok=True)
     spectrum = Spectrum(subject, _fresh(subject, FRESH_WINDOWS)).shares(subject)
     summary = {"versions": rows, "spectrum": spectrum, "explained": explained}
-    (given.out / "objectives.json").write_text(json.dumps(_short(summary)) + "\n", "utf-8")
-    (given.out / "objectives-tables.md").write_text(tables(summary), "utf-8")
+    write(json.dumps(_short(summary)) + "\n", given.out / "objectives.json")
+    write(tables(summary), given.out / "objectives-tables.md")
     draw(summary, given.out)
 
 
 def measured(subject: Subject, variants: list[Variant], cache: Path) -> list[dict[str, object]]:
     """Measure every version; one row each, from the cache where it has one."""
     folder = cache / "measures"
-    folder.mkdir(parents=True, exist_ok=True)
     bench: Bench | None = None
     rows = []
     for variant in variants:
         file = folder / f"{variant.name}.json"
         if not file.is_file():
             bench = bench or Bench(subject)
-            start = time.perf_counter()
-            row = bench.row(variant, version_of(subject, variant, cache))
-            file.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
-            print(
-                f"{variant.name}: rise {row['rise 0.5']:.4f}, {time.perf_counter() - start:.0f} s",
-                flush=True,
-            )
+            with Stopwatch() as watch:
+                row = bench.row(variant, version_of(subject, variant, cache))
+            write(json.dumps(row, indent=1) + "\n", file)
+            print(f"{variant.name}: rise {row['rise 0.5']:.4f}, {watch.seconds:.0f} s", flush=True)
         rows.append(json.loads(file.read_text("utf-8")))
     return rows
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from bench.common.files import write
+from bench.common.hooks import watching
 from bench.objectives.gradient import Curvature, slopes
 from bench.objectives.measure import Spectrum, stretched
 from bench.objectives.model import Samples, Subject, Weights, kind
@@ -50,8 +52,7 @@ def explain(subject: Subject, versions: dict[str, Weights], file: Path) -> Resul
             if label not in done:
                 with logits() as module:
                     done[label] = gap.of_module(module)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+                write(json.dumps(found, indent=1) + "\n", file)
 
     for name, version in versions.items():
         errors = {layer: version[layer] - old for layer, old in subject.weights.items()}
@@ -181,18 +182,13 @@ def _applied(subject: Subject, given: Iterator[tuple[str, Weights]]) -> Iterator
 def _shifted(subject: Subject, errors: Weights, shift: Weights) -> Iterator[Logits]:
     """The original model with some errors, and with constants ``f32[rows]`` added to outputs."""
     changed = {layer: subject.weights[layer] + error for layer, error in errors.items()}
-    handles = [
-        subject.module.get_submodule(layer).register_forward_hook(
-            lambda _, __, output, own=value: output + own
-        )
-        for layer, value in shift.items()
-    ]
-    try:
-        with subject.using(changed) as module:
-            yield module
-    finally:
-        for handle in handles:
-            handle.remove()
+    added = {layer: partial(_add, value) for layer, value in shift.items()}
+    with watching(subject.module, added), subject.using(changed) as module:
+        yield module
+
+
+def _add(shift: Tensor, read: Tensor, output: Tensor) -> Tensor:
+    return output + shift
 
 
 @contextmanager
@@ -200,8 +196,8 @@ def _somewhere(subject: Subject, errors: Weights, where: str) -> Iterator[Logits
     """The original model whose linears err at masked or at visible positions only."""
     places = torch.empty(0)
 
-    def err(_: nn.Module, inputs: tuple[Tensor], output: Tensor, own: Tensor) -> Tensor:
-        return output + places * F.linear(inputs[0], own)
+    def err(own: Tensor, read: Tensor, output: Tensor) -> Tensor:
+        return output + places * F.linear(read, own)
 
     def logits(tokens: Tensor) -> Tensor:
         nonlocal places
@@ -210,15 +206,8 @@ def _somewhere(subject: Subject, errors: Weights, where: str) -> Iterator[Logits
         found: Tensor = subject.module(tokens)
         return found
 
-    handles = [
-        subject.module.get_submodule(layer).register_forward_hook(partial(err, own=error))
-        for layer, error in errors.items()
-    ]
-    try:
+    with watching(subject.module, {layer: partial(err, own) for layer, own in errors.items()}):
         yield logits
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

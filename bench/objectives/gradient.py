@@ -7,13 +7,15 @@ labels its mean is the slope of the loss.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.common.hooks import watching
 from bench.objectives.measure import Measures
 from bench.objectives.model import Samples, Subject, Weights
 
@@ -42,22 +44,10 @@ def slopes(subject: Subject, samples: Samples, seed: int = 0) -> Slopes:
     generator = torch.Generator().manual_seed(seed)
     for batch in samples.batches():
         caught: dict[str, Tensor] = {}
-        handles = []
-        for name in [*subject.layers, *subject.regions]:
-
-            def catch(
-                _: nn.Module,
-                __: object,
-                output: Tensor,
-                name: str = name,
-                into: dict[str, Tensor] = caught,
-            ) -> Tensor:
-                # The first layer's output needs a gradient though no weight asks for one.
-                into[name] = output if output.requires_grad else output.requires_grad_()
-                return into[name]
-
-            handles.append(subject.module.get_submodule(name).register_forward_hook(catch))
-        with torch.enable_grad():
+        catching = {
+            name: partial(_catch, caught, name) for name in [*subject.layers, *subject.regions]
+        }
+        with torch.enable_grad(), watching(subject.module, catching):
             trace = subject.trace(batch.tokens)
             logits = trace.logits[batch.masked.flatten()]
             clean = batch.clean[batch.masked]
@@ -66,8 +56,6 @@ def slopes(subject: Subject, samples: Samples, seed: int = 0) -> Slopes:
             names = list(caught)
             true = torch.autograd.grad(losses[0], list(caught.values()), retain_graph=True)
             sampled = torch.autograd.grad(losses[1], list(caught.values()))
-        for handle in handles:
-            handle.remove()
         inputs = {name: value.detach() for name, value in trace.inputs.items()}
         gradient = dict(zip(names, (g.flatten(0, 1) for g in true), strict=True))
         for layer in subject.layers:
@@ -79,6 +67,12 @@ def slopes(subject: Subject, samples: Samples, seed: int = 0) -> Slopes:
         found.tokens += len(clean)
     found.slope = {name: value / found.tokens for name, value in found.slope.items()}
     return found
+
+
+def _catch(into: dict[str, Tensor], name: str, read: Tensor, output: Tensor) -> Tensor:
+    # The first layer's output needs a gradient though no weight asks for one.
+    into[name] = output if output.requires_grad else output.requires_grad_()
+    return into[name]
 
 
 class Curvature:

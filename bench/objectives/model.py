@@ -3,24 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 import qdc
-from qdc.evaluation.held_out import held_out_windows
+from bench.common.hooks import Look, watching
+from bench.common.samples import calibration_states, held_out
 from qdc.evaluation.masked_loss import ratio_mask
 from qdc.frontend.opening import open_model
 from qdc.models.layers import RMSNorm
-from qdc.passes.calibrate_mcs import CalibrateMcs
-from qdc.passkit.calibration import States
-from qdc.streaming.workspace import Calibration
-from qdc.text.source import read_text
-from qdc.text.tokenizer import encoder, load_tokenizer
 
 BATCH = 16
 Weights = dict[str, Tensor]
@@ -72,11 +66,10 @@ class Subject:
         graph = open_model(folder)[1].graph
         self.folder, self.facts = folder, graph.model
         self.module = qdc.load_original(folder)
-        self.encode = encoder(load_tokenizer(folder))
         self.layers = [node.path for node in graph.layers()]
         self.regions = [graph.structure.prefix + region.name for region in graph.regions]
-        self.last_norm = _last(self.module, RMSNorm)
-        self.head = _last(self.module, nn.Linear)
+        self.end, self.last_norm = _last(self.module, RMSNorm)
+        self.head = _last(self.module, nn.Linear)[1]
         self.source: dict[str, str] = {}
         """``layer -> first layer of its stage``."""
         for region in graph.regions:
@@ -93,21 +86,13 @@ class Subject:
 
     def calibration(self, seed: int, samples: int, geometry: str = "mcs") -> Samples:
         """Draw states from the calibration text as a compile with these options does."""
-        drawer = CalibrateMcs.model_validate(
-            {"seed": seed, "samples": samples, "geometry": geometry}
-        )
-        source = Calibration(read_text(None), self.encode)
-        # All that drawing reads of a unit.
-        unit: Any = SimpleNamespace(calibration=lambda: source, model=self.facts)
-        found: States = drawer.draw(unit)
+        found = calibration_states(self.folder, seed, samples=samples, geometry=geometry)
         return Samples(found.clean, found.tokens, found.masked)
 
     def held_out(self, windows: int, ratio: float, seed: int) -> Samples:
         """Held-out windows masked at one ratio, as ``qdc eval`` does."""
-        documents = read_text(self.folder / "heldout.jsonl").documents
-        length = self.facts.max_length
-        clean = held_out_windows(documents, self.encode, length, windows)
-        masked = ratio_mask(len(clean), length, ratio, seed)
+        clean = held_out(self.folder, windows)
+        masked = ratio_mask(len(clean), clean.shape[1], ratio, seed)
         return Samples(clean, clean.masked_fill(masked, self.facts.mask_token_id), masked)
 
     def version(self, module: nn.Module) -> Weights:
@@ -135,29 +120,20 @@ class Subject:
     def trace(self, tokens: Tensor) -> Trace:
         """Run the module as it is on ``i64[b, length]`` and keep what happens inside."""
         found = Trace()
-        handles: list[RemovableHandle] = []
-        for stage in self.stages:
 
-            def keep(_: nn.Module, inputs: tuple[Tensor], name: str = stage) -> None:
-                found.inputs[name] = inputs[0].flatten(0, 1)
+        def read(name: str, inputs: Tensor, output: Tensor) -> None:
+            found.inputs[name] = inputs.flatten(0, 1)
 
-            handles.append(self.module.get_submodule(stage).register_forward_pre_hook(keep))
-        for region in self.regions:
+        def region(name: str, inputs: Tensor, output: Tensor) -> None:
+            found.regions[name] = output.flatten(0, 1)
 
-            def hold(_: nn.Module, __: Any, output: Tensor, name: str = region) -> None:
-                found.regions[name] = output.flatten(0, 1)
-
-            handles.append(self.module.get_submodule(region).register_forward_hook(hold))
-
-        def end(_: nn.Module, __: Any, output: Tensor) -> None:
+        def end(inputs: Tensor, output: Tensor) -> None:
             found.final = output.flatten(0, 1)
 
-        handles.append(self.last_norm.register_forward_hook(end))
-        try:
+        looks: dict[str, Look] = {name: partial(read, name) for name in self.stages}
+        looks |= {name: partial(region, name) for name in self.regions}
+        with watching(self.module, {**looks, self.end: end}):
             found.logits = self.module(tokens).flatten(0, 1)
-        finally:
-            for handle in handles:
-                handle.remove()
         return found
 
 
@@ -172,9 +148,10 @@ def kind(layer: str) -> str:
     return layer.rsplit(".", 1)[-1]
 
 
-def _last(module: nn.Module, wanted: type[nn.Module]) -> nn.Module:
-    """The module of a class that comes last, so that it is outside the regions."""
-    return next(m for m in reversed(list(module.modules())) if isinstance(m, wanted))
+def _last(module: nn.Module, wanted: type[nn.Module]) -> tuple[str, nn.Module]:
+    """Path and module of a class that come last, so that they are outside the regions."""
+    found = [(path, part) for path, part in module.named_modules() if isinstance(part, wanted)]
+    return found[-1]
 
 
 def _norm_before(module: nn.Module, layer: str, family: str) -> str | None:

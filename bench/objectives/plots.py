@@ -7,10 +7,24 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from bench.common.files import write
+from bench.common.style import (
+    BAR,
+    BASE_BAR,
+    GRID,
+    INK,
+    LIBRARY,
+    LINES,
+    MUTED,
+    ORDERS,
+    figure,
+    plain_numbers,
+    styled,
+    svg,
+)  # fmt: skip
 from bench.objectives.tables import FAMILIES, OBJECTIVES, Row, judged
-from bench.quality.style import GRID, INK, MUTED, figure, plain_numbers, styled, svg
 
-COLOURS = dict(zip(FAMILIES, ("#8a94a0", "#0d9c84", "#2f5bea", "#b04ad0", "#e0702b"), strict=True))
+COLOURS = dict(zip(FAMILIES, (LINES[i] for i in (0, 2, 1, 4, 3)), strict=True))
 PANELS = (
     ("fresh: layer all", "Layer error"),
     ("fresh: last region masked", "Region output, last, masked"),
@@ -31,7 +45,7 @@ PILES = {
     "one kind of layer at a time, summed": "kind ",
     "one region at a time, summed": "region ",
 }
-PILE_COLOURS = ("#9db4f5", "#4a6ff0", "#1b2f8f")
+PILE_COLOURS = tuple(ORDERS.values())[1:]
 NOISES = {
     "white weights": "noise, white in the weights",
     "even over input directions": "noise, the same in every input direction",
@@ -53,7 +67,7 @@ def draw(summary: dict[str, Any], folder: Path) -> None:
         made["objectives-directions"] = directions(summary["explained"])
         made["objectives-sums"] = sums(summary["explained"])
     for name, text in made.items():
-        (folder / f"{name}.svg").write_text(text, "utf-8")
+        write(text, folder / f"{name}.svg")
 
 
 def scatter(rows: Sequence[Row]) -> str:
@@ -105,7 +119,7 @@ def ranking(rows: Sequence[Row]) -> str:
         axes = drawn.add_axes((0.42, 0.1, 0.56, 0.86))
         for shift, found, colour, label in (
             (0.14, overall, "#a9b3bf", "all versions"),
-            (-0.14, close, "#2f5bea", "feedback, polish and libraries only"),
+            (-0.14, close, BASE_BAR, "feedback, polish and libraries only"),
         ):
             for place, name in enumerate(names):
                 value, low, high = found[name].rank
@@ -141,7 +155,7 @@ def directions(explained: Explained) -> str:
             values,
             xerr=[value[1] for value in bars.values()],
             height=0.62,
-            color=["#2f5bea"] + ["#a9bdf7"] * (len(bars) - 1),
+            color=[BASE_BAR] + [BAR] * (len(bars) - 1),
             ecolor=MUTED,
             capsize=2,
         )
@@ -175,7 +189,7 @@ def sums(explained: Explained) -> str:
             [value[0] for value in joint],
             0.18,
             yerr=[value[1] for value in joint],
-            color="#e0702b",
+            color=LIBRARY,
             ecolor=MUTED,
             capsize=2,
             label="all together",

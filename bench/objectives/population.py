@@ -3,8 +3,10 @@
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import qdc
+from bench.common.pipelines import overrides, pipeline
 
 SEED = 0
 """Seed of the states that the versions are compiled with; other seeds give fresh states."""
@@ -51,12 +53,12 @@ def population() -> list[Variant]:
         for damp in ("0.1", "1")
     ]
     found += [_daq(f"feedback-n{n}", "feedback", samples=n) for n in (8, 32)]
-    polish = "polish{iterations=25}"
+    polish = ",polish{iterations=25}"
     found += [
-        _daq("fit-polish", "polish", block_fit, after=f"{polish},"),
-        _daq("feedback-polish", "polish", after=f"{polish},"),
-        _daq("feedback-n16-polish", "polish", after=f"{polish},", samples=16),
-        _daq("polish-masked4", "polish", after="polish{iterations=25 masked-weight=4},"),
+        _daq("fit-polish", "polish", block_fit, after=polish),
+        _daq("feedback-polish", "polish", after=polish),
+        _daq("feedback-n16-polish", "polish", after=polish, samples=16),
+        _daq("polish-masked4", "polish", after=",polish{iterations=25 masked-weight=4}"),
     ]
     by_name = {variant.name: variant for variant in found}
     found += [
@@ -72,15 +74,8 @@ def compiled(variant: Variant, model: Path, cache: Path) -> Path:
     if (out / "config.json").is_file():
         return out
     shutil.rmtree(out, ignore_errors=True)
-    reads = "calibrate-mcs" in variant.pipeline or "polish" in variant.pipeline
-    qdc.compile(
-        model,
-        variant.pipeline,
-        out=out,
-        samples=variant.samples if reads else None,
-        seed=SEED if reads else None,
-        write_report=False,
-    )
+    given: dict[str, Any] = {**overrides(variant.pipeline, SEED, variant.samples)}
+    qdc.compile(model, variant.pipeline, out=out, write_report=False, **given)
     return out
 
 
@@ -96,13 +91,5 @@ def _daq(
     after: str = "",
 ) -> Variant:
     calibrate = f"geometry={geometry} {calibration}".strip()
-    stages = ",".join(
-        f"{step}{{{given}}}" if given else step
-        for step, given in (
-            ("calibrate-mcs", calibrate),
-            ("sensitivity", sensitivity),
-            ("abmp-allocate", ""),
-            ("daq-lower", options),
-        )
-    )
-    return Variant(name, family, f"stages({stages}),{after}pack", samples, geometry)
+    text = pipeline(calibrate=calibrate, sensitivity=sensitivity, daq=options, after=after)
+    return Variant(name, family, text, samples, geometry)

@@ -1,11 +1,13 @@
 """The rise of the masked cross-entropy over the original's, on the same masks."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from bench.objectives.model import BATCH, Samples, Subject, Weights
+from qdc.evaluation.bootstrap import standard_error
 from qdc.evaluation.masked_loss import masked_sums
 
 Logits = Callable[[Tensor], Tensor]
@@ -27,16 +29,9 @@ class Gap:
     def of_module(self, logits: Logits) -> tuple[float, float]:
         """Rise of whatever computes logits; windows count as independent."""
         rise = self._losses(logits) - self.base
-        tokens = self.tokens.double()
-        mean = rise.sum() / tokens.sum()
-        count = len(rise)
-        variance = (rise - mean * tokens).square().sum() * count / (count - 1) / tokens.sum() ** 2
-        return float(mean), float(variance.sqrt())
-
-    @property
-    def loss(self) -> float:
-        """Cross-entropy of the original, nats a masked token."""
-        return float(self.base.sum() / self.tokens.sum())
+        error = standard_error(rise, self.tokens)
+        mean = float(rise.sum() / self.tokens.double().sum())
+        return mean, math.nan if error is None else error
 
     def _losses(self, logits: Logits) -> Tensor:
         """Cross-entropy of each window, ``f64[windows]``."""

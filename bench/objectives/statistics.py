@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
+from bench.common.statistics import Numbers, correlations, pearson, ranks, spearman
+
 DRAWS = 2000
 
 
@@ -29,42 +29,16 @@ def predict(objective: Numbers, rise: Numbers, seed: int = 0) -> Prediction:
     drawn = np.random.default_rng(seed).integers(len(rise), size=(DRAWS, len(rise)))
     rank = _interval(
         spearman(objective, rise),
-        _correlations(_ranks(objective[drawn]), _ranks(rise[drawn])),
+        correlations(ranks(objective[drawn]), ranks(rise[drawn])),
     )
     if (objective <= 0).any() or (rise <= 0).any():
         return Prediction(len(rise), rank, None, None)
     x, y = np.log(objective), np.log(rise)
-    line = _interval(pearson(x, y), _correlations(x[drawn], y[drawn]))
+    line = _interval(pearson(x, y), correlations(x[drawn], y[drawn]))
     slope, offset = np.polyfit(x, y, 1)
     missed = y - slope * x - offset
     factor = float(np.exp(np.sqrt((missed**2).sum() / max(1, len(y) - 2))))
     return Prediction(len(rise), rank, line, factor)
-
-
-def pearson(x: Numbers, y: Numbers) -> float:
-    """Correlation of two series; not a number if one is constant."""
-    return float(_correlations(x[None], y[None])[0])
-
-
-def spearman(x: Numbers, y: Numbers) -> float:
-    """Correlation of the ranks; equal values share their mean rank."""
-    return pearson(_ranks(x[None])[0], _ranks(y[None])[0])
-
-
-def _correlations(x: Numbers, y: Numbers) -> Numbers:
-    """Correlation row by row, ``f64[rows, n]`` twice to ``f64[rows]``."""
-    x, y = (part - part.mean(1, keepdims=True) for part in (x, y))
-    size = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    with np.errstate(invalid="ignore"):
-        found: Numbers = (x * y).sum(1) / size
-    return found
-
-
-def _ranks(values: Numbers) -> Numbers:
-    """Rank within each row of ``f64[rows, n]``; equal values share their mean rank."""
-    this, other = values[:, :, None], values[:, None, :]
-    found: Numbers = (this > other).sum(2) + ((this == other).sum(2) + 1) / 2
-    return found
 
 
 def _interval(value: float, drawn: Numbers) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.common.markdown import table
 from bench.objectives.statistics import Prediction, predict
 
 Row = dict[str, Any]
@@ -183,5 +184,4 @@ def _number(value: float | None) -> str:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table(head, lines, left=len(head))

@@ -1,7 +1,7 @@
 """Run one peer and leave ``peer.json`` and ``weights.safetensors`` in a folder for each seed.
 
 python -m bench.peers autoround --model examples/tiny-llada --seed 0 1 2 --out bench/out/autoround
-    --option iters=200 --held-out examples/tiny-llada/heldout.jsonl
+    --option iters=200
 """
 
 import argparse
@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from bench.common.samples import calibration_states
 from qdc.errors import QdcError
 
 from . import PEERS
-from .measure import compare_weights
 from .result import load, save
-from .samples import masked_samples
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--tokens", type=Path, help="masked samples under 'tokens' in a .safetensors file"
     )
     parser.add_argument("--option", type=_option, action="append", default=[], metavar="KEY=JSON")
-    parser.add_argument("--held-out", type=Path, help="also measure, into measured.json")
     given = parser.parse_args(arguments)
     try:
         for seed in given.seed:
@@ -50,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace, seed: int, folder: Path) -> None:
     samples = (
-        masked_samples(
+        calibration_states(
             given.model, seed, samples=given.samples, length=given.length, prefix=given.prefix
-        )
+        ).tokens
         if given.tokens is None
         else load_file(given.tokens)["tokens"]
     )
@@ -64,13 +62,6 @@ def _run(given: argparse.Namespace, seed: int, folder: Path) -> None:
         f"{found.name} {found.version} seed {seed}: {found.effective_bits:.3f} bits, "
         f"{found.seconds:.0f} s on {torch.get_num_threads()} threads, load {load_average}"
     )
-    if given.held_out is None:
-        return
-    result = compare_weights(given.model, found.weights, given.held_out)
-    text = json.dumps(result.model_dump(mode="json"), indent=2)
-    (folder / "measured.json").write_text(text + "\n", encoding="utf-8")
-    for row in result.differences:
-        print(f"  mask ratio {row.ratio:g}: {row.rise:+.4f} +- {row.standard_error:.4f}")
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.common.clocks import Stopwatch
 from qdc.errors import QdcError
 from qdc.text.tokenizer import load_tokenizer
 
 from .native import BlockWatch, dense_weights, open_pair
-from .result import PeerResult, Stopwatch, check_levels, grouped_bits, require
+from .result import Grid, PeerResult, grid_result, require
 
 INSTALL = (
     "pip install --no-deps auto-round==0.16.1 accelerate && "
@@ -63,23 +64,15 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
         )
         quantized, _ = rounder.quantize()
     note = blocks.finish()
-    weights = dense_weights(quantized, original.config.n_layers)
-    check_levels(weights, given["bits"], given["group_size"])
-    return PeerResult(
-        name="autoround",
-        version=library.__version__,
-        weights=weights,
-        effective_bits=grouped_bits(given["bits"], given["group_size"], 16, given["bits"]),
-        code_bits=given["bits"],
-        seconds=watch.seconds,
-        processor_seconds=watch.processor,
+    weights = dense_weights(quantized, original.sizes.blocks)
+    return grid_result(
+        "autoround",
+        library.__version__,
+        weights,
+        Grid(given["bits"], given["group_size"], zero_bits=given["bits"]),
+        watch,
         options={**given, "seed": seed, "nsamples": len(samples), "seqlen": samples.shape[1]},
-        notes=(
-            note,
-            watch.note(),
-            "counted: codes, one fp16 scale and one packed integer zero point a group",
-            "the library leaves each sample's last position out of its loss",
-        ),
+        notes=(note, "the library leaves each sample's last position out of its loss"),
     )
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.common.clocks import Stopwatch
+
 from .native import dense_weights, open_pair
-from .result import PeerResult, Stopwatch, check_levels, grouped_bits, require
+from .result import Grid, PeerResult, grid_result, require
 
 INSTALL = "pip install --no-deps hqq==0.2.8.post1 && pip install einops termcolor"
 DEFAULTS: dict[str, Any] = {"nbits": 2, "group_size": 128, "axis": 1}
@@ -29,24 +31,17 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     quantizer = require("hqq.core.quantize", INSTALL).Quantizer
     given = DEFAULTS | options
     original, native = open_pair(model_folder, samples[:2])
-    dense = dense_weights(native, original.config.n_layers)
+    dense = dense_weights(native, original.sizes.blocks)
     with Stopwatch() as watch:
         weights = {name: _fitted(quantizer, weight, given) for name, weight in dense.items()}
-    check_levels(weights, given["nbits"], given["group_size"])
-    return PeerResult(
-        name="hqq",
-        version=library.__version__,
-        weights=weights,
-        effective_bits=grouped_bits(given["nbits"], given["group_size"], 16, 16),
-        code_bits=given["nbits"],
-        seconds=watch.seconds,
-        processor_seconds=watch.processor,
+    return grid_result(
+        "hqq",
+        library.__version__,
+        weights,
+        Grid(given["nbits"], given["group_size"], zero_bits=16),
+        watch,
         options=given,
-        notes=(
-            watch.note(),
-            "no samples are used: every seed gives the same weights",
-            "counted: codes, one fp16 scale and one fp16 zero point a group",
-        ),
+        notes=("no samples are used: every seed gives the same weights",),
     )
 
 

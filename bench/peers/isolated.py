@@ -1,8 +1,6 @@
 """Run a peer in another interpreter, whose environment has the library."""
 
 import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.common.processes import Failed, answer, environment
 from qdc.errors import QdcError
 
 from . import PEERS
 from .result import PeerResult, load
-
-ROOT = Path(__file__).parents[2]
 
 
 def quantize(
@@ -35,26 +32,16 @@ def quantize(
         tokens = Path(folder) / "tokens.safetensors"
         save_file({"tokens": samples.contiguous()}, tokens)
         command = [
-            str(python), "-m", "bench.peers", peer, "--model", str(model_folder.resolve()),
-            "--seed", str(seed), "--out", folder, "--tokens", str(tokens),
+            python, "-m", "bench.peers", peer, "--model", model_folder.resolve(),
+            "--seed", seed, "--out", folder, "--tokens", tokens,
         ]  # fmt: skip
         for key, value in options.items():
             command += ["--option", f"{key}={json.dumps(value)}"]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            last = "\n".join(done.stderr.strip().splitlines()[-12:])
+        try:
+            answer(command, environment(inherit=False))
+        except Failed as error:
             raise QdcError(
-                f"{peer} failed under {python}, exit status {done.returncode}:\n{last}",
+                f"{peer} failed under {python}, {error}",
                 help="install the library there, see bench/README.md",
-            )
+            ) from error
         return load(Path(folder) / f"seed{seed}")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from bench.common.clocks import Stopwatch
 from qdc.text.tokenizer import load_tokenizer
 
 from .native import BlockWatch, dense_weights, open_pair
-from .result import PeerResult, Stopwatch, check_levels, grouped_bits, require
+from .result import Grid, PeerResult, grid_result, require
 
 INSTALL = (
     "pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0 && "
@@ -73,20 +74,13 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
             shuffle_calibration_samples=False,
         )
     note = blocks.finish()
-    weights = dense_weights(native, original.config.n_layers)
-    check_levels(weights, given["bits"], given["group_size"])
-    return PeerResult(
-        name="gptq",
-        version=f"llmcompressor {library.__version__}",
-        weights=weights,
-        effective_bits=grouped_bits(given["bits"], given["group_size"], 16, given["bits"]),
-        code_bits=given["bits"],
-        seconds=watch.seconds,
-        processor_seconds=watch.processor,
+    weights = dense_weights(native, original.sizes.blocks)
+    return grid_result(
+        "gptq",
+        f"llmcompressor {library.__version__}",
+        weights,
+        Grid(given["bits"], given["group_size"], zero_bits=given["bits"]),
+        watch,
         options={**given, "seed": seed, "nsamples": len(samples), "seqlen": samples.shape[1]},
-        notes=(
-            note,
-            watch.note(),
-            "counted: codes, one fp16 scale and one packed integer zero point a group",
-        ),
+        notes=(note,),
     )

@@ -16,7 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 import qdc
 from qdc.errors import QdcError
-from qdc.models.llada import LLaDA
+from qdc.models.decoder import Decoder
+from qdc.models.llada import LLADA
 
 LEAVES = {
     "self_attn.q_proj": "q_proj",
@@ -61,20 +62,20 @@ def names(layers: int) -> dict[str, str]:
     }
 
 
-def build_native(original: LLaDA) -> LlamaForCausalLM:
+def build_native(original: Decoder) -> LlamaForCausalLM:
     """Return the same function as ``original``, f32, in eval mode, its weights copied."""
-    config = original.config
+    sizes = original.sizes
     build: Any = LlamaConfig  # Its annotations lack what every configuration takes.
     settings = build(
-        vocab_size=config.embeddings,
-        hidden_size=config.d_model,
-        intermediate_size=config.mlp_hidden_size,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.key_heads,
-        max_position_embeddings=config.max_sequence_length,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        vocab_size=sizes.rows,
+        hidden_size=sizes.width,
+        intermediate_size=sizes.hidden,
+        num_hidden_layers=sizes.blocks,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.key_heads or sizes.heads,
+        max_position_embeddings=sizes.max_length,
+        rms_norm_eps=sizes.eps,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.theta},
         tie_word_embeddings=False,
         attn_implementation="sdpa",
         use_cache=False,
@@ -83,8 +84,8 @@ def build_native(original: LLaDA) -> LlamaForCausalLM:
     native: LlamaForCausalLM = LlamaForCausalLM(settings)
     for index, layer in enumerate(native.model.layers):
         layer.self_attn = BidirectionalAttention(settings, index)
-    pairs = dict(OUTER) | names(config.n_layers)
-    for index in range(config.n_layers):
+    pairs = dict(OUTER) | names(sizes.blocks)
+    for index in range(sizes.blocks):
         for theirs, ours in NORMS.items():
             pairs[f"model.layers.{index}.{theirs}"] = f"model.transformer.blocks.{index}.{ours}"
     state = original.state_dict()
@@ -96,15 +97,15 @@ def build_native(original: LLaDA) -> LlamaForCausalLM:
     return native
 
 
-def open_pair(folder: Path, probe: Tensor) -> tuple[LLaDA, LlamaForCausalLM]:
+def open_pair(folder: Path, probe: Tensor) -> tuple[Decoder, LlamaForCausalLM]:
     """Load our module and the native one, and prove that they are one function.
 
     ``probe`` is ``i64[batch, T]``. Raises QdcError if a logit differs by more than 1e-4.
     """
     original = qdc.load_original(folder)
-    if not isinstance(original, LLaDA):
+    if not isinstance(original, Decoder) or original.layout.names != LLADA.names:
         raise QdcError(
-            f"peers know the LLaDA layout only, found {type(original).__name__}",
+            "peers know the LLaDA layout only, and the model is of another family",
             help="benchmark examples/tiny-llada",
         )
     native = build_native(original)
@@ -136,10 +137,10 @@ class BlockWatch:
     order. Later calls, on weights that are being quantized, are not looked at.
     """
 
-    def __init__(self, original: LLaDA, native: LlamaForCausalLM, samples: Tensor) -> None:
+    def __init__(self, original: Decoder, native: LlamaForCausalLM, samples: Tensor) -> None:
         self.apart = 0.0
         self.seen = [0] * len(native.model.layers)
-        self._original = original.model.transformer
+        self._original = original.get_submodule("model.transformer")
         self._samples = samples
         self._handles = [
             layer.register_forward_hook(self._hook(index), with_kwargs=True)
@@ -156,9 +157,11 @@ class BlockWatch:
             self.seen[index] = start + len(found)
             if index == 0:
                 batch = self._samples[start : self.seen[index]]
-                self._add(read, self._original.wte(batch))
+                self._add(read, self._original.get_submodule("wte")(batch))
             if start < COMPARED:
-                self._add(found, self._original.blocks[index](read.float(), None))
+                self._add(
+                    found, self._original.get_submodule(f"blocks.{index}")(read.float(), None)
+                )
 
         # A library may compile its blocks; this is not to be traced with them.
         disable: Callable[..., Callable[..., None]] = torch.compiler.disable

@@ -2,16 +2,14 @@
 
 import importlib
 import json
-import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.common.clocks import Stopwatch
 from qdc.errors import QdcError
 
 FACTS, WEIGHTS = "peer.json", "weights.safetensors"
@@ -84,23 +82,40 @@ def check_levels(weights: dict[str, Tensor], bits: int, group: int) -> None:
         )
 
 
-class Stopwatch:
-    """Times a ``with`` block: ``seconds`` of wall clock, ``processor`` seconds with children's."""
+@dataclass(frozen=True)
+class Grid:
+    """A uniform grid of ``bits``: a scale of 16 bits and a zero point for each group of a row."""
 
-    seconds = processor = 0.0
+    bits: int
+    group: int
+    zero_bits: int
 
-    def __enter__(self) -> "Stopwatch":
-        self._begin = time.perf_counter(), sum(os.times()[:4])
-        return self
 
-    def __exit__(self, *raised: object) -> None:
-        self.seconds = time.perf_counter() - self._begin[0]
-        self.processor = sum(os.times()[:4]) - self._begin[1]
-
-    def note(self) -> str:
-        """Both times, the second of which other jobs on the machine hardly change."""
-        threads = torch.get_num_threads()
-        return f"{self.seconds:.0f} s, {self.processor:.0f} processor seconds, {threads} threads"
+def grid_result(
+    name: str,
+    version: str,
+    weights: dict[str, Tensor],
+    grid: Grid,
+    watch: Stopwatch,
+    *,
+    options: dict[str, Any],
+    notes: tuple[str, ...],
+) -> PeerResult:
+    """What a library found, its bits counted and proved. Raises QdcError as ``check_levels``."""
+    check_levels(weights, grid.bits, grid.group)
+    zero = "packed integer" if grid.zero_bits == grid.bits else f"fp{grid.zero_bits}"
+    counted = f"counted: codes, one fp16 scale and one {zero} zero point a group"
+    return PeerResult(
+        name=name,
+        version=version,
+        weights=weights,
+        effective_bits=grouped_bits(grid.bits, grid.group, 16, grid.zero_bits),
+        code_bits=grid.bits,
+        seconds=watch.seconds,
+        processor_seconds=watch.processor,
+        options=options,
+        notes=(*notes, watch.note(), counted),
+    )
 
 
 def require(module: str, install: str) -> Any:

@@ -10,10 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.common.processes import EMBEDDED, ROOT
+
 from . import ablations, cases
 from .jobs import Job, Settings, resolve
 from .page import write_page
-from .runner import ROOT, finished, pending, run_all
+from .runner import finished, pending, run_all
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tag", default="", help="marks the source of qdc; another tag computes everything anew")
     add("--windows", type=int, default=64, help="held-out windows")
     add("--samples", type=int, help="calibration samples where a pipeline does not say: trial runs")
-    add("--model", type=Path, default=ROOT / "examples" / "tiny-llada")
+    add("--model", type=Path, default=EMBEDDED)
     add("--held-out", type=Path, help="text, the model's heldout.jsonl if not given")
     add("--out", type=Path, default=ROOT / "bench" / "out" / "quality", help="results")
     add("--docs", type=Path, default=ROOT / "docs", help="folder of quality.md")

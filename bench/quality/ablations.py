@@ -3,41 +3,17 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from bench.common.pipelines import pipeline, step
+
 from .cases import ABLATION, Case
 
 RELEASE_LIKE = "feedback=false"
 """Options of daq-lower that leave the paper's fit as it is."""
 START = "sweeps=0 outlier-weight=1 feedback=false"
 
-
-def pipeline(
-    *,
-    calibrate: str = "",
-    sensitivity: str = "",
-    allocate: str = "abmp-allocate",
-    daq: str = "",
-    before: str = "",
-    after: str = "",
-) -> str:
-    """The base, with options of its passes and passes around it.
-
-    It is DAQ with error feedback and nothing else: no drift taken back, no polish, the vocabulary
-    as it is. ``drifting`` varies what ``default`` adds to it.
-    """
-    inner = (
-        _step("calibrate-mcs", calibrate),
-        _step("sensitivity", sensitivity),
-        allocate,
-        _step("daq-lower", daq),
-    )
-    return f"{before}stages({','.join(inner)}){after},pack"
-
-
-def _step(name: str, options: str) -> str:
-    return f"{name}{{{options}}}" if options else name
-
-
 BASE = pipeline()
+"""DAQ with error feedback and nothing else: no drift taken back, no polish, the vocabulary as it
+is. ``drifting`` varies what ``default`` adds to it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +47,7 @@ def drifting(
     """``default`` without the vocabulary, with other options."""
     options = " ".join(filter(None, (f"damp={damp:g}", sensitivity)))
     return (
-        f"stages({_step('calibrate-cross', cross)},sensitivity{{{options}}},abmp-allocate,"
+        f"stages({step('calibrate-cross', cross)},sensitivity{{{options}}},abmp-allocate,"
         f"daq-lower{{asymmetry={asymmetry:g}}}),pack"
     )
 
@@ -149,7 +125,7 @@ def _allocation() -> Iterator[Ablation]:
             ),
             "knapsack model": _whole_model(given, "scope=model"),
             "knapsack model, loss": (
-                f"{_step('probe-loss', given)},{_whole_model(given, 'scope=model weights=loss')}"
+                f"{step('probe-loss', given)},{_whole_model(given, 'scope=model weights=loss')}"
             ),
         }
         yield Ablation(f"allocation, blocks of {block}", "abmp 5%", variants)
@@ -165,10 +141,10 @@ def _allocation() -> Iterator[Ablation]:
 
 def _whole_model(sensitivity: str, allocate: str) -> str:
     """Orders from full-precision statistics of the whole model, then the base's stages."""
-    step = _step("sensitivity", sensitivity)
+    measured = step("sensitivity", sensitivity)
     return (
-        f"calibrate-mcs,{step},measure-orders,allocate{{{allocate}}},"
-        f"stages(calibrate-mcs,{step},daq-lower),pack"
+        f"calibrate-mcs,{measured},measure-orders,allocate{{{allocate}}},"
+        f"stages(calibrate-mcs,{measured},daq-lower),pack"
     )
 
 

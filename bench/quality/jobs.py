@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bench.common.pipelines import overrides, taken
 from bench.peers import PEERS
 from qdc.compiling.collect import full_text
 from qdc.errors import QdcError
@@ -125,7 +126,8 @@ def _peer(case: Case, settings: Settings) -> str:
 def _pipeline(case: Case, seed: int | None, samples: int | None, model: Path) -> str:
     """The pipeline with every option, so that a changed default is another job."""
     registry = _registry()
-    plan = build_plan(case.pipeline, registry, overrides(registry, case.pipeline, seed, samples))
+    given: dict[str, object] = {**overrides(case.pipeline, seed, samples)}
+    plan = build_plan(case.pipeline, registry, given)
     backend = registry.find_backend("reference")
     check_order(plan, final=backend.requires, backend=backend.name)
     graph = _graph(model)
@@ -134,25 +136,10 @@ def _pipeline(case: Case, seed: int | None, samples: int | None, model: Path) ->
     return full_text(plan)
 
 
-def overrides(
-    registry: Registry, pipeline: str, seed: int | None, samples: int | None
-) -> dict[str, object]:
-    """Options for those passes that have them: none where nothing is sampled."""
-    fields = {name for step in build_plan(pipeline, registry).passes() for name in _fields(step)}
-    given = {"seed": seed, "samples": samples}
-    return {k: v for k, v in given.items() if v is not None and k in fields}
-
-
 def _takes_seed(case: Case) -> bool:
     if case.peer:
         return case.peer not in SEEDLESS
-    plan = build_plan(case.pipeline, _registry())
-    return any("seed" in _fields(step) for step in plan.passes())
-
-
-def _fields(step: Any) -> Iterable[str]:
-    fields: Iterable[str] = type(step).model_fields
-    return fields
+    return bool(taken(case.pipeline, ["seed"]))
 
 
 def _digest(parts: object) -> str:

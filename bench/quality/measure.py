@@ -1,12 +1,11 @@
 """Judge a quantized model on held-out masked text: its losses, and how far it has drifted."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from bench.common.hooks import Look, watching
 from qdc.evaluation.evaluate import BATCH, RATIOS, SEEDS
 from qdc.evaluation.masked_loss import masked_sums, ratio_mask
 from qdc.ir.graph import LayerGraph
@@ -43,16 +42,17 @@ def drift(
     clean = windows[:DRIFT_WINDOWS]
     hidden = ratio_mask(len(clean), clean.shape[1], DRIFT_RATIO, SEEDS[0])
     layers = {node.name: _Share() for node in graph.layers()}
+    compared = {
+        node.path: _against(candidate.get_submodule(node.path), layers[node.name])
+        for node in graph.layers()
+    }
     regions = [_Share() for _ in graph.regions]
     blocks = [graph.structure.prefix + region.name for region in graph.regions]
     divergence = 0.0
     for start in range(0, len(clean), DRIFT_BATCH):
         part = slice(start, start + DRIFT_BATCH)
         tokens, masked = clean[part].masked_fill(hidden[part], mask_id), hidden[part]
-        with ExitStack() as stack:
-            for node in graph.layers():
-                peer = candidate.get_submodule(node.path)
-                stack.enter_context(_watch(original, node.path, _against(peer, layers[node.name])))
+        with watching(original, compared):
             outputs, logits = _blocks(original, blocks, tokens)
         own, predicted = _blocks(candidate, blocks, tokens)
         for share, here, there in zip(regions, own, outputs, strict=True):
@@ -83,31 +83,13 @@ class _Share:
         return self.lost / self.total
 
 
-Look = Callable[[Tensor, Tensor], None]
-"""What is done with input and output of a module."""
-
-
 def _against(peer: nn.Module, share: _Share) -> Look:
     return lambda read, output: share.add(peer(read), output)
-
-
-@contextmanager
-def _watch(model: nn.Module, path: str, look: Look) -> Iterator[None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        look(inputs[0], output)
-
-    handle = model.get_submodule(path).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _blocks(model: nn.Module, paths: Sequence[str], tokens: Tensor) -> tuple[list[Tensor], Tensor]:
     """The output of each block, and the logits."""
     found: list[Tensor] = []
-    with ExitStack() as stack:
-        for path in paths:
-            stack.enter_context(_watch(model, path, lambda read, output: found.append(output)))
+    with watching(model, dict.fromkeys(paths, lambda read, output: found.append(output))):
         logits: Tensor = model(tokens)
     return found, logits

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
+from bench.common.style import BAR, BASE_BAR, INK, MUTED, figure, styled, svg
+
 from .result import Result
 from .statistics import difference, gap
-from .style import BAR, BASE_BAR, INK, MUTED, figure, styled, svg
 
 Variants = Mapping[str, Sequence[Result]]
 COLUMNS = 3

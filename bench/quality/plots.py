@@ -9,9 +9,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .result import Result
-from .statistics import gap, rank_correlation
-from .style import (
+from bench.common.statistics import spearman
+from bench.common.style import (
     FAMILY,
     GRID,
     INK,
@@ -24,6 +23,9 @@ from .style import (
     styled,
     svg,
 )  # fmt: skip
+
+from .result import Result
+from .statistics import gap
 
 Methods = Mapping[str, Sequence[Result]]
 """Results over seeds by name."""
@@ -166,7 +168,7 @@ def predictors(measures: Mapping[str, Mapping[str, float]], gaps: Mapping[str, f
             plain_numbers(axes, "y")
             axes.set_title(title, pad=16, fontsize=8.5)
             axes.text(
-                0, 1.03, f"rank correlation {rank_correlation(here, there):.2f}",
+                0, 1.03, f"rank correlation {spearman(here, there):.2f}",
                 transform=axes.transAxes, fontsize=8, color=MUTED,
             )  # fmt: skip
             axes.tick_params(labelsize=7.5)

@@ -1,6 +1,5 @@
 """What one job found, as a JSON file."""
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -76,15 +75,6 @@ class Result(Record):
     original: tuple[Losses, ...] = ()
     drift: Drift | None = None
     notes: tuple[str, ...] = ()
-
-
-def write(text: str, path: Path) -> None:
-    """Write a file that is complete whenever it is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it and under this process's own name, for others may write the same.
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def read(path: Path) -> Result | None:

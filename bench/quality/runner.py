@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench.common.processes import ROOT, environment, failure
+
 from .jobs import Job, Work
 from .result import Result, read
 
-ROOT = Path(__file__).parents[2]
 SHOWN = 4
 """Running jobs that the progress bar names."""
 
@@ -109,8 +110,7 @@ def run_job(job: Job, out: Path, threads: int) -> Result:
         status, errors = call(command, threads)
     result = read(target)
     if status or result is None:
-        last = "\n".join(errors.strip().splitlines()[-12:])
-        raise RuntimeError(f"exit status {status}\n{last}")
+        raise RuntimeError(failure(status, errors))
     return result
 
 
@@ -122,12 +122,7 @@ def call(command: Sequence[str], threads: int) -> tuple[int, str]:
     child = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUTF8": "1",
-        },
+        env=environment(threads),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

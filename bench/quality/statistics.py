@@ -5,6 +5,10 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
+from qdc.evaluation.bootstrap import standard_error
+
 from .result import Losses, Result
 
 MIDDLE = 0.5
@@ -77,16 +81,6 @@ def quotient(results: Sequence[Result], others: Sequence[Result]) -> Spread:
     return Spread(mean, spread(pairs).deviation if pairs else math.nan, len(pairs))
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's correlation: of the ranks, equal values sharing the mean of theirs."""
-    return statistics.correlation(_ranks(first), _ranks(second))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
-
-
 def _at(losses: Sequence[Losses], ratio: float) -> Losses:
     return next(found for found in losses if found.ratio == ratio)
 
@@ -98,9 +92,7 @@ def _mean_losses(losses: Sequence[Losses]) -> list[float]:
 
 
 def _rise(rises: Sequence[float], tokens: Sequence[int]) -> Rise:
-    """Mean per token and its standard error; the ratio of two sums is linearised around them."""
-    count, total = len(rises), sum(tokens)
-    mean = sum(rises) / total
-    squares = sum((r - mean * t) ** 2 for r, t in zip(rises, tokens, strict=True))
-    error = math.sqrt(squares * count / (count - 1)) / total if count > 1 else math.nan
-    return Rise(mean, error)
+    """Mean per token and its standard error."""
+    sums, counts = (torch.tensor(part, dtype=torch.float64) for part in (rises, tokens))
+    error = standard_error(sums, counts)
+    return Rise(sum(rises) / sum(tokens), math.nan if error is None else error)

@@ -5,11 +5,13 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from bench.common.markdown import table
+from bench.common.statistics import spearman
 from qdc.evaluation.evaluate import RATIOS
 
 from .jobs import Job, Settings
 from .result import Result
-from .statistics import MIDDLE, Spread, difference, gap, rank_correlation, window_error
+from .statistics import MIDDLE, Spread, difference, gap, window_error
 from .targets import Found, Target
 
 Methods = Mapping[str, Sequence[Result]]
@@ -17,12 +19,6 @@ Questions = Mapping[str, tuple[str, Methods]]
 MEGA = 1e6
 FEWEST = 3
 """Points below which no correlation is given."""
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table whose first ``left`` columns hold text, the others numbers."""
-    lines = [head, ["---"] * left + ["--:"] * (len(head) - left), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
 
 
 def setting(jobs: Sequence[Job], results: Mapping[str, Result], settings: Settings) -> str:
@@ -69,7 +65,7 @@ def method_table(methods: Methods, families: Mapping[str, str]) -> str:
     """Bits, losses and costs of every method, best first."""
     ordered = sorted(methods, key=lambda name: gap(methods[name]).mean)
     head = (
-        "method", "", "sign bits", "effective bits", "file, MB",
+        "method", "", "code bits", "effective bits", "file, MB",
         *(f"rise at {ratio:g}" for ratio in RATIOS), "s.e.", "layer error",
         "seconds", "processor s", "memory, MB",
     )  # fmt: skip
@@ -194,9 +190,7 @@ def correlation_table(found: Found) -> str:
             paths = [path for path in values if path in group]
             ready = len({values[p] for p in paths}) >= FEWEST and len({gaps[p] for p in paths}) > 1
             given = (
-                rank_correlation([values[p] for p in paths], [gaps[p] for p in paths])
-                if ready
-                else None
+                spearman([values[p] for p in paths], [gaps[p] for p in paths]) if ready else None
             )
             cells += [str(len(paths)), "" if given is None else f"{given:.3f}"]
         rows.append((title, *cells))

@@ -8,7 +8,6 @@ import os
 import resource
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,19 +17,18 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 import qdc
+from bench.common.clocks import Stopwatch
+from bench.common.files import write
+from bench.common.pipelines import overrides
+from bench.common.samples import calibration_states, held_out
 from bench.peers import isolated
-from bench.peers.samples import masked_samples
+from bench.peers.placing import with_weights
 from qdc.compiling.collect import environment
-from qdc.evaluation.held_out import held_out_windows
 from qdc.frontend.opening import open_model
-from qdc.ir.graph import LayerGraph
-from qdc.pipeline.registry import standard_registry
-from qdc.text.source import read_text
-from qdc.text.tokenizer import encoder, load_tokenizer
 
-from .jobs import Work, overrides
+from .jobs import Work
 from .measure import drift, losses
-from .result import Cost, Layer, Losses, Result, write
+from .result import Cost, Layer, Losses, Result
 
 
 class Quantized(NamedTuple):
@@ -54,7 +52,7 @@ def run(work: Work) -> Result:
     judged: dict[str, Any] = {}
     if work.windows:
         graph = open_model(work.model)[1].graph
-        windows = _windows(work, graph)
+        windows = held_out(work.model, work.windows, work.held_out)
         original = qdc.load_original(work.model)
         mask = graph.model.mask_token_id
         judged["candidate"] = losses(made.model, windows, mask)
@@ -75,15 +73,10 @@ def run(work: Work) -> Result:
 def _compile(work: Work, load: tuple[float, float, float]) -> Quantized:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        given = overrides(standard_registry(), work.pipeline, work.seed, work.samples)
-        before, started = time.process_time(), time.perf_counter()
-        report = qdc.compile(work.model, work.pipeline, out=out, write_report=False, **given)  # type: ignore[arg-type]
-        cost = _cost(
-            time.perf_counter() - started,
-            time.process_time() - before,
-            resource.RUSAGE_SELF,
-            load,
-        )
+        given: dict[str, Any] = {**overrides(work.pipeline, work.seed, work.samples)}
+        with Stopwatch() as watch:
+            report = qdc.compile(work.model, work.pipeline, out=out, write_report=False, **given)
+        cost = _cost(watch.seconds, watch.processor, resource.RUSAGE_SELF, load)
         model = qdc.load(out)
     layers = {
         layer.name: Layer(kind=layer.kind, error=layer.error, orders=layer.orders)
@@ -105,17 +98,12 @@ def _compile(work: Work, load: tuple[float, float, float]) -> Quantized:
 
 def _library(work: Work, load: tuple[float, float, float]) -> Quantized:
     samples: dict[str, Any] = {} if work.samples is None else {"samples": work.samples}
-    tokens = masked_samples(work.model, work.seed or 0, **samples)
+    tokens = calibration_states(work.model, work.seed or 0, **samples).tokens
     found = isolated.quantize(
         work.peers_python, work.peer, work.model, tokens, work.seed or 0, **work.options
     )
-    model = qdc.load_original(work.model)
-    state: dict[str, Tensor] = {f"{k}.weight": v.float() for k, v in found.weights.items()}
-    left = model.load_state_dict(state, strict=False).unexpected_keys
-    if left:
-        raise ValueError(f"weights without a place: {left}")
     return Quantized(
-        model,
+        with_weights(work.model, found.weights),
         {
             "version": f"{found.name} {found.version}",
             "cost": _cost(found.seconds, found.processor_seconds, resource.RUSAGE_CHILDREN, load),
@@ -138,12 +126,6 @@ def _cost(seconds: float, processor: float, whose: int, load: tuple[float, float
         threads=torch.get_num_threads(),
         load=load,
     )
-
-
-def _windows(work: Work, graph: LayerGraph) -> Tensor:
-    encode = encoder(load_tokenizer(work.model))
-    documents = read_text(work.held_out).documents
-    return held_out_windows(documents, encode, graph.model.max_length, work.windows)
 
 
 def _original(work: Work, model: nn.Module, windows: Tensor, mask: int) -> tuple[Losses, ...]:

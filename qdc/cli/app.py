@@ -309,17 +309,17 @@ def backends(plugin: Plugins = None, json: Json = False) -> None:
 
 
 @app.command()
-def families(json: Json = False) -> None:
+def families(plugin: Plugins = None, json: Json = False) -> None:
     """List the model families, and what was proved of each.
 
     \b
     Examples:
       qdc families
-      qdc families --json
+      qdc families --plugin my_family.py --json
     """  # noqa: D301
     from qdc.cli.families import families_command
 
-    families_command(json)
+    families_command(plugin or [], json)
 
 
 @app.command()

@@ -111,7 +111,7 @@ def print_summary(
 
 def _layers(report: CompileReport) -> Table:
     rows = table(
-        "layers", "kind", "layers", "weights", "sign bits", "effective bits", "output error",
+        "layers", "kind", "layers", "weights", report.bits_word, "effective bits", "output error",
         right=(1, 2, 3, 4, 5),
     )  # fmt: skip
     errors = report.error_by_kind()
@@ -139,7 +139,7 @@ def _totals(report: CompileReport) -> Table:
         bits = report.sign_bits
         exact = f"{bits.numerator}" if bits.denominator == 1 else f"{bits} = {float(bits):.6f}"
         rows.add_row("quantized", f"{len(report.layers)} layers, {weights:,} weights")
-        rows.add_row("sign bits", f"{exact} a weight, exactly")
+        rows.add_row(report.bits_word, f"{exact} a weight, exactly")
         if any(layer.orders for layer in report.layers):
             rows.add_row("orders", _orders(report))
         rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, every byte counted")

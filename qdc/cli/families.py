@@ -1,10 +1,12 @@
 """``qdc families``: the models that are implemented, and what was proved of each."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qdc.cli.terminal import console, print_json, print_lines, print_table, table
-from qdc.models.families import FAMILIES, REFUSED
 from qdc.models.family import Family
+from qdc.pipeline.registry import standard_registry
 
 OTHERS = (
     "other architectures: through torch.export of the class in transformers, where it exports "
@@ -13,39 +15,49 @@ OTHERS = (
 UNPROVED = "not proved: no published checkpoint was loaded, only random ones of the same layout"
 
 
-def families_command(as_json: bool) -> None:
-    """List families, their proofs, and what is refused."""
+def families_command(plugins: Sequence[Path], as_json: bool) -> None:
+    """List families, where they are from, their proofs, and what is refused."""
+    registry = standard_registry(plugins)
+    families = registry.families
     if as_json:
-        refused = [refusal._asdict() for refusal in REFUSED]
-        print_json({"families": [_as_data(family) for family in FAMILIES], "refused": refused})
+        refused = [refusal._asdict() for refusal in families.refused]
+        listed = [_as_data(family, registry.origin(family)) for family in families.members]
+        print_json({"families": listed, "refused": refused})
         return
     to = console()
     rows = table(
         "families", "family", "architectures", "sees", "mask", "logits shift", "front end",
         right=(3, 4),
     )  # fmt: skip
-    for family in FAMILIES:
+    for family in families.members:
         mask = "in config" if family.mask_token_id is None else str(family.mask_token_id)
         rows.add_row(
             family.name, "\n".join(family.architectures), family.attention, mask,
             str(family.logits_shift), family.front_end,
         )  # fmt: skip
     print_table(to, rows)
-    for family in FAMILIES:
+    for family in families.members:
         to.print(f"\n{family.name}", style="bold", markup=False)
-        print_lines(to, f"  published  {', '.join(family.published)}")
+        origin = registry.origin(family)
+        if origin:
+            print_lines(to, f"  defined    by {origin}")
+        if family.published:
+            print_lines(to, f"  published  {', '.join(family.published)}")
+        if not family.proved:
+            print_lines(to, "  proved     nothing")
         for proof in family.proved:
             print_lines(to, f"  proved     {proof.what}", f"             {proof.test}")
     print_lines(to, "", OTHERS, UNPROVED)
     to.print("\nrefused", style="bold")
-    for refusal in REFUSED:
+    for refusal in families.refused:
         names = ", ".join(refusal.architectures)
         print_lines(to, f"  {refusal.name} ({names})", f"    {refusal.reason}")
 
 
-def _as_data(family: Family) -> dict[str, Any]:
+def _as_data(family: Family, origin: str) -> dict[str, Any]:
     return {
         "name": family.name,
+        "origin": origin or None,
         "architectures": family.architectures,
         "published": family.published,
         "attention": family.attention,

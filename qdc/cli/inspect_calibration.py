@@ -13,6 +13,7 @@ from qdc.errors import InvalidCalibration, QdcError
 from qdc.frontend.opening import open_model
 from qdc.numerics.shift import Shift
 from qdc.passkit.inspection import Sampling, StageShift, inspect
+from qdc.pipeline.registry import standard_registry
 from qdc.runtime.device import exact_products, find_device
 from qdc.text.records import Fields
 from qdc.text.source import read_source
@@ -37,12 +38,14 @@ def inspect_command(
     ratios: str,
     top: int,
     device: str,
+    plugins: Sequence[Path],
     as_json: bool,
 ) -> None:
     """Measure and print."""
     device = find_device(device)
     wanted = parse_ratios(ratios)
-    checkpoint, program = open_model(model)
+    families = standard_registry(plugins).families
+    checkpoint, program = open_model(model, families=families)
     facts = program.graph.model
     if length is not None and length > facts.max_length:
         raise InvalidCalibration(

@@ -171,6 +171,7 @@ def inspect_calibration(
     ] = "0.1,0.3,0.5,0.7,0.9",
     top: Annotated[int, typer.Option(metavar="N", help="Eigenvectors whose space is compared")] = 8,
     device: Device = "cpu",
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Show how masks shift the inputs of each layer.
@@ -194,5 +195,6 @@ def inspect_calibration(
         ratios=ratios,
         top=top,
         device=device,
+        plugins=plugin or [],
         as_json=json,
     )

@@ -70,10 +70,13 @@ def open_runnable(
         module = load_artifact(folder, registry, device, None, backend)
     else:
         _refuse_plain(folder, backend)
-        module = load_checkpoint(folder, device, torch.float32)
-    front_end = parse_quantization(config).frontend if compiled else choose(config)
+        module = load_checkpoint(folder, device, torch.float32, families=registry.families)
+    families = registry.families
+    front_end = (
+        parse_quantization(config).frontend if compiled else choose(config, families=families)
+    )
     plain = plain_config(config)
-    facts = read_facts(plain, folder, front_end)
+    facts = read_facts(plain, folder, front_end, families)
     if isinstance(module, NativeModel) and not module.has_head:
         raise QdcError(
             "the model has no output head: it gives hidden states, from which no token follows",

@@ -15,7 +15,9 @@ app = typer.Typer(
 
 Plugins = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="Python file with further passes or backends"),
+    typer.Option(
+        "--plugin", metavar="FILE", help="Python file with further passes, backends, families"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu | cuda | auto")]

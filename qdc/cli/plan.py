@@ -55,6 +55,7 @@ def plan_command(
         calibration=calibration,
         fields=fields,
         states_limit=host_memory_limit(host_memory),
+        families=registry.families,
     )
     if as_json:
         print_json(outlook.as_data())

@@ -59,7 +59,7 @@ def _parsed(path: Path, registry: Registry) -> Parsed:
         )
     from qdc.frontend.opening import open_model
 
-    return Parsed(open_model(path)[1].graph, full=True)
+    return Parsed(open_model(path, families=registry.families)[1].graph, full=True)
 
 
 def _check_tags(tags: Sequence[str], graph: LayerGraph, registry: Registry) -> None:

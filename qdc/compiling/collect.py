@@ -50,6 +50,7 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
                 columns=node.columns,
                 codec=lowered.codec.name,
                 orders=orders.blocks if orders is not None else (),
+                bits_word=lowered.codec.bits_word,
                 payload_bits=packed.payload_bits,
                 nbytes=packed.nbytes + (0 if tuned is None else tuned.added_bytes(node)),
                 error=lowered.error,

@@ -74,7 +74,7 @@ def run_job(
             "several processes cannot go on from an interrupted compile",
             help="resume it without torchrun, or discard it with --restart",
         )
-    checkpoint, program = open_model(job.model, job.front_end)
+    checkpoint, program = open_model(job.model, job.front_end, job.registry.families)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
@@ -155,7 +155,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
         "calibration text": "" if calibration is None else calibration.source.digest,
         "pipeline": full_text(job.plan),
-        "front end": choose(checkpoint.config, job.front_end),
+        "front end": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
         "states": job.states,

@@ -23,7 +23,7 @@ def facts(
     return {
         "qdc_version": __version__,
         "pipeline": str(job.plan),
-        "frontend": choose(checkpoint.config, job.front_end),
+        "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
         "checkpoint_sha256": digest,
         "states": job.states,
@@ -45,7 +45,7 @@ def identity(
         "torch": torch.__version__,
         PIPELINE: str(job.plan),
         DEFAULTS: full_text(job.plan),
-        "frontend": choose(checkpoint.config, job.front_end),
+        "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
         "states": job.states,
         "device": torch.device(job.device).type,

@@ -18,6 +18,7 @@ from qdc.errors import ExportDiffers
 from qdc.exporting.report import Probe, Verification
 from qdc.frontend.select import read_facts
 from qdc.ir.tensors import torch_dtype
+from qdc.models.families import Families
 from qdc.numerics.random_numbers import uniforms
 from qdc.pipeline.registry import Registry
 from qdc.runtime.load import OpenedArtifact, load_artifact, load_checkpoint
@@ -51,7 +52,7 @@ def verify(
     """
     rounded_to = torch_dtype(dtype)
     differing = _differing(opened, Checkpoint(folder), rounded_to, notify)
-    batches = _batches(opened)
+    batches = _batches(opened, registry.families)
     module = load_artifact(opened.source.folder, registry, "cpu", torch.float32)
     exact = _logits(module, batches)
     notify("compare logits", 1, PASSES)
@@ -60,7 +61,9 @@ def verify(
     expected = _logits(module, batches)
     notify("compare logits", 2, PASSES)
     del module
-    exported = load_checkpoint(folder, "cpu", torch.float32, opened.quantization.frontend)
+    exported = load_checkpoint(
+        folder, "cpu", torch.float32, opened.quantization.frontend, registry.families
+    )
     found = _logits(exported, batches)
     notify("compare logits", 3, PASSES)
     probes = tuple(
@@ -92,11 +95,11 @@ def _differing(
     return differing
 
 
-def _batches(opened: OpenedArtifact) -> dict[str, Batch]:
+def _batches(opened: OpenedArtifact, families: Families) -> dict[str, Batch]:
     """Random tokens, the last row padded, and text, if there is a tokenizer to read it with."""
     folder = opened.source.folder
     config = plain_config(opened.source.config)
-    facts = read_facts(config, folder, opened.quantization.frontend)
+    facts = read_facts(config, folder, opened.quantization.frontend, families)
     length = min(LENGTH, facts.max_length)
     drawn = uniforms(BATCH * length, "verify an export") * facts.vocabulary
     mask = torch.ones(BATCH, length, dtype=torch.int64)

@@ -7,7 +7,7 @@ annotation in its own file; packing, loading and reports need nothing else.
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ from qdc.ir.types import BYTES, Frozen, TensorRef, ValueType, short_dtype
 from qdc.numerics.blocks import block_slices
 
 Tensors = Mapping[str, Tensor]
+BitsWord = Literal["sign bits", "code bits"]
+"""What the payload of a layer is called: signs alone, or codes of any kind."""
 SIZE_LIMIT = 1 << 24
 
 
@@ -41,6 +43,10 @@ class Codec(Frozen):
     def payload_bits(self) -> int:
         """Bits of signs or codes of the whole layer, without padding."""
 
+    def text(self) -> str:
+        """``1.6 bits``, for the annotations of layers stored so; a codec may say more."""
+        return f"{self.payload_bits / (self.rows * self.columns):.4g} bits"
+
     @abstractmethod
     def specification(self) -> dict[str, ValueType]:
         """Type of every stored tensor, by its suffix: the predicted bytes."""
@@ -56,6 +62,11 @@ class Codec(Frozen):
     @abstractmethod
     def dense(self, working: Tensors) -> Tensor:
         """``f32[rows, columns]``, computed exactly as the format's formula says."""
+
+    @property
+    def bits_word(self) -> BitsWord:
+        """What reports call the payload bits."""
+        return "sign bits" if self.signs else "code bits"
 
     @property
     def working_bytes(self) -> int:
@@ -139,6 +150,10 @@ class Lowered(Annotation):
     """Relative output error on the calibration states; None if none were collected."""
     block_errors: tuple[float, ...] = ()
     """The share of each of the codec's column blocks in it; they add up to the error."""
+
+    def text(self) -> str:
+        """``1.6 bits   output error 1.3e-02``: the format, and what it cost."""
+        return f"{self.codec.text()}{self.error_text()}"
 
     @classmethod
     def codec_class(cls) -> type[Codec]:

@@ -15,17 +15,12 @@ from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxeduniform import RelaxedUniform
 from qdc.ir.types import ValueType
 from qdc.numerics.uniform import (
-    NORM,
-    Search,
     Uniform,
     Zero,
     dense_uniform,
     pack_codes,
     unpack_codes,
 )
-
-READS = {"minmax": 10, "clip": 400}
-"""About how often a search for a grid reads or writes each weight, for ``qdc plan``."""
 
 
 class UniformGrid(Codec):
@@ -130,9 +125,3 @@ class UniformGrid(Codec):
     @property
     def _fields(self) -> tuple[str, ...]:
         return ("codes",) if self.zero == "float" else ("codes", "zero")
-
-
-def require_clip(search: Search, norm: float) -> None:
-    """Refuse a norm that the search does not read. Raises ``ValueError``."""
-    if search != "clip" and norm != NORM:
-        raise ValueError(f"search={search} does not read norm, which is for clip")

@@ -22,7 +22,7 @@ from qdc.errors import UnsupportedModel
 from qdc.frontend.unrolled import unroll_experts
 from qdc.ir.graph import ModelFacts
 from qdc.models.configuration import DEEPEST, MOST_EXPERTS
-from qdc.models.families import FAMILIES
+from qdc.models.families import BUILT_IN
 from qdc.text.tokenizer import TOKENIZER, load_tokenizer
 
 if TYPE_CHECKING:
@@ -213,13 +213,13 @@ def _is_native(kind: str) -> bool:
 def refusal(config: Mapping[str, Any], reason: str) -> UnsupportedModel:
     """The error for a model that no front end takes, with what is supported."""
     named = ", ".join(architectures(config)) or "a model without architectures"
-    supported = ", ".join(a for family in FAMILIES for a in family.architectures)
     beside = "; the model's own code lies beside it" if "auto_map" in config else ""
     return UnsupportedModel(
         f"no model family here implements {named}",
         where=[f"{reason}{beside}"],
-        help=f"supported architectures: {supported}, and encoders and decoders that transformers "
-        "itself implements; code beside a checkpoint is never run",
+        help=f"supported architectures: {BUILT_IN.supported()}, those of a plugin (--plugin FILE), "
+        "and encoders and decoders that transformers itself implements; code beside a checkpoint "
+        "is never run",
     )
 
 

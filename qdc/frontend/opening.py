@@ -7,9 +7,12 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.frontend.coverage import check_tensors, mark_kept
 from qdc.frontend.select import Choice, choose, trace_checkpoint
 from qdc.frontend.tracer import Program
+from qdc.models.families import BUILT_IN, Families
 
 
-def open_model(folder: Path, choice: Choice = "auto") -> tuple[Checkpoint, Program]:
+def open_model(
+    folder: Path, choice: Choice = "auto", families: Families = BUILT_IN
+) -> tuple[Checkpoint, Program]:
     """Read headers, trace the model on the meta device, and check that every tensor has a place.
 
     Raises:
@@ -18,7 +21,7 @@ def open_model(folder: Path, choice: Choice = "auto") -> tuple[Checkpoint, Progr
     """
     checkpoint = Checkpoint(folder)
     refuse_compiled(checkpoint)
-    program = trace_checkpoint(checkpoint, choose(checkpoint.config, choice))
+    program = trace_checkpoint(checkpoint, choose(checkpoint.config, choice, families), families)
     check_tensors(program.graph, checkpoint)
     mark_kept(program.graph)
     return checkpoint, program

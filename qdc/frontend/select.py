@@ -17,7 +17,7 @@ from qdc.frontend.naming import match_tensors
 from qdc.frontend.native import NativeModel, build_native, native_facts
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.graph import ModelFacts
-from qdc.models.families import build, find_family, find_refusal
+from qdc.models.families import BUILT_IN, Families
 
 FrontEnd = Literal["fx", "export"]
 Choice = Literal["auto", "fx", "export"]
@@ -31,31 +31,42 @@ def parse_choice(name: str) -> Choice:
     raise UnknownName(f"no front end is called {name!r}", help="known: auto, fx, export")
 
 
-def choose(config: Mapping[str, Any], choice: Choice = "auto") -> FrontEnd:
+def choose(
+    config: Mapping[str, Any], choice: Choice = "auto", families: Families = BUILT_IN
+) -> FrontEnd:
     """Decide by ``architectures``: a family that is known, if refused, is not exported either."""
     if choice != "auto":
         return choice
-    known = find_family(config) is not None or find_refusal(config) is not None
+    known = families.find(config) is not None or families.refusal(config) is not None
     return "fx" if known else "export"
 
 
-def build_module(config: Mapping[str, Any], front_end: FrontEnd) -> nn.Module:
+def build_module(
+    config: Mapping[str, Any], front_end: FrontEnd, families: Families = BUILT_IN
+) -> nn.Module:
     """Build a model without weights: ``forward(input_ids, attention_mask=None)``.
 
     Raises:
         UnsupportedModel: the front end has no implementation of it.
     """
-    return build_native(config) if front_end == "export" else build(config)[0]
+    return build_native(config) if front_end == "export" else families.build(config)[0]
 
 
-def read_facts(config: Mapping[str, Any], folder: Path, front_end: FrontEnd) -> ModelFacts:
+def read_facts(
+    config: Mapping[str, Any],
+    folder: Path,
+    front_end: FrontEnd,
+    families: Families = BUILT_IN,
+) -> ModelFacts:
     """What configuration and tokenizer say of a model. Raises ``UnsupportedModel``."""
     if front_end == "export":
         return native_facts(build_native(config), folder)
-    return build(config)[1]
+    return families.build(config)[1]
 
 
-def trace_checkpoint(checkpoint: Checkpoint, front_end: FrontEnd) -> Program:
+def trace_checkpoint(
+    checkpoint: Checkpoint, front_end: FrontEnd, families: Families = BUILT_IN
+) -> Program:
     """Build and trace the model of a checkpoint, which shows its tensors by the model's names.
 
     Raises:
@@ -63,7 +74,7 @@ def trace_checkpoint(checkpoint: Checkpoint, front_end: FrontEnd) -> Program:
         InvalidCheckpoint: two tensors claim one place.
     """
     if front_end == "fx":
-        module, facts = build(checkpoint.config)
+        module, facts = families.build(checkpoint.config)
         return trace(module, facts, checkpoint)
     native = build_native(checkpoint.config)
     facts = native_facts(native, checkpoint.folder)

@@ -8,8 +8,9 @@ and transformers does not. Weights stay packed; ``model.dequantize()`` makes the
 from qdc.hf.models import register_models
 from qdc.hf.quantizer import register_method
 from qdc.hf.settings import use_plugins
+from qdc.pipeline.registry import standard_registry
 
 __all__ = ["use_plugins"]
 
 register_method()
-register_models()
+register_models(standard_registry().families)

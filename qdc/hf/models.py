@@ -5,7 +5,7 @@ published tensor names; what computes is qdc's own implementation. ``model_type`
 (LLaDA and LLaDA-MoE share one), so one configuration class may stand for several models.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,24 +18,20 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from qdc.models.families import FAMILIES, build
+from qdc.errors import QdcError
+from qdc.models.decoder import DecoderBlock, predict
+from qdc.models.families import Families
+from qdc.models.family import Family
 
-MODEL_TYPES = {
-    "LLaDAModelLM": "llada",
-    "LLaDAMoEModelLM": "llada",
-    "DreamModel": "Dream",
-    "SDARForCausalLM": "sdar",
-    "SDARMoeForCausalLM": "sdar_moe",
-    "Fast_dLLM_QwenForCausalLM": "Fast_dLLM_Qwen",
-}
-"""``model_type`` of the published configurations, by architecture."""
 AUTO_CLASSES = (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM)
 
 
 class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A model of qdc's own as transformers wants it."""
 
+    family: ClassVar[Family]
     base_model_prefix = ""
     _supports_sdpa = True
     logits_shift: int
@@ -48,12 +44,10 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             UnsupportedModel: qdc does not implement a variant that it asks for.
         """
         super().__init__(config)
-        fields = {**config.to_dict(), "architectures": [type(self).__name__]}
-        network, facts = build(fields)
+        network, facts = self.family.build(config.to_dict())
         self.logits_shift = facts.logits_shift
         self._tied_weights_keys = _ties(network)
-        self._no_split_modules = {"LLaDABlock", "DecoderBlock"}
-        self._compute = type(network).forward  # reads nothing but the children, which come over
+        self._no_split_modules = {DecoderBlock.__name__}
         for name, child in network.named_children():
             self.add_module(name, child)
         if torch.get_default_device().type != "meta":
@@ -78,7 +72,7 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         given = [n for n, value in unused.items() if value is not None and value is not False]
         if given:
             raise TypeError(f"{type(self).__name__} does not take {', '.join(given)}")
-        logits = self._compute(self, input_ids, attention_mask)
+        logits = predict(self, self.family.names, input_ids, attention_mask)
         return MaskedLMOutput(logits=logits) if return_dict is not False else (logits,)
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -86,20 +80,44 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return next(m for m in self.modules() if isinstance(m, torch.nn.Embedding))
 
 
-def register_models() -> None:
-    """Register a configuration and its classes for each family."""
-    names = [name for family in FAMILIES for name in family.architectures]
-    for kind in dict.fromkeys(MODEL_TYPES[name] for name in names):
-        label = kind.replace("_", "").capitalize()
-        config = type(f"{label}QdcConfig", (PretrainedConfig,), {"model_type": kind})
-        AutoConfig.register(kind, config)
-        classes: Any = tuple(_model_class(n, config) for n in names if MODEL_TYPES[n] == kind)
+def register_models(families: Families) -> None:
+    """Register a configuration and its classes for each family that has a ``model_type``.
+
+    Families may share one.
+
+    Raises:
+        QdcError: transformers implements the ``model_type`` itself.
+    """
+    for kind in dict.fromkeys(each.model_type for each in families.members if each.model_type):
+        config = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else _new_config(kind)
+        if config.__module__ != __name__:
+            raise QdcError(
+                f"transformers has models of the type {kind!r} itself",
+                where=[each.name for each in families.members if each.model_type == kind],
+                help="give the family another model_type, or none",
+            )
+        there: Any = AutoModel._model_mapping.get(config, ())
+        classes: dict[str, type[OwnModel]] = {found.__name__: found for found in there}
+        for family in (each for each in families.members if each.model_type == kind):
+            for name in family.architectures:
+                if name not in classes or classes[name].family is not family:
+                    classes[name] = _model_class(name, family, config)
         for auto in AUTO_CLASSES:
-            auto._model_mapping.register(config, classes)
+            mapping: Any = auto._model_mapping
+            mapping.register(config, tuple(classes.values()), exist_ok=True)
 
 
-def _model_class(name: str, config: type[PretrainedConfig]) -> type[OwnModel]:
-    return type(name, (OwnModel,), {"config_class": config, "__module__": __name__})
+def _new_config(kind: str) -> type[PretrainedConfig]:
+    label = kind.replace("_", "").capitalize()
+    fields = {"model_type": kind, "__module__": __name__}
+    config = type(f"{label}QdcConfig", (PretrainedConfig,), fields)
+    AutoConfig.register(kind, config)
+    return config
+
+
+def _model_class(name: str, family: Family, config: type[PretrainedConfig]) -> type[OwnModel]:
+    fields = {"config_class": config, "family": family, "__module__": __name__}
+    return type(name, (OwnModel,), fields)
 
 
 def _ties(network: torch.nn.Module) -> dict[str, str]:

@@ -9,19 +9,20 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qdc.artifact.config import QUANTIZATION, parse_codec, parse_quantization
 from qdc.checkpoint.compiled import METHOD
+from qdc.hf.models import register_models
 from qdc.pipeline.registry import standard_registry
 
 _plugins: list[Path] = []
 
 
 def use_plugins(*paths: str | Path) -> None:
-    """Know the codecs of these plugin files, beside the built-in and the installed ones.
+    """Know codecs and families of these files, beside the built-in and the installed ones.
 
     Raises:
         QdcError: a file is missing, does not import, or defines nothing.
     """
     found = [*_plugins, *map(Path, paths)]
-    standard_registry(found)
+    register_models(standard_registry(found).families)
     _plugins[:] = found
 
 

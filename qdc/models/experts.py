@@ -1,4 +1,4 @@
-"""The leaves of a sparse feed-forward, and the feed-forward: a router and experts behind it.
+"""The leaves of a sparse feed-forward: a router, and the experts behind it.
 
 Every expert is a gated feed-forward on the tokens that are routed to it, and on no others, so its
 linears are ordinary nodes of the layer graph: what they read has one row a routed token. How many
@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qdc.models.places import at, put
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -24,15 +26,16 @@ class Router(nn.Linear):
 class Routing(nn.Module):
     """From scores to the weight of every expert for every token: 0 but for the best ones."""
 
-    def __init__(self, count: int, *, normalized: bool) -> None:
+    def __init__(self, experts: int, count: int, *, normalized: bool) -> None:
         """Choose.
 
         Args:
+            experts: how many there are.
             count: experts of a token.
             normalized: whether their weights are made to add up to 1.
         """
         super().__init__()
-        self.count, self.normalized = count, normalized
+        self.experts, self.count, self.normalized = experts, count, normalized
 
     def forward(self, scores: Tensor) -> Tensor:
         """``[batch, T, experts]``, softmax in fp32; the result has the dtype of the scores."""
@@ -89,56 +92,38 @@ class Expert(nn.Module):
         number: int,
         rows: nn.Module | None = None,
         activation: Activation = F.silu,
-    ) -> None:
-        """Build without weights; ``rows`` finds the expert's tokens in another way than ours."""
-        super().__init__()
-        self.activation = activation
-        self.rows = rows or Rows(number)
-        self.take, self.give = Take(), Give(number)
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, hidden: Tensor, weights: Tensor, mixed: Tensor) -> Tensor:
-        """Add this expert's share to ``mixed``, ``[batch, T, width]``."""
-        rows = self.rows(weights)
-        taken = self.take(hidden, rows)
-        given = self.down_proj(self.activation(self.gate_proj(taken)) * self.up_proj(taken))
-        added: Tensor = self.give(mixed, weights, rows, given)
-        return added
-
-
-class SparseFeedForward(nn.Module):
-    """A router and its experts; ``gate`` and ``experts.E`` are the published key names."""
-
-    def __init__(
-        self, width: int, hidden: int, experts: int, count: int, *, normalized: bool
+        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     ) -> None:
         """Build without weights.
 
         Args:
             width: of the residual stream.
-            hidden: of an expert.
-            experts: how many there are.
-            count: how many of them a token is routed to.
-            normalized: whether the weights of these add up to 1.
+            hidden: columns inside.
+            number: of the expert.
+            rows: finds the expert's tokens in another way than ours.
+            activation: stands behind the gate.
+            names: of gate, up and down projection.
         """
         super().__init__()
-        self.gate = Router(width, experts, bias=False)
-        self.routing = Routing(count, normalized=normalized)
-        self.experts = nn.ModuleList(Expert(width, hidden, number) for number in range(experts))
+        self.activation, self.names = activation, names
+        self.rows = rows or Rows(number)
+        self.take, self.give = Take(), Give(number)
+        gate, up, down = names
+        put(self, gate, nn.Linear(width, hidden, bias=False))
+        put(self, up, nn.Linear(width, hidden, bias=False))
+        put(self, down, nn.Linear(hidden, width, bias=False))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``[batch, T, width] -> [batch, T, width]``."""
-        weights = self.routing(self.gate(hidden))
-        mixed = torch.zeros_like(hidden)
-        for expert in self.experts:
-            mixed = expert(hidden, weights, mixed)
-        return mixed
+    def forward(self, hidden: Tensor, weights: Tensor, mixed: Tensor) -> Tensor:
+        """Add this expert's share to ``mixed``, ``[batch, T, width]``."""
+        gate, up, down = (at(self, name) for name in self.names)
+        rows = self.rows(weights)
+        taken = self.take(hidden, rows)
+        given = down(self.activation(gate(taken)) * up(taken))
+        added: Tensor = self.give(mixed, weights, rows, given)
+        return added
 
 
 def routed_share(model: nn.Module) -> float:
     """Share of the tokens that an expert gets on average; 1 in a model without experts."""
-    sparse = [part for part in model.modules() if isinstance(part, SparseFeedForward)]
-    shares = [part.routing.count / len(part.experts) for part in sparse]
+    shares = [part.count / part.experts for part in model.modules() if isinstance(part, Routing)]
     return sum(shares) / len(shares) if shares else 1.0

@@ -1,10 +1,9 @@
 """The model families that have an implementation of our own, chosen by ``architectures``."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from pydantic import ValidationError
 from torch import nn
 
 from qdc.errors import UnsupportedModel
@@ -41,40 +40,54 @@ REFUSED: tuple[Refusal, ...] = (
 """Known families that would compile to something wrong."""
 
 
-def find_family(config: Mapping[str, Any]) -> Family | None:
-    """Return the family that claims a configuration's ``architectures``, or None."""
-    names = _architectures(config)
-    return next((family for family in FAMILIES if names & set(family.architectures)), None)
+@dataclass(frozen=True)
+class Families:
+    """The families that a command or a call knows, in order; a registry makes it."""
 
+    members: tuple[Family, ...] = FAMILIES
+    refused: tuple[Refusal, ...] = REFUSED
 
-def find_refusal(config: Mapping[str, Any]) -> Refusal | None:
-    """Return why a known family is refused, or None if it is supported or not known."""
-    names = _architectures(config)
-    return next((refusal for refusal in REFUSED if names & set(refusal.architectures)), None)
+    def find(self, config: Mapping[str, Any]) -> Family | None:
+        """Return the family that claims a configuration's ``architectures``, or None."""
+        names = _architectures(config)
+        return next((each for each in self.members if names & set(each.architectures)), None)
 
+    def refusal(self, config: Mapping[str, Any]) -> Refusal | None:
+        """Return why a known family is refused, or None if it is supported or not known."""
+        names = _architectures(config)
+        refused = (each for each in self.refused if names & set(each.architectures))
+        return None if self.find(config) is not None else next(refused, None)
 
-def build(config: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
-    """Build the model of a configuration on the meta device, without weights.
+    def supported(self) -> str:
+        """The architectures that are claimed, for an error's help."""
+        return ", ".join(name for family in self.members for name in family.architectures)
 
-    Raises:
-        UnsupportedModel: no family claims its ``architectures``, or a field has a value that the
-            family's implementation does not cover.
-    """
-    family, refusal = find_family(config), find_refusal(config)
-    if family is not None:
-        return _build(family, config)
-    if refusal is not None:
+    def build(self, config: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
+        """Build the model of a configuration on the meta device, without weights.
+
+        Raises:
+            UnsupportedModel: no family claims its ``architectures``, or a field has a value that
+                the family's implementation does not cover.
+        """
+        family, refusal = self.find(config), self.refusal(config)
+        if family is not None:
+            return family.build(config)
+        if refusal is not None:
+            raise UnsupportedModel(
+                f"models of the family {refusal.name} are not supported: {refusal.reason}",
+                where=sorted(_architectures(config)),
+                help=refusal.help,
+            )
+        names = ", ".join(sorted(_architectures(config))) or "a model without architectures"
         raise UnsupportedModel(
-            f"models of the family {refusal.name} are not supported: {refusal.reason}",
-            where=sorted(_architectures(config)),
-            help=refusal.help,
+            f"no model family here implements {names}",
+            help=f"supported architectures: {self.supported()}, and those of a plugin (--plugin "
+            "FILE); code beside a checkpoint is never run",
         )
-    names = ", ".join(sorted(_architectures(config))) or "a model without architectures"
-    supported = ", ".join(a for family in FAMILIES for a in family.architectures)
-    raise UnsupportedModel(
-        f"no model family here implements {names}",
-        help=f"supported architectures: {supported}; code beside a checkpoint is never run",
-    )
+
+
+BUILT_IN = Families()
+"""What is known where no registry is at hand."""
 
 
 def _architectures(config: Mapping[str, Any]) -> set[str]:
@@ -82,18 +95,3 @@ def _architectures(config: Mapping[str, Any]) -> set[str]:
     return (
         {name for name in claimed if isinstance(name, str)} if isinstance(claimed, list) else set()
     )
-
-
-def _build(family: Family, config: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
-    try:
-        with torch.device("meta"):
-            module, facts = family.build(config)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()
-        ]
-        raise UnsupportedModel(
-            f"config.json asks for a {family.name} variant that is not implemented",
-            where=problems,
-        ) from error
-    return module.eval().requires_grad_(False), facts

@@ -1,15 +1,17 @@
-"""What is known of a model family, beside its code: how it is built, and what was proved of it."""
+"""A model family as data: its key names, its configuration, and what was proved of it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from qdc.errors import UnsupportedModel, nearest
 from qdc.ir.graph import ModelFacts
-
-Build = Callable[[Mapping[str, Any]], tuple[nn.Module, ModelFacts]]
-"""From a ``config.json`` to a module without weights. Raises ``pydantic.ValidationError``."""
+from qdc.models.decoder import BIASED, Decoder, Layout
+from qdc.models.names import Names
+from qdc.models.sizes import Fields, Sizes, read_sizes
 
 
 class Proof(NamedTuple):
@@ -34,25 +36,109 @@ def equals(native: str) -> Proof:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
-    """One family with an implementation of our own, traced by ``torch.fx``."""
+    """One family that is built here, as tables; the defaults are those of the Qwen layout.
+
+    Raises:
+        ValueError: the tables contradict each other; all faults are named.
+    """
 
     name: str
     architectures: tuple[str, ...]
     """Entries of ``architectures`` that it claims; ``model_type`` is not unique and never read."""
-    build: Build
-    published: tuple[str, ...]
-    """Published models, with their sizes."""
-    attention: str
-    """Which positions a position sees."""
-    mask_token_id: int | None
-    """Used where the configuration has none; None if it must have one."""
-    logits_shift: int
+    names: Names = field(default=Names())
+    """Key names of the tensors."""
+    fields: Fields = field(default=Fields())
+    """Fields of the configuration that give the sizes."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """Sizes of a configuration that does not give them, by their names in ``Fields``."""
+    variants: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """Fields of the configuration that choose a variant, each with the values that the decoder
+    implements; every other value is refused."""
+    biases: tuple[str, ...] = ()
+    """Projections with biases, by their names in ``Names``."""
+    rotates_early: bool = False
+    """Whether the layer graph has the rotation of queries before the projection of keys."""
+    logits_shift: int = 0
     """1 if position i of the logits predicts token i + 1."""
-    proved: tuple[Proof, ...]
+    mask_token_id: int | None = None
+    """Used where the configuration has none; None if it must have one."""
+    trained_length: int | None = None
+    """Tokens that the published models were trained on, where their configurations claim more."""
+    model_type: str = ""
+    """``model_type`` of the published configurations, by which transformers finds the family
+    (``qdc.hf``); empty if it shall not."""
+    published: tuple[str, ...] = ()
+    """Published models, with their sizes."""
+    proved: tuple[Proof, ...] = ()
 
     front_end: str = "fx"
+
+    def __post_init__(self) -> None:
+        """Check the tables, so that what can be built is all that can be written down."""
+        known = Fields().__dict__
+        faults = [f"defaults: no size is called {n!r}; {nearest(n, known)}"
+                  for n in self.defaults if n not in known]  # fmt: skip
+        faults += [f"biases: {role!r} is none of {', '.join(BIASED)}"
+                   for role in self.biases if role not in BIASED]  # fmt: skip
+        if not self.architectures:
+            faults.append("architectures: there is none to recognise it by")
+        if self.logits_shift not in (0, 1):
+            faults.append(f"logits_shift: {self.logits_shift} is neither 0 nor 1")
+        normed = bool(self.fields.head_norms or self.defaults.get("head_norms"))
+        mixture = bool(self.fields.experts or self.defaults.get("experts"))
+        faults += [f"names: {p}" for p in self.names.problems(head_norms=normed, mixture=mixture)]
+        if faults:
+            raise ValueError(f"the family {self.name}: {'; '.join(faults)}")
+
+    @property
+    def attention(self) -> str:
+        """Which positions a position sees."""
+        told, usual = self.fields.block, self.defaults.get("block")
+        if told:
+            also = "" if usual is None else f" or {usual}"
+            return f"block-causal, {told} of the configuration{also}"
+        return "all positions" if usual is None else f"block-causal, blocks of {usual}"
+
+    def read(self, config: Mapping[str, Any]) -> Sizes:
+        """Read what a ``config.json`` says.
+
+        Raises:
+            UnsupportedModel: it lacks a size, or asks for a variant that is not implemented; all
+                fields at fault are named.
+        """
+        usual = {} if self.mask_token_id is None else {"mask_token": self.mask_token_id}
+        sizes, problems = read_sizes(config, self.fields, {**usual, **self.defaults}, self.variants)
+        if problems or sizes is None:
+            raise UnsupportedModel(
+                f"config.json asks for a variant of {self.name} that is not implemented",
+                where=problems,
+            )
+        return sizes
+
+    def network(self, sizes: Sizes) -> Decoder:
+        """Build the decoder where torch puts new tensors, with whatever weights it gives them."""
+        layout = Layout(self.names, self.biases, self.rotates_early, self.logits_shift)
+        return Decoder(sizes, layout)
+
+    def build(self, config: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
+        """Build the model of a configuration on the meta device. Raises ``UnsupportedModel``."""
+        sizes = self.read(config)
+        with torch.device("meta"):
+            module = self.network(sizes)
+        return module.eval().requires_grad_(False), self.facts(sizes)
+
+    def facts(self, sizes: Sizes) -> ModelFacts:
+        """What a graph says about a model of these sizes."""
+        return ModelFacts(
+            family=self.name,
+            mask_token_id=sizes.mask_token,
+            vocabulary=sizes.rows,
+            max_length=min(sizes.max_length, self.trained_length or sizes.max_length),
+            logits_shift=self.logits_shift,
+            attention_block=sizes.block,
+        )
 
 
 class Refusal(NamedTuple):

@@ -127,12 +127,15 @@ def quantize_block(
         start: f32[n, g] on the grid's levels, a first candidate; None without one.
         grid: The first levels.
         metric: The block's metric.
-        rounds: Refits of the scales, each followed by feedback anew.
+        rounds: Refits of the scales, each followed by feedback anew; 0 for a grid without refit.
         sweeps: Coordinate sweeps after each feedback.
         gains: Takes the cost of each candidate, in the order tried.
 
     Returns:
         The best grid and the block written out on its levels.
+
+    Raises:
+        NotImplementedError: If there are ``rounds``, and the grid has no ``refit``.
     """
     costs = [] if gains is None else gains
     best: tuple[float, G, Tensor] | None = None

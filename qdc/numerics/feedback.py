@@ -1,11 +1,15 @@
 """The one loop that quantizes a layer block by block and compensates in later columns."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from qdc.numerics.columns import block_metric, quantize_block
+from qdc.numerics.grids import Grid
+
+G = TypeVar("G", bound=Grid)
 Compensation = Literal["exact", "diag", "none"]
 
 
@@ -72,6 +76,51 @@ def quantize_blocks(
             error = error / triangle.diagonal()
         rest[:, part.stop :] -= error @ upper[part, part.stop :]
     return dense
+
+
+def quantize_on_grids(
+    weight: Tensor,
+    upper: Tensor,
+    slices: Sequence[slice],
+    fit: Callable[[Tensor], G],
+    *,
+    rounds: int = 0,
+    sweeps: int = 0,
+    by_activation: bool = False,
+    asymmetry: Tensor | None = None,
+) -> tuple[list[G], Tensor]:
+    """Quantize a layer on a grid for each block, with exact feedback inside and between blocks.
+
+    What a quantizer brings is its grid. A block is what ``columns.quantize_block`` makes of it, and
+    ``quantize_blocks`` moves its error on to the blocks to come.
+
+    Args:
+        weight: f32[n, m], not modified.
+        upper: f32[m, m], factor of the damped inverse moment.
+        slices: The blocks' columns: adjoining, in order, all of 0..m.
+        fit: Gives the first grid of a block, f32[n, g], as changed by the blocks before.
+        rounds: Refits of each grid, each followed by feedback anew; 0 for a grid without refit.
+        sweeps: Coordinate sweeps after each feedback.
+        by_activation: Round the columns of a block that cost most first.
+        asymmetry: As for ``quantize_blocks``.
+
+    Returns:
+        The grid of each block, and f32[n, m] on their levels.
+
+    Raises:
+        OverflowError: If ``fit`` meets a scale that does not fit its stored dtype.
+        ValueError: As ``quantize_blocks`` does.
+    """
+    grids: list[G] = []
+
+    def quantize(index: int, block: Tensor) -> Tensor:
+        part = slices[index]
+        metric = block_metric(upper[part, part], by_activation=by_activation)
+        grid, best = quantize_block(block, None, fit(block), metric, rounds=rounds, sweeps=sweeps)
+        grids.append(grid)
+        return best
+
+    return grids, quantize_blocks(weight, upper, slices, "exact", quantize, asymmetry)
 
 
 def _drifted(block: Tensor, asymmetry: Tensor) -> Tensor:

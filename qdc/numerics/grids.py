@@ -3,7 +3,8 @@
 GPTQ's uniform grid, the binary components of DAQ, ternary levels or a codebook of scalars differ
 in nothing else: the loop that chooses among the levels (``columns``), the compensation between the
 blocks (``feedback``) and the alternation of codes and scales (``columns.quantize_block``) are
-shared. Source: related-systems.md A4, A5, B4, B5.
+shared. Only ``nearest`` must be there; a grid whose scales are final leaves ``refit`` out. Source:
+related-systems.md A4, A5, B4, B5.
 """
 
 from abc import ABC, abstractmethod
@@ -27,9 +28,10 @@ class Grid(ABC):
             f32[n], exactly the values that ``dense`` would write out for these codes.
         """
 
-    @abstractmethod
     def refit(self, block: Tensor, dense: Tensor, metric: Tensor) -> tuple[Self, Tensor]:
         """Refit the scales with the codes of ``dense`` fixed, rounded to what is stored.
+
+        May be left out: ``columns.quantize_block`` asks for it only with ``rounds``.
 
         Args:
             block: f32[n, g], what is to be met.
@@ -39,4 +41,11 @@ class Grid(ABC):
         Returns:
             A grid of the same kind, and the same codes written out with its levels. It need not
             be better than this one: the caller compares.
+
+        Raises:
+            NotImplementedError: the scales of this grid stay as they are first fitted.
+            OverflowError: a scale does not fit its stored dtype.
         """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no refit: implement it, or ask for rounds=0"
+        )

@@ -42,7 +42,8 @@ class Lowering(Pass, ABC):
             The annotation with its codec and statistics, and the working tensors by suffix.
 
         Raises:
-            OverflowError: a scale does not fit its stored dtype.
+            OverflowError: a scale does not fit its stored dtype. A working tensor that is not
+                finite counts as one: a quantizer need not look.
         """
 
     def foresee(self, unit: Forecast, node: Node) -> Codec | None:
@@ -86,6 +87,7 @@ class Lowering(Pass, ABC):
         for node in nodes:
             try:
                 note, working = self.lower(unit, node)
+                _require_finite(working)
             except OverflowError as error:
                 failed[node.name] = str(error)
                 continue
@@ -95,6 +97,14 @@ class Lowering(Pass, ABC):
             unit.annotate(node, note.model_copy(update={**kept, **measured}))
             unit.remark("passed", node, error=measured["error"])
         return failed
+
+
+def _require_finite(working: Tensors) -> None:
+    """Refuse working tensors that no artifact may hold. Raises ``OverflowError``."""
+    for suffix, tensor in working.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise OverflowError(f"{suffix} is not finite in {kind}")
 
 
 def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> dict[str, Any]:

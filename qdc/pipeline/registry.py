@@ -1,23 +1,26 @@
-"""The one way from the core to passes and backends: by name.
+"""The one way from the core to passes, backends and model families: by name.
 
-Built-ins are listed in ``qdc.passes.PASSES`` and ``qdc.backends.BACKENDS``; third parties come in
-through the entry-point groups of the same names, or through a file that the user names.
+Each kind has a list of our own and a group of entry points; third parties come in through these,
+or through a file that the user names. ``KINDS`` is the whole of it.
 """
 
 import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from qdc.errors import DuplicateName, QdcError, UnknownName, nearest
 from qdc.format.codec import Codec, Lowered
 from qdc.ir.annotations import BUILT_IN, Annotation
 from qdc.ir.tuned import Tuned
+from qdc.models.families import Families
+from qdc.models.family import Family
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.passbase import Configured, Pass
 from qdc.pipeline.syntax import STAGES, is_name
@@ -25,38 +28,109 @@ from qdc.pipeline.syntax import STAGES, is_name
 C = TypeVar("C", bound=Configured)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One kind of what may be added, by a package or by a file."""
+
+    label: str
+    """What messages call one of them."""
+    base: type
+    """What they are classes of."""
+    group: str
+    """The group of entry points."""
+    built_in: str
+    """``module:NAME`` of our own."""
+    made: bool = False
+    """Whether they are objects that the class has made, and not classes below it."""
+    written: bool = False
+    """Whether pipeline text names them."""
+
+    def holds(self, value: object) -> TypeGuard[Any]:
+        """Whether a value is one of them: named, and not just a base for others."""
+        if self.made:
+            return isinstance(value, self.base)
+        if not (isinstance(value, type) and issubclass(value, self.base)):
+            return False
+        return isinstance(getattr(value, "name", None), str) and not inspect.isabstract(value)
+
+
+PASSES = Kind("pass", Pass, "qdc.passes", "qdc.passes:PASSES", written=True)
+BACKENDS = Kind("backend", Backend, "qdc.backends", "qdc.backends:BACKENDS", written=True)
+FAMILIES = Kind("family", Family, "qdc.families", "qdc.models.families:FAMILIES", made=True)
+KINDS = (PASSES, BACKENDS, FAMILIES)
+"""What third parties may add. A further kind is a line here."""
+LABELS = f"{', '.join(kind.label for kind in KINDS[:-1])} or {KINDS[-1].label}"
+
+
 class Registry:
-    """Passes, presets, backends, annotation classes and codecs, each under a unique name."""
+    """Passes, presets, backends, families, annotation classes and codecs, under unique names."""
 
     def __init__(self) -> None:
         """Start empty; ``standard_registry`` gives the usual content."""
-        self.passes: dict[str, type[Pass]] = {}
-        self.backends: dict[str, type[Backend]] = {}
         self.presets: dict[str, str] = {}
         self.plugins: list[str] = []
         """Name and digest of every plugin file, for the report."""
+        self._found: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
+        self._origins: dict[object, str] = {}
 
-    def add(self, kind: type[Configured]) -> None:
-        """Add a pass or a backend. Raises ``DuplicateName`` naming both owners."""
-        if kind.name == STAGES or not is_name(kind.name):
+    @property
+    def passes(self) -> dict[str, type[Pass]]:
+        """All passes by name."""
+        return self._found[PASSES]
+
+    @property
+    def backends(self) -> dict[str, type[Backend]]:
+        """All backends by name."""
+        return self._found[BACKENDS]
+
+    @property
+    def families(self) -> Families:
+        """All model families, in the order in which they were added."""
+        return Families(tuple(self._found[FAMILIES].values()))
+
+    def origin(self, value: object) -> str:
+        """The plugin file or the entry point that something came from; empty for our own."""
+        return self._origins.get(value, "")
+
+    def add(self, value: Any, origin: str = "") -> None:
+        """Add a pass, a backend, or what else ``KINDS`` lists.
+
+        Args:
+            value: one that its kind ``holds``.
+            origin: the file or the entry point that it is from.
+
+        Raises:
+            DuplicateName: its name is taken, or one of the architectures of a family; names both
+                owners.
+        """
+        kinds = [kind for kind in KINDS if kind.holds(value)]
+        written, owner = any(kind.written for kind in kinds), _owner(value, origin)
+        if value.name == STAGES or not is_name(value.name):
             raise QdcError(
-                f"pipeline text cannot name a pass or a backend {kind.name!r}",
-                where=[_owner(kind)],
-                help="name it by a verb with dashes, such as my-allocate",
+                f"pipeline text cannot name a pass or a backend {value.name!r}"
+                if written
+                else f"no {kinds[0].label} can be called {value.name!r}",
+                where=[owner],
+                help="name it by words with dashes, such as my-allocate",
             )
-        if kind.name in self.presets:
-            raise _duplicate(kind.name, f"the preset {kind.name}", _owner(kind))
-        for table, base in ((self.passes, Pass), (self.backends, Backend)):
-            if issubclass(kind, base):
-                _refuse_second(kind, table.get(kind.name))
-                table[kind.name] = kind  # type: ignore[assignment]
+        if written and value.name in self.presets:
+            raise _duplicate(value.name, f"the preset {value.name}", owner)
+        for kind in kinds:
+            table = self._found[kind]
+            self._refuse_second(value, table.get(value.name), value.name, origin)
+            table[value.name] = value
+        if isinstance(value, Family):
+            for other in self._found[FAMILIES].values():
+                for name in set(value.architectures) & set(other.architectures):
+                    self._refuse_second(value, other, name, origin)
+        self._origins.setdefault(value, origin)
 
     def annotations(self) -> Mapping[str, type[Annotation]]:
         """Every annotation class by tag. Raises ``DuplicateName``."""
         found: dict[str, type[Annotation]] = {}
         for kind in self._annotation_classes():
             if not inspect.isabstract(kind) and hasattr(kind, "tag"):
-                _refuse_second(kind, found.get(kind.tag), label="@" + kind.tag)
+                self._refuse_second(kind, found.get(kind.tag), "@" + kind.tag)
                 found[kind.tag] = kind
         return found
 
@@ -66,7 +140,7 @@ class Registry:
         for kind in self.annotations().values():
             if issubclass(kind, Lowered):
                 codec = kind.codec_class()
-                _refuse_second(codec, found.get(codec.name), label=codec.name)
+                self._refuse_second(codec, found.get(codec.name), codec.name)
                 found[codec.name] = codec
         return found
 
@@ -79,22 +153,28 @@ class Registry:
         return _find("backend", name, self.backends, self.backends)
 
     def load_plugin(self, path: Path) -> None:
-        """Import a file and add the passes and backends that it defines.
+        """Import a file and add what it defines of the kinds in ``KINDS``.
 
         Raises:
-            QdcError: the file is missing, fails to import, or defines neither.
+            QdcError: the file is missing, fails to import, or defines nothing of them.
         """
         module, digest = _import_file(path)
-        kinds = list(_defined_in(module))
-        if not kinds:
+        defined = list(_defined_in(module))
+        if not defined:
             raise QdcError(
-                "the plugin defines neither a pass nor a backend",
+                f"the plugin defines no {LABELS}",
                 where=[path.name],
-                help="subclass qdc.Pass, as docs/writing_passes.md shows",
+                help="subclass qdc.Pass, as docs/writing_passes.md shows, or make a qdc.Family, "
+                "as docs/writing_families.md does",
             )
-        for kind in kinds:
-            self.add(kind)
+        for value in defined:
+            self.add(value, path.name)
         self.plugins.append(f"{path.name} sha256:{digest}")
+
+    def _refuse_second(self, new: Any, old: Any, name: str, origin: str = "") -> None:
+        """Raise ``DuplicateName`` if an owner of the name is there, and another one comes."""
+        if old is not None and old is not new:
+            raise _duplicate(name, _owner(old, self.origin(old)), _owner(new, origin))
 
     def _annotation_classes(self) -> Iterator[type[Annotation]]:
         kinds = [k for p in self.passes.values() for k in (*p.provides, *p.requires, *p.annotates)]
@@ -105,41 +185,41 @@ class Registry:
 def standard_registry(plugins: Sequence[Path] = ()) -> Registry:
     """Built-ins, installed entry points, then the given files. Raises ``DuplicateName``."""
     registry = Registry()
-    passes, backends = import_module("qdc.passes"), import_module("qdc.backends")
-    for kind in (*passes.PASSES, *backends.BACKENDS):
-        registry.add(kind)
-    registry.presets.update(passes.PRESETS)
-    for group in ("qdc.passes", "qdc.backends"):
-        for entry in entry_points(group=group):
-            try:
-                kind = entry.load()
-            except Exception as error:
-                raise QdcError(
-                    f"the installed plugin {entry.value} does not import: {error}",
-                    help="uninstall or repair the package that provides it",
-                ) from error
-            if not _is_usable(kind):
-                raise QdcError(
-                    f"the installed plugin {entry.value} is no pass or backend with a name",
-                    help="repair or uninstall the package that provides it",
-                )
-            registry.add(kind)
+    for kind in KINDS:
+        place, _, listed = kind.built_in.partition(":")
+        for value in getattr(import_module(place), listed):
+            registry.add(value)
+    registry.presets.update(import_module("qdc.passes").PRESETS)
+    for kind in KINDS:
+        for entry in entry_points(group=kind.group):
+            registry.add(_installed(entry), entry.value)
     for path in plugins:
         registry.load_plugin(path)
     registry.codecs()
     return registry
 
 
+def _installed(entry: EntryPoint) -> Any:
+    """Import what an entry point names. Raises ``QdcError``."""
+    try:
+        value = entry.load()
+    except Exception as error:
+        raise QdcError(
+            f"the installed plugin {entry.value} does not import: {error}",
+            help="uninstall or repair the package that provides it",
+        ) from error
+    if not any(kind.holds(value) for kind in KINDS):
+        raise QdcError(
+            f"the installed plugin {entry.value} is no {LABELS} with a name",
+            help="repair or uninstall the package that provides it",
+        )
+    return value
+
+
 def _find(label: str, name: str, table: Mapping[str, type[C]], known: Iterable[str]) -> type[C]:
     if name not in table:
         raise UnknownName(f"no {label} is called {name!r}", help=nearest(name, known))
     return table[name]
-
-
-def _refuse_second(new: type, old: type | None, label: str = "") -> None:
-    if old is not None and old is not new:
-        name = label or getattr(new, "name", new.__name__)
-        raise _duplicate(name, _owner(old), _owner(new))
 
 
 def _duplicate(name: str, *owners: str) -> DuplicateName:
@@ -150,8 +230,10 @@ def _duplicate(name: str, *owners: str) -> DuplicateName:
     )
 
 
-def _owner(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _owner(value: Any, origin: str = "") -> str:
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return f"the family {value.name} of {origin or 'qdc'}"
 
 
 def _import_file(path: Path) -> tuple[ModuleType, str]:
@@ -180,13 +262,11 @@ def _import_file(path: Path) -> tuple[ModuleType, str]:
     return module, digest
 
 
-def _defined_in(module: ModuleType) -> Iterator[type[Configured]]:
+def _defined_in(module: ModuleType) -> Iterator[Any]:
+    """Classes of the module's own, and objects under a name of it, each once."""
+    seen: set[int] = set()
     for value in vars(module).values():
-        if _is_usable(value) and value.__module__ == module.__name__:
+        foreign = isinstance(value, type) and value.__module__ != module.__name__
+        if not foreign and id(value) not in seen and any(kind.holds(value) for kind in KINDS):
+            seen.add(id(value))
             yield value
-
-
-def _is_usable(value: object) -> TypeGuard[type[Configured]]:
-    if not (isinstance(value, type) and issubclass(value, Pass | Backend)):
-        return False
-    return isinstance(getattr(value, "name", None), str) and not inspect.isabstract(value)

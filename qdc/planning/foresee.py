@@ -10,6 +10,7 @@ from qdc.frontend.coverage import Covered, coverage
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
+from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.blocks import block_slices
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
@@ -41,6 +42,7 @@ def foresee(
     calibration: Path | None = None,
     fields: Fields | None = None,
     states_limit: int | None = None,
+    families: Families = BUILT_IN,
 ) -> Outlook:
     """Work a compile out without running it.
 
@@ -53,11 +55,12 @@ def foresee(
         calibration: the text, as for a compile.
         fields: the fields of its records.
         states_limit: bytes of calibration states that wait in host memory; all if not given.
+        families: the model families that are known.
 
     Raises:
         QdcError: the checkpoint, a file of calibration text, or a pass that refuses the model.
     """
-    checkpoint, program, assumed = open_headers(model)
+    checkpoint, program, assumed = open_headers(model, families)
     for step in plan.passes():
         step.check(program.graph)
     # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.

@@ -12,7 +12,7 @@ from qdc.frontend.coverage import check_tensors, mark_kept
 from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.types import BYTES, SHORT, Parameter
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN, Families
 
 DTYPE_FIELDS = ("dtype", "torch_dtype")
 USUAL = "bf16"
@@ -49,7 +49,7 @@ class Outline(Checkpoint):
         return self.index_bytes
 
 
-def open_headers(folder: Path) -> tuple[Checkpoint, Program, str]:
+def open_headers(folder: Path, families: Families = BUILT_IN) -> tuple[Checkpoint, Program, str]:
     """Open a model for planning: from the headers of its shards, or without any shard.
 
     Returns:
@@ -60,9 +60,9 @@ def open_headers(folder: Path) -> tuple[Checkpoint, Program, str]:
         UnsupportedModel: the family is not implemented.
     """
     if not (folder / INDEX).is_file() or any(folder.glob("*.safetensors")):
-        return *open_model(folder), ""
+        return *open_model(folder, families=families), ""
     config = read_json(folder / "config.json")
-    module, facts = build(config)
+    module, facts = families.build(config)
     outline = Outline(folder, module, config)
     refuse_compiled(outline)
     program = trace(module, facts, outline)

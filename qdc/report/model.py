@@ -8,11 +8,12 @@ from pydantic import Field, ValidationError
 
 from qdc.errors import QdcError
 from qdc.evaluation.evaluate import Comparison, Evaluation
+from qdc.format.codec import BitsWord
 from qdc.frontend.coverage import Covered
 from qdc.ir.types import Frozen
 
 SCHEMA = 1
-DERIVED = ("sign_bits", "effective_bits", "error_by_kind")
+DERIVED = ("bits_word", "sign_bits", "effective_bits", "error_by_kind")
 
 
 class LayerReport(Frozen):
@@ -25,6 +26,8 @@ class LayerReport(Frozen):
     columns: int = Field(gt=0)
     codec: str
     orders: tuple[int, ...] = ()
+    bits_word: BitsWord = "code bits"
+    """What the payload is called. A report of before this was noted says code bits of signs too."""
     payload_bits: int
     nbytes: int
     """Stored bytes: signs or codes, scales, tags, padding, and a bias that a pass has added."""
@@ -44,7 +47,7 @@ class LayerReport(Frozen):
 
     @property
     def sign_bits(self) -> float:
-        """Sign (or code) bits a weight."""
+        """Bits of signs or codes a weight, without padding; ``bits_word`` says which."""
         return self.payload_bits / self.weights
 
     @property
@@ -150,8 +153,14 @@ class CompileReport(Frozen):
     evaluation: EvaluationReport | None = None
 
     @property
+    def bits_word(self) -> BitsWord:
+        """``sign bits`` if every layer of the repeated blocks is stored as signs alone."""
+        signs = all(layer.bits_word == "sign bits" for layer in self.layers)
+        return "sign bits" if signs else "code bits"
+
+    @property
     def sign_bits(self) -> Fraction:
-        """Sign (or code) bits a quantized weight of the repeated blocks, exact."""
+        """Bits of signs or codes a quantized weight of the repeated blocks, exact."""
         weights = sum(layer.weights for layer in self.layers)
         return Fraction(sum(layer.payload_bits for layer in self.layers), max(1, weights))
 
@@ -173,6 +182,7 @@ class CompileReport(Frozen):
         """Everything, with the derived figures, ready for JSON."""
         bits = self.sign_bits
         return {
+            "bits_word": self.bits_word,
             "sign_bits": {"exact": str(bits), "value": float(bits)},
             "effective_bits": self.effective_bits,
             "error_by_kind": self.error_by_kind(),

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from qdc.frontend.tracer import LeafTracer
+from qdc.models.places import Place, put
 
 Joinable = Callable[[Sequence[str]], bool]
 """Whether one module can stand for the linears of these paths."""
@@ -45,6 +46,8 @@ def join_stages(
     holders = _by_holder(stages, layers)
     for holder in sorted(holders, key=lambda path: -path.count(".")):
         part = module.get_submodule(holder)
+        if isinstance(part, Place):  # what computes with these linears stands around it
+            continue
         graph = _Tracer().trace(part)
         groups: list[list[str]] = []
         for names in holders[holder]:
@@ -62,6 +65,7 @@ def join_stages(
         if groups:
             above, _, name = holder.rpartition(".")
             whole = fx.GraphModule(part, graph, class_name=type(part).__name__)
+            _keep_others(whole, part, [name for group in groups for name in group])
             module.get_submodule(above).add_module(name, whole)
     return frozenset(gone)
 
@@ -121,6 +125,14 @@ def _rewrite(graph: fx.Graph, names: Sequence[str], joined: str, sizes: list[int
     for name, part in zip(names, cut, strict=True):
         by_name[name].replace_all_uses_with(part)
         graph.erase_node(by_name[name])
+
+
+def _keep_others(whole: nn.Module, part: nn.Module, gone: Collection[str]) -> None:
+    """Put what stands in a part and computes elsewhere, as a norm in front of it, in its copy."""
+    for path, child in part.named_modules():
+        there = dict(whole.named_modules())
+        if path not in there and path not in gone:
+            put(whole, path, child)
 
 
 def _under(holder: str, names: Sequence[str]) -> list[str]:

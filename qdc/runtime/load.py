@@ -20,6 +20,7 @@ from qdc.format.codec import Codec
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
 from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
+from qdc.models.families import BUILT_IN, Families
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
@@ -73,7 +74,7 @@ def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
             layer: parse_codec(layer, fields, known)
             for layer, fields in quantization.layers.items()
         }
-        module = build_module(plain_config(source.config), quantization.frontend)
+        module = build_module(plain_config(source.config), quantization.frontend, registry.families)
         body = holder(module)
         _add_biases(body, quantization.added_biases)
         _check(body, codecs, source)
@@ -93,7 +94,7 @@ def load_artifact(
 
     Args:
         folder: what ``qdc compile`` wrote.
-        registry: knows the codecs and the backends.
+        registry: knows the codecs, the backends and the model families.
         device: where the weights go.
         dtype: of all weights, or of those that are not packed; the backend's own if None.
         backend: who runs it, as ``name`` or ``name{option=value}``.
@@ -118,7 +119,11 @@ def load_artifact(
 
 
 def load_checkpoint(
-    folder: Path, device: str | torch.device, dtype: torch.dtype, choice: Choice = "auto"
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    choice: Choice = "auto",
+    families: Families = BUILT_IN,
 ) -> nn.Module:
     """Load an uncompiled checkpoint into the same kind of module.
 
@@ -128,7 +133,7 @@ def load_checkpoint(
     """
     source = Checkpoint(folder)
     refuse_compiled(source)
-    module = build_module(source.config, choose(source.config, choice))
+    module = build_module(source.config, choose(source.config, choice, families), families)
     show_by_name(module, source)
     body = holder(module)
     wanted = dense_tensors(body)

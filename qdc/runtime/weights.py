@@ -6,10 +6,12 @@ What is read here was checked by its header before; ``Codec.check`` looks at the
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.format.weights import Weights
+from qdc.ir.keys import file_key
 from qdc.ir.types import Dimension
 
 Wanted = tuple[str | None, tuple[Dimension, ...]]
@@ -72,3 +74,51 @@ def place(
             continue
         owner = module.get_submodule(path)
         setattr(owner, role, parameters[first] if role in owner._parameters else state[first])
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What a model on meta asks for, read before any of its modules is replaced."""
+
+    names: tuple[str, ...]
+    """Every stored tensor, as ``dense_tensors`` names them."""
+    tied: Mapping[str, str]
+    """Further names, as ``tied_names`` gives them."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Skeleton":
+        """Read it off the model."""
+        return cls(tuple(dense_tensors(module)), tied_names(module))
+
+    def uses(self, layer: str) -> list[str]:
+        """Paths of the modules that use a layer's weight: its own, and those tied to it."""
+        return [layer, *(_owner(n) for n, first in self.tied.items() if first == file_key(layer))]
+
+    def fill_others(
+        self,
+        module: nn.Module,
+        weights: Weights,
+        replaced: Collection[str],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Read and place the tensors of all modules that were not replaced.
+
+        Args:
+            module: the model.
+            weights: where its tensors come from.
+            replaced: paths of modules that have what they need.
+            device: where the tensors go.
+            dtype: what they are turned to.
+        """
+        aliases = {first for name, first in self.tied.items() if _owner(name) not in replaced}
+        state = {
+            name: weights.plain(name).to(device, dtype)
+            for name in self.names
+            if _owner(name) not in replaced or name in aliases
+        }
+        place(module, state, self.tied, replaced)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]

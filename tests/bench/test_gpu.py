@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 import tests.support.interpreter  # noqa: F401
+from bench.common.markdown import END, MARK
+from bench.common.shapes import Shape
 from bench.gpu import linears
-from bench.gpu.__main__ import BEGIN, END, _insert, main
+from bench.gpu.__main__ import PART, _insert, main
 from bench.gpu.card import Card
 from bench.gpu.clock import Clock, OutOfTime
 from bench.gpu.page import page
 from bench.gpu.peers import Linear
 from bench.gpu.result import DRY as NOT_MEASURED
 from bench.gpu.result import Result, targets
-from bench.gpu.sizes import DRY, FULL, Shape
+from bench.gpu.sizes import DRY, FULL
 from bench.gpu.step import Models
 from bench.gpu.weights import codec_of
 
@@ -87,7 +89,8 @@ def test_a_second_run_replaces_the_first_in_the_page(tmp_path: Path) -> None:
     _insert(docs, "first")
     docs.write_text(docs.read_text() + "\nbehind\n")
     _insert(docs, "second")
-    assert docs.read_text() == f"# Measurements\n\nbefore\n\n{BEGIN}\n\nsecond\n{END}\n\nbehind\n"
+    mark = MARK.format(PART)
+    assert docs.read_text() == f"# Measurements\n\nbefore\n\n{mark}\n\nsecond\n\n{END}\n\nbehind\n"
 
 
 def test_a_peer_that_fails_is_named_and_the_others_go_on() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import qdc
+from bench.common.statistics import spearman
 from bench.objectives.__main__ import Bench
 from bench.objectives.explain import explain
 from bench.objectives.gradient import Curvature, logit_shift, slopes, spread
@@ -23,7 +24,7 @@ from bench.objectives.model import Samples, Subject, Weights
 from bench.objectives.plots import draw
 from bench.objectives.population import Variant, compiled, population
 from bench.objectives.rise import Gap
-from bench.objectives.statistics import predict, spearman
+from bench.objectives.statistics import predict
 from bench.objectives.tables import FAMILIES, OBJECTIVES, tables
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order

@@ -10,12 +10,21 @@ import torch
 from torch import Tensor
 
 import qdc
+from bench.common.clocks import Stopwatch
+from bench.common.samples import calibration_states
 from bench.peers import PEERS, MissingLibrary, PeerResult, isolated
 from bench.peers.__main__ import main
-from bench.peers.measure import compare_weights
 from bench.peers.native import BlockWatch, dense_weights, names, open_pair
-from bench.peers.result import check_levels, grouped_bits, load, most_levels, save
-from bench.peers.samples import masked_samples
+from bench.peers.placing import with_weights
+from bench.peers.result import (
+    Grid,
+    check_levels,
+    grid_result,
+    grouped_bits,
+    load,
+    most_levels,
+    save,
+)
 from qdc.errors import QdcError
 from qdc.frontend.opening import open_model
 from qdc.streaming.unit import Unit
@@ -27,7 +36,7 @@ LIBRARIES = {"autoround": "auto_round", "gptq": "llmcompressor", "hqq": "hqq"}
 
 @pytest.fixture(scope="module")
 def probe() -> Tensor:
-    return masked_samples(EMBEDDED, seed=3, samples=6, length=48)
+    return calibration_states(EMBEDDED, seed=3, samples=6, length=48).tokens
 
 
 def test_samples_are_those_that_a_compile_calibrates_on(tmp_path: Path) -> None:
@@ -38,7 +47,7 @@ def test_samples_are_those_that_a_compile_calibrates_on(tmp_path: Path) -> None:
 
     passes = "calibrate-mcs{samples=5 length=32 prefix=0.5 seed=7},spy"
     run_passes(EMBEDDED, tmp_path, spying(look), passes, stop_after="spy")
-    found = masked_samples(EMBEDDED, 7, samples=5, length=32, prefix=0.5)
+    found = calibration_states(EMBEDDED, 7, samples=5, length=32, prefix=0.5).tokens
     assert torch.equal(found, seen[0])
 
 
@@ -63,7 +72,7 @@ def test_native_model_with_grouped_heads_is_ours(tmp_path: Path, probe: Tensor) 
 
 def test_weights_come_back_under_our_names(probe: Tensor) -> None:
     original, native = open_pair(EMBEDDED, probe)
-    weights = dense_weights(native, original.config.n_layers)
+    weights = dense_weights(native, original.sizes.blocks)
     linears = {node.path for node in open_model(EMBEDDED)[1].graph.layers()}
     assert set(weights) == linears
     assert all(torch.equal(w, original.get_parameter(f"{k}.weight")) for k, w in weights.items())
@@ -107,6 +116,20 @@ def test_levels_are_counted_group_by_group() -> None:
     with pytest.raises(QdcError, match="more than 4 levels") as caught:
         check_levels({"a": weight}, 2, 8)
     assert caught.value.where == ("a",)
+
+
+@pytest.mark.parametrize(("zero", "counted"), [(2, "packed integer"), (16, "fp16")])
+def test_a_grid_is_counted_and_proved(zero: int, counted: str) -> None:
+    with Stopwatch() as watch:
+        weights = {"a": torch.tensor([[0.0, 1, 2, 3, 4, 5, 6, 7]])}
+    grid = Grid(2, 4, zero_bits=zero)
+    found = grid_result("x", "1", weights, grid, watch, options={"k": 1}, notes=("first",))
+    assert (found.code_bits, found.effective_bits) == (2, 2 + (16 + zero) / 4)
+    assert found.seconds == watch.seconds
+    assert found.notes[0] == "first"
+    assert f"one {counted} zero point" in found.notes[-1]
+    with pytest.raises(QdcError, match="more than 4 levels"):
+        grid_result("x", "1", weights, Grid(2, 8, zero), watch, options={}, notes=())
 
 
 def test_result_survives_the_disk(tmp_path: Path) -> None:
@@ -159,21 +182,20 @@ def test_failure_in_the_other_interpreter_is_told(tmp_path: Path, probe: Tensor)
         isolated.quantize(Path(sys.executable), "awq", tmp_path, probe, 0)
 
 
-def test_own_weights_raise_nothing_and_coarse_ones_do() -> None:
+def test_own_weights_change_nothing_and_coarse_ones_do(probe: Tensor) -> None:
     original = qdc.load_original(EMBEDDED)
     paths = [node.path for node in open_model(EMBEDDED)[1].graph.layers()]
     weights = {path: original.get_parameter(f"{path}.weight").detach() for path in paths}
-    held_out = EMBEDDED / "heldout.jsonl"
-    same = compare_weights(EMBEDDED, weights, held_out, windows=2)
-    assert all(row.rise == 0 for row in same.differences)
-    signs = {k: w.sign() * w.abs().mean() for k, w in weights.items()}
-    worse = compare_weights(EMBEDDED, signs, held_out, windows=2)
-    assert all(row.rise > 0.1 for row in worse.differences)
+    with torch.no_grad():
+        due = original(probe)
+        assert torch.equal(with_weights(EMBEDDED, weights)(probe), due)
+        signs = {k: w.sign() * w.abs().mean() for k, w in weights.items()}
+        assert (with_weights(EMBEDDED, signs)(probe) - due).abs().max() > 0.1
 
 
 def test_weight_without_a_place_is_refused() -> None:
     with pytest.raises(QdcError, match="no place") as caught:
-        compare_weights(EMBEDDED, {"model.nowhere": torch.ones(2, 2)}, EMBEDDED / "heldout.jsonl")
+        with_weights(EMBEDDED, {"model.nowhere": torch.ones(2, 2)})
     assert caught.value.where == ("model.nowhere",)
 
 
@@ -181,7 +203,7 @@ def test_weight_without_a_place_is_refused() -> None:
 def test_library_quantizes_every_linear(peer: str, tmp_path: Path) -> None:
     pytest.importorskip(LIBRARIES[peer])
     folder = write_checkpoint(tmp_path / "model", d_model=128, mlp_hidden_size=256)
-    samples = masked_samples(folder, seed=0, samples=8, length=32)
+    samples = calibration_states(folder, seed=0, samples=8, length=32).tokens
     quick = {"iters": 1} if peer == "autoround" else {}
     found = isolated.quantize(Path(sys.executable), peer, folder, samples, 0, **quick)
     original = dict(qdc.load_original(folder).named_parameters())

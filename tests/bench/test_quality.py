@@ -16,16 +16,19 @@ import pytest
 import torch
 
 import qdc
-from bench.quality import ablations, cases, runner, style, targets
+from bench.common import style
+from bench.common.files import write
+from bench.common.markdown import END, MARK, replace_part
+from bench.common.statistics import spearman
+from bench.quality import ablations, cases, runner, targets
 from bench.quality.__main__ import main
 from bench.quality.cases import METHOD, Case
 from bench.quality.jobs import Job, Settings, resolve
 from bench.quality.measure import drift, losses
-from bench.quality.page import END, MARK, write_page
-from bench.quality.page import replace as replace_part
-from bench.quality.result import Cost, Drift, Layer, Losses, Result, read, write
+from bench.quality.page import write_page
+from bench.quality.result import Cost, Drift, Layer, Losses, Result, read
 from bench.quality.runner import finished, pending, result_path, run_all
-from bench.quality.statistics import difference, gap, quotient, rank_correlation, rise, window_error
+from bench.quality.statistics import difference, gap, quotient, rise, window_error
 from bench.quality.tables import method_table
 from qdc.evaluation.evaluate import compare, held_out_windows
 from qdc.frontend.opening import open_model
@@ -292,9 +295,9 @@ def test_quotient_pairs_the_seeds() -> None:
 
 
 def test_rank_correlation_shares_ranks_and_ignores_scale() -> None:
-    assert rank_correlation([1, 10, 100], [0.1, 0.2, 0.9]) == pytest.approx(1)
-    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert rank_correlation([1, 1, 2, 2], [1, 2, 3, 4]) == pytest.approx(2 / math.sqrt(5))
+    assert spearman([1, 10, 100], [0.1, 0.2, 0.9]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 1, 2, 2], [1, 2, 3, 4]) == pytest.approx(2 / math.sqrt(5))
 
 
 @pytest.mark.parametrize(("level", "verdict"), [(0.07, True), (0.08, False)])

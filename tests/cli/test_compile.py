@@ -29,13 +29,14 @@ def compiled(model: Path) -> tuple[Path, dict[str, object], str]:
 
 def test_report_is_complete(compiled: tuple[Path, dict[str, object], str]) -> None:
     out, data, _ = compiled
-    derived = {"sign_bits", "effective_bits", "error_by_kind"}
+    derived = {"bits_word", "sign_bits", "effective_bits", "error_by_kind"}
     report = CompileReport.model_validate({k: v for k, v in data.items() if k not in derived})
     assert report.out == str(out)
     assert report.pipeline == (
         "stages(calibrate-mcs{samples=4 length=16 seed=3},sensitivity,abmp-allocate,daq-lower),pack"
     )
     assert data["sign_bits"] == {"exact": "2", "value": 2.0}
+    assert data["bits_word"] == "sign bits"
     assert len(report.layers) == 14
     assert [row.name for row in report.passes][-1] == "pack"
     assert all(row.peak_bytes > 0 and row.units > 0 for row in report.passes)

@@ -33,6 +33,7 @@ def layer(number: int, kind: str, orders: tuple[int, ...], error: float | None) 
         columns=columns,
         codec="multi-binary",
         orders=orders,
+        bits_word="sign bits",
         payload_bits=bits,
         nbytes=bits // 8 + 1000 * (number + 1),
         error=error,
@@ -79,6 +80,16 @@ def report(**changes: object) -> CompileReport:
 
 def test_summary_of_a_compile(golden: Golden) -> None:
     golden(printed(lambda to: print_summary(to, report(), timings=True, remarks=True)))
+
+
+def test_bits_of_codes_are_called_so() -> None:
+    """One layer that is no signs is enough."""
+    first, *others = report().layers
+    mixed = (first.model_copy(update={"bits_word": "code bits"}), *others)
+    text = printed(lambda to: print_summary(to, report(layers=mixed), timings=False))
+    assert "sign bits" not in text
+    assert "code bits       2 a weight, exactly" in text
+    assert "weights  code bits  effective bits" in text
 
 
 def test_summary_without_layers() -> None:

@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,10 @@ PAGES = (
     "ir.md",
     "planning.md",
     "report.md",
+    "writing_backends.md",
+    "writing_families.md",
     "writing_passes.md",
+    "writing_quantizers.md",
 )
 
 NARROW = 64
@@ -46,6 +50,7 @@ def test_code_on_the_page_runs(
     """A block that starts with a file name becomes that file; every other one is executed."""
     width = NARROW if page == "allocation.md" else 256
     write_checkpoint(tmp_path / "examples" / "tiny-llada", d_model=width, mlp_hidden_size=384)
+    shutil.copytree(ROOT / "examples" / "plugins", tmp_path / "examples" / "plugins")
     monkeypatch.chdir(tmp_path)
     for number, (language, text) in enumerate(blocks(page)):
         if language == "sh":

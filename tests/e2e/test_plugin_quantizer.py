@@ -15,16 +15,12 @@ from tests.support.compiles import compile_tiny
 SOURCE = '''
 """Keep the sign of each weight, and one scale a row."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import Field
-from torch import Tensor
 
-from qdc import Codec, Lowered, Pass, Unit
-from qdc.ir.types import ValueType
-from qdc.numerics.bitplanes import pack_signs, unpack_signs
+from qdc.passkit import Codec, Field, Lowered, Pass, Tensor, Tensors, Unit, ValueType
+from qdc.passkit import pack_signs, unpack_signs
 
 
 class RowSigns(Codec):
@@ -43,13 +39,13 @@ class RowSigns(Codec):
             "scale": ValueType(dtype="f16", shape=(self.rows,)),
         }
 
-    def pack(self, working: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def pack(self, working: Tensors) -> dict[str, Tensor]:
         return {**working, "signs": pack_signs(working["signs"])}
 
-    def unpack(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def unpack(self, stored: Tensors) -> dict[str, Tensor]:
         return {**stored, "signs": unpack_signs(stored["signs"], self.columns)}
 
-    def dense(self, working: Mapping[str, Tensor]) -> Tensor:
+    def dense(self, working: Tensors) -> Tensor:
         return working["scale"].float()[:, None] * working["signs"]
 
 
@@ -106,6 +102,7 @@ def test_it_compiles_and_loads_without_a_change_elsewhere(
         model, tmp_path / "out", "sign-lower{gain=0.5},pack", plugins=[plugin], dump_after=["all"]
     )
     assert report.sign_bits == 1
+    assert report.bits_word == "sign bits"
     assert {layer.codec for layer in report.layers} == {"row-signs"}
     assert report.plugins[0].startswith("sign_lower.py sha256:")
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -10,7 +10,9 @@ from torch import Tensor
 from qdc.errors import QdcError
 from qdc.evaluation.evaluate import compare, evaluate
 from qdc.evaluation.masked_loss import bound_masks, ratio_mask
-from qdc.models.llada import LLaDA, LLaDAConfig
+from qdc.models.decoder import Decoder
+from qdc.models.llada import LLADA
+from qdc.models.sizes import Sizes
 
 MASK, VOCABULARY, LENGTH = 1, 24, 12
 Model = Callable[[Tensor], Tensor]
@@ -25,14 +27,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def llada(seed: int) -> LLaDA:
+def llada(seed: int) -> Decoder:
     """A random network of one layer, wide awake enough to prefer some tokens."""
     torch.manual_seed(seed)
-    config = LLaDAConfig(
-        d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48, vocab_size=VOCABULARY,
-        mask_token_id=MASK, rope_theta=10000.0,
-    )  # fmt: skip
-    return LLaDA(config)
+    sizes = Sizes(
+        width=32, blocks=1, heads=2, hidden=48, vocabulary=VOCABULARY, mask_token=MASK, eps=1e-5
+    )
+    return LLADA.network(sizes)
 
 
 def windows(count: int = 7, seed: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ from qdc.frontend.coverage import check_tensors, coverage, mark_kept
 from qdc.frontend.tracer import trace
 from qdc.ir.annotations import Kept
 from qdc.ir.graph import LayerGraph
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN
 from tests.frontend.toys import Toy, traced
 from tests.support.checkpoints import published_shapes, write_checkpoint
 
@@ -22,7 +22,7 @@ Edit = Callable[[dict[str, Tensor]], None]
 
 def opened(folder: Path) -> tuple[LayerGraph, Checkpoint]:
     checkpoint = Checkpoint(folder)
-    module, facts = build(checkpoint.config)
+    module, facts = BUILT_IN.build(checkpoint.config)
     graph = trace(module, facts, checkpoint).graph
     mark_kept(graph)
     return graph, checkpoint

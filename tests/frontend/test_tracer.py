@@ -10,7 +10,7 @@ from qdc.frontend.coverage import mark_kept
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.printer import render
 from qdc.ir.verify import verify
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN
 from tests.conftest import Golden
 from tests.frontend.toys import Block, Toy, traced
 from tests.support.checkpoints import write_checkpoint
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def program(folder: Path) -> Program:
     checkpoint = Checkpoint(folder)
-    module, facts = build(checkpoint.config)
+    module, facts = BUILT_IN.build(checkpoint.config)
     return trace(module, facts, checkpoint)
 
 
@@ -99,14 +99,14 @@ def test_batch_and_length_are_names(program: Program) -> None:
 
 
 def test_without_a_checkpoint_the_dtypes_are_the_modules(folder: Path) -> None:
-    module, facts = build(Checkpoint(folder).config)
+    module, facts = BUILT_IN.build(Checkpoint(folder).config)
     assert trace(module, facts).graph["blocks.0.q_proj"].weight.dtype == "f32"
 
 
 def test_the_nodes_execute_the_model(folder: Path, program: Program) -> None:
     """Run for another batch and length than it was traced with."""
     checkpoint = Checkpoint(folder)
-    module, _ = build(checkpoint.config)
+    module, _ = BUILT_IN.build(checkpoint.config)
     module = module.to_empty(device="cpu")
     module.load_state_dict({name: checkpoint.tensor(name) for name in checkpoint.headers})
     tokens = torch.randint(0, 2048, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -125,7 +125,7 @@ def test_tracing_reads_no_tensor(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Checkpoint, "tensor", read)
     checkpoint = Checkpoint(folder)
-    module, facts = build(checkpoint.config)
+    module, facts = BUILT_IN.build(checkpoint.config)
     trace(module, facts, checkpoint)
     assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
 
@@ -133,7 +133,7 @@ def test_tracing_reads_no_tensor(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_8b_model_is_traced_without_its_weights() -> None:
     """Counts of LLaDA-8B: 224 layers, and 9,216 blocks of 128 columns."""
     before = time.perf_counter()
-    module, facts = build(LLADA_8B)
+    module, facts = BUILT_IN.build(LLADA_8B)
     graph = trace(module, facts).graph
     mark_kept(graph)
     assert time.perf_counter() - before < 60

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qdc.models.families import FAMILIES, build
+from qdc.models.families import BUILT_IN, FAMILIES
 from qdc.runtime.load import load_checkpoint
 from tests.support.families import CASES, TOLERANCE, Case, write_family
 
@@ -79,10 +79,10 @@ def test_the_published_names_and_no_others(case: Case, ours: nn.Module) -> None:
 
 def test_the_family_says_what_the_model_is(case: Case) -> None:
     family = next(f for f in FAMILIES if f.name == case.family)
-    module, facts = build(case.config)
+    module, facts = BUILT_IN.build(case.config)
     assert facts.family == family.name
     assert facts.logits_shift == family.logits_shift == getattr(module, "logits_shift", 0)
     without = {key: value for key, value in case.config.items() if key != "mask_token_id"}
     large = {key: 1 << 18 if key == "vocab_size" else value for key, value in without.items()}
     if family.mask_token_id is not None:
-        assert build(large)[1].mask_token_id == family.mask_token_id
+        assert BUILT_IN.build(large)[1].mask_token_id == family.mask_token_id

@@ -2,21 +2,35 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from qdc.models.experts import Rows, SparseFeedForward
+from qdc.models.experts import Expert, Router, Routing, Rows
+from qdc.models.parts import Mixture
 
 WIDTH, HIDDEN, EXPERTS = 6, 5, 4
 
 
-def sparse(count: int, normalized: bool, dtype: torch.dtype = torch.float32) -> SparseFeedForward:
+class Sparse(nn.Module):
+    """A router and its experts, as a block holds them."""
+
+    def __init__(self, count: int, normalized: bool) -> None:
+        super().__init__()
+        self.gate = Router(WIDTH, EXPERTS, bias=False)
+        self.routing = Routing(EXPERTS, count, normalized=normalized)
+        self.experts = nn.ModuleList(Expert(WIDTH, HIDDEN, number) for number in range(EXPERTS))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return Mixture("gate", "routing", "experts").run(self, hidden)
+
+
+def sparse(count: int, normalized: bool, dtype: torch.dtype = torch.float32) -> Sparse:
     torch.manual_seed(count)
-    module = SparseFeedForward(WIDTH, HIDDEN, EXPERTS, count, normalized=normalized)
+    module = Sparse(count, normalized)
     return module.to(dtype).requires_grad_(False)
 
 
-def by_definition(module: SparseFeedForward, hidden: Tensor) -> Tensor:
+def by_definition(module: Sparse, hidden: Tensor) -> Tensor:
     state = module.state_dict()
     out = torch.zeros_like(hidden)
     for place in torch.cartesian_prod(*map(torch.arange, hidden.shape[:2])).tolist():

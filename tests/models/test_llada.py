@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qdc.checkpoint.folder import Checkpoint
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN
 from tests.support.checkpoints import write_checkpoint
 from tests.support.families import CASES, LLAMA_NAMES
 
@@ -22,7 +22,7 @@ KEYS = {
 
 def ours(folder: Path) -> nn.Module:
     """The checkpoint in our implementation, fp32."""
-    module, _ = build(Checkpoint(folder).config)
+    module, _ = BUILT_IN.build(Checkpoint(folder).config)
     module = module.to_empty(device="cpu")
     module.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return module
@@ -104,14 +104,14 @@ def test_boolean_and_integer_masks_agree(folder: Path, tokens: Tensor) -> None:
 
 
 def test_the_published_names_and_no_others(folder: Path) -> None:
-    model, _ = build(Checkpoint(folder).config)
+    model, _ = BUILT_IN.build(Checkpoint(folder).config)
     assert set(model.state_dict()) == KEYS
     assert not list(model.named_buffers())
 
 
 @pytest.mark.parametrize("change", ["missing", "extra"])
 def test_strict_loading_notices(folder: Path, change: str) -> None:
-    module, _ = build(Checkpoint(folder).config)
+    module, _ = BUILT_IN.build(Checkpoint(folder).config)
     tensors = load_file(folder / "model.safetensors")
     if change == "missing":
         del tensors["model.transformer.blocks.1.ff_out.weight"]

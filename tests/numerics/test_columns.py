@@ -270,3 +270,19 @@ def test_a_refit_that_overflows_leaves_what_was_found() -> None:
     kept, dense = quantize_block(block, None, overflowing, metric, rounds=2)
     assert kept is overflowing
     assert torch.equal(dense, column_feedback(block, metric, usual))
+
+
+class Signs(Grid):
+    """Levels +1 and -1, and nothing to refit."""
+
+    def nearest(self, column: int, target: Tensor) -> Tensor:
+        return torch.where(target < 0, -1.0, 1.0)
+
+
+def test_a_grid_may_leave_refit_out() -> None:
+    block, upper = noise(6, 16), triangle(16)
+    metric = block_metric(upper)
+    _, best = quantize_block(block, None, Signs(), metric, sweeps=2)
+    assert exact_cost(block, best, upper) < exact_cost(block, plain(block, Signs()), upper)
+    with pytest.raises(NotImplementedError, match=r"Signs has no refit: .* ask for rounds=0"):
+        quantize_block(block, None, Signs(), metric, rounds=1)

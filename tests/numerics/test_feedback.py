@@ -5,9 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from qdc.numerics.affinegrid import AffineGrid
 from qdc.numerics.blocks import block_slices
+from qdc.numerics.columns import block_metric, quantize_block
 from qdc.numerics.factor import factorize
-from qdc.numerics.feedback import Compensation, quantize_blocks, residual_cost
+from qdc.numerics.feedback import (
+    Compensation,
+    quantize_blocks,
+    quantize_on_grids,
+    residual_cost,
+)
 
 RULES: tuple[Compensation, ...] = get_args(Compensation)
 
@@ -164,3 +171,41 @@ def test_refuses_unknown_rules_and_wrong_shapes() -> None:
         quantize_blocks(weight, upper[:8, :8], parts, "exact", rounded)
     with pytest.raises(ValueError, match="block 0"):
         quantize_blocks(weight, upper, parts, "exact", lambda _, block: block[:, :1])
+
+
+def fitted(block: Tensor) -> AffineGrid:
+    return AffineGrid.fit(block, 2)
+
+
+def test_grids_take_part_block_by_block() -> None:
+    """The two loops together are what writing them out by hand gives, to the bit."""
+    weight, _, upper = problem(0, columns=20)
+    slices = block_slices(20, 8)
+
+    def quantize(index: int, block: Tensor) -> Tensor:
+        metric = block_metric(upper[slices[index], slices[index]], by_activation=True)
+        return quantize_block(block, None, fitted(block), metric, rounds=2, sweeps=1)[1]
+
+    grids, dense = quantize_on_grids(
+        weight, upper, slices, fitted, rounds=2, sweeps=1, by_activation=True
+    )
+    assert torch.equal(dense, quantize_blocks(weight, upper, slices, "exact", quantize))
+    for grid, part in zip(grids, slices, strict=True):
+        for column in range(part.start, part.stop):
+            assert torch.equal(
+                grid.nearest(column - part.start, dense[:, column]), dense[:, column]
+            )
+
+
+def test_feedback_on_grids_beats_rounding_to_them() -> None:
+    weight, metric, upper = problem(1, rows=9, columns=24)
+    slices = block_slices(24, 8)
+    plain = torch.cat(
+        [
+            torch.stack([fitted(block).nearest(j, block[:, j]) for j in range(8)], dim=1)
+            for block in (weight[:, part] for part in slices)
+        ],
+        dim=1,
+    )
+    _, dense = quantize_on_grids(weight, upper, slices, fitted)
+    assert cost(weight, dense, metric) < 0.8 * cost(weight, plain, metric)

@@ -10,6 +10,7 @@ import pytest
 from qdc.errors import DuplicateName, QdcError, UnknownName
 from qdc.format.codec import Codec, Lowered
 from qdc.ir.annotations import Annotation
+from qdc.models.families import BUILT_IN, FAMILIES
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.pipeline.registry import Registry, standard_registry
@@ -210,9 +211,13 @@ def test_two_plugins_that_claim_one_name_are_refused(tmp_path: Path) -> None:
         ("mine.py", "def", "the plugin does not import: SyntaxError"),
         ("mine.py", "import no_such_module_at_all", "ModuleNotFoundError: No module named"),
         ("mine.py", "raise SystemExit(3)", "the plugin does not import: SystemExit: 3"),
-        ("mine.py", "x = 1", "defines neither a pass nor a backend"),
-        ("mine.py", "from qdc.passes.pack import Pack", "defines neither a pass nor a backend"),
-        ("mine.py", "from qdc import Pass\nclass A(Pass): pass", "defines neither a pass"),
+        ("mine.py", "x = 1", "defines no pass, backend or family"),
+        ("mine.py", "from qdc.passes.pack import Pack", "defines no pass, backend or family"),
+        (
+            "mine.py",
+            "from qdc import Pass\nclass A(Pass): pass",
+            "defines no pass, backend or family",
+        ),
     ],
 )
 def test_a_bad_plugin_file_is_refused(
@@ -258,10 +263,10 @@ def test_installed_passes_and_backends_are_added(
     [
         ("no_such_module:X", "the installed plugin no_such_module:X does not import"),
         ("qdc.passes.pack:Gone", "the installed plugin qdc.passes.pack:Gone does not import"),
-        ("qdc.format.codec:Codec", "is no pass or backend with a name"),
-        ("qdc.pipeline.passbase:Pass", "is no pass or backend with a name"),
-        ("qdc.pipeline.backendbase:Backend", "is no pass or backend with a name"),
-        ("qdc.pipeline.registry:standard_registry", "is no pass or backend with a name"),
+        ("qdc.format.codec:Codec", "is no pass, backend or family with a name"),
+        ("qdc.pipeline.passbase:Pass", "is no pass, backend or family with a name"),
+        ("qdc.pipeline.backendbase:Backend", "is no pass, backend or family with a name"),
+        ("qdc.pipeline.registry:standard_registry", "is no pass, backend or family with a name"),
     ],
 )
 def test_a_bad_entry_point_is_refused(value: str, what: str, installed: list[EntryPoint]) -> None:
@@ -288,3 +293,84 @@ def test_a_backend_is_no_pass() -> None:
     assert issubclass(registry.find_backend("reference"), Backend)
     with pytest.raises(UnknownName):
         registry.find_pass("reference")
+
+
+FAMILY = """
+from qdc import Family
+from qdc.models.dream import DREAM
+
+MINE = ALSO = Family(name={name!r}, architectures=({architecture!r},))
+"""
+
+
+def write_family_plugin(
+    folder: Path, name: str, architecture: str = "Mine", file: str = "mine.py"
+) -> Path:
+    path = folder / file
+    path.write_text(FAMILY.format(name=name, architecture=architecture))
+    return path
+
+
+def test_families_are_found_as_objects_and_keep_their_origin(tmp_path: Path) -> None:
+    registry = standard_registry([write_family_plugin(tmp_path, "mine")])
+    families = registry.families
+    assert [family.name for family in families.members[:-1]] == [f.name for f in FAMILIES]
+    assert registry.origin(families.members[-1]) == "mine.py"
+    assert registry.origin(families.members[0]) == ""
+    assert families.find({"architectures": ["Mine"]}) is families.members[-1]
+    assert BUILT_IN.find({"architectures": ["Mine"]}) is None
+    assert len(registry.plugins) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "claimed"),
+    [("dream", "Mine", "dream"), ("mine", "DreamModel", "DreamModel")],
+)
+def test_a_name_or_an_architecture_has_one_family(
+    name: str, architecture: str, claimed: str, tmp_path: Path
+) -> None:
+    path = write_family_plugin(tmp_path, name, architecture)
+    with pytest.raises(DuplicateName, match=f"claim the name '{claimed}'") as caught:
+        standard_registry([path])
+    assert caught.value.where == (
+        "the family dream of qdc",
+        f"the family {name} of mine.py",
+    )
+
+
+def test_two_plugins_cannot_claim_one_architecture(tmp_path: Path) -> None:
+    files = [write_family_plugin(tmp_path, name, file=f"{name}.py") for name in ("one", "two")]
+    with pytest.raises(DuplicateName, match="claim the name 'Mine'") as caught:
+        standard_registry(files)
+    assert caught.value.where == ("the family one of one.py", "the family two of two.py")
+
+
+def test_a_family_has_a_name_that_can_be_printed(tmp_path: Path) -> None:
+    with pytest.raises(QdcError, match="no family can be called 'my family'"):
+        standard_registry([write_family_plugin(tmp_path, "my family")])
+
+
+def test_faults_of_a_table_are_told_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from qdc import Family\nA = Family(name='a', architectures=())\n")
+    with pytest.raises(QdcError, match="does not import: ValueError: the family a: arch") as caught:
+        standard_registry([path])
+    assert caught.value.where == ("mine.py",)
+
+
+def test_installed_families_are_added(
+    installed: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_family_plugin(tmp_path, "from-package", file="installed_family.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(installed, "installed_family:MINE", "qdc.families")
+    registry = standard_registry()
+    found = registry.families.members[-1]
+    assert (found.name, registry.origin(found)) == ("from-package", "installed_family:MINE")
+    assert registry.plugins == []
+
+
+def test_the_class_of_families_is_no_family(installed: list[EntryPoint]) -> None:
+    install(installed, "qdc.models.family:Family", "qdc.families")
+    with pytest.raises(QdcError, match="is no pass, backend or family with a name"):
+        standard_registry()

@@ -34,6 +34,24 @@ def test_every_byte_of_the_artifact_is_explained(compiled: CompileReport) -> Non
     assert linears == sum(layer.nbytes for layer in compiled.layers)
 
 
+def test_the_codec_says_what_its_bits_are(
+    compiled: CompileReport, model: Path, tmp_path: Path
+) -> None:
+    codes = compile_tiny(model, tmp_path / "out", "quantize-vocab,rtn-lower,pack")
+    for report, word in ((compiled, "sign bits"), (codes, "code bits")):
+        assert report.bits_word == word
+        assert {layer.bits_word for layer in (*report.layers, *report.outside)} == {word}
+        assert report.as_data()["bits_word"] == word
+
+
+def test_a_report_without_the_word_is_still_read(compiled: CompileReport) -> None:
+    data = json.loads(json.dumps(compiled.as_data()))
+    del data["bits_word"]
+    for layer in data["layers"]:
+        del layer["bits_word"]
+    assert CompileReport.from_data(data, "report.json").sign_bits == compiled.sign_bits
+
+
 def test_block_errors_add_up_to_the_layers_error(compiled: CompileReport) -> None:
     for layer in compiled.layers:
         assert len(layer.block_errors) == len(layer.orders) == -(-layer.columns // 128)

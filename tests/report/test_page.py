@@ -52,6 +52,7 @@ def layer(number: int, kind: str, blocks: int, error: float) -> LayerReport:
         columns=128 * blocks,
         codec="multi-binary",
         orders=tuple(1 + (number + place) % 3 for place in range(blocks)),
+        bits_word="sign bits",
         payload_bits=64 * 128 * 2 * blocks,
         nbytes=64 * 40 * blocks,
         error=error,
@@ -103,6 +104,15 @@ def test_it_shows_every_layer_pass_option_part_and_remark(compiled: CompileRepor
     weights = sum(layer.weights for layer in compiled.layers)
     assert f"{stored:,} bytes × 8 ÷ {weights:,} weights = {8 * stored / weights:.4f}." in text
     assert "qdc eval out --text HELD_OUT --against MODEL --report" in text
+
+
+def test_bits_of_codes_are_called_so(compiled: CompileReport) -> None:
+    assert compiled.bits_word == "sign bits"
+    codes = tuple(x.model_copy(update={"bits_word": "code bits"}) for x in compiled.layers)
+    text = Reader(changed(compiled, layers=codes)).text
+    assert "Code bits a weight 2 exactly" in text
+    assert "Code bits count codes alone" in text
+    assert "sign bits" not in text.replace("one sign bit a weight each", "")
 
 
 def test_it_says_whether_the_bytes_are_those_predicted(compiled: CompileReport) -> None:

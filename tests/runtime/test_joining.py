@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdc.models.families import build
+from qdc.models.families import FAMILIES, Families
+from qdc.models.family import Family
 from qdc.models.layers import Attention, Rotary
+from qdc.models.names import Names
 from qdc.runtime.joining import join_stages
 
 SMALL = {"vocab_size": 64, "mask_token_id": 1}
@@ -25,6 +27,19 @@ MOE = {
     "architectures": ["LLaDAMoEModelLM"], "expert_intermediate_size": 24, "num_experts": 4,
     "num_experts_per_tok": 2, **SHARED,
 }  # fmt: skip
+NESTED = Family(
+    name="nested",
+    architectures=("Nested",),
+    names=Names(
+        attention_norm="a.in.norm", query="a.in.q_proj", key="a.in.k_proj", value="a.in.v_proj",
+        query_norm="a.in.n.q", key_norm="a.in.n.k", output="a.in.n.out", feed_forward_norm="a.norm",
+        gate="f.1.gate_proj", up="f.1.up_proj", down="f.down_proj",
+    ),
+    defaults={"head_norms": True},
+)  # fmt: skip
+"""Its attention holds what others compute with; its gate stands where nothing is computed."""
+NEST = {**DREAM, "architectures": ["Nested"]}
+KNOWN = Families((*FAMILIES, NESTED))
 TOKENS = torch.arange(12).reshape(2, 6)
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
 
@@ -44,7 +59,7 @@ class Joined(nn.Module):
 
 
 def model(config: dict[str, object]) -> nn.Module:
-    module = build(config)[0].to_empty(device="cpu")
+    module = KNOWN.build(config)[0].to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.normal_(0, 0.2, generator=generator)
@@ -86,6 +101,15 @@ def test_the_joined_model_computes_the_same(config: dict[str, object], calls: in
     torch.testing.assert_close(module(TOKENS), model(config)(TOKENS), rtol=1e-4, atol=1e-5)
 
 
+def test_what_computes_elsewhere_stays_in_its_place() -> None:
+    module = model(NEST)
+    wanted, before = module(TOKENS, MASK), dict(module.named_modules())
+    gone = join(module, stages_of(module))
+    assert {path.rpartition(".")[2] for path in gone} == {"q_proj", "k_proj", "v_proj"}
+    assert set(before) - set(dict(module.named_modules())) == gone
+    torch.testing.assert_close(module(TOKENS, MASK), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("config", [LLADA, DREAM, MOE])
 def test_leaves_attributes_and_states_survive(config: dict[str, object]) -> None:
     module = model(config)
@@ -95,7 +119,7 @@ def test_leaves_attributes_and_states_survive(config: dict[str, object]) -> None
     join(module, stages_of(module))
     assert {n: p for n, p in module.named_modules() if isinstance(p, Attention | Rotary)} == kept
     assert type(module) is type(model(config))
-    assert module.config == model(config).config
+    assert (module.sizes, module.layout) == (model(config).sizes, model(config).layout)
     assert getattr(module, "logits_shift", 0) == (config is DREAM)
     assert not any(part.training for part in module.modules() if not isinstance(part, Joined))
     again = copy.deepcopy(module)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qdc.frontend.opening import open_model
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN
 
 
 class PlainModel:
@@ -16,7 +16,7 @@ class PlainModel:
     def __init__(self, folder: Path, tokens: Tensor) -> None:
         """``tokens`` are ``i64[samples, length]``."""
         checkpoint, self.program = open_model(folder)
-        self.module, _ = build(checkpoint.config)
+        self.module, _ = BUILT_IN.build(checkpoint.config)
         state = {name: checkpoint.tensor(name).float() for name in checkpoint.headers}
         self.module.load_state_dict(state, assign=True)
         self.tokens = tokens

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region, Stage
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN
 from qdc.streaming.states import StateStore
 from qdc.streaming.stream import Stream
 from tests.support.checkpoints import write_checkpoint
@@ -99,7 +99,7 @@ def small_model(folder: Path) -> Model:
 def model_of(folder: Path) -> Model:
     """Any checkpoint with 64 tokens or more."""
     checkpoint, program = open_model(folder)
-    plain, _ = build(checkpoint.config)
+    plain, _ = BUILT_IN.build(checkpoint.config)
     state = {name: checkpoint.tensor(name) for name in checkpoint.headers}
     plain.load_state_dict(state, assign=True)
     generator = torch.Generator().manual_seed(0)

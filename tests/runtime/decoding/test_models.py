@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from qdc.frontend.native import NativeModel
 from qdc.frontend.tracer import LeafTracer
 from qdc.ir.graph import ModelFacts
-from qdc.models.families import build
+from qdc.models.families import BUILT_IN
 from qdc.models.layers import Attention, takes_windows
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.loop import decode
@@ -41,7 +41,7 @@ def toy(family: str, layers: int = 2) -> tuple[nn.Module, DecodeFacts]:
     sizes = {"vocab_size": WORDS, depth: layers}
     if family == "llada":
         sizes["embedding_size"] = WORDS
-    module, facts = build({**CASES[family].config, **sizes})
+    module, facts = BUILT_IN.build({**CASES[family].config, **sizes})
     module.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
@@ -239,7 +239,7 @@ def test_a_gpu_decodes_as_the_processor_does(family: str) -> None:
 
 
 def test_a_compiled_model_takes_no_windows() -> None:
-    module = build(dict(CASES["llada"].config))[0]
+    module = BUILT_IN.build(dict(CASES["llada"].config))[0]
     assert takes_windows(module)
     # Nothing is compiled before the first call.
     assert not takes_windows(torch.compile(module))

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK, MUTED, GRID, PAPER = "#1d2733", "#5c6875", "#dfe4ea", "#ffffff"
-FAMILY = {"preset": "#2f5bea", "baseline": "#8a94a0", "library": "#e0702b"}
+OWN, OTHER, LIBRARY = "#2f5bea", "#8a94a0", "#e0702b"
+FAMILY = {"preset": OWN, "baseline": OTHER, "library": LIBRARY}
 """Colour of each family of methods."""
-HIGHLIGHT = "#2f5bea"
-BAR, BASE_BAR = "#a9bdf7", "#2f5bea"
-LINES = ("#8a94a0", "#2f5bea", "#0d9c84", "#e0702b", "#b04ad0", "#c0392b")
+BAR, BASE_BAR = "#a9bdf7", OWN
+LINES = (OTHER, OWN, "#0d9c84", LIBRARY, "#b04ad0", "#c0392b")
 ORDERS = {1: "#dfe7fd", 2: "#9db4f5", 3: "#4a6ff0", 4: "#1b2f8f"}
 STYLE = {
     "svg.fonttype": "none",

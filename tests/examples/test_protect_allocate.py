@@ -17,7 +17,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.commands import qdc as command
 from tests.support.units import layers
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_pass.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plugins" / "protect_allocate.py"
 PASSES = (
     "stages(calibrate-mcs,sensitivity,protect-allocate{{layers={0}}},daq-lower{{sweeps=0}}),pack"
 )
@@ -41,7 +41,7 @@ def test_runs_through_plugin_on_the_real_command(model: Path, tmp_path: Path) ->
     for name, blocks in orders.items():
         assert (set(blocks) == {3}) == name.endswith("attn_out")
     assert 1.9 < report["sign_bits"]["value"] <= 2
-    assert report["plugins"][0].startswith("custom_pass.py sha256:")
+    assert report["plugins"][0].startswith("protect_allocate.py sha256:")
     assert qdc.load(out)(torch.zeros(1, 4, dtype=torch.int64)).isfinite().all()
 
 

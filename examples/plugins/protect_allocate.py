@@ -8,13 +8,9 @@ Stages are protected as a whole, so that engines can fuse their layers; the mean
 from fnmatch import fnmatchcase as match
 from typing import ClassVar
 
-from pydantic import Field
-
-from qdc import Pass, QdcError, Unit
-from qdc.ir.annotations import Orders, Salience
-from qdc.ir.graph import LayerGraph, Node
-from qdc.numerics.blocks import BLOCK
-from qdc.pipeline.passbase import Kinds
+from qdc.passkit import (
+    BLOCK, Field, Kinds, LayerGraph, Node, Orders, Pass, QdcError, Salience, Unit,
+)  # fmt: skip
 
 
 class ProtectAllocate(Pass):
