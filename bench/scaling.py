@@ -29,6 +29,7 @@ from bench.common.shapes import LLADA, Model, stages
 from qdc.compiling.compiler import run_job
 from qdc.compiling.instruments import Instrument
 from qdc.compiling.job import plan_job
+from qdc.compiling.options import CompileOptions
 from qdc.distributed.launch import joined, leave
 from qdc.distributed.ownership import cost, owners
 from qdc.distributed.world import World
@@ -75,15 +76,15 @@ def work(options: argparse.Namespace) -> None:
     """What each process does: compile, and let the first write what all have measured."""
     with joined("cpu") as world:
         clock = Clock()
-        job = plan_job(
-            options.folder / "model",
-            options.folder / f"out{world.size}",
-            standard_registry(),
+        asked = CompileOptions(
+            model_dir=options.folder / "model",
+            out=options.folder / f"out{world.size}",
             passes=PASSES.format(batch=options.batch),
-            overrides={"samples": options.samples, "length": options.length},
-            report=False,
-            instruments=(clock,),
+            samples=options.samples,
+            length=options.length,
+            write_report=False,
         )
+        job = plan_job(asked, standard_registry(), instruments=(clock,))
         report = run_job(job, None, world)
         answers = [msgpack.unpackb(each) for each in world.agree(msgpack.packb(clock.found))]
         transfer = bandwidth(world, options.megabytes)

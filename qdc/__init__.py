@@ -6,7 +6,9 @@ from qdc.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from qdc.api import compile, export, load, load_original
+    from qdc.compiling.options import CompileOptions
     from qdc.errors import QdcError
+    from qdc.exporting.options import ExportOptions
     from qdc.format.codec import Codec, Lowered
     from qdc.ir.annotations import Annotation
     from qdc.models.family import Family
@@ -23,7 +25,9 @@ _HOME = {
     "Annotation": "qdc.ir.annotations",
     "Backend": "qdc.pipeline.backendbase",
     "Codec": "qdc.format.codec",
+    "CompileOptions": "qdc.compiling.options",
     "CompileReport": "qdc.report.model",
+    "ExportOptions": "qdc.exporting.options",
     "Family": "qdc.models.family",
     "Lowered": "qdc.format.codec",
     "Pass": "qdc.pipeline.passbase",
@@ -34,7 +38,9 @@ __all__ = [
     "Annotation",
     "Backend",
     "Codec",
+    "CompileOptions",
     "CompileReport",
+    "ExportOptions",
     "Family",
     "Lowered",
     "Pass",

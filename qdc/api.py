@@ -1,159 +1,97 @@
 """The Python interface: compile a model, load what came out, load what went in."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar, Unpack, overload
 
 import torch
 from torch import nn
 
-from qdc.compiling.compiler import run_job
-from qdc.compiling.job import plan_job
-from qdc.distributed.launch import joined
+from qdc.compiling.compiler import Progress, compile_model
+from qdc.compiling.options import CompileKeywords, CompileOptions
 from qdc.exporting.dense import export_artifact
+from qdc.exporting.options import ExportKeywords, ExportOptions
 from qdc.exporting.report import ExportReport
 from qdc.frontend.select import parse_choice
+from qdc.options import Options
 from qdc.pipeline.registry import standard_registry
 from qdc.report.model import CompileReport
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
-from qdc.text.records import Fields
 
 PathLike = str | Path
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+PROGRESS = "progress: called with what is done, how much of it, and the total."
+
+
+def _takes(kind: type[Options]) -> Callable[[Function], Function]:
+    """Give a function the signature and the documented arguments of options, and ``progress``."""
+
+    def decorate(function: Function) -> Function:
+        own = inspect.signature(function)
+        parameters = [*kind.signature().parameters.values(), own.parameters["progress"]]
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        before, returns, after = (function.__doc__ or "").partition("    Returns:")
+        arguments = f"    Args:\n{kind.documentation()}\n        {PROGRESS}\n\n"
+        function.__doc__ = f"{before}{arguments}{returns}{after}"
+        return function
+
+    return decorate
+
+
+@overload
+def compile(asked: CompileOptions, /, *, progress: Progress | None = None) -> CompileReport: ...
+@overload
 def compile(
     model_dir: PathLike,
     passes: str = "default",
     backend: str = "reference",
     *,
-    out: PathLike,
-    calibration: PathLike | None = None,
-    text_field: str = "text",
-    chat_fields: str | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    seed: int | None = None,
-    states: str = "bf16",
-    host_memory: str | int | None = None,
-    frontend: str = "auto",
-    device: str = "cpu",
-    deterministic_reduce: bool = False,
-    force: bool = False,
-    resume: bool = False,
-    restart: bool = False,
-    write_report: bool = True,
-    plugins: PathLike | Sequence[PathLike] = (),
-    dump_after: str | Sequence[str] = (),
-    dump_dir: PathLike | None = None,
-    stop_after: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> CompileReport:
+    progress: Progress | None = None,
+    **options: Unpack[CompileKeywords],
+) -> CompileReport: ...
+@_takes(CompileOptions)
+def compile(*given: Any, progress: Progress | None = None, **options: Any) -> CompileReport:
     """Compile a checkpoint to an artifact.
 
-    Args:
-        model_dir: local folder with ``config.json``, ``tokenizer.json`` and safetensors.
-        passes: a pipeline, or the name of a preset.
-        backend: an emitter, as ``name`` or ``name{option=value}``.
-        out: folder of the artifact; it appears when it is complete.
-        calibration: a text or jsonl file, or the folder of a dataset (``save_to_disk``, parquet,
-            jsonl); the embedded text without one.
-        text_field: field of a record that holds the text.
-        chat_fields: ``prompt,answer``, the fields of a record that hold a prompt and its answer, or
-            ``messages``, that of a list of messages: only the (last) answer is ever masked.
-        samples: sequences to calibrate on; for every pass that has this option.
-        length: tokens of a sequence; the same.
-        seed: seed of windows and masks; the same.
-        states: ``bf16`` or ``f32``, how calibration states wait in host memory.
-        host_memory: bytes of them that stay in host memory, as a number or as in ``8G``; what is
-            above waits in files beside ``out``. Half of the machine's memory if not given.
-        frontend: ``fx`` for our own implementation of a family, ``export`` for the class of
-            transformers, ``auto`` for the first of them that there is.
-        device: ``cpu``, ``cuda`` or ``auto``, which is CUDA where it is there.
-        deterministic_reduce: where torchrun has started several processes: give the bytes that one
-            process gives, whatever their number; their calibration takes turns.
-        force: replace an artifact that is at ``out``.
-        resume: go on from an interrupted compile of ``out``, if one is there.
-        restart: discard it.
-        write_report: write ``report.json`` and ``report.html`` to the folder ``{out}-report``.
-        plugins: files that define further passes, backends or families.
-        dump_after: names of passes, or ``all``: write the graph after each.
-        dump_dir: where; beside ``out`` if not given.
-        stop_after: name of the last pass to run; no artifact is written then.
-        progress: called with what is done, how much of it, and the total.
+    Arguments are the fields of ``CompileOptions``, of which a ready one may stand in place of all.
 
     Returns:
         Bits, bytes, errors, coverage, times.
 
     Raises:
         QdcError: the input is at fault; says what, where, and what to do.
+        TypeError: an argument is unknown or lacking.
     """
-    given = {key: value for key, value in locals().items() if key != "progress"}
-    with joined(device, ordered=deterministic_reduce) as world:
-        job = plan_job(
-            Path(model_dir),
-            Path(out),
-            standard_registry(_paths(plugins)),
-            passes=passes,
-            backend=backend,
-            overrides={"samples": samples, "length": length, "seed": seed},
-            calibration=None if calibration is None else Path(calibration),
-            fields=Fields.parse(text_field, chat_fields),
-            states=states,
-            host_memory=host_memory,
-            front_end=frontend,
-            device=world.device,
-            force=force,
-            resume=resume,
-            restart=restart,
-            report=write_report,
-            dump_after=[dump_after] if isinstance(dump_after, str) else dump_after,
-            dump_folder=None if dump_dir is None else Path(dump_dir),
-            stop_after=stop_after,
-            command=f"qdc.compile({', '.join(f'{key}={value!r}' for key, value in given.items())})",
-        )
-        return run_job(job, progress, world)
+    return compile_model(CompileOptions.from_call("qdc.compile", *given, **options), progress)
 
 
+@overload
+def export(asked: ExportOptions, /, *, progress: Progress | None = None) -> ExportReport: ...
+@overload
 def export(
-    artifact: PathLike,
-    *,
-    out: PathLike,
-    format: str = "dense",
-    dtype: str = "bf16",
-    verify: bool = False,
-    force: bool = False,
-    plugins: PathLike | Sequence[PathLike] = (),
-    progress: Callable[[str, int, int], None] | None = None,
-) -> ExportReport:
+    artifact: PathLike, *, progress: Progress | None = None, **options: Unpack[ExportKeywords]
+) -> ExportReport: ...
+@_takes(ExportOptions)
+def export(*given: Any, progress: Progress | None = None, **options: Any) -> ExportReport:
     """Write an artifact as an ordinary checkpoint, which needs no qdc to be read.
 
-    Args:
-        artifact: folder that ``compile`` wrote.
-        out: folder of the checkpoint; it appears when it is complete.
-        format: ``dense``: every weight decoded, under the key names of the checkpoint.
-        dtype: ``bf16``, ``f16`` or ``f32``, of all tensors.
-        verify: prove first that all tensors and the logits are the artifact's, its weights rounded
-            to ``dtype``; takes one dense copy of the model in fp32.
-        force: replace an artifact or an export that is at ``out``.
-        plugins: files that define codecs of third-party passes, or families.
-        progress: called with what is done, how much of it, and the total.
+    Arguments are the fields of ``ExportOptions``, of which a ready one may stand in place of all.
 
     Returns:
         Bytes and files, and what was proved.
 
     Raises:
         QdcError: the artifact is damaged, ``out`` is taken, or the proof fails.
+        TypeError: an argument is unknown or lacking.
     """
-    return export_artifact(
-        Path(artifact),
-        Path(out),
-        standard_registry(_paths(plugins)),
-        format=format,
-        dtype=dtype,
-        prove=verify,
-        force=force,
-        progress=progress,
-    )
+    asked = ExportOptions.from_call("qdc.export", *given, **options)
+    return export_artifact(asked, standard_registry(asked.plugins), progress)
 
 
 def load(

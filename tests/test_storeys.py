@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LINKED = ("backends", "passes")
-GROUND = {"__init__", "__main__", "api", "disk", "errors", "units", "version"}
+GROUND = {"__init__", "__main__", "api", "disk", "errors", "options", "units", "version"}
 """The files that stand beside the rooms."""
 Import = tuple[str, str, bool]
 """Who imports, what is imported, and whether for type checkers alone."""

@@ -42,12 +42,7 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     import typer
 
-    # The first ones register their commands, in the order of the help.
-    from qdc.cli import app as _app  # noqa: F401
-    from qdc.cli import decoding as _decoding  # noqa: F401
-    from qdc.cli import judging as _judging  # noqa: F401
-    from qdc.cli import outgoing as _outgoing  # noqa: F401
-    from qdc.cli import serving as _serving  # noqa: F401
+    from qdc.cli import app as _app  # noqa: F401  # registers the commands
     from qdc.cli.options import app
     from qdc.distributed.failure import FailedElsewhere
     from qdc.errors import InvalidGraph, QdcError

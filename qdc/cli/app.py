@@ -8,108 +8,31 @@ from typing import Annotated
 
 import typer
 
+from qdc.cli.fields import from_fields
 from qdc.cli.options import (
-    BackendName,
-    Calibration,
-    ChatFields,
-    Device,
-    HostMemory,
+    InspectionOptions,
     Json,
-    Length,
-    Passes,
-    Plugins,
-    RunBackend,
+    OptOptions,
+    PluginFiles,
     Runnable,
-    Samples,
-    States,
-    TextField,
+    ShowOptions,
     app,
 )
-from qdc.cli.ranks import refuse_ranks
-from qdc.version import __version__
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"qdc {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
-    ] = False,
-) -> None:
-    """Compile diffusion language models to a 2-bit average.
-
-    \b
-    qdc plan MODEL                     sizes, memory and time beforehand
-    qdc compile MODEL -o OUT           trace, quantize, pack, write an artifact
-    qdc run OUT "a text with <mask>"   fill the gaps
-    qdc generate OUT "a prompt"        write on, and watch it unmask
-    qdc serve OUT                      OpenAI's protocol, and a page
-    qdc eval OUT --text held.jsonl --against MODEL
-    qdc show OUT --only 'blocks.0.*'   read the IR
-    qdc opt DUMP --passes TEXT         run passes on it
-    """  # noqa: D301
-    if context.invoked_subcommand != "compile":
-        refuse_ranks(context.invoked_subcommand or "")
+from qdc.compiling.options import CompileOptions
+from qdc.errors import QdcError
+from qdc.evaluation.options import EvaluationOptions
+from qdc.exporting.options import ExportOptions
+from qdc.planning.options import PlanOptions
+from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.options import RunOptions
+from qdc.serve.limits import ServeOptions
 
 
 @app.command()
+@from_fields
 def compile(
     context: typer.Context,
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="Folder: config.json, tokenizer.json, *.safetensors"),
-    ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder to write")],
-    passes: Passes = "default",
-    backend: BackendName = "reference",
-    calibration: Calibration = None,
-    text_field: TextField = "text",
-    chat_fields: ChatFields = None,
-    samples: Samples = None,
-    length: Length = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of windows and masks")] = None,
-    states: States = "bf16",
-    host_memory: HostMemory = None,
-    frontend: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="fx: own families; export: transformers' classes; auto"),
-    ] = "auto",
-    device: Device = "cpu",
-    deterministic_reduce: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic-reduce",
-            help="Under torchrun: the bytes of one process",
-        ),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an artifact that is at OUT")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from an interrupted compile of OUT")
-    ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Discard it and begin anew")] = False,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Write no page to OUT-report")
-    ] = False,
-    plugin: Plugins = None,
-    dump_after: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="Write the IR after these passes: all, or a,b"),
-    ] = None,
-    dump_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where [default: OUT-dumps]")
-    ] = None,
-    stop_after: Annotated[
-        str | None,
-        typer.Option(metavar="PASS", help="Stop there: write the IR, no artifact"),
-    ] = None,
+    options: CompileOptions,
     timings: Annotated[
         bool, typer.Option("--timings", help="Seconds and peak memory by pass")
     ] = False,
@@ -133,55 +56,15 @@ def compile(
       torchrun --nproc-per-node 4 -m qdc compile MODEL -o out --device cuda
     """  # noqa: D301
     from qdc.cli.compile import compile_command
-    from qdc.text.records import Fields
 
     compile_command(
-        model=model,
-        out=out,
-        passes=passes,
-        backend=backend,
-        calibration=calibration,
-        fields=Fields.parse(text_field, chat_fields),
-        overrides={"samples": samples, "length": length, "seed": seed},
-        states=states,
-        host_memory=host_memory,
-        front_end=frontend,
-        device=device,
-        deterministic_reduce=deterministic_reduce,
-        force=force,
-        resume=resume,
-        restart=restart,
-        write_report=not no_report,
-        plugins=plugin or [],
-        dump_after=[name.strip() for name in dump_after.split(",")] if dump_after else [],
-        dump_folder=dump_dir,
-        stop_after=stop_after,
-        timings=timings,
-        remarks=remarks,
-        arguments=context.obj or [],
-        as_json=json,
+        options, timings=timings, remarks=remarks, arguments=context.obj or [], as_json=json
     )
 
 
 @app.command()
-def plan(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="Folder: config.json, and shards or just their index"),
-    ],
-    passes: Passes = "default",
-    backend: BackendName = "reference",
-    calibration: Calibration = None,
-    text_field: TextField = "text",
-    chat_fields: ChatFields = None,
-    samples: Samples = None,
-    length: Length = None,
-    states: States = "bf16",
-    host_memory: HostMemory = None,
-    device: Device = "cpu",
-    plugin: Plugins = None,
-    json: Json = False,
-) -> None:
+@from_fields
+def plan(options: PlanOptions, json: Json = False) -> None:
     """Predict sizes, memory and time of a compile.
 
     \b
@@ -191,38 +74,13 @@ def plan(
       qdc plan MODEL --host-memory 8G --device cpu
     """  # noqa: D301
     from qdc.cli.plan import plan_command
-    from qdc.text.records import Fields
 
-    plan_command(
-        model=model,
-        passes=passes,
-        backend=backend,
-        calibration=calibration,
-        fields=Fields.parse(text_field, chat_fields),
-        overrides={"samples": samples, "length": length},
-        states=states,
-        host_memory=host_memory,
-        device=device,
-        plugins=plugin or [],
-        as_json=json,
-    )
+    plan_command(options, as_json=json)
 
 
 @app.command()
-def show(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="IR dump, its text, artifact or model folder")
-    ],
-    only: Annotated[str, typer.Option(metavar="PATTERN", help="Nodes, as in 'blocks.0.*'")] = "*",
-    tags: Annotated[
-        str | None, typer.Option(metavar="TAGS", help="Just these annotations, as in orders,packed")
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Every fact: a text that can be read back")
-    ] = False,
-    plugin: Plugins = None,
-    json: Json = False,
-) -> None:
+@from_fields
+def show(options: ShowOptions, json: Json = False) -> None:
     """Print the IR of a dump, an artifact or a model.
 
     \b
@@ -233,30 +91,12 @@ def show(
     """  # noqa: D301
     from qdc.cli.show import show_command
 
-    wanted = [tag.strip().lstrip("@") for tag in tags.split(",")] if tags else None
-    show_command(path, only, wanted, plugin or [], full=full, as_json=json)
+    show_command(options, as_json=json)
 
 
 @app.command()
-def opt(
-    dump: Annotated[
-        Path,
-        typer.Argument(metavar="DUMP", help="IR dump, its text, or artifact; - reads stdin"),
-    ],
-    passes: Annotated[str, typer.Option(metavar="TEXT", help="Pass{option=value},...")],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", metavar="FILE", help="A dump if it ends in .qdc, else a text"),
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Every fact: a text that can be read back")
-    ] = False,
-    remarks: Annotated[
-        bool, typer.Option("--remarks", help="What passes say of each layer, on stderr")
-    ] = False,
-    plugin: Plugins = None,
-    json: Json = False,
-) -> None:
+@from_fields
+def opt(options: OptOptions, json: Json = False) -> None:
     """Run passes that need no weights on a dump.
 
     \b
@@ -267,7 +107,7 @@ def opt(
     """  # noqa: D301
     from qdc.cli.opt import opt_command
 
-    opt_command(dump, passes, out, plugin or [], full=full, remarks=remarks, as_json=json)
+    opt_command(options, as_json=json)
 
 
 @app.command()
@@ -278,7 +118,7 @@ def passes(
     provides: Annotated[
         str | None, typer.Option(metavar="TAG", help="Passes that write this annotation")
     ] = None,
-    plugin: Plugins = None,
+    plugin: PluginFiles = None,
     json: Json = False,
 ) -> None:
     """List passes and named pipelines, or describe some.
@@ -295,7 +135,7 @@ def passes(
 
 
 @app.command()
-def backends(plugin: Plugins = None, json: Json = False) -> None:
+def backends(plugin: PluginFiles = None, json: Json = False) -> None:
     """List the backends that write artifacts.
 
     \b
@@ -309,7 +149,7 @@ def backends(plugin: Plugins = None, json: Json = False) -> None:
 
 
 @app.command()
-def families(plugin: Plugins = None, json: Json = False) -> None:
+def families(plugin: PluginFiles = None, json: Json = False) -> None:
     """List the model families, and what was proved of each.
 
     \b
@@ -323,18 +163,18 @@ def families(plugin: Plugins = None, json: Json = False) -> None:
 
 
 @app.command()
+@from_fields
 def run(
     model: Runnable,
     text: Annotated[
         str, typer.Argument(metavar="TEXT", help="Text with <mask> gaps; - reads stdin")
     ],
+    *,
     gap: Annotated[int, typer.Option(metavar="N", help="Tokens of each gap")] = 1,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Forwards [default: one a token]")
     ] = None,
-    device: Device = "cpu",
-    backend: RunBackend = "reference",
-    plugin: Plugins = None,
+    running: RunOptions,
     json: Json = False,
 ) -> None:
     """Fill the gaps of a text.
@@ -346,4 +186,140 @@ def run(
     """  # noqa: D301
     from qdc.cli.run import run_command
 
-    run_command(model, text, gap, steps, device, backend, plugin or [], json)
+    run_command(model, text, gap, steps, running, as_json=json)
+
+
+@app.command()
+@from_fields
+def generate(
+    model: Runnable,
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What to continue; - reads stdin")
+    ],
+    *,
+    chat: Annotated[bool, typer.Option("--chat", help="Write it in the chat template")] = False,
+    options: DecodeOptions,
+    verifier: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Autoregressive model, of apd")
+    ] = None,
+    running: RunOptions,
+    json: Json = False,
+) -> None:
+    """Write an answer, and show how it unmasks.
+
+    Strategies: low-confidence, random (LLaDA), origin, maskgit-plus, topk-margin, entropy (Dream),
+    threshold, factor (Fast-dLLM), sequential, dynamic (SDAR), apd.
+
+    \b
+    Examples:
+      qdc generate out "def read(path):" --length 64
+      qdc generate out - --chat --block 32 --strategy threshold --cache dual
+      qdc generate out "import os" --temperature 0.7 --seed 1 --json
+    """  # noqa: D301
+    from qdc.cli.generate import generate_command
+
+    generate_command(model, prompt, options, running, chat=chat, verifier=verifier, as_json=json)
+
+
+@app.command(name="eval")
+@from_fields
+def evaluate(
+    options: EvaluationOptions,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown tables")] = False,
+    json: Json = False,
+) -> None:
+    """Measure models on held-out text, or on tasks.
+
+    \b
+    Examples:
+      qdc eval out --text held.jsonl --against MODEL --report
+      qdc eval out out2 --text held.jsonl --against MODEL --markdown
+      qdc eval out --tasks arc_easy,gsm8k --limit 200 --against MODEL
+    """  # noqa: D301
+    if json and markdown:
+        raise QdcError("--json and --markdown exclude each other", help="leave one out")
+    if options.tasks:
+        from qdc.cli.tasks import tasks_command
+
+        tasks_command(options, as_json=json, as_markdown=markdown)
+    else:
+        from qdc.cli.evaluate import evaluate_command
+
+        evaluate_command(options, as_json=json, as_markdown=markdown)
+
+
+@app.command()
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Artifact, its report folder or report.json")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Page to write [default: report.html]"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the report of a compile as a page again.
+
+    \b
+    Examples:
+      qdc report out
+      qdc report out -o page.html
+      qdc report out --json
+    """  # noqa: D301
+    from qdc.cli.report import report_command
+
+    report_command(path, out, json)
+
+
+@app.command(name="inspect-calibration")
+@from_fields
+def inspect_calibration(options: InspectionOptions, json: Json = False) -> None:
+    """Show how masks shift the inputs of each layer.
+
+    \b
+    Examples:
+      qdc inspect-calibration examples/tiny-llada
+      qdc inspect-calibration MODEL --calibration docs.jsonl --samples 32
+      qdc inspect-calibration MODEL --ratios 0.5,1 --json
+    """  # noqa: D301
+    from qdc.cli.inspect_calibration import inspect_command
+
+    inspect_command(options, as_json=json)
+
+
+@app.command()
+@from_fields
+def export(options: ExportOptions, json: Json = False) -> None:
+    """Write an artifact as a checkpoint that needs no qdc.
+
+    Weights are decoded shard by shard, under the key names of the checkpoint. They take as many
+    bytes as the checkpoint did: what is gained is that other engines load them.
+
+    \b
+    Examples:
+      qdc export out -o dense --verify
+      qdc export out -o dense --dtype f32 --force --json
+    """  # noqa: D301
+    from qdc.cli.export import export_command
+
+    export_command(options, as_json=json)
+
+
+@app.command()
+@from_fields
+def serve(options: ServeOptions, json: Json = False) -> None:
+    """Serve OpenAI's protocol and a page.
+
+    It listens on this machine alone, until SIGINT or SIGTERM. With --json the address is printed
+    as JSON.
+
+    \b
+    Examples:
+      qdc serve out
+      qdc serve out --port 0 --batch 16 --json
+      qdc serve out --host 0.0.0.0 --allow-host models.example
+    """  # noqa: D301
+    from qdc.cli.serve import serve_command
+
+    serve_command(options, as_json=json)

@@ -4,11 +4,11 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from qdc.cli.ranks import is_first
 from qdc.cli.terminal import (
     console,
     print_json,
@@ -18,74 +18,30 @@ from qdc.cli.terminal import (
     size,
     table,
 )
-from qdc.compiling.compiler import run_job
-from qdc.compiling.job import plan_job
-from qdc.distributed.launch import joined
-from qdc.pipeline.registry import standard_registry
+from qdc.compiling.compiler import compile_model
+from qdc.compiling.options import CompileOptions
 from qdc.report.model import CompileReport
-from qdc.text.records import Fields
 
 
 def compile_command(
+    options: CompileOptions,
     *,
-    model: Path,
-    out: Path,
-    passes: str,
-    backend: str,
-    calibration: Path | None,
-    fields: Fields,
-    overrides: dict[str, object],
-    states: str,
-    host_memory: str | None,
-    front_end: str,
-    device: str,
-    deterministic_reduce: bool,
-    force: bool,
-    resume: bool,
-    restart: bool,
-    write_report: bool,
-    plugins: Sequence[Path],
-    dump_after: Sequence[str],
-    dump_folder: Path | None,
-    stop_after: str | None,
     timings: bool,
     remarks: bool,
     arguments: Sequence[str],
     as_json: bool,
 ) -> None:
     """Compile and report."""
-    with joined(device, ordered=deterministic_reduce) as world:
-        job = plan_job(
-            model,
-            out,
-            standard_registry(plugins),
-            passes=passes,
-            backend=backend,
-            overrides=overrides,
-            calibration=calibration,
-            fields=fields,
-            states=states,
-            host_memory=host_memory,
-            front_end=front_end,
-            device=world.device,
-            force=force,
-            resume=resume,
-            restart=restart,
-            report=write_report,
-            dump_after=dump_after,
-            dump_folder=dump_folder,
-            stop_after=stop_after,
-            command=shlex.join(["qdc", *arguments]),
-        )
-        try:
-            with progress(shown=world.first) as update:
-                report = run_job(job, update, world)
-        except KeyboardInterrupt as error:
-            # Typer takes the signal for itself, and the word of how to go on with it.
-            for note in getattr(error, "__notes__", ()):
-                print(note, file=sys.stderr)
-            raise
-    if not world.first:
+    first = is_first()
+    try:
+        with progress(shown=first) as update:
+            report = compile_model(options, update, shlex.join(["qdc", *arguments]))
+    except KeyboardInterrupt as error:
+        # Typer takes the signal for itself, and the word of how to go on with it.
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        raise
+    if not first:
         return
     if as_json:
         print_json(report.as_data())

@@ -1,42 +1,22 @@
 """``qdc export``: write an artifact as an ordinary checkpoint, and say what was proved."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, size, table
 from qdc.exporting.dense import export_artifact
+from qdc.exporting.options import ExportOptions
 from qdc.exporting.report import ExportReport, Verification
 from qdc.pipeline.registry import standard_registry
 
 
-def export_command(
-    artifact: Path,
-    out: Path,
-    format: str,
-    dtype: str,
-    verify: bool,
-    force: bool,
-    plugins: Sequence[Path],
-    as_json: bool,
-) -> None:
+def export_command(options: ExportOptions, *, as_json: bool) -> None:
     """Export and print."""
     with progress() as update:
-        report = export_artifact(
-            artifact,
-            out,
-            standard_registry(plugins),
-            format=format,
-            dtype=dtype,
-            prove=verify,
-            force=force,
-            progress=update,
-        )
+        report = export_artifact(options, standard_registry(options.plugins), update)
     if as_json:
         print_json(report.as_data())
         return
     print_lines(console(), *_summary(report))
     if report.verification is not None:
-        _print_proof(report.verification, dtype)
+        _print_proof(report.verification, options.dtype)
 
 
 def _summary(report: ExportReport) -> list[str]:

@@ -2,11 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich.live import Live
 from rich.text import Text
@@ -14,10 +13,11 @@ from rich.text import Text
 from qdc.cli.models import Opened, open_runnable
 from qdc.cli.terminal import console, given_text, print_json, progress
 from qdc.runtime.decoding.loop import check_verifier, decode
-from qdc.runtime.decoding.options import parse_options
+from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
 from qdc.runtime.decoding.speech import chat_tokens
 from qdc.runtime.decoding.verifier import load_verifier
+from qdc.runtime.options import RunOptions
 
 VEIL = "░"
 """A place that is not decided yet."""
@@ -28,19 +28,17 @@ FRAMES = 12
 def generate_command(
     model: Path,
     prompt: str,
+    options: DecodeOptions,
+    running: RunOptions,
+    *,
     chat: bool,
-    options: Mapping[str, Any],
     verifier: Path | None,
-    device: str,
-    backend: str,
-    plugins: Sequence[Path],
     as_json: bool,
 ) -> None:
     """Load, decode, print. The answer goes to stdout, what it took to stderr."""
-    wanted = parse_options(**options)
-    check_verifier(wanted, present=verifier is not None)
+    check_verifier(options, present=verifier is not None)
     text = given_text(prompt)
-    opened = open_runnable(model, device, plugins, backend)
+    opened = open_runnable(model, running.device, running.plugins, running.backend)
     if chat:
         tokens = chat_tokens(opened.tokenizer, [{"role": "user", "content": text}])
     else:
@@ -51,10 +49,10 @@ def generate_command(
         else load_verifier(verifier, opened.device, opened.tokenizer, opened.facts.vocabulary)
     )
     with _shown(opened, as_json) as watch:
-        found = decode(opened.module, [tokens], wanted, opened.decoding, watch, checks)
+        found = decode(opened.module, [tokens], options, opened.decoding, watch, checks)
     answer = opened.decode(found.answers[0])
     if as_json:
-        print_json({"text": answer, **_figures(found, len(tokens), wanted.length)})
+        print_json({"text": answer, **_figures(found, len(tokens), options.length)})
         return
     if sys.stdout.isatty() and not chat:
         console().print(Text(text, style="dim"), end="", soft_wrap=True)

@@ -1,13 +1,12 @@
 """``qdc inspect-calibration``: what masks do to the inputs of each layer."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from rich.console import Console
 
-from qdc.cli.evaluate import parse_ratios
+from qdc.cli.options import InspectionOptions
 from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, table
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.frontend.opening import open_model
@@ -15,7 +14,7 @@ from qdc.numerics.shift import Shift
 from qdc.passkit.inspection import Sampling, StageShift, inspect
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.device import exact_products, find_device
-from qdc.text.records import Fields
+from qdc.text.options import read_fields
 from qdc.text.source import read_source
 from qdc.text.tokenizer import encoder, load_tokenizer
 
@@ -27,40 +26,24 @@ LEGEND = (
 COLUMNS = ("trace", "space", "moment", "KL")
 
 
-def inspect_command(
-    *,
-    model: Path,
-    calibration: Path | None,
-    fields: Fields,
-    samples: int,
-    length: int | None,
-    seed: int,
-    ratios: str,
-    top: int,
-    device: str,
-    plugins: Sequence[Path],
-    as_json: bool,
-) -> None:
+def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
     """Measure and print."""
-    device = find_device(device)
-    wanted = parse_ratios(ratios)
-    families = standard_registry(plugins).families
-    checkpoint, program = open_model(model, families=families)
-    facts = program.graph.model
-    if length is not None and length > facts.max_length:
+    device = find_device(options.device)
+    fields = read_fields(options.calibration, options.text_field, options.chat_fields)
+    families = standard_registry(options.plugins).families
+    checkpoint, program = open_model(options.model, families=families)
+    longest, length = program.graph.model.max_length, options.length
+    if length is not None and length > longest:
         raise InvalidCalibration(
-            f"samples of {length} tokens are asked for, the model takes {facts.max_length}",
+            f"samples of {length} tokens are asked for, the model takes {longest}",
             help="choose a smaller length, or leave it out",
         )
     sampling = _sampling(
-        samples=samples, length=length or facts.max_length, seed=seed, ratios=wanted, top=top
+        **options.model_dump(include={"samples", "seed", "ratios", "top"}),
+        length=length or longest,
     )
-    if fields.option and calibration is None:
-        raise QdcError(
-            f"{fields.option} is given, and no file to read it from", help="add --calibration FILE"
-        )
-    source = read_source(calibration, fields)
-    encode = encoder(load_tokenizer(model))
+    source = read_source(options.calibration, fields)
+    encode = encoder(load_tokenizer(options.model))
     with progress() as update, exact_products():
 
         def tick(done: int, total: int) -> None:

@@ -1,9 +1,8 @@
 """``qdc opt``: passes on a dump, its text before and after."""
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
+from qdc.cli.options import OptOptions
 from qdc.cli.reading import DUMP, read_graph, refuse_part
 from qdc.cli.terminal import print_json
 from qdc.compiling.rewriting import rewrite
@@ -17,28 +16,19 @@ from qdc.pipeline.registry import standard_registry
 BINARY = ".qdc"
 
 
-def opt_command(
-    dump: Path,
-    passes: str,
-    out: Path | None,
-    plugins: Sequence[Path],
-    *,
-    full: bool,
-    remarks: bool,
-    as_json: bool,
-) -> None:
+def opt_command(options: OptOptions, *, as_json: bool) -> None:
     """Run passes on a dump and print or write the result."""
-    registry = standard_registry(plugins)
-    plan = build_plan(passes, registry)
-    tags = registry.annotations()
-    parsed = read_graph(dump, tags)
+    registry = standard_registry(options.plugins)
+    plan = build_plan(options.passes, registry)
+    tags, out = registry.annotations(), options.out
+    parsed = read_graph(options.dump, tags)
     if parsed is None:
         raise QdcError(
-            f"{dump} holds no {DUMP}",
+            f"{options.dump} holds no {DUMP}",
             help="give a .qdc dump, a text or an artifact; of a model: qdc show MODEL --full",
         )
-    if full or out is not None:
-        refuse_part(parsed, dump)
+    if options.full or out is not None:
+        refuse_part(parsed, options.dump)
     graph = parsed.graph
     said = rewrite(graph, plan, tags)
     if out is not None:
@@ -47,6 +37,7 @@ def opt_command(
     if as_json:
         print_json({**as_data(graph), "remarks": said})
     else:
-        sys.stdout.write(f"wrote {out}\n" if out is not None else render(graph, full=full))
-    if remarks:
+        text = render(graph, full=options.full) if out is None else f"wrote {out}\n"
+        sys.stdout.write(text)
+    if options.remarks:
         sys.stderr.writelines(f"{line}\n" for line in said)

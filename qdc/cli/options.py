@@ -1,9 +1,18 @@
-"""The application, and the options that several commands share."""
+"""The application with its first page, and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
+from pydantic import BeforeValidator
+
+from qdc.cli.ranks import refuse_ranks
+from qdc.evaluation.options import as_ratios
+from qdc.options import Options, option, switch
+from qdc.runtime.options import Device, Plugins
+from qdc.text.options import Calibration, ChatFields, TextField
+from qdc.text.records import DEFAULT_FIELD
+from qdc.version import __version__
 
 app = typer.Typer(
     name="qdc",
@@ -13,36 +22,101 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Plugins = Annotated[
+PluginFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--plugin", metavar="FILE", help="Python file with further passes, backends, families"
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="cpu | cuda | auto")]
-TextField = Annotated[
-    str, typer.Option(metavar="NAME", help="Field that holds the text of a record")
-]
-ChatFields = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="PROMPT,ANSWER or MESSAGES: fields of a chat")
-]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(metavar="PATH", help="Text, jsonl, dataset folder [default: embedded]"),
-]
-Passes = Annotated[str, typer.Option(metavar="TEXT", help="Preset or pass{option=value},...")]
-BackendName = Annotated[str, typer.Option(metavar="NAME", help="Who writes the artifact")]
-RunBackend = Annotated[
-    str, typer.Option("--backend", metavar="NAME", help="Who runs an artifact: reference | triton")
-]
-Samples = Annotated[int | None, typer.Option(metavar="N", help="Sequences to calibrate on")]
-Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens of a sequence")]
-States = Annotated[
-    str, typer.Option(metavar="DTYPE", help="Calibration states in memory: bf16, f32")
-]
-HostMemory = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Of those, above it on disk [default: half of all]"),
-]
 Runnable = Annotated[Path, typer.Argument(metavar="MODEL", help="Artifact or model folder")]
+
+
+class InspectionOptions(Options):
+    """What ``qdc inspect-calibration`` draws and compares."""
+
+    refusal: ClassVar[str] = "an inspection cannot be asked for that"
+    manual: ClassVar[str] = "qdc inspect-calibration --help names the options"
+
+    model: Annotated[Path, option("MODEL", "Model folder", argument=True)]
+    calibration: Calibration = None
+    text_field: TextField = DEFAULT_FIELD
+    chat_fields: ChatFields = None
+    samples: Annotated[int, option("N", "Windows to compare")] = 16
+    length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
+    seed: Annotated[int, option("N", "Seed of windows and masks")] = 0
+    ratios: Annotated[
+        tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")
+    ] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    top: Annotated[int, option("N", "Eigenvectors whose space is compared")] = 8
+    device: Device = "cpu"
+    plugins: Plugins = ()
+
+
+class ShowOptions(Options):
+    """What ``qdc show`` prints, and how much of it."""
+
+    refusal: ClassVar[str] = "a graph cannot be shown like that"
+    manual: ClassVar[str] = "qdc show --help names the options"
+
+    path: Annotated[
+        Path, option("PATH", "IR dump, its text, artifact or model folder", argument=True)
+    ]
+    only: Annotated[str, option("PATTERN", "Nodes, as in 'blocks.0.*'")] = "*"
+    tags: Annotated[str | None, option("TAGS", "Just these annotations, as in orders,packed")] = (
+        None
+    )
+    full: Annotated[bool, switch("Every fact: a text that can be read back")] = False
+    plugins: Plugins = ()
+
+    @property
+    def wanted(self) -> tuple[str, ...] | None:
+        """The annotations to print; None for all."""
+        return tuple(t.strip().lstrip("@") for t in self.tags.split(",")) if self.tags else None
+
+
+class OptOptions(Options):
+    """What ``qdc opt`` runs, and where the result goes."""
+
+    refusal: ClassVar[str] = "passes cannot be run on a dump like that"
+    manual: ClassVar[str] = "qdc opt --help names the options"
+
+    dump: Annotated[
+        Path, option("DUMP", "IR dump, its text, or artifact; - reads stdin", argument=True)
+    ]
+    passes: Annotated[str, option("TEXT", "Pass{option=value},...")]
+    out: Annotated[
+        Path | None, option("FILE", "A dump if it ends in .qdc, else a text", "-o", "--out")
+    ] = None
+    full: Annotated[bool, switch("Every fact: a text that can be read back")] = False
+    remarks: Annotated[bool, switch("What passes say of each layer, on stderr")] = False
+    plugins: Plugins = ()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qdc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    """Compile diffusion language models to a 2-bit average.
+
+    \b
+    qdc plan MODEL                     sizes, memory and time beforehand
+    qdc compile MODEL -o OUT           trace, quantize, pack, write an artifact
+    qdc run OUT "a text with <mask>"   fill the gaps
+    qdc generate OUT "a prompt"        write on, and watch it unmask
+    qdc serve OUT                      OpenAI's protocol, and a page
+    qdc eval OUT --text held.jsonl --against MODEL
+    qdc show OUT --only 'blocks.0.*'   read the IR
+    qdc opt DUMP --passes TEXT         run passes on it
+    """  # noqa: D301
+    if context.invoked_subcommand != "compile":
+        refuse_ranks(context.invoked_subcommand or "")

@@ -1,62 +1,26 @@
 """``qdc plan``: what a compile would store, hold and take, before it is run."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
 from qdc.cli.terminal import console, print_json, print_lines, print_table, size, table
-from qdc.compiling.job import check_states, host_memory_limit
-from qdc.errors import InvalidPipeline
-from qdc.pipeline.builder import build_backend, build_plan
-from qdc.pipeline.plan import check_order
 from qdc.pipeline.registry import standard_registry
+from qdc.planning.configure import configure
 from qdc.planning.foresee import foresee
+from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook, RegionKind
-from qdc.runtime.device import find_device
 from qdc.streaming.ledger import Peak
-from qdc.text.records import Fields
 
 PARTS = 5
 """Parts of a peak that are shown."""
 
 
-def plan_command(
-    *,
-    model: Path,
-    passes: str,
-    backend: str,
-    calibration: Path | None,
-    fields: Fields,
-    overrides: dict[str, object],
-    states: str,
-    host_memory: str | None,
-    device: str,
-    plugins: Sequence[Path],
-    as_json: bool,
-) -> None:
+def plan_command(options: PlanOptions, *, as_json: bool) -> None:
     """Foresee a compile and print it."""
-    registry = standard_registry(plugins)
-    plan = build_plan(passes, registry, overrides)
-    emitter = build_backend(backend, registry)
-    check_order(plan, final=emitter.requires, backend=emitter.name)
-    if calibration is not None and not any(step.reads_calibration for step in plan.passes()):
-        raise InvalidPipeline(
-            "no pass of the pipeline reads calibration text, and --calibration is given",
-            help=f"the pipeline is: {plan}",
-        )
-    outlook = foresee(
-        model,
-        plan,
-        emitter,
-        device=find_device(device),
-        states=check_states(states),
-        calibration=calibration,
-        fields=fields,
-        states_limit=host_memory_limit(host_memory),
-        families=registry.families,
-    )
+    registry = standard_registry(options.plugins)
+    plan, backend = configure(options, registry)
+    assert backend is not None, "a plan is cut nowhere"
+    outlook = foresee(options, plan, backend, registry.families)
     if as_json:
         print_json(outlook.as_data())
     else:

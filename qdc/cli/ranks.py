@@ -29,7 +29,12 @@ def shows_errors() -> bool:
     Once the processes have met, whoever is not to show an error no longer has it. What goes wrong
     before that goes wrong in all of them.
     """
-    return not several() or _met() or os.environ.get("RANK", "0") == "0"
+    return is_first() or _met()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks for all of them."""
+    return not several() or os.environ.get("RANK", "0") == "0"
 
 
 def leave() -> None:

@@ -1,28 +1,21 @@
 """``qdc run``: fill the gaps of a text."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from qdc.cli.models import open_runnable
 from qdc.cli.terminal import given_text, print_json, progress
 from qdc.errors import QdcError
 from qdc.evaluation.infill import infill, parse_gaps
+from qdc.runtime.options import RunOptions
 
 
 def run_command(
-    model: Path,
-    text: str,
-    gap: int,
-    steps: int | None,
-    device: str,
-    backend: str,
-    plugins: Sequence[Path],
-    as_json: bool,
+    model: Path, text: str, gap: int, steps: int | None, running: RunOptions, *, as_json: bool
 ) -> None:
     """Load, fill, print."""
     wanted = given_text(text)
-    opened = open_runnable(model, device, plugins, backend)
+    opened = open_runnable(model, running.device, running.plugins, running.backend)
     tokens, masked = parse_gaps(wanted, opened.encode, opened.facts.mask_token_id, gap)
     if tokens.shape[1] > opened.facts.max_length:
         raise QdcError(

@@ -1,9 +1,7 @@
 """``qdc serve``: load a model and answer requests over HTTP."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from qdc.cli.models import open_runnable
 from qdc.cli.terminal import print_json
@@ -12,12 +10,11 @@ from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Watch
 from qdc.runtime.decoding.verifier import load_verifier
-from qdc.units import parse_size
 
 try:
     from qdc.serve.app import Service, make_app
     from qdc.serve.engine import Engine
-    from qdc.serve.limits import Limits
+    from qdc.serve.limits import ServeOptions
     from qdc.serve.server import bind, serve, url
     from qdc.serve.wording import Wording
 except ImportError as error:
@@ -29,31 +26,11 @@ except ImportError as error:
     ) from error
 
 
-def serve_command(
-    model: Path,
-    host: str,
-    port: int,
-    name: str | None,
-    limits: Mapping[str, Any],
-    verifier: Path | None,
-    device: str,
-    backend: str,
-    plugins: Sequence[Path],
-    as_json: bool,
-) -> None:
+def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
     """Take the port, load, serve until a signal."""
-    body = parse_size(limits["max_body"], "--max-body")
-    if body < 1:
-        raise QdcError("--max-body 0 lets no request in", help="give a size, as in 1M")
-    with bind(host, port) as taken:
-        opened = open_runnable(model, device, plugins, backend)
-        longest = opened.decoding.max_length
-        wanted = limits["max_length"] or longest
-        if wanted > longest:
-            raise QdcError(
-                f"--max-length {wanted} is more than the model takes, {longest}",
-                help="leave --max-length out",
-            )
+    with bind(asked.host, asked.port) as taken:
+        opened = open_runnable(asked.model, asked.device, asked.plugins, asked.backend)
+        bounds, verifier = asked.limits(opened.decoding.max_length), asked.verifier
         checks = (
             None
             if verifier is None
@@ -69,8 +46,7 @@ def serve_command(
             judge = checks if options.strategy == "apd" else None
             return decode(opened.module, prompts, options, opened.decoding, watch, judge, seeds)
 
-        bounds = Limits.model_validate({**limits, "max_body": body, "max_length": wanted})
-        title = name or model.resolve().name
+        title = asked.name or asked.model.resolve().name
         engine = Engine(run, bounds)
         service = Service(
             title,

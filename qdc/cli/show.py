@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdc.checkpoint.folder import read_json
+from qdc.cli.options import ShowOptions
 from qdc.cli.reading import DUMP, STDIN, read_graph, refuse_part
 from qdc.cli.terminal import print_json
 from qdc.errors import InvalidArtifact, QdcError, UnknownName, nearest
@@ -18,29 +19,21 @@ CONFIG = "config.json"
 WHAT = "give a .qdc dump, a text of one, an artifact or a model folder"
 
 
-def show_command(
-    path: Path,
-    only: str,
-    tags: Sequence[str] | None,
-    plugins: Sequence[Path],
-    *,
-    full: bool,
-    as_json: bool,
-) -> None:
+def show_command(options: ShowOptions, *, as_json: bool) -> None:
     """Print a graph."""
-    if full and as_json:
+    if options.full and as_json:
         raise QdcError("--json has every fact, --full or not", help="leave one of them out")
-    registry = standard_registry(plugins)
-    parsed = _parsed(path, registry)
-    if full:
-        refuse_part(parsed, path)
-    graph = parsed.graph
+    registry = standard_registry(options.plugins)
+    parsed = _parsed(options.path, registry)
+    if options.full:
+        refuse_part(parsed, options.path)
+    graph, tags = parsed.graph, options.wanted
     if tags is not None:
         _check_tags(tags, graph, registry)
     if as_json:
-        print_json(as_data(graph, only, tags))
+        print_json(as_data(graph, options.only, tags))
     else:
-        sys.stdout.write(render(graph, only, tags, full=full))
+        sys.stdout.write(render(graph, options.only, tags, full=options.full))
 
 
 def _parsed(path: Path, registry: Registry) -> Parsed:

@@ -1,9 +1,7 @@
 """``qdc eval --tasks``: tasks of the lm-evaluation-harness."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -12,7 +10,7 @@ from qdc.cli.models import REFERENCE, Opened, open_runnable
 from qdc.cli.sheets import Sheet, print_sheet, spread
 from qdc.cli.terminal import console, print_json, print_lines, progress
 from qdc.errors import QdcError
-from qdc.evaluation.harness.likelihood import LikelihoodOptions, default_scorer, parse_likelihood
+from qdc.evaluation.harness.likelihood import default_scorer
 from qdc.evaluation.harness.results import (
     MetricDifference,
     TaskComparison,
@@ -24,64 +22,32 @@ from qdc.evaluation.harness.results import (
 )
 from qdc.evaluation.harness.subject import Subject
 from qdc.evaluation.harness.tasks import Tasks
+from qdc.evaluation.options import OF_LIKELIHOODS, EvaluationOptions
 from qdc.ir.graph import ModelFacts
-from qdc.runtime.decoding.options import parse_options
 
 GENERATION = "generate_until"
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What one run asks of every model."""
 
+    options: EvaluationOptions
     tasks: Tasks
-    limit: int | None
-    shots: int | None
-    scorer: str
-    likelihood: Mapping[str, Any]
-    decoding: Mapping[str, Any]
-    chat: bool
     wants_greedy: bool
     scored: bool
     """Whether a task asks for likelihoods."""
 
 
-def tasks_command(
-    *,
-    models: Sequence[Path],
-    tasks: str,
-    against: Path | None,
-    include: Path | None,
-    limit: int | None,
-    shots: int | None,
-    scorer: str,
-    mc_num: int,
-    cfg: float,
-    generate: str | None,
-    chat: bool,
-    seed: int,
-    batch: int,
-    device: str,
-    backend: str,
-    plugins: Sequence[Path],
-    as_json: bool,
-    as_markdown: bool,
-) -> None:
+def tasks_command(options: EvaluationOptions, *, as_json: bool, as_markdown: bool) -> None:
     """Run the tasks on one model after the other, pair the documents, print."""
-    for name, value in (("--limit", limit), ("--shots", shots)):
-        if value is not None and value < (name == "--limit"):
-            raise QdcError(f"{name} {value} is too small", help=f"leave {name} out for the task's")
-    settings = {"mc_num": mc_num, "cfg": cfg, "seed": seed, "batch": batch}
-    parse_likelihood(scorer="llada" if scorer == "auto" else scorer, **settings)
-    decoding = parse_decoding(generate)
-    reference, candidates = split(models, against)
+    reference, candidates = split(options)
     with progress() as update:
         update("find tasks", 0, 2)
-        found = Tasks([name.strip() for name in tasks.split(",")], include)
+        found = Tasks(list(options.tasks), options.include)
         update("find tasks", 1, 2)
         greedy, kinds = found.wants_greedy(), found.kinds()
         update("find tasks", 2, 2)
-    if generate is not None and GENERATION not in kinds:
+    if options.generate is not None and GENERATION not in kinds:
         raise QdcError(
             "--generate changes nothing: none of the tasks has the model write",
             where=found.names,
@@ -89,15 +55,15 @@ def tasks_command(
         )
     scored = kinds != {GENERATION}
     if not scored:
-        _refuse_unread({"scorer": scorer, **settings}, found.names)
-    asked = Asked(found, limit, shots, scorer, settings, decoding, chat, greedy, scored)
+        _refuse_unread(options, found.names)
+    asked = Asked(options, found, greedy, scored)
     runs: list[tuple[TaskRun, Values]] = []
     known: tuple[ModelFacts, list[int]] | None = None
-    chosen = [(path, backend) for path in candidates]
+    chosen = [(path, options.backend) for path in candidates]
     if reference is not None:
         chosen.append((reference, REFERENCE))
     for path, runner in chosen:
-        opened = open_runnable(path, device, plugins, runner)
+        opened = open_runnable(path, options.device, options.plugins, runner)
         marks = (opened.facts, opened.encode(PROBE))
         if known is not None and marks != known:
             raise QdcError(
@@ -127,11 +93,10 @@ def tasks_command(
         print_differences(console(), compared, markdown=as_markdown)
 
 
-def _refuse_unread(given: Mapping[str, Any], names: Sequence[str]) -> None:
+def _refuse_unread(asked: EvaluationOptions, names: Sequence[str]) -> None:
     """Refuse options of likelihoods where no task asks for one."""
-    usual = {**LikelihoodOptions().model_dump(), "scorer": "auto"}
-    read = ("batch",)
-    wrong = [name for name, value in given.items() if name not in read and value != usual[name]]
+    fields = EvaluationOptions.model_fields
+    wrong = [name for name in OF_LIKELIHOODS if getattr(asked, name) != fields[name].default]
     if wrong:
         options = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise QdcError(
@@ -141,42 +106,29 @@ def _refuse_unread(given: Mapping[str, Any], names: Sequence[str]) -> None:
         )
 
 
-def parse_decoding(text: str | None) -> dict[str, Any]:
-    """Decoding options from ``length=64,block=32``. Raises ``QdcError``."""
-    found: dict[str, str] = {}
-    for part in [] if text is None else text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not name or not value:
-            raise QdcError(
-                f"--generate {text!r} is no list of options", help="--generate length=64,block=32"
-            )
-        found[name.replace("-", "_")] = value
-    return parse_options(**found).model_dump(exclude_unset=True)
-
-
 def _run(opened: Opened, name: str, asked: Asked) -> tuple[TaskRun, Values]:
     from qdc.evaluation.harness.adapter import DiffusionLM
 
-    scorer = default_scorer(opened.facts) if asked.scorer == "auto" else asked.scorer
-    options: LikelihoodOptions = parse_likelihood(scorer=scorer, **asked.likelihood)
+    wanted = asked.options
+    options = wanted.likelihoods(default_scorer(opened.facts))
     subject = Subject(
         opened, opened.module, opened.facts, opened.tokenizer, opened.decoding, opened.decode,
-        asked.chat,
+        wanted.chat,
     )  # fmt: skip
     with progress() as update:
         model = DiffusionLM(
-            subject, options, asked.decoding, checks_greedy=asked.wants_greedy,
+            subject, options, wanted.generate, checks_greedy=asked.wants_greedy,
             progress=lambda what, done, total: update(what, done, total),
         )  # fmt: skip
-        results = asked.tasks.run(model, asked.limit, asked.shots, chat=asked.chat)
+        results = asked.tasks.run(model, wanted.limit, wanted.shots, chat=wanted.chat)
     values = document_values(results["samples"], results.get("group_subtasks", {}))
     found = TaskRun(
         model=name,
-        scorer=scorer if asked.scored else None,
+        scorer=options.scorer if asked.scored else None,
         mc_num=options.mc_num,
         cfg=options.cfg,
         seed=options.seed,
-        decoding=dict(asked.decoding),
+        decoding=wanted.generate.model_dump(exclude_unset=True) if wanted.generate else {},
         metrics=metrics(values, results["results"]),
         truncated=model.truncated,
     )

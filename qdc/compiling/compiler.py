@@ -16,7 +16,8 @@ from qdc.compiling.collect import full_text
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
 from qdc.compiling.instruments import Instrument, Meter, Remarks, Verifier
-from qdc.compiling.job import Job
+from qdc.compiling.job import Job, plan_job
+from qdc.compiling.options import CompileOptions
 from qdc.compiling.origin import facts, identity
 from qdc.compiling.repro import Repro
 from qdc.compiling.resuming import Resumption
@@ -24,6 +25,7 @@ from qdc.compiling.runner import RegionDone, Runner
 from qdc.compiling.savepoints import Savepoints
 from qdc.disk import digest_of
 from qdc.distributed.handshake import from_first, same, total
+from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
 from qdc.frontend.opening import open_model
@@ -34,6 +36,7 @@ from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
+from qdc.pipeline.registry import standard_registry
 from qdc.report.files import ReportWriter, discard_report
 from qdc.report.model import CompileReport
 from qdc.runtime.device import exact_products
@@ -47,6 +50,26 @@ Progress = Callable[[str, int, int], None]
 """``(what, done, total)``."""
 Shared = dict[str, int]
 """What the report says of the processes."""
+
+
+def compile_model(
+    options: CompileOptions, progress: Progress | None = None, command: str | None = None
+) -> CompileReport:
+    """Compile as the options say: what ``qdc.compile`` and ``qdc compile`` do.
+
+    Args:
+        options: what to compile, and how.
+        progress: called with what is done, how much of it, and the total.
+        command: how to run this again, for whoever reads a repro; the call in Python if not given.
+
+    Raises:
+        QdcError: the input is at fault; says what, where, and what to do.
+    """
+    with joined(options.device, ordered=options.deterministic_reduce) as world:
+        registry = standard_registry(options.plugins)
+        return run_job(
+            plan_job(options, registry, device=world.device, command=command), progress, world
+        )
 
 
 def run_job(
@@ -69,12 +92,12 @@ def run_job(
     started = time.perf_counter()
     notify = progress or (lambda what, done, total: None)
     world = world or World()
-    if world.size > 1 and job.resume:
+    if world.size > 1 and job.options.resume:
         raise QdcError(
             "several processes cannot go on from an interrupted compile",
             help="resume it without torchrun, or discard it with --restart",
         )
-    checkpoint, program = open_model(job.model, job.front_end, job.registry.families)
+    checkpoint, program = open_model(job.options.model_dir, job.front_end, job.registry.families)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
@@ -96,7 +119,7 @@ def run_job(
             torch.device(job.device),
             calibration,
             returns=job.plan.returns(),
-            states=StateStore(torch_dtype(job.states), job.host_memory, scratch),
+            states=StateStore(torch_dtype(job.options.states), job.options.states_limit, scratch),
             world=world,
             tags=job.registry.annotations(),
         )
@@ -109,7 +132,7 @@ def run_job(
                 return _timed(report, dumper, time.perf_counter() - started, shared)
 
             return _everywhere(world, workspace, without_artifact)
-        writer = ArtifactWriter(job.out, force=job.force, folder=partial.artifact)
+        writer = ArtifactWriter(job.out, force=job.options.force, folder=partial.artifact)
         origin = facts(job, calibration, digest, checkpoint)
         emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
         region_done = _emitter(job.backend, emission, workspace)
@@ -158,7 +181,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "front end": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
-        "states": job.states,
+        "states": job.options.states,
         "tokenizer": ""
         if calibration is None
         else repr([(path.name, digest_of(path)) for path in checkpoint.tokenizer_files()]),
@@ -186,7 +209,7 @@ def _timed(report: CompileReport, dumper: Dumper, seconds: float, shared: Shared
 
 def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
     """Make the artifact appear, and its report with it."""
-    if not job.report:
+    if not job.options.write_report:
         writer.commit()
         discard_report(job.out)
         return
@@ -202,15 +225,15 @@ def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
 def _calibration(job: Job) -> Calibration | None:
     if not any(step.reads_calibration for step in job.plan.passes()):
         return None
-    source = read_source(job.calibration, job.fields)
-    return Calibration(source, encoder(load_tokenizer(job.model)))
+    source = read_source(job.options.calibration, job.options.fields)
+    return Calibration(source, encoder(load_tokenizer(job.options.model_dir)))
 
 
 def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:
     """The folder in which the artifact is made; None if none is written here."""
     if job.backend is None or not world.first:
         return nullcontext()
-    return Partial(job.out, resume=job.resume, restart=job.restart)
+    return Partial(job.out, resume=job.options.resume, restart=job.options.restart)
 
 
 @contextmanager

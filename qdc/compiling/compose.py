@@ -42,9 +42,10 @@ def compile_report(
     source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
     layers = sum(1 for _ in graph.layers())
     parts = () if writer is None else size_parts(graph)
+    reported = writer is not None and job.options.write_report
     return CompileReport(
         out=None if writer is None else str(job.out),
-        report=str(report_folder(job.out) / PAGE) if writer is not None and job.report else None,
+        report=str(report_folder(job.out) / PAGE) if reported else None,
         created=datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC"),
         family=graph.model.family,
         pipeline=str(job.plan),
@@ -52,7 +53,7 @@ def compile_report(
         backend=str(job.backend) if job.backend is not None else "",
         device=job.device,
         environment=environment(job.device),
-        checkpoint=str(job.model.absolute()),
+        checkpoint=str(job.options.model_dir.absolute()),
         checkpoint_sha256=digest,
         calibration=source,
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),

@@ -26,9 +26,9 @@ def facts(
         "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
         "checkpoint_sha256": digest,
-        "states": job.states,
+        "states": job.options.states,
         "calibration": source
-        and {"name": source.name, "sha256": source.digest, "fields": _fields(job.fields)},
+        and {"name": source.name, "sha256": source.digest, "fields": _fields(job.options.fields)},
         "plugins": job.registry.plugins,
     }
 
@@ -47,7 +47,7 @@ def identity(
         DEFAULTS: full_text(job.plan),
         "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
-        "states": job.states,
+        "states": job.options.states,
         "device": torch.device(job.device).type,
         "threads": str(torch.get_num_threads()),
         "checkpoint": f"sha256:{digest}",
@@ -57,7 +57,7 @@ def identity(
     if calibration is not None:
         source = calibration.source
         found["calibration"] = f"{source.name} sha256:{source.digest}"
-        found["fields"] = " ".join(_fields(job.fields))
+        found["fields"] = " ".join(_fields(job.options.fields))
     for path in checkpoint.tokenizer_files():
         found[path.name] = f"sha256:{digest_of(path)}"
     if job.registry.plugins:

@@ -6,7 +6,7 @@ folder appears when it is complete, and with ``verify`` only if its logits are t
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from qdc.artifact.config import QUANTIZATION, plain_config
 from qdc.artifact.partial import Partial
 from qdc.artifact.writer import CONFIG, EXPORT, ArtifactWriter, check_target
-from qdc.errors import InvalidArtifact, OutputExists, QdcError, UnknownName
+from qdc.errors import InvalidArtifact, OutputExists, QdcError
+from qdc.exporting.options import ExportOptions
 from qdc.exporting.report import ExportReport, Verification
 from qdc.exporting.verify import verify
 from qdc.frontend.native import NativeModel
@@ -23,48 +24,34 @@ from qdc.pipeline.registry import Registry
 from qdc.runtime.load import OpenedArtifact, open_artifact
 from qdc.version import __version__
 
-Format = Literal["dense"]
-Dtype = Literal["bf16", "f16", "f32"]
 Progress = Callable[[str, int, int], None]
 SHARD = 1 << 30
 """Bytes of tensors that a file holds at most, unless one tensor alone has more."""
 
 
 def export_artifact(
-    artifact: Path,
-    out: Path,
+    options: ExportOptions,
     registry: Registry,
-    *,
-    format: str = "dense",
-    dtype: str = "bf16",
-    prove: bool = False,
-    force: bool = False,
     progress: Progress | None = None,
     shard_bytes: int = SHARD,
 ) -> ExportReport:
     """Export; either the checkpoint is complete at the end, or nothing has changed at its place.
 
     Args:
-        artifact: what ``qdc compile`` wrote.
-        out: folder of the checkpoint.
+        options: what is exported, where to, and how.
         registry: knows the codecs.
-        format: ``dense``.
-        dtype: ``bf16``, ``f16`` or ``f32``, of all tensors.
-        prove: compare every tensor and the logits with the artifact's before the folder appears.
-        force: replace an artifact or an export that is at ``out``.
         progress: called with what is done, how much of it, and the total.
         shard_bytes: bytes of tensors in a file.
 
     Raises:
         InvalidArtifact: the artifact is damaged, or says what no ordinary checkpoint can say.
         OutputExists: something else is at ``out``.
-        ExportDiffers: ``prove`` has found a difference.
+        ExportDiffers: ``verify`` has found a difference.
     """
-    _choose("format", format, get_args(Format))
-    _choose("dtype", dtype, get_args(Dtype))
+    artifact, out, dtype = options.artifact, options.out, options.dtype
     notify = progress or (lambda what, done, total: None)
     _refuse_inside(artifact, out)
-    check_target(out, force=force)
+    check_target(out, force=options.force)
     opened = open_artifact(artifact, registry)
     biases = opened.quantization.added_biases
     if biases:
@@ -74,14 +61,16 @@ def export_artifact(
             help="load it with qdc.load, or compile without the pass that adds them",
         )
     with Partial(out) as partial:
-        writer = ArtifactWriter(out, force=force, folder=partial.artifact)
+        writer = ArtifactWriter(out, force=options.force, folder=partial.artifact)
         shards = _write_shards(opened, writer, torch_dtype(dtype), shard_bytes, notify)
         writer.index()
         writer.json(CONFIG, _config(opened, dtype))
         for name, data in opened.source.tokenizer_bytes():
             writer.file(name, data)
-        proof = verify(opened, partial.artifact, registry, dtype, notify) if prove else None
-        report = _report(opened, out, writer, format, dtype, shards, proof)
+        proof = None
+        if options.verify:
+            proof = verify(opened, partial.artifact, registry, dtype, notify)
+        report = _report(opened, writer, options, shards, proof)
         writer.json(EXPORT, {k: v for k, v in report.as_data().items() if k != "out"})
         writer.commit()
     return report
@@ -153,18 +142,16 @@ def _config(opened: OpenedArtifact, dtype: str) -> dict[str, Any]:
 
 def _report(
     opened: OpenedArtifact,
-    out: Path,
     writer: ArtifactWriter,
-    format: str,
-    dtype: str,
+    options: ExportOptions,
     shards: int,
     proof: Verification | None,
 ) -> ExportReport:
     digest = opened.source.config[QUANTIZATION].get("checkpoint_sha256")
     return ExportReport(
-        out=str(out),
-        format=format,
-        dtype=dtype,
+        out=str(options.out),
+        format=options.format,
+        dtype=options.dtype,
         tensors=len(opened.names),
         nbytes=writer.tensor_bytes,
         shards=shards,
@@ -173,11 +160,6 @@ def _report(
         checkpoint_sha256=digest if isinstance(digest, str) else "",
         verification=proof,
     )
-
-
-def _choose(option: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise UnknownName(f"no {option} is called {given!r}", help=f"known: {', '.join(known)}")
 
 
 def _refuse_inside(artifact: Path, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.blocks import block_slices
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
+from qdc.planning.options import PlanOptions
 from qdc.planning.outline import open_headers
 from qdc.planning.outlook import (
     LayerKind,
@@ -25,48 +25,36 @@ from qdc.planning.rates import Rates, measure
 from qdc.planning.storage import shards
 from qdc.planning.walk import walk
 from qdc.planning.warnings import memory_warnings, shape_warnings, text_warnings
+from qdc.runtime.device import find_device
 from qdc.streaming.account import Account
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import resident_bytes
 from qdc.streaming.work import Work
-from qdc.text.records import Fields
 
 
 def foresee(
-    model: Path,
-    plan: Plan,
-    backend: Backend,
-    *,
-    device: str,
-    states: str,
-    calibration: Path | None = None,
-    fields: Fields | None = None,
-    states_limit: int | None = None,
-    families: Families = BUILT_IN,
+    options: PlanOptions, plan: Plan, backend: Backend, families: Families = BUILT_IN
 ) -> Outlook:
     """Work a compile out without running it.
 
     Args:
-        model: folder with a configuration, and shards or at least their index.
-        plan: a pipeline whose order was checked.
+        options: what a compile would be asked for; the model may be a folder with a configuration
+            and just the index of its shards, and the speed of the device is measured for a fraction
+            of a second.
+        plan: its pipeline, whose order was checked.
         backend: gives the files.
-        device: where the compile would run; its speed is measured for a fraction of a second.
-        states: dtype of calibration states in host memory.
-        calibration: the text, as for a compile.
-        fields: the fields of its records.
-        states_limit: bytes of calibration states that wait in host memory; all if not given.
         families: the model families that are known.
 
     Raises:
         QdcError: the checkpoint, a file of calibration text, or a pass that refuses the model.
     """
+    model, device, states = options.model_dir, find_device(options.device), options.states
+    calibration, fields, states_limit = options.calibration, options.fields, options.states_limit
     checkpoint, program, assumed = open_headers(model, families)
     for step in plan.passes():
         step.check(program.graph)
     # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
-    about_text = tuple(
-        text_warnings(plan, program.graph.model, model, calibration, fields or Fields())
-    )
+    about_text = tuple(text_warnings(plan, program.graph.model, model, calibration, fields))
     where = torch.device(device)
     ledger = Ledger(shared=where.type == "cpu")
     base = resident_bytes()

@@ -9,6 +9,7 @@ import pytest
 from qdc.cli.evaluate import evaluate_command
 from qdc.cli.report import report_of
 from qdc.errors import QdcError
+from qdc.evaluation.options import EvaluationOptions
 from tests.cli.conftest import Command
 from tests.support.commands import qdc as command
 from tests.support.compiles import compile_tiny
@@ -116,20 +117,9 @@ def test_the_report_of_an_artifact_replaced_meanwhile_is_left_alone(
     monkeypatch.setattr("qdc.cli.evaluate.report_of", lambda artifact: next(later))
     with pytest.raises(QdcError, match="was replaced while"):
         evaluate_command(
-            models=[out],
-            text=text,
-            against=None,
-            ratios="0.5",
-            length=8,
-            windows=2,
-            seeds=1,
-            batch=16,
-            infills=0,
-            text_field="text",
-            device="cpu",
-            backend="reference",
-            add_to_report=True,
-            plugins=(),
+            EvaluationOptions(
+                models=(out,), text=text, ratios=(0.5,), length=8, windows=2, seeds=1, report=True
+            ),
             as_json=True,
         )
     assert (out.with_name("reported-report") / "report.json").read_bytes() == before

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qdc.cli.tasks import parse_decoding
 from qdc.errors import QdcError
+from qdc.evaluation.options import as_decoding
 from tests.cli.conftest import Command
 from tests.support.checkpoints import EMBEDDED, write_checkpoint
 from tests.support.commands import qdc as command
@@ -134,9 +134,9 @@ def test_models_that_are_not_alike_are_not_paired(
 
 
 def test_decoding_options_are_checked_at_once() -> None:
-    assert parse_decoding(None) == {}
-    assert parse_decoding("top-p=0.9, temperature=1") == {"top_p": 0.9, "temperature": 1}
+    found = as_decoding("top-p=0.9, temperature=1")
+    assert found.model_dump(exclude_unset=True) == {"top_p": 0.9, "temperature": 1}
     with pytest.raises(QdcError, match="is no list of options"):
-        parse_decoding("length=")
+        as_decoding("length=")
     with pytest.raises(QdcError, match="no option is called 'lenght'; did you mean length"):
-        parse_decoding("lenght=8")
+        as_decoding("lenght=8")

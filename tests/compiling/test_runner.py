@@ -27,7 +27,7 @@ QKV, OUT, UP, DOWN = (
     ["ff_out"],
 )
 STAGES = [QKV, OUT, UP, DOWN]
-CALIBRATE = {"overrides": {"samples": SAMPLES, "length": LENGTH}}
+CALIBRATE = {"samples": SAMPLES, "length": LENGTH}
 
 
 @pytest.fixture(scope="module")

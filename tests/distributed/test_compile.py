@@ -11,7 +11,6 @@ from torch import Tensor
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling import compiler
 from qdc.compiling.compiler import run_job
-from qdc.compiling.job import plan_job
 from qdc.distributed.world import World
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.frontend.opening import open_model
@@ -24,7 +23,7 @@ from qdc.pipeline.registry import Registry, standard_registry
 from qdc.report.model import CompileReport
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
-from tests.support.compiles import spying
+from tests.support.compiles import make_job, spying
 from tests.support.ranks import on_ranks
 
 SAMPLES = "samples=5 length=10 batch=1"
@@ -78,7 +77,7 @@ def compiled(
     registry = registry or standard_registry()
 
     def work(world: World) -> CompileReport:
-        job = plan_job(model, out, registry, passes=passes, report=False, states="f32")
+        job = make_job(model, out, registry, passes=passes, states="f32")
         return run_job(job, None, world)
 
     return on_ranks(ranks, work, ordered=ordered)
@@ -151,7 +150,7 @@ def test_ranks_that_draw_other_samples_are_refused(
 
     def work(world: World) -> CompileReport:
         registry = standard_registry()
-        job = plan_job(model, tmp_path / "out", registry, passes=PIPELINES["gptq"], report=False)
+        job = make_job(model, tmp_path / "out", registry, passes=PIPELINES["gptq"])
         (step, *_) = job.plan.passes()
         drawn[id(step)] = world.rank
         return run_job(job, None, world)
@@ -197,7 +196,7 @@ def test_only_the_first_rank_leaves_files(model: Path, tmp_path: Path) -> None:
 def test_several_processes_do_not_resume(model: Path, tmp_path: Path) -> None:
     def work(world: World) -> CompileReport:
         passes = PIPELINES["data-free"]
-        job = plan_job(model, tmp_path / "out", standard_registry(), passes=passes, resume=True)
+        job = make_job(model, tmp_path / "out", passes=passes, resume=True)
         return run_job(job, None, world)
 
     with pytest.raises(QdcError, match="cannot go on from an interrupted compile"):

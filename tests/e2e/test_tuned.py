@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import qdc
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.compiler import run_job
-from qdc.compiling.job import plan_job
 from qdc.errors import InvalidArtifact, InvalidGraph
 from qdc.ir.dump import read
 from qdc.ir.graph import LINEAR
@@ -24,7 +23,7 @@ from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
-from tests.support.compiles import run_passes
+from tests.support.compiles import make_job, run_passes
 
 Q_PROJ = "model.transformer.blocks.0.q_proj"
 TOKENS = torch.tensor([[5, 6, 7, 8], [9, 10, 1, 1]])
@@ -129,7 +128,7 @@ def test_the_text_form_shows_them_and_the_dump_keeps_them(compiled: Compiled) ->
 
 
 def test_dumps_between_passes_show_tuned_norms(tmp_path: Path, compiled: Compiled) -> None:
-    job = plan_job(
+    job = make_job(
         compiled.model,
         tmp_path / "out",
         registry(),

@@ -21,6 +21,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import ExportDiffers, InvalidArtifact, OutputExists, QdcError, UnknownName
 from qdc.exporting import dense
 from qdc.exporting.dense import export_artifact, plan_shards
+from qdc.exporting.options import ExportOptions
 from qdc.pipeline.registry import standard_registry
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import PLAIN, compile_tiny
@@ -92,7 +93,8 @@ def test_files_hold_so_many_bytes_and_no_more_are_in_memory(
     monkeypatch.setattr(dense, "_rounded", note)
     monkeypatch.setattr(ArtifactWriter, "shard", count)
     registry, out = standard_registry(), tmp_path / "dense"
-    report = export_artifact(artifact, out, registry, shard_bytes=50_000, prove=True)
+    asked = ExportOptions(artifact=artifact, out=out, verify=True)
+    report = export_artifact(asked, registry, shard_bytes=50_000)
     files = sorted(out.glob("*.safetensors"))
     assert len(files) == report.shards == len(held) > 2
     assert [len(load_file(path)) for path in files] == held
@@ -213,7 +215,7 @@ def test_force_replaces_what_qdc_has_written_and_nothing_else(
 @pytest.mark.parametrize("option", ["dtype", "format"])
 def test_unknown_choices_name_the_known_ones(artifact: Path, tmp_path: Path, option: str) -> None:
     with pytest.raises(UnknownName, match=f"no {option} is called 'int4'") as caught:
-        qdc.export(artifact, out=tmp_path / "dense", **{option: "int4"})  # type: ignore[arg-type]
+        qdc.export(artifact, out=tmp_path / "dense", **{option: "int4"})  # type: ignore[call-overload]
     assert caught.value.help.startswith("known: ")
 
 

@@ -10,7 +10,6 @@ from qdc.errors import InvalidCalibration, QdcError
 from qdc.ir.annotations import Moment
 from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.streaming.unit import Unit
-from qdc.text.records import Fields
 from qdc.text.tokenizer import load_tokenizer
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import run_passes, spying
@@ -250,7 +249,7 @@ def test_prompts_are_visible_and_leave_no_room_for_a_prefix(model: Path, tmp_pat
     def run(options: str) -> None:
         run_passes(
             model, tmp_path, spying(look), f"calibrate-mcs{{{options}}},spy", stop_after="spy",
-            calibration=chats, fields=Fields.parse(chat="q,a"),
+            calibration=chats, chat_fields="q,a",
         )  # fmt: skip
 
     run("samples=4 length=24 timesteps=1")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import qdc
 from qdc.checkpoint.folder import Checkpoint
-from qdc.compiling.job import plan_job
 from qdc.errors import InvalidCheckpoint, InvalidGraph, InvalidPipeline, QdcError, UnsupportedModel
 from qdc.ir.annotations import TIED, Kept, Packed
 from qdc.ir.dump import read
@@ -24,7 +23,7 @@ from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
-from tests.support.compiles import compile_tiny, run_passes, spying
+from tests.support.compiles import compile_tiny, make_job, run_passes, spying
 from tests.support.families import CASES, write_family
 from tests.support.graphs import function, linear, source, structure
 
@@ -238,14 +237,12 @@ def test_huge_weights_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{bits=2}", "{group=12}", "{group=0}", "{grup=8}"])
 def test_bad_options_are_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidPipeline):
-        plan_job(tmp_path, tmp_path / "out", standard_registry(), passes=f"quantize-vocab{text}")
+        make_job(tmp_path, tmp_path / "out", passes=f"quantize-vocab{text}")
 
 
 def test_it_cannot_run_inside_stages(tmp_path: Path) -> None:
     with pytest.raises(InvalidPipeline, match="needs the whole model"):
-        plan_job(
-            tmp_path, tmp_path / "out", standard_registry(), passes="stages(quantize-vocab),pack"
-        )
+        make_job(tmp_path, tmp_path / "out", passes="stages(quantize-vocab),pack")
 
 
 def embedding(rows: int, name: str = "wte.weight") -> Node:

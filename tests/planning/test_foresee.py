@@ -8,7 +8,6 @@ import pytest
 
 from qdc.checkpoint.folder import INDEX, SINGLE, Checkpoint
 from qdc.compiling.compiler import run_job
-from qdc.compiling.job import plan_job
 from qdc.errors import InvalidCheckpoint, QdcError
 from qdc.ir.annotations import Kept, Orders
 from qdc.passes.daq_lower import DaqLower
@@ -18,7 +17,7 @@ from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
 from tests.support import llada8b
 from tests.support.checkpoints import write_checkpoint
-from tests.support.compiles import PLAIN
+from tests.support.compiles import PLAIN, make_job
 from tests.support.outlooks import foresee_tiny
 
 
@@ -185,7 +184,7 @@ def test_layers_that_a_pass_keeps_are_stored_as_they_are(model: Path, tmp_path: 
     registry.add(KeepValues)
     outlook = foresee_tiny(model, "keep-values,rtn-lower,pack", registry)
     report = run_job(
-        plan_job(model, tmp_path / "out", registry, passes="keep-values,rtn-lower,pack")
+        make_job(model, tmp_path / "out", registry, passes="keep-values,rtn-lower,pack")
     )
     assert outlook.tensor_bytes == report.tensor_bytes
     assert outlook.layers == len(report.layers) == 12
@@ -210,7 +209,7 @@ def test_text_that_a_compile_would_refuse_is_warned_of(model: Path, tmp_path: Pa
 
 
 def test_states_beyond_a_limit_wait_on_the_disk(model: Path) -> None:
-    free, bound = (foresee_tiny(model, "release", states_limit=limit) for limit in (None, 1000))
+    free, bound = (foresee_tiny(model, "release", host_memory=limit) for limit in (None, 1000))
     states = free.host.parts.get("calibration states", 0)
     assert bound.host.parts.get("calibration states", 0) <= 1000
     assert bound.scratch_bytes - free.scratch_bytes >= states - 1000

@@ -52,7 +52,7 @@ def test_the_tensor_table_is_foreseen(passes: str, tmp_path: Path) -> None:
     Look.foreseen.clear()
     foresee_tiny(model, passes, registry)
     options = {"samples": 4, "length": 16}
-    run_passes(model, tmp_path, registry, passes, overrides=options, stop_after="look")
+    run_passes(model, tmp_path, registry, passes, **options, stop_after="look")
     assert Look.found == Look.foreseen
     assert max(Look.found) > 0
 

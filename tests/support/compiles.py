@@ -1,12 +1,14 @@
 """Short compiles of tiny checkpoints, and a pass that shows what others left."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import qdc
 from qdc.compiling.compiler import run_job
-from qdc.compiling.job import plan_job
+from qdc.compiling.instruments import Instrument
+from qdc.compiling.job import Job, plan_job
+from qdc.compiling.options import CompileOptions
 from qdc.ir.graph import Node
 from qdc.passes import PRESETS
 from qdc.pipeline.passbase import Pass
@@ -54,13 +56,28 @@ def spying(look: Callable[[str, Unit], None]) -> Registry:
     return registry
 
 
+def make_job(
+    model: Path,
+    out: Path,
+    registry: Registry | None = None,
+    command: str | None = None,
+    instruments: Sequence[Instrument] = (),
+    **options: Any,
+) -> Job:
+    """A compile with these options, planned and not run; writes no report unless asked to."""
+    asked = CompileOptions.parse(
+        **{"model_dir": model, "out": out, "write_report": False, **options}
+    )
+    found = registry or standard_registry()
+    return plan_job(asked, found, command=command, instruments=instruments)
+
+
 def run_passes(
     model: Path, folder: Path, registry: Registry, passes: str, **options: Any
 ) -> CompileReport:
     """Run a pipeline without an artifact, states exact; repro and dumps go below ``folder``."""
     options = {"states": "f32", **options}
-    job = plan_job(model, folder / "out", registry, passes=passes, **options)
-    return run_job(job)
+    return run_job(make_job(model, folder / "out", registry, passes=passes, **options))
 
 
 def names(nodes: tuple[Node, ...]) -> list[str]:

@@ -5,9 +5,10 @@ from typing import Any
 
 from qdc.backends.reference import Reference
 from qdc.passes import PRESETS
-from qdc.pipeline.builder import build_plan
 from qdc.pipeline.registry import Registry, standard_registry
+from qdc.planning.configure import configure
 from qdc.planning.foresee import foresee
+from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook
 from qdc.streaming.account import Account
 from qdc.streaming.ledger import Ledger
@@ -22,11 +23,11 @@ def foresee_tiny(
 ) -> Outlook:
     """Foresee what ``compile_tiny`` would do."""
     text = PRESETS.get(passes, passes)
-    overrides = {}
     if "calibrate-" in text or "polish" in text:
-        overrides = {"samples": SAMPLES, "length": LENGTH}
-    plan = build_plan(passes, registry or standard_registry(), overrides)
-    return foresee(model, plan, Reference(), device="cpu", states="bf16", **options)
+        options = {"samples": SAMPLES, "length": LENGTH, **options}
+    asked = PlanOptions.parse(model_dir=model, passes=passes, **options)
+    plan, _ = configure(asked, registry or standard_registry())
+    return foresee(asked, plan, Reference())
 
 
 def stream_forecast(

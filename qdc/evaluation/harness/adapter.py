@@ -1,17 +1,18 @@
 """The model that the lm-evaluation-harness asks. Imports lm-eval, an optional extra."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from qdc.evaluation.harness.generation import answer, question
-from qdc.evaluation.harness.likelihood import LikelihoodOptions, is_greedy, score
+from qdc.evaluation.harness.likelihood import is_greedy, score
+from qdc.evaluation.harness.options import LikelihoodOptions
 from qdc.evaluation.harness.passages import Passage, encode_pair, passage, rolling
 from qdc.evaluation.harness.subject import Subject
 from qdc.evaluation.masked_loss import Progress
+from qdc.runtime.decoding.options import DecodeOptions
 
 Report = Callable[[str, int, int], None]
 """What is done, how much of it, and of how much."""
@@ -22,22 +23,22 @@ class DiffusionLM(LM):
 
     Likelihoods are Monte-Carlo estimates of a bound, with masks that depend on the request's text
     and the seed alone; ``checks_greedy`` says whether the second result of a likelihood is wanted,
-    which costs forwards. Answers are written by the decoding loop under ``decoding``, options of
-    the user that win over a task's.
+    which costs forwards. Answers are written by the decoding loop under ``decoding``, of which
+    what the user has set wins over a task's.
     """
 
     def __init__(
         self,
         subject: Subject,
         likelihood: LikelihoodOptions,
-        decoding: Mapping[str, Any] | None = None,
+        decoding: DecodeOptions | None = None,
         *,
         checks_greedy: bool = True,
         progress: Report | None = None,
     ) -> None:
         """Take a loaded model. Raises ``QdcError`` if the scorer needs an end that it lacks."""
         super().__init__()
-        self.subject, self.options, self.decoding = subject, likelihood, decoding or {}
+        self.subject, self.options, self.decoding = subject, likelihood, decoding
         self.checks_greedy, self.report = checks_greedy, progress
         self.truncated = 0
         """Requests whose prompt was cut to the model's length."""

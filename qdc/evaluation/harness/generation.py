@@ -8,7 +8,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.harness.subject import Subject
 from qdc.evaluation.masked_loss import Progress
 from qdc.runtime.decoding.loop import decode
-from qdc.runtime.decoding.options import DecodeOptions, parse_options
+from qdc.runtime.decoding.options import DecodeOptions
 
 DEFAULT_LENGTH = 256
 """Tokens of an answer where neither the user nor the task says; the harness's own."""
@@ -30,12 +30,12 @@ def question(
     subject: Subject,
     context: str,
     settings: Mapping[str, Any],
-    given: Mapping[str, Any],
+    given: DecodeOptions | None = None,
     repeat: int = 0,
 ) -> Question:
     """What a task asks, under its generation settings.
 
-    ``given`` are the decoding options of the user, which win. Of the task's settings ``until`` and
+    What the user has set of ``given`` wins. Of the task's settings ``until`` and
     ``max_gen_toks`` count, and ``temperature``, ``top_p`` and ``top_k`` where it has ``do_sample``.
     The prompt is cut on the left to what the model takes. Raises QdcError.
     """
@@ -43,7 +43,8 @@ def question(
     if settings.get("do_sample"):
         names = ("temperature", "top_p", "top_k")
         fields |= {name: settings[name] for name in names if settings.get(name) is not None}
-    options = parse_options(**{**fields, **given})
+    wanted = {} if given is None else given.model_dump(exclude_unset=True)
+    options = DecodeOptions.parse(**{**fields, **wanted})
     if options.strategy == "apd":
         raise QdcError(
             "tasks have no verifier, which the strategy apd needs",

@@ -3,53 +3,18 @@
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import groupby
-from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
 from torch import Tensor
 from torch.nn import functional
 
 from qdc.errors import QdcError
 from qdc.evaluation.harness.draws import Draws, even_times, exact_counts
+from qdc.evaluation.harness.options import LikelihoodOptions, Scorer
 from qdc.evaluation.harness.passages import Passage, pieces
 from qdc.evaluation.masked_loss import Progress
 from qdc.ir.graph import ModelFacts
-from qdc.ir.types import Frozen
 from qdc.models.predictions import Logits, logits_shift, predictions, require_finite
-
-Scorer = Literal["llada", "dream", "dream-published"]
-
-
-class LikelihoodOptions(Frozen):
-    """How likelihoods are estimated.
-
-    ``llada`` masks exact counts (C.1 of LLaDA's evaluation), ``dream`` each token by itself.
-    ``dream-published`` does what the published code does: an end of sequence stands behind each
-    answer, visible, and the first token of a sequence is never masked.
-    """
-
-    scorer: Scorer = "llada"
-    mc_num: int = Field(default=128, ge=1, le=1 << 16)
-    """Masks of each answer; the published evaluations take 128, and 1 for answers of one token."""
-    cfg: float = Field(default=0.0, ge=0, le=100)
-    """Weight w of classifier-free guidance: logits are ``u + (w + 1) (c - u)``, where u sees no
-    prompt."""
-    seed: int = Field(default=1234, ge=0)
-    batch: int = Field(default=16, ge=1)
-    """Sequences of a forward; changes no estimate."""
-
-
-def parse_likelihood(**fields: Any) -> LikelihoodOptions:
-    """Build options from values that a user gave. Raises ``QdcError`` naming what is wrong."""
-    try:
-        return LikelihoodOptions.model_validate(fields)
-    except ValidationError as error:
-        raise QdcError(
-            "likelihoods cannot be estimated like that",
-            where=[f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors()],
-            help="scorers are auto, llada, dream and dream-published; mc-num and batch 1 or more",
-        ) from error
 
 
 def default_scorer(facts: ModelFacts) -> Scorer:

@@ -1,18 +1,11 @@
 """What a decoding run is asked for; every option either acts or is refused."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, model_validator
 
-from qdc.errors import QdcError, nearest
+from qdc.options import Options, option, switch
 
 StrategyName = Literal[
     "low-confidence",
@@ -60,52 +53,119 @@ def _divides(temperature: float) -> float:
 Temperature = Annotated[float, Field(ge=0), AfterValidator(_divides)]
 
 
-class DecodeOptions(BaseModel):
+class DecodeOptions(Options):
     """How answers are written. Fields that are left out take the strategy's own default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    refusal: ClassVar[str] = "decoding cannot be asked for that"
+    manual: ClassVar[str] = "qdc generate --help and docs/decoding.md name the options"
 
-    length: int = Field(default=128, ge=1, le=1 << 20)
-    """New tokens of each answer."""
-    steps: int | None = Field(default=None, ge=1, le=1 << 20)
-    """Denoising steps of the whole answer; one a token if not given."""
-    block: int | None = Field(default=None, ge=1, le=1 << 20)
-    """Positions that are finished before the next ones are begun; all at once if not given. Models
-    with block-causal attention take their own block or a part of it, and their own if not given."""
-    strategy: StrategyName = "low-confidence"
-    """Which positions are decided, and how many a step."""
-    threshold: float | None = Field(default=None, ge=0, le=1)
-    """Least confidence that decides a position: 0.9 for ``threshold``, 0.85 for ``dynamic``."""
-    factor: float | None = Field(default=None, ge=0)
-    """Of ``factor``: 1 if not given."""
-    cache: CacheName = "none"
-    """Which keys and values are kept within a block, see ``docs/decoding.md``."""
-    temperature: Temperature = Field(default=0.0, le=100)
-    """0 takes the most probable token."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    """Draw from the fewest tokens that hold this probability."""
-    top_k: int | None = Field(default=None, ge=1)
-    """Draw from this many tokens."""
-    alg_temperature: Temperature = 0.0
-    """Above 0, Dream's strategies draw the positions too."""
-    cfg: float = Field(default=0.0, ge=0, le=100)
-    """Weight w of classifier-free guidance; 0 is without."""
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
-    """Of all that is drawn; an answer depends on it, its prompt and the options alone."""
-    forbid_eos: bool = False
-    """Never write an end of sequence (LLaDA's ``logits_eos_inf``)."""
-    late_eos: bool = False
-    """Decide ends of sequence and of turn last (LLaDA's ``confidence_eos_eot_inf``)."""
-    stop_early: bool = True
-    """Leave out the blocks behind one that holds an end; no answer changes by that."""
-    apd_mixture: float = Field(default=0.7, ge=0, le=1)
-    """R: weight of the diffusion model against the verifier."""
-    apd_window: int = Field(default=16, ge=0)
-    """W: columns in front of the last step's that are computed anew; with 0 all are."""
-    apd_lookahead: int = Field(default=100, ge=1)
-    """M: open columns that the model sees."""
-    apd_acceptance: Acceptance = "corrected"
-    """``parity`` accepts as the released code does, ``corrected`` as the paper says."""
+    length: Annotated[int, Field(ge=1, le=1 << 20), option("N", "New tokens of the answer")] = 128
+    steps: Annotated[
+        int | None,
+        Field(ge=1, le=1 << 20),
+        option("N", "Denoising steps [default: one a token]", more="Of the whole answer"),
+    ] = None
+    block: Annotated[
+        int | None,
+        Field(ge=1, le=1 << 20),
+        option(
+            "N",
+            "Positions finished together [default: all]",
+            more="Before the next ones are begun. Models with block-causal attention take their "
+            "own block or a part of it, and their own if not given",
+        ),
+    ] = None
+    strategy: Annotated[
+        StrategyName, option("NAME", "What is decided when", more="And how many places a step")
+    ] = "low-confidence"
+    cache: Annotated[
+        CacheName,
+        option(
+            "NAME",
+            "none | prefix | dual",
+            more="Which keys and values are kept within a block, see ``docs/decoding.md``",
+        ),
+    ] = "none"
+    temperature: Annotated[
+        Temperature, Field(le=100), option("T", "0 is greedy", more="The most probable token")
+    ] = 0.0
+    top_p: Annotated[
+        float | None,
+        Field(gt=0, le=1),
+        option("P", "Draw from this much probability", more="The fewest tokens that hold it"),
+    ] = None
+    top_k: Annotated[int | None, Field(ge=1), option("N", "Draw from the N most probable")] = None
+    alg_temperature: Annotated[
+        Temperature,
+        option("T", "Draw positions too", more="Where above 0, by Dream's strategies"),
+    ] = 0.0
+    cfg: Annotated[
+        float,
+        Field(ge=0, le=100),
+        option("W", "Classifier-free guidance", more="Its weight w; 0 is without"),
+    ] = 0.0
+    threshold: Annotated[
+        float | None,
+        Field(ge=0, le=1),
+        option(
+            "P",
+            "Of threshold [0.9], dynamic [0.85]",
+            more="Least confidence that decides a position",
+        ),
+    ] = None
+    factor: Annotated[float | None, Field(ge=0), option("F", "Of factor [default: 1]")] = None
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=1 << 63),
+        option(
+            "N",
+            "Of all noise",
+            more="An answer depends on it, its prompt and the options alone",
+        ),
+    ] = 0
+    forbid_eos: Annotated[
+        bool,
+        switch(
+            "Never end early",
+            more="Write no end of sequence (LLaDA's ``logits_eos_inf``)",
+        ),
+    ] = False
+    late_eos: Annotated[
+        bool,
+        switch(
+            "Decide ends last",
+            more="Of sequence and of turn (LLaDA's ``confidence_eos_eot_inf``)",
+        ),
+    ] = False
+    stop_early: bool = Field(
+        default=True,
+        description="Leave out the blocks behind one that holds an end; no answer changes by that",
+    )
+    apd_mixture: Annotated[
+        float,
+        Field(ge=0, le=1),
+        option("R", "Weight against the verifier", more="R: that of the diffusion model"),
+    ] = 0.7
+    apd_window: Annotated[
+        int,
+        Field(ge=0),
+        option(
+            "W",
+            "Columns computed anew",
+            more="W: those in front of the last step's; with 0 all are",
+        ),
+    ] = 16
+    apd_lookahead: Annotated[
+        int, Field(ge=1), option("M", "Open columns seen", more="M: by the model")
+    ] = 100
+    apd_acceptance: Annotated[
+        Acceptance,
+        option(
+            "NAME",
+            "corrected | parity",
+            more="``parity`` accepts as the released code does, ``corrected`` as the paper says",
+        ),
+    ] = "corrected"
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -117,23 +177,3 @@ class DecodeOptions(BaseModel):
         if self.strategy == "apd" and (self.cache != "none" or self.cfg or self.forbid_eos):
             raise ValueError("apd has its own window of keys and takes no cache, cfg or forbid_eos")
         return self
-
-
-def parse_options(**fields: Any) -> DecodeOptions:
-    """Build options from values that a user gave. Raises ``QdcError`` naming what is wrong."""
-    try:
-        return DecodeOptions.model_validate(fields)
-    except ValidationError as error:
-        raise QdcError(
-            "decoding cannot be asked for that",
-            where=[_sentence(problem) for problem in error.errors()],
-            help="qdc generate --help and docs/decoding.md name the options",
-        ) from error
-
-
-def _sentence(problem: Mapping[str, Any]) -> str:
-    place, text = ".".join(map(str, problem["loc"])), str(problem["msg"])
-    if problem["type"] == "extra_forbidden":
-        return f"no option is called {place!r}; {nearest(place, DecodeOptions.model_fields)}"
-    text = text.removeprefix("Value error, ")
-    return f"{place}: {text[:1].lower()}{text[1:]}" if place else text

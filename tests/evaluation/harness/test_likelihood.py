@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from qdc.errors import QdcError
-from qdc.evaluation.harness.likelihood import (
-    LikelihoodOptions,
-    default_scorer,
-    draw,
-    is_greedy,
-    parse_likelihood,
-    score,
-)
+from qdc.evaluation.harness.likelihood import default_scorer, draw, is_greedy, score
+from qdc.evaluation.harness.options import LikelihoodOptions
 from qdc.evaluation.harness.passages import Passage
 from qdc.ir.graph import ModelFacts
 
@@ -65,7 +59,7 @@ def exact(model: Crowd, tokens: tuple[int, ...], start: int, end: int) -> float:
 def test_many_masks_reach_the_bound(scorer: str, shift: int) -> None:
     model = Crowd(shift)
     whole = Passage((3, 4, 5, 6, 7, 8), 2, 6)
-    options = parse_likelihood(scorer=scorer, mc_num=20000)
+    options = LikelihoodOptions.parse(scorer=scorer, mc_num=20000)
     [found] = score(model, [whole], FACTS, options)
     expected = exact(model, whole.tokens, 2, 6)
     assert found == pytest.approx(expected, rel=0.03)
@@ -143,9 +137,9 @@ def test_scorers_of_the_families() -> None:
     assert default_scorer(shifted) == "dream"
     assert default_scorer(shifted.model_copy(update={"attention_block": 4})) == "llada"
     with pytest.raises(QdcError, match="cannot be estimated like that"):
-        parse_likelihood(scorer="other")
+        LikelihoodOptions.parse(scorer="other")
     with pytest.raises(QdcError, match="cannot be estimated like that"):
-        parse_likelihood(mc_num=0)
+        LikelihoodOptions.parse(mc_num=0)
 
 
 def test_greedy_check_decodes_the_most_certain_first() -> None:

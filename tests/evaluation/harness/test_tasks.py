@@ -12,12 +12,14 @@ import torch
 from qdc.cli.models import Opened, open_runnable
 from qdc.errors import QdcError, UnknownName
 from qdc.evaluation.harness.generation import cut, question
-from qdc.evaluation.harness.likelihood import LikelihoodOptions, default_scorer, score
+from qdc.evaluation.harness.likelihood import default_scorer, score
+from qdc.evaluation.harness.options import LikelihoodOptions
 from qdc.evaluation.harness.passages import Passage, rolling
 from qdc.evaluation.harness.results import document_values, metrics
 from qdc.evaluation.harness.subject import Subject
 from qdc.evaluation.harness.tasks import Tasks, require_lm_eval
 from qdc.evaluation.infill import infill
+from qdc.runtime.decoding.options import DecodeOptions
 from tests.support.checkpoints import EMBEDDED, write_checkpoint
 from tests.support.families import CASES, write_family
 
@@ -78,7 +80,7 @@ def test_likelihood_and_generation_through_the_harness(embedded: Subject) -> Non
             assert value == pytest.approx(again[0], rel=1e-4)
             break
     written = results["samples"]["python_write"]
-    first = question(embedded, written[0]["arguments"][0][0], written[0]["arguments"][0][1], {})
+    first = question(embedded, written[0]["arguments"][0][0], written[0]["arguments"][0][1])
     assert (first.options.length, first.stops) == (8, ("\n",))
     for sample in written[:2]:
         context, settings = sample["arguments"][0]
@@ -90,15 +92,16 @@ def test_likelihood_and_generation_through_the_harness(embedded: Subject) -> Non
 
 def test_user_options_win_over_the_tasks(embedded: Subject) -> None:
     settings = {"until": "x", "max_gen_toks": 8, "temperature": 0.7, "top_p": 0.9}
-    plain = question(embedded, "a", settings, {}).options
+    plain = question(embedded, "a", settings).options
     assert (plain.length, plain.temperature, plain.top_p) == (8, 0.0, None)
-    drawn = question(embedded, "a", {**settings, "do_sample": True}, {"length": "16"}).options
+    sampled = {**settings, "do_sample": True}
+    drawn = question(embedded, "a", sampled, DecodeOptions(length=16)).options
     assert (drawn.length, drawn.temperature, drawn.top_p) == (16, 0.7, 0.9)
-    assert question(embedded, "a" * 4000, settings, {}).truncated
+    assert question(embedded, "a" * 4000, settings).truncated
     with pytest.raises(QdcError, match="no verifier"):
-        question(embedded, "a", {}, {"strategy": "apd", "length": "4"})
+        question(embedded, "a", {}, DecodeOptions(strategy="apd", length=4))
     with pytest.raises(QdcError, match="leave no room for a prompt"):
-        question(embedded, "a", {"max_gen_toks": 256}, {})
+        question(embedded, "a", {"max_gen_toks": 256})
 
 
 def test_answers_end_at_the_first_stop() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qdc.errors import QdcError
 from qdc.runtime.decoding.loop import decode
-from qdc.runtime.decoding.options import DecodeOptions, parse_options
+from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Snapshot
 from tests.support.decoding import EOS, MASK, Table, facts, probabilities
 
@@ -250,9 +250,9 @@ def test_options_act_or_are_refused(fields: dict[str, object], reason: str) -> N
     with pytest.raises(ValidationError):
         DecodeOptions.model_validate(fields)
     with pytest.raises(QdcError) as caught:
-        parse_options(**fields)
+        DecodeOptions.parse(**fields)
     assert reason in str(caught.value)
 
 
 def test_a_default_that_is_written_out_is_no_mistake() -> None:
-    assert parse_options(strategy="threshold", steps=None, alg_temperature=0.0).steps is None
+    assert DecodeOptions.parse(strategy="threshold", steps=None, alg_temperature=0.0).steps is None

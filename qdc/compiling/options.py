@@ -1,0 +1,148 @@
+"""What a compile may be asked for: the options of ``qdc.compile`` and of ``qdc compile``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Required, Self, TypedDict
+
+from pydantic import BeforeValidator, model_validator
+
+from qdc.errors import InvalidPipeline
+from qdc.options import as_list, option, switch
+from qdc.planning.options import PlanOptions
+
+PathLike = str | Path
+
+
+class CompileOptions(PlanOptions):
+    """Everything that a user says of a compile. Frozen; refuses what contradicts itself."""
+
+    positional: ClassVar[tuple[str, ...]] = ("model_dir", "passes", "backend")
+
+    model_dir: Annotated[
+        Path,
+        option("MODEL", "Folder: config.json, tokenizer.json, *.safetensors", argument=True),
+    ]
+    out: Annotated[
+        Path,
+        option(
+            "OUT",
+            "Folder to write",
+            "-o",
+            "--out",
+            more="The artifact appears there when it is complete",
+            before="passes",
+        ),
+    ]
+    seed: Annotated[
+        int | None,
+        option(
+            "N",
+            "Seed of windows and masks",
+            more="For every pass that has this option",
+            before="states",
+        ),
+    ] = None
+    frontend: Annotated[
+        str,
+        option(
+            "NAME",
+            "fx: own families; export: transformers' classes; auto",
+            more="auto is the first of them that there is",
+            before="device",
+        ),
+    ] = "auto"
+    deterministic_reduce: Annotated[
+        bool,
+        switch(
+            "Under torchrun: the bytes of one process",
+            more="Whatever their number; their calibration takes turns",
+            before="plugins",
+        ),
+    ] = False
+    force: Annotated[bool, switch("Replace an artifact that is at OUT", before="plugins")] = False
+    resume: Annotated[
+        bool, switch("Go on from an interrupted compile of OUT", before="plugins")
+    ] = False
+    restart: Annotated[bool, switch("Discard it and begin anew", before="plugins")] = False
+    write_report: Annotated[
+        bool,
+        switch(
+            "Write report.json and report.html to the folder OUT-report",
+            "--no-report",
+            help="Write no page to OUT-report",
+            before="plugins",
+        ),
+    ] = True
+    dump_after: Annotated[
+        tuple[str, ...],
+        BeforeValidator(as_list),
+        option("NAMES", "Write the IR after these passes: all, or a,b"),
+    ] = ()
+    dump_dir: Annotated[Path | None, option("DIR", "Where [default: OUT-dumps]")] = None
+    stop_after: Annotated[str | None, option("PASS", "Stop there: write the IR, no artifact")] = (
+        None
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_contradicted(self) -> Self:
+        if self.stop_after is not None:
+            for given, text in (
+                (self.force, "--force replaces an artifact"),
+                (self.resume, "--resume goes on with an artifact"),
+                (self.restart, "--restart begins an artifact anew"),
+            ):
+                if given:
+                    raise InvalidPipeline(
+                        f"{text}, and --stop-after writes none", help="leave one out"
+                    )
+        if self.resume and self.restart:
+            raise InvalidPipeline(
+                "--resume goes on from an interrupted compile, and --restart discards it",
+                help="leave one out",
+            )
+        if self.resume and self.dump_after:
+            raise InvalidPipeline(
+                "--dump-after shows what passes did in this process, and --resume goes on from "
+                "another",
+                help="leave --dump-after out, or begin anew with --restart",
+            )
+        if self.dump_dir is not None and not self.dumped:
+            raise InvalidPipeline(
+                "--dump-dir is given, and nothing is dumped", help="add --dump-after all"
+            )
+        return self
+
+    @property
+    def dumped(self) -> tuple[str, ...]:
+        """Names of passes after which the graph is written, or ``all``."""
+        return (*self.dump_after, *([] if self.stop_after is None else [self.stop_after]))
+
+    @property
+    def target(self) -> Path:
+        """``out`` as an absolute path that ends in a name."""
+        return self.out.resolve() if self.out.name in ("", "..") else self.out.absolute()
+
+
+class CompileKeywords(TypedDict, total=False):
+    """What type checkers and editors know of the keywords of ``qdc.compile``."""
+
+    out: Required[PathLike]
+    calibration: PathLike | None
+    text_field: str
+    chat_fields: str | None
+    samples: int | None
+    length: int | None
+    seed: int | None
+    states: str
+    host_memory: str | int | None
+    frontend: str
+    device: str
+    deterministic_reduce: bool
+    force: bool
+    resume: bool
+    restart: bool
+    write_report: bool
+    plugins: PathLike | Sequence[PathLike]
+    dump_after: str | Sequence[str]
+    dump_dir: PathLike | None
+    stop_after: str | None

@@ -1,0 +1,78 @@
+"""What an export may be asked for: the options of ``qdc.export`` and of ``qdc export``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, get_args
+
+from pydantic import BeforeValidator
+
+from qdc.errors import UnknownName
+from qdc.options import Options, option, switch
+from qdc.runtime.options import Plugins
+
+PathLike = str | Path
+Format = Literal["dense"]
+Dtype = Literal["bf16", "f16", "f32"]
+
+
+def _one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
+    def check(given: Any) -> Any:
+        if given not in known:
+            text = f"no {what} is called {given!r}"
+            raise UnknownName(text, help=f"known: {', '.join(known)}")
+        return given
+
+    return BeforeValidator(check)
+
+
+class ExportOptions(Options):
+    """Everything that a user says of an export."""
+
+    refusal: ClassVar[str] = "an export cannot be asked for that"
+    manual: ClassVar[str] = "qdc export --help names the options"
+    positional: ClassVar[tuple[str, ...]] = ("artifact",)
+
+    artifact: Annotated[Path, option("ARTIFACT", "Folder that qdc compile wrote", argument=True)]
+    out: Annotated[
+        Path,
+        option(
+            "OUT",
+            "Folder to write",
+            "-o",
+            "--out",
+            more="The checkpoint appears there when it is complete",
+        ),
+    ]
+    format: Annotated[
+        Format,
+        _one_of("format", get_args(Format)),
+        option(
+            "NAME",
+            "dense: an ordinary checkpoint",
+            more="Every weight is decoded, under the key names of the checkpoint",
+        ),
+    ] = "dense"
+    dtype: Annotated[
+        Dtype, _one_of("dtype", get_args(Dtype)), option("NAME", "Of all tensors: bf16, f16, f32")
+    ] = "bf16"
+    verify: Annotated[
+        bool,
+        switch(
+            "Prove that tensors and logits are the artifact's",
+            more="Its weights rounded to dtype, before the folder appears; takes one dense copy of "
+            "the model in fp32",
+        ),
+    ] = False
+    force: Annotated[bool, switch("Replace an artifact or an export at OUT")] = False
+    plugins: Plugins = ()
+
+
+class ExportKeywords(TypedDict, total=False):
+    """What type checkers and editors know of the keywords of ``qdc.export``."""
+
+    out: Required[PathLike]
+    format: str
+    dtype: str
+    verify: bool
+    force: bool
+    plugins: PathLike | Sequence[PathLike]

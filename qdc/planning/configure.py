@@ -1,0 +1,37 @@
+"""From the options of a compile to its passes and its backend, without a model."""
+
+from qdc.errors import InvalidPipeline
+from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.builder import build_backend, build_plan
+from qdc.pipeline.plan import Plan, check_order
+from qdc.pipeline.registry import Registry
+from qdc.planning.options import PlanOptions
+
+
+def configure(
+    options: PlanOptions, registry: Registry, stop_after: str | None = None
+) -> tuple[Plan, Backend | None]:
+    """Configure passes and backend, and check that each finds what it reads.
+
+    Args:
+        options: what a user asks for.
+        registry: where names are looked up.
+        stop_after: the last pass to run; without a backend then, for no artifact is written.
+
+    Raises:
+        QdcError: unknown names, bad options, unmet requirements, an option that nothing takes.
+    """
+    plan = build_plan(options.passes, registry, options.overrides)
+    backend: Backend | None = build_backend(options.backend, registry)
+    if stop_after is not None:
+        plan, backend = plan.cut(plan.place_of(stop_after)), None
+    if backend is None:
+        check_order(plan)
+    else:
+        check_order(plan, final=backend.requires, backend=backend.name)
+    if options.calibration is not None and not any(p.reads_calibration for p in plan.passes()):
+        raise InvalidPipeline(
+            "no pass of the pipeline reads calibration text, and --calibration is given",
+            help=f"the pipeline is: {plan}",
+        )
+    return plan, backend

@@ -1,0 +1,93 @@
+"""What is to be known of a compile to foresee it."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import BeforeValidator, model_validator
+
+from qdc.errors import QdcError
+from qdc.options import Options, option
+from qdc.runtime.options import Device, Plugins
+from qdc.streaming.memory import states_memory
+from qdc.text.options import Calibration, ChatFields, TextField, read_fields
+from qdc.text.records import DEFAULT_FIELD, Fields
+from qdc.units import parse_size
+
+States = Literal["bf16", "f32"]
+OVERRIDES = ("samples", "length", "seed")
+"""Options that go to every pass that has them."""
+
+
+def _states(name: Any) -> Any:
+    if name not in get_args(States):
+        raise QdcError(f"calibration states cannot be held in {name!r}", help="known: bf16, f32")
+    return name
+
+
+def _size(given: Any) -> Any:
+    return None if given is None else parse_size(str(given), "--host-memory")
+
+
+class PlanOptions(Options):
+    """Options that ``qdc plan`` and ``qdc compile`` share."""
+
+    refusal: ClassVar[str] = "a compile cannot be asked for that"
+    manual: ClassVar[str] = "qdc compile --help names the options"
+
+    model_dir: Annotated[
+        Path,
+        option("MODEL", "Folder: config.json, and shards or just their index", argument=True),
+    ]
+    passes: Annotated[str, option("TEXT", "Preset or pass{option=value},...")] = "default"
+    backend: Annotated[
+        str,
+        option("NAME", "Who writes the artifact", more="As name, or as name{option=value}"),
+    ] = "reference"
+    calibration: Calibration = None
+    text_field: TextField = DEFAULT_FIELD
+    chat_fields: ChatFields = None
+    samples: Annotated[
+        int | None,
+        option("N", "Sequences to calibrate on", more="For every pass that has this option"),
+    ] = None
+    length: Annotated[
+        int | None,
+        option("N", "Tokens of a sequence", more="For every pass that has this option"),
+    ] = None
+    states: Annotated[
+        States,
+        BeforeValidator(_states),
+        option("DTYPE", "Calibration states in memory: bf16, f32"),
+    ] = "bf16"
+    host_memory: Annotated[
+        int | None,
+        BeforeValidator(_size),
+        option(
+            "SIZE",
+            "Of those, above it on disk [default: half of all]",
+            more="Bytes, as a number or as in 8G; what is above waits in files beside the artifact",
+            verbatim=True,
+        ),
+    ] = None
+    device: Device = "cpu"
+    plugins: Plugins = ()
+
+    @model_validator(mode="after")
+    def _records_are_read(self) -> Self:
+        read_fields(self.calibration, self.text_field, self.chat_fields)
+        return self
+
+    @property
+    def fields(self) -> Fields:
+        """The fields of records that are read."""
+        return Fields.parse(self.text_field, self.chat_fields)
+
+    @property
+    def states_limit(self) -> int:
+        """Bytes of calibration states that stay in memory, as given or the usual share."""
+        return states_memory() if self.host_memory is None else self.host_memory
+
+    @property
+    def overrides(self) -> dict[str, object]:
+        """What goes to every pass that has an option of this name."""
+        return {name: getattr(self, name) for name in OVERRIDES if name in type(self).model_fields}

@@ -1,0 +1,26 @@
+"""Options of whatever runs here: on which device, by which backend, with which plugins."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from qdc.options import Options, as_paths, option
+
+Device = Annotated[str, option("NAME", "cpu | cuda | auto", more="auto is CUDA where it is there")]
+Plugins = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(as_paths),
+    option(
+        "FILE", "Python file with further passes, backends, families", "--plugin", repeated=True
+    ),
+]
+RunBackend = Annotated[str, option("NAME", "Who runs an artifact: reference | triton")]
+
+
+class RunOptions(Options):
+    """How a model is run."""
+
+    device: Device = "cpu"
+    backend: RunBackend = "reference"
+    plugins: Plugins = ()

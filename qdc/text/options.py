@@ -1,0 +1,43 @@
+"""Options of texts and their records, which several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+from qdc.errors import InvalidCalibration
+from qdc.options import option
+from qdc.text.records import DEFAULT_FIELD, Fields
+
+Calibration = Annotated[
+    Path | None,
+    option(
+        "PATH",
+        "Text, jsonl, dataset folder [default: embedded]",
+        more="Datasets are those of save_to_disk, parquet or jsonl",
+    ),
+]
+TextField = Annotated[str, option("NAME", "Field that holds the text of a record")]
+ChatFields = Annotated[
+    str | None,
+    option(
+        "NAMES",
+        "PROMPT,ANSWER or MESSAGES: fields of a chat",
+        more="The fields of a record that hold a prompt and its answer, or that of a list of "
+        "messages: only the (last) answer is ever masked",
+    ),
+]
+
+
+def read_fields(
+    calibration: Path | None, text: str = DEFAULT_FIELD, chat: str | None = None
+) -> Fields:
+    """Fields of the records of a calibration text.
+
+    Raises:
+        InvalidCalibration: the options contradict each other, or there is no file to read.
+    """
+    fields = Fields.parse(text, chat)
+    if fields.option and calibration is None:
+        raise InvalidCalibration(
+            f"{fields.option} is given, and no file to read it from", help="add --calibration FILE"
+        )
+    return fields
