@@ -201,10 +201,10 @@ def test_options_are_handed_on_as_objects() -> None:
     from qdc.cli.serve import serve_command
     from qdc.cli.tasks import tasks_command
     from qdc.compiling.job import plan_job
-    from qdc.planning.foresee import foresee
+    from qdc.planning.forecast import forecast
 
     for function in (
         compile_command, evaluate_command, generate_command, serve_command, tasks_command,
-        plan_job, foresee,
+        plan_job, forecast,
     ):  # fmt: skip
         assert len(inspect.signature(function).parameters) <= 8
