@@ -135,7 +135,7 @@ class DaqLower(Lowering):
         """What a layer is to take back is in the cross moment."""
         return (*self.requires, CrossMoment) if self.asymmetry else self.requires
 
-    def foresee(self, unit: Forecast, node: Node) -> MultiBinary | None:
+    def forecast_codec(self, unit: Forecast, node: Node) -> MultiBinary | None:
         """Planes as the allocation gives them: none where that is not known."""
         orders = unit.graph.get(node.name, Orders)
         return None if orders is None else self.codec(node, orders)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Unpack, overload
 import torch
 from torch import nn
 
-from qdc.compiling.compiler import Progress, compile_model
+from qdc.compiling.compiler import compile_model
 from qdc.compiling.options import CompileKeywords, CompileOptions
 from qdc.exporting.dense import export_artifact
 from qdc.exporting.options import ExportKeywords, ExportOptions
@@ -19,6 +19,7 @@ from qdc.pipeline.registry import standard_registry
 from qdc.report.model import CompileReport
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
+from qdc.units import StepProgress
 
 PathLike = str | Path
 
@@ -45,18 +46,18 @@ def _takes(kind: type[Options]) -> Callable[[Function], Function]:
 
 
 @overload
-def compile(asked: CompileOptions, /, *, progress: Progress | None = None) -> CompileReport: ...
+def compile(asked: CompileOptions, /, *, progress: StepProgress | None = None) -> CompileReport: ...
 @overload
 def compile(
     model_dir: PathLike,
     passes: str = "default",
     backend: str = "reference",
     *,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     **options: Unpack[CompileKeywords],
 ) -> CompileReport: ...
 @_takes(CompileOptions)
-def compile(*given: Any, progress: Progress | None = None, **options: Any) -> CompileReport:
+def compile(*given: Any, progress: StepProgress | None = None, **options: Any) -> CompileReport:
     """Compile a checkpoint to an artifact.
 
     Arguments are the fields of ``CompileOptions``, of which a ready one may stand in place of all.
@@ -72,13 +73,13 @@ def compile(*given: Any, progress: Progress | None = None, **options: Any) -> Co
 
 
 @overload
-def export(asked: ExportOptions, /, *, progress: Progress | None = None) -> ExportReport: ...
+def export(asked: ExportOptions, /, *, progress: StepProgress | None = None) -> ExportReport: ...
 @overload
 def export(
-    artifact: PathLike, *, progress: Progress | None = None, **options: Unpack[ExportKeywords]
+    artifact: PathLike, *, progress: StepProgress | None = None, **options: Unpack[ExportKeywords]
 ) -> ExportReport: ...
 @_takes(ExportOptions)
-def export(*given: Any, progress: Progress | None = None, **options: Any) -> ExportReport:
+def export(*given: Any, progress: StepProgress | None = None, **options: Any) -> ExportReport:
     """Write an artifact as an ordinary checkpoint, which needs no qdc to be read.
 
     Arguments are the fields of ``ExportOptions``, of which a ready one may stand in place of all.

@@ -73,6 +73,18 @@ class InvalidDump(QdcError):
     code = "QDC203"
 
 
+class InvalidText(QdcError):
+    """Text of the IR that cannot be read back, or contradicts itself; the line and its mistake."""
+
+    code = "QDC204"
+
+
+class MissingWeights(QdcError):
+    """A pass asks for weights, tensors or calibration text where there is nothing but a dump."""
+
+    code = "QDC205"
+
+
 class UnsupportedModel(QdcError):
     """A model family, variant or structure that qdc does not compile."""
 

@@ -1,9 +1,14 @@
-"""Sizes as people read and write them."""
+"""Sizes as people read and write them, and how they are told how far a task is."""
 
 import re
+from collections.abc import Callable
 
 from qdc.errors import QdcError
 
+Progress = Callable[[int, int], None]
+"""Called with how much is done, and the total."""
+StepProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it, and the total."""
 BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 

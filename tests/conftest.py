@@ -26,14 +26,18 @@ class Golden:
         self.path = path
         self.update = update
 
+    def of(self, path: Path) -> "Golden":
+        """The same for the text of another file."""
+        return Golden(path, update=self.update)
+
     def __call__(self, text: str) -> None:
         """Fail with a diff unless ``text`` is what the file holds; with ``update``, write it."""
         text = text.rstrip("\n") + "\n"
         if self.update:
-            self.path.parent.mkdir(exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(text, encoding="utf-8")
             return
-        name = f"tests/golden/{self.path.name}"
+        name = f"tests/{self.path.relative_to(TESTS).as_posix()}"
         if not self.path.exists():
             pytest.fail(f"{name} does not exist; write it with: make golden", pytrace=False)
         expected = self.path.read_text(encoding="utf-8")

@@ -82,7 +82,7 @@ class TernaryLower(Lowering):
     group: int = Field(default=128, ge=8, le=1 << 16, description="columns of a scale")
     rounds: int = Field(default=2, ge=0, le=100, description="refits of the scales")
 
-    def foresee(self, unit: Forecast | Unit, node: Node) -> TernaryCodec:
+    def forecast_codec(self, unit: Forecast | Unit, node: Node) -> TernaryCodec:
         """The format of a layer, which ``qdc plan`` counts."""
         return TernaryCodec(rows=node.rows, columns=node.columns, group=self.group)
 
@@ -95,4 +95,4 @@ class TernaryLower(Lowering):
         )
         scale = torch.stack([grid.scale for grid in grids], dim=1)
         working = {"codes": dense.sign().to(torch.int8), "scale": scale.half()}
-        return Ternary(codec=self.foresee(unit, node)), working
+        return Ternary(codec=self.forecast_codec(unit, node)), working

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
 from qdc.errors import InvalidCheckpoint, nearest
 from qdc.ir.types import Parameter
+from qdc.units import Progress
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -30,7 +31,6 @@ SAFETENSORS_DTYPES = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16",
     "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8", "U8": "u8", "BOOL": "bool",
 }  # fmt: skip
-Progress = Callable[[int, int], None]
 
 
 class Checkpoint:

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from qdc.cli.fields import from_fields
-from qdc.cli.options import InspectionOptions, Json, PluginFiles, Runnable, app
+from qdc.cli.options import (
+    InspectionOptions,
+    Json,
+    OptOptions,
+    PluginFiles,
+    Runnable,
+    ShowOptions,
+    app,
+)
 from qdc.compiling.options import CompileOptions
 from qdc.errors import QdcError
 from qdc.evaluation.options import EvaluationOptions
@@ -71,26 +79,35 @@ def plan(options: PlanOptions, json: Json = False) -> None:
 
 
 @app.command()
-def show(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="IR dump, artifact or model folder")],
-    only: Annotated[str, typer.Option(metavar="PATTERN", help="Nodes, as in 'blocks.0.*'")] = "*",
-    tags: Annotated[
-        str | None, typer.Option(metavar="TAGS", help="Just these annotations, as in orders,packed")
-    ] = None,
-    plugin: PluginFiles = None,
-    json: Json = False,
-) -> None:
+@from_fields
+def show(options: ShowOptions, json: Json = False) -> None:
     """Print the IR of a dump, an artifact or a model.
 
     \b
     Examples:
       qdc show out --only 'blocks.0.*' --tags orders,packed
+      qdc show out --full > ir.txt
       diff <(qdc show d/02_sensitivity.qdc) <(qdc show d/03_abmp-allocate.qdc)
     """  # noqa: D301
     from qdc.cli.show import show_command
 
-    wanted = [tag.strip().lstrip("@") for tag in tags.split(",")] if tags else None
-    show_command(path, only, wanted, plugin or [], json)
+    show_command(options, as_json=json)
+
+
+@app.command()
+@from_fields
+def opt(options: OptOptions, json: Json = False) -> None:
+    """Run passes that need no weights on a dump.
+
+    \b
+    Examples:
+      qdc opt d/02_sensitivity.qdc --passes 'abmp-allocate{ratio=0.1}'
+      qdc show d/05_measure-orders.qdc --full | qdc opt - --passes allocate
+      qdc opt d/02_sensitivity.qdc --passes mine --plugin my_pass.py -o x.txt
+    """  # noqa: D301
+    from qdc.cli.opt import opt_command
+
+    opt_command(options, as_json=json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 from qdc.cli.ranks import refuse_ranks
 from qdc.evaluation.options import as_ratios
-from qdc.options import Options, option
+from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
 from qdc.text.options import Calibration, ChatFields, TextField
 from qdc.text.records import DEFAULT_FIELD
@@ -53,6 +53,46 @@ class InspectionOptions(Options):
     plugins: Plugins = ()
 
 
+class ShowOptions(Options):
+    """What ``qdc show`` prints, and how much of it."""
+
+    refusal: ClassVar[str] = "a graph cannot be shown like that"
+    manual: ClassVar[str] = "qdc show --help names the options"
+
+    path: Annotated[
+        Path, option("PATH", "IR dump, its text, artifact or model folder", argument=True)
+    ]
+    only: Annotated[str, option("PATTERN", "Nodes, as in 'blocks.0.*'")] = "*"
+    tags: Annotated[str | None, option("TAGS", "Just these annotations, as in orders,packed")] = (
+        None
+    )
+    full: Annotated[bool, switch("Every fact: a text that can be read back")] = False
+    plugins: Plugins = ()
+
+    @property
+    def wanted(self) -> tuple[str, ...] | None:
+        """The annotations to print; None for all."""
+        return tuple(t.strip().lstrip("@") for t in self.tags.split(",")) if self.tags else None
+
+
+class OptOptions(Options):
+    """What ``qdc opt`` runs, and where the result goes."""
+
+    refusal: ClassVar[str] = "passes cannot be run on a dump like that"
+    manual: ClassVar[str] = "qdc opt --help names the options"
+
+    dump: Annotated[
+        Path, option("DUMP", "IR dump, its text, or artifact; - reads stdin", argument=True)
+    ]
+    passes: Annotated[str, option("TEXT", "Pass{option=value},...")]
+    out: Annotated[
+        Path | None, option("FILE", "A dump if it ends in .qdc, else a text", "-o", "--out")
+    ] = None
+    full: Annotated[bool, switch("Every fact: a text that can be read back")] = False
+    remarks: Annotated[bool, switch("What passes say of each layer, on stderr")] = False
+    plugins: Plugins = ()
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"qdc {__version__}")
@@ -76,6 +116,7 @@ def root(
     qdc serve OUT                      OpenAI's protocol, and a page
     qdc eval OUT --text held.jsonl --against MODEL
     qdc show OUT --only 'blocks.0.*'   read the IR
+    qdc opt DUMP --passes TEXT         run passes on it
     """  # noqa: D301
     if context.invoked_subcommand != "compile":
         refuse_ranks(context.invoked_subcommand or "")

@@ -6,7 +6,7 @@ from rich.table import Table
 from qdc.cli.terminal import console, print_json, print_lines, print_table, size, table
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.configure import configure
-from qdc.planning.foresee import foresee
+from qdc.planning.forecast import forecast
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook, RegionKind
 from qdc.streaming.ledger import Peak
@@ -20,7 +20,7 @@ def plan_command(options: PlanOptions, *, as_json: bool) -> None:
     registry = standard_registry(options.plugins)
     plan, backend = configure(options, registry)
     assert backend is not None, "a plan is cut nowhere"
-    outlook = foresee(options, plan, backend, registry.families)
+    outlook = forecast(options, plan, backend, registry.families)
     if as_json:
         print_json(outlook.as_data())
     else:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qdc.errors import QdcError
-from qdc.units import size
+from qdc.units import StepProgress, size
 
 __all__ = [
     "console",
@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 WIDTH = 100
-Update = Callable[[str, int, int], None]
 
 
 def console() -> Console:
@@ -89,7 +88,7 @@ def print_json(data: object) -> None:
 
 
 @contextmanager
-def progress(*, shown: bool = True) -> Iterator[Update]:
+def progress(*, shown: bool = True) -> Iterator[StepProgress]:
     """Yield a function ``(what, done, total)``; draws only if stderr is a terminal."""
     if not shown or not sys.stderr.isatty():
         yield lambda what, done, total: None

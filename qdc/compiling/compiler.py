@@ -44,16 +44,15 @@ from qdc.streaming.states import StateStore
 from qdc.streaming.workspace import Calibration, Workspace
 from qdc.text.source import read_source
 from qdc.text.tokenizer import encoder, load_tokenizer
+from qdc.units import StepProgress
 from qdc.version import __version__
 
-Progress = Callable[[str, int, int], None]
-"""``(what, done, total)``."""
 Shared = dict[str, int]
 """What the report says of the processes."""
 
 
 def compile_model(
-    options: CompileOptions, progress: Progress | None = None, command: str | None = None
+    options: CompileOptions, progress: StepProgress | None = None, command: str | None = None
 ) -> CompileReport:
     """Compile as the options say: what ``qdc.compile`` and ``qdc compile`` do.
 
@@ -73,7 +72,7 @@ def compile_model(
 
 
 def run_job(
-    job: Job, progress: Progress | None = None, world: World | None = None
+    job: Job, progress: StepProgress | None = None, world: World | None = None
 ) -> CompileReport:
     """Compile. Either the artifact is complete at the end, or nothing has changed at its place.
 
@@ -252,7 +251,7 @@ def _scratch(job: Job, partial: Partial | None) -> Iterator[Path]:
 class _Ticker(Instrument):
     """Count pass applications for the progress bar."""
 
-    def __init__(self, notify: Progress, plan: Plan, program: Program) -> None:
+    def __init__(self, notify: StepProgress, plan: Plan, program: Program) -> None:
         self.notify, self.done = notify, 0
         self.total = plan.applications(program.graph)
 

@@ -6,10 +6,10 @@ from torch import Tensor
 from qdc.errors import QdcError
 from qdc.evaluation.bootstrap import interval
 from qdc.evaluation.infill import infill
-from qdc.evaluation.masked_loss import Progress
 from qdc.evaluation.results import DecodeAgreement
 from qdc.models.predictions import Logits
 from qdc.numerics.random_numbers import uniforms
+from qdc.units import Progress
 
 GAP = 8
 

@@ -16,7 +16,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.agreement import decode_agreement
 from qdc.evaluation.bootstrap import Interval, interval, standard_error
 from qdc.evaluation.held_out import held_out, held_out_windows
-from qdc.evaluation.masked_loss import Logits, Progress, Sums, bound_masks, masked_sums, ratio_mask
+from qdc.evaluation.masked_loss import Logits, Sums, bound_masks, masked_sums, ratio_mask
 from qdc.evaluation.results import (
     Agreement,
     Comparison,
@@ -25,6 +25,7 @@ from qdc.evaluation.results import (
     Evaluation,
     RatioResult,
 )
+from qdc.units import Progress
 
 __all__ = [
     "Agreement",

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from qdc.errors import QdcError
-from qdc.evaluation.masked_loss import Progress
 from qdc.models.predictions import Logits, logits_shift
 from qdc.runtime.decoding.canvas import lay_out_gaps
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -15,6 +14,7 @@ from qdc.runtime.decoding.loop import Loop
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.reader import Reader
 from qdc.runtime.decoding.results import Snapshot, Watch
+from qdc.units import Progress
 
 GAP = "<mask>"
 

@@ -13,14 +13,11 @@ from qdc.numerics.random_numbers import uniforms
 
 __all__ = [
     "Logits",
-    "Progress",
     "Sums",
     "bound_masks",
     "masked_sums",
     "ratio_mask",
 ]
-
-Progress = Callable[[int, int], None]
 
 
 SLICE = 256

@@ -4,7 +4,7 @@ Tensors are decoded and written shard by shard, so that no more than one shard i
 folder appears when it is complete, and with ``verify`` only if its logits are the artifact's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from qdc.frontend.native import NativeModel
 from qdc.ir.tensors import LONG, torch_dtype
 from qdc.pipeline.registry import Registry
 from qdc.runtime.load import OpenedArtifact, open_artifact
+from qdc.units import StepProgress
 from qdc.version import __version__
 
-Progress = Callable[[str, int, int], None]
 SHARD = 1 << 30
 """Bytes of tensors that a file holds at most, unless one tensor alone has more."""
 
@@ -32,7 +32,7 @@ SHARD = 1 << 30
 def export_artifact(
     options: ExportOptions,
     registry: Registry,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     shard_bytes: int = SHARD,
 ) -> ExportReport:
     """Export; either the checkpoint is complete at the end, or nothing has changed at its place.
@@ -81,7 +81,7 @@ def _write_shards(
     writer: ArtifactWriter,
     dtype: torch.dtype,
     limit: int,
-    notify: Progress,
+    notify: StepProgress,
 ) -> int:
     parts = plan_shards(opened.names, dtype.itemsize, limit)
     done, total = 0, sum(map(len, parts))

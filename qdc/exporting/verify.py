@@ -6,7 +6,6 @@ checkpoint, both computed in fp32. At f32 nothing is rounded, and the logits are
 artifact's. One dense copy of the model is in memory at a time, with four bytes a weight.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,8 +23,8 @@ from qdc.pipeline.registry import Registry
 from qdc.runtime.load import OpenedArtifact, load_artifact, load_checkpoint
 from qdc.text.source import read_text
 from qdc.text.tokenizer import TOKENIZER, encoder, load_tokenizer
+from qdc.units import StepProgress
 
-Progress = Callable[[str, int, int], None]
 BATCH, LENGTH = 2, 64
 """Size of a batch of tokens."""
 HIDDEN = 4
@@ -36,7 +35,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def verify(
-    opened: OpenedArtifact, folder: Path, registry: Registry, dtype: str, notify: Progress
+    opened: OpenedArtifact, folder: Path, registry: Registry, dtype: str, notify: StepProgress
 ) -> Verification:
     """Compare a written checkpoint with the artifact it was made from.
 
@@ -83,7 +82,7 @@ def verify(
 
 
 def _differing(
-    opened: OpenedArtifact, written: Checkpoint, dtype: torch.dtype, notify: Progress
+    opened: OpenedArtifact, written: Checkpoint, dtype: torch.dtype, notify: StepProgress
 ) -> list[str]:
     """Tensors that are not what the artifact decodes to, or are in one of the two alone."""
     names = opened.names

@@ -167,6 +167,11 @@ class Lowered(Annotation):
             )
         return kind
 
+    @property
+    def counts_signs(self) -> bool:
+        """As the codec says."""
+        return self.codec.signs
+
     def working(self, table: TensorTable) -> dict[str, Tensor]:
         """The working tensors by suffix. Raises ``InvalidGraph`` once they are released."""
         return {s: table.get(ref) for s, ref in zip(self.suffixes, self.tensors, strict=True)}

@@ -5,7 +5,7 @@ subclassing ``Annotation`` (or ``Lowered``, in ``qdc.format.codec``) in its own 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -53,6 +53,24 @@ class Annotation(Frozen):
         """What the text form prints after the tag: deterministic, on one line."""
         raise NotImplementedError(f"{type(self).__name__}.text")
 
+    def words(self, beside: Collection["Annotation"]) -> str:
+        """``text``, as it reads among all annotations of its node."""
+        return self.text()
+
+    @classmethod
+    def from_text(cls, text: str) -> "Annotation | None":
+        """The annotation whose ``text`` this is; None where a text does not say all of one.
+
+        Rounded numbers and shortened lists do not: those are read from the exact fields, which
+        the text form in full prints below them.
+        """
+        return None
+
+    @property
+    def counts_signs(self) -> bool | None:
+        """Whether the bits of the node's weights are signs; None if this annotation knows not."""
+        return None
+
     def problems(self, node: "Node") -> Iterator[str]:
         """Yield what is wrong with this annotation on this node; the verifier asks."""
         yield from ()
@@ -82,6 +100,11 @@ class Kept(Annotation):
     def text(self) -> str:
         """The reason."""
         return self.reason
+
+    @classmethod
+    def from_text(cls, text: str) -> "Kept":
+        """The text is the reason."""
+        return cls(reason=text)
 
 
 class Moment(Annotation):
@@ -189,6 +212,11 @@ class Orders(Annotation):
     """Most bytes that the packed layer may take; None allows any number."""
 
     @property
+    def counts_signs(self) -> bool:
+        """An order is a number of planes of signs."""
+        return True
+
+    @property
     def mean(self) -> float:
         """Mean order, counted in weights."""
         return self.total / sum(self.widths)
@@ -255,9 +283,18 @@ class Packed(Annotation):
         return 8 * self.nbytes / self.weights
 
     def text(self) -> str:
-        """``11,265 B   2 sign bits/weight   2.75 in all``."""
+        """``11,265 B   2 code bits/weight   2.75 in all``."""
+        return self.words(())
+
+    def words(self, beside: Collection[Annotation]) -> str:
+        """Sign bits if the layer was lowered to signs, or only its orders are known; or code bits.
+
+        The stored form does not say so itself.
+        """
+        known = {note.fills: note.counts_signs for note in beside}
+        kind = "sign" if known.get("lowered", known.get(Orders.tag)) else "code"
         return (
-            f"{self.nbytes:,} B   {self.sign_bits:.4g} sign bits/weight   "
+            f"{self.nbytes:,} B   {self.sign_bits:.4g} {kind} bits/weight   "
             f"{self.effective_bits:.4g} in all"
         )
 

@@ -15,8 +15,9 @@ from qdc.disk import read_regular
 from qdc.errors import InvalidDump, QdcError
 from qdc.ir.annotations import Annotation
 from qdc.ir.graph import LayerGraph, Structure
+from qdc.ir.lines import VERSION
 from qdc.ir.opaque import Opaque
-from qdc.ir.printer import VERSION
+from qdc.ir.summary import Summary
 from qdc.ir.verify import verify
 
 FORMAT = "qdc-ir"
@@ -138,7 +139,12 @@ def _unpacked(data: bytes) -> dict[str, Any]:
 
 
 def tagged(note: Annotation) -> tuple[str, dict[str, Any]]:
-    """An annotation as plain data: tag and fields."""
+    """An annotation as plain data: tag and fields. Raises ``QdcError`` for a summary of one."""
+    if isinstance(note, Summary):
+        raise QdcError(
+            f"of @{note.of} there is no more than the line that the text shows",
+            help="read the graph from a .qdc dump, or from a text in full: qdc show --full",
+        )
     if isinstance(note, Opaque):
         return note.unknown_tag, note.data
     return note.tag, note.model_dump(mode="python")

@@ -130,6 +130,21 @@ class LayerGraph:
         """Regions in execution order."""
         return self.structure.regions
 
+    def __eq__(self, other: object) -> bool:
+        """Whether structure, pipeline and annotations are equal, those of a node in their order."""
+        if not isinstance(other, LayerGraph):
+            return NotImplemented
+        return (
+            self.structure == other.structure
+            and self.after == other.after
+            and all(
+                list(notes.values()) == list(other.annotations(name).values())
+                for name, notes in self._annotations.items()
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # passes change it
+
     def __iter__(self) -> Iterator[Node]:
         """Nodes in execution order."""
         return iter(self.structure.nodes)

@@ -126,5 +126,5 @@ class TensorRef(Stored):
 class Parameter(Stored):
     """A tensor of the checkpoint that a node reads; its name is the key there."""
 
-    role: str = "weight"
+    role: str = Field(default="weight", pattern=r"^[A-Za-z_]\w*$", max_length=256)
     """``weight`` or ``bias``: the attribute of the module that holds it."""

@@ -30,8 +30,7 @@ from qdc.passkit.samples import draw_samples
 from qdc.streaming.original import original_stream
 from qdc.streaming.stream import Stream
 from qdc.text.source import TextSource
-
-Progress = Callable[[int, int], None]
+from qdc.units import Progress
 
 
 class Sampling(BaseModel):

@@ -46,7 +46,7 @@ class Lowering(Pass, ABC):
                 finite counts as one: a quantizer need not look.
         """
 
-    def foresee(self, unit: Forecast, node: Node) -> Codec | None:
+    def forecast_codec(self, unit: Forecast, node: Node) -> Codec | None:
         """The codec that ``lower`` will give this layer, for ``qdc plan``; None if unknown."""
         return None
 
@@ -62,7 +62,7 @@ class Lowering(Pass, ABC):
         """Lower every layer in thought, and measure its error where a moment is at hand."""
         for node in unit.layers():
             unit.work(*self.effort(unit, node))
-            codec = self.foresee(unit, node)
+            codec = self.forecast_codec(unit, node)
             if codec is None:
                 unit.stored_unknown(node)
             else:

@@ -43,7 +43,7 @@ class UniformLowering(Lowering):
             rows=node.rows, columns=node.columns, group=self.group, bits=self.bits, zero=self.zero
         )
 
-    def foresee(self, unit: Forecast, node: Node) -> UniformGrid:
+    def forecast_codec(self, unit: Forecast, node: Node) -> UniformGrid:
         """What a layer will be stored as; known from the options alone."""
         return self.codec(node)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qdc.errors import InvalidCalibration
+from qdc.units import Progress
 
 
 def draw_windows(
@@ -14,7 +15,7 @@ def draw_windows(
     samples: int,
     length: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Draw ``i64[samples, length]`` token ids: a uniform document, then a uniform window of it.
 

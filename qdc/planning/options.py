@@ -1,4 +1,4 @@
-"""What is to be known of a compile to foresee it."""
+"""What is to be known of a compile for a forecast of it."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args

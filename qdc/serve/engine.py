@@ -18,7 +18,7 @@ from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
 from qdc.serve.limits import Limits
 from qdc.serve.refusals import from_error, internal, queue_is_full, stopping
-from qdc.serve.ticket import Progress, Ticket
+from qdc.serve.ticket import AnswerProgress, Ticket
 
 Run = Callable[[Sequence[Sequence[int]], DecodeOptions, Sequence[int], Watch], Decoded]
 """``(prompts, options, one seed a prompt, watch)``: what decodes a batch."""
@@ -135,7 +135,9 @@ class Engine:
             for ticket, row, open_places in rows:
                 if ticket.is_open:
                     ticket.advance(
-                        Progress(row, open_places, state.step, state.steps, state.forwards, seconds)
+                        AnswerProgress(
+                            row, open_places, state.step, state.steps, state.forwards, seconds
+                        )
                     )
             if not any(ticket.is_open for ticket in batch):
                 raise _Stopped

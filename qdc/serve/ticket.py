@@ -14,7 +14,7 @@ Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Progress:
+class AnswerProgress:
     """The state of an answer after a step."""
 
     tokens: list[int]
@@ -53,7 +53,7 @@ class Ticket:
     ) -> None:
         """Make a ticket of the running event loop."""
         self.prompt, self.options, self.final = prompt, options, final
-        self.progress: Progress | None = None
+        self.progress: AnswerProgress | None = None
         self.outcome: Outcome | None = None
         self.refusal: Refused | None = None
         self.cancelled = False
@@ -82,7 +82,7 @@ class Ticket:
         """Nobody waits for it any more."""
         self.cancelled = True
 
-    def advance(self, progress: Progress) -> None:
+    def advance(self, progress: AnswerProgress) -> None:
         """Take a step's state; an answer whose end is decided ends here."""
         self.progress = progress
         place = next((n for n, open_ in enumerate(progress.masked) if open_), len(progress.masked))

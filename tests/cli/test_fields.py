@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 import qdc
 from qdc.cli import run
 from qdc.cli.fields import from_fields
-from qdc.cli.options import InspectionOptions, app
+from qdc.cli.options import InspectionOptions, OptOptions, ShowOptions, app
 from qdc.compiling.compiler import compile_model
 from qdc.compiling.options import CompileOptions
 from qdc.evaluation.options import EvaluationOptions
@@ -28,6 +28,8 @@ from tests.cli.conftest import Command
 OPTIONS: dict[str, tuple[type[Options], ...]] = {
     "compile": (CompileOptions,),
     "plan": (PlanOptions,),
+    "show": (ShowOptions,),
+    "opt": (OptOptions,),
     "run": (RunOptions,),
     "generate": (DecodeOptions, RunOptions),
     "eval": (EvaluationOptions,),
@@ -199,10 +201,10 @@ def test_options_are_handed_on_as_objects() -> None:
     from qdc.cli.serve import serve_command
     from qdc.cli.tasks import tasks_command
     from qdc.compiling.job import plan_job
-    from qdc.planning.foresee import foresee
+    from qdc.planning.forecast import forecast
 
     for function in (
         compile_command, evaluate_command, generate_command, serve_command, tasks_command,
-        plan_job, foresee,
+        plan_job, forecast,
     ):  # fmt: skip
         assert len(inspect.signature(function).parameters) <= 8

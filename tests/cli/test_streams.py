@@ -106,7 +106,7 @@ def test_a_bad_disk_is_no_bug_of_whoever_meets_it(
 ) -> None:
     number = getattr(errno, name)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **options: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("qdc.cli.show.render", fail)
@@ -116,7 +116,7 @@ def test_a_bad_disk_is_no_bug_of_whoever_meets_it(
 def test_another_error_of_the_system_is_a_bug(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **options: object) -> None:
         raise OSError(errno.EBADF, "no such descriptor")
 
     monkeypatch.setattr("qdc.cli.show.render", fail)

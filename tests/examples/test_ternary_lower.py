@@ -24,7 +24,7 @@ from qdc.pipeline.registry import standard_registry
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny
-from tests.support.outlooks import foresee_tiny
+from tests.support.outlooks import forecast_tiny
 from tests.support.units import correlated_moment, make_unit, noise, put_statistics
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugins" / "ternary_lower.py"
@@ -67,7 +67,7 @@ def test_it_stays_short() -> None:
 
 
 def test_the_plan_predicts_its_bytes(model: Path, compiled: qdc.CompileReport) -> None:
-    outlook = foresee_tiny(model, PASSES, standard_registry([EXAMPLE]))
+    outlook = forecast_tiny(model, PASSES, standard_registry([EXAMPLE]))
     assert outlook.unknown == ()
     assert outlook.tensor_bytes == compiled.tensor_bytes == compiled.predicted_bytes
     found = {f.name: f.nbytes for f in compiled.files if f.name.endswith(".safetensors")}

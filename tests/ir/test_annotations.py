@@ -3,8 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from qdc.format.multibinary import MultiBinary
+from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.annotations import BUILT_IN, Factor, Kept, Moment, Orders, Packed, Salience, runs
 from qdc.ir.opaque import Opaque
+from qdc.passes.daq_lower import Daq
+from qdc.passes.rtn_lower import Rtn
 from tests.support.graphs import ref
 
 
@@ -64,9 +68,30 @@ def test_texts() -> None:
         "2 blocks of 128 and 32   5.0e-01 .. 1.0e+00",
         "2 1 3 2   mean 2",
         "2 1   mean 1.667",
-        "128 B   2 sign bits/weight   8 in all",
+        "128 B   2 code bits/weight   8 in all",
         "unknown tag, 2 fields kept",
     ]
+
+
+def test_packed_bits_are_signs_where_the_codec_has_signs() -> None:
+    packed = Packed(tensors=(ref("p", 4),), suffixes=("p",), payload_bits=256, weights=128)
+    orders = Orders(blocks=(2,), widths=(8,))
+    signs = Daq(codec=MultiBinary(rows=16, columns=8, block=8, orders=(2,)), outliers=0, sweeps=1)
+    codes = Rtn(codec=UniformGrid(rows=16, columns=8, group=8, bits=2))
+    said = {
+        "nothing": packed.words((packed,)),
+        "orders": packed.words((orders, packed)),
+        "signs": packed.words((signs, packed)),
+        "codes": packed.words((codes, packed)),
+        "codes in spite of orders": packed.words((orders, codes, packed)),
+    }
+    assert {case: text.split()[3] for case, text in said.items()} == {
+        "nothing": "code",
+        "orders": "sign",
+        "signs": "sign",
+        "codes": "code",
+        "codes in spite of orders": "code",
+    }
 
 
 def test_every_built_in_has_its_own_tag() -> None:

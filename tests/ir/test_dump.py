@@ -1,104 +1,25 @@
-import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from qdc.errors import InvalidDump
-from qdc.ir.annotations import Annotation, Factor, Kept, Moment, Orders, Packed, Salience
+from qdc.ir.annotations import Kept, Moment, Salience
 from qdc.ir.dump import from_bytes, read, to_bytes
 from qdc.ir.graph import LayerGraph
+from qdc.ir.lines import VERSION
 from qdc.ir.opaque import Opaque
-from qdc.ir.printer import VERSION, render
-from qdc.ir.types import BYTES, TensorRef
+from qdc.ir.printer import render
 from tests.ir.dumps import SMALL, TAGS, content, repacked, small
-from tests.support.graphs import two_blocks
-
-SIZES = {"h0.gate": (16, 8), "h0.up": (16, 8), "h0.down": (8, 16), "head": (1000, 8)}
-
-digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
-names = st.text(min_size=1, max_size=20)
-counts = st.integers(1, 2**63)
-positive = st.floats(0, allow_nan=False, allow_infinity=False)
-plain = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats()
-    | st.text(max_size=5)
-    | st.binary(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=8,
-)
-
-
-@st.composite
-def references(draw: st.DrawFn, *shape: int) -> TensorRef:
-    return TensorRef(
-        name=draw(names),
-        dtype=draw(st.sampled_from(sorted(BYTES))),
-        shape=shape or draw(st.lists(st.integers(0, 9), max_size=3).map(tuple)),
-        digest=draw(digests),
-    )
-
-
-@st.composite
-def notes(draw: st.DrawFn, rows: int, columns: int) -> Annotation:
-    """Any annotation that fits a linear."""
-    cuts = draw(st.sets(st.integers(1, columns - 1), max_size=5))
-    edges = [0, *sorted(cuts), columns]
-    widths = tuple(b - a for a, b in itertools.pairwise(edges))
-    many = st.lists(references(), min_size=1, max_size=3).map(tuple)
-    stored = draw(many)
-    made: list[Callable[[], Annotation]] = [
-        lambda: Kept(reason=draw(st.text())),
-        lambda: Moment(
-            tensor=draw(references(columns, columns)),
-            samples=draw(counts),
-            tokens=draw(counts),
-            masked=draw(st.floats(0, 1)),
-        ),
-        lambda: Factor(
-            tensor=draw(references(columns, columns)),
-            damp=draw(positive),
-            attempts=draw(st.integers(0, 9)),
-            dead=tuple(draw(st.sets(st.integers(0, columns - 1)))),
-        ),
-        lambda: Salience(blocks=tuple(draw(positive) for _ in widths), widths=widths),
-        lambda: Orders(blocks=tuple(draw(st.integers(1, 4)) for _ in widths), widths=widths),
-        lambda: Packed(
-            tensors=stored,
-            suffixes=tuple(draw(names) for _ in stored),
-            payload_bits=draw(st.integers(0, 2**40)),
-            weights=rows * columns,
-        ),
-        lambda: Opaque(
-            unknown_tag=draw(st.from_regex(r"\Ax-[a-z0-9]{1,8}\Z")),
-            data=draw(st.dictionaries(st.text(max_size=5), plain, max_size=3)),
-        ),
-    ]
-    return draw(st.sampled_from(made))()
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> LayerGraph:
-    """Two blocks with any annotations on four of their linears."""
-    graph = two_blocks()
-    for name, (rows, columns) in SIZES.items():
-        for note in draw(st.lists(notes(rows, columns), max_size=4)):
-            graph.annotate(name, note)
-    graph.after = draw(st.text(max_size=30))
-    return graph
+from tests.ir.generated import KNOWN, graphs
 
 
 @settings(max_examples=100)
 @given(graphs())
 def test_round_trip(graph: LayerGraph) -> None:
     data = to_bytes(graph)
-    found = from_bytes(data, TAGS)
+    found = from_bytes(data, KNOWN)
     assert found.structure == graph.structure
     assert found.after == graph.after
     assert to_bytes(found) == data

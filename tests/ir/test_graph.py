@@ -127,3 +127,27 @@ def test_the_vocabulary_has_a_row_for_each_token_and_lies_outside_the_regions() 
     nodes += [embedding("wte", 1000), embedding("positions", 64), linear("small", "tokens", 64, 8)]
     changed = LayerGraph(structure(nodes, graph.regions))
     assert [node.name for node in changed.vocabulary()] == ["head", "wte"]
+
+
+def test_graphs_are_equal_if_all_that_they_say_is() -> None:
+    one, other = two_blocks(), two_blocks()
+    assert one == other
+    assert one != two_blocks(16)
+    assert one != "a graph"
+    one.annotate("head", Kept(reason="so"))
+    assert one != other
+    other.annotate("head", Kept(reason="so"))
+    assert one == other
+    other.after = "pack"
+    assert one != other
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
+
+
+def test_the_order_of_annotations_counts() -> None:
+    one, other = two_blocks(), two_blocks()
+    notes = (Kept(reason="so"), Orders(blocks=(2,), widths=(8,)))
+    for graph, written in ((one, notes), (other, notes[::-1])):
+        for note in written:
+            graph.annotate("head", note)
+    assert one != other

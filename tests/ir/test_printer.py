@@ -1,14 +1,22 @@
 import json
+from typing import ClassVar
 
 import pytest
 
-from qdc.errors import UnknownName
+from qdc.errors import QdcError, UnknownName
 from qdc.ir.annotations import Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.graph import LayerGraph, ModelFacts, Structure
 from qdc.ir.opaque import Opaque
 from qdc.ir.printer import as_data, render
 from tests.conftest import Golden
 from tests.support.graphs import annotated, linear, ref, source, structure, two_blocks
+
+
+class Strange(Kept):
+    """An annotation with a field that has no text."""
+
+    tag: ClassVar[str] = "strange"
+    number: complex = 1j
 
 
 def compiled() -> LayerGraph:
@@ -39,6 +47,16 @@ def test_a_plain_graph(golden: Golden) -> None:
 
 def test_an_annotated_graph(golden: Golden) -> None:
     golden(render(compiled()))
+
+
+def test_an_annotated_graph_in_full(golden: Golden) -> None:
+    golden(render(compiled(), full=True))
+
+
+def test_full_only_adds_lines() -> None:
+    short, full = render(compiled()).splitlines(), render(compiled(), full=True).splitlines()
+    assert full[0] == f"{short[0]}   in full"
+    assert [line for line in full[1:] if not line.startswith("        {")] == short[1:]
 
 
 def test_one_region_and_two_tags(golden: Golden) -> None:
@@ -81,6 +99,14 @@ def test_an_unknown_tag_is_shown_under_its_own_name() -> None:
     assert "@future    unknown tag, 1 fields kept" in render(compiled())
     assert "@orders" not in render(compiled(), tags=["future"])
     assert "@future" in render(compiled(), tags=["future"])
+
+
+def test_a_value_that_no_dump_holds_is_refused() -> None:
+    graph = annotated(two_blocks(), head=Strange(reason="so"))
+    assert "@strange" in render(graph)
+    with pytest.raises(QdcError, match="cannot hold a complex") as caught:
+        render(graph, full=True)
+    assert caught.value.where == ("@strange on %head",)
 
 
 def test_a_pattern_that_matches_nothing() -> None:

@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 
 from qdc.errors import MissingAnnotation, OrderOutOfRange
 from qdc.ir.annotations import Orders, Salience
-from qdc.ir.printer import render
 from qdc.ir.verify import verify
 from qdc.numerics.blocks import block_widths
 from qdc.passes.abmp_allocate import AbmpAllocate
 from qdc.streaming.unit import Unit
-from tests.conftest import Golden
 from tests.support.units import make_unit
 
 Scores = tuple[float, ...]
@@ -35,13 +33,6 @@ def orders(unit: Unit) -> dict[str, tuple[int, ...]]:
     step.run(unit)
     verify(unit.graph, unit.tensors, after=step.name)
     return {node.name: unit.graph.require(node.name, Orders).blocks for node in unit.layers()}
-
-
-def test_moves_an_order_to_the_salient_block(golden: Golden) -> None:
-    scores = {"h0.q": (5.0, 1.0, 9.0, 4.0), "h0.k": (2.0, 2.0, 2.0, 2.0)}
-    unit = salient(AbmpAllocate(ratio=0.25), 512, scores)
-    AbmpAllocate(ratio=0.25).run(unit)
-    golden(render(unit.graph))
 
 
 def test_layers_of_a_stage_share_the_decision_by_default() -> None:

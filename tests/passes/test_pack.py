@@ -10,7 +10,6 @@ from qdc.errors import InvalidArtifact, InvalidGraph, MissingAnnotation
 from qdc.format.codec import Tensors
 from qdc.format.multibinary import MultiBinary
 from qdc.ir.annotations import Packed
-from qdc.ir.printer import render
 from qdc.ir.tensors import digest
 from qdc.ir.types import ValueType
 from qdc.ir.verify import verify
@@ -18,7 +17,6 @@ from qdc.numerics.components import Components, dense
 from qdc.passes.daq_lower import Daq
 from qdc.passes.pack import Pack
 from qdc.streaming.unit import Unit
-from tests.conftest import Golden
 from tests.support.units import make_unit
 
 ROWS, COLUMNS, ORDERS = 4, 160, (1, 2)
@@ -51,11 +49,10 @@ def lowered(codec: MultiBinary | None = None) -> tuple[Unit, Tensor]:
     return unit, torch.cat([dense(block) for block in blocks], dim=1)
 
 
-def test_replaces_the_working_form(golden: Golden) -> None:
+def test_replaces_the_working_form() -> None:
     unit, weight = lowered()
     unit.step.run(unit)
     verify(unit.graph, unit.tensors, after="pack")
-    golden(render(unit.graph))
     note = unit.graph.require("h0.q", Packed)
     stored = dict(unit.tensors.held())
     assert set(stored) == {f"model.h0.q.{s}" for s in note.suffixes}, "the working form is gone"

@@ -16,7 +16,7 @@ from qdc.streaming.ledger import Ledger, Peak
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import run_passes
-from tests.support.outlooks import foresee_tiny, stream_forecast
+from tests.support.outlooks import forecast_tiny, stream_forecast
 from tests.support.streams import LENGTH, Model, small_model
 
 TABLE = ("lowered layers", "packed layers", "statistics of a stage")
@@ -50,7 +50,7 @@ def test_the_tensor_table_is_foreseen(passes: str, tmp_path: Path) -> None:
     registry.add(Look)
     Look.found.clear()
     Look.foreseen.clear()
-    foresee_tiny(model, passes, registry)
+    forecast_tiny(model, passes, registry)
     options = {"samples": 4, "length": 16}
     run_passes(model, tmp_path, registry, passes, **options, stop_after="look")
     assert Look.found == Look.foreseen

@@ -14,7 +14,7 @@ from qdc.ir.types import ValueType
 from qdc.planning.storage import PLACES, header_bytes
 from tests.support.checkpoints import EMBEDDED, write_checkpoint
 from tests.support.compiles import compile_tiny
-from tests.support.outlooks import foresee_tiny
+from tests.support.outlooks import forecast_tiny
 
 SHORT_BEST = (
     "quantize-vocab,calibrate-mcs,sensitivity,measure-orders{scale-bits=8 sweeps=1},"
@@ -37,7 +37,7 @@ def files(report: qdc.CompileReport) -> dict[str, int]:
 
 @pytest.mark.parametrize("passes", EXACT)
 def test_every_file_is_as_large_as_predicted(passes: str, model: Path, tmp_path: Path) -> None:
-    outlook = foresee_tiny(model, passes)
+    outlook = forecast_tiny(model, passes)
     report = compile_tiny(model, tmp_path / "out", passes)
     assert {shard.name: shard.file_bytes for shard in outlook.shards} == files(report)
     assert outlook.tensor_bytes == report.tensor_bytes == report.predicted_bytes
@@ -49,7 +49,7 @@ def test_every_file_is_as_large_as_predicted(passes: str, model: Path, tmp_path:
 
 
 def test_orders_over_the_whole_model_give_a_range(model: Path, tmp_path: Path) -> None:
-    outlook = foresee_tiny(model, SHORT_BEST)
+    outlook = forecast_tiny(model, SHORT_BEST)
     report = compile_tiny(model, tmp_path / "out", SHORT_BEST)
     lowest, highest = (
         outlook.tensor_bytes - outlook.fewer,
@@ -61,7 +61,7 @@ def test_orders_over_the_whole_model_give_a_range(model: Path, tmp_path: Path) -
 
 
 def test_the_embedded_model(tmp_path: Path) -> None:
-    outlook = foresee_tiny(EMBEDDED, "rtn")
+    outlook = forecast_tiny(EMBEDDED, "rtn")
     report = compile_tiny(EMBEDDED, tmp_path / "out", "rtn")
     assert {shard.name: shard.file_bytes for shard in outlook.shards} == files(report)
 

@@ -7,7 +7,7 @@ from qdc.backends.reference import Reference
 from qdc.passes import PRESETS
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.planning.configure import configure
-from qdc.planning.foresee import foresee
+from qdc.planning.forecast import forecast
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook
 from qdc.streaming.account import Account
@@ -18,7 +18,7 @@ from tests.support.streams import LENGTH as TOKENS
 from tests.support.streams import Model
 
 
-def foresee_tiny(
+def forecast_tiny(
     model: Path, passes: str, registry: Registry | None = None, **options: Any
 ) -> Outlook:
     """Foresee what ``compile_tiny`` would do."""
@@ -27,7 +27,7 @@ def foresee_tiny(
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     asked = PlanOptions.parse(model_dir=model, passes=passes, **options)
     plan, _ = configure(asked, registry or standard_registry())
-    return foresee(asked, plan, Reference())
+    return forecast(asked, plan, Reference())
 
 
 def stream_forecast(

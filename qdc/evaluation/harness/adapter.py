@@ -1,7 +1,7 @@
 """The model that the lm-evaluation-harness asks. Imports lm-eval, an optional extra."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -11,11 +11,8 @@ from qdc.evaluation.harness.likelihood import is_greedy, score
 from qdc.evaluation.harness.options import LikelihoodOptions
 from qdc.evaluation.harness.passages import Passage, encode_pair, passage, rolling
 from qdc.evaluation.harness.subject import Subject
-from qdc.evaluation.masked_loss import Progress
 from qdc.runtime.decoding.options import DecodeOptions
-
-Report = Callable[[str, int, int], None]
-"""What is done, how much of it, and of how much."""
+from qdc.units import Progress, StepProgress
 
 
 class DiffusionLM(LM):
@@ -34,7 +31,7 @@ class DiffusionLM(LM):
         decoding: DecodeOptions | None = None,
         *,
         checks_greedy: bool = True,
-        progress: Report | None = None,
+        progress: StepProgress | None = None,
     ) -> None:
         """Take a loaded model. Raises ``QdcError`` if the scorer needs an end that it lacks."""
         super().__init__()

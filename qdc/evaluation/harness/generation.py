@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from qdc.errors import QdcError
 from qdc.evaluation.harness.subject import Subject
-from qdc.evaluation.masked_loss import Progress
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
+from qdc.units import Progress
 
 DEFAULT_LENGTH = 256
 """Tokens of an answer where neither the user nor the task says; the harness's own."""

@@ -12,9 +12,9 @@ from qdc.errors import QdcError
 from qdc.evaluation.harness.draws import Draws, even_times, exact_counts
 from qdc.evaluation.harness.options import LikelihoodOptions, Scorer
 from qdc.evaluation.harness.passages import Passage, pieces
-from qdc.evaluation.masked_loss import Progress
 from qdc.ir.graph import ModelFacts
 from qdc.models.predictions import Logits, logits_shift, predictions, require_finite
+from qdc.units import Progress
 
 
 def default_scorer(facts: ModelFacts) -> Scorer:

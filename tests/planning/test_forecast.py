@@ -1,4 +1,4 @@
-"""Plans of folders without shards, of passes that foresee nothing, and their warnings."""
+"""Plans of folders without shards, of passes that forecast nothing, and their warnings."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from qdc.streaming.unit import Unit
 from tests.support import llada8b
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import PLAIN, make_job
-from tests.support.outlooks import foresee_tiny
+from tests.support.outlooks import forecast_tiny
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_llada_8b_is_planned_from_two_small_files(headers: Path) -> None:
-    outlook = foresee_tiny(headers, "default")
+    outlook = forecast_tiny(headers, "default")
     assert len(llada8b.shapes()) == 291 == len(outlook.coverage)
     assert outlook.bytes_before == 16_031_162_368
     assert (outlook.layers, outlook.weights) == (224, 6_979_321_856)
@@ -70,7 +70,7 @@ def small(tmp_path: Path) -> Path:
 
 def test_shapes_and_dtypes_follow_without_shards(small: Path, tmp_path: Path) -> None:
     whole = write_checkpoint(tmp_path / "whole")
-    found, wanted = (foresee_tiny(folder, "rtn") for folder in (small, whole))
+    found, wanted = (forecast_tiny(folder, "rtn") for folder in (small, whole))
     assert found.shards == wanted.shards
     assert "no shard is here" in found.assumed
     assert wanted.assumed == ""
@@ -79,7 +79,7 @@ def test_shapes_and_dtypes_follow_without_shards(small: Path, tmp_path: Path) ->
 def test_a_total_of_another_model_is_refused(small: Path) -> None:
     edit(small, INDEX, metadata={"total_size": 12345})
     with pytest.raises(InvalidCheckpoint, match="the index counts 12,345 bytes"):
-        foresee_tiny(small, "rtn")
+        forecast_tiny(small, "rtn")
 
 
 @pytest.mark.parametrize(
@@ -91,25 +91,25 @@ def test_coverage_is_checked_by_name(small: Path, change: dict[str, int], what: 
     edit(small, "config.json", **change)
     edit(small, INDEX, metadata={})
     with pytest.raises(InvalidCheckpoint, match=what):
-        foresee_tiny(small, "rtn")
+        forecast_tiny(small, "rtn")
 
 
 @pytest.mark.parametrize(("named", "width"), [("float32", 4), ("torch.float16", 2), ("odd", 2)])
 def test_the_configuration_names_the_dtype(small: Path, named: str, width: int) -> None:
-    before = foresee_tiny(small, "rtn").bytes_before
+    before = forecast_tiny(small, "rtn").bytes_before
     edit(small, INDEX, metadata={})
     edit(small, "config.json", torch_dtype=named)
-    assert foresee_tiny(small, "rtn").bytes_before == before * width // 2
+    assert forecast_tiny(small, "rtn").bytes_before == before * width // 2
 
 
 def test_some_missing_shards_are_an_error(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m", shards=2)
     next(folder.glob("*-00002-*")).unlink()
     with pytest.raises(InvalidCheckpoint, match="shards that are missing"):
-        foresee_tiny(folder, "rtn")
+        forecast_tiny(folder, "rtn")
     (folder / INDEX).unlink()
     with pytest.raises(InvalidCheckpoint, match=f"neither {SINGLE}"):
-        foresee_tiny(folder, "rtn")
+        forecast_tiny(folder, "rtn")
 
 
 def test_no_weight_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_no_weight_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise AssertionError(name)
 
     monkeypatch.setattr(Checkpoint, "tensor", read)
-    assert foresee_tiny(model, "default").weights > 0
+    assert forecast_tiny(model, "default").weights > 0
 
 
 class Silent(Pass):
@@ -133,7 +133,7 @@ class Secret(DaqLower):
 
     name: ClassVar[str] = "secret"
 
-    def foresee(self, unit: Forecast, node: Any) -> None:
+    def forecast_codec(self, unit: Forecast, node: Any) -> None:
         return None
 
 
@@ -173,7 +173,7 @@ def test_what_is_not_known_is_no_number(passes: str, unknown: tuple[str, ...], m
     registry = standard_registry()
     for kind in (Silent, Secret, Guess):
         registry.add(kind)
-    outlook = foresee_tiny(model, passes, registry)
+    outlook = forecast_tiny(model, passes, registry)
     assert outlook.unknown == unknown
     assert outlook.shards == ()
     assert all(kind.nbytes is None for kind in outlook.kinds)
@@ -182,7 +182,7 @@ def test_what_is_not_known_is_no_number(passes: str, unknown: tuple[str, ...], m
 def test_layers_that_a_pass_keeps_are_stored_as_they_are(model: Path, tmp_path: Path) -> None:
     registry = standard_registry()
     registry.add(KeepValues)
-    outlook = foresee_tiny(model, "keep-values,rtn-lower,pack", registry)
+    outlook = forecast_tiny(model, "keep-values,rtn-lower,pack", registry)
     report = run_job(
         make_job(model, tmp_path / "out", registry, passes="keep-values,rtn-lower,pack")
     )
@@ -191,25 +191,25 @@ def test_layers_that_a_pass_keeps_are_stored_as_they_are(model: Path, tmp_path: 
 
 
 def test_ragged_blocks_and_few_tokens_are_warned_of(tmp_path: Path) -> None:
-    ragged = foresee_tiny(write_checkpoint(tmp_path / "m"), "release").warnings
+    ragged = forecast_tiny(write_checkpoint(tmp_path / "m"), "release").warnings
     assert any("14 layers end in a ragged block" in warning for warning in ragged)
     assert any("320 inputs, and 64 tokens calibrate it" in warning for warning in ragged)
     whole = write_checkpoint(tmp_path / "w", d_model=128, mlp_hidden_size=256)
-    assert not any("ragged" in warning for warning in foresee_tiny(whole, "release").warnings)
-    assert foresee_tiny(whole, "data-free").warnings == ()
+    assert not any("ragged" in warning for warning in forecast_tiny(whole, "release").warnings)
+    assert forecast_tiny(whole, "data-free").warnings == ()
 
 
 def test_text_that_a_compile_would_refuse_is_warned_of(model: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("for i in x", encoding="utf-8")
-    (warning,) = (w for w in foresee_tiny(model, "rtn", calibration=short).warnings if "text" in w)
+    (warning,) = (w for w in forecast_tiny(model, "rtn", calibration=short).warnings if "text" in w)
     assert "the calibration text will be refused: found 1 documents" in warning
     with pytest.raises(QdcError, match=r"gone\.txt"):
-        foresee_tiny(model, "rtn", calibration=tmp_path / "gone.txt")
+        forecast_tiny(model, "rtn", calibration=tmp_path / "gone.txt")
 
 
 def test_states_beyond_a_limit_wait_on_the_disk(model: Path) -> None:
-    free, bound = (foresee_tiny(model, "release", host_memory=limit) for limit in (None, 1000))
+    free, bound = (forecast_tiny(model, "release", host_memory=limit) for limit in (None, 1000))
     states = free.host.parts.get("calibration states", 0)
     assert bound.host.parts.get("calibration states", 0) <= 1000
     assert bound.scratch_bytes - free.scratch_bytes >= states - 1000
@@ -224,6 +224,6 @@ def test_memory_does_not_grow_with_depth(headers: Path, tmp_path: Path) -> None:
     names = [n for n in llada8b.shapes() if n.split(".")[3] in "01weight"]
     index = {"weight_map": dict.fromkeys(names, "a.safetensors")}
     (shallow / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    deep, flat = (foresee_tiny(folder, "default") for folder in (headers, shallow))
+    deep, flat = (forecast_tiny(folder, "default") for folder in (headers, shallow))
     assert deep.host.nbytes - deep.process_bytes == flat.host.nbytes - flat.process_bytes
     assert deep.host.nbytes < 12 << 30

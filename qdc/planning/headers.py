@@ -18,7 +18,7 @@ DTYPE_FIELDS = ("dtype", "torch_dtype")
 USUAL = "bf16"
 
 
-class Outline(Checkpoint):
+class IndexOnly(Checkpoint):
     """Tensors by name from the index, with the shapes that the configuration gives."""
 
     def __init__(self, folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
@@ -63,15 +63,14 @@ def open_headers(folder: Path, families: Families = BUILT_IN) -> tuple[Checkpoin
         return *open_model(folder, families=families), ""
     config = read_json(folder / "config.json")
     module, facts = families.build(config)
-    outline = Outline(folder, module, config)
-    refuse_compiled(outline)
-    program = trace(module, facts, outline)
-    check_tensors(program.graph, outline)
+    checkpoint = IndexOnly(folder, module, config)
+    refuse_compiled(checkpoint)
+    program = trace(module, facts, checkpoint)
+    check_tensors(program.graph, checkpoint)
     mark_kept(program.graph)
-    what = (
-        f"no shard is here: shapes follow from config.json, every tensor counts as {outline.dtype}"
-    )
-    return outline, program, what
+    dtype = checkpoint.dtype
+    what = f"no shard is here: shapes follow from config.json, every tensor counts as {dtype}"
+    return checkpoint, program, what
 
 
 def _dtype(config: dict[str, Any], index: dict[str, Any], weights: int) -> str:

@@ -13,8 +13,8 @@ from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.blocks import block_slices
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
+from qdc.planning.headers import open_headers
 from qdc.planning.options import PlanOptions
-from qdc.planning.outline import open_headers
 from qdc.planning.outlook import (
     LayerKind,
     Outlook,
@@ -32,7 +32,7 @@ from qdc.streaming.memory import resident_bytes
 from qdc.streaming.work import Work
 
 
-def foresee(
+def forecast(
     options: PlanOptions, plan: Plan, backend: Backend, families: Families = BUILT_IN
 ) -> Outlook:
     """Work a compile out without running it.
@@ -71,7 +71,7 @@ def foresee(
         {program.graph[name].path: codec for name, codec in account.codecs.items() if codec}
     )
     layout = backend.layout(program.graph)
-    # A pass that foresees nothing may keep layers, or store them otherwise.
+    # A pass without a forecast may keep layers, or store them otherwise.
     known = not account.unknown and None not in account.codecs.values()
     files = shards(account, layout) if layout is not None and known else []
     samples, length = max(account.drawn.values(), default=(0, 0))

@@ -1,0 +1,74 @@
+"""Graphs that commands are given: binary dumps, texts, and the dump of an artifact."""
+
+import sys
+from pathlib import Path
+
+from qdc.disk import read_regular
+from qdc.errors import InvalidDump, InvalidText, QdcError
+from qdc.ir.dump import LARGEST, Tags, from_bytes
+from qdc.ir.lines import GRAPH
+from qdc.ir.parser import Parsed, read_text
+
+DUMP = "ir.qdc"
+STDIN = "-"
+
+
+def read_graph(path: Path, tags: Tags) -> Parsed | None:
+    """Read a dump, a text, or the dump of an artifact; None if the path is a folder without one.
+
+    Args:
+        path: a file, a folder, or ``-`` for stdin.
+        tags: the annotation classes that are known here, by tag.
+
+    Raises:
+        InvalidDump: the file cannot be read, or is no dump.
+        InvalidText: it is a text that cannot be read back.
+        QdcError: there is nothing at the path.
+    """
+    if str(path) == STDIN:
+        return _parsed(_stdin(), "stdin", tags)
+    if path.is_dir():
+        path = path / DUMP
+        if not path.is_file():
+            return None
+    elif not path.exists():
+        raise QdcError(
+            f"no such file or folder: {path}", help="give a .qdc dump, a text of one or an artifact"
+        )
+    try:
+        data = read_regular(path, LARGEST)
+    except OSError as error:
+        raise InvalidDump(f"cannot read the dump: {error.strerror}", where=[str(path)]) from error
+    return _parsed(data, str(path), tags)
+
+
+def refuse_part(parsed: Parsed, path: Path) -> None:
+    """Raise ``QdcError`` for a text of which nothing whole can be made."""
+    if not parsed.full:
+        raise QdcError(
+            "the text leaves facts out, and what is in full must have all of them",
+            where=[str(path)],
+            help="give the .qdc dump, or a text in full: qdc show --full",
+        )
+
+
+def _parsed(data: bytes, where: str, tags: Tags) -> Parsed:
+    try:
+        if data.startswith((GRAPH.encode(), b"#")):
+            return read_text(data.decode(), tags)
+        return Parsed(from_bytes(data, tags), full=True)
+    except UnicodeDecodeError as error:
+        raise InvalidText(
+            "the text of the IR is not UTF-8", where=[where], help="convert it first"
+        ) from error
+    except (InvalidDump, InvalidText) as error:
+        raise type(error)(error.what, where=[where, *error.where], help=error.help) from error
+
+
+def _stdin() -> bytes:
+    if sys.stdin is None:
+        raise QdcError("stdin is closed", help="pipe a dump or its text into it")
+    data = sys.stdin.buffer.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise InvalidDump(f"it is larger than {LARGEST >> 20} MiB", where=["stdin"])
+    return data
