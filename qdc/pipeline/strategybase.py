@@ -66,6 +66,22 @@ class Stepwise(Strategy):
             places: what noise may be drawn from, in the order of the logits.
         """
 
+    def sureness_without(self, logits: Tensor, proposal: Proposal, places: Places) -> Tensor:
+        """How sure it is of a proposal once ends are taken out of the distribution.
+
+        Asked of strategies that read ``late_eos``. The tokens stay as they are proposed, and places
+        whose token is an end come last whatever is answered; as it stands, the confidence stays too.
+
+        Args:
+            logits: as ``propose`` had them, and minus infinite at the ends.
+            proposal: what ``propose`` has given.
+            places: of ``propose``.
+
+        Returns:
+            Confidence ``f64[places]``.
+        """
+        return proposal.confidence
+
     @abstractmethod
     def choose(self, confidence: Tensor, open_places: Tensor, amount: Tensor | None) -> Tensor:
         """Choose what the step decides, ``bool[rows, columns]``: without a plan, some open place.

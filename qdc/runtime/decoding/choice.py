@@ -35,15 +35,18 @@ def above_or_quota(
 
 
 def within_factor(confidence: Tensor, open_places: Tensor, factor: float) -> Tensor:
-    """The largest n for which the n-th best confidence is at least ``1 - factor / (n + 1)``.
+    """The best places up to the first n whose n-th best is below ``1 - factor / (n + 1)``.
 
-    At least one. The n best places are taken even where a smaller n would not have passed.
+    At least one, whatever its confidence. Where all but the last one pass, the last one goes with
+    them, and so two places that are left always go together: the published loop counts so.
     """
     ordered = confidence.masked_fill(~open_places, -torch.inf).sort(dim=1, descending=True).values
     number = torch.arange(1, confidence.shape[1] + 1, dtype=torch.float64)
     passed = ordered >= 1 - factor / (number + 1)
-    largest = (passed * number).amax(1).long().clamp(min=1)
-    return most_confident(confidence, open_places, largest)
+    passed[:, 0] = True
+    count = passed.sum(1)  # the bound rises with n, so nothing passes behind one that fails
+    left = open_places.sum(1)
+    return most_confident(confidence, open_places, torch.where(count == left - 1, left, count))
 
 
 def leftmost(open_places: Tensor, quota: Tensor) -> Tensor:

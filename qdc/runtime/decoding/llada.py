@@ -38,14 +38,21 @@ class LladaSampler(Stepwise):
         """Propose the largest of logits and noise among what the tail's cut leaves."""
         drawn_from = logits
         if self.temperature > 0:
-            cut = cut_tail(logits / self.temperature, self.top_p, self.top_k)
-            drawn_from = logits.masked_fill(cut == -torch.inf, -torch.inf)
+            drawn_from = logits.masked_fill(self.tempered(logits) == -torch.inf, -torch.inf)
         tokens = gumbel_tokens(drawn_from, self.temperature, places)
         return Proposal(tokens, self.confidence(logits, tokens, places))
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """Logits after temperature, 0 being greedy, without their tail, which is minus infinity."""
+        return cut_tail(logits / (self.temperature or 1.0), self.top_p, self.top_k)
 
     def confidence(self, logits: Tensor, tokens: Tensor, places: Places) -> Tensor:
         """Probability of the proposed tokens, without temperature and noise, ``f64[places]``."""
         return token_probability(logits.softmax(-1), tokens)
+
+    def sureness_without(self, logits: Tensor, proposal: Proposal, places: Places) -> Tensor:
+        """The confidence by the logits without ends, at every temperature."""
+        return self.confidence(logits, proposal.tokens, places)
 
     def choose(self, confidence: Tensor, open_places: Tensor, amount: Tensor | None) -> Tensor:
         """Choose the most confident places."""
@@ -54,10 +61,7 @@ class LladaSampler(Stepwise):
 
 
 class LowConfidence(LladaSampler):
-    """The most probable proposals first; the others stay masked.
-
-    With blocks this is also SDAR's ``low_confidence_static``.
-    """
+    """The most probable proposals first; the others stay masked."""
 
     name: ClassVar[str] = "low-confidence"
     source: ClassVar[str] = 'LLaDA, remasking="low_confidence", its default'
@@ -114,8 +118,8 @@ class Threshold(LladaSampler):
 class Factor(LladaSampler):
     """As many of the most probable proposals as their joint error allows.
 
-    The largest n whose n-th best confidence is at least ``1 - factor / (n + 1)``; the factor is 1
-    there and here.
+    The n best, where each of them, as the n-th, is at least ``1 - factor / (n + 1)`` sure; the last
+    place of a block goes with the last but one. The factor is 1 there and here.
     """
 
     name: ClassVar[str] = "factor"
@@ -133,10 +137,30 @@ class Factor(LladaSampler):
         return within_factor(confidence, open_places, self.factor)
 
 
-class Dynamic(LladaSampler):
+class Static(LladaSampler):
+    """The surest proposals first, by their probability among what they are drawn from.
+
+    Temperature and tail count in the confidence, at temperature 0 the tail alone; otherwise as
+    ``low-confidence``. ``top_k`` cuts in front of ``top_p`` there and here.
+    """
+
+    name: ClassVar[str] = "static"
+    source: ClassVar[str] = "SDAR, low_confidence_static"
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """Logits after temperature, then the cut to ``top_k``, then that to ``top_p``."""
+        kept = cut_tail(logits / (self.temperature or 1.0), None, self.top_k)
+        return cut_tail(kept, self.top_p, None)
+
+    def confidence(self, logits: Tensor, tokens: Tensor, places: Places) -> Tensor:
+        """Probability of the proposed tokens after temperature and cuts, ``f64[places]``."""
+        return token_probability(self.tempered(logits).softmax(-1), tokens)
+
+
+class Dynamic(Static):
     """All proposals above a threshold if there are as many as the schedule asks, else as many.
 
-    The threshold is 0.85 there, 0.9 in some of its settings.
+    Confidence is that of ``static``. The threshold is 0.85 there, 0.9 in some of its settings.
     """
 
     name: ClassVar[str] = "dynamic"

@@ -10,6 +10,7 @@ from torch import Tensor
 from qdc.errors import QdcError
 from qdc.numerics.noise import Places
 from qdc.pipeline.strategybase import Stepwise
+from qdc.runtime.decoding.agenda import Agenda, goes_alone
 from qdc.runtime.decoding.apd import Apd, decode_adaptively
 from qdc.runtime.decoding.canvas import lay_out
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -119,16 +120,16 @@ class Loop:
             rows = self.reader.rows
             if not len(rows):
                 return
-            plan = self.strategy.plan(self.counts[rows, block], self.shares[rows, block])
+            agenda = self._agenda(block, rows)
             self.reader.begin(first, last)
             for step in count():
                 open_places = self.canvas.masked[rows, first:last]
                 if not bool(open_places.any()):
                     break
-                amount = None if plan is None else self._amount(plan, step)
+                amount = agenda.amount(step)
                 if amount is not None and not bool(amount[open_places.any(1)].any()):
                     continue  # nothing is decided, so nothing need be computed
-                self._step(first, last, step, amount)
+                self._step(first, last, step, agenda)
                 if watch is not None:
                     watch(self.snapshot())
             if self.stops:
@@ -139,8 +140,8 @@ class Loop:
         tokens, masked = self.canvas.shown()
         return Snapshot(tokens, masked, self.steps, self.planned, self.reader.forwards)
 
-    def _step(self, first: int, last: int, step: int, amount: Tensor | None) -> None:
-        canvas, rows = self.canvas, self.reader.rows
+    def _step(self, first: int, last: int, step: int, agenda: Agenda) -> None:
+        canvas, rows, amount = self.canvas, self.reader.rows, agenda.amount(step)
         open_places = canvas.masked[rows, first:last]
         row, column = open_places.nonzero(as_tuple=True)
         at = rows[row], column + first
@@ -154,10 +155,14 @@ class Loop:
         proposal = self.strategy.propose(logits, places)
         tokens, sure = proposal.tokens.cpu(), proposal.confidence.cpu()
         if self.options.late_eos:
+            ends = torch.tensor(self.facts.ends, device=logits.device)
+            rest = logits.index_fill(1, ends[ends < logits.shape[1]], -torch.inf)
+            sure = self.strategy.sureness_without(rest, proposal, places).cpu()
             sure = sure.masked_fill(self._is_end(tokens), LATE)
         confidence = torch.full(open_places.shape, -torch.inf, dtype=torch.float64)
         confidence[row, column] = sure
-        chosen = self.strategy.choose(confidence, open_places, amount)[row, column]
+        chosen = self.strategy.choose(confidence, open_places, amount)
+        chosen = agenda.restrict(chosen, step)[row, column]
         if amount is None and not bool(chosen.any()):
             raise QdcError(
                 f"the strategy {self.strategy.name} decides nothing, and {len(row)} places are "
@@ -170,14 +175,11 @@ class Loop:
         self.written += int(chosen.sum())
         self.steps += 1
 
-    def _amount(self, plan: Tensor, step: int) -> Tensor:
-        if step < len(plan):
-            return plan[step]
-        raise QdcError(
-            f"the strategy {self.strategy.name} has planned {len(plan)} steps, and places are open "
-            "behind the last one",
-            help="plan as many places as there are, and choose as many as are planned",
-        )
+    def _agenda(self, block: int, rows: Tensor) -> Agenda:
+        first = self.canvas.spans[block][0]
+        alone = goes_alone(self.canvas, self.facts, self.reader.cache, first)
+        counts, steps = self.counts[rows, block], self.shares[rows, block]
+        return Agenda(self.strategy, counts, steps, alone[rows])
 
     def _leave_out_what_is_behind(self, last: int) -> None:
         """Close rows that hold an end before the column ``last``."""
@@ -199,10 +201,10 @@ class Loop:
         """Steps in all, where the strategy fixes them."""
         total = 0
         for block in range(len(self.canvas.spans)):
-            plan = self.strategy.plan(self.counts[:, block], self.shares[:, block])
-            if plan is None:
+            taken = self._agenda(block, self.reader.rows).taken
+            if taken is None:
                 return None
-            total += int((plan > 0).any(1).sum())
+            total += taken
         return total
 
 

@@ -136,15 +136,16 @@ class DecodeOptions(Options):
     forbid_eos: Annotated[
         bool,
         switch(
-            "Never end early",
-            more="Write no end of sequence (LLaDA's ``logits_eos_inf``)",
+            "Never write the end of sequence",
+            more="Ends of turns are written, and end an answer (LLaDA's ``logits_eos_inf``)",
         ),
     ] = False
     late_eos: Annotated[
         bool,
         switch(
             "Decide ends last",
-            more="Of sequence and of turn (LLaDA's ``confidence_eos_eot_inf``)",
+            more="Of sequence and of turn; they leave the confidence of all other places (LLaDA's "
+            "``confidence_eos_eot_inf``)",
         ),
     ] = False
     stop_early: bool = Field(

@@ -11,8 +11,9 @@ block-causal one nothing sees later blocks, so the text behind the block is left
 blocks are never computed again, and ``prefix`` is exact; so is ``dual`` if the block is a whole
 attention block.
 
-Where logits are shifted, a window begins one column earlier: the place that predicts its first
-token. (Fast-dLLM decides that token from the first computation instead.)
+Where logits are shifted, the place that predicts the first token of a block stands in front of it.
+Once that token is decided (``agenda``), a window of a bidirectional model begins with the block, as
+in Fast-dLLM; while it is open, and in block-causal models always, one column earlier.
 """
 
 from collections.abc import Callable
@@ -104,7 +105,8 @@ class Reader:
             tokens = torch.cat((tokens, hidden))
         shifted = self.canvas.positions[self.rows[rows], columns] > 0
         columns = columns - self.facts.logits_shift * shifted
-        first, last, seen = self._extent()
+        asks_first = bool((columns < self._first).any())
+        first, last, seen = self._extent(asks_first)
         if self._window is not None:
             logits = self._through_window(tokens, first, last, seen)
             columns = columns - first
@@ -126,13 +128,15 @@ class Reader:
         require_finite(without)
         return without + (self.guidance + 1) * (found - without)
 
-    def _extent(self) -> tuple[int, int, int]:
+    def _extent(self, asks_first: bool) -> tuple[int, int, int]:
         """First column and end of what is computed, and the end of what that sees."""
         grid, end = self.facts.attention_block, self.canvas.tokens.shape[1]
         start = 0
         if grid is not None:
             start, end = self._first // grid * grid, min(end, -(-self._last // grid) * grid)
-        before = max(0, self._first - self.facts.logits_shift)
+        before = self._first
+        if asks_first or grid is not None:
+            before = max(0, before - self.facts.logits_shift)
         if self.cache == "none":
             return 0, end, end
         if self._fresh:

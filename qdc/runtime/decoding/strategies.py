@@ -15,6 +15,7 @@ from qdc.runtime.decoding.llada import (
     LowConfidence,
     Random,
     Sequential,
+    Static,
     Threshold,
 )
 from qdc.runtime.decoding.options import DecodeOptions
@@ -29,6 +30,7 @@ STRATEGIES: tuple[type[Strategy], ...] = (
     Threshold,
     Factor,
     Sequential,
+    Static,
     Dynamic,
     Apd,
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidPipeline, QdcError, UnknownName
 from qdc.pipeline.strategybase import Stepwise, Strategy
+from qdc.runtime.decoding.choice import within_factor
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.sampling import cut_tail
 from qdc.runtime.decoding.strategies import (
@@ -155,8 +156,29 @@ def test_factor(seed: int, factor: float | None) -> None:
     options = DecodeOptions(strategy="factor", factor=factor)
     found, f = llada(options, seed), 1.0 if factor is None else factor
     ranked = sorted((chance for _, chance in found.values()), reverse=True)
-    passed = [n for n, chance in enumerate(ranked, 1) if chance >= 1 - f / (n + 1)]
-    assert decided(options, seed, None) == best(found, max(passed, default=1))
+    count = 1
+    while count < len(ranked) and ranked[count] >= 1 - f / (count + 2):
+        count += 1
+    if count == len(ranked) - 1:
+        count += 1
+    assert decided(options, seed, None) == best(found, count)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "count"),
+    [
+        ([0.1], 1),
+        ([0.1, 0.1], 2),  # the last two go together, however unsure
+        ([0.1, 0.1, 0.1], 1),
+        ([0.9, 0.7, 0.1], 3),  # as do the last one and all that pass in front of it
+        ([0.9, 0.7, 0.1, 0.1], 2),
+        ([0.9, 0.1, 0.1, 0.1], 1),
+    ],
+)
+def test_the_last_two_places_of_a_block_go_together(ranked: list[float], count: int) -> None:
+    confidence = torch.tensor([ranked], dtype=torch.float64)
+    chosen = within_factor(confidence, torch.ones_like(confidence, dtype=torch.bool), 1.0)
+    assert int(chosen.sum()) == count
 
 
 @pytest.mark.parametrize("seed", SEEDS)
