@@ -222,7 +222,8 @@ def generate(
     """Write an answer, and show how it unmasks.
 
     Strategies: low-confidence, random (LLaDA), origin, maskgit-plus, topk-margin, entropy (Dream),
-    threshold, factor (Fast-dLLM), sequential, dynamic (SDAR), apd; qdc strategies lists them.
+    threshold, factor (Fast-dLLM), sequential, static, dynamic (SDAR), apd; qdc strategies lists
+    them.
 
     \b
     Examples:

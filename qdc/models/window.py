@@ -32,12 +32,17 @@ class Window:
         self.keeps = keeps
         self.first, self.last, self.seen = 0, positions.shape[1], positions.shape[1]
         self._all_visible = bool(visible.all())
+        self._writes: Tensor | None = None
         self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int | None, Tensor | None] = {}
 
-    def move(self, first: int, last: int, seen: int) -> None:
-        """The next call computes columns ``first`` to ``last``, and sees those before ``seen``."""
-        self.first, self.last, self.seen = first, last, seen
+    def move(self, first: int, last: int, seen: int, kept: Tensor | None = None) -> None:
+        """The next call computes columns ``first`` to ``last``, and sees those before ``seen``.
+
+        With ``kept``, ``bool[batch]``, it keeps keys and values of these rows alone; what it
+        computes for the others is to be thrown away.
+        """
+        self.first, self.last, self.seen, self._writes = first, last, seen, kept
         self._masks = {}
 
     def keep_rows(self, rows: Tensor) -> None:
@@ -64,8 +69,9 @@ class Window:
             shape = (key.shape[0], self.positions.shape[1], *key.shape[2:])
             self._kept[leaf] = (key.new_zeros(shape), value.new_zeros(shape))
         keys, values = self._kept[leaf]
-        keys[:, self.first : self.last] = key
-        values[:, self.first : self.last] = value
+        rows = slice(None) if self._writes is None else self._writes
+        keys[rows, self.first : self.last] = key[rows]
+        values[rows, self.first : self.last] = value[rows]
         return keys[:, : self.seen], values[:, : self.seen]
 
     def mask(self, block: int | None) -> Tensor | None:

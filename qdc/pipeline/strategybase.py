@@ -70,7 +70,8 @@ class Stepwise(Strategy):
         """How sure it is of a proposal once ends are taken out of the distribution.
 
         Asked of strategies that read ``late_eos``. The tokens stay as they are proposed, and places
-        whose token is an end come last whatever is answered; as it stands, the confidence stays too.
+        whose token is an end come last whatever is answered. A strategy that leaves this method out
+        keeps its confidence too.
 
         Args:
             logits: as ``propose`` had them, and minus infinite at the ends.

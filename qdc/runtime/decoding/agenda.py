@@ -17,7 +17,7 @@ from qdc.runtime.decoding.facts import DecodeFacts
 
 
 def goes_alone(canvas: Canvas, facts: DecodeFacts, cache: str, first: int) -> Tensor:
-    """Rows in which the block that begins at the column ``first`` has its first place decided alone.
+    """Rows whose block, beginning at the column ``first``, has its first place decided alone.
 
     Returns:
         ``bool[batch]``: the place is open, is not the first of the text, and is one of those above.
@@ -41,7 +41,7 @@ class Agenda:
             counts: open places of the block, ``i64[rows]``.
             steps: steps of the block, ``i64[rows]``. A row that has one step decides all in it, if
                 there is a plan.
-            alone: rows whose first place is decided alone, ``bool[rows]``. It is one of their steps.
+            alone: rows whose first place is decided alone, in one of their steps, ``bool[rows]``.
         """
         self.name = strategy.name
         self.alone = alone
@@ -54,17 +54,17 @@ class Agenda:
             rest = strategy.plan(counts - less, steps - less)
             assert rest is not None
             one, none = torch.ones_like(rest[:1]), torch.zeros_like(rest[:1])
-            self.plan = torch.where(
-                self.alone, torch.cat((one, rest)), torch.cat((rest, none))
-            )
+            self.plan = torch.where(self.alone, torch.cat((one, rest)), torch.cat((rest, none)))
 
     def amount(self, step: int) -> Tensor | None:
         """What the step may decide in each row, ``[rows]``; None where confidence says.
 
         Raises ``QdcError`` behind the last step, where a strategy has not decided what it planned.
         """
-        if self.plan is None or step < len(self.plan):
-            return None if self.plan is None else self.plan[step]
+        if self.plan is None:
+            return None
+        if step < len(self.plan):
+            return self.plan[step]
         raise QdcError(
             f"the strategy {self.name} has planned {len(self.plan)} steps, and places are open "
             "behind the last one",

@@ -66,7 +66,7 @@ class SlidingReader(Reader):
         self._left = left
         self.begin(left, right)
 
-    def _extent(self) -> tuple[int, int, int]:
+    def _extent(self, *, wide: bool) -> tuple[int, int, int]:
         left = 0 if self.cache == "none" else self._left
         return left, self._last, self._last
 

@@ -12,8 +12,9 @@ blocks are never computed again, and ``prefix`` is exact; so is ``dual`` if the 
 attention block.
 
 Where logits are shifted, the place that predicts the first token of a block stands in front of it.
-Once that token is decided (``agenda``), a window of a bidirectional model begins with the block, as
-in Fast-dLLM; while it is open, and in block-causal models always, one column earlier.
+A window begins with the block once that token is decided, as in Fast-dLLM. While it is open, it
+begins one column earlier; ``dual`` in a part of an attention block computes the whole of that then,
+as v2 does. Rows that differ in that are computed in two calls, so that none depends on another.
 """
 
 from collections.abc import Callable
@@ -71,6 +72,9 @@ class Reader:
             self._window = self._new_window()
         self._first = self._last = 0
         self._fresh, self._final = True, 0
+        # Rows of a block-causal model whose attention block has its first token from the call in
+        # hand, which finishes the block in front of it: their own block is computed in the next.
+        self._again = torch.zeros(0, dtype=torch.bool)
 
     def keep_rows(self, kept: Tensor) -> None:
         """Go on with these of the rows, ``bool[rows]``."""
@@ -98,24 +102,64 @@ class Reader:
         Raises:
             QdcError: logits are not finite.
         """
-        self.forwards += 1
         tokens = self.canvas.tokens[self.rows]
         if self.guidance:
             hidden = tokens.masked_fill(self._given[self.rows], self.facts.mask)
             tokens = torch.cat((tokens, hidden))
         shifted = self.canvas.positions[self.rows[rows], columns] > 0
         columns = columns - self.facts.logits_shift * shifted
-        asks_first = bool((columns < self._first).any())
-        first, last, seen = self._extent(asks_first)
+        wide = self._wide_rows(rows[columns < self._first])
+        if self._fresh or self.cache == "none" or len(wide.unique()) < 2:
+            found = self._call(tokens, rows, columns, wide=bool(wide.any()))
+        else:
+            narrow = self._call(tokens, rows, columns, wide=False, kept=~wide)
+            found = self._call(tokens, rows, columns, wide=True, kept=wide)
+            found = torch.where(wide[rows, None].to(self.device), found, narrow)
+        self._fresh = False
+        return found
+
+    def _wide_rows(self, asking: Tensor) -> Tensor:
+        """Rows whose call begins in front of the block, ``bool[rows]``.
+
+        They ask for its first token, or have nothing kept of their attention block.
+        """
+        found = torch.zeros(len(self.rows), dtype=torch.bool)
+        found[asking] = True
+        grid = self.facts.attention_block
+        if not self._fresh:
+            found, self._again = found | self._again, torch.zeros_like(found)
+        elif self.cache == "dual" and grid is not None and self._first % grid == 0:
+            self._again = found
+        else:
+            self._again = torch.zeros_like(found)
+        return found
+
+    def _call(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        *,
+        wide: bool,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Call the model once; ``wide`` includes the column in front of the block.
+
+        With ``kept``, ``bool[rows]``, keys and values of these rows alone are kept, and what is
+        given for the others means nothing.
+        """
+        self.forwards += 1
+        first, last, seen = self._extent(wide=wide)
         if self._window is not None:
-            logits = self._through_window(tokens, first, last, seen)
-            columns = columns - first
+            if kept is not None:
+                kept = (torch.cat((kept, kept)) if self.guidance else kept).to(self.device)
+            logits = self._through_window(tokens, first, last, seen, kept)
+            columns = (columns - first).clamp(min=0)
         elif bool(self.canvas.visible.all()):
             logits = self.model(tokens[:, :seen].to(self.device))
         else:
             logits = self._flush_left(tokens)
             columns = columns - self.canvas.starts[self.rows[rows]]
-        self._fresh = False
         return self._picked(logits, rows, columns)
 
     def _picked(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -128,28 +172,28 @@ class Reader:
         require_finite(without)
         return without + (self.guidance + 1) * (found - without)
 
-    def _extent(self, asks_first: bool) -> tuple[int, int, int]:
+    def _extent(self, *, wide: bool) -> tuple[int, int, int]:
         """First column and end of what is computed, and the end of what that sees."""
         grid, end = self.facts.attention_block, self.canvas.tokens.shape[1]
         start = 0
         if grid is not None:
             start, end = self._first // grid * grid, min(end, -(-self._last // grid) * grid)
-        before = self._first
-        if asks_first or grid is not None:
-            before = max(0, before - self.facts.logits_shift)
+        before = self._first - 1 if wide else self._first
         if self.cache == "none":
             return 0, end, end
         if self._fresh:
             first = 0 if grid is None else min(self._final, before)
             self._final = start
             return first, end, end
-        if self.cache == "dual":
+        if self.cache == "dual" and (grid is None or not wide):
             return before, self._last, end
         return (before if grid is None else min(start, before)), end, end
 
-    def _through_window(self, tokens: Tensor, first: int, last: int, seen: int) -> Tensor:
+    def _through_window(
+        self, tokens: Tensor, first: int, last: int, seen: int, kept: Tensor | None
+    ) -> Tensor:
         assert self._window is not None
-        self._window.move(first, last, seen)
+        self._window.move(first, last, seen, kept)
         with through(self._window):
             return self.model(tokens[:, first:last].to(self.device))
 

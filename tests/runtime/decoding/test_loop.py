@@ -147,6 +147,23 @@ def test_ends_are_forbidden_or_late() -> None:
         decode(Table(ENDING), [[5]], options, facts())
 
 
+def test_late_ends_leave_the_confidence_of_other_places() -> None:
+    """0.5, 0.55 and 0.6 of the whole are 0.91, 0.61 and 0.6 without the end: the order turns."""
+    chances = [
+        [0.1, 0.0, 0.3, 0.2, 0.2, 0.2],
+        [0.45, 0.0, 0.5, 0.05, 0.0, 0.0],
+        [0.1, 0.0, 0.55, 0.35, 0.0, 0.0],
+        [0.0, 0.0, 0.2, 0.6, 0.2, 0.0],
+    ]
+    table = probabilities(chances).clamp(min=-50)
+    for late, order in ((False, [3, 2, 1]), (True, [1, 2, 3])):
+        seen: list[Snapshot] = []
+        options = DecodeOptions(length=3, late_eos=late, stop_early=False)
+        decode(Table(table), [[5]], options, facts(eos=EOS, ends=(EOS,)), seen.append)
+        left = [set(state.masked[0].nonzero()[:, 0].tolist()) for state in seen]
+        assert left == [set(order[1:]), set(order[2:]), set()]
+
+
 def test_guidance_by_hand() -> None:
     """Logits l_u + (w + 1)(l_c - l_u), where the prompt of the second call is masked."""
     asked: list[list[list[int]]] = []

@@ -70,9 +70,13 @@ def test_a_batch_gives_what_each_prompt_gives_alone(family: str, kept: str) -> N
     assert len({*map(tuple, together)}) == len(PROMPTS)
 
 
+@pytest.mark.parametrize("family", ["dream", "fast-dllm"])
 @pytest.mark.parametrize("strategy", ["threshold", "factor", "entropy", "origin", "dynamic"])
-def test_rows_that_take_different_steps_do_not_disturb_each_other(strategy: str) -> None:
-    model, facts = toy("dream")
+def test_rows_that_take_different_steps_do_not_disturb_each_other(
+    family: str, strategy: str
+) -> None:
+    """In Fast-dLLM v2 rows differ in when the first place of a part of a block is decided."""
+    model, facts = toy(family)
     fields = {"strategy": strategy, "cache": "dual", "block": 4, "temperature": 0.3}
     if strategy in ("threshold", "dynamic"):
         fields["threshold"] = 0.3
@@ -83,12 +87,46 @@ def test_rows_that_take_different_steps_do_not_disturb_each_other(strategy: str)
 @pytest.mark.parametrize("kept", ["prefix", "dual"])
 @pytest.mark.parametrize("family", FULL)
 def test_caches_are_exact_in_a_model_of_one_layer(family: str, kept: str) -> None:
-    """There keys and values follow from their own token alone, so nothing kept is out of date."""
+    """There keys and values follow from their own token alone, so nothing kept is out of date.
+
+    Dream decides first places alone with a cache, so its order differs; from left to right with two
+    steps for two places it is the same.
+    """
     model, facts = toy(family, 1)
-    fields = {"block": 4, "steps": 6}
+    fields: dict[str, Any] = {"block": 4, "steps": 6}
+    if family == "dream":
+        fields = {"block": 2, "strategy": "sequential"}
     assert answers(model, facts, PROMPTS, cache=kept, **fields) == answers(
         model, facts, PROMPTS, **fields
     )
+
+
+def test_the_first_place_of_a_block_goes_alone() -> None:
+    """On Dream with a cache; it is one of the steps, and one step in all has no room for it."""
+    model, facts = toy("dream")
+    for kept, steps, first in (("none", 6, 2), ("dual", 6, 1), ("dual", 12, 1), ("dual", 3, 4)):
+        seen: list[Snapshot] = []
+        options = DecodeOptions(length=12, block=4, steps=steps, cache=kept, stop_early=False)
+        decode(model, PROMPTS, options, facts, seen.append)
+        assert (~seen[0].masked[:, -12:]).sum(1).tolist() == [first] * len(PROMPTS)
+        if first == 1:
+            assert not seen[0].masked[:, -12].any()
+        assert len(seen) == steps == seen[0].steps
+
+
+def test_an_attention_block_is_begun_by_the_block_before_it() -> None:
+    """In Fast-dLLM v2 the rows of a batch that begin a block have its first place decided alone."""
+    model, facts = toy("fast-dllm")
+    size = 8
+    assert facts.attention_block == size
+    prompts = [[7] * size, [7] * (size + 1), [7] * (size - 1)]
+    seen: list[Snapshot] = []
+    options = DecodeOptions(length=size, strategy="threshold", threshold=0.0)
+    decode(model, prompts, options, facts, seen.append)
+    written = [(~state.masked[:, -size:]).sum(1).tolist() for state in seen]
+    # At the threshold 0 a step decides all that it may: the first row begins a block at once, the
+    # others after 7 places and after one.
+    assert written == [[1, 7, 1], [8, 7, 1], [8, 8, 2], [8, 8, 8]]
 
 
 @pytest.mark.parametrize("family", FULL)
@@ -119,7 +157,8 @@ def test_a_part_of_a_block_is_exact_with_the_prefix_alone() -> None:
         ("llada", "none", [14] * 6),
         ("llada", "prefix", [14, 12, 14, 8, 14, 4]),
         ("llada", "dual", [14, 4, 14, 4, 14, 4]),
-        ("dream", "dual", [14, 5, 14, 5, 14, 5]),
+        ("dream", "dual", [14, 4, 14, 4, 14, 4]),
+        ("dream", "prefix", [14, 12, 14, 8, 14, 4]),
         # Blocks of 4 from the first position: 2 places of the prompt, 2 + 4 + 4 + 2 open ones.
         ("sdar", "none", [4, 8, 8, 12, 12, 14]),
         ("sdar", "prefix", [4, 8, 4, 8, 4, 6]),

@@ -190,6 +190,24 @@ def test_dynamic(seed: int, threshold: float | None) -> None:
     assert decided(options, seed, 2) == (sure if len(sure) >= 2 else best(found, 2))
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("strategy", ["static", "dynamic"])
+def test_sdar_is_sure_by_what_it_draws_from(seed: int, strategy: str) -> None:
+    """After temperature, then the cut to the likeliest three, then that to the likeliest 0.6."""
+    logits, _ = example(seed)
+    options = DecodeOptions(strategy=strategy, temperature=2.0, top_k=3, top_p=0.6)
+    found = stepwise(options).propose(logits, places(WIDTH, seed))
+    for row, token, sure in zip(
+        logits.tolist(), found.tokens.tolist(), found.confidence.tolist(), strict=True
+    ):
+        order = sorted(range(WORDS), key=lambda word: -row[word])[:3]
+        chances = softmax([row[word] / 2 for word in order])
+        kept = [i for i in range(3) if sum(chances[:i]) <= 0.6]
+        total = sum(chances[i] for i in kept)
+        assert token in [order[i] for i in kept]
+        assert sure == pytest.approx(chances[order.index(token)] / total)
+
+
 MEASURES = {"maskgit-plus": "probability", "topk-margin": "margin", "entropy": "entropy"}
 
 
