@@ -109,8 +109,9 @@ class Reader:
         shifted = self.canvas.positions[self.rows[rows], columns] > 0
         columns = columns - self.facts.logits_shift * shifted
         wide = self._wide_rows(rows[columns < self._first])
-        if self._fresh or self.cache == "none" or len(wide.unique()) < 2:
-            found = self._call(tokens, rows, columns, wide=bool(wide.any()))
+        some = bool(wide.any())
+        if self._fresh or self.cache == "none" or not some or bool(wide.all()):
+            found = self._call(tokens, rows, columns, wide=some)
         else:
             narrow = self._call(tokens, rows, columns, wide=False, kept=~wide)
             found = self._call(tokens, rows, columns, wide=True, kept=wide)

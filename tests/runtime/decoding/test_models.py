@@ -106,7 +106,7 @@ def test_the_first_place_of_a_block_goes_alone() -> None:
     model, facts = toy("dream")
     for kept, steps, first in (("none", 6, 2), ("dual", 6, 1), ("dual", 12, 1), ("dual", 3, 4)):
         seen: list[Snapshot] = []
-        options = DecodeOptions(length=12, block=4, steps=steps, cache=kept, stop_early=False)
+        options = DecodeOptions.parse(length=12, block=4, steps=steps, cache=kept, stop_early=False)
         decode(model, PROMPTS, options, facts, seen.append)
         assert (~seen[0].masked[:, -12:]).sum(1).tolist() == [first] * len(PROMPTS)
         if first == 1:
