@@ -155,7 +155,7 @@ class Loop:
         proposal = self.strategy.propose(logits, places)
         tokens, sure = proposal.tokens.cpu(), proposal.confidence.cpu()
         if self.options.late_eos:
-            ends = torch.tensor(self.facts.ends, device=logits.device)
+            ends = torch.tensor(self.facts.ends, dtype=torch.int64, device=logits.device)
             rest = logits.index_fill(1, ends[ends < logits.shape[1]], -torch.inf)
             sure = self.strategy.sureness_without(rest, proposal, places).cpu()
             sure = sure.masked_fill(self._is_end(tokens), LATE)
