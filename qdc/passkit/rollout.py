@@ -6,7 +6,6 @@ that are not at their time yet.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,16 +15,14 @@ from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, Stage
 from qdc.models.predictions import sources
 from qdc.passkit.geometry import Masked
-
-if TYPE_CHECKING:
-    from qdc.streaming.unit import Unit
+from qdc.streaming.unit import Unit
 
 POSITIONS = 256
 """Positions whose logits are computed at once: f64[256, vocabulary]."""
 
 
 def rollout(
-    unit: "Unit",
+    unit: Unit,
     clean: Tensor,
     maskable: Tensor,
     times: Tensor,
@@ -69,7 +66,7 @@ def rollout(
     return tokens, masked
 
 
-def predict(unit: "Unit", states: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def predict(unit: Unit, states: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the original model's best token ``i64[b, length]`` and its probability ``f64[...]``.
 
     Both are 0 where the state, ``(tokens, masked)``, is not masked. The mask token is never
