@@ -15,6 +15,7 @@ from qdc.errors import InvalidArtifact, UnsupportedModel
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
+from qdc.ir.keys import file_key
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.types import ValueType
 
@@ -107,7 +108,7 @@ def pack(module: nn.Module, codec: Codec, layer: str) -> None:
     if claimed:
         raise UnsupportedModel(
             f"{type(module).__name__} has attributes with the names of stored tensors",
-            where=[f"{layer}.{suffix}" for suffix in claimed],
+            where=[file_key(layer, suffix) for suffix in claimed],
             help="load it with qdc.load",
         )
     _change(module, _Embedding if _looks_rows_up(module, codec) else PackedModule)
