@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +42,7 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
             node,
             LayerReport(
                 name=node.name,
-                kind=re.sub(r"\.\d+\.", ".*.", f".{node.name}").strip("."),
+                kind=node.kind,
                 rows=node.rows,
                 columns=node.columns,
                 codec=lowered.codec.name,

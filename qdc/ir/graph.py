@@ -1,5 +1,6 @@
 """The layer graph: typed nodes in execution order, edges and traversals on networkx."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -34,6 +35,11 @@ class Node(Frozen):
             if parameter.role == "weight":
                 return parameter
         raise InvalidGraph("the node has no weight", where=[f"%{self.name}"])
+
+    @property
+    def kind(self) -> str:
+        """Its name without numbers, ``blocks.*.q_proj``: nodes of one place in all regions."""
+        return re.sub(r"\.\d+\.", ".*.", f".{self.name}").strip(".")
 
     @property
     def rows(self) -> int:
