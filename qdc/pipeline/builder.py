@@ -48,10 +48,27 @@ def build_backend(text: str, registry: Registry) -> Backend:
         UnknownName: an unknown backend, with the nearest names.
     """
     item = parse_item(text)
-    backend = _configured(registry.find_backend(item.name), item, text)
+    backend = configured(registry.find_backend(item.name), item, text)
     if not isinstance(backend, Backend):
         raise TypeError(f"{item.name} is registered as a backend and is none")
     return backend
+
+
+def configured(
+    kind: type[Configured], item: Item, text: str, given: Mapping[str, object] | None = None
+) -> Configured:
+    """Make what ``item`` names from its parsed options, and from values by the names of fields.
+
+    Raises ``InvalidPipeline`` with a caret into ``text``.
+    """
+    fields = {name.replace("_", "-"): name for name in kind.model_fields}
+    values: dict[str, Any] = {}
+    for key, value in item.options.items():
+        if key not in fields:
+            has = nearest(key, fields) if fields else "it has no options"
+            raise InvalidPipeline(f"{item.name} has no option {key!r}", help=has)
+        values[fields[key]] = _shaped(kind.model_fields[fields[key]].annotation, value)
+    return _validated(kind, {**(given or {}), **values}, caret(text, item.place))
 
 
 class _Builder:
@@ -101,7 +118,7 @@ class _Builder:
                     )
                 steps.append(step)
         options = Item(STAGES, item.place, item.options)
-        order = _configured(StageOrder, options, text)
+        order = configured(StageOrder, options, text)
         assert isinstance(order, StageOrder)
         return Group(tuple(steps), order)
 
@@ -117,7 +134,7 @@ class _Builder:
 
     def step(self, item: Item) -> Pass:
         kind = self.registry.find_pass(item.name)
-        made = _configured(kind, item, self.text)
+        made = configured(kind, item, self.text)
         taken = {
             k: v for k, v in self.overrides.items() if k.replace("-", "_") in kind.model_fields
         }
@@ -133,18 +150,6 @@ class _Builder:
         if not isinstance(result, Pass):
             raise TypeError(f"{item.name} is registered as a pass and is none")
         return result
-
-
-def _configured(kind: type[Configured], item: Item, text: str) -> Configured:
-    """Make a pass or a backend from its parsed options. Raises ``InvalidPipeline``."""
-    fields = {name.replace("_", "-"): name for name in kind.model_fields}
-    values: dict[str, Any] = {}
-    for key, value in item.options.items():
-        if key not in fields:
-            has = nearest(key, fields) if fields else "it has no options"
-            raise InvalidPipeline(f"{item.name} has no option {key!r}", help=has)
-        values[fields[key]] = _shaped(kind.model_fields[fields[key]].annotation, value)
-    return _validated(kind, values, caret(text, item.place))
 
 
 def _shaped(kind: object, value: str | tuple[str, ...]) -> object:
