@@ -111,7 +111,7 @@ class Threshold(LladaSampler):
         return above(confidence, open_places, self.threshold)
 
 
-class Factor(LladaSampler):
+class ParallelFactor(LladaSampler):
     """As many of the most probable proposals as their joint error allows.
 
     The largest n whose n-th best confidence is at least ``1 - factor / (n + 1)``; the factor is 1

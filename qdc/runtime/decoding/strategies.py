@@ -11,8 +11,8 @@ from qdc.runtime.decoding.apd import Apd
 from qdc.runtime.decoding.dream import Entropy, MaskGitPlus, Origin, TopKMargin
 from qdc.runtime.decoding.llada import (
     Dynamic,
-    Factor,
     LowConfidence,
+    ParallelFactor,
     Random,
     Sequential,
     Threshold,
@@ -27,7 +27,7 @@ STRATEGIES: tuple[type[Strategy], ...] = (
     TopKMargin,
     Entropy,
     Threshold,
-    Factor,
+    ParallelFactor,
     Sequential,
     Dynamic,
     Apd,
