@@ -7,10 +7,8 @@ from typing import Annotated, ClassVar, Required, Self, TypedDict
 from pydantic import BeforeValidator, model_validator
 
 from qdc.errors import InvalidPipeline
-from qdc.options import as_list, option, switch
+from qdc.options import PathLike, as_list, option, switch
 from qdc.planning.options import PlanOptions
-
-PathLike = str | Path
 
 
 class CompileOptions(PlanOptions):
