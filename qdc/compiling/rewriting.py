@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.instruments import Instrument, Remarks, Verifier
 from qdc.compiling.runner import Runner
-from qdc.errors import MissingAnnotation, MissingWeights, QdcError
+from qdc.errors import MissingAnnotation, MissingWeights
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Annotation
 from qdc.ir.graph import LayerGraph, Node
@@ -53,11 +53,6 @@ def rewrite(graph: LayerGraph, plan: Plan, tags: Mapping[str, type[Annotation]])
             raise MissingWeights(
                 f"{step.name} runs the model on calibration text, and a dump has neither", help=HELP
             )
-    if not any(graph.layers()):
-        raise QdcError(
-            "the graph has no layers: no pass finds anything to do",
-            help="give the whole of a dump or text, with its regions and their stages",
-        )
     _check_annotations(graph, plan)
     for step in plan.passes():
         step.check(graph)

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,13 +180,6 @@ def test_passes_that_need_more_are_refused(artifact: Path, refused: Command) -> 
     message = refused("opt", artifact, "--passes", "default")
     assert message.startswith("error[QDC205] calibrate-cross runs the model on calibration text")
     assert "help  run it by qdc compile" in message
-
-
-def test_a_graph_without_layers_is_refused(tmp_path: Path, refused: Command) -> None:
-    path = tmp_path / "x.txt"
-    text = TEXT.read_text(encoding="utf-8")
-    path.write_text(re.sub("  region .*\n", "", text), encoding="utf-8")
-    assert "the graph has no layers" in refused("opt", path, *ABMP)
 
 
 def test_input_that_is_none_is_refused(
