@@ -83,6 +83,8 @@ class CompileOptions(PlanOptions):
 
     @model_validator(mode="after")
     def _nothing_is_contradicted(self) -> Self:
+        if not self.target.name:
+            raise InvalidPipeline(f"{self.out} has no name", help="choose another -o")
         if self.stop_after is not None:
             for given, text in (
                 (self.force, "--force replaces an artifact"),
