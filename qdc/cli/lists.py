@@ -39,7 +39,7 @@ def passes_command(
 
 
 def backends_command(plugins: Sequence[Path], as_json: bool) -> None:
-    """List backends."""
+    """List backends with what they read and do."""
     described = [describe(kind) for kind in standard_registry(plugins).backends.values()]
     if as_json:
         print_json({"backends": [entry.as_data() for entry in described]})

@@ -48,13 +48,13 @@ def build_backend(text: str, registry: Registry) -> Backend:
         UnknownName: an unknown backend, with the nearest names.
     """
     item = parse_item(text)
-    backend = configure(registry.find_backend(item.name), item, text)
+    backend = configured(registry.find_backend(item.name), item, text)
     if not isinstance(backend, Backend):
         raise TypeError(f"{item.name} is registered as a backend and is none")
     return backend
 
 
-def configure(
+def configured(
     kind: type[Configured], item: Item, text: str, given: Mapping[str, object] | None = None
 ) -> Configured:
     """Make what ``item`` names from its parsed options, and from values by the names of fields.
@@ -118,7 +118,7 @@ class _Builder:
                     )
                 steps.append(step)
         options = Item(STAGES, item.place, item.options)
-        order = configure(StageOrder, options, text)
+        order = configured(StageOrder, options, text)
         assert isinstance(order, StageOrder)
         return Group(tuple(steps), order)
 
@@ -134,7 +134,7 @@ class _Builder:
 
     def step(self, item: Item) -> Pass:
         kind = self.registry.find_pass(item.name)
-        made = configure(kind, item, self.text)
+        made = configured(kind, item, self.text)
         taken = {
             k: v for k, v in self.overrides.items() if k.replace("-", "_") in kind.model_fields
         }

@@ -66,7 +66,7 @@ class FalseUniform(Codec):
 
 
 class FalseRtn(Lowered):
-    """Carries it."""
+    """A layer in the codec whose name is taken."""
 
     tag: ClassVar[str] = "false-rtn"
     codec: FalseUniform

@@ -30,7 +30,7 @@ class DreamSampler(Stepwise):
     top_k: TopK = None
 
     def plan(self, counts: Tensor, steps: Tensor) -> Tensor | None:
-        """Dream's times."""
+        """Quotas by Dream's grid of times."""
         return dream_quotas(counts, steps)
 
     def propose(self, logits: Tensor, places: Places) -> Proposal:

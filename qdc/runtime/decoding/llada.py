@@ -115,7 +115,7 @@ class Threshold(LladaSampler):
         return above(confidence, open_places, self.threshold)
 
 
-class Factor(LladaSampler):
+class ParallelFactor(LladaSampler):
     """As many of the most probable proposals as their joint error allows.
 
     The n best, where each of them, as the n-th, is at least ``1 - factor / (n + 1)`` sure; the last

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from qdc.errors import QdcError
-from qdc.pipeline.builder import configure
+from qdc.pipeline.builder import configured
 from qdc.pipeline.registry import find_named
 from qdc.pipeline.strategybase import Stepwise, Strategy
 from qdc.pipeline.syntax import parse_item
@@ -11,8 +11,8 @@ from qdc.runtime.decoding.apd import Apd
 from qdc.runtime.decoding.dream import Entropy, MaskGitPlus, Origin, TopKMargin
 from qdc.runtime.decoding.llada import (
     Dynamic,
-    Factor,
     LowConfidence,
+    ParallelFactor,
     Random,
     Sequential,
     Static,
@@ -28,7 +28,7 @@ STRATEGIES: tuple[type[Strategy], ...] = (
     TopKMargin,
     Entropy,
     Threshold,
-    Factor,
+    ParallelFactor,
     Sequential,
     Static,
     Dynamic,
@@ -75,7 +75,7 @@ def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> 
         raise _refused(f"{', '.join(twice)} is given both in the strategy and as an option")
     shared = {n: getattr(options, n) for n in SHARED if n in kind.model_fields and n not in written}
     given = {name: value for name, value in shared.items() if value is not None}
-    strategy = configure(kind, item, options.strategy, given)
+    strategy = configured(kind, item, options.strategy, given)
     if not isinstance(strategy, Stepwise | Apd):
         raise QdcError(
             f"the strategy {kind.name} does not say what its steps decide",
