@@ -110,7 +110,7 @@ class Reader:
         columns = columns - self.facts.logits_shift * shifted
         wide = self._wide_rows(rows[columns < self._first])
         some = bool(wide.any())
-        if self._fresh or self.cache == "none" or not some or bool(wide.all()):
+        if self._fresh or not some or bool(wide.all()) or self._one_extent():
             found = self._call(tokens, rows, columns, wide=some)
         else:
             narrow = self._call(tokens, rows, columns, wide=False, kept=~wide)
@@ -118,6 +118,10 @@ class Reader:
             found = torch.where(wide[rows, None].to(self.device), found, narrow)
         self._fresh = False
         return found
+
+    def _one_extent(self) -> bool:
+        """Whether a call computes the same for all rows, wide or not."""
+        return self._extent(wide=True) == self._extent(wide=False)
 
     def _wide_rows(self, asking: Tensor) -> Tensor:
         """Rows whose call begins in front of the block, ``bool[rows]``.

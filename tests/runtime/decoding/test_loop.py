@@ -137,7 +137,11 @@ def test_rows_end_one_by_one() -> None:
 def test_ends_are_forbidden_or_late() -> None:
     ends = facts(eos=EOS, ends=(EOS, 4))
     options = DecodeOptions(length=8, forbid_eos=True)
-    assert EOS not in decode(Table(ENDING), [[5]], options, ends).tokens
+    found = decode(Table(ENDING), [[5]], options, ends)
+    assert EOS not in found.tokens
+    # The end of a turn is written all the same, and ends the answer at its place.
+    assert int(found.tokens[0, 4]) == 4
+    assert len(found.answers[0]) == 3
     seen: list[Snapshot] = []
     options = DecodeOptions(length=8, late_eos=True)
     decode(Table(ENDING), [[5]], options, ends, seen.append)
