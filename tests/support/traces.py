@@ -19,6 +19,7 @@ from qdc.numerics.noise import Places
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.reader import Model
 from qdc.runtime.load import load_checkpoint
 
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
@@ -60,16 +61,21 @@ def replay(folder: str, trace: Trace, **options: Any) -> Replay:
     """Decode the prompt of a trace, and put what came of it beside what is published."""
     module, facts = open_model(folder)
     ends = tuple(trace.get("ends", ENDS))
+    return replay_on(module, DecodeFacts.of(facts, ends[0], ends), trace, **options)
+
+
+def replay_on(model: Model, facts: DecodeFacts, trace: Trace, **options: Any) -> Replay:
+    """As ``replay``, with any model."""
     seen: list[State] = []
     found = decode(
-        module,
+        model,
         trace["prompt"],
         DecodeOptions.model_validate({"length": trace["length"], "stop_early": False, **options}),
-        DecodeFacts.of(facts, ends[0], ends),
+        facts,
         lambda state: seen.append(state.tokens.tolist()),
     )
     expected = once([_without_padding(trace, state) for state in trace["states"]])
-    start = _blank(trace, facts.mask_token_id)
+    start = _blank(trace, facts.mask)
     here = once([start, *(_without_padding(trace, state) for state in seen)])
     # A published run may begin with a first token that the prompt's own call has decided.
     return Replay(here if expected[0] == start else here[1:], expected, found.forwards)
