@@ -54,7 +54,7 @@ class Llada2:
         fused = torch.unflatten(
             self._linear(x, f"{name}.query_key_value"), -1, (-1, config["head_dim"])
         )
-        query, key, value = torch.split(fused, (heads, shared, shared), dim=2)
+        query, key, value = torch.split(fused, [heads, shared, shared], dim=2)
         query = self._turned(self._norm(query, f"{name}.query_layernorm"))
         key = self._turned(self._norm(key, f"{name}.key_layernorm"))
         found = functional.scaled_dot_product_attention(
