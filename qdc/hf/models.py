@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -21,6 +22,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qdc.errors import QdcError
+from qdc.hf.generation import run_loop
 from qdc.ir.graph import ModelFacts
 from qdc.models.decoder import DecoderBlock, predict
 from qdc.models.families import Families
@@ -88,6 +90,37 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         mask = read_mask(attention_mask, input_ids, self.facts.attention_block)
         logits = predict(self, self.family.names, input_ids, mask)
         return MaskedLMOutput(logits=logits) if return_dict is not False else (logits,)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """It can, by the decoding loop of qdc."""
+        return True
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Write an answer behind each row of ``i64[batch, T]``, by the decoding loop of qdc.
+
+        Of transformers it takes ``max_new_tokens``, ``max_length``, ``do_sample``,
+        ``temperature``, ``top_p``, ``top_k``, ``eos_token_id`` and ``pad_token_id``, beside them
+        the options of ``qdc generate``.
+
+        Returns:
+            ``i64[batch, T + longest answer]``, see ``run_loop``.
+
+        Raises:
+            QdcError: a parameter is unknown or not offered, or prompt and answer do not fit.
+        """
+        if inputs is not None and input_ids is not None:
+            raise QdcError("generate was given inputs and input_ids", help="give one of them")
+        ids = inputs if input_ids is None else input_ids
+        return run_loop(self, self.facts, ids, attention_mask, generation_config, options)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """The embedding of the tokens."""

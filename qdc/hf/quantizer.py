@@ -25,6 +25,8 @@ from qdc.errors import InvalidArtifact, QdcError
 from qdc.frontend.native import find_class
 from qdc.frontend.unrolled import unroll_experts
 from qdc.hf.files import compare, read_headers
+from qdc.hf.generation import explain_native
+from qdc.hf.models import OwnModel
 from qdc.hf.packed import Packed, check, pack, tie, unpack
 from qdc.hf.settings import QdcQuantization
 from qdc.ir.keys import layer_of
@@ -113,6 +115,9 @@ class QdcQuantizer(HfQuantizer):
             check(module, path)
         model.requires_grad_(False)
         model.save_pretrained = functools.partial(_save, model)  # type: ignore[method-assign]
+        if getattr(model.config, "is_causal", None) is False and not isinstance(model, OwnModel):
+            name = type(model).__name__
+            model.generate = functools.partial(explain_native, name)  # type: ignore[assignment]
         return model
 
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> list[Any]:
