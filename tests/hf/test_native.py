@@ -63,6 +63,16 @@ def test_the_loop_of_a_model_that_looks_back_is_not_run(loaded: Loaded) -> None:
             model.generate(batch()["input_ids"], max_new_tokens=4)
 
 
+def test_a_text_longer_than_the_model_is_refused(loaded: Loaded) -> None:
+    dense: Any = copy.deepcopy(loaded.model)
+    models: list[Any] = [loaded.model, dense.dequantize()]
+    for model in models:
+        assert model(torch.full((1, 40), 5)).logits.isfinite().all()
+        for given in ({"input_ids": torch.full((1, 41), 5)}, {}):
+            with pytest.raises(QdcError, match="41 tokens, and the model takes 40"):
+                model(*([] if given else [torch.full((1, 41), 5)]), **given)
+
+
 def test_saving_writes_an_artifact(loaded: Loaded, tmp_path: Path) -> None:
     loaded.model.save_pretrained(tmp_path / "saved")
     before, after = settings(loaded.out), settings(tmp_path / "saved")
