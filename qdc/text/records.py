@@ -9,8 +9,8 @@ from qdc.errors import InvalidCalibration, nearest
 
 DEFAULT_FIELD = "text"
 HOW = (
-    "give a UTF-8 text file, a .jsonl file with one object a line, or a folder of a dataset "
-    "(save_to_disk, parquet or jsonl)"
+    "give a UTF-8 text file, a file of records (.jsonl, .json, .csv, .tsv, .parquet), or a folder "
+    "of a dataset (save_to_disk, parquet or jsonl)"
 )
 ASSISTANT, USER = "assistant", "user"
 T = TypeVar("T")
