@@ -101,6 +101,13 @@ def parse_line(line: str, place: str) -> object:
     return entry
 
 
+def is_empty(entry: object, fields: Fields) -> bool:
+    """Whether a record holds nothing: it is null, or a field is that would be read."""
+    if not isinstance(entry, Mapping):
+        return entry is None
+    return any(name in entry and entry[name] is None for name in fields.names)
+
+
 def document(entry: object, place: str, field: str) -> str:
     """The text of a record. Raises InvalidCalibration, naming the place."""
     return _text(_field(entry, place, field), place, field)

@@ -18,6 +18,7 @@ from qdc.text.records import (
     Lazy,
     dialogue,
     document,
+    is_empty,
 )
 
 EMBEDDED = "embedded"
@@ -33,12 +34,22 @@ class TextSource(NamedTuple):
     ``name`` is that of a file or folder without the folders around it, or ``embedded``; ``digest``
     is the SHA-256 in hexadecimal of a file's bytes, or of the names and bytes of a folder's files.
     One of ``documents`` and ``dialogues`` is empty; records of a dataset are read when drawn.
+    ``skipped`` counts records that are null or, in files that are read as a whole, blank.
     """
 
     name: str
     digest: str
     documents: Sequence[str]
     dialogues: Sequence[Dialogue] = ()
+    skipped: int = 0
+
+    @property
+    def left_out(self) -> str:
+        """What is not used, in words; nothing if all is."""
+        if not self.skipped:
+            return ""
+        whole = len(self.documents) + len(self.dialogues) + self.skipped
+        return f"{self.skipped:,} of {whole:,} records hold nothing"
 
 
 def read_text(path: Path | None, field: str = DEFAULT_FIELD) -> TextSource:
@@ -52,7 +63,8 @@ def read_source(path: Path | None, fields: Fields) -> TextSource:
     A ``.jsonl`` file holds one object a line; blank lines do not count. A ``.json`` file holds the
     same or an array of objects, ``.csv`` and ``.tsv`` files rows under a row of names, a
     ``.parquet`` file columns. A folder holds what ``datasets`` writes with ``save_to_disk``, or
-    parquet or jsonl files. Any other file is one document. Nothing but white space is no document.
+    parquet or jsonl files. Any other file is one document. Nothing but white space is no document,
+    and null no record: they are skipped and counted.
     Raises InvalidCalibration for what is missing, unreadable, not UTF-8 text or without text.
     """
     if path is None:
@@ -85,11 +97,16 @@ def _refuse_fields(fields: Fields, name: str) -> None:
 def _of_entries(
     name: str, data: bytes, entries: Iterator[tuple[str, object]], fields: Fields
 ) -> TextSource:
+    every = list(entries)
+    kept = [(place, entry) for place, entry in every if not is_empty(entry, fields)]
     if fields.chat:
-        dialogues = tuple(dialogue(entry, place, fields) for place, entry in entries)
-        return TextSource(name, _digest(data), (), _some(dialogues, name))
-    found = tuple(document(entry, place, fields.text) for place, entry in entries)
-    return TextSource(name, _digest(data), _filled(found, name))
+        dialogues = tuple(dialogue(entry, place, fields) for place, entry in kept)
+        return TextSource(
+            name, _digest(data), (), _some(dialogues, name), len(every) - len(dialogues)
+        )
+    found = tuple(document(entry, place, fields.text) for place, entry in kept)
+    filled = _filled(found, name)
+    return TextSource(name, _digest(data), filled, (), len(every) - len(filled))
 
 
 def _folder(path: Path, fields: Fields) -> TextSource:
@@ -127,9 +144,9 @@ def _of_rows(path: Path, found: DatasetFiles, fields: Fields) -> TextSource:
 
     if fields.chat:
         dialogues = Lazy(size, lambda row: dialogue(rows[row], place(row), fields))
-        return TextSource(path.name, "", (), _some(dialogues, path.name))
+        return TextSource(path.name, "", (), _some(dialogues, path.name), rows.skipped)
     documents = Lazy(size, lambda row: document(rows[row], place(row), fields.text))
-    return TextSource(path.name, "", _some(documents, path.name))
+    return TextSource(path.name, "", _some(documents, path.name), (), rows.skipped)
 
 
 def _digest_of(paths: Sequence[Path]) -> str:

@@ -16,25 +16,27 @@ RECORDS: list[dict[str, object]] = [
 ]
 
 
-def write(folder: Path, suffix: str) -> Path:
+def write(folder: Path, suffix: str, records: list[dict[str, object]] = RECORDS) -> Path:
     """The records in the form that the suffix names."""
     path = folder / f"corpus{suffix}"
     if suffix == ".parquet":
         pyarrow = pytest.importorskip("pyarrow")
         from pyarrow import parquet
 
-        parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
     elif suffix in (".csv", ".tsv"):
         between = "," if suffix == ".csv" else "\t"
         rows: list[list[object]] = [
-            list(RECORDS[0]),
-            *(list(record.values()) for record in RECORDS),
+            list(records[0]),
+            *(list(record.values()) for record in records),
         ]
-        doubled = ([str(cell).replace('"', '""') for cell in row] for row in rows)
+        doubled = (
+            ["" if cell is None else str(cell).replace('"', '""') for cell in row] for row in rows
+        )
         lines = (between.join(f'"{cell}"' for cell in row) for row in doubled)
         path.write_text("\r\n".join(lines) + "\r\n", encoding="utf-8", newline="")
     else:
-        path.write_text(json.dumps(RECORDS, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(records, indent=1), encoding="utf-8")
     return path
 
 
@@ -50,6 +52,32 @@ def test_records_of_every_form(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidCalibration, match="the field 'txt' is missing") as caught:
         read_text(path, field="txt")
     assert "did you mean text" in caught.value.help
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".tsv", ".parquet"])
+def test_null_records_are_skipped_and_counted(suffix: str, tmp_path: Path) -> None:
+    nothing: dict[str, object] = {"id": 9, "text": None, "q": "why?", "a": "9"}
+    mute: dict[str, object] = {"id": 9, "text": "four", "q": "why?", "a": None}
+    path = write(tmp_path, suffix, [RECORDS[0], nothing, *RECORDS[1:], mute])
+    source = read_text(path)
+    assert tuple(source.documents) == (*TEXTS, "four")
+    assert (source.skipped, source.left_out) == (1, "1 of 5 records hold nothing")
+    chat = read_source(path, Fields.parse(chat="q,a"))
+    assert [each.answer for each in chat.dialogues] == ["0", "9", "1", "2"]
+    assert chat.skipped == 1
+    with pytest.raises(InvalidCalibration, match=r"the file holds no text|found no record"):
+        read_text(write(tmp_path, suffix, [nothing]))
+
+
+def test_blank_and_null_lines_are_told_apart_from_faults(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('null\n{"text": "x"}\n\n{"text": " "}\n{"text": null, "n": 1}\n')
+    source = read_text(path)
+    assert (source.documents, source.skipped) == (("x",), 3)
+    assert read_text(None).left_out == ""
+    path.write_text('{"n": 1}')
+    with pytest.raises(InvalidCalibration, match="the field 'text' is missing"):
+        read_text(path)
 
 
 def test_json_may_hold_lines_or_one_record(tmp_path: Path) -> None:
