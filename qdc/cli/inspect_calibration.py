@@ -48,7 +48,7 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
         )
     sampling = _sampling(
         **options.model_dump(include={"samples", "seed", "ratios", "top"}),
-        length=length or longest,
+        length=longest if length is None else length,
     )
     source = read_source(options.calibration, fields)
     tell_left_out(source.name, source.left_out)

@@ -17,6 +17,7 @@ from qdc.models.masks import read_mask
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "diversity_penalty": (0,),
@@ -207,7 +208,7 @@ def _asked(
         if fields.get("top_k") == 0:
             del fields["top_k"]
     options = DecodeOptions.parse(**fields)
-    if options.strategy == "apd":
+    if needs_verifier(type(make_strategy(options))):
         raise QdcError(
             "generate has no verifier, which the strategy apd needs", help="choose another strategy"
         )

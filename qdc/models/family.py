@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -72,8 +72,9 @@ class Family:
     published: tuple[str, ...] = ()
     """Published models, with their sizes."""
     proved: tuple[Proof, ...] = ()
-
-    front_end: str = "fx"
+    """What was shown of it, and by which tests; ``qdc families`` prints them."""
+    front_end: ClassVar[str] = "fx"
+    """Who traces it: ``fx``, as every family that is built here."""
 
     def __post_init__(self) -> None:
         """Check the tables, so that what can be built is all that can be written down."""
@@ -82,6 +83,14 @@ class Family:
                   for n in self.defaults if n not in known]  # fmt: skip
         faults += [f"biases: {role!r} is none of {', '.join(BIASED)}"
                    for role in self.biases if role not in BIASED]  # fmt: skip
+        # Whoever goes over a text takes it for a tuple of its characters.
+        listed: dict[str, object] = {
+            name: getattr(self, name) for name in ("architectures", "biases", "published")
+        }
+        listed |= {f"variants of {field}": values for field, values in self.variants.items()}
+        faults += [f"{of}: {given!r} is no tuple, as ({given!r},) is"
+                   for of, given in listed.items()
+                   if not isinstance(given, tuple | list)]  # fmt: skip
         if not self.architectures:
             faults.append("architectures: there is none to recognise it by")
         if self.logits_shift not in (0, 1):

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from qdc.compiling.compiler import run_job
 from qdc.distributed.world import World
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.frontend.opening import open_model
-from qdc.frontend.select import Choice
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node
@@ -57,9 +57,9 @@ def _one_trace_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.fx patches classes while it traces, which threads share."""
     lock, trace = threading.Lock(), open_model
 
-    def traced(folder: Path, front_end: Choice) -> tuple[Checkpoint, Program]:
+    def traced(*arguments: Any) -> tuple[Checkpoint, Program]:
         with lock:
-            return trace(folder, front_end)
+            return trace(*arguments)
 
     monkeypatch.setattr(compiler, "open_model", traced)
 

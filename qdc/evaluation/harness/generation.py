@@ -9,6 +9,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.harness.subject import Subject
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
 from qdc.units import Progress
 
 DEFAULT_LENGTH = 256
@@ -49,7 +50,7 @@ def question(
     fields = {"length": _length(settings), **_drawing(settings)}
     wanted = {} if given is None else given.model_dump(exclude_unset=True)
     options = DecodeOptions.parse(**{**fields, **wanted})
-    if options.strategy == "apd":
+    if needs_verifier(type(make_strategy(options, subject.strategies))):
         raise QdcError(
             "tasks have no verifier, which the strategy apd needs",
             help="choose another strategy in --generate",
@@ -131,6 +132,7 @@ def answer(
                 questions[part[0]].options,
                 subject.decoding,
                 seeds=[questions[place].options.seed + questions[place].repeat for place in part],
+                strategies=subject.strategies,
             )
             for place, tokens in zip(part, decoded.answers, strict=True):
                 found[place] = cut(subject.decode(tokens), questions[place].stops)
