@@ -89,6 +89,8 @@ def _totals(report: CompileReport) -> Table:
     rows = table("summary", "", "")
     if report.calibration is not None:
         rows.add_row("calibration", report.calibration[:60])
+        if report.calibration_left_out:
+            rows.add_row("left out", report.calibration_left_out)
         rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
     if report.layers:
         weights = sum(layer.weights for layer in report.layers)

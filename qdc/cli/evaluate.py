@@ -8,7 +8,7 @@ from torch import Tensor
 from qdc.cli.evaluation_tables import print_comparison, print_comparisons, print_evaluation
 from qdc.cli.models import Opened, open_runnable
 from qdc.cli.report import report_of
-from qdc.cli.terminal import console, print_json, progress
+from qdc.cli.terminal import console, print_json, progress, tell_left_out
 from qdc.errors import QdcError
 from qdc.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, held_out
 from qdc.evaluation.options import EvaluationOptions
@@ -25,6 +25,7 @@ def evaluate_command(asked: EvaluationOptions, *, as_json: bool, as_markdown: bo
     report = report_of(asked.models[0]) if asked.report else None
     reference, candidates = split(asked)
     source = read_text(asked.text, asked.text_field)
+    tell_left_out(source.name, source.left_out)
     results = list(_results(candidates, reference, source, asked))
     if len(candidates) > 1:
         assert reference is not None

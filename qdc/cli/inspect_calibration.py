@@ -7,7 +7,15 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from qdc.cli.options import InspectionOptions
-from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, table
+from qdc.cli.terminal import (
+    console,
+    print_json,
+    print_lines,
+    print_table,
+    progress,
+    table,
+    tell_left_out,
+)
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.frontend.opening import open_model
 from qdc.numerics.shift import Shift
@@ -43,6 +51,7 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
         length=longest if length is None else length,
     )
     source = read_source(options.calibration, fields)
+    tell_left_out(source.name, source.left_out)
     encode = encoder(load_tokenizer(options.model))
     with progress() as update, exact_products():
 

@@ -23,6 +23,7 @@ __all__ = [
     "progress",
     "size",
     "table",
+    "tell_left_out",
 ]
 
 WIDTH = 100
@@ -66,6 +67,12 @@ def print_lines(to: Console, *lines: str) -> None:
     """Print lines as they are, however long: nothing is wrapped, cut or read as markup."""
     for line in lines:
         to.print(line, markup=False, soft_wrap=True)
+
+
+def tell_left_out(name: str, left_out: str) -> None:
+    """Say on stderr which part of the text of this name is not used, if any."""
+    if left_out:
+        print(f"{name}: {left_out} and are left out", file=sys.stderr)
 
 
 def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:

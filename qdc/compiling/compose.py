@@ -56,6 +56,7 @@ def compile_report(
         checkpoint=str(job.options.model_dir.absolute()),
         checkpoint_sha256=digest,
         calibration=source,
+        calibration_left_out="" if text is None else text.source.left_out,
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),

@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -21,9 +22,12 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qdc.errors import QdcError
+from qdc.hf.generation import run_loop
+from qdc.ir.graph import ModelFacts
 from qdc.models.decoder import DecoderBlock, predict
 from qdc.models.families import Families
 from qdc.models.family import Family
+from qdc.models.masks import read_mask
 
 AUTO_CLASSES = (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM)
 
@@ -36,6 +40,7 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     _supports_sdpa = True
     logits_shift: int
     """1 if position i of the logits predicts token i + 1."""
+    facts: ModelFacts
 
     def __init__(self, config: PretrainedConfig) -> None:
         """Build from the configuration.
@@ -46,6 +51,7 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config)
         network, facts = self.family.build(config.to_dict())
         self.logits_shift = facts.logits_shift
+        self.facts = facts
         self._tied_weights_keys = _ties(network)
         self._no_split_modules = {DecoderBlock.__name__}
         for name, child in network.named_children():
@@ -57,23 +63,64 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | str | None = None,
         token_type_ids: Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> MaskedLMOutput | tuple[Tensor]:
         """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding); ``logits`` is [batch, T, vocab].
 
+        Further masks are those of ``qdc.models.masks.read_mask``.
+
         Raises:
             TypeError: an argument is given that would change the result, as labels or a cache do.
+            QdcError: the text is longer than the model takes, or the mask says something else.
         """
         if token_type_ids is not None and bool(token_type_ids.any()):
             unused["token_type_ids"] = token_type_ids  # tokenizers give zeros, which mean nothing
         given = [n for n, value in unused.items() if value is not None and value is not False]
         if given:
             raise TypeError(f"{type(self).__name__} does not take {', '.join(given)}")
-        logits = predict(self, self.family.names, input_ids, attention_mask)
+        if input_ids.shape[1] > self.facts.max_length:
+            raise QdcError(
+                f"a text of {input_ids.shape[1]} tokens, and the model takes "
+                f"{self.facts.max_length}",
+                help="cut the text; tokenizers do with truncation=True, max_length=N",
+            )
+        mask = read_mask(attention_mask, input_ids, self.facts.attention_block)
+        logits = predict(self, self.family.names, input_ids, mask)
         return MaskedLMOutput(logits=logits) if return_dict is not False else (logits,)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """It can, by the decoding loop of qdc."""
+        return True
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Write an answer behind each row of ``i64[batch, T]``, by the decoding loop of qdc.
+
+        Of transformers it takes ``max_new_tokens``, ``max_length``, ``do_sample``,
+        ``temperature``, ``top_p``, ``top_k``, ``eos_token_id`` and ``pad_token_id``, beside them
+        the options of ``qdc generate``.
+
+        Returns:
+            ``i64[batch, T + longest answer]``, see ``run_loop``.
+
+        Raises:
+            QdcError: a parameter is unknown or not offered, or prompt and answer do not fit.
+        """
+        if inputs is not None and input_ids is not None:
+            raise QdcError("generate was given inputs and input_ids", help="give one of them")
+        ids = inputs if input_ids is None else input_ids
+        return run_loop(self, self.facts, ids, attention_mask, generation_config, options)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """The embedding of the tokens."""

@@ -25,6 +25,8 @@ from qdc.errors import InvalidArtifact, QdcError
 from qdc.frontend.native import find_class
 from qdc.frontend.unrolled import unroll_experts
 from qdc.hf.files import compare, read_headers
+from qdc.hf.generation import explain_native
+from qdc.hf.models import OwnModel
 from qdc.hf.packed import PackedModule, check, pack, tie, unpack
 from qdc.hf.settings import QdcQuantization
 from qdc.ir.keys import layer_of
@@ -113,6 +115,10 @@ class QdcQuantizer(HfQuantizer):
             check(module, path)
         model.requires_grad_(False)
         model.save_pretrained = functools.partial(_save, model)  # type: ignore[method-assign]
+        model.register_forward_pre_hook(_refuse_long, with_kwargs=True)
+        if getattr(model.config, "is_causal", None) is False and not isinstance(model, OwnModel):
+            name = type(model).__name__
+            model.generate = functools.partial(explain_native, name)  # type: ignore[assignment]
         return model
 
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> list[Any]:
@@ -136,6 +142,18 @@ class QdcQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether the packed weights can be trained: they cannot."""
         return False
+
+
+def _refuse_long(model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Refuse a text that rotary positions would take without a word. Raises ``QdcError``."""
+    config: Any = model.config
+    longest = getattr(config, "max_position_embeddings", None)
+    ids = named.get("input_ids", given[0] if given else None)
+    if type(longest) is int and isinstance(ids, torch.Tensor) and ids.shape[-1] > longest:
+        raise QdcError(
+            f"a text of {ids.shape[-1]} tokens, and the model takes {longest}",
+            help="cut the text; tokenizers do with truncation=True, max_length=N",
+        )
 
 
 def register_method() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qdc.models.experts import Expert, Router, Routing
 from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
+from qdc.models.masks import read_mask
 from qdc.models.names import Names, free_name
 from qdc.models.parts import FeedForward, Gated, Heads, Mixture, SelfAttention
 from qdc.models.places import at, inside, put
@@ -154,8 +155,11 @@ class Decoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding) ``-> [batch, T, rows]`` logits.
 
-        They are as the published code gives them, shifted where the layout says so.
+        They are as the published code gives them, shifted where the layout says so. Further masks
+        are those of ``read_mask``, which raises ``QdcError`` for what it does not take.
         """
+        if isinstance(input_ids, Tensor):  # values of a trace have no shape, and no values
+            attention_mask = read_mask(attention_mask, input_ids, self.sizes.block)
         return predict(self, self.layout.names, input_ids, attention_mask)
 
 

@@ -79,7 +79,7 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
     ) -> Tensor:
-        """``[batch, T, heads, head_width]`` each, mask ``[batch, T]`` (0 hides).
+        """``[batch, T, heads, head_width]`` each, mask ``[batch, T]`` (0 hides) or of four axes.
 
         Returns:
             ``[batch, T, width]``.
@@ -100,7 +100,12 @@ class Attention(nn.Module):
         return mixed.transpose(1, 2).flatten(2)
 
     def visible(self, query: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """Who sees whom, ``bool[batch or 1, 1, T or 1, T]``; None where all see all."""
+        """Who sees whom, ``bool[batch or 1, 1, T or 1, T]``; None where all see all.
+
+        A mask of four axes says so itself (``masks.read_mask``).
+        """
+        if attention_mask is not None and attention_mask.dim() == 4:
+            return attention_mask
         padding = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         if self.block is None:
             return padding

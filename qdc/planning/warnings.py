@@ -74,6 +74,8 @@ def text_warnings(
     if not steps:
         return
     source = read_source(calibration, fields)
+    if source.left_out:
+        yield f"of the calibration text {source.left_out} and are left out"
     try:
         encode = encoder(load_tokenizer(folder))
     except QdcError as error:

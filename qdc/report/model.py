@@ -117,6 +117,8 @@ class CompileReport(Frozen):
     checkpoint_sha256: str = ""
     calibration: str | None
     """Name and digest of the text."""
+    calibration_left_out: str = ""
+    """Records of the text that hold nothing, in words; empty if there is none."""
     artifact_sha256: str = ""
     """Digest of the artifact's files other than shards; its dump names every tensor's digest."""
     plugins: tuple[str, ...]

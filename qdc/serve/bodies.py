@@ -3,7 +3,7 @@
 The options of decoding stand beside them (``extra_body`` of the ``openai`` client).
 """
 
-from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -11,47 +11,25 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
     model_validator,
 )
 
-from qdc.errors import nearest
 from qdc.runtime.decoding.options import DecodeOptions
+from qdc.serve.fields import CALLED_ELSEWHERE, HARMLESS, NOT_OFFERED, asks_nothing
 from qdc.serve.refusals import Refused, from_validation
-
-HARMLESS = frozenset(
-    ("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
-     "safety_identifier", "service_tier", "store", "user")
-)  # fmt: skip
-"""Fields that concern OpenAI's own service, and no answer."""
-
-NEUTRAL: Mapping[str, tuple[JsonValue, ...]] = {
-    "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0, 0.0),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "prediction": (),
-    "presence_penalty": (0, 0.0),
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-"""Fields whose effect is not offered, with the values that ask for none."""
 
 CHOSEN = frozenset(DecodeOptions.model_fields) - {"length", "temperature", "top_p", "seed"}
 """Options of decoding that stand in a body under their own name."""
+
+NO_SEED = -1
+"""The seed of clients that have none."""
+
+ALL_TOKENS = (0, -1)
+"""Values of ``top_k`` that cut nothing: of transformers, and of vLLM."""
+
+LEAST_MASS = 5e-324
+"""Stands for a ``top_p`` of 0: the fewest tokens that hold it are the most probable one."""
 
 Sent = TypeVar("Sent", bound="Body")
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -61,7 +39,9 @@ Listed = Annotated[list[Item], Field(fail_fast=True)]
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """A list of stop strings; an empty one stops nothing."""
+    listed = [value] if isinstance(value, str) else value
+    return [each for each in listed if each != ""] if isinstance(listed, list) else listed
 
 
 class _Strict(BaseModel):
@@ -86,11 +66,24 @@ class Message(_Strict):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Listed[Part]
+    content: str | Listed[Part] | None
+    tool_calls: object = None
+    function_call: object = None
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Self:
+        if self.tool_calls or self.function_call:
+            raise ValueError("calls of tools are not offered, and no text says what they were")
+        if self.content is None and self.role != "assistant":
+            raise ValueError(
+                f"content is null in a turn of the {self.role}, need text; only the "
+                "assistant's may be"
+            )
+        return self
 
     def plain(self) -> dict[str, str]:
         """As chat templates read it."""
-        content = self.content
+        content = self.content or ""
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
@@ -130,20 +123,20 @@ class Body(BaseModel):
 
         Raises ``Refused`` for a field that is unknown or not offered, or a value that does not fit.
         """
-        given = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        given = {
+            "temperature": self.temperature,
+            "top_p": LEAST_MASS if self.top_p == 0 else self.top_p,
+            "seed": None if self.seed == NO_SEED else self.seed,
+        }
         for name, value in (self.model_extra or {}).items():
+            if name == "top_k" and type(value) is int and value in ALL_TOKENS:
+                continue
             if name in CHOSEN:
                 given[name] = value
-            elif name in NEUTRAL:
+            elif name in NOT_OFFERED:
                 _require_neutral(name, value)
             elif name not in HARMLESS:
-                known = {*type(self).model_fields, *CHOSEN, *NEUTRAL, *HARMLESS}
-                raise Refused(
-                    400,
-                    f"unknown field {name[:64]!r}; {nearest(name[:64], known)}",
-                    param=name[:64],
-                    code="unknown_field",
-                )
+                raise _unknown(name[:64], {*type(self).model_fields, *CHOSEN})
         fields = {name: value for name, value in given.items() if value is not None}
         try:
             return DecodeOptions.model_validate({**fields, "length": length}, strict=True)
@@ -222,12 +215,19 @@ def read_body(kind: type[Sent], data: bytes) -> Sent:
 
 
 def _require_neutral(name: str, value: Any) -> None:
-    accepted = NEUTRAL[name]
-    if value is None or any(type(value) is type(known) and value == known for known in accepted):
-        return
-    raise Refused(
-        400,
-        f"{name} is not offered; leave it out",
-        param=name,
-        code="unsupported",
-    )
+    if not asks_nothing(name, value):
+        raise Refused(
+            400,
+            f"{name} is not offered: {NOT_OFFERED[name].why}; leave it out",
+            param=name,
+            code="unsupported",
+        )
+
+
+def _unknown(name: str, known: set[str]) -> Refused:
+    """Refuse a field; only a slip of the pen is told another name, for others mean other things."""
+    close = get_close_matches(name, sorted(known), n=1, cutoff=0.85)
+    told = f"did you mean {close[0]}?" if close else "leave it out; nothing here acts on it"
+    if name in CALLED_ELSEWHERE:
+        told = f"here it is called {CALLED_ELSEWHERE[name]}"
+    return Refused(400, f"unknown field {name!r}; {told}", param=name, code="unknown_field")

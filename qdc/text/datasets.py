@@ -31,6 +31,9 @@ class DatasetFiles(NamedTuple):
 class Records(Protocol):
     """Records by place."""
 
+    skipped: int
+    """Records that are left out: a field that is read is null."""
+
     def __len__(self) -> int:
         """Number of records."""
 
@@ -95,17 +98,20 @@ def open_rows(files: DatasetFiles, columns: Sequence[str]) -> Records:
         table = table.select(columns) if files.kind == ARROW else table.to_table(list(columns))
         # Offsets of a file may point anywhere, and its text may be none: look before reading.
         table.validate(full=True)
+        # What is mapped stays mapped unless there is something to leave out.
+        nulls = any(column.null_count for column in table.columns)
+        filled = table.drop_null() if nulls else table
     except (pyarrow.ArrowException, OSError) as error:
         first = str(error).split("\n")[0]
         raise InvalidCalibration(
             f"the dataset cannot be read: {first}", where=[files.folder.name], help=HOW
         ) from error
-    return _TableRows(table)
+    return _TableRows(filled, int(table.num_rows) - int(filled.num_rows))
 
 
 class _TableRows:
-    def __init__(self, table: Any) -> None:
-        self.table = table
+    def __init__(self, table: Any, skipped: int) -> None:
+        self.table, self.skipped = table, skipped
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -11,8 +11,9 @@ Calibration = Annotated[
     Path | None,
     option(
         "PATH",
-        "Text, jsonl, dataset folder [default: embedded]",
-        more="Datasets are those of save_to_disk, parquet or jsonl",
+        "Text, records, dataset folder [default: embedded]",
+        more="Records are .jsonl, .json, .csv, .tsv or .parquet files; datasets those of "
+        "save_to_disk, parquet or jsonl",
     ),
 ]
 TextField = Annotated[str, option("NAME", "Field that holds the text of a record")]

@@ -9,8 +9,8 @@ from qdc.errors import InvalidCalibration, nearest
 
 DEFAULT_FIELD = "text"
 HOW = (
-    "give a UTF-8 text file, a .jsonl file with one object a line, or a folder of a dataset "
-    "(save_to_disk, parquet or jsonl)"
+    "give a UTF-8 text file, a file of records (.jsonl, .json, .csv, .tsv, .parquet), or a folder "
+    "of a dataset (save_to_disk, parquet or jsonl)"
 )
 ASSISTANT, USER = "assistant", "user"
 T = TypeVar("T")
@@ -99,6 +99,13 @@ def parse_line(line: str, place: str) -> object:
     except (ValueError, RecursionError) as error:
         raise InvalidCalibration("no JSON that can be read", where=[place], help=HOW) from error
     return entry
+
+
+def is_empty(entry: object, fields: Fields) -> bool:
+    """Whether a record holds nothing: it is null, or a field is that would be read."""
+    if not isinstance(entry, Mapping):
+        return entry is None
+    return any(name in entry and entry[name] is None for name in fields.names)
 
 
 def document(entry: object, place: str, field: str) -> str:

@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeVar
 
 from qdc.disk import read_regular
 from qdc.errors import InvalidCalibration
-from qdc.text.datasets import Records, dataset_files, open_rows
+from qdc.text.datasets import PARQUET, DatasetFiles, dataset_files, open_rows
+from qdc.text.entries import KINDS, LINES, read_entries
 from qdc.text.records import (
     DEFAULT_FIELD,
     HOW,
@@ -17,13 +18,12 @@ from qdc.text.records import (
     Lazy,
     dialogue,
     document,
-    parse_line,
+    is_empty,
 )
 
 EMBEDDED = "embedded"
 LARGEST_TEXT = 1 << 30
 """Bytes of a text file, which is read as a whole; arrow and parquet are not."""
-LINES = ".jsonl"
 PIECE = 1 << 22
 S = TypeVar("S", bound=Sequence[object])
 
@@ -34,12 +34,22 @@ class TextSource(NamedTuple):
     ``name`` is that of a file or folder without the folders around it, or ``embedded``; ``digest``
     is the SHA-256 in hexadecimal of a file's bytes, or of the names and bytes of a folder's files.
     One of ``documents`` and ``dialogues`` is empty; records of a dataset are read when drawn.
+    ``skipped`` counts records that are null or, in files that are read as a whole, blank.
     """
 
     name: str
     digest: str
     documents: Sequence[str]
     dialogues: Sequence[Dialogue] = ()
+    skipped: int = 0
+
+    @property
+    def left_out(self) -> str:
+        """What is not used, in words; nothing if all is."""
+        if not self.skipped:
+            return ""
+        whole = len(self.documents) + len(self.dialogues) + self.skipped
+        return f"{self.skipped:,} of {whole:,} records hold nothing"
 
 
 def read_text(path: Path | None, field: str = DEFAULT_FIELD) -> TextSource:
@@ -50,24 +60,28 @@ def read_text(path: Path | None, field: str = DEFAULT_FIELD) -> TextSource:
 def read_source(path: Path | None, fields: Fields) -> TextSource:
     """Read documents, or dialogues where ``fields`` names prompts and answers, or messages.
 
-    A ``.jsonl`` file holds one object a line; blank lines do not count. A folder holds what
-    ``datasets`` writes with ``save_to_disk``, or parquet or jsonl files. Any other file is one
-    document. Nothing but white space is no document. Raises InvalidCalibration for what is missing,
-    unreadable, not UTF-8 text or without text.
+    A ``.jsonl`` file holds one object a line; blank lines do not count. A ``.json`` file holds the
+    same or an array of objects, ``.csv`` and ``.tsv`` files rows under a row of names, a
+    ``.parquet`` file columns. A folder holds what ``datasets`` writes with ``save_to_disk``, or
+    parquet or jsonl files. Any other file is one document. Nothing but white space is no document,
+    and null no record: they are skipped and counted.
+    Raises InvalidCalibration for what is missing, unreadable, not UTF-8 text or without text.
     """
     if path is None:
         _refuse_fields(fields, EMBEDDED)
         data = (files("qdc") / "data" / "calibration.jsonl").read_bytes()
-        return _of_lines(EMBEDDED, data, _entries(data.decode(), EMBEDDED), Fields())
+        return _of_entries(EMBEDDED, data, read_entries(LINES, data.decode(), EMBEDDED), Fields())
     if path.is_dir():
         return _folder(path, fields)
-    is_lines = path.suffix.lower() == LINES
-    if not is_lines:
+    kind = path.suffix.lower()
+    if kind == PARQUET:
+        return _parquet(path, fields)
+    if kind not in KINDS:
         _refuse_fields(fields, path.name)
     data = _bytes(path)
     text = _decode(data, path.name)
-    if is_lines:
-        return _of_lines(path.name, data, _entries(text, path.name), fields)
+    if kind in KINDS:
+        return _of_entries(path.name, data, read_entries(kind, text, path.name), fields)
     return TextSource(path.name, _digest(data), _filled((text,), path.name))
 
 
@@ -76,27 +90,53 @@ def _refuse_fields(fields: Fields, name: str) -> None:
         raise InvalidCalibration(
             f"field {fields.names[0]!r} is asked of text that has no fields",
             where=[name],
-            help=f"give {fields.option} together with a .jsonl file or a folder of a dataset",
+            help=f"give {fields.option} together with a file of records or a folder of a dataset",
         )
 
 
-def _of_lines(
+def _of_entries(
     name: str, data: bytes, entries: Iterator[tuple[str, object]], fields: Fields
 ) -> TextSource:
+    every = list(entries)
+    kept = [(place, entry) for place, entry in every if not is_empty(entry, fields)]
     if fields.chat:
-        dialogues = tuple(dialogue(entry, place, fields) for place, entry in entries)
-        return TextSource(name, _digest(data), (), _some(dialogues, name))
-    found = tuple(document(entry, place, fields.text) for place, entry in entries)
-    return TextSource(name, _digest(data), _filled(found, name))
+        dialogues = tuple(dialogue(entry, place, fields) for place, entry in kept)
+        return TextSource(
+            name, _digest(data), (), _some(dialogues, name), len(every) - len(dialogues)
+        )
+    found = tuple(document(entry, place, fields.text) for place, entry in kept)
+    filled = _filled(found, name)
+    return TextSource(name, _digest(data), filled, (), len(every) - len(filled))
 
 
 def _folder(path: Path, fields: Fields) -> TextSource:
     """Read a folder; the digest covers the files that hold records, under their names."""
     found = dataset_files(path)
     if found.kind == LINES:
-        lines = (e for file in found.data for e in _entries(_decode_file(file), file.name))
-        return _of_lines(path.name, b"", lines, fields)._replace(digest=_digest_of(found.data))
-    rows: Records = open_rows(found, fields.names)
+        lines = (
+            entry
+            for file in found.data
+            for entry in read_entries(LINES, _decode_file(file), file.name)
+        )
+        return _of_entries(path.name, b"", lines, fields)._replace(digest=_digest_of(found.data))
+    return _of_rows(path, found, fields)._replace(digest=_digest_of(found.data))
+
+
+def _parquet(path: Path, fields: Fields) -> TextSource:
+    """Read one file of a dataset."""
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidCalibration("found no regular file", where=[path.name], help=HOW)
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _of_rows(path, DatasetFiles(path, PARQUET, (path,)), fields)._replace(digest=digest)
+
+
+def _of_rows(path: Path, found: DatasetFiles, fields: Fields) -> TextSource:
+    """Records of arrow and parquet files, which are read when they are drawn; without a digest."""
+    rows = open_rows(found, fields.names)
     size = len(rows)
 
     def place(row: int) -> str:
@@ -104,13 +144,9 @@ def _folder(path: Path, fields: Fields) -> TextSource:
 
     if fields.chat:
         dialogues = Lazy(size, lambda row: dialogue(rows[row], place(row), fields))
-        return TextSource(path.name, "", (), _some(dialogues, path.name))._replace(
-            digest=_digest_of(found.data)
-        )
+        return TextSource(path.name, "", (), _some(dialogues, path.name), rows.skipped)
     documents = Lazy(size, lambda row: document(rows[row], place(row), fields.text))
-    return TextSource(path.name, "", _some(documents, path.name))._replace(
-        digest=_digest_of(found.data)
-    )
+    return TextSource(path.name, "", _some(documents, path.name), (), rows.skipped)
 
 
 def _digest_of(paths: Sequence[Path]) -> str:
@@ -146,13 +182,15 @@ def _bytes(path: Path) -> bytes:
         if path.exists() and not path.is_file():
             raise InvalidCalibration("found no regular file", where=[path.name], help=HOW)
         return read_regular(path, LARGEST_TEXT)
-    except FileNotFoundError:
-        raise InvalidCalibration("there is no such file", where=[str(path)], help=HOW) from None
     except OSError as error:
-        reason = (error.strerror or "unknown reason").lower()
-        raise InvalidCalibration(
-            f"the file cannot be read: {reason}", where=[path.name], help=HOW
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidCalibration:
+    if isinstance(error, FileNotFoundError):
+        return InvalidCalibration("there is no such file", where=[str(path)], help=HOW)
+    reason = (error.strerror or "unknown reason").lower()
+    return InvalidCalibration(f"the file cannot be read: {reason}", where=[path.name], help=HOW)
 
 
 def _decode_file(path: Path) -> str:
@@ -170,10 +208,3 @@ def _decode(data: bytes, name: str) -> str:
         raise InvalidCalibration(
             f"byte {error.start} is not UTF-8", where=[name], help=HOW
         ) from error
-
-
-def _entries(text: str, name: str) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            place = f"{name} line {number}"
-            yield place, parse_line(line, place)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qdc.cli import run
 from qdc.report.model import CompileReport
 from tests.cli.conftest import Command
 from tests.support.commands import qdc as command
@@ -149,3 +150,27 @@ def test_calibration_file_is_read_and_named(
         )
     )  # fmt: skip
     assert report["calibration"].startswith("long.jsonl sha256:")
+
+
+def test_records_that_hold_nothing_are_counted(
+    model: Path, text: Path, tmp_path: Path, qdc: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every command that reads text; a summary without any has no such line."""
+    file = tmp_path / "corpus.json"
+    record = {"text": text.read_text() * 10}
+    file.write_text(json.dumps([record, {"text": None}, {"text": " "}]), encoding="utf-8")
+    given = ("--calibration", file)
+    asked = ("compile", model, *SMALL, "--passes", "rtn")
+    said = "2 of 3 records hold nothing"
+    lines = qdc(*asked, "-o", tmp_path / "out", *given).splitlines()
+    assert [line.split("  ")[0] for line in lines if line.endswith(said)] == ["left out"]
+    report = json.loads(qdc(*asked, "-o", tmp_path / "data", *given, "--json"))
+    assert report["calibration_left_out"] == said
+    assert "left out" not in qdc(*asked, "-o", tmp_path / "whole")
+    planned = json.loads(qdc("plan", model, *SMALL, *given, "--json"))
+    assert any(said in warning for warning in planned["warnings"])
+    few = ("--samples", 4, "--length", 24, "--ratios", "1")
+    assert run([str(word) for word in ("inspect-calibration", model, *few, *given)]) == 0
+    assert capsys.readouterr().err == f"corpus.json: {said} and are left out\n"
+    assert run([str(word) for word in ("eval", model, "--text", file, "--windows", 2)]) == 0
+    assert capsys.readouterr().err == f"corpus.json: {said} and are left out\n"

@@ -52,6 +52,27 @@ def test_gives_the_logits_of_qdc_from_packed_tensors(loaded: Loaded) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
+def test_the_loop_of_a_model_that_looks_back_is_not_run(loaded: Loaded) -> None:
+    if loaded.kind == "bert":
+        assert not hasattr(loaded.model, "generate")
+        return
+    dense: Any = copy.deepcopy(loaded.model)
+    models: list[Any] = [loaded.model, dense.dequantize()]
+    for model in models:
+        with pytest.raises(QdcError, match="compiled to see both directions"):
+            model.generate(batch()["input_ids"], max_new_tokens=4)
+
+
+def test_a_text_longer_than_the_model_is_refused(loaded: Loaded) -> None:
+    dense: Any = copy.deepcopy(loaded.model)
+    models: list[Any] = [loaded.model, dense.dequantize()]
+    for model in models:
+        assert model(torch.full((1, 40), 5)).logits.isfinite().all()
+        for given in ({"input_ids": torch.full((1, 41), 5)}, {}):
+            with pytest.raises(QdcError, match="41 tokens, and the model takes 40"):
+                model(*([] if given else [torch.full((1, 41), 5)]), **given)
+
+
 def test_saving_writes_an_artifact(loaded: Loaded, tmp_path: Path) -> None:
     loaded.model.save_pretrained(tmp_path / "saved")
     before, after = settings(loaded.out), settings(tmp_path / "saved")

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 import qdc
 import qdc.hf
-from qdc.errors import UnsupportedModel
+from qdc.errors import QdcError, UnsupportedModel
 from qdc.models.families import FAMILIES
 from tests.support.compiles import compile_tiny
 from tests.support.families import CASES, write_family
@@ -80,6 +80,27 @@ def test_arguments_that_would_change_the_result_are_refused(tmp_path: Path) -> N
     for argument in ({"labels": ids}, {"use_cache": True}, {"token_type_ids": zeros + 1}):
         with pytest.raises(TypeError, match=f"does not take {next(iter(argument))}"):
             model(ids, **argument)
+
+
+def test_masks_are_taken_for_what_they_say_or_refused(tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(write_case(tmp_path / "model", "dream"))
+    ids, mask = batch()["input_ids"], batch()["attention_mask"]
+    expected = model(ids, mask).logits
+    seen = mask.bool()[:, None, None, :].expand(2, 1, 9, 9)
+    added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    for form in (seen, added):
+        assert torch.equal(model(ids, form).logits, expected)
+    assert torch.equal(model(ids, "full").logits, model(ids).logits)
+    with pytest.raises(QdcError, match="need 1 for tokens and 0 for padding"):
+        model(ids, added[:, 0, 0])
+
+
+def test_a_text_longer_than_the_model_is_refused(tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(write_case(tmp_path / "model", "llada"))
+    longest = model.facts.max_length
+    assert model(torch.full((1, longest), 5)).logits.isfinite().all()
+    with pytest.raises(QdcError, match=f"{longest + 1} tokens, and the model takes {longest}"):
+        model(torch.full((1, longest + 1), 5))
 
 
 def test_every_family_has_a_published_model_type() -> None:

@@ -125,6 +125,13 @@ def test_seeds(client: openai.OpenAI, server: Served, opened: Opened) -> None:
     assert texts[2] == answer(opened, PROMPT, temperature=1.5, seed=2)
 
 
+def test_a_top_p_of_0_is_greedy(client: openai.OpenAI, server: Served, opened: Opened) -> None:
+    found = client.completions.create(
+        model=server.model, prompt=PROMPT, temperature=1.5, top_p=0, seed=-1, **SHORT
+    )
+    assert found.choices[0].text == answer(opened, PROMPT)
+
+
 def test_models(client: openai.OpenAI, server: Served) -> None:
     (model,) = client.models.list()
     assert model.id == server.model == "tiny-llada"
@@ -143,12 +150,11 @@ def test_models(client: openai.OpenAI, server: Served) -> None:
         ({"suffix": "}"}, "suffix", "suffix is not offered"),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"temperature": "hot"}, "temperature", "should be a valid number"),
-        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_p": -0.1}, "top_p", "greater than 0"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 1000}, "max_tokens", "an answer of 1000: the server takes 256"),
         ({"seed": -3}, "seed", "greater than or equal to 0"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
-        ({"stop": ""}, "stop", "at least 1 character"),
         ({"prompt": ["a", "b"]}, "prompt", "one prompt a request"),
         ({"prompt": [1, 99999]}, "prompt", "numbers below 2048"),
         ({"prompt": "a " * 300, "max_tokens": None}, None, "no answer fits"),
@@ -160,7 +166,12 @@ def test_models(client: openai.OpenAI, server: Served) -> None:
         ({"extra_body": {"strategy": "threshold", "steps": 4}}, None, "steps has no effect"),
         ({"extra_body": {"strategy": "apd"}}, "strategy", "started without one"),
         ({"extra_body": {"strateggy": "random"}}, "strateggy", "did you mean strategy"),
-        ({"extra_body": {"length": 4}}, "length", "unknown field"),
+        ({"extra_body": {"length": 4}}, "length", "here it is called max_tokens"),
+        ({"extra_body": {"min_p": 0.1}}, "min_p", "only top_p and top_k are cut; leave it out"),
+        ({"extra_body": {"ignore_eos": True}}, "ignore_eos", "but the end, by forbid_eos"),
+        ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty", "written before"),
+        ({"extra_body": {"top_k": -2}}, "top_k", "greater than or equal to 1"),
+        ({"extra_body": {"dry_base": 2}}, "dry_base", "leave it out; nothing here acts on it"),
     ],
 )  # fmt: skip
 def test_what_is_refused(

@@ -68,7 +68,7 @@ def test_field(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "no JSON that can be read"),
         ("a.jsonl", b"[1]", "found a list, need an object with the field 'text'"),
         ("a.jsonl", b"3", "found a number, need an object"),
-        ("a.jsonl", b"null", "found null, need an object"),
+        ("a.jsonl", b"null", "the file holds no text"),
         (
             "a.jsonl",
             b'{"txt": "x", "id": 1}',

@@ -1,5 +1,6 @@
 """Answers of generation tasks, through the decoding loop."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,6 +14,12 @@ from qdc.units import Progress
 
 DEFAULT_LENGTH = 256
 """Tokens of an answer where neither the user nor the task says; the harness's own."""
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names under which tasks give that number; of several the first one counts, as in the harness."""
+
+ALL_TOKENS = (0, -1)
+"""Values of ``top_k`` that cut nothing: transformers takes the one, vLLM the other."""
 
 
 class Question(NamedTuple):
@@ -36,14 +43,11 @@ def question(
 ) -> Question:
     """What a task asks, under its generation settings.
 
-    What the user has set of ``given`` wins. Of the task's settings ``until`` and
-    ``max_gen_toks`` count, and ``temperature``, ``top_p`` and ``top_k`` where it has ``do_sample``.
-    The prompt is cut on the left to what the model takes. Raises QdcError.
+    What the user has set of ``given`` wins. Of the task's settings ``until``, the length
+    (``LENGTHS``), and how to draw count. The prompt is cut on the left to what the model takes.
+    Raises QdcError.
     """
-    fields = {"length": settings.get("max_gen_toks", DEFAULT_LENGTH)}
-    if settings.get("do_sample"):
-        names = ("temperature", "top_p", "top_k")
-        fields |= {name: settings[name] for name in names if settings.get(name) is not None}
+    fields = {"length": _length(settings), **_drawing(settings)}
     wanted = {} if given is None else given.model_dump(exclude_unset=True)
     options = DecodeOptions.parse(**{**fields, **wanted})
     if needs_verifier(type(make_strategy(options, subject.strategies))):
@@ -64,6 +68,45 @@ def question(
     kept = tuple(prompt[-room:])
     ends = tuple(stop for stop in stops if stop)
     return Question(kept, options, ends, len(kept) < len(prompt), repeat)
+
+
+def _length(settings: Mapping[str, Any]) -> int:
+    """Tokens of an answer. Raises QdcError for what is no number."""
+    name = next((each for each in LENGTHS if settings.get(each) is not None), None)
+    return DEFAULT_LENGTH if name is None else int(_number(settings, name))
+
+
+def _drawing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of how tokens are drawn; none where the task is greedy.
+
+    As in the harness a temperature alone asks for drawing, and ``do_sample: false`` forbids it.
+    """
+    temperature = 0.0
+    if settings.get("temperature") is not None:
+        temperature = _number(settings, "temperature")
+    if settings.get("do_sample") is False or temperature == 0:
+        return {}
+    fields: dict[str, Any] = {"temperature": temperature}
+    if settings.get("top_p") is not None:
+        fields["top_p"] = _number(settings, "top_p")
+    if settings.get("top_k") is not None:
+        most = int(_number(settings, "top_k"))
+        fields["top_k"] = None if most in ALL_TOKENS else most
+    return fields
+
+
+def _number(settings: Mapping[str, Any], name: str) -> float:
+    """A number of the settings, which may stand there as text. Raises QdcError."""
+    try:
+        found = float(settings[name])
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise QdcError(
+            f"a task has {name}: {str(settings[name])[:64]!r}, need a number",
+            help="correct generation_kwargs in the task, or give --generate",
+        )
+    return found
 
 
 def answer(

@@ -29,6 +29,10 @@ from qdc.models.window import Window, through
 from qdc.runtime.decoding.canvas import Canvas
 from qdc.runtime.decoding.facts import DecodeFacts
 
+ROUNDING = 1e-5
+"""Relative difference of logits below which places of a text of masks alone count as equal, in a
+model of which is not known what its attention knows."""
+
 Model = Callable[..., Tensor]
 """``(tokens i64[batch, T], mask bool[batch, T] or nothing) -> [batch, T, vocabulary]``.
 
@@ -168,14 +172,34 @@ class Reader:
         return self._picked(logits, rows, columns)
 
     def _picked(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        places = rows
         rows, columns = rows.to(logits.device), columns.to(logits.device)
         found = logits[rows, columns].double()
         require_finite(found)
-        if not self.guidance:
-            return found
-        without = logits[rows + len(self.rows), columns].double()
-        require_finite(without)
-        return without + (self.guidance + 1) * (found - without)
+        if self.guidance:
+            without = logits[rows + len(self.rows), columns].double()
+            require_finite(without)
+            found = without + (self.guidance + 1) * (found - without)
+        return self._alike(found, places)
+
+    def _alike(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Give all places of a text of masks alone the logits of its first one.
+
+        Nothing tells its places apart where attention knows distances alone, for it mixes equal
+        values. What still differs is rounding, which differs from batch to batch as well; without
+        it the strategies see a tie, and decide it by position.
+        """
+        written = self.canvas.tokens[self.rows] != self.facts.mask
+        empty = ~(written & self.canvas.visible[self.rows]).any(1)
+        for row in empty.nonzero().flatten().tolist():
+            places = (rows == row).nonzero().flatten().to(logits.device)
+            if not len(places):
+                continue
+            first = logits[places[:1]]
+            allowed = ROUNDING * float(first.abs().max())
+            if self._windowed or float((logits[places] - first).abs().max()) <= allowed:
+                logits = logits.index_copy(0, places, first.expand(len(places), -1))
+        return logits
 
     def _extent(self, *, wide: bool) -> tuple[int, int, int]:
         """First column and end of what is computed, and the end of what that sees."""

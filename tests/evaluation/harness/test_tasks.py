@@ -92,7 +92,7 @@ def test_likelihood_and_generation_through_the_harness(embedded: Subject) -> Non
 
 def test_user_options_win_over_the_tasks(embedded: Subject) -> None:
     settings = {"until": "x", "max_gen_toks": 8, "temperature": 0.7, "top_p": 0.9}
-    plain = question(embedded, "a", settings).options
+    plain = question(embedded, "a", {**settings, "do_sample": False}).options
     assert (plain.length, plain.temperature, plain.top_p) == (8, 0.0, None)
     sampled = {**settings, "do_sample": True}
     drawn = question(embedded, "a", sampled, DecodeOptions(length=16)).options
@@ -102,6 +102,47 @@ def test_user_options_win_over_the_tasks(embedded: Subject) -> None:
         question(embedded, "a", {}, DecodeOptions(strategy="apd", length=4))
     with pytest.raises(QdcError, match="leave no room for a prompt"):
         question(embedded, "a", {"max_gen_toks": 256})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_new_tokens": 8},
+        {"max_tokens": "8", "max_completion_tokens": 9},
+        {"max_completion_tokens": 9},
+        {"max_gen_toks": None, "max_tokens": 10, "max_new_tokens": 11},
+        {"max_gen_toks": 12, "max_new_tokens": 11},
+        {"temperature": 0.5},
+        {"temperature": 0.5, "do_sample": False},
+        {"temperature": 0.0, "do_sample": True},
+        {"temperature": "0.5", "do_sample": True},
+        {"do_sample": False},
+    ],
+)
+def test_lengths_and_temperatures_are_read_as_the_harness_reads_them(
+    embedded: Subject, settings: dict[str, object]
+) -> None:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    harness = dict(normalize_gen_kwargs({**settings}, 100))
+    user = None if any("max" in name for name in settings) else DecodeOptions(length=100)
+    found = question(embedded, "a", settings, user).options
+    assert found.length == harness["max_gen_toks"]
+    assert found.temperature == float(harness.get("temperature", 0.0))
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_top_k_that_cuts_nothing_is_none(embedded: Subject, most: int) -> None:
+    settings = {"max_tokens": 8, "temperature": 0.5, "top_k": most}
+    assert question(embedded, "a", settings).options.top_k is None
+    assert question(embedded, "a", {**settings, "top_k": 5}).options.top_k == 5
+
+
+@pytest.mark.parametrize("value", ["many", float("inf"), [8]])
+def test_a_length_that_is_no_number_is_refused(embedded: Subject, value: object) -> None:
+    with pytest.raises(QdcError, match=r"a task has max_tokens: .* need a number"):
+        question(embedded, "a", {"max_tokens": value})
 
 
 def test_answers_end_at_the_first_stop() -> None:
