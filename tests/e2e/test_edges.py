@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import qdc
 from qdc import disk
-from qdc.checkpoint.folder import INDEX
+from qdc.checkpoint.layout import INDEX
 from qdc.errors import InvalidCheckpoint, QdcError
 from tests.support.checkpoints import TOKENIZER, write_checkpoint
 from tests.support.commands import python
