@@ -78,8 +78,7 @@ class Reference(Backend):
 
 
 def _outside(graph: LayerGraph) -> tuple[str, ...]:
-    inside = {name for region in graph.regions for name in region.nodes}
-    return tuple(node.name for node in graph if node.name not in inside)
+    return tuple(node.name for node in graph.outside())
 
 
 def _shard_name(graph: LayerGraph, number: int) -> str:

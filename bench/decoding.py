@@ -24,18 +24,22 @@ from bench.common.samples import held_out
 from qdc.cli.models import Opened, open_runnable
 from qdc.evaluation.masked_loss import ratio_mask
 from qdc.models.predictions import predictions
+from qdc.pipeline.strategybase import Stepwise
 from qdc.runtime.decoding.canvas import Canvas, lay_out
+from qdc.runtime.decoding.llada import LowConfidence
 from qdc.runtime.decoding.loop import Loop, decode
-from qdc.runtime.decoding.options import CACHES, STRATEGIES, DecodeOptions
+from qdc.runtime.decoding.options import CACHES, DecodeOptions
 from qdc.runtime.decoding.reader import Reader
 from qdc.runtime.decoding.results import Decoded
-from qdc.runtime.decoding.strategies import make_strategy
+from qdc.runtime.decoding.strategies import STRATEGIES, make_strategy
 
 PROMPT, LENGTH, BLOCK = 64, 32, 16
 COLUMNS = (
     "strategy", "block", "cache", "forwards", "CPU s", "top-1", "KL", "same tokens", "CE",
 )  # fmt: skip
-OTHERS = tuple(name for name in STRATEGIES if name not in ("low-confidence", "apd"))
+OTHERS = tuple(
+    kind.name for kind in STRATEGIES if issubclass(kind, Stepwise) and kind is not LowConfidence
+)
 
 
 class Shadowed(Reader):
@@ -136,7 +140,9 @@ def shadow(model: Opened, windows: Tensor, options: DecodeOptions) -> tuple[str,
     for prompt in windows[:, :PROMPT].tolist():
         canvas = lay_out([prompt], options.length, options.block, model.decoding, [options.seed])
         reader = Shadowed(model, canvas, options.cache)
-        Loop(reader, make_strategy(options), options, model.decoding, stops=False).run(None)
+        strategy = make_strategy(options)
+        assert isinstance(strategy, Stepwise)
+        Loop(reader, strategy, options, model.decoding, stops=False).run(None)
         same, divergence = same + reader.same, divergence + reader.divergence
         places += reader.places
     return f"{100 * same / places:.1f} %", f"{divergence / places:.3f}"

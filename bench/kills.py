@@ -117,7 +117,7 @@ class Compile:
             return 0
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove the artifact, and what an interrupted compile of it has left."""
         shutil.rmtree(self.out, ignore_errors=True)
         shutil.rmtree(self.journal.parent, ignore_errors=True)
 

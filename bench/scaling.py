@@ -67,7 +67,7 @@ class Clock(Instrument):
         self._start = now()
 
     def after(self, place: int, unit: Unit) -> None:
-        """Stop them."""
+        """Stop the clocks and note what the pass took on this unit."""
         wall, processor = (end - start for end, start in zip(now(), self._start, strict=True))
         self.found.append((unit.step.name, wall, processor))
 

@@ -1,9 +1,9 @@
 """Move binary orders from the least to the most salient blocks of each layer.
 
 Source: Quant-dLLM, arXiv 2510.03274, Adaptive Blockwise Mixed Precision (ABMP), as the released
-code rounds it. As many blocks go down as up, and a ragged last block keeps
-the base, so the mean over the weights stays exactly the base. By default the layers of one stage
-share the decision: their importances are added, so that engines can fuse them.
+code rounds it. As many blocks go down as up, and a ragged last block keeps the base, so the mean
+over the weights stays exactly the base. By default the layers of one stage share the decision:
+their importances are added, so that engines can fuse them.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @salience  4 blocks of 128   1.0e+00 .. 9.0e+00

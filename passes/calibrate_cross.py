@@ -134,7 +134,7 @@ class CalibrateCross(ExpertOptions):
             effort = Work(products=stream.tokens_of(stage) * (4 * columns**2 + residual / 2))
             now, original = stream.compute(wanted), reference.compute(wanted)
             effort = effort + now.work + original.work
-            sums = 4 * squares + 2 * residual  # in fp64
+            sums = 4 * squares + 2 * residual  # they grow in fp64
             unit.work(now.nbytes + original.nbytes + sums, effort)
             unit.work(sums + residual)
             lost = None if carrier is None else unit.put(stage, "residual", rows, columns)

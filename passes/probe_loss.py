@@ -45,7 +45,8 @@ from qdc.passkit import (
     residual_cost,
 )
 from qdc.passkit.experts import read
-from qdc.passkit.probes import Probes, output_head
+from qdc.passkit.head import output_head
+from qdc.passkit.probes import WITHOUT_HEAD, Probes
 
 PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""
@@ -75,7 +76,7 @@ class ProbeLoss(ExpertOptions):
     def check(self, graph: LayerGraph) -> None:
         """Refuse a model without a head, and masks that hide nothing."""
         super().check(graph)
-        output_head(graph)
+        output_head(graph, WITHOUT_HEAD)
         if self.geometry == "clean":
             raise InvalidCalibration(
                 f"{self.name} looks at masked positions, and geometry clean has none",
@@ -126,7 +127,7 @@ class ProbeLoss(ExpertOptions):
         stream = self.travel(unit, original=True)
         length = stream.sizes["L"]
         count = min(self.probes or max(1, PROBE_TOKENS // length), stream.samples)
-        (head,) = output_head(unit.graph).layers
+        (head,) = output_head(unit.graph, WITHOUT_HEAD).layers
         width = unit.graph[head].columns
         for region in unit.graph.regions:
             for stage, layers in unit.layers_by_stage():

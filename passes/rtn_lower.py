@@ -2,9 +2,8 @@
 
 Source: the common asymmetric min-max grid, one scale and one minimum for each row and group;
 ``search=clip`` narrows it where that gains more than the clipped weights lose (the grid search of
-GPTQ's code). It
-reads no statistics, so ``rtn-lower,pack`` compiles without calibration; with a moment at hand
-(``stages(calibrate-mcs,rtn-lower),pack``) it also notes the output error.
+GPTQ's code). It reads no statistics, so ``rtn-lower,pack`` compiles without calibration; with a
+moment at hand (``stages(calibrate-mcs,rtn-lower),pack``) it also notes the output error.
 
     before   %h0.q = linear %x   w f16[64,512]
     after        @rtn  4 groups of 128   2 bits   output error 2.0e-01

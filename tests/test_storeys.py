@@ -4,6 +4,7 @@ import ast
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import networkx
 import pytest
@@ -12,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 LINKED = ("backends", "passes")
 GROUND = {"__init__", "__main__", "api", "disk", "errors", "options", "units", "version"}
 """The files that stand beside the rooms."""
+NAMES = 53
+"""Columns of the drawing on the page, behind which the rooms are explained."""
 Import = tuple[str, str, bool]
 """Who imports, what is imported, and whether for type checkers alone."""
 
@@ -27,6 +30,13 @@ def modules() -> dict[str, Path]:
                 continue
             found[".".join((prefix, *inside)).removesuffix(".__init__")] = path
     return found
+
+
+def contract() -> dict[str, Any]:
+    """The one contract of import-linter."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [found] = project["tool"]["importlinter"]["contracts"]
+    return dict(found)
 
 
 def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[Import]:
@@ -83,18 +93,27 @@ def test_types_close_no_cycle_but_the_listed_one(rooms: "networkx.DiGraph[str]")
     assert [group for group in cycles if len(group) > 1] == [["pipeline", "streaming"]]
 
 
+def test_passes_and_backends_are_reached_by_name_alone(rooms: "networkx.DiGraph[str]") -> None:
+    assert [list(rooms.predecessors(name)) for name in LINKED] == [[], []]
+
+
 def test_only_the_ground_stands_outside_of_rooms() -> None:
     assert {path.stem for path in (ROOT / "qdc").glob("*.py")} == GROUND
 
 
+def test_page_draws_the_storeys_of_the_contract() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = [line[:NAMES].split() for line in page.split("```")[1].splitlines()]
+    assert [names for names in drawn if names] == [row.split(" | ") for row in contract()["layers"]]
+
+
 def test_contract_is_exhaustive_and_ignores_types_alone() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    [contract] = project["tool"]["importlinter"]["contracts"]
-    assert contract["type"] == "layers"
-    assert contract["exhaustive"]
-    assert contract["containers"] == ["qdc"]
+    rules = contract()
+    assert rules["type"] == "layers"
+    assert rules["exhaustive"]
+    assert rules["containers"] == ["qdc"]
     known = modules()
-    for line in contract["ignore_imports"]:
+    for line in rules["ignore_imports"]:
         importer, imported = line.split(" -> ")
         found = [t for _, what, t in imports(importer, known[importer], known) if what == imported]
         assert found, line

@@ -176,29 +176,6 @@ def _plan(
     return pairs, singles, blocks, order
 
 
-def portable_planes(layout: BinaryLayout, codec: MultiBinary, segment: int) -> dict[str, Tensor]:
-    """Planes and scales of one segment as the artifact stores them: the inverse, for tests.
-
-    Returns ``planes`` u8[rows, P, block / 8], ``row_scale`` f16[rows, P] and ``col_scale``
-    f16[1, P, block].
-    """
-    first = sum(-(-r // TILE_ROWS) * TILE_ROWS for r in layout.rows[:segment])
-    rows = slice(first, first + layout.rows[segment])
-    parts = codec.block // layout.width
-    planes = torch.zeros(codec.planes, codec.rows, parts, layout.width // 8, dtype=torch.uint8)
-    columns = torch.zeros(codec.planes, parts, layout.width, dtype=torch.float16)
-    for number, order, *rest in layout.blocks.tolist():
-        part = number % parts
-        for sub, plane in zip(rest[:order], rest[4 : 4 + order], strict=True):
-            planes[plane, :, part] = restore_bits(layout.planes[sub, rows])
-            columns[plane, part] = layout.col_scale[segment, sub]
-    return {
-        "planes": planes.transpose(0, 1).flatten(2),
-        "row_scale": layout.row_scale[:, rows].T,
-        "col_scale": columns.flatten(1)[None],
-    }
-
-
 @dataclass(frozen=True)
 class UniformLayout:
     """Codes of one or several joined linears; ``G`` groups, ``N`` padded rows, ``T`` tiles."""

@@ -18,7 +18,7 @@ SIZES = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Rows of activations that are measured; a size between two takes the choice of the upper."""
 
 
-class Entry(BaseModel):
+class MeasuredChoice(BaseModel):
     """One measured choice."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,14 +28,14 @@ class Entry(BaseModel):
     microseconds: float = Field(gt=0)
 
 
-class Tuned(BaseModel):
+class Tuning(BaseModel):
     """What was measured on one device."""
 
     model_config = ConfigDict(extra="forbid")
 
     device: str
     triton: str
-    entries: dict[str, Entry] = Field(default_factory=dict)
+    entries: dict[str, MeasuredChoice] = Field(default_factory=dict)
 
 
 def key(tokens: int, padded_rows: int, columns: int, planes: int, dtype: torch.dtype) -> str:
@@ -68,7 +68,7 @@ def tune(
     planes: int,
     units: int,
     dtype: torch.dtype,
-) -> Entry:
+) -> MeasuredChoice:
     """Time every candidate on one shape, keep the fastest on disk, and return it.
 
     Args:
@@ -81,11 +81,11 @@ def tune(
         units: pairs and singles.
         dtype: of activations.
     """
-    best: Entry | None = None
+    best: MeasuredChoice | None = None
     for choice in _candidates(tokens, padded_rows, units):
         took = time(lambda choice=choice: run(choice))  # type: ignore[misc]
         if best is None or took < best.microseconds:
-            best = Entry(variant=choice.variant, split=choice.split, microseconds=took)
+            best = MeasuredChoice(variant=choice.variant, split=choice.split, microseconds=took)
     assert best is not None
     path = _path()
     if path is not None:
@@ -114,7 +114,7 @@ def _candidates(tokens: int, padded_rows: int, units: int) -> Sequence[Choice]:
 
 
 @cache
-def _entries() -> dict[str, Entry]:
+def _entries() -> dict[str, MeasuredChoice]:
     path = _path()
     return {} if path is None else _read(path).entries
 
@@ -130,11 +130,11 @@ def _path() -> Path | None:
     return Path(home, f"kernels-{name}-triton-{triton.__version__}.json")
 
 
-def _read(path: Path) -> Tuned:
+def _read(path: Path) -> Tuning:
     """What the file holds; a damaged one, or one of another device, holds nothing."""
-    empty = Tuned(device=path.stem, triton=triton.__version__)
+    empty = Tuning(device=path.stem, triton=triton.__version__)
     try:
-        found = Tuned.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        found = Tuning.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
         return empty
     return found if (found.device, found.triton) == (empty.device, empty.triton) else empty

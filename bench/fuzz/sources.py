@@ -9,7 +9,7 @@ import torch
 
 import qdc
 from bench.common.checkpoint import build
-from qdc.artifact.journal import Entry, File, Journal, PassCost, StreamState
+from qdc.artifact.journal import Entry, File, Journal, PassRecord, StreamState
 
 PLAIN = "quantize-vocab,stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0.5},daq-lower),pack"
 EIGHT = PLAIN.replace("daq-lower", "daq-lower{scale-bits=8}")
@@ -94,7 +94,7 @@ def _journal() -> Journal:
         ),
         linear_calls=12.0,
         samples=2,
-        passes=(PassCost(seconds=0.5, peak_bytes=100, units=2),),
+        passes=(PassRecord(seconds=0.5, peak_bytes=100, units=2),),
         remarks=("a remark",),
         seconds=1.0,
         resumed=0,

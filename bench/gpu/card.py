@@ -22,7 +22,7 @@ class Card(BaseModel):
     capability: str
     memory_bytes: int
     cache_bytes: int
-    """L2."""
+    """Of the L2 cache."""
     python: str
     versions: dict[str, str]
     measured: bool

@@ -19,7 +19,7 @@ MEMORY, COMPILE = 0.32, 60.0
 
 
 class Result(BaseModel):
-    """One run."""
+    """What one run of the benchmark has measured, and where."""
 
     date: str
     command: str

@@ -12,7 +12,7 @@ import torch
 
 from qdc.backends.triton.modules import PackedLinear
 from qdc.backends.triton.parts import Part
-from qdc.backends.triton.tuning import Entry, choose, tune
+from qdc.backends.triton.tuning import MeasuredChoice, choose, tune
 from qdc.backends.triton.variants import Choice
 
 from .card import Card
@@ -55,7 +55,7 @@ def measure(clock: Clock, card: Card, sizes: Sizes, budget: float) -> dict[str, 
     return chosen
 
 
-def _tune(clock: Clock, modules: list[PackedLinear], tokens: int, sizes: Sizes) -> Entry:
+def _tune(clock: Clock, modules: list[PackedLinear], tokens: int, sizes: Sizes) -> MeasuredChoice:
     module, dtype = modules[0], dtype_of(sizes.floating)
     x = torch.randn(tokens, module.columns, device=clock.device).to(dtype)
     others = itertools.cycle(modules)

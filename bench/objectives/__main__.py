@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if variant.name in EXPLAINED
         }
         explained = explain(subject, versions, given.cache / "explained.json")
-    spectrum = Spectrum(subject, _fresh(subject, FRESH_WINDOWS)).shares(subject)
+    spectrum = Spectrum(subject, _fresh(subject, FRESH_WINDOWS)).shares()
     summary = {"versions": rows, "spectrum": spectrum, "explained": explained}
     write(json.dumps(_short(summary)) + "\n", given.out / "objectives.json")
     write(tables(summary), given.out / "objectives-tables.md")

@@ -35,7 +35,7 @@ class Slopes:
     regions: list[dict[str, Tensor]] = field(default_factory=list)
     """Each batch's residual stream behind each region, ``f32[P, width]``."""
     tokens: int = 0
-    """Masked tokens."""
+    """Masked tokens over which the gradients are taken."""
 
 
 def slopes(subject: Subject, samples: Samples, seed: int = 0) -> Slopes:

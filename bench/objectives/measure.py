@@ -38,7 +38,7 @@ class Spectrum:
             self.values[stage] = values.flip(0).clamp(min=0)
             self.vectors[stage] = vectors.flip(1)
 
-    def shares(self, subject: Subject) -> dict[str, dict[str, float]]:
+    def shares(self) -> dict[str, dict[str, float]]:
         """Share of a moment's trace in its leading directions, mean by kind of layer."""
         found: dict[str, list[list[float]]] = defaultdict(list)
         for stage, values in self.values.items():

@@ -75,7 +75,7 @@ class Entry(Frozen):
             yield from stream.batches
 
 
-class PassCost(Frozen):
+class PassRecord(Frozen):
     """What the meter knows of one pass."""
 
     seconds: float = Field(ge=0, allow_inf_nan=False)
@@ -95,7 +95,7 @@ class Journal(Frozen):
     entries: tuple[Entry, ...] = Field(min_length=1)
     linear_calls: float = Field(ge=0, allow_inf_nan=False)
     samples: int = Field(ge=0)
-    passes: tuple[PassCost, ...]
+    passes: tuple[PassRecord, ...]
     remarks: tuple[str, ...]
     seconds: float = Field(ge=0, allow_inf_nan=False)
     resumed: int = Field(ge=0)

@@ -163,6 +163,20 @@ def families(plugin: PluginFiles = None, json: Json = False) -> None:
 
 
 @app.command()
+def strategies(plugin: PluginFiles = None, json: Json = False) -> None:
+    """List the strategies that decode, and what each reads.
+
+    \b
+    Examples:
+      qdc strategies
+      qdc strategies --plugin my_strategy.py --json
+    """  # noqa: D301
+    from qdc.cli.strategies import strategies_command
+
+    strategies_command(plugin or [], json)
+
+
+@app.command()
 @from_fields
 def run(
     model: Runnable,
@@ -208,7 +222,7 @@ def generate(
     """Write an answer, and show how it unmasks.
 
     Strategies: low-confidence, random (LLaDA), origin, maskgit-plus, topk-margin, entropy (Dream),
-    threshold, factor (Fast-dLLM), sequential, dynamic (SDAR), apd.
+    threshold, factor (Fast-dLLM), sequential, dynamic (SDAR), apd; qdc strategies lists them.
 
     \b
     Examples:

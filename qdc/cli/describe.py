@@ -1,4 +1,4 @@
-"""Passes and backends as plain data, for tables, ``--json`` and the generated pages."""
+"""Passes, backends and strategies as plain data, for tables, ``--json`` and the generated pages."""
 
 import inspect
 import sys
@@ -15,7 +15,7 @@ LARGE = 1 << 17
 
 
 class Option(NamedTuple):
-    """One option of a pass or a backend."""
+    """One option of a pass, a backend or a strategy."""
 
     name: str
     values: str
@@ -32,16 +32,16 @@ class Option(NamedTuple):
 
 
 class Described(NamedTuple):
-    """A pass or a backend."""
+    """A pass, a backend or a strategy."""
 
     name: str
     summary: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     whole_model: bool | None
-    """Whether it needs all layers at once; None for a backend."""
+    """Whether it needs all layers at once; None for what is no pass."""
     calibration: bool | None
-    """Whether it reads calibration text; None for a backend."""
+    """Whether it reads calibration text; None for what is no pass."""
     options: tuple[Option, ...]
     text: str
     """The docstring of its module: source, and the IR before and after."""

@@ -12,10 +12,12 @@ from rich.text import Text
 
 from qdc.cli.models import Opened, open_runnable
 from qdc.cli.terminal import console, given_text, print_json, progress
+from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.loop import check_verifier, decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
 from qdc.runtime.decoding.speech import chat_tokens
+from qdc.runtime.decoding.strategies import make_strategy
 from qdc.runtime.decoding.verifier import load_verifier
 from qdc.runtime.options import RunOptions
 
@@ -36,7 +38,8 @@ def generate_command(
     as_json: bool,
 ) -> None:
     """Load, decode, print. The answer goes to stdout, what it took to stderr."""
-    check_verifier(options, present=verifier is not None)
+    strategies = standard_registry(running.plugins).strategies
+    check_verifier(make_strategy(options, strategies), present=verifier is not None)
     text = given_text(prompt)
     opened = open_runnable(model, running.device, running.plugins, running.backend)
     if chat:
@@ -49,7 +52,9 @@ def generate_command(
         else load_verifier(verifier, opened.device, opened.tokenizer, opened.facts.vocabulary)
     )
     with _shown(opened, as_json) as watch:
-        found = decode(opened.module, [tokens], options, opened.decoding, watch, checks)
+        found = decode(
+            opened.module, [tokens], options, opened.decoding, watch, checks, strategies=strategies
+        )
     answer = opened.decode(found.answers[0])
     if as_json:
         print_json({"text": answer, **_figures(found, len(tokens), options.length)})

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdc.cli.describe import Described, describe, tags
+from qdc.cli.describe import Described, Option, describe, tags
 from qdc.cli.terminal import console, print_json, print_lines, print_table, table
 from qdc.errors import QdcError, UnknownName, nearest
 from qdc.pipeline.registry import Registry, standard_registry
@@ -31,7 +31,7 @@ def passes_command(
         if names:
             console().print(f"\n{entry.name}", style="bold", markup=False)
             print_lines(console(), *entry.text.splitlines())
-        _print_options(entry)
+        print_options(entry.name, entry.options)
     if presets:
         console().print("\npresets", style="bold")
         width = max(map(len, presets))
@@ -39,7 +39,7 @@ def passes_command(
 
 
 def backends_command(plugins: Sequence[Path], as_json: bool) -> None:
-    """List backends."""
+    """List backends with what they read and do."""
     described = [describe(kind) for kind in standard_registry(plugins).backends.values()]
     if as_json:
         print_json({"backends": [entry.as_data() for entry in described]})
@@ -49,7 +49,7 @@ def backends_command(plugins: Sequence[Path], as_json: bool) -> None:
         rows.add_row(entry.name, " ".join(entry.reads), entry.summary)
     print_table(console(), rows)
     for entry in described:
-        _print_options(entry)
+        print_options(entry.name, entry.options)
 
 
 def _named(name: str, registry: Registry) -> Described:
@@ -87,9 +87,10 @@ def _print_passes(chosen: Sequence[Described]) -> None:
     print_table(console(), rows)
 
 
-def _print_options(entry: Described) -> None:
-    if entry.options:
-        rows = table(f"\n{entry.name}", "option", "takes", "default", "meaning")
-        for option in entry.options:
+def print_options(name: str, options: Sequence[Option]) -> None:
+    """Print a table of the options that something of this name has, if it has any."""
+    if options:
+        rows = table(f"\n{name}", "option", "takes", "default", "meaning")
+        for option in options:
             rows.add_row(option.name, option.values, option.default_text, option.help)
         print_table(console(), rows)

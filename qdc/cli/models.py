@@ -17,6 +17,7 @@ from qdc.ir.graph import ModelFacts
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.speech import decode_facts
+from qdc.runtime.decoding.strategies import Strategies
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 from qdc.text.tokenizer import decode_marked, encoder, load_tokenizer
@@ -41,6 +42,8 @@ class Opened:
     tokenizer: "PreTrainedTokenizerFast"
     decoding: DecodeFacts
     """What the decoding loop has to know."""
+    strategies: Strategies
+    """Of decoding, by name, those of the plugins among them."""
 
     @property
     def logits_shift(self) -> int:
@@ -97,6 +100,7 @@ def open_runnable(
         device,
         tokenizer,
         decode_facts(facts, tokenizer, plain),
+        registry.strategies,
     )
 
 

@@ -25,7 +25,7 @@ app = typer.Typer(
 PluginFiles = Annotated[
     list[Path] | None,
     typer.Option(
-        "--plugin", metavar="FILE", help="Python file with further passes, backends, families"
+        "--plugin", metavar="FILE", help="Python file: passes, backends, families, strategies"
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from qdc.disk import read_regular
 from qdc.errors import InvalidDump, InvalidText, QdcError
-from qdc.ir.dump import LARGEST, Tags, from_bytes
-from qdc.ir.lines import GRAPH
+from qdc.ir.dump import LARGEST, from_bytes
+from qdc.ir.lines import GRAPH, Tags
 from qdc.ir.parser import Parsed, read_text
 
 DUMP = "ir.qdc"

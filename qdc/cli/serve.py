@@ -9,6 +9,7 @@ from qdc.errors import QdcError
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Watch
+from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
 from qdc.runtime.decoding.verifier import load_verifier
 
 try:
@@ -43,8 +44,11 @@ def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
             seeds: Sequence[int],
             watch: Watch,
         ) -> Decoded:
-            judge = checks if options.strategy == "apd" else None
-            return decode(opened.module, prompts, options, opened.decoding, watch, judge, seeds)
+            asked = needs_verifier(type(make_strategy(options, opened.strategies)))
+            return decode(
+                opened.module, prompts, options, opened.decoding, watch,
+                checks if asked else None, seeds, opened.strategies,
+            )  # fmt: skip
 
         title = asked.name or asked.model.resolve().name
         engine = Engine(run, bounds)
@@ -56,6 +60,7 @@ def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
             bounds,
             checks is not None,
             opened.compiled,
+            opened.strategies,
         )
         address = url(taken)
 

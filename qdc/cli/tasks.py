@@ -24,6 +24,8 @@ from qdc.evaluation.harness.subject import Subject
 from qdc.evaluation.harness.tasks import Tasks
 from qdc.evaluation.options import OF_LIKELIHOODS, EvaluationOptions
 from qdc.ir.graph import ModelFacts
+from qdc.pipeline.registry import standard_registry
+from qdc.runtime.decoding.strategies import make_strategy
 
 GENERATION = "generate_until"
 
@@ -41,6 +43,8 @@ class Asked(NamedTuple):
 def tasks_command(options: EvaluationOptions, *, as_json: bool, as_markdown: bool) -> None:
     """Run the tasks on one model after the other, pair the documents, print."""
     reference, candidates = split(options)
+    if options.generate is not None:
+        make_strategy(options.generate, standard_registry(options.plugins).strategies)
     with progress() as update:
         update("find tasks", 0, 2)
         found = Tasks(list(options.tasks), options.include)
@@ -113,7 +117,7 @@ def _run(opened: Opened, name: str, asked: Asked) -> tuple[TaskRun, Values]:
     options = wanted.likelihoods(default_scorer(opened.facts))
     subject = Subject(
         opened, opened.module, opened.facts, opened.tokenizer, opened.decoding, opened.decode,
-        wanted.chat,
+        wanted.chat, opened.strategies,
     )  # fmt: skip
     with progress() as update:
         model = DiffusionLM(

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +23,12 @@ from qdc.version import __version__
 
 def layer_reports(graph: LayerGraph) -> Iterable[LayerReport]:
     """Read the figures of every packed layer of the repeated blocks off the graph."""
-    inside = {name for region in graph.regions for name in region.nodes}
-    return (row for node, row in _packed(graph) if node.name in inside)
+    return (row for node, row in _packed(graph) if node.name in graph.inside)
 
 
 def outside_reports(graph: LayerGraph) -> Iterable[LayerReport]:
     """The same for what is packed outside of them: embedding and output head."""
-    inside = {name for region in graph.regions for name in region.nodes}
-    return (row for node, row in _packed(graph) if node.name not in inside)
+    return (row for node, row in _packed(graph) if node.name not in graph.inside)
 
 
 def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
@@ -45,7 +42,7 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
             node,
             LayerReport(
                 name=node.name,
-                kind=re.sub(r"\.\d+\.", ".*.", f".{node.name}").strip("."),
+                kind=node.kind,
                 rows=node.rows,
                 columns=node.columns,
                 codec=lowered.codec.name,
@@ -80,15 +77,14 @@ def size_parts(graph: LayerGraph) -> tuple[SizePart, ...]:
                 key = f"{prefix}: {name}"
                 found[key] = found.get(key, 0) + size
     seen: set[str] = set()
-    inside = {name for region in graph.regions for name in region.nodes}
-    for name, key, size in _plain(graph, inside):
+    for name, key, size in _plain(graph):
         if name not in seen:
             found[key] = found.get(key, 0) + size
         seen.add(name)
     return tuple(SizePart(name=name, nbytes=size) for name, size in found.items() if size)
 
 
-def _plain(graph: LayerGraph, inside: set[str]) -> Iterator[tuple[str, str, int]]:
+def _plain(graph: LayerGraph) -> Iterator[tuple[str, str, int]]:
     """Name, use and bytes of every tensor that is stored plainly: kept or tuned."""
     for node in graph:
         tuned = graph.get(node.name, Tuned)
@@ -96,12 +92,12 @@ def _plain(graph: LayerGraph, inside: set[str]) -> Iterator[tuple[str, str, int]
         replaced = {"weight"} if graph.get(owner, Packed) is not None else set()
         if tuned is not None:
             for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
-                use = _part(node, role, node.name in inside)
+                use = _part(node, role, node.name in graph.inside)
                 yield file_key(node.path, role), f"{use}, tuned", ref.nbytes
             replaced.update(tuned.roles)
         for parameter in node.parameters:
             if parameter.role not in replaced:
-                use = _part(node, parameter.role, node.name in inside)
+                use = _part(node, parameter.role, node.name in graph.inside)
                 size = parameter.elements({}) * BYTES[parameter.dtype]
                 yield parameter.name, f"{use}, kept", size
 

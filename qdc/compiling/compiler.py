@@ -15,7 +15,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import full_text
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
-from qdc.compiling.instruments import Instrument, Meter, Remarks, Verifier
+from qdc.compiling.instruments import GraphVerifier, Instrument, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
 from qdc.compiling.options import CompileOptions
 from qdc.compiling.origin import facts, identity
@@ -110,7 +110,7 @@ def run_job(
     dumper = Dumper(job.plan, job.dump_folder, places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
     ticker = _Ticker(notify, job.plan, program)
-    instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, Verifier())
+    instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, GraphVerifier())
     with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
         workspace = Workspace(
             program,
@@ -142,7 +142,7 @@ def run_job(
         first = 0
         if partial.journal is not None:
             resumption = Resumption(savepoints, partial.journal, job.registry.annotations())
-            first = resumption.restore(region_done, (repro, Verifier()))
+            first = resumption.restore(region_done, (repro, GraphVerifier()))
             ticker.done = sum(row.units for row in meter.measured)
         # Of several processes each holds a part of the states: there is nothing to go on from.
         runner.run(region_done, savepoints.save if alone else lambda step: None, first)

@@ -26,7 +26,7 @@ class Instrument:
         """A pass raised; the error goes on afterwards."""
 
 
-class Verifier(Instrument):
+class GraphVerifier(Instrument):
     """Check the graph after every pass, and that the pass gave what it declares."""
 
     def __init__(self) -> None:

@@ -22,8 +22,9 @@ from qdc.compiling.runner import RegionDone, Runner
 from qdc.compiling.savepoints import Savepoints, read_batch
 from qdc.errors import InvalidDump, InvalidJournal
 from qdc.ir.annotations import Annotation
-from qdc.ir.dump import Tags, read
+from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph
+from qdc.ir.lines import Tags
 from qdc.ir.opaque import Opaque
 from qdc.ir.tensors import digest
 from qdc.ir.types import TensorRef

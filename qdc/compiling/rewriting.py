@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qdc.checkpoint.folder import Checkpoint
-from qdc.compiling.instruments import Instrument, Remarks, Verifier
+from qdc.compiling.instruments import GraphVerifier, Instrument, Remarks
 from qdc.compiling.runner import Runner
 from qdc.errors import MissingAnnotation, MissingWeights
 from qdc.frontend.tracer import Program
@@ -67,7 +67,7 @@ def rewrite(graph: LayerGraph, plan: Plan, tags: Mapping[str, type[Annotation]])
     )
     workspace.refuse = asking.refuse
     with tempfile.TemporaryDirectory(prefix="qdc-") as folder:
-        instruments = (asking, remarks, Verifier())
+        instruments = (asking, remarks, GraphVerifier())
         Runner(plan, workspace, instruments, Path(folder)).run(lambda region: None)
     graph.after = f"{graph.after},{plan}" if graph.after else str(plan)
     verify(graph, workspace.tensors)

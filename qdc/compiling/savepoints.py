@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qdc.artifact.journal import Entry, File, Journal, PassCost, StreamState
+from qdc.artifact.journal import Entry, File, Journal, PassRecord, StreamState
 from qdc.artifact.partial import Partial
 from qdc.artifact.writer import ArtifactWriter
 from qdc.compiling.instruments import Meter, Remarks
@@ -94,7 +94,7 @@ class Savepoints:
                 linear_calls=self.workspace.linear_calls,
                 samples=self.workspace.samples,
                 passes=tuple(
-                    PassCost(seconds=row.seconds, peak_bytes=row.peak_bytes, units=row.units)
+                    PassRecord(seconds=row.seconds, peak_bytes=row.peak_bytes, units=row.units)
                     for row in self.meter.measured
                 ),
                 remarks=self.remarks.lines(),

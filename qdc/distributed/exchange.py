@@ -15,8 +15,9 @@ from torch import Tensor
 from qdc.distributed.world import World
 from qdc.errors import InvalidGraph
 from qdc.ir.annotations import Annotation
-from qdc.ir.dump import Tags, note_from, tagged
+from qdc.ir.dump import note_from, tagged
 from qdc.ir.graph import LayerGraph
+from qdc.ir.lines import Tags
 from qdc.ir.opaque import Opaque
 from qdc.ir.tensors import TensorTable
 from qdc.ir.types import TensorRef

@@ -9,11 +9,11 @@ from qdc.errors import QdcError
 from qdc.models.predictions import Logits, logits_shift
 from qdc.runtime.decoding.canvas import lay_out_gaps
 from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.llada import LowConfidence
 from qdc.runtime.decoding.loop import Loop
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.reader import Reader
 from qdc.runtime.decoding.results import Snapshot, Watch
-from qdc.runtime.decoding.strategies import make_strategy
 from qdc.units import Progress
 
 GAP = "<mask>"
@@ -81,7 +81,7 @@ def infill(
     )
     canvas = lay_out_gaps(tokens.cpu(), masked.cpu(), block, mask_id)
     reader = Reader(logits, canvas, facts, options.cache, options.cfg)
-    loop = Loop(reader, make_strategy(options), options, facts, stops=False)
+    loop = Loop(reader, LowConfidence(), options, facts, stops=False)
     loop.run(None if progress is None else _tell(progress))
     return canvas.tokens.to(tokens.device)
 

@@ -1,5 +1,6 @@
 """What an evaluation may be asked for: of held-out text, or of tasks."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -24,6 +25,9 @@ OF_TEXT = ("ratios", "length", "windows", "seeds", "infills", "text_field", "rep
 OF_LIKELIHOODS = ("scorer", "mc_num", "cfg", "seed")
 OF_TASKS = ("include", "limit", "shots", *OF_LIKELIHOODS, "generate", "chat")
 
+OUTSIDE_BRACES = re.compile(r",(?![^{}]*})")
+"""Commas, but for those within a strategy's own options: ``strategy=mine{lengths=1,2}``."""
+
 
 def as_ratios(given: Any) -> Any:
     """Mask ratios from ``0.15,0.5``, for a validator. Raises ``QdcError``."""
@@ -45,7 +49,7 @@ def as_decoding(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     found: dict[str, str] = {}
-    for part in given.split(","):
+    for part in OUTSIDE_BRACES.split(given):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or not value:
             raise QdcError(

@@ -132,8 +132,7 @@ def _config(opened: OpenedArtifact, dtype: str) -> dict[str, Any]:
     """The model's own configuration, with the dtype of its weights under both of its names."""
     config = plain_config(opened.source.config)
     if isinstance(opened.module, NativeModel):
-        # A decoder of transformers looks back only, unless it is told; qdc compiled it looking
-        # both ways.
+        # Decoders of transformers look back only unless told; qdc compiled it looking both ways.
         built = opened.module.body.config
         if getattr(built, "is_causal", None) is False:
             config["is_causal"] = False

@@ -10,7 +10,7 @@ from enum import Enum
 from torch import Tensor, nn
 
 
-class Kind(Enum):
+class TrainableKind(Enum):
     """What a trainable tensor is, which decides its step size."""
 
     CODE = "code"
@@ -26,7 +26,7 @@ class Relaxation(nn.Module, ABC):
         """``f32[rows, columns]`` with gradients: the levels that would be stored now."""
 
     @abstractmethod
-    def trainable(self) -> list[tuple[Kind, nn.Parameter, float]]:
+    def trainable(self) -> list[tuple[TrainableKind, nn.Parameter, float]]:
         """Each trainable tensor, its kind, and the size that a step is measured against."""
 
     @abstractmethod

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from qdc.format.relaxation import Kind, Relaxation
+from qdc.format.relaxation import Relaxation, TrainableKind
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.components import Components, side_by_side, stored
 from qdc.numerics.rounding import latent_start, nearest_signs, round_to_levels
@@ -48,13 +48,13 @@ class RelaxedBinary(Relaxation):
             found.update(zip(group, round_to_levels(latent, rows, columns).unbind(1), strict=True))
         return torch.cat([found[i] for i in range(len(self.slices))], dim=1)
 
-    def trainable(self) -> list[tuple[Kind, nn.Parameter, float]]:
+    def trainable(self) -> list[tuple[TrainableKind, nn.Parameter, float]]:
         """Latent weights by their deviation, scales by their mean size."""
-        found: list[tuple[Kind, nn.Parameter, float]] = []
+        found: list[tuple[TrainableKind, nn.Parameter, float]] = []
         for _, latent, rows, columns in self._groups():
-            found.append((Kind.CODE, latent, float(latent.detach().std())))
-            found.append((Kind.SCALE, rows, float(rows.detach().abs().mean())))
-            found.append((Kind.SCALE, columns, float(columns.detach().abs().mean())))
+            found.append((TrainableKind.CODE, latent, float(latent.detach().std())))
+            found.append((TrainableKind.SCALE, rows, float(rows.detach().abs().mean())))
+            found.append((TrainableKind.SCALE, columns, float(columns.detach().abs().mean())))
         return found
 
     @torch.no_grad()

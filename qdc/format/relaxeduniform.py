@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from qdc.format.relaxation import Kind, Relaxation
+from qdc.format.relaxation import Relaxation, TrainableKind
 from qdc.numerics.uniform import round_to_grid
 
 MARGIN = 0.49
@@ -66,15 +66,15 @@ class RelaxedUniform(Relaxation):
         )
         return result.flatten(1)[:, : self.columns]
 
-    def trainable(self) -> list[tuple[Kind, nn.Parameter, float]]:
+    def trainable(self) -> list[tuple[TrainableKind, nn.Parameter, float]]:
         """Latent weights by their deviation, scales and minima by their mean size."""
         found = [
-            (Kind.CODE, self.latent, float(self.latent.detach().std())),
-            (Kind.SCALE, self.scale, float(self.scale.detach().abs().mean())),
+            (TrainableKind.CODE, self.latent, float(self.latent.detach().std())),
+            (TrainableKind.SCALE, self.scale, float(self.scale.detach().abs().mean())),
         ]
         if self.minimum is not None:
             size = float(self.minimum.detach().abs().mean())
-            found.append((Kind.SCALE, self.minimum, size))
+            found.append((TrainableKind.SCALE, self.minimum, size))
         return found
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
 from qdc.frontend.calls import ATTENTION_CALL, LINEAR_CALL, NodeCalls, Sizes
-from qdc.frontend.grouping import Calls, Group, aten, stack, takes_apart
+from qdc.frontend.grouping import CallGroup, Calls, aten, stack, takes_apart
 from qdc.frontend.native import PREFIX, NativeModel
 from qdc.frontend.tracer import unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, Node
@@ -31,7 +31,7 @@ RAW, ROUTER = "raw-linear", "router"
 
 
 @dataclass(frozen=True)
-class Draft:
+class NodeDraft:
     """A node before its name is known to be free."""
 
     name: str
@@ -90,7 +90,7 @@ class Drafting:
             shape=tuple(self._dimension(size, node) for size in value.shape),
         )
 
-    def draft(self, group: Group) -> Draft:
+    def draft(self, group: CallGroup) -> NodeDraft:
         """Name, operation and parameters of a group."""
         last = group.calls[-1]
         paths = tuple(stack(last, PREFIX))
@@ -100,7 +100,7 @@ class Drafting:
         name = path or ".".join((*paths[-1:], _function(last)))
         if not path and len(roles) == 1:
             path = self.parameters[next(iter(roles))].rpartition(".")[0]
-        return Draft(
+        return NodeDraft(
             name=name,
             op=op,
             path=path,
@@ -109,7 +109,7 @@ class Drafting:
             stack=paths,
         )
 
-    def calls_of(self, group: Group, named: Mapping[fx.Node, str]) -> NodeCalls:
+    def calls_of(self, group: CallGroup, named: Mapping[fx.Node, str]) -> NodeCalls:
         """What executes a group, once every value has its name."""
         calls = self.calls.with_tuples(group.calls)
         inside, all_roles = set(calls), self._roles(group)
@@ -132,7 +132,7 @@ class Drafting:
                 sizes[read] = self._size(source)
         return NodeCalls(calls, inputs, roles, constants, sizes, same)
 
-    def _roles(self, group: Group) -> dict[fx.Node, str]:
+    def _roles(self, group: CallGroup) -> dict[fx.Node, str]:
         """Parameters that a group reads, in order, and the role of each: the end of its name."""
         calls = self.calls.with_tuples(group.calls)
         reads = dict.fromkeys(
@@ -150,7 +150,7 @@ class Drafting:
             dtype = self.checkpoint.headers[name].dtype
         return Parameter(name=name, role=role, dtype=dtype, shape=tuple(tensor.shape))
 
-    def _operation(self, group: Group) -> str:
+    def _operation(self, group: CallGroup) -> str:
         last = group.calls[-1]
         if last.target is LINEAR_CALL:
             weights = all(

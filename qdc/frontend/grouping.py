@@ -26,7 +26,7 @@ WHOLE = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
-class Group:
+class CallGroup:
     """Calls that become one node."""
 
     calls: tuple[fx.Node, ...]
@@ -88,7 +88,7 @@ class Calls:
         return tuple(found)
 
 
-def group_calls(calls: Calls, module: nn.Module, prefix: str) -> tuple[Group, ...]:
+def group_calls(calls: Calls, module: nn.Module, prefix: str) -> tuple[CallGroup, ...]:
     """Put calls together.
 
     Args:
@@ -104,15 +104,15 @@ def group_calls(calls: Calls, module: nn.Module, prefix: str) -> tuple[Group, ..
         else:
             runs.append((place, [node]))
     often = {place for place, _ in runs if sum(other == place for other, _ in runs) > 1}
-    groups: list[Group] = []
+    groups: list[CallGroup] = []
     for place, members in runs:
         path = place.partition("@")[0]
         childless = bool(path) and not any(True for _ in module.get_submodule(path).children())
         whole = childless and place not in often and _is_one_value(members, calls)
         if whole:
-            groups.append(Group(tuple(members), path, whole=True))
+            groups.append(CallGroup(tuple(members), path, whole=True))
         else:
-            groups.extend(Group((member,), path, whole=False) for member in members)
+            groups.extend(CallGroup((member,), path, whole=False) for member in members)
     return tuple(groups)
 
 

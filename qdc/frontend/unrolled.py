@@ -4,6 +4,9 @@ Transformers holds the weights of all experts of a layer in two parameters of th
 fuses them when it loads. Checkpoints hold one matrix for each, and so does a layer graph: what an
 expert reads are the tokens that are routed to it. A fused module is replaced by one expert after
 the other, under the names that published checkpoints give them.
+
+``Routing`` and ``Rows`` are called as in ``qdc.models.experts``: their nodes in the graph are named
+by their classes, and have to be the same operations whichever front end has traced the model.
 """
 
 import torch

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.errors import InvalidArtifact
-from qdc.hf.packed import Packed
+from qdc.hf.packed import PackedModule
 from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.runtime.load import compare_tensors
@@ -55,7 +55,7 @@ def compare(model: PreTrainedModel, found: dict[str, ValueType]) -> None:
     exact = {
         file_key(path, suffix): kind
         for path, module in model.named_modules()
-        if isinstance(module, Packed)
+        if isinstance(module, PackedModule)
         for suffix, kind in module.specification.items()
     }
     wanted: dict[str, Wanted] = {

@@ -15,6 +15,7 @@ from qdc.errors import InvalidArtifact, UnsupportedModel
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
+from qdc.ir.keys import file_key
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.types import ValueType
 
@@ -24,7 +25,7 @@ LIKE = "dtype_and_device"
 _CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
-class Packed(nn.Module):
+class PackedModule(nn.Module):
     """What is added to the class of a linear or an embedding."""
 
     plain: ClassVar[type[nn.Module]]
@@ -46,7 +47,7 @@ class Packed(nn.Module):
         """The dense weight ``[rows, columns]`` in the module's dtype, decoded anew each time."""
         return _decode(self.codec, self.stored).to(self.get_buffer(LIKE).dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Packed":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedModule":
         """Move the stored tensors as ``fn`` does, and keep their dtypes: they are the format's."""
         before = self.stored
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -57,7 +58,7 @@ class Packed(nn.Module):
         return self
 
 
-class _Embedding(Packed):
+class _Embedding(PackedModule):
     """An embedding that decodes the rows of its tokens alone."""
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -73,10 +74,10 @@ class _Embedding(Packed):
         return nn.functional.embedding(places, rows)
 
 
-class _Tied(Packed):
+class _Tied(PackedModule):
     """A head without tensors of its own: its weight is that of the embedding."""
 
-    source: tuple[Packed]
+    source: tuple[PackedModule]
     """In a tuple, so that it is no submodule of the head."""
 
     @property
@@ -107,10 +108,10 @@ def pack(module: nn.Module, codec: Codec, layer: str) -> None:
     if claimed:
         raise UnsupportedModel(
             f"{type(module).__name__} has attributes with the names of stored tensors",
-            where=[f"{layer}.{suffix}" for suffix in claimed],
+            where=[file_key(layer, suffix) for suffix in claimed],
             help="load it with qdc.load",
         )
-    _change(module, _Embedding if _looks_rows_up(module, codec) else Packed)
+    _change(module, _Embedding if _looks_rows_up(module, codec) else PackedModule)
     module.codec = codec  # type: ignore[assignment]
     for suffix, kind in codec.specification().items():
         shape = [int(size) for size in kind.shape]
@@ -120,20 +121,20 @@ def pack(module: nn.Module, codec: Codec, layer: str) -> None:
 
 def tie(head: nn.Module, source: nn.Module) -> None:
     """Let a head read the weight of a packed embedding."""
-    assert isinstance(source, Packed)
+    assert isinstance(source, PackedModule)
     _change(head, _Tied)
     head.source = (source,)  # type: ignore[assignment]
 
 
 def check(module: nn.Module, layer: str) -> None:
     """Look at the values that were loaded. Raises ``InvalidArtifact``."""
-    if isinstance(module, Packed) and module.specification:
+    if isinstance(module, PackedModule) and module.specification:
         module.codec.check(module.stored, layer)
 
 
 def unpack(model: nn.Module, dtype: torch.dtype) -> None:
     """Give every packed module of a model its dense weight, and its own class again."""
-    found = [module for module in model.modules() if isinstance(module, Packed)]
+    found = [module for module in model.modules() if isinstance(module, PackedModule)]
     weights: dict[int, nn.Parameter] = {}
     for module in found:
         if not isinstance(module, _Tied):
@@ -161,7 +162,7 @@ def _decode(codec: Codec, stored: dict[str, Tensor]) -> Tensor:
         return codec.dense(codec.unpack(stored))
 
 
-def _change(module: nn.Module, kind: type[Packed]) -> None:
+def _change(module: nn.Module, kind: type[PackedModule]) -> None:
     weight: Any = module.weight
     module.__class__ = _derived(type(module), kind)
     del module._parameters["weight"]
@@ -170,7 +171,7 @@ def _change(module: nn.Module, kind: type[Packed]) -> None:
     module._is_hf_initialized = True  # type: ignore[assignment]
 
 
-def _derived(plain: type[nn.Module], kind: type[Packed]) -> type[nn.Module]:
+def _derived(plain: type[nn.Module], kind: type[PackedModule]) -> type[nn.Module]:
     if (plain, kind) not in _CLASSES:
         _CLASSES[plain, kind] = type(f"Packed{plain.__name__}", (kind, plain), {"plain": plain})
     return _CLASSES[plain, kind]

@@ -26,7 +26,7 @@ from qdc.errors import InvalidArtifact, QdcError
 from qdc.frontend.native import find_class
 from qdc.frontend.unrolled import unroll_experts
 from qdc.hf.files import compare, read_headers
-from qdc.hf.packed import Packed, check, pack, tie, unpack
+from qdc.hf.packed import PackedModule, check, pack, tie, unpack
 from qdc.hf.settings import QdcQuantization
 from qdc.ir.keys import layer_of
 
@@ -90,7 +90,7 @@ class QdcQuantizer(HfQuantizer):
         for head, source in list(model.all_tied_weights_keys.items()):
             path = layer_of(source)
             owner = _module(model, path) if path != source else None
-            if isinstance(owner, Packed):
+            if isinstance(owner, PackedModule):
                 tie(_module(model, layer_of(head)), owner)
                 del model.all_tied_weights_keys[head]
         compare(model, found)

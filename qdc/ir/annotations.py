@@ -98,7 +98,7 @@ class Kept(Annotation):
     reason: str
 
     def text(self) -> str:
-        """The reason."""
+        """The reason why it is kept."""
         return self.reason
 
     @classmethod

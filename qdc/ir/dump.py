@@ -4,7 +4,6 @@ A dump is untrusted input. Every field is checked by its pydantic class, then th
 the verifier. Annotations of unknown tags are kept as they are, under their own tag.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from qdc.disk import read_regular
 from qdc.errors import InvalidDump, QdcError
 from qdc.ir.annotations import Annotation
 from qdc.ir.graph import LayerGraph, Structure
-from qdc.ir.lines import VERSION
+from qdc.ir.lines import VERSION, Tags
 from qdc.ir.opaque import Opaque
 from qdc.ir.summary import Summary
 from qdc.ir.verify import verify
@@ -26,7 +25,6 @@ LARGEST = 1 << 28
 LEAST_BYTES, FREE = 6, 1000
 """Bytes that a list or a map takes on average, at the least: an empty one is a single byte, and in
 memory more than sixty."""
-Tags = Mapping[str, type[Annotation]]
 
 
 def to_bytes(graph: LayerGraph) -> bytes:

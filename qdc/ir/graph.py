@@ -1,5 +1,6 @@
 """The layer graph: typed nodes in execution order, edges and traversals on networkx."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -34,6 +35,11 @@ class Node(Frozen):
             if parameter.role == "weight":
                 return parameter
         raise InvalidGraph("the node has no weight", where=[f"%{self.name}"])
+
+    @property
+    def kind(self) -> str:
+        """Its name without numbers, ``blocks.*.q_proj``: nodes of one place in all regions."""
+        return re.sub(r"\.\d+\.", ".*.", f".{self.name}").strip(".")
 
     @property
     def rows(self) -> int:
@@ -98,6 +104,8 @@ class LayerGraph:
         self._places = {node.name: place for place, node in enumerate(structure.nodes)}
         self._changed: dict[str, None] = {}
         self._owners: dict[str, str] = {}
+        self.inside = frozenset(n for region in structure.regions for n in region.nodes)
+        """Names of the nodes of all regions; every other one lies outside of them."""
         for node in structure.nodes:
             for parameter in node.parameters:
                 self._owners.setdefault(parameter.name, node.name)
@@ -175,14 +183,17 @@ class LayerGraph:
         nodes = (self[name] for name in sorted(inside, key=self._places.__getitem__))
         return (n for n in nodes if n.op == LINEAR and self.get(n.name, Kept) is None)
 
+    def outside(self) -> Iterator[Node]:
+        """The nodes that no region has, in execution order."""
+        return (node for node in self if node.name not in self.inside)
+
     def vocabulary(self) -> Iterator[Node]:
         """Embedding and output head: the matrices outside the regions with a row for each token.
 
         A head that is tied to the embedding has no matrix of its own.
         """
-        inside = {name for region in self.regions for name in region.nodes}
-        outside = (n for n in self if n.op in (LINEAR, EMBEDDING) and n.name not in inside)
-        own = (node for node in outside if self.owner(node.name) == node.name)
+        found = (node for node in self.outside() if node.op in (LINEAR, EMBEDDING))
+        own = (node for node in found if self.owner(node.name) == node.name)
         return (node for node in own if node.rows == self.model.vocabulary)
 
     def owner(self, name: str, role: str = "weight") -> str:

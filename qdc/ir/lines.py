@@ -30,6 +30,7 @@ GRAPH, FAMILY, AFTER, REGION, NODE, NOTE = (
 FIELDS = "        "
 """Before ``{``: the exact fields of what the line above is about."""
 Tags = Mapping[str, type[Annotation]]
+"""The annotation classes that are known here, by tag."""
 _THOUSANDS = r"[0-9]{1,3}(?:,[0-9]{3}){0,40}"
 _COUNTS = re.compile(
     rf"(?P<version>[0-9]{{1,9}})   (?P<linears>[0-9]{{1,9}}) linears"

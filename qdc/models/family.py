@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -81,8 +81,9 @@ class Family:
     published: tuple[str, ...] = ()
     """Published models, with their sizes."""
     proved: tuple[Proof, ...] = ()
-
-    front_end: str = "fx"
+    """What was shown of it, and by which tests; ``qdc families`` prints them."""
+    front_end: ClassVar[str] = "fx"
+    """Who traces it: ``fx``, as every family that is built here."""
 
     def __post_init__(self) -> None:
         """Check the tables, so that what can be built is all that can be written down."""

@@ -25,7 +25,7 @@ from qdc.errors import (
     nearest,
 )
 from qdc.format.codec import Codec, Lowered, Tensors
-from qdc.format.relaxation import Kind, Relaxation
+from qdc.format.relaxation import Relaxation, TrainableKind
 from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.annotations import (
     Annotation,
@@ -131,7 +131,7 @@ __all__ = [
     "Tensor",
     "Tensors",
     "Relaxation",
-    "Kind",
+    "TrainableKind",
     # Blocks of columns, and error feedback over any grid of levels.
     "BLOCK",
     "block_slices",

@@ -1,7 +1,7 @@
 """What passes that calibrate share: the options of their samples, and the drawing of them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,12 +14,10 @@ from qdc.passkit import geometry
 from qdc.passkit.rollout import rollout
 from qdc.passkit.samples import draw_samples
 from qdc.pipeline.passbase import Pass
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.streamforecast import StreamForecast
+from qdc.streaming.unit import Unit
 from qdc.streaming.work import Work
-
-if TYPE_CHECKING:
-    from qdc.streaming.forecast import Forecast
-    from qdc.streaming.streamforecast import StreamForecast
-    from qdc.streaming.unit import Unit
 
 Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "clean"]
 PREFIX, BLOCK_LENGTH, STEPS = 0.25, 32, 8
@@ -112,7 +110,7 @@ class CalibrationOptions(Pass):
                 help="choose a smaller length, or leave it out",
             )
 
-    def draw(self, unit: "Unit") -> States:
+    def draw(self, unit: Unit) -> States:
         """Draw the samples and mask them.
 
         Reads the text and, for rollouts alone, streams the original model ``steps`` times.
@@ -136,7 +134,7 @@ class CalibrationOptions(Pass):
         tokens, masked = self._mask(unit, clean, maskable)
         return States(clean, tokens, masked, self.weigh(masked))
 
-    def travel(self, unit: "Forecast", *, original: bool = False) -> "StreamForecast":
+    def travel(self, unit: Forecast, *, original: bool = False) -> StreamForecast:
         """The stream of this pass in a forecast; rollouts run the model on the way to it."""
         length = self.length or unit.model.max_length
         rows = self.samples * (self.timesteps or 1)
@@ -147,7 +145,7 @@ class CalibrationOptions(Pass):
         return unit.stream(rows, length, self.batch, original=original)
 
     def expect_moment(
-        self, unit: "Forecast", stage: Stage, layers: tuple[Node, ...], tokens: int
+        self, unit: Forecast, stage: Stage, layers: tuple[Node, ...], tokens: int
     ) -> None:
         """Say that the layers of a stage will carry a moment over so many tokens."""
         columns = layers[0].columns
@@ -182,7 +180,7 @@ class CalibrationOptions(Pass):
         """Share of a window that is never masked."""
         return 0 if self.geometry == "uniform" else self.prefix
 
-    def _mask(self, unit: "Unit", clean: Tensor, maskable: Tensor) -> tuple[Tensor, Tensor]:
+    def _mask(self, unit: Unit, clean: Tensor, maskable: Tensor) -> tuple[Tensor, Tensor]:
         mask_id, seed = unit.model.mask_token_id, self.seed
         if self.geometry == "clean":
             return geometry.unmasked(clean)

@@ -6,7 +6,7 @@ pooled ones of its block: those of the expert fed with every token, whatever the
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -18,9 +18,7 @@ from qdc.ir.routing import ROWS, rows_of
 from qdc.passkit.calibration import CalibrationOptions
 from qdc.streaming.execute import Environment
 from qdc.streaming.stream import Stream
-
-if TYPE_CHECKING:
-    from qdc.streaming.unit import Unit
+from qdc.streaming.unit import Unit
 
 
 class Source(NamedTuple):
@@ -62,7 +60,7 @@ class ExpertOptions(CalibrationOptions):
         """
         return columns if self.least_tokens is None else self.least_tokens
 
-    def source(self, unit: "Unit", stream: Stream, stage: Stage, layers: Sequence[Node]) -> Source:
+    def source(self, unit: Unit, stream: Stream, stage: Stage, layers: Sequence[Node]) -> Source:
         """Count the tokens of a stage and decide; remark on layers that see too few.
 
         Args:

@@ -1,7 +1,7 @@
 """What every quantizer shares: a pass that lowers one layer after the other.
 
 A quantizer subclasses ``Lowering``, implements ``lower`` for one layer, and brings its annotation
-and codec in the same file. Reading weights, measuring the output error, keeping tensors, remarks
+and codec in the same file. Reading weights, measuring the output error, keeping tensors, remarks,
 the report of weights that no fp16 scale holds, and the sharing of layers between processes are done
 here, once.
 """

@@ -9,18 +9,16 @@ probe, that is ``layers x samples x length x width`` floats in the end.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from qdc.errors import UnsupportedModel
-from qdc.ir.graph import LINEAR, LayerGraph, Node, Region, Stage
+from qdc.ir.graph import Region, Stage
 from qdc.models.predictions import sources
+from qdc.passkit.head import head_logits, masked_positions, output_head
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
-POSITIONS = 256
-"""Positions whose logits are computed at once: f64[256, vocabulary]."""
+WITHOUT_HEAD = "choose weights of layers that need no predictions: allocate{weights=energy}"
+"""What to do where a model has no output head, from which probes read its predictions."""
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Probes:
 
     def __post_init__(self) -> None:
         """Start the original before the first region. Raises ``UnsupportedModel``."""
-        self.head = output_head(self.unit.graph)
+        self.head = output_head(self.unit.graph, WITHOUT_HEAD)
         self._read = self.unit.original_weights()
         self._cache: dict[str, Mapping[str, Tensor]] = {}
         self._replaced: dict[str, Tensor] = {}
@@ -91,21 +89,15 @@ class Probes:
             strict=False,
         )
         for tokens, right, wrong in pairs:
-            rows, places = (tokens == mask_id).nonzero(as_tuple=True)
-            places = sources(places, shift)
-            for row, place in zip(
-                torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True
-            ):
-                index = (row.to(right.device), place.to(right.device))
+            for row, place in masked_positions(tokens == mask_id):
+                index = (row.to(right.device), sources(place, shift).to(right.device))
                 expected, found = (self._predictions(value[index]) for value in (right, wrong))
                 total += float((expected.exp() * (expected - found)).sum())
                 count += len(row)
         return max(0.0, total / max(1, count)), count
 
     def _predictions(self, hidden: Tensor) -> Tensor:
-        weights = self._weights(self.head.layers[0])
-        logits = functional.linear(hidden, weights["weight"], weights.get("bias"))
-        return logits.double().log_softmax(-1)
+        return head_logits(hidden, self._weights(self.head.layers[0])).log_softmax(-1)
 
     def _leave(self, stream: Stream, region: Region) -> None:
         if region is self.unit.graph.regions[-1]:
@@ -121,15 +113,3 @@ class Probes:
             self._cache[name] = self._read(name)
         found = self._cache[name]
         return {**found, "weight": self._replaced[name]} if name in self._replaced else found
-
-
-def output_head(graph: LayerGraph) -> Stage:
-    """The linear at the model's end. Raises ``UnsupportedModel`` if there is none."""
-    head: Node = list(graph)[-1]
-    if head.op != LINEAR:
-        raise UnsupportedModel(
-            f"predictions are read from a linear at the end, and the model ends in {head.op}",
-            where=[f"%{head.name}"],
-            help="choose weights of layers that need no predictions: allocate{weights=energy}",
-        )
-    return Stage(value=head.inputs[0], layers=(head.name,))

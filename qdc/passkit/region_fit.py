@@ -1,22 +1,22 @@
 """One region as a function of trainable tensors, fitted to the output of the original region."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from qdc.format.codec import Codec, Lowered
-from qdc.format.relaxation import Kind, Relaxation
+from qdc.format.relaxation import Relaxation, TrainableKind
 from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
 from qdc.numerics.error import block_errors
 from qdc.numerics.moment import MomentAccumulator
+from qdc.streaming.execute import Parameters
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
 State = list[Tensor]
-Parameters = Mapping[str, Mapping[str, Tensor]]
 
 
 class RegionFit:
@@ -60,7 +60,7 @@ class RegionFit:
 
     def groups(self, code: float, scale: float, vector: float) -> list[dict[str, object]]:
         """Parameter groups of an optimizer; rates are shares of each tensor's size."""
-        rates = {Kind.CODE: code, Kind.SCALE: scale}
+        rates = {TrainableKind.CODE: code, TrainableKind.SCALE: scale}
         found = [
             {"params": [tensor], "lr": rates[kind] * size}
             for layer in self.layers.values()

@@ -6,26 +6,18 @@ that are not at their time yet.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from qdc.errors import UnsupportedModel
-from qdc.ir.graph import LINEAR, Stage
 from qdc.models.predictions import sources
 from qdc.passkit.geometry import Masked
-
-if TYPE_CHECKING:
-    from qdc.streaming.unit import Unit
-
-POSITIONS = 256
-"""Positions whose logits are computed at once: f64[256, vocabulary]."""
+from qdc.passkit.head import head_logits, masked_positions, output_head
+from qdc.streaming.unit import Unit
 
 
 def rollout(
-    unit: "Unit",
+    unit: Unit,
     clean: Tensor,
     maskable: Tensor,
     times: Tensor,
@@ -69,7 +61,7 @@ def rollout(
     return tokens, masked
 
 
-def predict(unit: "Unit", states: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def predict(unit: Unit, states: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the original model's best token ``i64[b, length]`` and its probability ``f64[...]``.
 
     Both are 0 where the state, ``(tokens, masked)``, is not masked. The mask token is never
@@ -79,31 +71,20 @@ def predict(unit: "Unit", states: list[tuple[Tensor, Tensor]]) -> Iterator[tuple
     if not states:
         return
     graph = unit.graph
-    head = list(graph)[-1]
-    if head.op != LINEAR:
-        raise UnsupportedModel(
-            f"the sampler reads logits from a linear at the end, and the model ends in {head.op}",
-            where=[f"%{head.name}"],
-            help="choose another geometry",
-        )
-    stage = Stage(value=head.inputs[0], layers=(head.name,))
-
+    stage = output_head(graph, "choose another geometry")
     read = unit.original_weights()
     stream = unit.loose_stream([tokens for tokens, _ in states], read)
     for region in graph.regions:
         stream.leave(region)
     stream.enter(stage)
     unit.count(stream)
-    weights = read(head.name)
+    weights = read(stage.layers[0])
     shift = graph.model.logits_shift
     for (tokens, masked), hidden in zip(states, stream.values(stage), strict=True):
-        rows, places = masked.nonzero(as_tuple=True)
         best, sure = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.float64)
-        for row, place in zip(
-            torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True
-        ):
+        for row, place in masked_positions(masked):
             reads = hidden[row.to(hidden.device), sources(place, shift).to(hidden.device)]
-            logits = functional.linear(reads, weights["weight"], weights.get("bias")).double()
+            logits = head_logits(reads, weights)
             logits[:, graph.model.mask_token_id] = -torch.inf
             top, found = logits.max(1)
             best[row, place] = found.cpu()

@@ -48,14 +48,19 @@ def build_backend(text: str, registry: Registry) -> Backend:
         UnknownName: an unknown backend, with the nearest names.
     """
     item = parse_item(text)
-    backend = configure(registry.find_backend(item.name), item, text)
+    backend = configured(registry.find_backend(item.name), item, text)
     if not isinstance(backend, Backend):
         raise TypeError(f"{item.name} is registered as a backend and is none")
     return backend
 
 
-def configure(kind: type[Configured], item: Item, text: str) -> Configured:
-    """Make a pass or a backend from its parsed options. Raises ``InvalidPipeline``."""
+def configured(
+    kind: type[Configured], item: Item, text: str, given: Mapping[str, object] | None = None
+) -> Configured:
+    """Make what ``item`` names from its parsed options, and from values by the names of fields.
+
+    Raises ``InvalidPipeline`` with a caret into ``text``.
+    """
     fields = {name.replace("_", "-"): name for name in kind.model_fields}
     values: dict[str, Any] = {}
     for key, value in item.options.items():
@@ -63,7 +68,7 @@ def configure(kind: type[Configured], item: Item, text: str) -> Configured:
             has = nearest(key, fields) if fields else "it has no options"
             raise InvalidPipeline(f"{item.name} has no option {key!r}", help=has)
         values[fields[key]] = _shaped(kind.model_fields[fields[key]].annotation, value)
-    return _validated(kind, values, caret(text, item.place))
+    return _validated(kind, {**(given or {}), **values}, caret(text, item.place))
 
 
 class _Builder:
@@ -113,7 +118,7 @@ class _Builder:
                     )
                 steps.append(step)
         options = Item(STAGES, item.place, item.options)
-        order = configure(StageOrder, options, text)
+        order = configured(StageOrder, options, text)
         assert isinstance(order, StageOrder)
         return Group(tuple(steps), order)
 
@@ -129,7 +134,7 @@ class _Builder:
 
     def step(self, item: Item) -> Pass:
         kind = self.registry.find_pass(item.name)
-        made = configure(kind, item, self.text)
+        made = configured(kind, item, self.text)
         taken = {
             k: v for k, v in self.overrides.items() if k.replace("-", "_") in kind.model_fields
         }

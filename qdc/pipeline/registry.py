@@ -1,4 +1,4 @@
-"""The one way from the core to passes, backends and model families: by name.
+"""The one way from the core to passes, backends, families and strategies: by name.
 
 Each kind has a list of our own and a group of entry points; third parties come in through these,
 or through a file that the user names. ``KINDS`` is the whole of it.
@@ -23,6 +23,7 @@ from qdc.models.families import Families
 from qdc.models.family import Family
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.passbase import Configured, Pass
+from qdc.pipeline.strategybase import Strategy
 from qdc.pipeline.syntax import STAGES, is_name
 
 C = TypeVar("C", bound=Configured)
@@ -57,13 +58,16 @@ class Kind:
 PASSES = Kind("pass", Pass, "qdc.passes", "qdc.passes:PASSES", written=True)
 BACKENDS = Kind("backend", Backend, "qdc.backends", "qdc.backends:BACKENDS", written=True)
 FAMILIES = Kind("family", Family, "qdc.families", "qdc.models.families:FAMILIES", made=True)
-KINDS = (PASSES, BACKENDS, FAMILIES)
+STRATEGIES = Kind(
+    "strategy", Strategy, "qdc.strategies", "qdc.runtime.decoding.strategies:STRATEGIES"
+)
+KINDS = (PASSES, BACKENDS, FAMILIES, STRATEGIES)
 """What third parties may add. A further kind is a line here."""
 LABELS = f"{', '.join(kind.label for kind in KINDS[:-1])} or {KINDS[-1].label}"
 
 
 class Registry:
-    """Passes, presets, backends, families, annotation classes and codecs, under unique names."""
+    """Passes, presets, backends, families, strategies, annotations and codecs, by unique names."""
 
     def __init__(self) -> None:
         """Start empty; ``standard_registry`` gives the usual content."""
@@ -87,6 +91,11 @@ class Registry:
     def families(self) -> Families:
         """All model families, in the order in which they were added."""
         return Families(tuple(self._found[FAMILIES].values()))
+
+    @property
+    def strategies(self) -> dict[str, type[Strategy]]:
+        """All decoding strategies by name."""
+        return self._found[STRATEGIES]
 
     def origin(self, value: object) -> str:
         """The plugin file or the entry point that something came from; empty for our own."""
@@ -146,11 +155,11 @@ class Registry:
 
     def find_pass(self, name: str) -> type[Pass]:
         """Look a pass up. Raises ``UnknownName`` with the nearest names."""
-        return _find("pass or preset", name, self.passes, (*self.passes, *self.presets))
+        return find_named("pass or preset", name, self.passes, (*self.passes, *self.presets))
 
     def find_backend(self, name: str) -> type[Backend]:
         """Look a backend up. Raises ``UnknownName`` with the nearest names."""
-        return _find("backend", name, self.backends, self.backends)
+        return find_named("backend", name, self.backends, self.backends)
 
     def load_plugin(self, path: Path) -> None:
         """Import a file and add what it defines of the kinds in ``KINDS``.
@@ -164,8 +173,8 @@ class Registry:
             raise QdcError(
                 f"the plugin defines no {LABELS}",
                 where=[path.name],
-                help="subclass qdc.Pass, as docs/writing_passes.md shows, or make a qdc.Family, "
-                "as docs/writing_families.md does",
+                help="subclass qdc.Pass, as docs/writing_passes.md shows; writing_backends.md, "
+                "writing_families.md and writing_strategies.md beside it are on the other kinds",
             )
         for value in defined:
             self.add(value, path.name)
@@ -216,7 +225,10 @@ def _installed(entry: EntryPoint) -> Any:
     return value
 
 
-def _find(label: str, name: str, table: Mapping[str, type[C]], known: Iterable[str]) -> type[C]:
+def find_named(
+    label: str, name: str, table: Mapping[str, type[C]], known: Iterable[str]
+) -> type[C]:
+    """Look a name up. Raises ``UnknownName`` with the nearest of those that are ``known``."""
     if name not in table:
         raise UnknownName(f"no {label} is called {name!r}", help=nearest(name, known))
     return table[name]

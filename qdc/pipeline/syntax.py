@@ -5,7 +5,7 @@
     step     ::= name options?
     options  ::= '{' key '=' value (',' value)* (' ' key '=' ...)* '}'
 
-Backends share the form of one item. Errors point at the place with a caret.
+Backends and strategies share the form of one item. Errors point at the place with a caret.
 """
 
 import re
@@ -21,7 +21,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True)
 class Item:
-    """A pass, a preset or a backend as written: its name, its options, where it stands."""
+    """A pass, preset, backend or strategy as written: its name, its options, where it stands."""
 
     name: str
     place: int
@@ -45,9 +45,12 @@ def parse(text: str) -> tuple[Item | StagesItem, ...]:
     return items
 
 
-def parse_item(text: str) -> Item:
-    """Parse ``name{options}``, the form of a backend. Raises ``InvalidPipeline``."""
-    reader = _Reader(text)
+def parse_item(text: str, kind: str = "pass") -> Item:
+    """Parse ``name{options}``, the form of a backend and of a strategy.
+
+    ``kind`` is what messages call it. Raises ``InvalidPipeline``.
+    """
+    reader = _Reader(text, kind)
     item = reader.step()
     reader.expect_end()
     return item
@@ -65,8 +68,8 @@ def caret(text: str, place: int) -> str:
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, kind: str = "pass") -> None:
+        self.text, self.kind = text, kind
         self.place = 0
 
     def pipeline(self) -> tuple[Item | StagesItem, ...]:
@@ -105,7 +108,7 @@ class _Reader:
 
     def step(self) -> Item:
         start = self.skip()
-        name = self.match(_NAME, "a pass name")
+        name = self.match(_NAME, f"a {self.kind} name")
         return Item(name, start, self.options() if self.take("{") else {})
 
     def options(self) -> dict[str, str | tuple[str, ...]]:
@@ -157,4 +160,5 @@ class _Reader:
 
     def error(self, what: str, at: int | None = None) -> InvalidPipeline:
         place = self.place if at is None else at
-        return InvalidPipeline(f"the pipeline does not parse: {what}", help=caret(self.text, place))
+        whole = "pipeline" if self.kind == "pass" else self.kind
+        return InvalidPipeline(f"the {whole} does not parse: {what}", help=caret(self.text, place))

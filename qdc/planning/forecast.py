@@ -1,6 +1,5 @@
 """From a model folder and a pipeline to an outlook: nothing but headers is read."""
 
-import re
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -133,8 +132,7 @@ def layer_kinds(account: Account, layers: Iterable[Node]) -> Iterator[LayerKind]
     graph, groups = account.program.graph, dict[tuple[str, int, int], list[Node]]()
     lowered = (node for node in graph.vocabulary() if node.name in account.codecs)
     for node in (*layers, *lowered):
-        kind = re.sub(r"\.\d+\.", ".*.", f".{node.name}").strip(".")
-        groups.setdefault((kind, node.rows, node.columns), []).append(node)
+        groups.setdefault((node.kind, node.rows, node.columns), []).append(node)
     for (kind, rows, columns), nodes in groups.items():
         codecs = [account.codecs.get(node.name) for node in nodes]
         known = [codec for codec in codecs if codec is not None]

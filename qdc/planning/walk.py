@@ -50,9 +50,7 @@ def _moment(scope: Scope) -> str:
 def _finish(account: Account) -> None:
     """What lies outside of the regions is written together, read back from the disk."""
     account.ledger.moment = "writing what lies outside the regions"
-    graph = account.program.graph
-    inside = {name for region in graph.regions for name in region.nodes}
-    nbytes = sum(_stored(account, node) for node in graph if node.name not in inside)
+    nbytes = sum(_stored(account, node) for node in account.program.graph.outside())
     account.ledger.work("the last shard", nbytes, "host")
 
 

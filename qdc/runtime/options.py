@@ -12,7 +12,7 @@ Plugins = Annotated[
     tuple[Path, ...],
     BeforeValidator(as_paths),
     option(
-        "FILE", "Python file with further passes, backends, families", "--plugin", repeated=True
+        "FILE", "Python file: passes, backends, families, strategies", "--plugin", repeated=True
     ),
 ]
 RunBackend = Annotated[str, option("NAME", "Who runs an artifact: reference | triton")]

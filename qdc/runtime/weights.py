@@ -32,7 +32,7 @@ class StoredWeights(Weights):
         """The stored tensors of a quantized layer. Raises ``InvalidArtifact``."""
         codec = self.codecs[layer]
         stored = {
-            suffix: self.source.tensor(f"{layer}.{suffix}") for suffix in codec.specification()
+            suffix: self.source.tensor(file_key(layer, suffix)) for suffix in codec.specification()
         }
         codec.check(stored, layer)
         return stored

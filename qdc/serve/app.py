@@ -1,7 +1,7 @@
 """The routes of the server: what is asked for under which path."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,7 +11,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
 from qdc.runtime.decoding.facts import DecodeFacts
-from qdc.runtime.decoding.options import CACHES, STRATEGIES
+from qdc.runtime.decoding.options import CACHES
+from qdc.runtime.decoding.strategies import (
+    BUILT_IN,
+    Strategies,
+    needs_verifier,
+    shared_options,
+)
 from qdc.serve.bodies import ChatRequest, CompletionRequest, Request, WatchRequest, read_body
 from qdc.serve.engine import Engine
 from qdc.serve.guard import Guard
@@ -35,14 +41,25 @@ class Service:
     limits: Limits
     verifies: bool = False
     compiled: bool = False
+    strategies: Strategies = field(default_factory=lambda: BUILT_IN)
 
 
 def make_app(service: Service) -> ASGIApp:
     """Build the application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     intake = Intake(
-        service.engine, service.wording, service.facts, service.limits, service.verifies
+        service.engine,
+        service.wording,
+        service.facts,
+        service.limits,
+        service.verifies,
+        service.strategies,
     )
+    offered = {
+        name: shared_options(kind)
+        for name, kind in service.strategies.items()
+        if service.verifies or not needs_verifier(kind)
+    }
     started = int(time.time())
 
     def model() -> dict[str, Any]:
@@ -57,7 +74,8 @@ def make_app(service: Service) -> ASGIApp:
                 "default_length": min(DEFAULT_LENGTH, service.limits.max_length),
                 "attention_block": service.facts.attention_block,
                 "chat_template": service.wording.has_template,
-                "strategies": [n for n in STRATEGIES if n != "apd" or service.verifies],
+                "strategies": list(offered),
+                "strategy_options": offered,
                 "caches": list(CACHES),
             },
         }

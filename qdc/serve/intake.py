@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
 
-from qdc.errors import QdcError
+from qdc.errors import InvalidPipeline, QdcError, UnknownName
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.strategies import Strategies, make_strategy, needs_verifier
 from qdc.serve.bodies import Body, Message
 from qdc.serve.engine import Engine
 from qdc.serve.finaltext import FinalText
@@ -64,6 +65,7 @@ class Intake:
     limits: Limits
     verifies: bool
     """An autoregressive verifier is there."""
+    strategies: Strategies
 
     async def queue(self, body: Body, read: Read) -> Ticket:
         """Queue a prompt. Raises ``Refused``."""
@@ -83,17 +85,30 @@ class Intake:
                 param="max_tokens" if length is not None else None,
             )
         options = body.options(min(DEFAULT_LENGTH, room) if length is None else length)
-        if options.strategy == "apd" and not self.verifies:
+        self._check_strategy(options)
+        final = FinalText(self.wording.decode, body.stops)
+        ticket = Ticket(tokens, options, final, self.facts.ends)
+        self.engine.submit(ticket)
+        return ticket
+
+    def _check_strategy(self, options: DecodeOptions) -> None:
+        """Refuse an unknown strategy, and options that it does not read. Raises ``Refused``."""
+        try:
+            strategy = make_strategy(options, self.strategies)
+        except (UnknownName, InvalidPipeline) as error:
+            text = f"{error.what}; {error.help}" if isinstance(error, UnknownName) else error.what
+            raise Refused(400, text, param="strategy", code="invalid_request") from error
+        except QdcError as error:
+            raise Refused(
+                400, "; ".join(error.where) or error.what, code="invalid_request"
+            ) from error
+        if needs_verifier(type(strategy)) and not self.verifies:
             raise Refused(
                 400,
                 "apd needs a verifier, and the server was started without one",
                 param="strategy",
                 code="unsupported",
             )
-        final = FinalText(self.wording.decode, body.stops)
-        ticket = Ticket(tokens, options, final, self.facts.ends)
-        self.engine.submit(ticket)
-        return ticket
 
     def text(self, text: str) -> Read:
         """Read plain text."""

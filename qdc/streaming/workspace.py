@@ -89,10 +89,6 @@ class Workspace:
     _loaded: dict[str, Tensor] = field(default_factory=dict)
     _streams: dict[Key, Stream] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Note which nodes are inside regions."""
-        self._inside = {name for region in self.program.graph.regions for name in region.nodes}
-
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
         """The checkpoint's own tensor in fp32 on the device; a region's are read once and held.
 
@@ -103,7 +99,7 @@ class Workspace:
         tensor = self._loaded.get(name)
         if tensor is None:
             tensor = self.checkpoint.tensor(name)
-            if node.name in self._inside:
+            if node.name in self.program.graph.inside:
                 self._loaded[name] = tensor
         return tensor.to(self.device, torch.float32)
 
@@ -147,10 +143,8 @@ class Workspace:
 
     @functools.cached_property
     def outside(self) -> tuple[str, ...]:
-        """Nodes outside of the regions."""
-        graph = self.program.graph
-        inside = {name for region in graph.regions for name in region.nodes}
-        return tuple(node.name for node in graph if node.name not in inside)
+        """Names of the nodes outside of the regions."""
+        return tuple(node.name for node in self.program.graph.outside())
 
     def owners(self, nodes: Sequence[Node]) -> Mapping[str, int]:
         """The rank that works on each of these nodes, by name; the same whenever it is asked."""

@@ -28,7 +28,7 @@ class DatasetFiles(NamedTuple):
     data: tuple[Path, ...]
 
 
-class Rows(Protocol):
+class Records(Protocol):
     """Records by place."""
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ def _below(folder: Path) -> list[Path]:
     return found
 
 
-def open_rows(files: DatasetFiles, columns: Sequence[str]) -> Rows:
+def open_rows(files: DatasetFiles, columns: Sequence[str]) -> Records:
     """Open arrow or parquet files; of a row just these columns are read.
 
     Raises InvalidCalibration for damaged files and missing columns, QdcError without ``pyarrow``.

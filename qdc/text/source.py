@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from qdc.disk import read_regular
 from qdc.errors import InvalidCalibration
-from qdc.text.datasets import Rows, dataset_files, open_rows
+from qdc.text.datasets import Records, dataset_files, open_rows
 from qdc.text.records import (
     DEFAULT_FIELD,
     HOW,
@@ -96,7 +96,7 @@ def _folder(path: Path, fields: Fields) -> TextSource:
     if found.kind == LINES:
         lines = (e for file in found.data for e in _entries(_decode_file(file), file.name))
         return _of_lines(path.name, b"", lines, fields)._replace(digest=_digest_of(found.data))
-    rows: Rows = open_rows(found, fields.names)
+    rows: Records = open_rows(found, fields.names)
     size = len(rows)
 
     def place(row: int) -> str:

@@ -263,7 +263,7 @@ def test_tables_and_plots_show_every_version(
     explained = explain(subject, {"feedback": versions["version-feedback"]}, tmp_path / "x.json")
     summary = {
         "versions": rows,
-        "spectrum": Spectrum(subject, samples).shares(subject),
+        "spectrum": Spectrum(subject, samples).shares(),
         "explained": explained,
     }
     draw(summary, tmp_path)

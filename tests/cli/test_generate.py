@@ -13,8 +13,9 @@ from qdc.cli import run
 from qdc.cli.generate import VEIL
 from qdc.cli.models import open_runnable
 from qdc.runtime.decoding.loop import decode
-from qdc.runtime.decoding.options import CACHES, STRATEGIES, DecodeOptions
+from qdc.runtime.decoding.options import CACHES, DecodeOptions
 from qdc.runtime.decoding.speech import chat_tokens
+from qdc.runtime.decoding.strategies import BUILT_IN
 from tests.cli.conftest import Command
 from tests.support.natives import write_native
 
@@ -41,10 +42,10 @@ def test_the_answer_and_what_it_took(artifact: Path, capsys: pytest.CaptureFixtu
     assert re.fullmatch(figures, error)
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "apd"])
+@pytest.mark.parametrize("strategy", [name for name in BUILT_IN if name != "apd"])
 def test_every_strategy_and_cache(model: Path, qdc: Command, strategy: str) -> None:
     """An original checkpoint, block by block; the options reach the loop."""
-    kept = CACHES[STRATEGIES.index(strategy) % len(CACHES)]
+    kept = CACHES[list(BUILT_IN).index(strategy) % len(CACHES)]
     options = ("--strategy", strategy, "--cache", kept, "--block", 4, "--temperature", 0.5)
     found = json.loads(qdc("generate", model, PROMPT, *SHORT, *options, "--seed", 3, "--json"))
     fields = {"strategy": strategy, "cache": kept, "block": 4, "temperature": 0.5, "seed": 3}
@@ -120,9 +121,9 @@ def test_a_terminal_shows_how_the_text_unmasks(
 
 def test_mistakes(model: Path, refused: Command) -> None:
     assert "the model takes 64" in refused("generate", model, PROMPT, "--length", 60)
-    assert "strategy: input should be 'low-confidence'" in refused(
-        "generate", model, PROMPT, "--strategy", "greedy"
-    )
+    message = refused("generate", model, PROMPT, "--strategy", "treshold")
+    assert "no strategy is called 'treshold'" in message
+    assert "did you mean threshold?" in message
     assert "steps has no effect on threshold" in refused(
         "generate", model, PROMPT, "--strategy", "threshold", "--steps", 2
     )

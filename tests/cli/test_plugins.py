@@ -25,7 +25,7 @@ FILES = {
     "duplicate": (START.replace('"mine"', '"pack"'), ("'pack'", "qdc.passes.pack.Pack", "Mine")),
     "syntax": ("def f(:\n", ("SyntaxError", "my_pass.py")),
     "import": ("import nothing_of_this_name\n", ("nothing_of_this_name",)),
-    "no pass": ("x = 1\n", ("no pass, backend or family", "docs/writing_passes.md")),
+    "no pass": ("x = 1\n", ("no pass, backend, family or strategy", "docs/writing_passes.md")),
     "bad name": (START.replace('"mine"', '"a b"'), ("'a b'",)),
 }
 

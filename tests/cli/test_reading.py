@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qdc.models.families import FAMILIES
+from qdc.runtime.decoding.strategies import STRATEGIES
 from tests.cli.conftest import Command
 from tests.support.commands import qdc as command
 
@@ -142,6 +143,22 @@ def test_backends(qdc: Command) -> None:
     for entry in found:
         assert entry["reads"] == ["packed"]
         assert not {"whole_model", "calibration"} & set(entry)
+
+
+def test_strategies(qdc: Command) -> None:
+    text = qdc("strategies")
+    listed = json.loads(qdc("strategies", "--json"))["strategies"]
+    found = {entry["name"]: entry for entry in listed}
+    assert list(found) == [kind.name for kind in STRATEGIES]
+    for name, entry in found.items():
+        assert f"\n{name}\n  source   {entry['source']}\n  reads    --" in text
+        assert entry["summary"]
+        assert (entry["origin"], entry["options"]) == (None, [])
+    assert found["dynamic"]["defaults"] == {"threshold": 0.85}
+    assert "--threshold [0.85]" in text
+    assert [name for name, entry in found.items() if entry["verifier"]] == ["apd"]
+    help_page = qdc("generate", "--help").replace("topk-\n  margin", "topk-margin")
+    assert all(name in help_page for name in found), "help names those that come with qdc"
 
 
 def test_defaults_keep_their_types(qdc: Command) -> None:

@@ -70,6 +70,26 @@ def test_tasks_print_tables(model: Path, qdc: Command, refused: Command) -> None
     assert all("+0.0000 | 0.0000 | +0.000 .. +0.000 | 0 : 0 | 1.000 |" in row for row in rows)
 
 
+def test_tasks_are_answered_by_a_strategy_of_a_plugin(
+    model: Path, qdc: Command, refused: Command, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from qdc.runtime.decoding.llada import Threshold\n"
+        "class Mine(Threshold):\n"
+        "    name = 'mine'\n"
+        "    first: int = 1\n"
+        "    some: tuple[int, ...] = (2,)\n"
+    )
+    tasks = ("eval", model, "--tasks", "python_write", *FEW[:4], "--plugin", file, "--generate")
+    found = qdc(*tasks, "length=2,strategy=mine{first=3 some=4,5},block=2", "--json")
+    assert json.loads(found)["decoding"]["strategy"] == "mine{first=3 some=4,5}"
+    assert "no strategy is called 'mien'" in refused(*tasks, "length=2,strategy=mien")
+    unread = refused(*tasks, "length=2,strategy=mine,steps=2")
+    assert "steps has no effect on mine; it is read by" in unread
+
+
 def test_options_of_likelihoods_are_refused_where_none_is_asked_for(
     model: Path, refused: Command
 ) -> None:

@@ -10,7 +10,7 @@ from qdc.errors import InvalidGraph
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import Moment, Packed
 from qdc.numerics.uniform import dense_uniform, fit_uniform
-from qdc.passkit.masks import mask_windows
+from qdc.passkit.geometry import behind_prefix, grid, scattered
 from qdc.passkit.windows import draw_windows
 from qdc.runtime.load import load_artifact, load_checkpoint
 from qdc.streaming.unit import Unit
@@ -62,7 +62,7 @@ def samples(model: Path) -> Tensor:
     source = read_text(None)
     encode = encoder(load_tokenizer(model))
     clean = draw_windows(source.documents, encode, SAMPLES, LENGTH, 0)
-    return mask_windows(clean, MASK, 0.25, 0)[0]
+    return scattered(clean, behind_prefix(SAMPLES, LENGTH, 0.25), grid(SAMPLES), MASK, 0)[0]
 
 
 def plain_moment(module: nn.Module, path: str, tokens: Tensor) -> Tensor:

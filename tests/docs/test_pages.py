@@ -29,6 +29,7 @@ PAGES = (
     "writing_families.md",
     "writing_passes.md",
     "writing_quantizers.md",
+    "writing_strategies.md",
 )
 
 NARROW = 64

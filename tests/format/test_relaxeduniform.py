@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import qdc
-from qdc.format.relaxation import Kind
+from qdc.format.relaxation import TrainableKind
 from qdc.format.relaxeduniform import RelaxedUniform
 from qdc.format.uniformgrid import UniformGrid
 from qdc.numerics.blocks import block_slices
@@ -75,7 +75,7 @@ def test_gradients(zero: Zero) -> None:
     assert not layer.latent.grad.flatten(1)[:, 24:].any()
     step = 1e-3
     for kind, tensor, _ in layer.trainable():
-        if kind is Kind.CODE:
+        if kind is TrainableKind.CODE:
             continue
         assert tensor.grad is not None
         for place in itertools.product(range(3), range(2)):
@@ -100,7 +100,7 @@ def test_descent_takes_the_output_nearer(zero: Zero) -> None:
     codec, working, layer = relaxed(weight, zero)
     target = inputs @ weight.T
     before = float((inputs @ codec.dense(working).T - target).square().mean())
-    rates = {Kind.CODE: 0.02, Kind.SCALE: 0.005}
+    rates = {TrainableKind.CODE: 0.02, TrainableKind.SCALE: 0.005}
     groups = [{"params": [t], "lr": rates[kind] * size} for kind, t, size in layer.trainable()]
     optimizer = torch.optim.Adam(groups)
     best, found = before, working

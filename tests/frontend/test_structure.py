@@ -124,7 +124,7 @@ class Pair(nn.Module):
 
 
 class Pairs(Toy):
-    """Two streams."""
+    """A model whose blocks carry two streams side by side."""
 
     def __init__(self) -> None:
         super().__init__([Pair(), Pair()])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qdc.errors import InvalidCalibration
+from qdc.numerics.random_numbers import uniforms
 from qdc.passkit.geometry import (
     behind_prefix,
     block_diffusion,
@@ -15,7 +16,6 @@ from qdc.passkit.geometry import (
     stratified,
     unmasked,
 )
-from qdc.passkit.masks import mask_windows, times
 
 MASK = 7
 
@@ -25,16 +25,30 @@ def windows(samples: int, length: int) -> Tensor:
 
 
 def test_scattered_on_the_grid_is_masked_calibration_simulation() -> None:
-    """The default geometry draws the very masks that it always drew."""
+    """The default geometry draws the very masks that it always drew: row i at time (i + 1) / N."""
     clean = windows(9, 50)
+    before = clean.clone()
     noisy, masked = scattered(clean, behind_prefix(9, 50, 0.25), grid(9), MASK, seed=3)
-    expected = mask_windows(clean, MASK, 0.25, seed=3)
-    assert torch.equal(noisy, expected[0])
-    assert torch.equal(masked, expected[1])
+    rows = [uniforms(50, "calibration mask", 3, i) < (i + 1) / 9 for i in range(9)]
+    expected = torch.stack(rows) & (torch.arange(50) >= 12)
+    assert torch.equal(masked, expected)
+    assert torch.equal(noisy, torch.where(expected, MASK, clean))
+    assert torch.equal(clean, before)
+
+
+def test_each_sample_is_masked_as_its_time_says() -> None:
+    samples, length = 32, 4096
+    maskable = behind_prefix(samples, length, 0.25)
+    _, masked = scattered(windows(samples, length), maskable, grid(samples), MASK, seed=0)
+    assert not masked[:, : length // 4].any()
+    shares = masked[:, length // 4 :].float().mean(1)
+    error = (grid(samples) * (1 - grid(samples)) / (0.75 * length)).sqrt()
+    assert ((shares - grid(samples)).abs() <= 4.5 * error).all()
+    assert masked.float().mean().item() == pytest.approx(0.75 * 33 / 64, abs=0.005)
 
 
 def test_grid_with_and_without_the_clean_end() -> None:
-    assert torch.equal(grid(5), times(5))
+    assert torch.equal(grid(5), torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0]))
     assert grid(5, clean_copy=True).tolist() == [0, 0.25, 0.5, 0.75, 1]
     with pytest.raises(InvalidCalibration, match="found 1 time, need 2"):
         grid(1, clean_copy=True)

@@ -14,6 +14,9 @@ from qdc.models.families import BUILT_IN, FAMILIES
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.pipeline.registry import Registry, standard_registry
+from qdc.runtime.decoding.strategies import BUILT_IN as BUILT_IN_STRATEGIES
+
+KINDS = "pass, backend, family or strategy"
 
 PLUGIN = '''
 """A plugin."""
@@ -63,7 +66,7 @@ class FalseUniform(Codec):
 
 
 class FalseRtn(Lowered):
-    """Carries it."""
+    """A layer in the codec whose name is taken."""
 
     tag: ClassVar[str] = "false-rtn"
     codec: FalseUniform
@@ -211,12 +214,16 @@ def test_two_plugins_that_claim_one_name_are_refused(tmp_path: Path) -> None:
         ("mine.py", "def", "the plugin does not import: SyntaxError"),
         ("mine.py", "import no_such_module_at_all", "ModuleNotFoundError: No module named"),
         ("mine.py", "raise SystemExit(3)", "the plugin does not import: SystemExit: 3"),
-        ("mine.py", "x = 1", "defines no pass, backend or family"),
-        ("mine.py", "from qdc.passes.pack import Pack", "defines no pass, backend or family"),
+        ("mine.py", "x = 1", f"defines no {KINDS}"),
+        (
+            "mine.py",
+            "from qdc.passes.pack import Pack",
+            f"defines no {KINDS}",
+        ),
         (
             "mine.py",
             "from qdc import Pass\nclass A(Pass): pass",
-            "defines no pass, backend or family",
+            f"defines no {KINDS}",
         ),
     ],
 )
@@ -263,10 +270,13 @@ def test_installed_passes_and_backends_are_added(
     [
         ("no_such_module:X", "the installed plugin no_such_module:X does not import"),
         ("qdc.passes.pack:Gone", "the installed plugin qdc.passes.pack:Gone does not import"),
-        ("qdc.format.codec:Codec", "is no pass, backend or family with a name"),
-        ("qdc.pipeline.passbase:Pass", "is no pass, backend or family with a name"),
-        ("qdc.pipeline.backendbase:Backend", "is no pass, backend or family with a name"),
-        ("qdc.pipeline.registry:standard_registry", "is no pass, backend or family with a name"),
+        ("qdc.format.codec:Codec", f"is no {KINDS} with a name"),
+        ("qdc.pipeline.passbase:Pass", f"is no {KINDS} with a name"),
+        ("qdc.pipeline.backendbase:Backend", f"is no {KINDS} with a name"),
+        (
+            "qdc.pipeline.registry:standard_registry",
+            f"is no {KINDS} with a name",
+        ),
     ],
 )
 def test_a_bad_entry_point_is_refused(value: str, what: str, installed: list[EntryPoint]) -> None:
@@ -372,5 +382,41 @@ def test_installed_families_are_added(
 
 def test_the_class_of_families_is_no_family(installed: list[EntryPoint]) -> None:
     install(installed, "qdc.models.family:Family", "qdc.families")
-    with pytest.raises(QdcError, match="is no pass, backend or family with a name"):
+    with pytest.raises(QdcError, match=f"is no {KINDS} with a name"):
         standard_registry()
+
+
+STRATEGY = """
+from qdc.runtime.decoding.llada import Random
+
+class Mine(Random):
+    name = {name!r}
+"""
+
+
+def write_strategy_plugin(folder: Path, name: str, file: str = "mine.py") -> Path:
+    path = folder / file
+    path.write_text(STRATEGY.format(name=name))
+    return path
+
+
+def test_strategies_of_files_and_of_packages_are_added(
+    installed: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_strategy_plugin(tmp_path, "from-package", "installed_strategy.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(installed, "installed_strategy:Mine", "qdc.strategies")
+    registry = standard_registry([write_strategy_plugin(tmp_path, "mine")])
+    assert list(registry.strategies) == [*BUILT_IN_STRATEGIES, "from-package", "mine"]
+    assert registry.origin(registry.strategies["mine"]) == "mine.py"
+    assert registry.origin(registry.strategies["from-package"]) == "installed_strategy:Mine"
+    assert registry.origin(registry.strategies["random"]) == ""
+    assert "mine" not in registry.passes
+
+
+def test_a_strategy_has_a_name_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(DuplicateName, match="'threshold'") as caught:
+        standard_registry([write_strategy_plugin(tmp_path, "threshold")])
+    assert caught.value.where[0] == "qdc.runtime.decoding.llada.Threshold"
+    with pytest.raises(QdcError, match="no strategy can be called 'my strategy'"):
+        standard_registry([write_strategy_plugin(tmp_path, "my strategy")])

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qdc.numerics.noise import Places
 from qdc.runtime.decoding.facts import DecodeFacts
-from qdc.runtime.decoding.noise import Places
 
 MASK, EOS = 1, 0
 VOCABULARY = 6

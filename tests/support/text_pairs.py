@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qdc.checkpoint.folder import Checkpoint
-from qdc.compiling.instruments import Verifier
+from qdc.compiling.instruments import GraphVerifier
 from qdc.compiling.rewriting import rewrite
 from qdc.compiling.runner import Runner
 from qdc.format.codec import Lowered
@@ -80,7 +80,7 @@ def rewritten(text: str, folder: Path) -> str:
     for step in plan.passes():
         step.check(graph)
     with tempfile.TemporaryDirectory() as scratch:
-        runner = Runner(plan, workspace, (Verifier(),), Path(scratch))
+        runner = Runner(plan, workspace, (GraphVerifier(),), Path(scratch))
         runner.run(lambda region: None)
     graph.after = f"{graph.after},{plan}" if graph.after else str(plan)
     return render(graph)

@@ -8,6 +8,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.harness.subject import Subject
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
 from qdc.units import Progress
 
 DEFAULT_LENGTH = 256
@@ -45,7 +46,7 @@ def question(
         fields |= {name: settings[name] for name in names if settings.get(name) is not None}
     wanted = {} if given is None else given.model_dump(exclude_unset=True)
     options = DecodeOptions.parse(**{**fields, **wanted})
-    if options.strategy == "apd":
+    if needs_verifier(type(make_strategy(options, subject.strategies))):
         raise QdcError(
             "tasks have no verifier, which the strategy apd needs",
             help="choose another strategy in --generate",
@@ -88,6 +89,7 @@ def answer(
                 questions[part[0]].options,
                 subject.decoding,
                 seeds=[questions[place].options.seed + questions[place].repeat for place in part],
+                strategies=subject.strategies,
             )
             for place, tokens in zip(part, decoded.answers, strict=True):
                 found[place] = cut(subject.decode(tokens), questions[place].stops)

@@ -11,7 +11,7 @@ from qdc.evaluation.bootstrap import Interval, interval, standard_error
 from qdc.ir.types import Frozen
 
 
-class Metric(Frozen):
+class TaskMetric(Frozen):
     """One metric of one task, over its ``documents``."""
 
     task: str
@@ -55,7 +55,7 @@ class TaskRun(Frozen):
     seed: int
     decoding: dict[str, str | int | float | bool]
     """Decoding options that the user gave."""
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TaskMetric, ...]
     truncated: int = 0
     """Requests whose prompt was cut to the model's length."""
 
@@ -99,7 +99,7 @@ def document_values(
     return found | pooled
 
 
-def metrics(values: Values, results: Mapping[str, Mapping[str, Any]]) -> tuple[Metric, ...]:
+def metrics(values: Values, results: Mapping[str, Mapping[str, Any]]) -> tuple[TaskMetric, ...]:
     """Every metric of every task, as the harness aggregated it."""
     found = []
     for task, entries in results.items():
@@ -113,7 +113,7 @@ def metrics(values: Values, results: Mapping[str, Mapping[str, Any]]) -> tuple[M
             count = entries.get("sample_len", len(mean))
             error = standard_error(mean, torch.ones_like(mean)) if is_mean else None
             found.append(
-                Metric(
+                TaskMetric(
                     task=task, metric=metric, filter=kept, documents=int(count),
                     value=float(value), standard_error=error,
                 )

@@ -1,7 +1,7 @@
 """A model as tasks see it: its logits, its facts and its tokenizer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from qdc.evaluation.harness.passages import Encode
 from qdc.ir.graph import ModelFacts
 from qdc.models.predictions import Logits
 from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.strategies import BUILT_IN, Strategies
 from qdc.text.tokenizer import FAILURES, Encoder, encode_marked
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Subject:
     decode: Callable[[list[int]], str]
     chat: bool = False
     """Whether prompts are in the chat template, whose special tokens then count as such."""
+    strategies: Strategies = field(default_factory=lambda: BUILT_IN)
+    """Of decoding, by name."""
 
     @property
     def encode(self) -> Encode:

@@ -8,21 +8,49 @@ the first token always. Prompts of a batch are answered one after the other.
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qdc.errors import QdcError, UnsupportedModel
 from qdc.models.layers import takes_windows
+from qdc.numerics.noise import Places, gumbel
+from qdc.pipeline.strategybase import Strategy
 from qdc.runtime.decoding.canvas import Canvas, lay_out
 from qdc.runtime.decoding.facts import DecodeFacts
-from qdc.runtime.decoding.noise import Places, gumbel
-from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.options import (
+    Acceptance,
+    DecodeOptions,
+    Lookahead,
+    Mixture,
+    Temperature,
+    TopK,
+    TopP,
+    Window,
+)
 from qdc.runtime.decoding.reader import Model, Reader
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch, answers
 from qdc.runtime.decoding.sampling import cut_tail, gumbel_tokens
 from qdc.runtime.decoding.verifier import Verifier
+
+
+class Apd(Strategy):
+    """From left to right, as far as an autoregressive verifier agrees.
+
+    A loop of its own, at the end of this file, runs it.
+    """
+
+    name: ClassVar[str] = "apd"
+    source: ClassVar[str] = "APD (arXiv 2506.00413)"
+
+    temperature: Temperature = 0.0
+    top_p: TopP = None
+    top_k: TopK = None
+    apd_mixture: Mixture = 0.7
+    apd_window: Window = 16
+    apd_lookahead: Lookahead = 100
+    apd_acceptance: Acceptance = "corrected"
 
 
 class SlidingReader(Reader):
@@ -56,35 +84,35 @@ class Draft(NamedTuple):
     """Gumbel noise of the same shape, which the target shares."""
 
 
-def draw_draft(logits: Tensor, options: DecodeOptions, places: Places) -> Draft:
+def draw_draft(logits: Tensor, strategy: Apd, places: Places) -> Draft:
     """Draft a token for each place.
 
     ``corrected`` takes the largest of ``log p + g``: p is the diffusion model at temperature T
     without its tail, g Gumbel noise. ``parity`` raises the noise to the power T besides, as the
     released code does, so that drafts are drawn at about T squared.
     """
-    temperature = options.temperature
+    temperature = strategy.temperature
     if temperature == 0:
         return Draft(logits.argmax(-1), logits, logits.log_softmax(-1), None)
-    cut = cut_tail(logits / temperature, options.top_p, options.top_k)
-    if options.apd_acceptance == "parity":
+    cut = cut_tail(logits / temperature, strategy.top_p, strategy.top_k)
+    if strategy.apd_acceptance == "parity":
         return Draft(gumbel_tokens(cut, temperature, places), logits, cut.log_softmax(-1), None)
     noise = gumbel(places.draws("token", logits.shape[-1], logits.device))
     chances = cut.log_softmax(-1)
     return Draft((chances + noise).argmax(-1), logits, chances, noise)
 
 
-def target_tokens(draft: Draft, checked: Tensor, options: DecodeOptions) -> Tensor:
+def target_tokens(draft: Draft, checked: Tensor, strategy: Apd) -> Tensor:
     """What the mixture with the verifier's logits, ``f64[places, ...]``, picks: ``i64[places]``.
 
     ``corrected`` takes the largest of ``R log p + (1 - R) log q + g``: q is the verifier at T, g
     the noise of the draft. ``parity`` takes that of the raw ``R logits + (1 - R) checked``,
     without temperature and noise.
     """
-    share = options.apd_mixture
-    if options.apd_acceptance == "parity":
+    share = strategy.apd_mixture
+    if strategy.apd_acceptance == "parity":
         return _mixed(share, draft.logits, checked).argmax(-1)
-    judged = (checked / (options.temperature or 1)).log_softmax(-1)
+    judged = (checked / (strategy.temperature or 1)).log_softmax(-1)
     mixed = _mixed(share, draft.chances, judged)
     return (mixed if draft.noise is None else mixed + draft.noise).argmax(-1)
 
@@ -110,7 +138,12 @@ class Adaptive:
     """One run over a batch."""
 
     def __init__(
-        self, model: Model, verifier: Verifier, options: DecodeOptions, facts: DecodeFacts
+        self,
+        model: Model,
+        verifier: Verifier,
+        strategy: Apd,
+        options: DecodeOptions,
+        facts: DecodeFacts,
     ) -> None:
         """Refuse what does not fit. Raises ``QdcError``."""
         if facts.attention_block is not None:
@@ -118,13 +151,14 @@ class Adaptive:
                 "adaptive parallel decoding drafts across blocks, and the model is block-causal",
                 help="take --strategy threshold or dynamic",
             )
-        if options.apd_window and not takes_windows(model):
+        if strategy.apd_window and not takes_windows(model):
             raise UnsupportedModel(
                 "a window of kept keys needs a model that is computed in parts, and this one "
                 "is not",
                 help="take --apd-window 0",
             )
-        self.model, self.verifier, self.options, self.facts = model, verifier, options, facts
+        self.model, self.verifier, self.strategy = model, verifier, strategy
+        self.options, self.facts = options, facts
         self.written = self.steps = self.forwards = 0
 
     def run(self, prompts: Sequence[Sequence[int]], canvas: Canvas, watch: Watch | None) -> None:
@@ -138,15 +172,15 @@ class Adaptive:
             self._row(row, list(prompt), canvas, watch)
 
     def _row(self, row: int, prompt: list[int], canvas: Canvas, watch: Watch | None) -> None:
-        options, facts = self.options, self.facts
+        strategy, options, facts = self.strategy, self.options, self.facts
         seed = canvas.seeds[row]
         alone = lay_out([prompt], options.length, None, facts, [seed])
-        reader = SlidingReader(self.model, alone, facts, options.apd_window)
+        reader = SlidingReader(self.model, alone, facts, strategy.apd_window)
         current, before, end = len(prompt), 0, alone.tokens.shape[1]
         shift = int(canvas.starts[row])
         for step in range(options.length):
-            right = min(current + options.apd_lookahead, end)
-            reader.advance(max(0, before - options.apd_window + 1) if step else 0, right)
+            right = min(current + strategy.apd_lookahead, end)
+            reader.advance(max(0, before - strategy.apd_window + 1) if step else 0, right)
             places = Places([seed] * (right - current), range(current, right), step)
             taken = self._pick(reader, alone, current, right, places)
             stop = next((i + 1 for i, t in enumerate(taken) if t in facts.ends), None)
@@ -175,13 +209,13 @@ class Adaptive:
         logits = reader.read(torch.zeros_like(columns), columns)[:, : self.verifier.vocabulary]
         if self.facts.mask < logits.shape[1]:
             logits[:, self.facts.mask] = -torch.inf
-        draft = draw_draft(logits, self.options, places)
+        draft = draw_draft(logits, self.strategy, places)
         found: list[int] = draft.tokens.tolist()
         if len(found) == 1:
             return found
         read = alone.tokens[0, :current].tolist() + found
         checked = self.verifier.score(read, current).to(logits.device)
-        return found[: accepted(draft.tokens, target_tokens(draft, checked, self.options))]
+        return found[: accepted(draft.tokens, target_tokens(draft, checked, self.strategy))]
 
 
 def _write(canvas: Canvas, row: int, first: int, tokens: list[int]) -> None:
@@ -194,6 +228,7 @@ def _write(canvas: Canvas, row: int, first: int, tokens: list[int]) -> None:
 def decode_adaptively(
     model: Model,
     prompts: Sequence[Sequence[int]],
+    strategy: Apd,
     options: DecodeOptions,
     facts: DecodeFacts,
     verifier: Verifier,
@@ -205,7 +240,7 @@ def decode_adaptively(
     ``forwards`` counts the diffusion model alone; the verifier is called as often, but for the last
     token.
     """
-    run = Adaptive(model, verifier, options, facts)
+    run = Adaptive(model, verifier, strategy, options, facts)
     canvas = lay_out(prompts, options.length, None, facts, seeds)
     started = time.perf_counter()
     run.run(prompts, canvas, watch)

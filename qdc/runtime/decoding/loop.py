@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from qdc.errors import QdcError
-from qdc.runtime.decoding.apd import decode_adaptively
+from qdc.numerics.noise import Places
+from qdc.pipeline.strategybase import Stepwise
+from qdc.runtime.decoding.apd import Apd, decode_adaptively
 from qdc.runtime.decoding.canvas import lay_out
 from qdc.runtime.decoding.facts import DecodeFacts
-from qdc.runtime.decoding.noise import Places
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.reader import Model, Reader
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch, answers
 from qdc.runtime.decoding.schedule import shared_steps
-from qdc.runtime.decoding.strategies import Strategy, make_strategy
+from qdc.runtime.decoding.strategies import BUILT_IN, Strategies, make_strategy
 from qdc.runtime.decoding.verifier import Verifier
 
 LATE = -1e300
@@ -32,6 +33,7 @@ def decode(
     watch: Watch | None = None,
     verifier: Verifier | None = None,
     seeds: Sequence[int] | None = None,
+    strategies: Strategies = BUILT_IN,
 ) -> Decoded:
     """Write an answer to each prompt.
 
@@ -45,17 +47,21 @@ def decode(
         watch: called after each step; what it raises ends the decoding.
         verifier: of ``apd``, and of nothing else.
         seeds: one a prompt, in place of ``options.seed``.
+        strategies: where the strategy's name is looked up; ``Registry.strategies`` has those of
+            plugins too.
 
     Raises:
         QdcError: a prompt, an option or the model does not fit; says what to do.
     """
     each = _seeds(prompts, options, seeds)
-    check_verifier(options, present=verifier is not None)
-    if verifier is not None:
-        return decode_adaptively(model, prompts, options, facts, verifier, watch, each)
+    strategy = make_strategy(options, strategies)
+    check_verifier(strategy, present=verifier is not None)
+    if isinstance(strategy, Apd):
+        assert verifier is not None
+        return decode_adaptively(model, prompts, strategy, options, facts, verifier, watch, each)
     canvas = lay_out(prompts, options.length, options.block, facts, each)
     reader = Reader(model, canvas, facts, options.cache, options.cfg)
-    loop = Loop(reader, make_strategy(options), options, facts, stops=options.stop_early)
+    loop = Loop(reader, strategy, options, facts, stops=options.stop_early)
     started = time.perf_counter()
     loop.run(watch)
     seconds = time.perf_counter() - started
@@ -64,17 +70,17 @@ def decode(
     return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds)
 
 
-def check_verifier(options: DecodeOptions, *, present: bool) -> None:
+def check_verifier(strategy: Stepwise | Apd, *, present: bool) -> None:
     """Refuse ``apd`` without a verifier, and a verifier without it. Raises ``QdcError``."""
-    if options.strategy == "apd" and not present:
+    if isinstance(strategy, Apd) and not present:
         raise QdcError(
             "adaptive parallel decoding needs an autoregressive verifier",
             help="give --verifier, a small model with the same tokenizer, or take "
             "--strategy threshold",
         )
-    if options.strategy != "apd" and present:
+    if not isinstance(strategy, Apd) and present:
         raise QdcError(
-            f"the strategy {options.strategy} asks no verifier",
+            f"the strategy {strategy.name} asks no verifier",
             help="leave --verifier out, or take --strategy apd",
         )
 
@@ -85,7 +91,7 @@ class Loop:
     def __init__(
         self,
         reader: Reader,
-        strategy: Strategy,
+        strategy: Stepwise,
         options: DecodeOptions,
         facts: DecodeFacts,
         *,
@@ -119,7 +125,7 @@ class Loop:
                 open_places = self.canvas.masked[rows, first:last]
                 if not bool(open_places.any()):
                     break
-                amount = None if plan is None else plan[step]
+                amount = None if plan is None else self._amount(plan, step)
                 if amount is not None and not bool(amount[open_places.any(1)].any()):
                     continue  # nothing is decided, so nothing need be computed
                 self._step(first, last, step, amount)
@@ -152,11 +158,26 @@ class Loop:
         confidence = torch.full(open_places.shape, -torch.inf, dtype=torch.float64)
         confidence[row, column] = sure
         chosen = self.strategy.choose(confidence, open_places, amount)[row, column]
+        if amount is None and not bool(chosen.any()):
+            raise QdcError(
+                f"the strategy {self.strategy.name} decides nothing, and {len(row)} places are "
+                "open",
+                help="choose one open place of each row or more, or give a plan",
+            )
         taken = at[0][chosen], at[1][chosen]
         canvas.tokens[taken] = tokens[chosen]
         canvas.masked[taken] = False
         self.written += int(chosen.sum())
         self.steps += 1
+
+    def _amount(self, plan: Tensor, step: int) -> Tensor:
+        if step < len(plan):
+            return plan[step]
+        raise QdcError(
+            f"the strategy {self.strategy.name} has planned {len(plan)} steps, and places are open "
+            "behind the last one",
+            help="plan as many places as there are, and choose as many as are planned",
+        )
 
     def _leave_out_what_is_behind(self, last: int) -> None:
         """Close rows that hold an end before the column ``last``."""

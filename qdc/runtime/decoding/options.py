@@ -1,45 +1,16 @@
 """What a decoding run is asked for; every option either acts or is refused."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from qdc.options import Options, option, switch
 
-StrategyName = Literal[
-    "low-confidence",
-    "random",
-    "origin",
-    "maskgit-plus",
-    "topk-margin",
-    "entropy",
-    "threshold",
-    "factor",
-    "sequential",
-    "dynamic",
-    "apd",
-]
 CacheName = Literal["none", "prefix", "dual"]
-Acceptance = Literal["parity", "corrected"]
-
-STRATEGIES: tuple[str, ...] = get_args(StrategyName)
 CACHES: tuple[str, ...] = get_args(CacheName)
 
-READS: Mapping[str, tuple[str, ...]] = {
-    "steps": tuple(name for name in STRATEGIES if name not in ("threshold", "factor", "apd")),
-    "block": tuple(name for name in STRATEGIES if name != "apd"),
-    "threshold": ("threshold", "dynamic"),
-    "factor": ("factor",),
-    "alg_temperature": ("maskgit-plus", "topk-margin", "entropy"),
-    "late_eos": tuple(n for n in STRATEGIES if n not in ("origin", "sequential", "apd")),
-    "apd_mixture": ("apd",),
-    "apd_window": ("apd",),
-    "apd_lookahead": ("apd",),
-    "apd_acceptance": ("apd",),
-}
-"""Options that only some strategies read, with those strategies."""
-
+LONGEST_NAME = 256
+"""Characters of a strategy and its own options, which may be a stranger's."""
 SMALLEST = 1e-100
 """Of temperatures that are not 0: what is divided by less, overflows."""
 
@@ -50,11 +21,53 @@ def _divides(temperature: float) -> float:
     return temperature
 
 
-Temperature = Annotated[float, Field(ge=0), AfterValidator(_divides)]
+Temperature = Annotated[
+    float,
+    Field(ge=0, le=100),
+    AfterValidator(_divides),
+    option("T", "0 is greedy", more="The most probable token"),
+]
+TopP = Annotated[
+    float | None,
+    Field(gt=0, le=1),
+    option("P", "Draw from this much probability", more="The fewest tokens that hold it"),
+]
+TopK = Annotated[int | None, Field(ge=1), option("N", "Draw from the N most probable")]
+PlaceTemperature = Annotated[
+    float,
+    Field(ge=0),
+    AfterValidator(_divides),
+    option("T", "Draw positions too", more="Where above 0, by Dream's strategies"),
+]
+Mixture = Annotated[
+    float,
+    Field(ge=0, le=1),
+    option("R", "Weight against the verifier", more="R: that of the diffusion model"),
+]
+Window = Annotated[
+    int,
+    Field(ge=0),
+    option(
+        "W", "Columns computed anew", more="W: those in front of the last step's; with 0 all are"
+    ),
+]
+Lookahead = Annotated[int, Field(ge=1), option("M", "Open columns seen", more="M: by the model")]
+Acceptance = Annotated[
+    Literal["parity", "corrected"],
+    option(
+        "NAME",
+        "corrected | parity",
+        more="``parity`` accepts as the released code does, ``corrected`` as the paper says",
+    ),
+]
 
 
 class DecodeOptions(Options):
-    """How answers are written. Fields that are left out take the strategy's own default."""
+    """How answers are written. Fields that are left out take the strategy's own default.
+
+    Which options a strategy reads is known where strategies are: ``make_strategy`` looks it up, and
+    refuses those that would be ignored.
+    """
 
     refusal: ClassVar[str] = "decoding cannot be asked for that"
     manual: ClassVar[str] = "qdc generate --help and docs/decoding.md name the options"
@@ -76,7 +89,13 @@ class DecodeOptions(Options):
         ),
     ] = None
     strategy: Annotated[
-        StrategyName, option("NAME", "What is decided when", more="And how many places a step")
+        str,
+        Field(min_length=1, max_length=LONGEST_NAME),
+        option(
+            "NAME",
+            "What is decided when",
+            more="And how many places a step; ``name{option=value}`` for options of its own",
+        ),
     ] = "low-confidence"
     cache: Annotated[
         CacheName,
@@ -86,19 +105,10 @@ class DecodeOptions(Options):
             more="Which keys and values are kept within a block, see ``docs/decoding.md``",
         ),
     ] = "none"
-    temperature: Annotated[
-        Temperature, Field(le=100), option("T", "0 is greedy", more="The most probable token")
-    ] = 0.0
-    top_p: Annotated[
-        float | None,
-        Field(gt=0, le=1),
-        option("P", "Draw from this much probability", more="The fewest tokens that hold it"),
-    ] = None
-    top_k: Annotated[int | None, Field(ge=1), option("N", "Draw from the N most probable")] = None
-    alg_temperature: Annotated[
-        Temperature,
-        option("T", "Draw positions too", more="Where above 0, by Dream's strategies"),
-    ] = 0.0
+    temperature: Temperature = 0.0
+    top_p: TopP = None
+    top_k: TopK = None
+    alg_temperature: PlaceTemperature = 0.0
     cfg: Annotated[
         float,
         Field(ge=0, le=100),
@@ -141,39 +151,7 @@ class DecodeOptions(Options):
         default=True,
         description="Leave out the blocks behind one that holds an end; no answer changes by that",
     )
-    apd_mixture: Annotated[
-        float,
-        Field(ge=0, le=1),
-        option("R", "Weight against the verifier", more="R: that of the diffusion model"),
-    ] = 0.7
-    apd_window: Annotated[
-        int,
-        Field(ge=0),
-        option(
-            "W",
-            "Columns computed anew",
-            more="W: those in front of the last step's; with 0 all are",
-        ),
-    ] = 16
-    apd_lookahead: Annotated[
-        int, Field(ge=1), option("M", "Open columns seen", more="M: by the model")
-    ] = 100
-    apd_acceptance: Annotated[
-        Acceptance,
-        option(
-            "NAME",
-            "corrected | parity",
-            more="``parity`` accepts as the released code does, ``corrected`` as the paper says",
-        ),
-    ] = "corrected"
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        for name in self.model_fields_set & READS.keys():
-            default = type(self).model_fields[name].default
-            if getattr(self, name) != default and self.strategy not in READS[name]:
-                known = ", ".join(READS[name])
-                raise ValueError(f"{name} has no effect on {self.strategy}; it is read by {known}")
-        if self.strategy == "apd" and (self.cache != "none" or self.cfg or self.forbid_eos):
-            raise ValueError("apd has its own window of keys and takes no cache, cfg or forbid_eos")
-        return self
+    apd_mixture: Mixture = 0.7
+    apd_window: Window = 16
+    apd_lookahead: Lookahead = 100
+    apd_acceptance: Acceptance = "corrected"

@@ -8,7 +8,7 @@ what it draws from. Source: shared facts on the ecosystem (B.1, B.2).
 import torch
 from torch import Tensor
 
-from qdc.runtime.decoding.noise import Places, gumbel
+from qdc.numerics.noise import Places, gumbel
 
 
 def cut_tail(logits: Tensor, top_p: float | None, top_k: int | None) -> Tensor:

@@ -3,8 +3,15 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from qdc.backends.triton.layout import binary_layout, portable_planes, restore_bits, swap_bits
+from qdc.backends.triton.layout import (
+    TILE_ROWS,
+    BinaryLayout,
+    binary_layout,
+    restore_bits,
+    swap_bits,
+)
 from qdc.format.multibinary import MultiBinary
 from tests.support.kernels import binary_layer
 
@@ -16,6 +23,29 @@ def layers(draw: st.DrawFn) -> tuple[int, int, int, tuple[int, ...], int]:
     blocks = -(-columns // block)
     orders = tuple(draw(st.lists(st.integers(1, 4), min_size=blocks, max_size=blocks)))
     return draw(st.integers(1, 140)), columns, block, orders, draw(st.sampled_from([8, 16]))
+
+
+def portable_planes(layout: BinaryLayout, codec: MultiBinary, segment: int) -> dict[str, Tensor]:
+    """Planes and scales of one segment as the artifact stores them: the inverse of the layout.
+
+    Returns ``planes`` u8[rows, P, block / 8], ``row_scale`` f16[rows, P] and ``col_scale``
+    f16[1, P, block].
+    """
+    first = sum(-(-r // TILE_ROWS) * TILE_ROWS for r in layout.rows[:segment])
+    rows = slice(first, first + layout.rows[segment])
+    parts = codec.block // layout.width
+    planes = torch.zeros(codec.planes, codec.rows, parts, layout.width // 8, dtype=torch.uint8)
+    columns = torch.zeros(codec.planes, parts, layout.width, dtype=torch.float16)
+    for number, order, *rest in layout.blocks.tolist():
+        part = number % parts
+        for sub, plane in zip(rest[:order], rest[4 : 4 + order], strict=True):
+            planes[plane, :, part] = restore_bits(layout.planes[sub, rows])
+            columns[plane, part] = layout.col_scale[segment, sub]
+    return {
+        "planes": planes.transpose(0, 1).flatten(2),
+        "row_scale": layout.row_scale[:, rows].T,
+        "col_scale": columns.flatten(1)[None],
+    }
 
 
 @settings(max_examples=25)

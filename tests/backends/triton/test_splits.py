@@ -6,7 +6,7 @@ import torch
 import tests.support.interpreter  # noqa: F401
 from qdc.backends.triton import tuning
 from qdc.backends.triton.modules import PackedLinear
-from qdc.backends.triton.tuning import SIZES, Entry, Tuned, choose, key
+from qdc.backends.triton.tuning import SIZES, MeasuredChoice, Tuning, choose, key
 from qdc.backends.triton.variants import CANDIDATES, Choice, default_choice
 from tests.support.kernels import binary_layer
 
@@ -39,8 +39,8 @@ def test_a_measured_split_is_left_out_where_it_does_not_fit(
     places: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variant = next(v for v in CANDIDATES if (v.rows, v.tokens) == (64, 16))
-    entry = Entry(variant=variant, split=2, microseconds=1.0)
-    found = Tuned(device="", triton="")
+    entry = MeasuredChoice(variant=variant, split=2, microseconds=1.0)
+    found = Tuning(device="", triton="")
     for tokens in SIZES:
         found.entries[key(tokens, PADDED, 64, 2, torch.float16)] = entry
     monkeypatch.setattr(tuning, "_entries", lambda: found.entries)

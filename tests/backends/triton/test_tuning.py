@@ -44,7 +44,7 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def tune() -> tuple[tuning.Entry, list[Choice]]:
+def tune() -> tuple[tuning.MeasuredChoice, list[Choice]]:
     tried: list[Choice] = []
 
     def run(choice: Choice) -> None:

@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from qdc.errors import QdcError
-from qdc.runtime.decoding.apd import accepted, draw_draft, target_tokens
+from qdc.runtime.decoding.apd import Apd, accepted, draw_draft, target_tokens
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Snapshot
+from qdc.runtime.decoding.strategies import make_strategy
 from qdc.runtime.decoding.verifier import NativeVerifier, load_verifier
 from qdc.text.tokenizer import load_tokenizer
 from tests.support.checkpoints import EMBEDDED, write_checkpoint
@@ -32,6 +33,12 @@ WORDS = 6
 
 def options(**fields: Any) -> DecodeOptions:
     return DecodeOptions.model_validate({"strategy": "apd", "apd_window": 0, **fields})
+
+
+def strategy(wanted: DecodeOptions) -> Apd:
+    made = make_strategy(wanted)
+    assert isinstance(made, Apd)
+    return made
 
 
 class Judge:
@@ -81,8 +88,8 @@ def test_the_equations(acceptance: str, temperature: float, mixture: float) -> N
     wanted = options(temperature=temperature, apd_mixture=mixture, apd_acceptance=acceptance)
     generator = torch.Generator().manual_seed(4)
     ours, theirs = torch.randn(2, 20, WORDS, generator=generator, dtype=torch.float64)
-    draft = draw_draft(ours, wanted, places(20))
-    target = target_tokens(draft, theirs, wanted)
+    draft = draw_draft(ours, strategy(wanted), places(20))
+    target = target_tokens(draft, theirs, strategy(wanted))
     noise = places(20).draws("token", WORDS).tolist()
     rows = zip(ours.tolist(), theirs.tolist(), noise, strict=True)
     due = [written_out(a, b, u, wanted) for a, b, u in rows]

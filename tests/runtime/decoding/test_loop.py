@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from qdc.errors import QdcError
+from qdc.runtime.decoding.llada import LladaSampler
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Snapshot
@@ -236,9 +237,22 @@ def test_refused() -> None:
         ({"strategy": "entropy", "threshold": 0.5}, "threshold has no effect on entropy"),
         ({"alg_temperature": 0.5}, "alg_temperature has no effect on low-confidence"),
         ({"strategy": "origin", "late_eos": True}, "late_eos has no effect on origin"),
-        ({"apd_mixture": 0.5}, "apd_mixture has no effect on low-confidence"),
+        ({"apd_mixture": 0.5}, "apd_mixture has no effect on low-confidence; it is read by apd"),
+        ({"strategy": "apd", "block": 4}, "block has no effect on apd; it is read by low-conf"),
         ({"strategy": "apd", "cache": "dual"}, "apd has its own window"),
-        ({"strategy": "greedy"}, "strategy: input should be 'low-confidence'"),
+        ({"strategy": "greedy"}, "no strategy is called 'greedy'"),
+    ],
+)
+def test_options_act_on_the_strategy_or_are_refused(fields: dict[str, object], reason: str) -> None:
+    with pytest.raises(QdcError) as caught:
+        decode(Table(ANSWER), [PROMPT], DecodeOptions.parse(length=4, **fields), facts())
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"strategy": "x" * 257}, "strategy: string should have at most 256 characters"),
         ({"temperature": math.nan}, "temperature: input should be"),
         ({"temperature": 5e-324}, "temperature: give 0, or at least 1e-100"),
         ({"strategy": "entropy", "alg_temperature": 1e-300}, "alg_temperature: give 0, or at"),
@@ -246,7 +260,7 @@ def test_refused() -> None:
         ({"words": 1}, "no option is called 'words'; "),
     ],
 )
-def test_options_act_or_are_refused(fields: dict[str, object], reason: str) -> None:
+def test_values_that_no_strategy_takes_are_refused(fields: dict[str, object], reason: str) -> None:
     with pytest.raises(ValidationError):
         DecodeOptions.model_validate(fields)
     with pytest.raises(QdcError) as caught:
@@ -255,4 +269,33 @@ def test_options_act_or_are_refused(fields: dict[str, object], reason: str) -> N
 
 
 def test_a_default_that_is_written_out_is_no_mistake() -> None:
-    assert DecodeOptions.parse(strategy="threshold", steps=None, alg_temperature=0.0).steps is None
+    options = DecodeOptions.parse(
+        strategy="threshold", steps=None, alg_temperature=0.0, length=4, threshold=0.75
+    )
+    assert len(trace(options)) == 3
+
+
+class Idle(LladaSampler):
+    """Decides nothing, or less than it plans."""
+
+    name = "idle"
+    planned: bool = False
+
+    def plan(self, counts: Tensor, steps: Tensor) -> Tensor | None:
+        return super().plan(counts, steps) if self.planned else None
+
+    def choose(self, confidence: Tensor, open_places: Tensor, amount: Tensor | None) -> Tensor:
+        return torch.zeros_like(open_places)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        ("idle", "the strategy idle decides nothing, and 4 places are open"),
+        ("idle{planned=true}", "the strategy idle has planned 4 steps, and places are open"),
+    ],
+)
+def test_a_strategy_that_leaves_places_open_is_refused(strategy: str, reason: str) -> None:
+    options = DecodeOptions(strategy=strategy, length=4)
+    with pytest.raises(QdcError, match=reason):
+        decode(Table(ANSWER), [PROMPT], options, facts(), strategies={"idle": Idle})

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdc.runtime.decoding.noise import splitmix
+from qdc.numerics.noise import splitmix
 from qdc.runtime.decoding.schedule import (
     dream_chances,
     dream_quotas,

@@ -1,15 +1,22 @@
 """Every strategy against its equations, written out place by place in plain Python."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from qdc.errors import InvalidPipeline, QdcError, UnknownName
+from qdc.pipeline.strategybase import Stepwise, Strategy
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.sampling import cut_tail
-from qdc.runtime.decoding.strategies import BY_NAME, make_strategy
+from qdc.runtime.decoding.strategies import (
+    BUILT_IN,
+    SHARED,
+    STRATEGIES,
+    make_strategy,
+    shared_options,
+)
 from tests.support.decoding import places
 
 WIDTH, WORDS = 9, 7
@@ -24,10 +31,16 @@ def example(seed: int) -> tuple[Tensor, list[int]]:
     return logits, sorted(picked.tolist())
 
 
+def stepwise(options: DecodeOptions) -> Stepwise:
+    strategy = make_strategy(options)
+    assert isinstance(strategy, Stepwise)
+    return strategy
+
+
 def decided(options: DecodeOptions, seed: int, amount: float | None) -> dict[int, int]:
     """What one step of a strategy decides: columns and their tokens."""
     logits, open_columns = example(seed)
-    strategy = make_strategy(options)
+    strategy = stepwise(options)
     proposal = strategy.propose(logits[open_columns], places(len(open_columns), seed))
     confidence = torch.full((1, WIDTH), -torch.inf, dtype=torch.float64)
     confidence[0, open_columns] = proposal.confidence
@@ -210,7 +223,7 @@ def test_drawing_places_is_without_replacement_from_the_softmax() -> None:
     logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]], dtype=torch.float64).log()
     counts = [0, 0, 0]
     for seed in range(3000):
-        sure = make_strategy(options).propose(logits, places(3, seed)).confidence
+        sure = stepwise(options).propose(logits, places(3, seed)).confidence
         counts[int(sure.argmax())] += 1
     due = torch.tensor([0.9, 0.6, 0.5]).div(0.5).softmax(0)
     torch.testing.assert_close(torch.tensor(counts) / 3000, due, atol=0.03, rtol=0)
@@ -221,7 +234,7 @@ def test_both_samplers_draw_from_the_tempered_distribution(strategy: str) -> Non
     options = DecodeOptions.model_validate({"strategy": strategy, "temperature": 0.5})
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
     count = 4000
-    found = make_strategy(options).propose(logits.expand(count, 4), places(count))
+    found = stepwise(options).propose(logits.expand(count, 4), places(count))
     share = found.tokens.bincount(minlength=4) / count
     due = (logits / 0.5).softmax(0).float()
     torch.testing.assert_close(share, due, atol=0.03, rtol=0)
@@ -232,21 +245,70 @@ def test_llada_draws_without_the_tail_and_is_as_sure_as_before(seed: int) -> Non
     """Two tokens are left to draw from; their probability is that of the whole vocabulary."""
     logits, _ = example(seed)
     options = DecodeOptions(temperature=5, top_k=2)
-    found = make_strategy(options).propose(logits, places(WIDTH, seed))
+    found = stepwise(options).propose(logits, places(WIDTH, seed))
     best = logits.topk(2).indices
     assert bool((found.tokens[:, None] == best).any(1).all())
     assert not torch.equal(found.tokens, best[:, 0])
     due = logits.softmax(1).gather(1, found.tokens[:, None])[:, 0]
     assert torch.equal(found.confidence, due)
     greedy = DecodeOptions(temperature=5, top_p=1e-9)
-    assert torch.equal(
-        make_strategy(greedy).propose(logits, places(WIDTH, seed)).tokens, best[:, 0]
-    )
+    assert torch.equal(stepwise(greedy).propose(logits, places(WIDTH, seed)).tokens, best[:, 0])
 
 
-def test_every_name_has_a_strategy_that_names_its_source() -> None:
-    from qdc.runtime.decoding.options import STRATEGIES
+def test_every_strategy_has_a_name_a_summary_and_a_source() -> None:
+    assert len(BUILT_IN) == len(STRATEGIES)
+    for kind in STRATEGIES:
+        assert kind.source
+        assert (kind.__doc__ or "").partition("\n")[0].endswith(".")
 
-    assert {*BY_NAME, "apd"} == set(STRATEGIES)
-    check: Callable[[type], bool] = lambda kind: "Source: " in (kind.__doc__ or "")  # noqa: E731
-    assert all(map(check, BY_NAME.values()))
+
+def test_every_shared_option_is_read_and_declared_where_it_acts() -> None:
+    """A field of a strategy is a shared option or its own; what ``reads`` names, there is."""
+    read = {name for kind in STRATEGIES for name in shared_options(kind)}
+    assert read == set(SHARED)
+    for kind in STRATEGIES:
+        assert set(kind.reads) <= set(SHARED)
+        assert set(kind.model_fields) <= set(SHARED)
+        counts = torch.tensor([3])
+        if issubclass(kind, Stepwise):
+            assert (kind().plan(counts, counts) is not None) == ("steps" in kind.reads)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [("threshold", "threshold", 0.9), ("dynamic", "threshold", 0.85), ("factor", "factor", 1.0)],
+)
+def test_options_come_from_the_run_from_the_text_or_are_the_strategys_own(
+    text: str, field: str, value: float
+) -> None:
+    assert getattr(stepwise(DecodeOptions(strategy=text)), field) == value
+    asked = DecodeOptions.model_validate({"strategy": text, field: 0.3, "top_k": 4})
+    assert stepwise(asked).options() == {field: 0.3, "top-k": 4}
+    written = DecodeOptions(strategy=f"{text}{{{field}=0.3 top-k=4}}")
+    assert stepwise(written) == stepwise(asked)
+    twice = DecodeOptions.model_validate({"strategy": f"{text}{{{field}=0.3}}", field: 0.3})
+    with pytest.raises(QdcError, match=f"{field} is given both in the strategy and as an option"):
+        make_strategy(twice)
+
+
+class Formless(Strategy):
+    """Says nothing of steps."""
+
+    name = "formless"
+    reads = ("block",)
+
+
+def test_strategies_that_cannot_be_made() -> None:
+    with pytest.raises(UnknownName, match="no strategy is called 'treshold'") as unknown:
+        make_strategy(DecodeOptions(strategy="treshold"))
+    assert unknown.value.help == "did you mean threshold?"
+    with pytest.raises(InvalidPipeline, match="the strategy does not parse: expected a strategy"):
+        make_strategy(DecodeOptions(strategy="{}"))
+    with pytest.raises(InvalidPipeline, match="random has no option 'sharpness'"):
+        make_strategy(DecodeOptions(strategy="random{sharpness=2}"))
+    with pytest.raises(QdcError, match="does not say what its steps decide"):
+        make_strategy(DecodeOptions(strategy="formless"), {**BUILT_IN, "formless": Formless})
+    read = DecodeOptions(strategy="random", threshold=0.5)
+    with pytest.raises(QdcError) as caught:
+        make_strategy(read, {"random": BUILT_IN["random"], "threshold": BUILT_IN["threshold"]})
+    assert caught.value.where == ("threshold has no effect on random; it is read by threshold",)

@@ -1,0 +1,36 @@
+"""The output head of a model that is streamed: what it reads, and its logits part by part."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qdc.errors import UnsupportedModel
+from qdc.ir.graph import LINEAR, LayerGraph, Stage
+
+POSITIONS = 256
+"""Positions whose logits are computed at once: f64[256, vocabulary]."""
+
+
+def output_head(graph: LayerGraph, help: str) -> Stage:
+    """The linear at the model's end. Raises ``UnsupportedModel`` with ``help`` if there is none."""
+    head = list(graph)[-1]
+    if head.op != LINEAR:
+        raise UnsupportedModel(
+            f"predictions are read from a linear at the end, and the model ends in {head.op}",
+            where=[f"%{head.name}"],
+            help=help,
+        )
+    return Stage(value=head.inputs[0], layers=(head.name,))
+
+
+def masked_positions(masked: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and places of ``bool[b, length]``, ``i64`` of at most ``POSITIONS`` each."""
+    rows, places = masked.nonzero(as_tuple=True)
+    yield from zip(torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True)
+
+
+def head_logits(hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """``f64[n, vocabulary]`` of ``[n, columns]``; ``weights`` are the head's by role."""
+    return functional.linear(hidden, weights["weight"], weights.get("bias")).double()
