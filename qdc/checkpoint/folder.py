@@ -150,6 +150,11 @@ class Checkpoint:
                 where=broken,
                 help="the checkpoint is damaged or diverged in training: fetch or convert it again",
             )
+        self.check_twins()
+        return whole.hexdigest()
+
+    def check_twins(self) -> None:
+        """Compare tensors that the model ties. Raises ``InvalidCheckpoint``, naming all pairs."""
         apart = [
             f"{key}, {name}"
             for key, name in self._twins.items()
@@ -161,7 +166,6 @@ class Checkpoint:
                 where=apart,
                 help="write tie_word_embeddings = false to config.json if they are two",
             )
-        return whole.hexdigest()
 
     def _locate(self) -> dict[str, Path]:
         index = self.folder / INDEX
