@@ -142,6 +142,8 @@ class Allocate(Pass):
             return
         stages = [layers for _, layers in unit.layers_by_stage()]
         alone: list[Bundle] = [(node,) for layers in stages for node in layers]
+        if not alone:
+            return  # all of them are kept
         if self.scope == "model":
             self.allocate(unit, stages if self.fused else alone)
             return
@@ -156,7 +158,7 @@ class Allocate(Pass):
         stages = [layers for _, layers in unit.layers_by_stage()]
         layers = [(node,) for nodes in stages for node in nodes]
         groups = [tuple(n for (n,) in layers)] if self.scope == "model" else layers
-        for nodes in groups:
+        for nodes in filter(None, groups):
             notes = {node.name: unit.graph.get(node.name, Costs) for node in nodes}
             known = {name: note for name, note in notes.items() if note is not None}
             if len(known) < len(nodes):

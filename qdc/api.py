@@ -14,15 +14,12 @@ from qdc.exporting.dense import export_artifact
 from qdc.exporting.options import ExportKeywords, ExportOptions
 from qdc.exporting.report import ExportReport
 from qdc.frontend.select import parse_choice
-from qdc.options import Options
+from qdc.options import Options, PathLike
 from qdc.pipeline.registry import standard_registry
 from qdc.report.model import CompileReport
 from qdc.runtime.device import find_device
 from qdc.runtime.load import load_artifact, load_checkpoint
 from qdc.units import StepProgress
-
-PathLike = str | Path
-
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -64,14 +64,39 @@ def write_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
 
 
 def replace_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
-    """Put new bytes in place of a file, atomically: at any moment it is the old or the new one."""
-    aside = path.with_name(f"{path.name}.new")
-    write_bytes(aside, data, help)
+    """Put new bytes in place of a file, atomically: at any moment it is the old or the new one.
+
+    Raises:
+        QdcError: the disk does not take it, or what is there is no file: a folder, a pipe, or a
+            device, which the new file would take the place of.
+    """
+    refuse_special(path, help)
+    aside = path.with_name(f".{path.name}.new")  # hidden: nobody's own file has such a name
     try:
+        refuse_special(aside, help)
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise unwritable(path, error, help) from error
     sync_folder(path.parent)
+
+
+def refuse_special(path: Path, help: str = ELSEWHERE) -> None:
+    """Raise ``QdcError`` where no file can be put: at a folder, a pipe or a device."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unwritable(path, error, help) from error
+    if not stat.S_ISREG(mode):
+        what = "is a directory" if stat.S_ISDIR(mode) else "it is no regular file"
+        raise QdcError(f"cannot write to {path}: {what}", help=help)
 
 
 def write_tensors(

@@ -16,6 +16,8 @@ from pydantic.fields import FieldInfo
 
 from qdc.errors import QdcError, nearest
 
+PathLike = str | Path
+"""A path as Python callers may give it."""
 SPELLING = "spelling"
 WIDTH = 96
 

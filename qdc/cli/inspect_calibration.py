@@ -40,7 +40,7 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
         )
     sampling = _sampling(
         **options.model_dump(include={"samples", "seed", "ratios", "top"}),
-        length=length or longest,
+        length=longest if length is None else length,
     )
     source = read_source(options.calibration, fields)
     encode = encoder(load_tokenizer(options.model))

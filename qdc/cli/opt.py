@@ -3,10 +3,10 @@
 import sys
 
 from qdc.cli.options import OptOptions
-from qdc.cli.reading import DUMP, read_graph, refuse_part
+from qdc.cli.reading import DUMP, STDIN, read_graph, refuse_part
 from qdc.cli.terminal import print_json
 from qdc.compiling.rewriting import rewrite
-from qdc.disk import replace_bytes
+from qdc.disk import refuse_special, replace_bytes
 from qdc.errors import QdcError
 from qdc.ir.dump import to_bytes
 from qdc.ir.printer import as_data, render
@@ -21,6 +21,7 @@ def opt_command(options: OptOptions, *, as_json: bool) -> None:
     registry = standard_registry(options.plugins)
     plan = build_plan(options.passes, registry)
     tags, out = registry.annotations(), options.out
+    _check_output(options, as_json=as_json)
     parsed = read_graph(options.dump, tags)
     if parsed is None:
         raise QdcError(
@@ -41,3 +42,15 @@ def opt_command(options: OptOptions, *, as_json: bool) -> None:
         sys.stdout.write(text)
     if options.remarks:
         sys.stderr.writelines(f"{line}\n" for line in said)
+
+
+def _check_output(options: OptOptions, *, as_json: bool) -> None:
+    """Refuse what would be ignored, or could not be written, before anything runs."""
+    out = options.out
+    if options.full and (as_json or out is not None):
+        other = "--json" if out is None else "what -o writes"
+        raise QdcError(f"{other} has every fact, --full or not", help="leave --full out")
+    if out is not None and str(out) == STDIN:
+        raise QdcError("-o takes a file", help="without -o the result goes to stdout")
+    if out is not None:
+        refuse_special(out)

@@ -1,6 +1,7 @@
 """Graphs that commands are given: binary dumps, texts, and the dump of an artifact."""
 
 import sys
+from codecs import BOM_UTF8
 from pathlib import Path
 
 from qdc.disk import read_regular
@@ -11,6 +12,8 @@ from qdc.ir.parser import Parsed, read_text
 
 DUMP = "ir.qdc"
 STDIN = "-"
+PEEK = 1 << 12
+"""Bytes in which a text begins, empty lines before it."""
 
 
 def read_graph(path: Path, tags: Tags) -> Parsed | None:
@@ -53,9 +56,10 @@ def refuse_part(parsed: Parsed, path: Path) -> None:
 
 
 def _parsed(data: bytes, where: str, tags: Tags) -> Parsed:
+    start = data[:PEEK].removeprefix(BOM_UTF8).lstrip(b" \r\n")  # as the parser passes over lines
     try:
-        if data.startswith((GRAPH.encode(), b"#")):
-            return read_text(data.decode(), tags)
+        if start.startswith((GRAPH.encode(), b"#")):
+            return read_text(data.decode("utf-8-sig"), tags)
         return Parsed(from_bytes(data, tags), full=True)
     except UnicodeDecodeError as error:
         raise InvalidText(

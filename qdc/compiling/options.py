@@ -7,10 +7,8 @@ from typing import Annotated, ClassVar, Required, Self, TypedDict
 from pydantic import BeforeValidator, model_validator
 
 from qdc.errors import InvalidPipeline
-from qdc.options import as_list, option, switch
+from qdc.options import PathLike, as_list, option, switch
 from qdc.planning.options import PlanOptions
-
-PathLike = str | Path
 
 
 class CompileOptions(PlanOptions):
@@ -85,6 +83,8 @@ class CompileOptions(PlanOptions):
 
     @model_validator(mode="after")
     def _nothing_is_contradicted(self) -> Self:
+        if not self.target.name:
+            raise InvalidPipeline(f"{self.out} has no name", help="choose another -o")
         if self.stop_after is not None:
             for given, text in (
                 (self.force, "--force replaces an artifact"),

@@ -7,10 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, get_a
 from pydantic import BeforeValidator
 
 from qdc.errors import UnknownName
-from qdc.options import Options, option, switch
+from qdc.options import Options, PathLike, option, switch
 from qdc.runtime.options import Plugins
 
-PathLike = str | Path
 Format = Literal["dense"]
 Dtype = Literal["bf16", "f16", "f32"]
 

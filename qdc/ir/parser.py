@@ -105,6 +105,9 @@ class _Reader:
             raise line.error(f"the line has more than {LONGEST:,} characters")
         if not text.strip(" ") or text.startswith("#"):
             return
+        if not text.isprintable():
+            odd = next(place for place, c in enumerate(text) if not c.isprintable())
+            raise line.error(f"{text[odd]!a} stands in no text but as an escape", odd)
         self.last = line
         if self.first is None:
             if not text.startswith(GRAPH):

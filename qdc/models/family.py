@@ -92,6 +92,14 @@ class Family:
                   for n in self.defaults if n not in known]  # fmt: skip
         faults += [f"biases: {role!r} is none of {', '.join(BIASED)}"
                    for role in self.biases if role not in BIASED]  # fmt: skip
+        # Whoever goes over a text takes it for a tuple of its characters.
+        listed: dict[str, object] = {
+            name: getattr(self, name) for name in ("architectures", "biases", "published")
+        }
+        listed |= {f"variants of {field}": values for field, values in self.variants.items()}
+        faults += [f"{of}: {given!r} is no tuple, as ({given!r},) is"
+                   for of, given in listed.items()
+                   if not isinstance(given, tuple | list)]  # fmt: skip
         if not self.architectures:
             faults.append("architectures: there is none to recognise it by")
         if self.logits_shift not in (0, 1):

@@ -75,6 +75,10 @@ def test_options_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == left
 
 
+def test_a_place_without_a_name_is_refused(model: Path, refused: Command) -> None:
+    assert "/ has no name" in refused("compile", model, "-o", "/", *RTN)
+
+
 COUNTS = {
     "no seed": (("--seeds", "0"), "--seeds 0"),
     "no window": (("--windows", "0"), "--windows 0"),

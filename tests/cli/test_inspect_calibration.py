@@ -51,6 +51,7 @@ def test_the_shift_grows_with_the_ratio(model: Path, qdc: Command) -> None:
     ("arguments", "expected"),
     [
         (("--samples", 0), "--samples 0 is refused"),
+        (("--length", 0), "--length 0 is refused"),
         (("--length", 65), "samples of 65 tokens are asked for, the model takes 64"),
         (("--top", 500), "need 500 for the eigenspace"),
         (("--ratios", "0.5,2"), "--ratios '0.5,2' leaves 0..1"),

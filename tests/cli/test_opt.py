@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,53 @@ def test_the_result_is_written(name: str, tmp_path: Path, qdc: Command) -> None:
     tags = standard_registry().annotations()
     given = parse(qdc("opt", TEXT, *ABMP, "--full"), tags)
     assert (read(path, tags) if name.endswith("qdc") else parse(path.read_text(), tags)) == given
+
+
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/null"),
+    "loop": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_nothing_but_a_file_is_replaced(kind: str, tmp_path: Path, refused: Command) -> None:
+    """Whoever may write to a folder of devices would replace one by a text."""
+    path = tmp_path / "x"
+    OTHERS[kind](path)
+    before = path.lstat()
+    assert f"cannot write to {path}: " in refused("opt", TEXT, *ABMP, "-o", path)
+    after = path.lstat()
+    assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "..", "/proc/x", "none/x.qdc"])
+def test_places_that_take_no_file_are_refused(name: str, refused: Command) -> None:
+    assert "cannot write to " in refused("opt", TEXT, *ABMP, "-o", name)
+
+
+def test_a_file_that_has_the_name_of_the_new_one_stays(tmp_path: Path, qdc: Command) -> None:
+    (tmp_path / "x.txt.new").write_text("mine", encoding="utf-8")
+    qdc("opt", TEXT, *ABMP, "-o", tmp_path / "x.txt")
+    assert (tmp_path / "x.txt.new").read_text(encoding="utf-8") == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.txt", "x.txt.new"]
+
+
+def test_what_would_be_ignored_is_refused(tmp_path: Path, refused: Command) -> None:
+    assert "--json has every fact" in refused("opt", TEXT, *ABMP, "--full", "--json")
+    out = tmp_path / "x"
+    assert "leave --full out" in refused("opt", TEXT, *ABMP, "--full", "-o", out)
+    assert "goes to stdout" in refused("opt", TEXT, *ABMP, "-o", "-")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\n \r\n", b"\n# what it is\n"])
+def test_a_text_need_not_begin_at_once(before: bytes, tmp_path: Path, qdc: Command) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(before + TEXT.read_bytes())
+    assert qdc("opt", path, *ABMP) == qdc("opt", TEXT, *ABMP)
 
 
 def test_data(tmp_path: Path, qdc: Command) -> None:

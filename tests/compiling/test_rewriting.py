@@ -225,10 +225,11 @@ def test_layers_may_be_lowered_each_in_its_own_way(registry: Registry) -> None:
     assert Counting.found == ["rtn", "daq", "rtn", "rtn", "rtn", "rtn"]
 
 
-def test_a_graph_without_layers_stays_as_it_is(registry: Registry) -> None:
+@pytest.mark.parametrize("text", ["allocate", "allocate{scope=model}", "abmp-allocate"])
+def test_a_graph_without_layers_stays_as_it_is(text: str, registry: Registry) -> None:
     found = two_blocks()
     for name in LAYERS:
         found.annotate(name, Kept(reason="all of them"))
-    run(found, "allocate", registry)
+    run(found, text, registry)
     assert not any(found.get(name, Costs) or found.get(name, Rtn) for name in LAYERS)
-    assert found.after == "allocate"
+    assert found.after == text

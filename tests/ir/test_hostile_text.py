@@ -151,7 +151,13 @@ HOSTILE: dict[str, tuple[Callable[[str], str], str, str | None]] = {
         "not one of",
         None,
     ),
-    "a terminal code": (lambda text: text + "   \x1b[2J\n", "expected a node", "?[2J"),
+    "a terminal code": (lambda text: text + "   \x1b[2J\n", "but as an escape", "?[2J"),
+    "a tag that shows nothing": (
+        swapped("@kept  ", "@\u202e     "),
+        "'\\u202e' stands in no text but as an escape",
+        "?",
+    ),
+    "a line end within a line": (swapped("%h0.mul  =", "%h0.mul\r="), "'\\r' stands in no", "?="),
     "a long line": (
         lambda text: text + f"      @kept  {'x' * (1 << 22)}\n",
         "more than 4,194,304 characters",

@@ -160,6 +160,17 @@ def test_names_that_no_model_of_the_family_has_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [{"architectures": "OddLM"}, {"biases": "key"}, {"published": "Odd"}, {"variants": {"f": "x"}}],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_text_is_no_tuple_of_characters(given: dict[str, Any]) -> None:
+    """The family would be taken for one of other names, and never be found."""
+    with pytest.raises(ValueError, match="is no tuple, as"):
+        Family(**{"name": "odd", "architectures": ("Odd",), **given})
+
+
+@pytest.mark.parametrize(
     ("given", "fault"),
     [
         ({"defaults": {"thetta": 1.0}}, "no size is called 'thetta'; did you mean theta"),
