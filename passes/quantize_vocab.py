@@ -40,6 +40,8 @@ from qdc.passkit import (
 
 WIDEST = 1 << 16
 """Columns of the widest grid of the codec."""
+TINY = 2.0**-14
+"""The smallest number of full precision in fp16."""
 PART = 1 << 18
 """Weights that are held in fp32 at a time: few enough for a cache, many enough for a vector."""
 
@@ -113,11 +115,11 @@ class QuantizeVocab(Pass):
         """Lower and pack one matrix, part by part along its rows, which share nothing.
 
         Raises:
-            InvalidCheckpoint: its grids do not fit fp16.
+            InvalidCheckpoint: its grids do not fit fp16, or hold nothing of the weights.
         """
         codec = self.codec(node)
         parts: list[dict[str, Tensor]] = []
-        lost = total = 0.0
+        lost = total = peak = 0.0
         for weight in unit.row_parts(node, max(1, PART // node.columns)):
             part = codec.model_copy(update={"rows": len(weight)})
             try:
@@ -131,6 +133,13 @@ class QuantizeVocab(Pass):
             parts.append(part.pack_exactly(working, node.name))
             lost += squares(part.dense(working) - weight)
             total += squares(weight)
+            peak = max(peak, float(weight.abs().max()))
+        if 0 < peak < TINY and lost >= total:
+            raise InvalidCheckpoint(
+                "weights do not fit fp16 scales: they are so small that they decode to zero",
+                where=[f"%{node.name}"],
+                help="scale the weights of the checkpoint above 6e-5",
+            )
         share = lost / total if total else 0.0
         unit.annotate(node, Vocabulary(codec=codec, weight_error=share))
         stored = {s: torch.cat([part.pop(s) for part in parts]) for s in codec.specification()}

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,12 +25,16 @@ LARGEST_JSON = 1 << 26
 LARGEST_TOKENIZER = 1 << 28
 """Bytes of a file of a tokenizer."""
 
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for one that Git LFS has not fetched."""
+POINTER = "it is a pointer of Git LFS; git lfs pull, or hf download, fetches the file itself"
+
 
 def read_regular(path: Path, most: int) -> bytes:
     """Read a file that somebody else has put there: it may be anything, and of any size.
 
-    Raises OSError for what cannot be read, for a pipe, a device or a folder, and for more than
-    ``most`` bytes; its ``strerror`` says which.
+    Raises OSError for what cannot be read, for a pipe, a device or a folder, for more than ``most``
+    bytes, and for a pointer of Git LFS; its ``strerror`` says which.
     """
 
     def at_once(name: str, flags: int) -> int:
@@ -41,7 +46,10 @@ def read_regular(path: Path, most: int) -> bytes:
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
-        return file.read(found.st_size)
+        content = file.read(found.st_size)
+        if content.startswith(LFS):
+            raise OSError(errno.EINVAL, POINTER, str(path))
+        return content
 
 
 def write_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
@@ -97,11 +105,29 @@ def write_tensors(
     """Write one safetensors file and sync it. Raises ``QdcError`` if the disk does not take it."""
     try:
         save_file(dict(_separate(tensors)), path, metadata={"format": "pt"})
+        path.chmod(usual_mode(path.parent))  # safetensors makes files that only their owner reads
         if sync:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         raise unwritable(path, error, help) from error
+
+
+def usual_mode(folder: Path) -> int:
+    """Permissions that a new file gets here, by the umask of the process or the folder's own rules.
+
+    A file is made to see it: to ask for the umask is to change it, for all threads. Raises OSError.
+    """
+    with tempfile.TemporaryDirectory(prefix=".mode.", dir=folder) as aside:
+        probe = Path(aside) / "probe"
+        probe.touch()
+        return stat.S_IMODE(probe.stat().st_mode)
+
+
+def open_folder(folder: Path) -> None:
+    """Give a folder that ``tempfile`` has made the permissions of any new one. Raises OSError."""
+    mode = usual_mode(folder)
+    folder.chmod(0o700 | mode | (mode & 0o444) >> 2)
 
 
 def _separate(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:

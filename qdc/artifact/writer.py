@@ -16,7 +16,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qdc.checkpoint.compiled import METHOD
-from qdc.disk import LARGEST_JSON, read_regular, sync_folder, unwritable, write_bytes, write_tensors
+from qdc.disk import (
+    LARGEST_JSON,
+    open_folder,
+    read_regular,
+    sync_folder,
+    unwritable,
+    write_bytes,
+    write_tensors,
+)
 from qdc.errors import InvalidArtifact, OutputExists
 
 CONFIG = "config.json"
@@ -115,7 +123,7 @@ class ArtifactWriter:
         check_target(self.out, force=self.force)
         sync_folder(self.folder)
         try:
-            self.folder.chmod(0o755)
+            open_folder(self.folder)
             old = self._set_aside() if self.out.exists() else None
             try:
                 self.folder.rename(self.out)

@@ -12,7 +12,9 @@ def refuse_compiled(source: Checkpoint) -> None:
     if "quantization_config" in source.config:
         settings = source.config["quantization_config"]
         method = settings.get("quant_method") if isinstance(settings, dict) else None
-        what = "a qdc artifact" if method == METHOD else "quantized already"
+        what = (
+            "a qdc artifact" if method == METHOD else f"quantized already, by {method or 'others'}"
+        )
         raise InvalidCheckpoint(
             f"the model is {what}, not a full-precision checkpoint",
             where=[str(source.folder)],

@@ -2,22 +2,21 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
+from qdc.checkpoint.layout import INDEX, locate, not_readable, open_tensors, refuse_cache
 from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
 from qdc.errors import InvalidCheckpoint, nearest
 from qdc.ir.types import Parameter
 from qdc.units import Progress
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,6 +44,7 @@ class Checkpoint:
                 f"{folder} {problem}",
                 help="give a local folder that holds config.json and *.safetensors",
             )
+        refuse_cache(folder)
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self._files = self._locate()
         self.headers: dict[str, Parameter] = {}
@@ -95,7 +95,7 @@ class Checkpoint:
 
     def _read(self, key: str) -> Tensor:
         path = self._files[key]
-        with self._open(path) as file:
+        with open_tensors(path) as file:
             try:
                 found: Tensor = file.get_tensor(key)
             except SafetensorError as error:
@@ -150,6 +150,11 @@ class Checkpoint:
                 where=broken,
                 help="the checkpoint is damaged or diverged in training: fetch or convert it again",
             )
+        self.check_twins()
+        return whole.hexdigest()
+
+    def check_twins(self) -> None:
+        """Compare tensors that the model ties. Raises ``InvalidCheckpoint``, naming all pairs."""
         apart = [
             f"{key}, {name}"
             for key, name in self._twins.items()
@@ -161,45 +166,23 @@ class Checkpoint:
                 where=apart,
                 help="write tie_word_embeddings = false to config.json if they are two",
             )
-        return whole.hexdigest()
 
     def _locate(self) -> dict[str, Path]:
-        index, single = self.folder / INDEX, self.folder / SINGLE
-        if index.is_file():
-            return self._shards(index)
-        if not single.is_file():
-            raise InvalidCheckpoint(
-                f"the folder holds neither {SINGLE} nor {INDEX}",
-                where=[str(self.folder)],
-                help="qdc reads safetensors only; convert other formats first",
-            )
-        with self._open(single) as file:
-            return dict.fromkeys(file.keys(), single)
-
-    def _shards(self, index: Path) -> dict[str, Path]:
+        index = self.folder / INDEX
+        if not index.is_file():
+            return locate(self.folder, None)
         weights = read_json(index).get("weight_map")
         if not isinstance(weights, dict) or not weights:
             raise InvalidCheckpoint("the index has no weight_map", where=[str(index)])
-        names = {str(shard) for shard in weights.values()}
-        unsafe = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
-        if unsafe:
-            raise InvalidCheckpoint("the index names files outside its folder", where=unsafe)
-        gone = sorted(n for n in names if not os.path.isfile(self.folder / n))  # noqa: PTH113
-        if gone:
-            raise InvalidCheckpoint(
-                "the index names shards that are missing", where=gone, help="fetch them again"
-            )
-        return {str(tensor): self.folder / str(shard) for tensor, shard in weights.items()}
+        return locate(self.folder, weights)
 
     def _read_headers(self, path: Path) -> None:
-        with self._open(path) as file:
+        with open_tensors(path) as file:
             for name in file.keys():  # noqa: SIM118
                 view = file.get_slice(name)
                 dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
                 if dtype is None:
-                    raise InvalidCheckpoint(
-                        f"tensor {name} has dtype {view.get_dtype()}", where=[str(path)]
-                    )
+                    raise _unknown_dtype(name, view.get_dtype(), path)
                 if self._files.get(name, path) == path:
                     self.headers[name] = self._header(name, dtype, view.get_shape(), path)
 
@@ -212,17 +195,18 @@ class Checkpoint:
                 f"tensor {name!r} has an odd name or shape: {shape}", where=[str(path)]
             ) from error
 
-    def _open(self, path: Path) -> Any:
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise InvalidCheckpoint(
-                "the file is no safetensors file, or is cut short", where=[str(path)]
-            ) from error
-        except MemoryError as error:
-            raise InvalidCheckpoint(
-                "the file is larger than this process may map into memory", where=[str(path)]
-            ) from error
+
+def _unknown_dtype(name: str, dtype: str, path: Path) -> InvalidCheckpoint:
+    """The error for a dtype that is no dtype of weights here."""
+    narrow = dtype.startswith(("F8", "F4", "F6"))
+    return InvalidCheckpoint(
+        f"tensor {name} has dtype {dtype}" + (": the checkpoint is quantized already" * narrow),
+        where=[str(path)],
+        help="give the bf16, f16 or f32 checkpoint that it was made from, or decode it to one: a "
+        "cast alone leaves its scales out"
+        if narrow
+        else f"known: {', '.join(SAFETENSORS_DTYPES)}",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -231,11 +215,7 @@ def read_json(path: Path) -> dict[str, Any]:
         text = read_regular(path, LARGEST_JSON).decode("utf-8")
         data = json.loads(text, object_pairs_hook=_unambiguous)
     except OSError as error:
-        raise InvalidCheckpoint(
-            f"cannot read {path.name}: {(error.strerror or '').lower()}",
-            where=[str(path)],
-            help="give the folder of a model or an artifact",
-        ) from error
+        raise not_readable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise InvalidCheckpoint(f"{path.name} is no JSON", where=[str(path)]) from error
     except InvalidCheckpoint as error:

@@ -22,6 +22,11 @@ from qdc.compiling.compiler import compile_model
 from qdc.compiling.options import CompileOptions
 from qdc.report.model import CompileReport
 
+NEARLY_ALL = 0.9
+"""Relative output error from which on little is left of what a layer did."""
+MOST_NAMED = 3
+"""Of such layers."""
+
 
 def compile_command(
     options: CompileOptions,
@@ -105,6 +110,14 @@ def _totals(report: CompileReport) -> Table:
         if pooled:
             few = f"{pooled} of {len(report.layers)} layers saw too few routed tokens"
             rows.add_row("experts", f"{few}, calibrated on all")
+        lost = [layer.name for layer in report.layers if (layer.error or 0) >= NEARLY_ALL]
+        if lost:
+            more = f" and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+            rows.add_row(
+                "lost",
+                f"{len(lost)} layers have an output error of {NEARLY_ALL} or more: "
+                f"{', '.join(lost[:MOST_NAMED])}{more}",
+            )
     rows.add_row("coverage", _coverage(report))
     for plugin in report.plugins:
         rows.add_row("plugin", plugin)

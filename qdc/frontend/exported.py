@@ -6,6 +6,12 @@ paths by the module stack of the call, their weights by the signature of the gra
 and tuples stay inside the nodes (``calls``); which calls become one node: ``grouping``.
 """
 
+import io
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
 import torch
 from torch.export import Dim, ExportedProgram, export
 
@@ -72,7 +78,7 @@ def _export(native: NativeModel, length: int) -> ExportedProgram:
     ids = torch.zeros(BATCH, length, dtype=torch.int64, device="meta")
     shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             exported = export(native.on_meta(), (ids,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever the model's code raises on tensors without values
         raise UnsupportedModel(
@@ -86,6 +92,24 @@ def _export(native: NativeModel, length: int) -> ExportedProgram:
     if changed:
         raise UnsupportedModel(f"{native.kind} changes tensors in its forward", where=changed)
     return exported
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch prints and logs about a failed export: its reason is in the error.
+
+    Whoever sets ``TORCH_LOGS`` asks for it and sees it.
+    """
+    if "TORCH_LOGS" in os.environ:
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _longest(exported: ExportedProgram, known: int) -> int:

@@ -15,10 +15,8 @@ import torch
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint, UnsupportedModel
 from qdc.frontend.native import NativeModel, quiet
+from qdc.frontend.own_names import BUFFERS, COMPUTED, unwrapped
 
-BUFFERS = r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq)$"
-"""Buffers that checkpoints of older versions hold; the module computes them."""
-COMPUTED = "a buffer that the model computes itself"
 IGNORED = "transformers does not read it"
 
 
@@ -72,10 +70,11 @@ def _renamed(native: NativeModel, checkpoint: Checkpoint) -> Iterator[tuple[str,
     prefix = native.body.base_model_prefix
     converted = []
     for key in checkpoint.headers:
-        if key in owned:
-            yield key, key
+        plain = key if key in owned else unwrapped(key)
+        if plain in owned:
+            yield key, plain
             continue
-        name, pattern = rename_source_key(key, renamings, converters, prefix, owned)
+        name, pattern = rename_source_key(plain, renamings, converters, prefix, owned)
         if pattern is not None:
             converted.append(key)
         yield key, name

@@ -15,6 +15,7 @@ from qdc.errors import UnknownName
 from qdc.frontend.exported import trace_native
 from qdc.frontend.naming import match_tensors
 from qdc.frontend.native import NativeModel, build_native, native_facts
+from qdc.frontend.own_names import match_own_names
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.graph import ModelFacts
 from qdc.models.families import BUILT_IN, Families
@@ -75,6 +76,7 @@ def trace_checkpoint(
     """
     if front_end == "fx":
         module, facts = families.build(checkpoint.config)
+        match_own_names(module, checkpoint)
         return trace(module, facts, checkpoint)
     native = build_native(checkpoint.config)
     facts = native_facts(native, checkpoint.folder)
@@ -83,9 +85,16 @@ def trace_checkpoint(
 
 
 def show_by_name(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Let a checkpoint show its tensors by the names of a module built here."""
+    """Let a checkpoint show its tensors by the names of a module that a front end has built.
+
+    Raises:
+        InvalidCheckpoint: two tensors claim one place, or tied ones are not equal.
+    """
     if isinstance(module, NativeModel):
         match_tensors(module, checkpoint)
+    else:
+        match_own_names(module, checkpoint)
+    checkpoint.check_twins()
 
 
 def holder(module: nn.Module) -> nn.Module:

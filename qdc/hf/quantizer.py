@@ -20,6 +20,7 @@ from qdc.artifact.config import GUARD
 from qdc.artifact.writer import CONFIG
 from qdc.checkpoint.compiled import METHOD
 from qdc.checkpoint.folder import read_json
+from qdc.checkpoint.layout import INDEX, SINGLE
 from qdc.disk import replace_bytes
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.frontend.native import find_class
@@ -130,7 +131,7 @@ class QdcQuantizer(HfQuantizer):
     ) -> PreTrainedModel:
         wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype or model.dtype
         unpack(model, wanted)
-        vars(model).pop("save_pretrained", None)
+        model.save_pretrained = functools.partial(_save_plain, model)  # type: ignore[method-assign]
         nn.Module.to(model, wanted)
         return model
 
@@ -199,8 +200,32 @@ def _save(model: PreTrainedModel, save_directory: str | Path, **options: Any) ->
     """
     if options.get("push_to_hub"):
         raise QdcError("save_pretrained does not upload", help="model.push_to_hub(NAME) does")
-    type(model).save_pretrained(model, save_directory, **options)
+    _save_plain(model, save_directory, **options)
     config = Path(save_directory) / CONFIG
     if options.get("is_main_process", True):
         text = json.dumps(read_json(config) | GUARD, indent=1, ensure_ascii=False)
         replace_bytes(config, (text + "\n").encode(), "choose another folder")
+
+
+def _save_plain(model: PreTrainedModel, save_directory: str | Path, **options: Any) -> None:
+    """``save_pretrained``, and of two layouts of weights the one that it has written.
+
+    transformers leaves an index whose shards it has removed, and a single file beside new shards.
+    """
+    places = [Path(save_directory) / name for name in (SINGLE, INDEX)]
+    before = [_version(place) for place in places]
+    type(model).save_pretrained(model, save_directory, **options)
+    written = [_version(place) != version for place, version in zip(places, before, strict=True)]
+    if any(written) and options.get("is_main_process", True):
+        for place, new in zip(places, written, strict=True):
+            if not new:
+                place.unlink(missing_ok=True)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What differs once a file is written anew; None if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns

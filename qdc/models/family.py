@@ -36,6 +36,15 @@ def equals(native: str) -> Proof:
     )
 
 
+def replays(*fixtures: str, code: str = "published code") -> Proof:
+    """The proof that a family computes what the code computes that its models came with."""
+    places = ", ".join(f"tests/fixtures/published/{name}" for name in fixtures)
+    return Proof(
+        f"on random weights equal to {code}, fp32, at most 1e-4 off: {places}",
+        "tests/models/test_published.py::test_equals_the_published_code",
+    )
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
     """One family that is built here, as tables; the defaults are those of the Qwen layout.

@@ -3,18 +3,18 @@
 Source: shared facts on the ecosystem (A.1, A.4).
 """
 
-from qdc.models.family import COMPILES, Family, equals
+from qdc.models.family import COMPILES, Family, equals, replays
 from qdc.models.sizes import Fields
 
 FAST_DLLM = Family(
     name="fast-dllm",
     architectures=("Fast_dLLM_QwenForCausalLM",),
     fields=Fields(block="bd_size"),
-    defaults={"theta": 1000000.0, "block": 32},
+    defaults={"block": 32},
     biases=("query", "key", "value"),
     logits_shift=1,
     mask_token_id=151665,
     model_type="Fast_dLLM_Qwen",
     published=("Fast-dLLM v2 1.5B (tied), 7B",),
-    proved=(equals("Qwen2ForCausalLM with a block mask"), COMPILES),
+    proved=(equals("Qwen2ForCausalLM with a block mask"), replays("fast-dllm"), COMPILES),
 )

@@ -4,7 +4,7 @@ Source: shared facts on LLaDA-8B (ecosystem A.2). Position i of the logits predi
 blocks hold their projections themselves. Unpublished variants are refused.
 """
 
-from qdc.models.family import COMPILES, Family, equals
+from qdc.models.family import COMPILES, Family, equals, replays
 from qdc.models.names import Names
 from qdc.models.sizes import Fields
 
@@ -37,7 +37,7 @@ LLADA = Family(
         max_length="max_sequence_length",
         tied="",
     ),
-    defaults={"max_length": 4096, "theta": 500000.0, "eps": 1e-5},
+    defaults={"max_length": 4096, "eps": 1e-5},
     variants={
         "block_type": ("llama",),
         "block_group_size": (1,),
@@ -51,12 +51,18 @@ LLADA = Family(
         "input_emb_norm": (False,),
         "weight_tying": (False,),
         "include_bias": (False,),
-        "include_qkv_bias": (False, None),
+        "include_qkv_bias": (False,),
+        "bias_for_layer_norm": (False,),
+        "multi_query_attention": (False,),
         "attention_layer_norm": (False,),
         "clip_qkv": (None,),
     },
     rotates_early=True,
     model_type="llada",
     published=("LLaDA Base, Instruct, 1.5 8B",),
-    proved=(equals("LlamaForCausalLM, keys renamed, with is_causal=False"), COMPILES),
+    proved=(
+        equals("LlamaForCausalLM, keys renamed, with is_causal=False"),
+        replays("llada", "llada-gqa"),
+        COMPILES,
+    ),
 )

@@ -4,11 +4,11 @@ Source: shared facts on the ecosystem (A.1, A.4). The mask token stands in the t
 published ``config.json``.
 """
 
-from qdc.models.family import COMPILES, Family, equals
+from qdc.models.family import COMPILES, Family, equals, replays
 from qdc.models.sizes import Fields
 
 MASK = 151669
-DEFAULTS = {"head_width": 128, "theta": 1000000.0, "head_norms": True, "block": 4}
+DEFAULTS = {"head_width": 128, "head_norms": True, "block": 4}
 """Of SDAR and of its mixture."""
 
 SDAR = Family(
@@ -20,5 +20,5 @@ SDAR = Family(
     mask_token_id=MASK,
     model_type="sdar",
     published=("SDAR 1.7B, 4B, 8B Chat", "TraDo 4B, 8B"),
-    proved=(equals("Qwen3ForCausalLM with a block mask"), COMPILES),
+    proved=(equals("Qwen3ForCausalLM with a block mask"), replays("sdar"), COMPILES),
 )

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qdc.models.configuration import MOST_EXPERTS, Count, Depth, Width
+from qdc.models.variants import read_theta, refused_variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,29 +125,10 @@ class Sizes(BaseModel):
         return (index + 1) % self.sparse_step == 0
 
 
+FLAGS = ("tied", "head_norms", "normalized")
+"""Sizes that are truth values; null is false, as in code that asks ``if config.field``."""
 DECISIVE = ("block", "experts", "expert_hidden")
 """Sizes without which other families do; one that has a field for them must be told."""
-
-
-class RopeParameters(BaseModel):
-    """Rotary embedding as newer files write it; only the plain one is implemented."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    rope_type: Literal["default"] = "default"
-    rope_theta: float | None = Field(default=None, gt=0)
-
-
-class Variants(BaseModel):
-    """Fields of transformers by which a configuration chooses a variant, of whichever family."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    hidden_act: Literal["silu"] = "silu"
-    use_sliding_window: Literal[False, None] = False
-    rope_scaling: RopeParameters | None = None
-    rope_parameters: RopeParameters | None = None
-    layer_types: tuple[Literal["full_attention"], ...] | None = None
 
 
 def read_sizes(
@@ -162,22 +144,20 @@ def read_sizes(
         fields: where the sizes stand.
         defaults: sizes of a configuration that does not give them.
         variants: fields that choose a variant, each with the values that are implemented; one of
-            ``Variants`` is held to these values instead of its own.
+            those that all families hold is held to these values instead.
 
     Returns:
         The sizes, None where they cannot be read, and what is wrong, ``field: problem`` each.
     """
     table = fields.present()
     given = {size: config[field] for size, field in table.items() if field in config}
-    problems = list(_refused(config, variants))
-    try:
-        chosen = Variants.model_validate({k: v for k, v in config.items() if k not in variants})
-    except ValidationError as error:
-        problems += _told(error, {})
-    else:
-        ropes = (chosen.rope_scaling, chosen.rope_parameters)
-        for theta in (rope.rope_theta for rope in ropes if rope is not None):
-            given |= {} if theta is None else {"theta": theta}
+    given |= {size: False for size in FLAGS if size in given and given[size] is None}
+    numbers = [size for size, value in given.items() if value is True or value is False]
+    problems = list(refused_variants(config, variants))
+    problems += [f"{table[s]}: Input should be a number" for s in numbers if s not in FLAGS]
+    theta, wrong = read_theta(config, table.get("theta", "rope_theta"), variants)
+    problems += wrong
+    given |= {} if theta is None else {"theta": theta}
     known = {**defaults, **given}
     untold = [size for size in DECISIVE if size in table and known.get(size) is None]
     problems += [f"{table[size]}: a value is needed" for size in untold]
@@ -188,19 +168,6 @@ def read_sizes(
     if not untold:
         problems += _contradictions(sizes, {size: table.get(size, size) for size in asdict(fields)})
     return sizes, problems
-
-
-def _refused(
-    config: Mapping[str, Any], variants: Mapping[str, tuple[object, ...]]
-) -> Iterator[str]:
-    for field, allowed in variants.items():
-        if field in config and not any(_same(config[field], value) for value in allowed):
-            yield f"{field}: Input should be {' or '.join(map(repr, allowed))}"
-
-
-def _same(given: object, allowed: object) -> bool:
-    """Equal, and both truth values or neither: a 1 is no true."""
-    return isinstance(given, bool) == isinstance(allowed, bool) and given == allowed
 
 
 def _told(error: ValidationError, table: Mapping[str, str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdc.errors import InvalidCheckpoint
+from qdc.errors import SHOWN, InvalidCheckpoint
 from qdc.format.codec import Codec, Lowered, Tensors
 from qdc.ir.annotations import Factor, Moment
 from qdc.ir.cross import CrossMoment
@@ -22,11 +22,14 @@ from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
 from qdc.numerics.asymmetry import drifted_target
 from qdc.numerics.error import block_errors
+from qdc.numerics.underflow import may_vanish, vanished
 from qdc.pipeline.passbase import Pass
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
 from qdc.streaming.work import Work
 
+RANGE = "bring the weights of the checkpoint between 6e-5 and 65504, by a factor to their layer"
+UNDERFLOW = "a scale is too small, so that weights decode to zero"
 EXACT = 8
 """Bytes of an fp64 number."""
 
@@ -43,7 +46,7 @@ class Lowering(Pass, ABC):
 
         Raises:
             OverflowError: a scale does not fit its stored dtype. A working tensor that is not
-                finite counts as one: a quantizer need not look.
+                finite counts as one, and a block that decodes to zero: a quantizer need not look.
         """
 
     def forecast_codec(self, unit: Forecast, node: Node) -> Codec | None:
@@ -78,7 +81,7 @@ class Lowering(Pass, ABC):
             raise InvalidCheckpoint(
                 f"weights do not fit fp16 scales: {next(iter(failed.values()))}",
                 where=[f"%{name}" for name in failed],
-                help="scale the weights of the checkpoint below 65504",
+                help=RANGE,
             )
 
     def _lower_all(self, unit: Unit, nodes: tuple[Node, ...]) -> dict[str, str]:
@@ -88,6 +91,7 @@ class Lowering(Pass, ABC):
             try:
                 note, working = self.lower(unit, node)
                 _require_finite(working)
+                _require_weights(unit.weight(node), note, working)
             except OverflowError as error:
                 failed[node.name] = str(error)
                 continue
@@ -105,6 +109,15 @@ def _require_finite(working: Tensors) -> None:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise OverflowError(f"{suffix} is not finite in {kind}")
+
+
+def _require_weights(weight: Tensor, note: Lowered, working: Tensors) -> None:
+    """Refuse working tensors that have lost what they stand for. Raises ``OverflowError``."""
+    if may_vanish(weight):
+        lost = vanished(weight, note.codec.dense(working), note.codec.column_blocks)
+        if lost:
+            named = ", ".join(map(str, lost[:SHOWN])) + (" ..." if len(lost) > SHOWN else "")
+            raise OverflowError(f"{UNDERFLOW} (blocks {named})")
 
 
 def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from qdc.checkpoint.compiled import refuse_compiled
-from qdc.checkpoint.folder import INDEX, Checkpoint, read_json
+from qdc.checkpoint.folder import Checkpoint, read_json
+from qdc.checkpoint.layout import INDEX
 from qdc.errors import InvalidCheckpoint
 from qdc.frontend.coverage import check_tensors, mark_kept
 from qdc.frontend.opening import open_model

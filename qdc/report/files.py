@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from qdc.disk import LARGEST_JSON, read_regular
+from qdc.disk import LARGEST_JSON, open_folder, read_regular
 from qdc.errors import OutputExists, QdcError
 from qdc.report.model import CompileReport
 
@@ -70,7 +70,7 @@ class ReportWriter:
             )
             (self._aside / DATA).write_text(to_json(report), "utf-8", ESCAPED)
             (self._aside / PAGE).write_text(render(report), "utf-8", ESCAPED)
-            self._aside.chmod(0o755)
+            open_folder(self._aside)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 

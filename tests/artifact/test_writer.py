@@ -43,6 +43,21 @@ def test_a_commit_makes_the_folder_appear_as_a_whole(tmp_path: Path) -> None:
     assert out.stat().st_mode & 0o777 == 0o755
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002], ids=oct)
+def test_files_and_folder_have_the_permissions_of_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        writer = ArtifactWriter(tmp_path / "out")
+        writer.shard("a.safetensors", {"x": torch.arange(4)})
+        writer.json("config.json", {})
+        writer.commit()
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o666 & ~mask}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
 def test_the_size_of_a_shard_is_its_header_and_its_data(tmp_path: Path) -> None:
     writer = ArtifactWriter(tmp_path / "out")
     tensors = {"x": torch.zeros(3, 5), "y": torch.zeros(7, dtype=torch.uint8)}

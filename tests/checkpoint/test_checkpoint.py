@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qdc.checkpoint.folder import INDEX, SINGLE, Checkpoint
+from qdc.checkpoint import folder, layout
+from qdc.checkpoint.folder import Checkpoint
+from qdc.checkpoint.layout import INDEX, SINGLE
 from qdc.errors import InvalidCheckpoint
 from tests.support.checkpoints import write_checkpoint
 
@@ -63,7 +65,7 @@ def test_shards_hold_the_same_as_one_file(tmp_path: Path, sharded: Path) -> None
 def test_opening_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the header of each file, whatever the size of what follows it."""
     write_checkpoint(tmp_path)
-    opened = Checkpoint._open
+    opened = layout.open_tensors
 
     class HeaderOnly:
         def __init__(self, file: Any) -> None:
@@ -75,7 +77,7 @@ def test_opening_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         def __exit__(self, *_: object) -> None:
             return None
 
-    monkeypatch.setattr(Checkpoint, "_open", lambda self, path: HeaderOnly(opened(self, path)))
+    monkeypatch.setattr(folder, "open_tensors", lambda path: HeaderOnly(opened(path)))
     checkpoint = Checkpoint(tmp_path)
     with pytest.raises(AttributeError, match="get_tensor"):
         checkpoint.tensor(UP)
@@ -179,7 +181,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, share: float) -> None:
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path) / SINGLE
-    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    path.write_bytes(b"<!DOCTYPE html>")
     assert refused(tmp_path).where == (str(path),)
 
 
@@ -287,3 +289,114 @@ def test_dtypes_that_qdc_does_not_know(tmp_path: Path, dtype: torch.dtype) -> No
 def test_a_tensor_that_no_model_has(tmp_path: Path, name: str, tensor: torch.Tensor) -> None:
     error = refused(write_checkpoint(tmp_path, edit=lambda tensors: tensors.update({name: tensor})))
     assert "odd name or shape" in error.what
+
+
+def test_a_single_file_counts_where_all_shards_of_the_index_are_gone(sharded: Path) -> None:
+    """What transformers leaves that has saved one file over a model in shards."""
+    for shard in sharded.glob("model-*"):
+        shard.unlink()
+    write_checkpoint(sharded, seed=1)
+    assert (sharded / INDEX).is_file()
+    checkpoint = Checkpoint(sharded)
+    assert torch.equal(checkpoint.tensor(UP), load_file(sharded / SINGLE)[UP])
+
+
+def test_some_shards_beside_a_single_file_are_not_enough(sharded: Path) -> None:
+    write_checkpoint(sharded)
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    error = refused(sharded)
+    assert error.where == ("model-00002-of-00003.safetensors",)
+    assert f"remove {INDEX} if {SINGLE} is the model" in error.help
+
+
+def test_two_layouts_of_the_same_tensors_are_taken(sharded: Path) -> None:
+    expected = Checkpoint(sharded).scan()
+    write_checkpoint(sharded)
+    assert Checkpoint(sharded).scan() == expected
+
+
+@pytest.mark.parametrize("change", ["value", "dtype", "more", "fewer"])
+def test_two_layouts_of_different_tensors_are_refused(sharded: Path, change: str) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        match change:
+            case "value":
+                tensors[UP][3, 4] += 1
+            case "dtype":
+                tensors[UP] = tensors[UP].half()
+            case "more":
+                tensors["extra"] = torch.zeros(1)
+            case "fewer":
+                del tensors[UP]
+
+    write_checkpoint(sharded, edit=edit)
+    error = refused(sharded)
+    assert error.what == f"{SINGLE} and the shards of {INDEX} hold different tensors"
+    assert error.where == (("extra",) if change == "more" else (UP,))
+    assert SINGLE in error.help
+    assert INDEX in error.help
+
+
+def test_an_index_of_the_single_file_is_one_layout(tmp_path: Path) -> None:
+    tensors = load_file(write_checkpoint(tmp_path) / SINGLE)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, SINGLE)}))
+    assert set(Checkpoint(tmp_path).headers) == set(tensors)
+
+
+@pytest.mark.parametrize("name", [SINGLE, "config.json", INDEX])
+def test_a_pointer_of_git_lfs_says_so(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    error = refused(tmp_path)
+    assert error.what.lower().startswith(f"cannot read {name}: it is a pointer of git lfs")
+    assert "git lfs pull" in error.what.lower()
+    assert error.where == (str(tmp_path / name),)
+
+
+@pytest.mark.parametrize("name", [SINGLE, "config.json"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(tmp_path) / name
+    denied = PermissionError(13, "Permission denied", str(path))
+
+    def deny(*_: object, **__: object) -> None:
+        raise denied
+
+    monkeypatch.setattr(folder, "read_regular", deny) if name == "config.json" else None
+    monkeypatch.setattr(layout, "safe_open", deny)
+    monkeypatch.setattr(layout, "read_beginning", deny)
+    error = refused(tmp_path)
+    assert error.what == f"cannot read {name}: permission denied"
+    assert "chmod" in error.help
+
+
+@pytest.mark.parametrize(
+    ("given", "snapshots"),
+    [("models--a--b", 1), ("models--a--b", 2), ("models--a--b/snapshots", 1), (".", 1)],
+)
+def test_a_folder_of_the_cache_points_to_its_snapshots(
+    tmp_path: Path, given: str, snapshots: int
+) -> None:
+    places = [tmp_path / "models--a--b" / "snapshots" / f"{n}abc" for n in range(snapshots)]
+    for place in places:
+        write_checkpoint(place)
+    error = refused(tmp_path / given)
+    assert "snapshots/" in error.what
+    assert error.where == tuple(map(str, places))
+    assert Checkpoint(places[0]).headers
+
+
+def test_a_quantized_dtype_says_what_to_do(tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[UP] = tensors[UP].float().to(torch.float8_e4m3fn)
+
+    error = refused(write_checkpoint(tmp_path, edit=change))
+    assert error.what == f"tensor {UP} has dtype F8_E4M3: the checkpoint is quantized already"
+    assert "that it was made from" in error.help
+
+
+def test_shards_without_an_index_are_named(sharded: Path) -> None:
+    (sharded / INDEX).unlink()
+    error = refused(sharded)
+    assert len(error.where) == 3
+    assert INDEX in error.help

@@ -92,6 +92,17 @@ def test_bits_of_codes_are_called_so() -> None:
     assert "weights  code bits  effective bits" in text
 
 
+def test_layers_of_which_little_is_left_are_named() -> None:
+    layers = tuple(x.model_copy(update={"error": 0.89}) for x in report().layers)
+    assert "lost" not in printed(lambda to: print_summary(to, report(layers=layers)))
+    lost = tuple(x.model_copy(update={"error": 0.9}) for x in layers)
+    one = printed(lambda to: print_summary(to, report(layers=(*layers[:-1], lost[-1]))))
+    assert "1 layers have an output error of 0.9 or more: blocks.1.ff_out" in " ".join(one.split())
+    every = " ".join(printed(lambda to: print_summary(to, report(layers=lost))).split())
+    assert "4 layers have an output error of 0.9 or more: blocks.0.q_proj, " in every
+    assert "and 1 more" in every
+
+
 def test_summary_without_layers() -> None:
     text = printed(lambda to: print_summary(to, report(layers=(), out=None), timings=False))
     assert "coverage     4 tensors to quantize, 3 kept (1 embedding, 2 rms-norm)" in text

@@ -164,10 +164,14 @@ def test_weights_that_are_no_numbers_are_all_named(
     [
         (1e7, "default", "do not fit fp16 scales"),
         (1e7, "data-free", "do not fit fp16 scales"),
+        (1e-9, "default", "so that weights decode to zero"),
+        (1e-9, "data-free", "so that weights decode to zero"),
         (1e25, "default", "the importance of the weights overflows fp32"),
     ],
 )
-def test_huge_weights_are_named(factor: float, passes: str, what: str, tmp_path: Path) -> None:
+def test_weights_beyond_fp16_are_named(
+    factor: float, passes: str, what: str, tmp_path: Path
+) -> None:
     def edit(tensors: dict[str, Tensor]) -> None:
         tensors[Q_PROJ] *= factor
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 import qdc
 from qdc import disk
-from qdc.checkpoint.folder import INDEX
 from qdc.errors import InvalidCheckpoint, QdcError
 from tests.support.checkpoints import TOKENIZER, write_checkpoint
 from tests.support.commands import python
@@ -67,16 +66,6 @@ def test_missing_shards_are_named_and_nothing_is_left(tmp_path: Path) -> None:
         compile_tiny(model, tmp_path / "out", FREE)
     assert caught.value.where == ("model-00002-of-00003.safetensors",)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
-
-
-def test_an_index_beside_a_single_file_decides(tmp_path: Path) -> None:
-    """A left-over single file is not read: what the index names counts."""
-    model = write_checkpoint(tmp_path / "m", shards=2, **SMALL)
-    compile_tiny(model, tmp_path / "plain", FREE)
-    (model / "model.safetensors").write_bytes(b"left over")
-    compile_tiny(model, tmp_path / "out", FREE)
-    assert (model / INDEX).is_file()
-    assert content(tmp_path / "plain") == content(tmp_path / "out")
 
 
 def test_a_head_that_is_absent_is_named(tmp_path: Path) -> None:

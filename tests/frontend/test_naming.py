@@ -68,6 +68,16 @@ def test_a_base_model_without_its_prefix_is_known(tmp_path: Path) -> None:
     assert set(checkpoint.headers) == set(Checkpoint(source).headers)
 
 
+def test_what_wrappers_put_in_front_is_known(
+    bert: tuple[Path, NativeModel, Program], tmp_path: Path
+) -> None:
+    def wrap(tensors: Tensors) -> Tensors:
+        return {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}
+
+    found = matched(bert, tmp_path / "wrapped", wrap)
+    assert set(found.headers) == set(Checkpoint(bert[0]).headers)
+
+
 def test_a_tied_head_may_stand_there_twice(
     bert: tuple[Path, NativeModel, Program], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """What the second front end refuses, each with its reason."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,17 @@ def test_modules_that_would_compile_to_something_else_are_refused(
         trace_native(native.eval(), FACTS)
     assert caught.value.what.startswith(what)
     assert where in "; ".join(caught.value.where)
+
+
+def test_a_refusal_says_one_thing(capfd: pytest.CaptureFixture[str]) -> None:
+    """And not the graph, nor the log, of what torch had traced so far."""
+    with torch.device("meta"):
+        native = NativeModel(Toy(Branching))  # type: ignore[arg-type]
+    logs = logging.root.manager.disable
+    with pytest.raises(UnsupportedModel, match="cannot trace Toy"):
+        trace_native(native.eval(), FACTS)
+    assert capfd.readouterr() == ("", "")
+    assert logging.root.manager.disable == logs
 
 
 def test_the_toy_itself_is_traced() -> None:

@@ -1,6 +1,7 @@
 """Families of qdc's own through transformers: under their published names, from their own files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 import qdc
 import qdc.hf
+from qdc.checkpoint.layout import INDEX, SINGLE
 from qdc.errors import QdcError, UnsupportedModel
 from qdc.models.families import FAMILIES
 from tests.support.compiles import compile_tiny
@@ -49,6 +51,29 @@ def test_loads_saves_and_gives_the_logits_of_qdc(name: str, passes: str, tmp_pat
     assert torch.equal(logits(qdc.load(tmp_path / "saved")), expected)
     dense = model.dequantize()  # type: ignore[no-untyped-call]
     assert torch.equal(logits(dense), expected)
+
+
+def test_a_model_saved_over_itself_loads(tmp_path: Path) -> None:
+    """One file over shards, shards over one file, each again, and dense weights over either."""
+    folder = tmp_path / "out"
+    compile_tiny(write_case(tmp_path / "model", "llada"), folder, PACKED)
+    expected = logits(qdc.load(folder))
+    for size, other, sharded in (("1GB", "100KB", False), ("100KB", "1GB", True)):
+        for _ in range(2):
+            AutoModel.from_pretrained(folder, dtype=torch.float32).save_pretrained(
+                folder, max_shard_size=size
+            )
+            assert (folder / INDEX).is_file() == sharded
+            assert (folder / SINGLE).is_file() != sharded
+            assert torch.equal(logits(qdc.load(folder)), expected)
+        dense = tmp_path / size
+        shutil.copytree(folder, dense)
+        model = AutoModel.from_pretrained(dense, dtype=torch.float32).dequantize()
+        model.save_pretrained(dense, max_shard_size=other)
+        assert (dense / INDEX).is_file() != sharded
+        assert (dense / SINGLE).is_file() == sharded
+        assert torch.equal(logits(qdc.load_original(dense)), expected)
+        assert torch.equal(logits(AutoModel.from_pretrained(dense)), expected)
 
 
 @pytest.mark.parametrize("name", CASES)

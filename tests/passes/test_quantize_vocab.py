@@ -2,11 +2,13 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import qdc
@@ -234,6 +236,18 @@ def test_huge_weights_are_named(tmp_path: Path) -> None:
     assert caught.value.where == ("%ff_out",)
 
 
+def test_tiny_weights_are_named(tmp_path: Path) -> None:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors[f"{HEAD}.weight"] *= 1e-9
+
+    broken = write_checkpoint(
+        tmp_path / "broken", d_model=32, mlp_hidden_size=48, dtype=torch.float32, edit=edit
+    )
+    with pytest.raises(InvalidCheckpoint, match="they decode to zero") as caught:
+        compile_tiny(broken, tmp_path / "out", f"quantize-vocab,{PLAIN}")
+    assert caught.value.where == ("%ff_out",)
+
+
 @pytest.mark.parametrize("text", ["{bits=2}", "{group=12}", "{group=0}", "{grup=8}"])
 def test_bad_options_are_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidPipeline):
@@ -297,15 +311,23 @@ def test_a_tied_matrix_is_stored_once(passes: str, tied: Path, tmp_path: Path) -
     assert (graph.get("model.embed_tokens", Packed) is not None) == quantized
 
 
-def test_a_head_beside_a_tied_embedding_is_refused(tied: Path, tmp_path: Path) -> None:
+def test_a_head_beside_a_tied_embedding_must_be_equal(tmp_path: Path) -> None:
     case = CASES["fast-dllm tied"]
 
-    def add(tensors: dict[str, Tensor]) -> None:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    def add(tensors: dict[str, Tensor], more: float = 0) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + more
 
-    with pytest.raises(InvalidCheckpoint, match="1 tensors are unmapped") as caught:
-        compile_tiny(write_family(tmp_path / "model", case, edit=add), tmp_path / "out", PLAIN)
-    assert caught.value.where == ("lm_head.weight",)
+    twice = compile_tiny(write_family(tmp_path / "twice", case, edit=add), tmp_path / "a", PLAIN)
+    compile_tiny(write_family(tmp_path / "once", case), tmp_path / "b", PLAIN)
+    (row,) = (row for row in twice.coverage if row.tensor == "lm_head.weight")
+    assert (row.status, row.reason) == ("left out", "the same tensor as model.embed_tokens.weight")
+    stored = [load_file(path) for path in sorted(tmp_path.glob("[ab]/model-00001-*"))]
+    assert stored[0].keys() == stored[1].keys()
+    assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
+    apart = write_family(tmp_path / "apart", case, edit=partial(add, more=1))
+    with pytest.raises(InvalidCheckpoint, match="are not equal") as caught:
+        compile_tiny(apart, tmp_path / "c", PLAIN)
+    assert caught.value.where == ("lm_head.weight, model.embed_tokens.weight",)
 
 
 def test_a_model_without_vocabulary_is_refused() -> None:

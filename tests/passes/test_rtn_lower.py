@@ -76,6 +76,23 @@ def test_weights_beyond_fp16_name_every_layer() -> None:
     assert caught.value.where == ("%q", "%v")
 
 
+def test_weights_that_decode_to_zero_name_every_layer() -> None:
+    """fp16 scales end at 6e-8: what lies below would be stored as nothing, without a word."""
+    tiny = noise(2, 16) * 1e-9
+    unit = make_unit(RtnLower(), {"q": tiny, "k": noise(2, 16) * 1e-5, "v": tiny, "o": tiny * 0})
+    with pytest.raises(InvalidCheckpoint, match="weights decode to zero") as caught:
+        unit.step.run(unit)
+    assert caught.value.where == ("%q", "%v")
+
+
+def test_a_block_that_is_nothing_beside_the_others_may_vanish() -> None:
+    weight = noise(2, 256)
+    weight[:, :128] *= 1e-9
+    unit = make_unit(RtnLower(), {"q": weight})
+    unit.step.run(unit)
+    assert float(dense(unit, "q")[:, :128].abs().max()) < 1e-7
+
+
 @pytest.mark.parametrize("settings", [{"group": 12}, {"bits": 3}, {"rows": 0}, {"extra": 1}])
 def test_the_codec_refuses_impossible_settings(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="validation error"):

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from qdc.checkpoint.folder import INDEX, SINGLE, Checkpoint
+from qdc.checkpoint.folder import Checkpoint
+from qdc.checkpoint.layout import INDEX, SINGLE
 from qdc.compiling.compiler import run_job
 from qdc.errors import InvalidCheckpoint, QdcError
 from qdc.ir.annotations import Kept, Orders

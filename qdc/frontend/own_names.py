@@ -1,0 +1,96 @@
+"""Which tensor of a checkpoint is which one of a module of ours.
+
+Ours have the published names, and so have most checkpoints. Some were saved through a wrapper
+(``module.``, ``_orig_mod.``), or by the base model alone, without the ``model.`` that its head
+puts in front; some hold buffers of older versions, or a tied tensor twice. These are recognised,
+and what is left out is told with its reason. Everything else stays, for ``check_tensors`` to
+refuse.
+"""
+
+import re
+
+import torch
+from torch import nn
+
+from qdc.checkpoint.folder import Checkpoint
+from qdc.errors import InvalidCheckpoint
+from qdc.models.decoder import Decoder
+
+BUFFERS = r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq)$"
+"""Buffers that checkpoints of older versions hold; the module computes them."""
+FREQUENCIES = "inv_freq"
+COMPUTED = "a buffer that the model computes itself"
+WRAPPER, COMPILED, BASE = "module.", "_orig_mod.", "model."
+ROUNDED = 0.01
+"""Relative difference of frequencies that a narrow dtype makes; bf16 rounds to 1 / 256."""
+
+
+def unwrapped(key: str) -> str:
+    """The name of a tensor without what DataParallel and ``torch.compile`` put into it."""
+    parts = [part for part in key.split(".") if f"{part}." != COMPILED]
+    return ".".join(parts).removeprefix(WRAPPER)
+
+
+def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Let a checkpoint show its tensors under the names of a module built here.
+
+    Raises:
+        InvalidCheckpoint: two tensors claim one name, or frequencies of the rotary embedding are
+            not those that the configuration gives.
+    """
+    first = {parameter: name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    owned = {name: first[parameter] for name, parameter in every}
+    if set(checkpoint.headers) <= set(first.values()):
+        return
+    claimed: dict[str, list[str]] = {}
+    left_out: dict[str, str] = {}
+    spare: list[str] = []
+    for key in checkpoint.headers:
+        name = _name(key, owned)
+        if name in owned:
+            claimed.setdefault(name, []).append(key)
+        elif re.search(BUFFERS, name):
+            _check_frequencies(module, checkpoint, key)
+            left_out[key] = COMPUTED
+        else:
+            spare.append(key)
+    twice = [key for keys in claimed.values() if len(keys) > 1 for key in keys]
+    if twice:
+        raise InvalidCheckpoint(
+            "tensors of the checkpoint have one place in the model", where=twice
+        )
+    found: dict[str, str] = {}
+    twins: dict[str, str] = {}
+    for name, (key,) in claimed.items():
+        source = owned[name]
+        if name == source or source not in claimed:
+            found[source] = key
+        else:
+            twins[key] = source
+    left_out |= {key: f"the same tensor as {source}" for key, source in twins.items()}
+    checkpoint.rename({**found, **{key: key for key in spare}}, left_out, twins)
+
+
+def _name(key: str, owned: dict[str, str]) -> str:
+    """The name in the module of a key of the files."""
+    if key in owned:
+        return key
+    plain = unwrapped(key)
+    return BASE + plain if plain not in owned and BASE + plain in owned else plain
+
+
+def _check_frequencies(module: nn.Module, checkpoint: Checkpoint, key: str) -> None:
+    """Compare frequencies that a checkpoint was trained with with those of the module."""
+    if not key.endswith(FREQUENCIES) or not isinstance(module, Decoder):
+        return
+    half = module.sizes.head_columns // 2
+    expected = module.sizes.theta ** -(torch.arange(half, dtype=torch.float64) / half)
+    found = checkpoint.tensor(key).to(torch.float64).flatten()
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=ROUNDED, atol=0):
+        raise InvalidCheckpoint(
+            "the checkpoint was trained with other frequencies of the rotary embedding than "
+            f"config.json gives (base {module.sizes.theta:g})",
+            where=[key],
+            help="compare rope_theta and rope_scaling in config.json with the original",
+        )

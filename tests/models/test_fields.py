@@ -1,0 +1,293 @@
+"""Every field of a published ``config.json`` is read, held to one value, or without influence."""
+
+from typing import Any
+
+import pytest
+
+from qdc.errors import UnsupportedModel
+from qdc.models.families import FAMILIES
+from qdc.models.family import Family
+from qdc.models.sizes import Sizes
+from qdc.models.variants import SHARED
+from tests.support.published import config_of
+
+Table = dict[str, Any]
+LINEAR: Table = {"rope_type": "linear", "factor": 2.0}
+HELD_BY_ALL: Table = {
+    "hidden_act": "gelu",
+    "use_sliding_window": True,
+    "partial_rotary_factor": 0.5,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "rope_scaling": LINEAR,
+    "rope_parameters": LINEAR,
+}
+"""Values that must be refused."""
+INERT_IN_ALL: Table = {
+    "architectures": None,
+    "auto_map": {"AutoModel": "modeling.Other"},
+    "model_type": "other",
+    "transformers_version": "9.9",
+    "torch_dtype": "float32",
+    "dtype": "float32",
+    "use_cache": True,
+    "attention_dropout": 0.5,
+    "initializer_range": 1.0,
+    "bos_token_id": 7,
+    "eos_token_id": 7,
+    "pad_token_id": 7,
+}
+"""Other values, which must change nothing."""
+QWEN_USED: Table = {
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "intermediate_size": 100,
+    "vocab_size": 170,
+    "max_position_embeddings": 99,
+    "rope_theta": 9.0,
+    "rms_norm_eps": 1e-3,
+    "mask_token_id": 3,
+    "tie_word_embeddings": True,
+}
+"""Other values, which must give other sizes."""
+QWEN_INERT: Table = {"sliding_window": 16, "max_window_layers": 1}
+SDAR_INERT: Table = {
+    **QWEN_INERT,
+    "attn_implementation": "sdpa",
+    "debug": True,
+    "ep_size": 2,
+    "fuse_cross_entropy": False,
+    "micro_forward": True,
+    "skip_checkpoint": True,
+    "use_deepep": True,
+}
+ROUTER_INERT: Table = {"router_aux_loss_coef": 1.0, "output_router_logits": True}
+
+USED: dict[str, Table] = {
+    "llada": {
+        "d_model": 128,
+        "n_layers": 3,
+        "n_heads": 8,
+        "n_kv_heads": 2,
+        "mlp_hidden_size": 100,
+        "vocab_size": 159,
+        "embedding_size": 170,
+        "max_sequence_length": 99,
+        "rope_theta": 9.0,
+        "rms_norm_eps": 1e-3,
+        "mask_token_id": 3,
+    },
+    "dream": QWEN_USED,
+    "sdar": {**QWEN_USED, "block_size": 8},
+    "fast-dllm": {**QWEN_USED, "bd_size": 8},
+    "llada-moe": {
+        **{field: value for field, value in QWEN_USED.items() if field != "intermediate_size"},
+        "dense_intermediate_size": 100,
+        "qk_layernorm": False,
+        "num_experts": 9,
+        "num_experts_per_tok": 2,
+        "expert_intermediate_size": 20,
+        "moe_layer_freq": [0, 1],
+    },
+    "sdar-moe": {
+        **QWEN_USED,
+        "block_size": 8,
+        "num_experts": 9,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+    },
+}
+HELD: dict[str, Table] = {
+    "llada": {
+        "block_type": "sequential",
+        "block_group_size": 2,
+        "activation_type": "gelu",
+        "layer_norm_type": "default",
+        "layer_norm_with_affine": False,
+        "rope": False,
+        "rope_full_precision": False,
+        "alibi": True,
+        "scale_logits": True,
+        "input_emb_norm": True,
+        "weight_tying": True,
+        "include_bias": True,
+        "include_qkv_bias": True,
+        "bias_for_layer_norm": True,
+        "multi_query_attention": True,
+        "attention_layer_norm": True,
+        "clip_qkv": 8.0,
+    },
+    "dream": {"use_mrope": True, "full_attn_mask": False},
+    "sdar": {"attention_bias": True},
+    "fast-dllm": {},
+    "llada-moe": {
+        "attention_bias": True,
+        "shared_expert_intermediate_size": 16,
+        "clip_qkv": 8.0,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "routed_scaling_factor": 2.5,
+        "router_num_group": 4,
+        "router_topk_group": 2,
+    },
+    "sdar-moe": {"attention_bias": True},
+}
+INERT: dict[str, Table] = {
+    "llada": {
+        "mlp_ratio": 8,  # what mlp_hidden_size stands before, which is needed here
+        "alibi_bias_max": 4.0,
+        "attention_layer_norm_with_affine": False,
+        "embedding_dropout": 0.5,
+        "residual_dropout": 0.5,
+        "flash_attention": True,
+        "init_cutoff_factor": 3.0,
+        "init_device": "cpu",
+        "init_fn": "normal",
+        "init_std": 1.0,
+        "precision": "fp32",
+        "tie_word_embeddings": True,  # the published class reads weight_tying
+    },
+    "dream": QWEN_INERT,
+    "sdar": SDAR_INERT,
+    "fast-dllm": {**QWEN_INERT, "conplemenrary_mask": False},
+    "llada-moe": {**ROUTER_INERT, "norm_topk_prob": True},
+    "sdar-moe": {**SDAR_INERT, **ROUTER_INERT},
+}
+NAMES = sorted(family.name for family in FAMILIES)
+
+
+def family(name: str) -> Family:
+    return next(each for each in FAMILIES if each.name == name)
+
+
+def read(name: str, **fields: Any) -> Sizes:
+    return family(name).read({**config_of(name), **fields})
+
+
+def cases(table: dict[str, Table], common: Table) -> list[Any]:
+    return [
+        pytest.param(name, field, value, id=f"{name}-{field}")
+        for name in NAMES
+        for field, value in {**common, **table[name]}.items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), cases(USED, {}))
+def test_a_field_is_honoured(name: str, field: str, value: object) -> None:
+    also = {"moe_layer_freq": None} if field == "num_hidden_layers" else {}
+    assert read(name, **{**also, field: value}) != read(name, **also)
+
+
+@pytest.mark.parametrize(("name", "field", "value"), cases(HELD, HELD_BY_ALL))
+def test_a_field_is_held(name: str, field: str, value: object) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        read(name, **{field: value})
+    assert {place.split(":")[0].split(".")[0] for place in caught.value.where} == {field}
+
+
+@pytest.mark.parametrize(("name", "field", "value"), cases(INERT, INERT_IN_ALL))
+def test_a_field_changes_nothing(name: str, field: str, value: object) -> None:
+    assert read(name, **{field: value}) == read(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tables_are_complete(name: str) -> None:
+    """Every field of the published configuration, and every field that the family knows."""
+    held, used = {**HELD_BY_ALL, **HELD[name]}, USED[name]
+    tables = [set(used), set(held), {*INERT[name], *INERT_IN_ALL}]
+    assert sum(map(len, tables)) == len(set().union(*tables))
+    assert set(config_of(name)) <= set().union(*tables)
+    assert set(family(name).fields.present().values()) == set(used)
+    assert {*family(name).variants, *SHARED, "layer_types", "rope_scaling", "rope_parameters"} == (
+        set(held)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_rotary_base_is_that_of_the_published_classes(name: str) -> None:
+    config = {key: value for key, value in config_of(name).items() if key != "rope_theta"}
+    assert family(name).read(config).theta == 10000.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
+def test_a_rotary_base_may_stand_in_an_object(name: str, place: str) -> None:
+    config = {key: value for key, value in config_of(name).items() if key != "rope_theta"}
+    config[place] = {"rope_type": "default", "rope_theta": 7.0}
+    assert family(name).read(config).theta == 7.0
+    assert family(name).read({**config, "rope_theta": 7}).theta == 7.0
+    for field in {"rope_theta", "rope_parameters", "rope_scaling"} - {place}:
+        other = 8.0 if field == "rope_theta" else {"rope_theta": 8.0}
+        with pytest.raises(UnsupportedModel) as caught:
+            family(name).read({**config, field: other})
+        (told,) = caught.value.where
+        assert f"{place}.rope_theta 7.0" in told
+        assert "8.0" in told
+
+
+HARMLESS: list[Table] = [
+    {"rope_scaling": None},
+    {"rope_scaling": {}},
+    {"rope_scaling": {"type": "default"}},
+    {"rope_scaling": {"type": "default", "rope_type": "default", "factor": None}},
+    {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
+    {"partial_rotary_factor": 1.0},
+    {"use_sliding_window": None},
+    {"use_sliding_window": 0},
+    {"layer_types": None},
+    {"layer_types": ["full_attention", "full_attention"]},
+    {"hidden_act": "swish"},
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fields", HARMLESS, ids=str)
+def test_harmless_spellings_are_taken(name: str, fields: Table) -> None:
+    assert read(name, **fields) == read(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_integers_and_null_stand_for_truth_values(name: str) -> None:
+    for field, allowed in family(name).variants.items():
+        if allowed == (False,):
+            assert read(name, **{field: None}) == read(name, **{field: 0}) == read(name)
+        if allowed == (True,):
+            assert read(name, **{field: 1}) == read(name)
+            with pytest.raises(UnsupportedModel):
+                read(name, **{field: 0})
+            with pytest.raises(UnsupportedModel):
+                read(name, **{field: None})
+    for field in {"tie_word_embeddings", "norm_topk_prob", "qk_layernorm"} & set(USED[name]):
+        assert (
+            read(name, **{field: None}) == read(name, **{field: 0}) == read(name, **{field: False})
+        )
+        assert read(name, **{field: 1}) == read(name, **{field: True})
+
+
+ODD: list[tuple[str, object]] = [
+    ("rope_theta", True),
+    ("mask_token_id", True),
+    ("rope_scaling", "linear"),
+    ("rope_scaling", {"rope_type": "dynamic"}),
+    ("rope_scaling", {"type": "yarn", "rope_type": "default"}),
+    ("rope_scaling", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+    ("rope_scaling", {"mrope_section": [2, 3, 3]}),
+    ("rope_parameters", {"rope_theta": "large"}),
+    ("rope_parameters", {"rope_theta": -1.0}),
+    ("rope_parameters", {"full_attention": {"rope_theta": 7.0}}),
+    ("partial_rotary_factor", True),
+    ("layer_types", "full_attention"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("field", "value"), ODD, ids=str)
+def test_what_is_not_plain_is_refused(name: str, field: str, value: object) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        read(name, **{field: value})
+    assert {place.split(":")[0].split(".")[0] for place in caught.value.where} == {field}
