@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from qdc.errors import QdcError
     from qdc.exporting.options import ExportOptions
     from qdc.format.codec import Codec, Lowered
-    from qdc.ir.annotations import Annotation
+    from qdc.ir.annotation import Annotation
     from qdc.models.family import Family
     from qdc.pipeline.backendbase import Backend
     from qdc.pipeline.passbase import Pass
@@ -22,7 +22,7 @@ _HOME = {
     "export": "qdc.api",
     "load": "qdc.api",
     "load_original": "qdc.api",
-    "Annotation": "qdc.ir.annotations",
+    "Annotation": "qdc.ir.annotation",
     "Backend": "qdc.pipeline.backendbase",
     "Codec": "qdc.format.codec",
     "CompileOptions": "qdc.compiling.options",

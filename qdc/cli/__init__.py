@@ -42,7 +42,8 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     import typer
 
-    from qdc.cli import app as _app  # noqa: F401  # registers the commands
+    from qdc.cli import app as _app  # noqa: F401  # registers the commands, in the order of --help
+    from qdc.cli import app_models as _app_models  # noqa: F401
     from qdc.cli.options import app
     from qdc.distributed.failure import FailedElsewhere
     from qdc.errors import InvalidGraph, QdcError

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from qdc.compiling.instruments import Instrument
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.dump import to_bytes
 from qdc.ir.graph import LayerGraph
 from qdc.ir.printer import render

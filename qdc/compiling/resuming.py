@@ -21,7 +21,7 @@ from qdc.compiling.instruments import Instrument
 from qdc.compiling.runner import RegionDone, Runner
 from qdc.compiling.savepoints import Savepoints, read_batch
 from qdc.errors import InvalidDump, InvalidJournal
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph
 from qdc.ir.lines import Tags

@@ -17,7 +17,7 @@ from qdc.compiling.instruments import GraphVerifier, Instrument, Remarks
 from qdc.compiling.runner import Runner
 from qdc.errors import MissingAnnotation, MissingWeights
 from qdc.frontend.tracer import Program
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.summary import Summary
 from qdc.ir.tensors import TensorTable

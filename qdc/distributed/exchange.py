@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qdc.distributed.world import World
 from qdc.errors import InvalidGraph
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.dump import note_from, tagged
 from qdc.ir.graph import LayerGraph
 from qdc.ir.lines import Tags

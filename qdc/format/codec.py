@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidArtifact, InvalidGraph, InvalidPipeline, QdcError
 from qdc.format.relaxation import Relaxation
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import Node
 from qdc.ir.tensors import TensorTable
 from qdc.ir.types import BYTES, Frozen, TensorRef, ValueType, short_dtype

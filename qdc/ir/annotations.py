@@ -1,7 +1,7 @@
 """What passes write on nodes: frozen, closed classes, one for each tag.
 
-A pass declares which of these it reads and which it provides. A quantizer adds its own by
-subclassing ``Annotation`` (or ``Lowered``, in ``qdc.format.codec``) in its own file.
+A pass declares which of these it reads and which it provides. A quantizer adds its own in its own
+file, by subclassing ``Annotation`` (``qdc.ir.annotation``) or ``Lowered`` (``qdc.format.codec``).
 """
 
 from collections import Counter
@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from qdc.ir.types import Frozen, Ratio, TensorRef, shape_text
+from qdc.ir.annotation import Annotation
+from qdc.ir.types import Ratio, TensorRef, shape_text
 from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 
 if TYPE_CHECKING:
@@ -25,63 +26,6 @@ SHORT_LIST = 8
 USUAL_GEOMETRY = "mcs"
 Width = Annotated[int, Field(gt=0)]
 """Columns of a block."""
-
-
-class Annotation(Frozen):
-    """One fact on one node."""
-
-    tag: ClassVar[str]
-    """The name after ``@`` in the text form."""
-    slot: ClassVar[str] = ""
-    """Annotations of one slot replace each other on a node; the tag, unless said otherwise."""
-    scratch: ClassVar[bool] = False
-    """Its tensors are released at the end of the stage or region that made them."""
-    on: ClassVar[tuple[str, ...]] = ("linear",)
-    """Operations of the nodes that may carry it; empty for all."""
-
-    @classmethod
-    def slot_name(cls) -> str:
-        """The slot that this class fills."""
-        return cls.slot or cls.tag
-
-    @property
-    def fills(self) -> str:
-        """The slot that this annotation fills on its node."""
-        return self.slot_name()
-
-    def text(self) -> str:
-        """What the text form prints after the tag: deterministic, on one line."""
-        raise NotImplementedError(f"{type(self).__name__}.text")
-
-    def words(self, beside: Collection["Annotation"]) -> str:
-        """``text``, as it reads among all annotations of its node."""
-        return self.text()
-
-    @classmethod
-    def from_text(cls, text: str) -> "Annotation | None":
-        """The annotation whose ``text`` this is; None where a text does not say all of one.
-
-        Rounded numbers and shortened lists do not: those are read from the exact fields, which
-        the text form in full prints below them.
-        """
-        return None
-
-    @property
-    def counts_signs(self) -> bool | None:
-        """Whether the bits of the node's weights are signs; None if this annotation knows not."""
-        return None
-
-    def problems(self, node: "Node") -> Iterator[str]:
-        """Yield what is wrong with this annotation on this node; the verifier asks."""
-        yield from ()
-
-    def refs(self) -> Iterator[TensorRef]:
-        """Yield every tensor that this annotation names."""
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, TensorRef):
-                    yield item
 
 
 OUTSIDE = "outside the repeated blocks"

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qdc.ir.annotations import Annotation, Width
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Width
 from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from qdc.disk import read_regular
 from qdc.errors import InvalidDump, QdcError
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import LayerGraph, Structure
 from qdc.ir.lines import VERSION, Tags
 from qdc.ir.opaque import Opaque

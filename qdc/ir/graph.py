@@ -8,7 +8,8 @@ import networkx as nx
 from pydantic import Field
 
 from qdc.errors import InvalidGraph, MissingAnnotation, UnknownName, nearest
-from qdc.ir.annotations import Annotation, Kept
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Kept
 from qdc.ir.types import Frozen, Parameter, ValueType
 
 A = TypeVar("A", bound=Annotation)

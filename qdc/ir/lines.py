@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import LINEAR, LayerGraph, Node, Region
 from qdc.ir.keys import file_key
 from qdc.ir.opaque import Opaque

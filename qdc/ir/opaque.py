@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, field_validator
 
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 
 DEEPEST = 32
 

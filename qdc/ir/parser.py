@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from qdc.errors import InvalidText, QdcError
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.entries import Entry, Line
 from qdc.ir.graph import LayerGraph, Node, Region, Structure
 from qdc.ir.lines import (

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 
 
 class Summary(Annotation):

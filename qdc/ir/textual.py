@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import LayerGraph, Node, Region, Structure
 from qdc.ir.lines import (
     AFTER,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.types import BYTES, Parameter, TensorRef, shape_text
 
 if TYPE_CHECKING:

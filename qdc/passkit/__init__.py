@@ -27,15 +27,8 @@ from qdc.errors import (
 from qdc.format.codec import Codec, Lowered, Tensors
 from qdc.format.relaxation import Relaxation, TrainableKind
 from qdc.format.uniformgrid import UniformGrid
-from qdc.ir.annotations import (
-    Annotation,
-    Factor,
-    Kept,
-    Moment,
-    Orders,
-    Packed,
-    Salience,
-)
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Node, Region, Stage

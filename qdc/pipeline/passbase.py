@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 
 if TYPE_CHECKING:
     from qdc.ir.graph import LayerGraph

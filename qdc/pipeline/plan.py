@@ -12,7 +12,8 @@ from pydantic import Field
 
 from qdc.errors import MissingAnnotation, QdcError, nearest
 from qdc.format.codec import Lowered
-from qdc.ir.annotations import Annotation, Packed
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph, Region, Stage
 from qdc.ir.routing import GIVE
 from qdc.ir.tuned import Tuned

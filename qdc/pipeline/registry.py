@@ -17,7 +17,8 @@ from typing import Any, TypeGuard, TypeVar
 
 from qdc.errors import DuplicateName, QdcError, UnknownName, nearest
 from qdc.format.codec import Codec, Lowered
-from qdc.ir.annotations import BUILT_IN, Annotation
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import BUILT_IN
 from qdc.ir.tuned import Tuned
 from qdc.models.families import Families
 from qdc.models.family import Family

@@ -8,7 +8,7 @@ are passed on to later passes with the right shapes and zeros for what would be 
 from dataclasses import dataclass
 
 from qdc.format.codec import Codec
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import Node, Stage
 from qdc.ir.keys import table_key
 from qdc.ir.types import TensorRef

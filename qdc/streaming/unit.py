@@ -12,7 +12,8 @@ from qdc.distributed.handshake import total
 from qdc.distributed.reduction import Accumulator, accumulate
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
-from qdc.ir.annotations import Annotation, Packed
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node
 from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable, torch_dtype

@@ -14,7 +14,8 @@ from qdc.distributed.world import World
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Codec, Lowered
 from qdc.frontend.tracer import Program
-from qdc.ir.annotations import Annotation, Kept, Packed
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Kept, Packed
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned

@@ -9,7 +9,8 @@ import msgpack
 from qdc.errors import InvalidDump
 from qdc.format.codec import Lowered
 from qdc.format.multibinary import MultiBinary
-from qdc.ir.annotations import BUILT_IN, Annotation, Factor, Kept, Moment, Orders, Packed, Salience
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import BUILT_IN, Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.dump import from_bytes, to_bytes
 from qdc.ir.graph import LayerGraph
 from qdc.ir.opaque import Opaque

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
-from qdc.ir.annotations import Annotation, Factor, Kept, Moment, Orders, Packed, Salience
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage, Structure

@@ -2,14 +2,8 @@ import pytest
 
 from qdc.errors import InvalidGraph
 from qdc.format.multibinary import MultiBinary
-from qdc.ir.annotations import (
-    Annotation,
-    Factor,
-    Moment,
-    Orders,
-    Packed,
-    Salience,
-)
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Factor, Moment, Orders, Packed, Salience
 from qdc.ir.verify import verify
 from tests.ir.dumps import LoweredToy
 from tests.ir.verdicts import GOOD, problems

@@ -2,9 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qdc.ir.annotations import (
-    Annotation,
-)
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import LayerGraph, Node, Region, Stage
 from qdc.ir.types import Parameter
 from tests.ir.verdicts import GOOD, problems

@@ -3,7 +3,8 @@
 import pytest
 
 from qdc.errors import InvalidGraph
-from qdc.ir.annotations import Annotation, Factor, Kept, Moment, Orders, Packed, Salience
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.graph import LayerGraph
 from qdc.ir.opaque import Opaque
 from qdc.ir.verify import verify

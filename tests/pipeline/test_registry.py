@@ -9,7 +9,7 @@ import pytest
 
 from qdc.errors import DuplicateName, QdcError, UnknownName
 from qdc.format.codec import Codec, Lowered
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.models.families import BUILT_IN, FAMILIES
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.passbase import Kinds, Pass

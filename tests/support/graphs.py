@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from qdc.ir.annotations import Annotation
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage, Structure
 from qdc.ir.types import Dimension, Parameter, TensorRef, ValueType
 

@@ -29,7 +29,8 @@ from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
 from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
-from qdc.ir.annotations import Annotation, Factor, Moment
+from qdc.ir.annotation import Annotation
+from qdc.ir.annotations import Factor, Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.parser import parse
