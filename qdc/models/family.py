@@ -82,6 +82,8 @@ class Family:
                   for n in self.defaults if n not in known]  # fmt: skip
         faults += [f"biases: {role!r} is none of {', '.join(BIASED)}"
                    for role in self.biases if role not in BIASED]  # fmt: skip
+        if isinstance(self.architectures, str):
+            faults.append(f"architectures: write ({self.architectures!r},) with a comma")
         if not self.architectures:
             faults.append("architectures: there is none to recognise it by")
         if self.logits_shift not in (0, 1):
