@@ -195,7 +195,8 @@ def _refused(
 ) -> Iterator[str]:
     for field, allowed in variants.items():
         if field in config and not any(_same(config[field], value) for value in allowed):
-            yield f"{field}: Input should be {' or '.join(map(repr, allowed))}"
+            wanted = " or ".join(map(repr, allowed))
+            yield f"{field}: Input should be {wanted} (given {config[field]!r})"
 
 
 def _same(given: object, allowed: object) -> bool:
