@@ -95,8 +95,8 @@ class Unit(Scope):
 
     def _require_declared(self, node: Node, note: object) -> None:
         """Refuse what the registry does not know: it takes types from what passes declare."""
-        step = self.step
-        declared = (*step.provides, *step.requires, *step.annotates)
+        step, tags = self.step, self._workspace.tags
+        declared = (*step.provides, *step.requires, *step.annotates, *tags.values())
         ours = type(note).__module__.startswith("qdc.")
         if not isinstance(note, Annotation):
             raise InvalidGraph(
