@@ -137,7 +137,7 @@ def _bug(error: Exception, text: str, arguments: list[str]) -> int:
     _fail(error, text)
     if not shows_errors():
         return 2
-    print(f"  this is a bug of {_owner(error)}, not a mistake of yours", file=sys.stderr)
+    print(f"  this is a bug of {_owner(error, arguments)}", file=sys.stderr)
     print(f"  rerun {shlex.join(['qdc', *arguments])}", file=sys.stderr)
     return 2
 
@@ -146,9 +146,15 @@ def _notes(error: Exception) -> list[str]:
     return list(getattr(error, "__notes__", ()))
 
 
-def _owner(error: Exception) -> str:
-    """Name the file of ``--plugin`` that the traceback runs through, if there is one."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if str(frame.f_globals.get("__name__")).startswith("qdc_plugin_"):
-            return f"the plugin {Path(frame.f_code.co_filename).name}"
-    return "qdc"
+def _owner(error: Exception, arguments: list[str]) -> str:
+    """Name the last line of a file of ``--plugin`` that the traceback runs through, if any does."""
+    found = [
+        f"the plugin {Path(frame.f_code.co_filename).name}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).startswith("qdc_plugin_")
+    ]
+    if found:
+        return found[-1]
+    if any(each.partition("=")[0] == "--plugin" for each in arguments):
+        return "a plugin or of qdc"
+    return "qdc, not a mistake of yours"

@@ -1,4 +1,5 @@
 """The commands that compile and look, and their options; those for models are in ``app_models``.
+
 What each does is in the file of its name.
 Nothing here imports torch: ``qdc --help`` answers at once.
 """

@@ -171,12 +171,14 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
     available: dict[type[Annotation], None] = dict.fromkeys(present)
     released: dict[type[Annotation], str] = {}
     unmet: list[str] = []
+    lacking: dict[str, None] = {}
 
     def demand(who: str, kinds: Kinds) -> None:
         for kind in kinds:
             if not any(issubclass(have, kind) for have in available):
                 why = released.get(kind, "which nothing before it provides")
                 unmet.append(f"{who} reads @{kind.slot_name()}, {why}")
+                lacking[f"qdc passes --provides {kind.slot_name()}"] = None
 
     def release(where: str) -> None:
         for kind in [kind for kind in available if kind.scratch]:
@@ -206,5 +208,5 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
         raise MissingAnnotation(
             f"the pipeline has {len(unmet)} unmet need{'s' * (len(unmet) > 1)}: {'; '.join(unmet)}",
             help="add a pass that provides it, earlier in the same stages(...) where the tensors "
-            "are scratch; qdc passes lists what each pass reads and writes",
+            f"are scratch; {' and '.join(lacking)} name the candidates",
         )

@@ -4,9 +4,7 @@ Each kind has a list of our own and a group of entry points; third parties come 
 or through a file that the user names. ``KINDS`` is the whole of it.
 """
 
-import hashlib
 import inspect
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,7 +21,9 @@ from qdc.ir.tuned import Tuned
 from qdc.models.families import Families
 from qdc.models.family import Family
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.definition import faults
 from qdc.pipeline.passbase import Configured, Pass
+from qdc.pipeline.pluginfile import classes_of, import_file, plugin_file
 from qdc.pipeline.strategybase import Strategy
 from qdc.pipeline.syntax import STAGES, is_name
 
@@ -54,6 +54,18 @@ class Kind:
         if not (isinstance(value, type) and issubclass(value, self.base)):
             return False
         return isinstance(getattr(value, "name", None), str) and not inspect.isabstract(value)
+
+    def faults(self, value: object) -> list[str]:
+        """What is wrong with the definition of a class of this kind; none of what is of another."""
+        ours = isinstance(value, type) and issubclass(value, self.base)
+        if not (ours and isinstance(value, type) and issubclass(value, Configured)):
+            return []
+        return faults(value)
+
+    @property
+    def page(self) -> str:
+        """The page that teaches how to write one."""
+        return f"docs/writing_{self.group.removeprefix('qdc.')}.md"
 
 
 PASSES = Kind("pass", Pass, "qdc.passes", "qdc.passes:PASSES", written=True)
@@ -166,9 +178,14 @@ class Registry:
         """Import a file and add what it defines of the kinds in ``KINDS``.
 
         Raises:
-            QdcError: the file is missing, fails to import, or defines nothing of them.
+            QdcError: the file is missing, fails to import, defines nothing of them, or a class in
+                it is not whole; all its faults are named.
         """
-        module, digest = _import_file(path)
+        module, digest = import_file(path)
+        classes = classes_of(module)
+        for value in classes:
+            if not any(other is not value and issubclass(other, value) for other in classes):
+                _require_whole(value, f"{path.name}: class {value.__qualname__}")
         defined = list(_defined_in(module))
         if not defined:
             raise QdcError(
@@ -223,7 +240,20 @@ def _installed(entry: EntryPoint) -> Any:
             f"the installed plugin {entry.value} is no {LABELS} with a name",
             help="repair or uninstall the package that provides it",
         )
+    _require_whole(value, entry.value)
     return value
+
+
+def _require_whole(value: object, owner: str) -> None:
+    """Raise ``QdcError`` with all that is wrong with a class as it is written."""
+    for kind in KINDS:
+        wrong = kind.faults(value)
+        if wrong:
+            raise QdcError(
+                f"the {kind.label} cannot be used: {'; '.join(wrong)}",
+                where=[owner],
+                help=f"{kind.page} shows how one is written",
+            )
 
 
 def find_named(
@@ -245,34 +275,13 @@ def _duplicate(name: str, *owners: str) -> DuplicateName:
 
 def _owner(value: Any, origin: str = "") -> str:
     if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
+        file = plugin_file(value)
+        return (
+            f"{value.__qualname__} of {file}"
+            if file
+            else f"{value.__module__}.{value.__qualname__}"
+        )
     return f"the family {value.name} of {origin or 'qdc'}"
-
-
-def _import_file(path: Path) -> tuple[ModuleType, str]:
-    """Run a plugin and return it with the digest of what ran; the same text runs only once."""
-    how = "give a Python file: --plugin my_pass.py"
-    if not path.is_file():
-        raise QdcError(f"no such plugin file: {path}", help=how)
-    if path.suffix != ".py":
-        raise QdcError("the plugin is no Python file", where=[path.name], help=how)
-    source = path.read_bytes()
-    digest = hashlib.sha256(source).hexdigest()
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-    name = f"qdc_plugin_{path.stem}_{place[:8]}_{digest[:8]}"
-    if name in sys.modules:
-        return sys.modules[name], digest
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module
-    try:
-        exec(compile(source, path, "exec"), vars(module))
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise QdcError(
-            f"the plugin does not import: {type(error).__name__}: {error}", where=[path.name]
-        ) from error
-    return module, digest
 
 
 def _defined_in(module: ModuleType) -> Iterator[Any]:

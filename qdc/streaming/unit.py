@@ -79,7 +79,12 @@ class Unit(Scope):
 
         A new lowering takes the packed form of the old away. Tensors that no annotation of the
         layer names any more are released, unless they are scratch, which a stage shares.
+
+        Raises:
+            InvalidGraph: it is no annotation, or of a type that no pass declares: nothing could
+                read it back from a dump.
         """
+        self._require_declared(node, note)
         before = self._owned(node)
         if isinstance(note, Lowered):
             self.graph.remove(node.name, Packed)
@@ -88,6 +93,25 @@ class Unit(Scope):
             self._workspace.rewritten(node.name)
         for name in before - self._owned(node):
             self.tensors.release(name)
+
+    def _require_declared(self, node: Node, note: object) -> None:
+        """Refuse what the registry does not know: it takes types from what passes declare."""
+        step, tags = self.step, self._workspace.tags
+        declared = (*step.provides, *step.requires, *step.annotates, *tags.values())
+        ours = type(note).__module__.startswith("qdc.")
+        if not isinstance(note, Annotation):
+            raise InvalidGraph(
+                f"{step.name} annotates {note!r}, which is no annotation",
+                where=[f"%{node.name}"],
+                help="give an object of an annotation type, such as Kept(reason=...)",
+            )
+        if not ours and type(note) not in declared:
+            raise InvalidGraph(
+                f"{step.name} annotates @{note.tag}, which it does not declare",
+                where=[f"%{node.name}"],
+                help=f"put {type(note).__name__} into provides if every layer gets one, else into "
+                "annotates",
+            )
 
     def tune(self, node: Node, role: str, value: Tensor) -> Tensor:
         """Put ``value`` in place of a parameter, or give a linear the bias that it lacks.

@@ -59,7 +59,10 @@ def test_bug_in_a_plugin_leaves_a_repro_folder(model: Path, tmp_path: Path) -> N
     assert "Traceback" in found.stderr
     last = found.stderr[found.stderr.index("error[QDC900]") :].splitlines()
     assert last[0] == "error[QDC900] ZeroDivisionError: division by zero"
-    assert "  this is a bug of the plugin my_pass.py, not a mistake of yours" in last
+    line = 1 + plugin.read_text(encoding="utf-8").splitlines().index(
+        "        1 / (unit.name != 'blocks.1')"
+    )
+    assert f"  this is a bug of the plugin my_pass.py, line {line}" in last
     folder = tmp_path / "my out-repro"
     assert f"  repro: {folder}/error.txt has the command that reruns it" in last
     error = (folder / "error.txt").read_text(encoding="utf-8")
@@ -150,3 +153,26 @@ Mine.provides = (Note,)
     only = ("--only", "blocks.0.q_proj", "--tags", "note")
     assert "@note      unknown tag" in qdc("show", tmp_path / "out", *only)
     assert "@note      hello" in qdc("show", tmp_path / "out", *only, "--plugin", plugin)
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("unit.annotate(node, 'kept')", "mine annotates 'kept', which is no annotation"),
+        ("unit.annotate(node, Note())", "mine annotates @note, which it does not declare"),
+    ],
+)
+def test_an_annotation_that_no_dump_could_be_read_with_is_refused(
+    body: str, what: str, model: Path, tmp_path: Path
+) -> None:
+    note = "class Note(Annotation):\n    tag = 'note'\n    def text(self): return 'x'\n"
+    loop = f"        for node in unit.layers():\n            {body}\n"
+    plugin = written(tmp_path, f"{START}{loop}\n{note}")
+    line = 1 + plugin.read_text(encoding="utf-8").splitlines().index(f"            {body}")
+    found = command(
+        "compile", model, "-o", tmp_path / "out", "--plugin", plugin,
+        "--passes", "mine,rtn-lower,pack",
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert what in found.stderr
+    assert f"this is a bug of the plugin my_pass.py, line {line}" in found.stderr

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qdc import Annotation
+from qdc.distributed.exchange import Changes
 from qdc.distributed.failure import BUG, FailedElsewhere, status_of
 from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.reduction import accumulate
@@ -266,8 +267,14 @@ def test_an_annotation_that_nobody_declares_is_refused() -> None:
 
         unit.share(unit.layers(), write)
 
-    with pytest.raises(InvalidGraph, match="no pass says"):
+    with pytest.raises(InvalidGraph, match="@secret, which it does not declare"):
         on_ranks(2, work)
+
+
+def test_a_message_with_an_annotation_that_nobody_declares_is_refused() -> None:
+    message = Changes([("v", Secret())], [], [], {}).to_bytes()
+    with pytest.raises(InvalidGraph, match="no pass says"):
+        Changes.from_bytes(message, standard_registry().annotations())
 
 
 def test_processes_that_would_not_do_the_same_are_refused() -> None:

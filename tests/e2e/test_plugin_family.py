@@ -201,7 +201,7 @@ def test_the_plugin_is_needed(model: Path, artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "where"),
     [
-        ({"ffn": "relu"}, ["ffn: Input should be 'swiglu'"]),
+        ({"ffn": "relu"}, ["ffn: Input should be 'swiglu' (given 'relu')"]),
         ({"window": 512, "depth": 0}, ["window", "depth"]),
         ({"head_size": 9}, ["heads of odd width 9 cannot be rotated"]),
         ({"shared_heads": 3}, ["query_heads 4 is no multiple of shared_heads 3"]),
