@@ -32,7 +32,8 @@ def refused_variants(
     """
     for field, allowed in {**SHARED, **variants}.items():
         if field in config and not any(_same(config[field], value) for value in allowed):
-            yield f"{field}: Input should be {' or '.join(map(repr, allowed))} (given {config[field]!r})"
+            wanted = " or ".join(map(repr, allowed))
+            yield f"{field}: Input should be {wanted} (given {config[field]!r})"
     layers = None if LAYER_TYPES in variants else config.get(LAYER_TYPES)
     if layers is not None and (not isinstance(layers, list) or any(t != FULL for t in layers)):
         yield f"{LAYER_TYPES}: Input should be {FULL!r} for every block"

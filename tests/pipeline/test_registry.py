@@ -433,5 +433,5 @@ def test_a_strategy_has_a_name_of_its_own(tmp_path: Path) -> None:
 
 
 def test_one_architecture_is_not_taken_for_its_letters() -> None:
-    with pytest.raises(ValueError, match=r"write \('AForDiffusion',\) with a comma"):
+    with pytest.raises(ValueError, match=r"is no tuple, as \('AForDiffusion',\) is"):
         Family(name="a", architectures="AForDiffusion")  # type: ignore[arg-type]
