@@ -16,11 +16,14 @@ from qdc.ir.types import BYTES
 from qdc.models.experts import routed_share
 from qdc.streaming.execute import Executor
 from qdc.streaming.frontier import values_to_keep
+from qdc.streaming.states import Held
 
 COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
 """Operations whose values may be kept but are not computed twice. Routing is held as weights, never
 as the scores before it: rounded scores could choose other experts. What experts gave is held as one
 sum, never apart: only that is bounded however uneven the routing is."""
+Entrance = tuple[int, tuple[str, ...], list[Held], int]
+"""Where a region was entered: boundary, names and values that are held there, number of stops."""
 
 
 class Route(ABC):
@@ -48,17 +51,23 @@ class Route(ABC):
         """Nodes before this place have been computed."""
         self.names: tuple[str, ...] = (self.executor.tokens,)
         """Of the values that are kept."""
+        self.kept: list[Held] = []
+        """The values, batch by batch, where they are known."""
+        self.stops: list[int] = []
+        """Every boundary at which values were held; each rounds them."""
         self._left = 0
-        self._entrance: tuple[int, tuple[str, ...]] = (self.boundary, self.names)
+        self._entrance: Entrance = (0, self.names, [], 0)
 
     def start(self, region: Region) -> None:
         """Advance to the first node of a region, or go back there."""
         self._go(self.executor.place[region.nodes[0]])
         self.mark()
+        self.stopped()
 
     def enter(self, stage: Stage) -> None:
         """Advance to just before the stage's first linear, or go back there."""
         self._go(min(self.executor.place[layer] for layer in stage.layers))
+        self.stopped()
 
     def leave(self, region: Region) -> None:
         """Advance past a region; does nothing if the samples are past it, or if none follows."""
@@ -66,6 +75,7 @@ class Route(ABC):
         if region is not self.graph.regions[-1]:
             self.advance(self._left)
         self.mark()
+        self.stopped()
 
     def passed(self, name: str) -> bool:
         """Whether values that hang on this node were computed, in a region not yet left."""
@@ -75,12 +85,16 @@ class Route(ABC):
         """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
         if not self.returns:
             raise RuntimeError("the stream does not hold what it would go back to")
-        self.boundary, self.names = self._entrance
+        self.boundary, self.names, kept, stops = self._entrance
+        self.kept, self.stops = list(kept), self.stops[:stops]
 
     def mark(self) -> None:
-        """Hold what is kept here as the entrance of the region."""
+        """Hold what is kept here as the entrance of the region, where samples can go back."""
         if self.returns:
-            self._entrance = (self.boundary, self.names)
+            self._entrance = self.boundary, self.names, list(self.kept), len(self.stops)
+
+    def stopped(self) -> None:  # noqa: B027  # a hook, where most have nothing to do
+        """Called where the samples stand still: before a stage, or between two regions."""
 
     def advance(self, boundary: int) -> None:
         """Compute what the nodes from ``boundary`` on need, and keep the cheapest part of it."""
@@ -98,6 +112,7 @@ class Route(ABC):
         )
         self.move(executor.steps(keep, self.names), keep)
         self.boundary, self.names = boundary, tuple(keep)
+        self.stops.append(boundary)
 
     @abstractmethod
     def move(self, steps: list[str], keep: frozenset[str]) -> None:

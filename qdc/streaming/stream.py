@@ -70,11 +70,7 @@ class Stream(Route):
         self.tokens = torch.cat(batches)
         """``i64[samples, length]``: what was put in, in all processes together."""
         self._rows, self._part = [len(batch) for batch in batches], part
-        self.kept: list[Held] = [
-            self.states.hold({self.executor.tokens: batch}) for batch in batches[part]
-        ]
-        """Values by name, batch by batch; without a batch in this process it is empty."""
-        self._stops: list[int] = []
+        self.kept = [self.states.hold({self.executor.tokens: batch}) for batch in batches[part]]
         self.mark()
 
     @property
@@ -100,7 +96,7 @@ class Stream(Route):
     def trail(self) -> Trail:
         """The way up to here."""
         executor = self.executor
-        return Trail(tuple(self._stops), self._left, executor.linear_calls, executor.routed_rows)
+        return Trail(tuple(self.stops), self._left, executor.linear_calls, executor.routed_rows)
 
     def follow(self, trail: Trail, between: Callable[[], None]) -> None:
         """Go a whole trail from the start; ``between`` is called after each stop."""
@@ -111,7 +107,7 @@ class Stream(Route):
 
     def take_over(self, trail: Trail, kept: Sequence[Held]) -> None:
         """Stand at the end of a trail, with the values that were held there."""
-        self._stops, self._left = list(trail.stops), trail.left
+        self.stops, self._left = list(trail.stops), trail.left
         self.boundary = trail.stops[-1] if trail.stops else 0
         self.kept = list(kept)
         self.names = tuple(self.kept[0]) if self.kept else self.names
@@ -123,18 +119,6 @@ class Stream(Route):
         """Stand where another stream stands: with its values of as many batches as are here."""
         self.boundary, self.names = other.boundary, other.names
         self.kept = list(other.kept[: len(self.kept)])
-
-    def rewind(self) -> None:
-        """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
-        super().rewind()
-        kept, stops = self._held_at_entrance
-        self.kept, self._stops = list(kept), self._stops[:stops]
-
-    def mark(self) -> None:
-        """Hold the values that are kept here as the entrance of the region."""
-        super().mark()
-        if self.returns:
-            self._held_at_entrance = list(self.kept), len(self._stops)
 
     def rows(self, values: Tensor) -> list[Tensor]:
         """Of something with a row for each sample, the rows of each batch that is moved here."""
@@ -184,13 +168,6 @@ class Stream(Route):
             found = self.executor.run(environment, steps, parameters, keep.difference(staying))
             found |= {name: environment[name] for name in staying}
             self.kept[index] = self.states.hold(found)
-
-    def advance(self, boundary: int) -> None:
-        """Compute what the nodes from ``boundary`` on need; each stop rounds what is held."""
-        before = self.boundary
-        super().advance(boundary)
-        if self.boundary != before:
-            self._stops.append(boundary)
 
     def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
         """What the steps read, as it stands now: decoded once for all batches."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qdc.ir.graph import LINEAR, Region, Stage
+from qdc.ir.graph import LINEAR, Stage
 from qdc.ir.routing import ROUTED
 from qdc.streaming.account import Account
 from qdc.streaming.route import Route
@@ -49,7 +49,7 @@ class StreamForecast(Route):
         self.linear_calls = 0.0
         device = torch.device("cpu")
         super().__init__(account.program, device, self.batch, length, returns=account.returns)
-        self._hold()
+        self.stopped()
 
     @property
     def tokens(self) -> int:
@@ -64,7 +64,7 @@ class StreamForecast(Route):
         """What is held now, the entrance of the region included."""
         places = {(self.boundary, name) for name in self.names}
         if self.returns:
-            boundary, names = self._entrance
+            boundary, names, *_ = self._entrance
             places |= {(boundary, name) for name in names}
         sizes, held = self.dimensions(self.samples, self.sizes["L"]), self.account.held
         return sum(bytes_of(self.graph[name].type, sizes, held) for _, name in places)
@@ -73,17 +73,11 @@ class StreamForecast(Route):
         """Go to a stage, forwards or back; its region's weights are held from then on."""
         self.account.load(self.graph[stage.layers[0]])
         super().enter(stage)
-        self._hold()
 
-    def start(self, region: Region) -> None:
-        """Go to the first node of a region, forwards or back."""
-        super().start(region)
-        self._hold()
-
-    def leave(self, region: Region) -> None:
-        """Go past a region unless it is the last."""
-        super().leave(region)
-        self._hold()
+    def stopped(self) -> None:
+        """Hold the bytes of what waits here."""
+        place, _ = self.owner
+        self.account.hold_states(f"{place}:{self.original}", self.nbytes())
 
     def move(self, steps: list[str], keep: frozenset[str]) -> None:
         """Charge what executing these nodes for all samples would take."""
@@ -93,10 +87,6 @@ class StreamForecast(Route):
     def compute(self, wanted: Collection[str]) -> Cost:
         """What computing values ahead of the boundary would take; nothing moves or is charged."""
         return self._cost(self.executor.steps(wanted, self.names), wanted)
-
-    def _hold(self) -> None:
-        place, _ = self.owner
-        self.account.hold_states(f"{place}:{self.original}", self.nbytes())
 
     def _share(self, name: str) -> float:
         return self.share if self.graph[name].type.shape[:1] == (ROUTED,) else 1.0
