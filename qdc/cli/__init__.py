@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a mistake in the input or the command, 2 a bug of qdc or o
 interrupted.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from qdc.cli.ranks import leave, shows_errors
+from qdc.cli.ranks import leave, several, shows_errors
 
 INTERRUPTED = 130
 BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
@@ -23,7 +24,15 @@ BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 def main() -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if several():
+        # Everything is written, and the group is left. Threads of its sockets may still run, and
+        # an interpreter that ends under them aborts now and then, though all is done.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _terminate(number: int, frame: object) -> None:
