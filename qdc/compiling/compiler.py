@@ -40,8 +40,9 @@ from qdc.pipeline.registry import standard_registry
 from qdc.report.files import ReportWriter, discard_report
 from qdc.report.model import CompileReport
 from qdc.runtime.device import exact_products
+from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
-from qdc.streaming.workspace import Calibration, Workspace
+from qdc.streaming.workspace import Workspace
 from qdc.text.source import read_source
 from qdc.text.tokenizer import encoder, load_tokenizer
 from qdc.units import StepProgress

@@ -9,8 +9,8 @@ import torch
 from qdc.errors import InvalidGraph
 from qdc.ir.verify import verify
 from qdc.pipeline.plan import Plan
+from qdc.streaming.remark import Remark
 from qdc.streaming.unit import Unit
-from qdc.streaming.workspace import Remark
 
 
 class Instrument:

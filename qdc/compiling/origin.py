@@ -10,7 +10,7 @@ from qdc.compiling.collect import full_text
 from qdc.compiling.job import Job
 from qdc.disk import digest_of
 from qdc.frontend.select import choose
-from qdc.streaming.workspace import Calibration
+from qdc.streaming.calibration import Calibration
 from qdc.text.records import Fields
 from qdc.version import __version__
 

@@ -20,9 +20,11 @@ from qdc.ir.tensors import TensorTable, torch_dtype
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
 from qdc.pipeline.traversal import Scope
+from qdc.streaming.calibration import Calibration
 from qdc.streaming.original import original_weights
+from qdc.streaming.remark import Remark
 from qdc.streaming.stream import NodeWeights, Stream
-from qdc.streaming.workspace import Calibration, Key, MakeBatches, Remark, Workspace
+from qdc.streaming.workspace import Key, MakeBatches, Workspace
 
 
 @dataclass(frozen=True)

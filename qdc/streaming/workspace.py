@@ -20,45 +20,14 @@ from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef
+from qdc.streaming.calibration import Calibration
+from qdc.streaming.remark import Remark
 from qdc.streaming.states import StateStore
 from qdc.streaming.stream import NodeWeights, Stream, Trail
-from qdc.text.source import TextSource
 
 MakeBatches = Callable[[], list[Tensor]]
 Key = tuple[int, bool]
 """A stream: the place of its pass in the plan, and whether it goes through the original model."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The text that samples are drawn from, and how it becomes token ids."""
-
-    source: TextSource
-    encode: Callable[[str], list[int]]
-
-
-@dataclass(frozen=True)
-class Remark:
-    """What a pass has to say about one layer."""
-
-    kind: str
-    """``passed``, ``missed`` or ``note``."""
-    step: str
-    layer: str
-    details: dict[str, object]
-
-    def plain(self) -> dict[str, object]:
-        """The details as plain data: numbers stay numbers, all else is text."""
-        return {
-            key: value if value is None or isinstance(value, int | float) else str(value)
-            for key, value in self.details.items()
-        }
-
-    def __str__(self) -> str:
-        """``passed daq-lower %h0.q error=1.3e-02``."""
-        known = {key: value for key, value in self.details.items() if value is not None}
-        details = " ".join(f"{key}={_short(value)}" for key, value in known.items())
-        return f"{self.kind} {self.step} %{self.layer} {details}".rstrip()
 
 
 @dataclass
@@ -283,10 +252,6 @@ class Workspace:
                 if note.scratch:
                     for ref in note.refs():
                         self.tensors.release(ref.name)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _kind(tensor: Tensor | None) -> bytes:

@@ -42,8 +42,9 @@ from qdc.numerics.factor import factorize
 from qdc.numerics.uniform import fit_uniform
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.registry import standard_registry
+from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
-from qdc.streaming.workspace import Calibration, Workspace
+from qdc.streaming.workspace import Workspace
 from qdc.text.source import TextSource
 from qdc.text.tokenizer import encoder, load_tokenizer
 from tests.support.checkpoints import write_checkpoint
