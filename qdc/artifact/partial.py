@@ -180,6 +180,17 @@ class Partial:
         self.scratch = self.folder / "scratch"
         self.journal: Journal | None = None
         """What is finished; None as long as nothing is."""
+        taken = False
+        try:
+            with undisturbed():
+                self._take(resume=resume, restart=restart)
+                taken = True
+        except BaseException as error:
+            if taken:  # a signal came in the meantime, and nobody will leave the block
+                self.__exit__(type(error), error, None)
+            raise
+
+    def _take(self, *, resume: bool, restart: bool) -> None:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(self.folder):
@@ -187,10 +198,10 @@ class Partial:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder.parent, error) from error
-        self._lock = Lock(self.folder / LOCK, str(out))
+        self._lock = Lock(self.folder / LOCK, str(self.out))
         try:
             settle(self.folder, self.out)
-            check_interrupted(out, resume=resume, restart=restart)
+            check_interrupted(self.out, resume=resume, restart=restart)
             self.journal = None if restart else read_journal(self.folder)
             self._clear()
             for folder in (self.artifact, self.kept, self.scratch):

@@ -161,6 +161,8 @@ REDONE = {
         *((case, "damaged") for case in REDONE),
         ("second shard", "missing"),
         ("second shard", "link"),
+        ("second shard", "folder"),
+        ("working tensors", "folder"),
     ],
 )
 def test_a_damaged_file_costs_its_own_step_alone(
@@ -182,6 +184,9 @@ def test_a_damaged_file_costs_its_own_step_alone(
         path.unlink()
     if how == "link":
         path.symlink_to(model / "config.json")
+    if how == "folder":
+        path.mkdir()
+        (path / "somebody's").write_text("")
     run(model, out, resume=True)
     assert contents(out) == whole[0]
     assert ran == [*redone, "pack blocks.2"]
