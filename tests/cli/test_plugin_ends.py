@@ -125,3 +125,27 @@ def test_a_plugin_that_writes_to_a_closed_pipe_does_not_end_a_compile_in_success
     process.stderr.close()
     check_ended(process.wait(timeout=100), errors, "BrokenPipeError: [Errno 32] Broken pipe")
     assert not (tmp_path / "out").exists()
+
+
+STRATEGY = """
+from qdc.runtime.decoding.llada import LladaSampler
+
+
+class Ends(LladaSampler):
+    name: ClassVar[str] = "ends"
+
+    def choose(self, *arguments: Any) -> Any:
+        sys.exit(0)
+"""
+
+
+def test_a_strategy_that_ends_the_process_has_not_answered(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "ends.py"
+    plugin.write_text(START + STRATEGY)
+    code = run(
+        ["generate", str(model), "def f(x):", "--plugin", str(plugin), "--strategy", "ends",
+         "--length", "4"]
+    )  # fmt: skip
+    check_ended(code, capsys.readouterr().err, "SystemExit: 0")
