@@ -91,7 +91,7 @@ def discard_report(out: Path) -> None:
     folder = report_folder(out)
     if not folder.is_dir() or folder.is_symlink() or not _is_report(folder):
         return
-    for name in (DATA, PAGE):
+    for name in (PAGE, DATA):  # the data last: without them nobody knows whose page it was
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it may hold what others have put there
         folder.rmdir()
@@ -99,6 +99,8 @@ def discard_report(out: Path) -> None:
 
 def discard_other_report(out: Path) -> None:
     """Remove a report that says that it is of another artifact than the one at ``out``."""
+    with contextlib.suppress(OSError):
+        report_folder(out).rmdir()  # empty, if a process ended as it removed a report
     with contextlib.suppress(QdcError):
         if read_report(report_folder(out)).artifact_sha256 != artifact_digest(out):
             discard_report(out)
