@@ -7,7 +7,7 @@ import pytest
 
 import qdc
 from qdc.errors import InvalidCheckpoint, OutputExists, QdcError
-from qdc.report.files import write_report
+from qdc.report.files import discard_other_report, write_report
 from qdc.report.model import CompileReport
 from tests.report.conftest import MIXED
 from tests.support.compiles import compile_tiny, run_passes, spying
@@ -124,3 +124,21 @@ def test_names_that_are_no_unicode_are_written(compiled: CompileReport, tmp_path
     assert "\\udc80" in page.read_text(encoding="utf-8")
     data = json.loads(page.with_name("report.json").read_text(encoding="utf-8"))
     assert data["remarks"] == ["\udc80"]
+
+
+def test_a_report_of_another_artifact_is_removed_whatever_is_left_of_it(
+    model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    compile_tiny(model, out, RTN, write_report=True)
+    discard_other_report(out)
+    assert names(tmp_path) == ["out", "out-report"], "it is this one's"
+    path = tmp_path / "out-report" / "report.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "artifact_sha256": "0" * 64}))
+    (tmp_path / "out-report" / "report.html").unlink()
+    discard_other_report(out)
+    assert names(tmp_path) == ["out"]
+    (tmp_path / "out-report").mkdir()
+    discard_other_report(out)
+    assert names(tmp_path) == ["out"]
