@@ -160,7 +160,8 @@ def test_settings_that_would_be_ignored_are_refused(
     ("name", "value"),
     [
         ("repetition_penalty", 1.0), ("repetition_penalty", "1.0"), ("num_beams", 1), ("min_p", 0),
-        ("num_beams", None), ("num_return_sequences", 1), ("frequency_penalty", 0.0), ("use_cache", True), ("anything", None),
+        ("num_beams", None), ("num_return_sequences", 1), ("frequency_penalty", 0.0),
+        ("use_cache", True), ("anything", None),
     ],
 )  # fmt: skip
 def test_settings_that_ask_for_nothing_are_taken(
