@@ -13,7 +13,6 @@ from qdc.serve.replies import Reply
 from qdc.serve.ticket import Ticket
 from qdc.serve.wording import Wording
 
-
 SEPARATORS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
 """Ends of lines that JSON leaves as they are, each with its escape."""
 
