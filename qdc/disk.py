@@ -10,8 +10,8 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -41,7 +41,7 @@ def read_regular(path: Path, most: int) -> bytes:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def open_regular(path: Path, most: int) -> BinaryIO:
+def open_regular(path: Path, most: int) -> BufferedReader:
     """Open a file that somebody else has put there, to be read. Raises as ``read_regular``."""
 
     def at_once(name: str, flags: int) -> int:

@@ -8,8 +8,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from qdc.disk import open_regular
 from qdc.errors import InvalidCalibration
@@ -44,7 +45,7 @@ class Line(NamedTuple):
 
 
 @contextmanager
-def opened(path: Path, most: int = LARGEST_FILE) -> Iterator[BinaryIO]:
+def opened(path: Path, most: int = LARGEST_FILE) -> Iterator[BufferedReader]:
     """Open a file of text. Raises InvalidCalibration for what is missing or no regular file."""
     try:
         if path.exists() and not path.is_file():
@@ -63,7 +64,7 @@ def unreadable(path: Path, error: OSError) -> InvalidCalibration:
     return InvalidCalibration(f"the file cannot be read: {reason}", where=[path.name], help=HOW)
 
 
-def scan_text(file: BinaryIO, path: Path) -> tuple[LongText, str]:
+def scan_text(file: BufferedReader, path: Path) -> tuple[LongText, str]:
     """Look through a file that is one document: the document, and the SHA-256 of the file.
 
     Raises InvalidCalibration for what is no UTF-8, holds a zero byte, or nothing but white space.
@@ -71,7 +72,7 @@ def scan_text(file: BinaryIO, path: Path) -> tuple[LongText, str]:
     digest, blank, characters = hashlib.sha256(), True, 0
     stamp = Stamp.of(path, file.fileno())
     rest, start = b"", 0
-    mark = len(MARK) if file.peek(len(MARK)).startswith(MARK) else 0  # type: ignore[attr-defined]
+    mark = len(MARK) if file.peek(len(MARK)).startswith(MARK) else 0
     while piece := file.read(PIECE):
         digest.update(piece)
         data = rest + piece
@@ -85,7 +86,7 @@ def scan_text(file: BinaryIO, path: Path) -> tuple[LongText, str]:
     return LongText(stamp, characters - bool(mark), mark), digest.hexdigest()
 
 
-def scan_lines(file: BinaryIO, name: str, digest: "hashlib._Hash") -> Iterator[Line]:
+def scan_lines(file: BufferedReader, name: str, digest: "hashlib._Hash") -> Iterator[Line]:
     """Look through lines of JSON, and add their bytes to a digest.
 
     Raises InvalidCalibration, which names the byte or the line, for what is no UTF-8, holds a zero
@@ -137,9 +138,7 @@ def decode(data: bytes, name: str, start: int = 0, *, last: bool = True) -> tupl
     """
     if b"\0" in data:
         zero = start + data.index(b"\0")
-        raise InvalidCalibration(
-            f"byte {zero} is zero, this is no text", where=[name], help=HOW
-        )
+        raise InvalidCalibration(f"byte {zero} is zero, this is no text", where=[name], help=HOW)
     try:
         return data.decode(), b""
     except UnicodeDecodeError as error:

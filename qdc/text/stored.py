@@ -132,7 +132,7 @@ class LongText(Documents):
         return data[first:last].decode()
 
 
-class Lines(Generic[T]):
+class Lines:
     """Lines of files, by place."""
 
     def __init__(self) -> None:
