@@ -104,6 +104,7 @@ def forecast(
         passes=tuple(_costs(plan, account, measure(where))),
         unknown=tuple(account.unknown),
         warnings=(
+            *(field for field in (checkpoint.unused_fields,) if field),
             *shape_warnings(account, samples * length),
             *memory_warnings(ledger),
             *about_text,
