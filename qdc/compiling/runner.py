@@ -10,7 +10,6 @@ from qdc.ir.graph import Region
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.traversal import (
     Apply,
-    EndSegment,
     EndStep,
     Finish,
     Leave,
@@ -76,9 +75,9 @@ class Runner:
                     self.workspace.leave(region)
                 case Finish(region):
                     region_done(region)
-                case EndSegment():
-                    self.workspace.end_segment()
-                case EndStep(last):
+                case EndStep(segment, last):
+                    if segment:
+                        self.workspace.end_segment()
                     if self.keep or not last:
                         self.workspace.tensors.spill(self.tensors_file(step))
 
