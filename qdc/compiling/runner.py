@@ -70,7 +70,7 @@ class Runner:
                 case Apply(scope):
                     self._apply(scope)
                 case ReleaseScratch(layers):
-                    self.workspace.release_scratch(layers)
+                    self.workspace.release(layers, scratch=True)
                 case Leave(region):
                     self.workspace.leave(region)
                 case Finish(region):

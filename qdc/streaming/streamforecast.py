@@ -38,7 +38,7 @@ class StreamForecast(Stream):
         tokens = torch.empty(samples, length, dtype=torch.int64, device="meta")
         super().__init__(
             account.program,
-            list(tokens.split(batch)),
+            list(torch.split(tokens, batch)),
             lambda name: {},
             tokens.device,
             returns=account.returns,
