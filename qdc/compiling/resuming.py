@@ -8,6 +8,7 @@ where their own files are damaged. What was done again must have its old digest.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -217,7 +218,7 @@ class Resumption:
                 self._check_batch(file.name, tokens, values)
                 batches.append(tokens)
                 kept.append(self.workspace.states.hold(values))
-            self.workspace.open_stream(key, batches).take_over(trail, kept)
+            self.workspace.stream(key, partial(list, batches)).take_over(trail, kept)
 
     def _check_way(self, stream: StreamState) -> None:
         """A way is untrusted, too: it must stay inside the model."""

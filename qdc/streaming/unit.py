@@ -166,11 +166,11 @@ class Unit(SharedScope):
 
         With ``split`` each process moves a part of them, and ``accumulate`` adds up over all.
         """
-        return self._workspace.stream(self.place, make, split=split)
+        return self._workspace.stream((self.place, False), make, split=split)
 
     def reference(self, make: MakeBatches, *, split: bool = False) -> Stream:
         """A stream of this pass through the original model, whatever passes rewrite."""
-        return self._workspace.stream(self.place, make, original=True, split=split)
+        return self._workspace.stream((self.place, True), make, split=split)
 
     def open_streams(self) -> dict[Key, Stream]:
         """Every open stream, by the place of its pass and whether it is through the original model.

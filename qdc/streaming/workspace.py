@@ -109,38 +109,28 @@ class Workspace:
         """Names of the nodes outside of the regions."""
         return tuple(node.name for node in self.program.graph.outside())
 
-    def stream(
-        self, place: int, make: MakeBatches, *, original: bool = False, split: bool = False
-    ) -> Stream:
-        """The stream of the pass at this place, started from its samples at the first call.
+    def stream(self, key: Key, make: MakeBatches, *, split: bool = False) -> Stream:
+        """The stream of this key, started from its samples at the first call.
 
         Args:
-            place: of the pass in the plan.
-            make: gives the batches.
-            original: whether it goes through the original model whatever passes do; a pass may
-                have one stream of each kind.
+            key: a pass may have one stream of each kind.
+            make: gives the batches, ``i64[b, length]`` token ids.
             split: whether this process moves its part of the batches alone; the caller then adds
                 up over all processes.
 
         Raises:
             InvalidCalibration: they are to be split, and processes have made different ones.
         """
-        key = (place, original)
         if key not in self._streams:
-            batches = make()
-            self.samples = max(self.samples, sum(len(batch) for batch in batches))
+            batches, weights = make(), self.originals if key[1] else self.parameters
+            self.samples = max(self.samples, sum(map(len, batches)))
             if split:
                 self._same(batches)
-            stream = self.open_stream(key, batches, split=split)
+            part = self.world.part(len(batches)) if split else slice(None)
+            stream = self.loose_stream(batches, weights, returns=self.returns, part=part)
+            self._streams[key] = stream
             if key in self.trails:
                 stream.follow(self.trails.pop(key), self._loaded.clear)
-        return self._streams[key]
-
-    def open_stream(self, key: Key, batches: list[Tensor], *, split: bool = False) -> Stream:
-        """Start a stream of batches ``i64[b, length]`` before the first region."""
-        weights = self.originals if key[1] else self.parameters
-        part = self.world.part(len(batches)) if split else slice(None)
-        self._streams[key] = self.loose_stream(batches, weights, returns=self.returns, part=part)
         return self._streams[key]
 
     def loose_stream(
