@@ -41,11 +41,6 @@ class Runner:
         """The way of the plan through the graph."""
         return Traversal(self.plan, self.workspace.program.graph)
 
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """All steps, in order."""
-        return self.traversal.steps
-
     def run(
         self,
         region_done: RegionDone,
@@ -59,7 +54,7 @@ class Runner:
             step_done: called after each step; everything that outlives it can be looked at then.
             first: number of the first step to run.
         """
-        for step in self.steps[first:]:
+        for step in self.traversal.steps[first:]:
             self.run_step(step, region_done)
             step_done(step)
 

@@ -4,7 +4,7 @@ Between two stages only the frontier of live values is held (``frontier``). Valu
 the weights as they are at that moment, so inside ``stages(...)`` each stage sees the quantization
 of the stages before it. Every linear is executed once for each sample, an expert's for the tokens
 that are routed to it, unless a later pass rewrites what the stream has gone past: then it goes back
-to where it entered the region.
+to where it entered the region. ``qdc plan`` goes the same way without data (``streamforecast``).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
