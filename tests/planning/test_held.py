@@ -79,6 +79,18 @@ def test_a_forecast_of_a_stream_holds_what_a_stream_holds(
     assert stream.linear_calls == work.linears
 
 
+def test_a_forecast_takes_no_longer_for_more_samples(tmp_path: Path) -> None:
+    """None of them is there: a plan may be asked for more than would fit anywhere."""
+    model, many = small_model(tmp_path), 1 << 40
+    few, most = (
+        stream_forecast(model, samples=count, batch=2, held=2, returns=False) for count in (2, many)
+    )
+    for forecast in (few, most):
+        forecast.leave(model.regions[0])
+    assert most.kept_bytes() == many // 2 * few.kept_bytes()
+    assert most.account.work[0].products == many // 2 * few.account.work[0].products
+
+
 def test_the_entrance_of_a_region_counts_where_streams_go_back(tmp_path: Path) -> None:
     model = small_model(tmp_path)
     forecasts = [
