@@ -96,6 +96,10 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row("calibration", report.calibration[:60])
         if report.calibration_left_out:
             rows.add_row("left out", report.calibration_left_out)
+        if report.calibration_form:
+            rows.add_row("document", report.calibration_form)
+        if report.special_tokens_left_out:
+            rows.add_row("left out", report.special_tokens_left_out)
         rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
     if report.layers:
         weights = sum(layer.weights for layer in report.layers)

@@ -11,12 +11,12 @@ from rich.live import Live
 from rich.text import Text
 
 from qdc.cli.models import Opened, open_runnable
-from qdc.cli.terminal import console, given_text, print_json, progress
+from qdc.cli.prompts import Asked, prompt_tokens, read_prompt
+from qdc.cli.terminal import console, print_json, progress
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.loop import check_verifier, decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
-from qdc.runtime.decoding.speech import chat_tokens
 from qdc.runtime.decoding.strategies import make_strategy
 from qdc.runtime.decoding.verifier import load_verifier
 from qdc.runtime.options import RunOptions
@@ -29,23 +29,21 @@ FRAMES = 12
 
 def generate_command(
     model: Path,
-    prompt: str,
+    asked: Asked,
     options: DecodeOptions,
     running: RunOptions,
     *,
-    chat: bool,
     verifier: Path | None,
     as_json: bool,
 ) -> None:
     """Load, decode, print. The answer goes to stdout, what it took to stderr."""
     strategies = standard_registry(running.plugins).strategies
     check_verifier(make_strategy(options, strategies), present=verifier is not None)
-    text = given_text(prompt)
-    opened = open_runnable(model, running.device, running.plugins, running.backend)
-    if chat:
-        tokens = chat_tokens(opened.tokenizer, [{"role": "user", "content": text}])
-    else:
-        tokens = opened.encode(text)
+    written = read_prompt(asked, running)
+    opened = open_runnable(
+        model, running.device, running.plugins, running.backend, running.document_tokens
+    )
+    tokens = prompt_tokens(written, opened)
     checks = (
         None
         if verifier is None
@@ -59,8 +57,8 @@ def generate_command(
     if as_json:
         print_json({"text": answer, **_figures(found, len(tokens), options.length)})
         return
-    if sys.stdout.isatty() and not chat:
-        console().print(Text(text, style="dim"), end="", soft_wrap=True)
+    if sys.stdout.isatty() and not written.messages:
+        console().print(Text(written.text, style="dim"), end="", soft_wrap=True)
     sys.stdout.write(answer + "\n")
     sys.stdout.flush()
     sys.stderr.write(

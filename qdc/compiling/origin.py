@@ -20,6 +20,7 @@ def facts(
 ) -> dict[str, object]:
     """What the artifact's configuration says of its origin."""
     source = None if calibration is None else calibration.source
+    asked = job.options.document_tokens
     return {
         "qdc_version": __version__,
         "pipeline": str(job.plan),
@@ -30,6 +31,7 @@ def facts(
         "calibration": source
         and {"name": source.name, "sha256": source.digest, "fields": _fields(job.options.fields)},
         "plugins": job.registry.plugins,
+        **({} if asked == "auto" else {"document_tokens": asked}),
     }
 
 
@@ -58,6 +60,7 @@ def identity(
         source = calibration.source
         found["calibration"] = f"{source.name} sha256:{source.digest}"
         found["fields"] = " ".join(_fields(job.options.fields))
+        found["document-tokens"] = job.options.document_tokens
     for path in checkpoint.tokenizer_files():
         found[path.name] = f"sha256:{digest_of(path)}"
     if job.registry.plugins:

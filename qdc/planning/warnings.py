@@ -1,6 +1,6 @@
 """What a plan should make the user think about before hours are spent."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qdc.errors import InvalidCalibration, QdcError
@@ -14,7 +14,7 @@ from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import machine_memory
 from qdc.text.records import Fields
 from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
+from qdc.text.tokenizer import Encoder
 from qdc.units import size
 
 
@@ -63,9 +63,16 @@ def memory_warnings(ledger: Ledger) -> Iterator[str]:
 
 
 def text_warnings(
-    plan: Plan, model: ModelFacts, folder: Path, calibration: Path | None, fields: Fields
+    plan: Plan,
+    model: ModelFacts,
+    folder: Path,
+    calibration: Path | None,
+    fields: Fields,
+    read: Callable[[Path], Encoder],
 ) -> Iterator[str]:
     """Draw the samples of every pass that calibrates, and say what would be refused.
+
+    ``read`` gives the encoder of a folder.
 
     Raises:
         QdcError: the file of calibration text cannot be read.
@@ -77,10 +84,12 @@ def text_warnings(
     if source.left_out:
         yield f"of the calibration text {source.left_out} and are left out"
     try:
-        encode = encoder(load_tokenizer(folder))
+        encode = read(folder)
     except QdcError as error:
         yield f"the calibration text was not looked at: {error.what}"
         return
+    if encode.withheld:
+        yield encode.withheld
     found = {}
     for step in steps:
         length = min(step.length or model.max_length, model.max_length)

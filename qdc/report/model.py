@@ -119,6 +119,10 @@ class CompileReport(Frozen):
     """Name and digest of the text."""
     calibration_left_out: str = ""
     """Records of the text that hold nothing, in words; empty if there is none."""
+    calibration_form: str = ""
+    """A document of the text between special tokens, as ``[CLS] text [SEP]``; empty without."""
+    special_tokens_left_out: str = ""
+    """Those that the tokenizer would put around a document, in words; empty if none are."""
     artifact_sha256: str = ""
     """Digest of the artifact's files other than shards; its dump names every tensor's digest."""
     plugins: tuple[str, ...]

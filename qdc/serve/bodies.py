@@ -173,6 +173,22 @@ class CompletionRequest(Request):
     """``POST /v1/completions``. One prompt, as text or as tokens."""
 
     prompt: str | Listed[int] | Listed[str] | Listed[Listed[int]]
+    special: bool | None = None
+    """Whether special tokens that are written in the prompt are meant; as text they are text."""
+    add_special_tokens: bool | None = None
+    """Whether the tokenizer's own stand in front of the prompt; as the server was started if not
+    given."""
+
+    def refuse_for_numbers(self) -> None:
+        """Refuse what is about text in a request with tokens. Raises ``Refused``."""
+        for name in ("special", "add_special_tokens"):
+            if getattr(self, name):
+                raise Refused(
+                    400,
+                    f"{name} is about prompts of text, and the prompt is given as tokens",
+                    param=name,
+                    code="unsupported",
+                )
 
     @property
     def one_prompt(self) -> str | list[int]:
