@@ -84,7 +84,7 @@ def generate(
     """Write an answer, and show how it unmasks.
 
     Strategies: low-confidence, random, origin, maskgit-plus, topk-margin, entropy, threshold,
-    factor, sequential, static, dynamic, apd; see qdc strategies.
+    factor, sequential, static, dynamic, apd.
 
     \b
     Examples:

@@ -50,6 +50,7 @@ def identity(
         "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
         "states": job.options.states,
+        "document-tokens": job.options.document_tokens,
         "device": torch.device(job.device).type,
         "threads": str(torch.get_num_threads()),
         "checkpoint": f"sha256:{digest}",
@@ -60,7 +61,6 @@ def identity(
         source = calibration.source
         found["calibration"] = f"{source.name} sha256:{source.digest}"
         found["fields"] = " ".join(_fields(job.options.fields))
-        found["document-tokens"] = job.options.document_tokens
     for path in checkpoint.tokenizer_files():
         found[path.name] = f"sha256:{digest_of(path)}"
     if job.registry.plugins:

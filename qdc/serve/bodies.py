@@ -167,6 +167,13 @@ class ChatRequest(Request):
     """``POST /v1/chat/completions``."""
 
     messages: Listed[Message] = Field(min_length=1)
+    add_special_tokens: bool | None = None
+
+    @model_validator(mode="after")
+    def _adds_none(self) -> Self:
+        if self.add_special_tokens:
+            raise ValueError("add_special_tokens: the chat template writes its own special tokens")
+        return self
 
 
 class CompletionRequest(Request):

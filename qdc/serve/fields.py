@@ -83,9 +83,6 @@ def _entries() -> Iterator[tuple[str, NotOffered]]:
             "chat_template": (), "chat_template_kwargs": ({},), "add_generation_prompt": (True,),
             "continue_final_message": (False,),
         },
-        "the chat template writes its own special tokens": {
-            "add_special_tokens": (False,),
-        },
         "prompts are never cut; what is too long is refused": {
             "truncate_prompt_tokens": (),
         },
