@@ -43,13 +43,13 @@ def generate_command(
     opened = open_runnable(
         model, running.device, running.plugins, running.backend, running.document_tokens
     )
-    tokens = prompt_tokens(written, opened)
+    tokens, added = prompt_tokens(written, opened)
     checks = (
         None
         if verifier is None
         else load_verifier(verifier, opened.device, opened.tokenizer, opened.facts.vocabulary)
     )
-    with _shown(opened, as_json) as watch:
+    with _shown(opened, added, as_json) as watch:
         found = decode(
             opened.module, [tokens], options, opened.decoding, watch, checks, strategies=strategies
         )
@@ -84,8 +84,8 @@ def _figures(found: Decoded, prompt: int, length: int) -> dict[str, object]:
 
 
 @contextmanager
-def _shown(opened: Opened, as_json: bool) -> Iterator[Watch]:
-    """Draw each state on a terminal; a bar if only stderr is one."""
+def _shown(opened: Opened, hidden: int, as_json: bool) -> Iterator[Watch]:
+    """Draw each state on a terminal, without its first ``hidden`` tokens; else show a bar."""
     if as_json or not sys.stdout.isatty():
         with progress() as update:
             yield lambda state: update("decode", *_share(state))
@@ -96,7 +96,7 @@ def _shown(opened: Opened, as_json: bool) -> Iterator[Watch]:
         nonlocal due
         now = time.monotonic()
         if now >= due or not bool(state.masked.any()):
-            live.update(_drawn(state, opened), refresh=True)
+            live.update(_drawn(state, opened, hidden), refresh=True)
             due = now + 1 / FRAMES
 
     with Live(console=console(), transient=True, auto_refresh=False) as live:
@@ -110,10 +110,11 @@ def _share(state: Snapshot) -> tuple[int, int]:
     return done, state.masked.numel()
 
 
-def _drawn(state: Snapshot, opened: Opened) -> Text:
+def _drawn(state: Snapshot, opened: Opened, hidden: int) -> Text:
     """The text so far, veiled where nothing is decided."""
     text = Text()
-    pairs = zip(state.tokens[0].tolist(), state.masked[0].tolist(), strict=True)
+    row, masked = (part[0, hidden:].tolist() for part in (state.tokens, state.masked))
+    pairs = zip(row, masked, strict=True)
     for veiled, group in groupby(pairs, key=lambda pair: pair[1]):
         tokens = [token for token, _ in group]
         if veiled:

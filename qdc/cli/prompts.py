@@ -62,18 +62,23 @@ def read_prompt(asked: Asked, running: RunOptions) -> Written:
     return Written(messages=tuple(messages))
 
 
-def prompt_tokens(written: Written, opened: Opened) -> list[int]:
-    """Tokens of a prompt, up to where the answer begins. Raises ``QdcError``."""
+def prompt_tokens(written: Written, opened: Opened) -> tuple[list[int], int]:
+    """Tokens of a prompt, up to where the answer begins, and how many of them begin no text.
+
+    Those were put in front of it, and are not shown. Raises ``QdcError``.
+    """
     if written.messages:
-        return chat_tokens(opened.tokenizer, [each._asdict() for each in written.messages])
-    tokens = opened.encode.prompt(written.text, special=written.special)
+        return chat_tokens(opened.tokenizer, [each._asdict() for each in written.messages]), 0
+    typed = opened.encode.piece(written.text, special=written.special)
+    before = opened.encode.missing(typed, special=written.special).before
+    tokens = [*before, *typed]
     if opened.facts.mask_token_id in tokens:
         raise QdcError(
             f"the prompt writes the mask token, {tokens.count(opened.facts.mask_token_id)} times, "
             "and generate fills nothing in front of an answer",
             help="fill gaps with qdc run",
         )
-    return tokens
+    return tokens, len(before)
 
 
 def _refuse_unread(asked: Asked, running: RunOptions) -> None:

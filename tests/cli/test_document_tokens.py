@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> Fed:
         seen.append(tokens[0].tolist())
         return infill(logits, tokens, *rest)
 
-    monkeypatch.setattr("qdc.cli.run.infill", spied)
+    # qdc.cli has a function of the same name.
+    monkeypatch.setattr(import_module("qdc.cli.run"), "infill", spied)
     return seen
 
 
@@ -121,6 +124,20 @@ def test_generate_continues_an_open_text(
     ]  # fmt: skip
     qdc("generate", bert, "one two", *short)
     assert prompts[-1] == AutoTokenizer.from_pretrained(bert)("one two")["input_ids"][:-1]
+
+
+def test_a_terminal_does_not_show_what_was_added(
+    llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    shown = []
+    for prompt in ("one", "<s>one"):
+        command = ["generate", str(llama), prompt, "--special", "--length", "2"]
+        assert run_commands(command) == 0
+        shown.append(capsys.readouterr().out.count("<s>one"))
+    assert shown[0] == 0
+    assert shown[1] > 0
 
 
 def test_generate_refuses_a_mask_in_a_prompt(bert: Path, refused: Command) -> None:
