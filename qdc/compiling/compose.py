@@ -61,6 +61,7 @@ def compile_report(
         calibration_left_out="" if text is None else text.source.left_out,
         calibration_form="" if encode is None else encode.form,
         special_tokens_left_out="" if encode is None else encode.withheld,
+        calibration_text=tuple(workspace.text),
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),
