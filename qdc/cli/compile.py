@@ -97,6 +97,10 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row("calibration", report.calibration[:60])
         if report.calibration_left_out:
             rows.add_row("left out", report.calibration_left_out)
+        if report.calibration_form:
+            rows.add_row("document", report.calibration_form)
+        if report.special_tokens_left_out:
+            rows.add_row("left out", report.special_tokens_left_out)
         for use in report.calibration_text:
             rows.add_row("text", "\n".join((*use.said, *use.notes)))
             for warning in use.warnings:

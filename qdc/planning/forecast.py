@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from qdc.frontend.coverage import Covered, coverage
+from qdc.frontend.encoding import open_encoder
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
@@ -29,6 +30,7 @@ from qdc.runtime.device import find_device
 from qdc.streaming.account import WAITING, Account
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import resident_bytes
+from qdc.text.tokenizer import Encoder
 
 
 def forecast(
@@ -53,7 +55,11 @@ def forecast(
     for step in plan.passes():
         step.check(program.graph)
     # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
-    uses, about_text = look_at_text(plan, program.graph.model, model, calibration, fields)
+
+    def read() -> Encoder:
+        return open_encoder(model, options.document_tokens, families=families)
+
+    uses, about_text = look_at_text(plan, program.graph.model, read, calibration, fields)
     where = torch.device(device)
     limits = {} if states_limit is None else {WAITING: states_limit}
     ledger = Ledger(shared=where.type == "cpu", limits=limits)
