@@ -130,8 +130,10 @@ class CompileKeywords(TypedDict, total=False):
     calibration: PathLike | None
     text_field: str
     chat_fields: str | None
+    document_tokens: str
     samples: int | None
     length: int | None
+    pack: str | None
     seed: int | None
     states: str
     host_memory: str | int | None

@@ -8,6 +8,7 @@ where their own files are damaged. What was done again must have its old digest.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,9 +62,9 @@ class Resumption:
                 where=changed,
                 help=f"resume it with what it was begun with, or {DISCARD}",
             )
-        steps = self.runner.steps[: len(journal.entries)]
+        steps = self.runner.traversal.steps[: len(journal.entries)]
         agree = [entry.step for entry in journal.entries] == [step.name for step in steps]
-        if not agree or journal.total != len(self.runner.steps):
+        if not agree or journal.total != len(self.runner.traversal.steps):
             raise self._damaged("its steps are not those of the pipeline")
         if len(journal.passes) != len(savepoints.meter.measured):
             raise self._damaged("its passes are not those of the pipeline")
@@ -81,7 +82,7 @@ class Resumption:
         entries = self.journal.entries
         damaged = [
             step
-            for step, entry in zip(self.runner.steps, entries, strict=False)
+            for step, entry in zip(self.runner.traversal.steps, entries, strict=False)
             if not self._is_whole(entry)
         ]
         broken = {step.number for step in damaged}
@@ -138,7 +139,7 @@ class Resumption:
 
     def _notes_of_segment(self, segment: int) -> Mapping[str, Iterable[Annotation]]:
         """What the graph carried at the end of a segment, or as far as the journal goes."""
-        inside = [step.number for step in self.runner.steps if step.segment <= segment]
+        inside = [step.number for step in self.runner.traversal.steps if step.segment <= segment]
         done = [number for number in inside if number < len(self.journal.entries)]
         return self._graph(self.journal.entries[done[-1]]) if done else self._initial
 
@@ -217,7 +218,7 @@ class Resumption:
                 self._check_batch(file.name, tokens, values)
                 batches.append(tokens)
                 kept.append(self.workspace.states.hold(values))
-            self.workspace.open_stream(key, batches).take_over(trail, kept)
+            self.workspace.stream(key, partial(list, batches)).take_over(trail, kept)
 
     def _check_way(self, stream: StreamState) -> None:
         """A way is untrusted, too: it must stay inside the model."""
@@ -248,6 +249,7 @@ class Resumption:
         journal, savepoints = self.journal, self.savepoints
         self.workspace.linear_calls = journal.linear_calls
         self.workspace.samples = journal.samples
+        self.workspace.text = list(journal.text)
         savepoints.remarks.earlier = journal.remarks
         for row, cost in zip(savepoints.meter.measured, journal.passes, strict=True):
             row.seconds, row.peak_bytes, row.units = cost.seconds, cost.peak_bytes, cost.units
