@@ -37,7 +37,7 @@ def open_encoder(
         InvalidArtifact: what the artifact says of itself is damaged.
     """
     config = read_json(folder / "config.json")
-    if QUANTIZATION in config:
+    if config.get(QUANTIZATION) is not None:
         quantization = parse_quantization(config)
         choice = quantization.frontend
         if document_tokens == "auto":
