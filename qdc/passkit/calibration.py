@@ -14,6 +14,7 @@ from qdc.passkit import geometry
 from qdc.passkit.rollout import rollout
 from qdc.passkit.samples import draw_samples
 from qdc.pipeline.passbase import Pass
+from qdc.streaming.batches import Batches
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.unit import Unit
@@ -44,11 +45,22 @@ class States:
     masked: Tensor
     """``bool[N, length]``: where ``tokens`` holds the mask token."""
     weights: Tensor
-    """``f32[N, length]``: what each position counts in a second moment; 1 where it is visible."""
+    """``f32[N, length]``: what each position counts in a second moment; 1 where it is visible, 0
+    where it is padding."""
+    segments: Tensor | None = None
+    """``i64[N, length]``: which positions of a row see each other (``qdc.streaming.batches``); None
+    if all do, and none is padding."""
 
-    def batches(self, size: int) -> list[Tensor]:
-        """The tokens, ``i64[size, length]`` each; the last batch may be smaller."""
-        return list(torch.split(self.tokens, size))
+    def batches(self, size: int) -> Batches:
+        """The tokens, ``i64[size, length]`` each, with their segments; the last may be smaller."""
+        return Batches.split(self.tokens, self.segments, size)
+
+    def select(self, rows: Tensor) -> "States":
+        """Some rows ``i64[n]``, in their order."""
+        segments = None if self.segments is None else self.segments[rows]
+        return States(
+            self.clean[rows], self.tokens[rows], self.masked[rows], self.weights[rows], segments
+        )
 
 
 class CalibrationOptions(Pass):

@@ -6,7 +6,7 @@ k R^2 / 2 runs of a region. Held by the store of states: the value between two r
 probe, that is ``layers x samples x length x width`` floats in the end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from qdc.ir.graph import Region, Stage
 from qdc.models.predictions import sources
 from qdc.passkit.head import head_logits, masked_positions, output_head
+from qdc.streaming.batches import Batches
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
@@ -26,7 +27,7 @@ class Probes:
     """The original model on calibration states, and copies of its run with one layer replaced."""
 
     unit: Unit
-    batches: Sequence[Tensor]
+    batches: Batches
     """``i64[b, length]`` each."""
     probed: int
     """The first so many batches are run in every probe; all are run in the original."""
@@ -39,7 +40,7 @@ class Probes:
         self._read = self.unit.original_weights()
         self._cache: dict[str, Mapping[str, Tensor]] = {}
         self._replaced: dict[str, Tensor] = {}
-        self.original = self._stream(list(self.batches))
+        self.original = self._stream(self.batches)
 
     def enter(self, stage: Stage) -> Stream:
         """Move the original to a stage; returns its stream."""
@@ -55,7 +56,7 @@ class Probes:
 
         The original stands at the layer's stage. In the last region the run goes up to the head.
         """
-        probe = self._stream(list(self.batches[: self.probed]))
+        probe = self._stream(self.batches[: self.probed])
         probe.join(self.original)
         self._replaced = {layer: weight}
         self._leave(probe, region)
@@ -84,11 +85,12 @@ class Probes:
         total, count = 0.0, 0
         pairs = zip(
             self.batches[: self.probed],
-            self.original.values(self.head),
-            self.probes[layer].values(self.head),
+            self.original.compute((self.head.value,)),
+            self.probes[layer].compute((self.head.value,)),
             strict=False,
         )
-        for tokens, right, wrong in pairs:
+        for tokens, *found in pairs:
+            right, wrong = (each[self.head.value] for each in found)
             for row, place in masked_positions(tokens == mask_id):
                 index = (row.to(right.device), sources(place, shift).to(right.device))
                 expected, found = (self._predictions(value[index]) for value in (right, wrong))
@@ -105,7 +107,7 @@ class Probes:
         else:
             stream.leave(region)
 
-    def _stream(self, batches: list[Tensor]) -> Stream:
+    def _stream(self, batches: Batches) -> Stream:
         return self.unit.loose_stream(batches, self._weights)
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:

@@ -191,11 +191,11 @@ class Unit(Scope):
         workspace = self._workspace
         return original_weights(workspace.program, workspace.checkpoint, workspace.device)
 
-    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
+    def loose_stream(self, batches: Sequence[Tensor], weights: NodeWeights) -> Stream:
         """A stream that nobody else moves, and that is not kept for a compile that is resumed.
 
         Args:
-            batches: ``i64[b, length]`` token ids.
+            batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
             weights: what its nodes are computed with.
         """
         return self._workspace.loose_stream(batches, weights)

@@ -20,12 +20,13 @@ from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef
+from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.remark import Remark
 from qdc.streaming.states import StateStore
 from qdc.streaming.stream import NodeWeights, Stream, Trail
 
-MakeBatches = Callable[[], list[Tensor]]
+MakeBatches = Callable[[], Sequence[Tensor]]
 Key = tuple[int, bool]
 """A stream: the place of its pass in the plan, and whether it goes through the original model."""
 
@@ -166,7 +167,7 @@ class Workspace:
                 stream.follow(self.trails.pop(key), self._loaded.clear)
         return self._streams[key]
 
-    def open_stream(self, key: Key, batches: list[Tensor], *, split: bool = False) -> Stream:
+    def open_stream(self, key: Key, batches: Sequence[Tensor], *, split: bool = False) -> Stream:
         """Start a stream of batches ``i64[b, length]`` before the first region."""
         _, original = key
         self._streams[key] = self._watch(
@@ -182,13 +183,13 @@ class Workspace:
         )
         return self._streams[key]
 
-    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
+    def loose_stream(self, batches: Sequence[Tensor], weights: NodeWeights) -> Stream:
         """A stream that the caller moves: it is not left with a region, and not kept for later."""
         return self._watch(Stream(self.program, batches, weights, self.device, states=self.states))
 
-    def _same(self, batches: list[Tensor]) -> None:
+    def _same(self, batches: Sequence[Tensor]) -> None:
         whole = hashlib.sha256(repr([list(batch.shape) for batch in batches]).encode())
-        for batch in batches:
+        for batch in (*batches, *(Batches.of(batches).segments or ())):
             whole.update(batch.contiguous().numpy().data)
         if len(set(self.world.agree(whole.digest()))) > 1:
             raise InvalidCalibration(
