@@ -96,6 +96,10 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row("calibration", report.calibration[:60])
         if report.calibration_left_out:
             rows.add_row("left out", report.calibration_left_out)
+        for use in report.calibration_text:
+            rows.add_row("text", "\n".join((*use.said, *use.notes)))
+            for warning in use.warnings:
+                rows.add_row("warning", warning)
         rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
     if report.layers:
         weights = sum(layer.weights for layer in report.layers)

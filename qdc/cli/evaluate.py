@@ -102,7 +102,9 @@ def _measure(
             f"--length {size} is beyond the model's {facts.max_length} tokens",
             help="choose a smaller length",
         )
-    windows, owners = held_out(source.documents, candidate.encode, size, asked.windows)
+    windows, owners, text = held_out(
+        source.documents, candidate.encode, size, asked.windows, asked.pack
+    )
     documents, drawn = len(source.documents), range(asked.seeds)
     with progress() as update:
 
@@ -112,11 +114,11 @@ def _measure(
         if original is None:
             return evaluate(
                 candidate, windows, facts.mask_token_id, asked.ratios, drawn, asked.batch,
-                progress=tick, documents=documents, owners=owners,
+                progress=tick, documents=documents, owners=owners, text=text,
             )  # fmt: skip
         return compare(
             candidate, original, windows, facts.mask_token_id, asked.ratios, drawn, asked.batch,
-            progress=tick, documents=documents, owners=owners,
+            progress=tick, documents=documents, owners=owners, text=text,
             infills=_infills(windows, asked.infills), block=facts.attention_block,
             decoded=lambda done, total: update("fill gaps", done, total),
         )  # fmt: skip

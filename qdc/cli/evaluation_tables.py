@@ -23,7 +23,9 @@ def print_evaluation(to: Console, found: Evaluation, *, markdown: bool = False) 
     rows.append(("bound", "", f"{found.bound:.4f}", spread(found.bound_interval, ".4f")))
     rows.append(("unigram", "", f"{found.unigram:.4f}", ""))
     columns = ("mask ratio", "tokens", "cross-entropy", "95% interval")
-    sheet = Sheet(_title(found), columns, (1, 2, 3), rows, (BOUND, UNIGRAM, _unit(found)))
+    sheet = Sheet(
+        _title(found), columns, (1, 2, 3), rows, (BOUND, UNIGRAM, _unit(found), *_text(found))
+    )
     print_sheet(to, sheet, markdown=markdown)
 
 
@@ -57,7 +59,9 @@ def print_comparison(to: Console, found: Comparison, *, markdown: bool = False) 
         "mask ratio", "tokens", "compiled", "original", "rise", "s.e.", "95% interval",
         "share of gap",
     )  # fmt: skip
-    notes = (BOUND, UNIGRAM, "gap: from the original to unigram", _unit(candidate))
+    notes = (
+        BOUND, UNIGRAM, "gap: from the original to unigram", _unit(candidate), *_text(candidate)
+    )  # fmt: skip
     sheet = Sheet(_title(candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
     print_sheet(to, sheet, markdown=markdown)
     if found.agreements:
@@ -101,7 +105,12 @@ def print_comparisons(
     columns = (
         "model", "mask ratio", "loss", "rise", "s.e.", "95% interval", "same top token", "KL"
     )  # fmt: skip
-    notes = (f"rise, same top token and KL: against {reference}", BOUND, _unit(first.candidate))
+    notes = (
+        f"rise, same top token and KL: against {reference}",
+        BOUND,
+        _unit(first.candidate),
+        *_text(first.candidate),
+    )
     sheet = Sheet(_title(first.candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
     print_sheet(to, sheet, markdown=markdown)
     filled = [(path, each.decoding) for path, each in found if each.decoding is not None]
@@ -137,6 +146,14 @@ def _decoding(found: DecodeAgreement) -> tuple[str, ...]:
 def _title(found: Evaluation) -> str:
     windows = "1 window" if found.windows == 1 else f"{found.windows} windows"
     return f"nats a token   {windows} of {found.length} tokens from {found.documents} documents"
+
+
+def _text(found: Evaluation) -> tuple[str, ...]:
+    """What the windows were made of, and what the user should change about that."""
+    if found.text is None:
+        return ()
+    said = (f"text: {line}" for line in (*found.text.said, *found.text.notes))
+    return (*said, *(f"warning: {line}" for line in found.text.warnings))
 
 
 def _unit(found: Evaluation) -> str:

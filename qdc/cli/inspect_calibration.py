@@ -47,7 +47,7 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
             help="choose a smaller length, or leave it out",
         )
     sampling = _sampling(
-        **options.model_dump(include={"samples", "seed", "ratios", "top"}),
+        **options.model_dump(include={"samples", "pack", "seed", "ratios", "top"}),
         length=longest if length is None else length,
     )
     source = read_source(options.calibration, fields)
@@ -58,11 +58,16 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
         def tick(done: int, total: int) -> None:
             update("inspect the stages", done, total)
 
-        found = inspect(program, checkpoint, source, encode, sampling, torch.device(device), tick)
+        found, use = inspect(
+            program, checkpoint, source, encode, sampling, torch.device(device), tick
+        )
     if as_json:
-        print_json(as_data(found, sampling, f"{source.name} sha256:{source.digest}"))
+        data = as_data(found, sampling, f"{source.name} sha256:{source.digest}")
+        print_json({**data, "calibration_text": use.model_dump(mode="json")})
     else:
         print_inspection(console(), found, sampling, source.name)
+        print_lines(console(), "", *use.said, *use.notes)
+        print_lines(console(), *(f"warning   {warning}" for warning in use.warnings))
 
 
 def as_data(found: Sequence[StageShift], sampling: Sampling, calibration: str) -> dict[str, object]:

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from qdc.cli.ranks import refuse_ranks
 from qdc.evaluation.options import as_ratios
+from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
 from qdc.text.options import Calibration, ChatFields, TextField
@@ -44,6 +45,9 @@ class InspectionOptions(Options):
     chat_fields: ChatFields = None
     samples: Annotated[int, option("N", "Windows to compare")] = 16
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
+    pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within")] = (
+        "documents"
+    )
     seed: Annotated[int, option("N", "Seed of windows and masks")] = 0
     ratios: Annotated[
         tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")

@@ -57,6 +57,7 @@ def compile_report(
         checkpoint_sha256=digest,
         calibration=source,
         calibration_left_out="" if text is None else text.source.left_out,
+        calibration_text=tuple(workspace.text),
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),

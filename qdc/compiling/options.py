@@ -132,6 +132,7 @@ class CompileKeywords(TypedDict, total=False):
     chat_fields: str | None
     samples: int | None
     length: int | None
+    pack: str | None
     seed: int | None
     states: str
     host_memory: str | int | None

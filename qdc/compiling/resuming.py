@@ -257,6 +257,7 @@ class Resumption:
         journal, savepoints = self.journal, self.savepoints
         self.workspace.linear_calls = journal.linear_calls
         self.workspace.samples = journal.samples
+        self.workspace.text = list(journal.text)
         savepoints.remarks.earlier = journal.remarks
         for row, cost in zip(savepoints.meter.measured, journal.passes, strict=True):
             row.seconds, row.peak_bytes, row.units = cost.seconds, cost.peak_bytes, cost.units

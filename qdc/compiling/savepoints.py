@@ -93,6 +93,7 @@ class Savepoints:
                 entries=(*self._thinned(earlier), entry),
                 linear_calls=self.workspace.linear_calls,
                 samples=self.workspace.samples,
+                text=tuple(self.workspace.text),
                 passes=tuple(
                     PassRecord(seconds=row.seconds, peak_bytes=row.peak_bytes, units=row.units)
                     for row in self.meter.measured

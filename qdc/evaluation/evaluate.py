@@ -25,6 +25,7 @@ from qdc.evaluation.results import (
     Evaluation,
     RatioResult,
 )
+from qdc.ir.text_use import TextUse
 from qdc.units import Progress
 
 __all__ = [
@@ -58,16 +59,17 @@ def evaluate(
     progress: Progress | None = None,
     documents: int | None = None,
     owners: Tensor | None = None,
+    text: TextUse | None = None,
 ) -> Evaluation:
     """Measure one model on clean windows ``i64[w, length]``.
 
     Each ratio is measured once a seed, the bound with ``bound_samples`` masks a window from the
-    first seed; ``progress`` counts forwards. ``documents`` is only noted in the result; ``owners``,
-    ``i64[w]``, are the documents of the windows, which intervals resample.
+    first seed; ``progress`` counts forwards. ``documents`` and ``text`` are only noted in the
+    result; ``owners``, ``i64[w]``, are the documents of the windows, which intervals resample.
     """
     _check(windows, ratios, seeds, batch, bound_samples, owners)
     measured = _measure((logits,), windows, mask_id, ratios, seeds, batch, bound_samples, progress)
-    return _evaluation(0, windows, ratios, measured, documents, _groups(owners))
+    return _evaluation(0, windows, ratios, measured, documents, text, _groups(owners))
 
 
 def compare(
@@ -82,6 +84,7 @@ def compare(
     progress: Progress | None = None,
     documents: int | None = None,
     owners: Tensor | None = None,
+    text: TextUse | None = None,
     infills: int = 0,
     block: int | None = None,
     decoded: Progress | None = None,
@@ -108,8 +111,8 @@ def compare(
             *models, windows, mask_id, infills, groups, block, progress=decoded
         )
     return Comparison(
-        candidate=_evaluation(0, windows, ratios, measured, documents, groups),
-        original=_evaluation(1, windows, ratios, measured, documents, groups),
+        candidate=_evaluation(0, windows, ratios, measured, documents, text, groups),
+        original=_evaluation(1, windows, ratios, measured, documents, text, groups),
         differences=tuple(
             Difference(ratio=ratio, rise=rise, standard_error=error, interval=ends)
             for ratio, (rise, error, ends) in zip(ratios, differences[:-1], strict=True)
@@ -221,6 +224,7 @@ def _evaluation(
     ratios: Sequence[float],
     measured: Sequence[Sums],
     documents: int | None,
+    text: TextUse | None,
     groups: Tensor | None,
 ) -> Evaluation:
     losses = [float(sums.losses[model].sum() / sums.tokens.sum()) for sums in measured]
@@ -228,6 +232,7 @@ def _evaluation(
     frequency = windows.flatten().bincount().double() / windows.numel()
     return Evaluation(
         documents=documents,
+        text=text,
         windows=len(windows),
         length=windows.shape[1],
         unigram=float(torch.special.entr(frequency).sum()),

@@ -15,13 +15,14 @@ from qdc.evaluation.harness.options import (
     Scorer,
     Seed,
 )
+from qdc.ir.text_use import Pack
 from qdc.options import Options, as_list, option, switch
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.options import Device, Plugins, RunBackend
 from qdc.text.options import TextField
 from qdc.text.records import DEFAULT_FIELD
 
-OF_TEXT = ("ratios", "length", "windows", "seeds", "infills", "text_field", "report")
+OF_TEXT = ("ratios", "length", "windows", "seeds", "infills", "text_field", "pack", "report")
 OF_LIKELIHOODS = ("scorer", "mc_num", "cfg", "seed")
 OF_TASKS = ("include", "limit", "shots", *OF_LIKELIHOODS, "generate", "chat")
 
@@ -81,6 +82,14 @@ class EvaluationOptions(Options):
     seeds: Annotated[int, option("N", "Mask drawings of each window and ratio")] = 3
     infills: Annotated[int, option("N", "Gaps that both models fill greedily")] = 16
     text_field: TextField = DEFAULT_FIELD
+    pack: Annotated[
+        Pack,
+        option(
+            "NAME",
+            "How documents fill a window: documents, within",
+            more="documents: joined, cut at its end; within: each by itself, what is left dropped",
+        ),
+    ] = "documents"
     tasks: Annotated[
         tuple[str, ...],
         BeforeValidator(as_list),

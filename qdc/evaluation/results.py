@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from qdc.evaluation.bootstrap import Interval
+from qdc.ir.text_use import TextUse
 
 
 class _Result(BaseModel):
@@ -29,6 +30,8 @@ class Evaluation(_Result):
     """
 
     documents: int | None
+    text: TextUse | None = None
+    """What the windows were made of."""
     windows: int
     length: int
     unigram: float

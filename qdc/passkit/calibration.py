@@ -10,6 +10,7 @@ from torch import Tensor
 from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import LayerGraph, Node, Stage
+from qdc.ir.text_use import Pack
 from qdc.passkit import geometry
 from qdc.passkit.rollout import rollout
 from qdc.passkit.samples import draw_samples
@@ -81,6 +82,10 @@ class CalibrationOptions(Pass):
     )
     seed: int = Field(default=0, ge=0, lt=1 << 62, description="seed of windows and masks")
     batch: int = Field(default=8, ge=1, description="sequences computed at once")
+    pack: Pack = Field(
+        default="documents",
+        description="documents: joined, cut at a window's end; within: long documents alone",
+    )
     geometry: Geometry = Field(default="mcs", description="which tokens are masked")
     timesteps: int | None = Field(
         default=None,
@@ -138,9 +143,11 @@ class CalibrationOptions(Pass):
                 help="leave prefix out, or calibrate on documents",
             )
         length = self.length or unit.model.max_length
-        clean, maskable = draw_samples(
-            text.source, text.encode, unit.model, self.samples, length, self.seed, self._prefix()
-        )
+        clean, maskable, use = draw_samples(
+            text.source, text.encode, unit.model, self.samples, length, self.seed, self._prefix(),
+            self.pack,
+        )  # fmt: skip
+        unit.note_text(use)
         repeated = self.timesteps or 1
         clean, maskable = (t.repeat_interleave(repeated, 0) for t in (clean, maskable))
         tokens, masked = self._mask(unit, clean, maskable)

@@ -5,6 +5,7 @@ follow, and the last is cut at the window's end. All prompts are visible, only a
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +17,39 @@ Turn = tuple[list[int], list[int]]
 """Tokens of a prompt and of its answer."""
 
 
+class Counts(NamedTuple):
+    """What was made of the records."""
+
+    looked_at: int
+    """Records that were tokenized."""
+    tokens: int
+    """Of these, of those with an answer."""
+    used: int
+    """Records that are in a window, wholly or in part."""
+    cut: int
+    """Of these: those that are longer than a window, or end behind one."""
+    unanswered: int
+    """Of those looked at, without an answer."""
+
+
+class Answered(NamedTuple):
+    """Windows of prompts and answers."""
+
+    tokens: Tensor
+    """``i64[samples, length]`` token ids."""
+    answers: Tensor
+    """``bool[samples, length]``: true in answers."""
+    counts: Counts
+
+
 def draw_dialogues(
     dialogues: Sequence[Dialogue],
     encode: Callable[[Dialogue], Turn],
     samples: int,
     length: int,
     seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Draw ``i64[samples, length]`` token ids, and ``bool`` of that shape: true in answers.
+) -> Answered:
+    """Draw windows of records.
 
     Records come in random order, and in another one when all have been used; those without an
     answer are left out. A record that is too long loses the start of its prompt, until its answer,
@@ -34,7 +60,7 @@ def draw_dialogues(
     windows = [stream.window() for _ in range(samples)]
     tokens = torch.tensor([[token for token, _ in window] for window in windows])
     answers = torch.tensor([[answer for _, answer in window] for window in windows])
-    return tokens, answers
+    return Answered(tokens, answers, stream.counts())
 
 
 def fit(turn: Turn, length: int) -> Turn:
@@ -58,27 +84,43 @@ class _Stream:
         self.samples, self.length = samples, length
         self.generator = torch.Generator().manual_seed(seed)
         self.records = self._records()
+        self.sizes: dict[int, int] = {}
+        """Tokens of the records that were looked at; 0 without an answer."""
+        self.used, self.cut = set[int](), set[int]()
 
     def window(self) -> list[tuple[int, bool]]:
         """Tokens, and whether each belongs to an answer."""
         found: list[tuple[int, bool]] = []
         while len(found) < self.length:
-            prompt, answer = next(self.records)
+            place, (prompt, answer) = next(self.records)
+            self.used.add(place)
+            if len(found) + self.sizes[place] > self.length:
+                self.cut.add(place)
             found += [(token, False) for token in prompt] + [(token, True) for token in answer]
         return found[: self.length]
 
-    def _records(self) -> Iterator[Turn]:
+    def counts(self) -> Counts:
+        """What the windows until now were made of."""
+        unanswered = sum(not size for size in self.sizes.values())
+        tokens = sum(self.sizes.values())
+        return Counts(len(self.sizes), tokens, len(self.used), len(self.cut), unanswered)
+
+    def _records(self) -> Iterator[tuple[int, Turn]]:
+        """Yield records with an answer, and their places."""
         known: dict[int, Turn] = {}
         while True:
             usable = tokens = 0
-            for place in torch.randperm(len(self.dialogues), generator=self.generator).tolist():
+            order = torch.randperm(len(self.dialogues), generator=self.generator)
+            for place in map(int, order.numpy()):
                 if place not in known:
-                    known[place] = fit(self.encode(self.dialogues[place]), self.length)
+                    whole = self.encode(self.dialogues[place])
+                    self.sizes[place] = len(whole[0]) + len(whole[1]) if whole[1] else 0
+                    known[place] = fit(whole, self.length)
                 prompt, answer = known[place]
                 if answer:
                     usable += 1
                     tokens += len(prompt) + len(answer)
-                    yield known[place]
+                    yield place, known[place]
             self._check(usable, tokens)
 
     def _check(self, usable: int, tokens: int) -> None:

@@ -16,6 +16,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCalibration
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Stage
+from qdc.ir.text_use import Pack, TextUse
 from qdc.numerics.shift import (
     Shift,
     Statistics,
@@ -40,6 +41,7 @@ class Sampling(BaseModel):
 
     samples: int = Field(default=16, ge=1, le=1 << 20)
     length: int = Field(ge=2)
+    pack: Pack = "documents"
     seed: int = Field(default=0, ge=0, lt=1 << 62)
     ratios: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     top: int = Field(default=8, ge=1)
@@ -65,6 +67,13 @@ class StageShift(NamedTuple):
     """Positions that are not masked."""
 
 
+class Inspection(NamedTuple):
+    """The shifts of all stages, and what the reference windows were made of."""
+
+    shifts: list[StageShift]
+    use: TextUse
+
+
 def inspect(
     program: Program,
     checkpoint: Checkpoint,
@@ -73,7 +82,7 @@ def inspect(
     sampling: Sampling,
     device: torch.device,
     progress: Progress | None = None,
-) -> list[StageShift]:
+) -> Inspection:
     """Compare every stage at every ratio, stage by stage in execution order.
 
     Memory: the weights of one region, one value for each position of all ratios (on the CPU), and
@@ -103,7 +112,7 @@ def inspect(
             stream.leave(region)
         if progress is not None:
             progress(done + 1, len(stages))
-    return found
+    return Inspection(found, states.use)
 
 
 class _States:
@@ -118,8 +127,11 @@ class _States:
     ) -> None:
         self.sampling, model = sampling, program.graph.model
         size = sampling.samples, sampling.length
-        clean, maskable = draw_samples(source, encode, model, *size, sampling.seed, prefix=0)
-        other, _ = draw_samples(source, encode, model, *size, sampling.seed + 1, prefix=0)
+        pack = sampling.pack
+        clean, maskable, self.use = draw_samples(
+            source, encode, model, *size, sampling.seed, 0, pack
+        )
+        other = draw_samples(source, encode, model, *size, sampling.seed + 1, 0, pack).clean
         nothing = torch.zeros_like(maskable)
         self.parts = [(clean, nothing), (other, nothing)]
         for ratio in sampling.ratios:

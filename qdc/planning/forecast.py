@@ -22,8 +22,9 @@ from qdc.planning.outlook import (
 )
 from qdc.planning.rates import Rates, measure
 from qdc.planning.storage import shards
+from qdc.planning.text import look_at_text
 from qdc.planning.walk import walk
-from qdc.planning.warnings import memory_warnings, shape_warnings, text_warnings
+from qdc.planning.warnings import memory_warnings, shape_warnings
 from qdc.runtime.device import find_device
 from qdc.streaming.account import Account
 from qdc.streaming.ledger import Ledger
@@ -53,7 +54,7 @@ def forecast(
     for step in plan.passes():
         step.check(program.graph)
     # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
-    about_text = tuple(text_warnings(plan, program.graph.model, model, calibration, fields))
+    uses, about_text = look_at_text(plan, program.graph.model, model, calibration, fields)
     where = torch.device(device)
     ledger = Ledger(shared=where.type == "cpu")
     base = resident_bytes()
@@ -98,6 +99,7 @@ def forecast(
         scratch_bytes=account.scratch_bytes + account.states_on_disk,
         samples=samples,
         length=length,
+        calibration_text=uses,
         forwards=account.linear_calls / max(1, account.samples * len(layers)),
         passes=tuple(_costs(plan, account, measure(where))),
         unknown=tuple(account.unknown),

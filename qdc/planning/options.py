@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, model_validator
 
 from qdc.errors import QdcError
+from qdc.ir.text_use import Pack
 from qdc.options import Options, option
 from qdc.runtime.options import Device, Plugins
 from qdc.streaming.memory import states_memory
@@ -14,7 +15,7 @@ from qdc.text.records import DEFAULT_FIELD, Fields
 from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
-OVERRIDES = ("samples", "length", "seed")
+OVERRIDES = ("samples", "length", "pack", "seed")
 """Options that go to every pass that has them."""
 
 
@@ -53,6 +54,15 @@ class PlanOptions(Options):
     length: Annotated[
         int | None,
         option("N", "Tokens of a sequence", more="For every pass that has this option"),
+    ] = None
+    pack: Annotated[
+        Pack | None,
+        option(
+            "NAME",
+            "How documents fill a sequence: documents, within",
+            more="documents: joined, cut at its end; within: documents that are longer, alone. For "
+            "every pass that has this option",
+        ),
     ] = None
     states: Annotated[
         States,

@@ -10,6 +10,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.evaluate import Comparison, Evaluation
 from qdc.format.codec import BitsWord
 from qdc.frontend.coverage import Covered
+from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
 
 SCHEMA = 1
@@ -119,6 +120,8 @@ class CompileReport(Frozen):
     """Name and digest of the text."""
     calibration_left_out: str = ""
     """Records of the text that hold nothing, in words; empty if there is none."""
+    calibration_text: tuple[TextUse, ...] = ()
+    """What the samples were made of; several where passes draw otherwise."""
     artifact_sha256: str = ""
     """Digest of the artifact's files other than shards; its dump names every tensor's digest."""
     plugins: tuple[str, ...]

@@ -17,6 +17,7 @@ from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node
 from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable, torch_dtype
+from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
 from qdc.pipeline.traversal import Scope
@@ -199,6 +200,11 @@ class Unit(Scope):
             weights: what its nodes are computed with.
         """
         return self._workspace.loose_stream(batches, weights)
+
+    def note_text(self, use: TextUse) -> None:
+        """Say what samples were made of, for the report; several passes may draw the same."""
+        if use not in self._workspace.text:
+            self._workspace.text.append(use)
 
     def count(self, *streams: Stream) -> None:
         """Count what loose streams have executed as part of the calibration."""

@@ -18,6 +18,7 @@ from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Kept, Packed
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
+from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef
 from qdc.streaming.batches import Batches
@@ -50,6 +51,8 @@ class Workspace:
     """Where the values of all streams wait between two stages."""
     samples: int = 0
     """Samples of the largest calibration."""
+    text: list[TextUse] = field(default_factory=list)
+    """What samples were made of, each once."""
     trails: dict[Key, Trail] = field(default_factory=dict)
     """Ways that streams follow when they are made, to where an interrupted compile had them."""
     world: World = field(default_factory=World)

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
 from qdc.errors import InvalidCalibration, InvalidCheckpoint
@@ -35,6 +36,7 @@ FAILURES = (
     ValueError,
 )
 """What the expressions of a template may raise besides the engine's own errors."""
+PROBES = ("a", "A", "0")
 UNREADABLE = "the tokenizer cannot read a text"
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
@@ -111,25 +113,53 @@ def faults_named(what: str) -> Iterator[None]:
         ) from error
 
 
-class Encoder:
-    """From text to token ids, without adding special tokens.
+class Surround(NamedTuple):
+    """What a tokenizer's post-processor puts around a text: ids as of [CLS], [SEP], BOS, EOS."""
 
-    A special token that is written in a document is text: no document can mask or end itself.
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+class Encoder:
+    """From text to token ids.
+
+    A special token that is written in a text is text: no document can mask or end itself. Those
+    that the model was trained to see around a document are put there by ``document`` and
+    ``prompt``; a call encodes a piece of text, which has nothing around it.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
-        """Use this tokenizer."""
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", *, surrounds: bool = True) -> None:
+        """Use this tokenizer.
+
+        Args:
+            tokenizer: of a checkpoint.
+            surrounds: whether whole documents get what the tokenizer's post-processor puts around
+                a text.
+
+        Raises:
+            InvalidCheckpoint: the post-processor does something else to a text than that.
+        """
         self.tokenizer = tokenizer
         self.unknown: int | None = tokenizer.unk_token_id
         """What stands for text that the tokenizer does not know; most know all text."""
+        self.surround = surround(tokenizer) if surrounds else Surround()
+        """What stands before and after each whole document; both are empty for most decoders."""
 
     def __call__(self, text: str) -> list[int]:
-        """Encode a document."""
+        """Encode a piece of text, without anything around it."""
         with faults_named(UNREADABLE):
             ids: list[int] = self.tokenizer.encode(
                 text, add_special_tokens=False, split_special_tokens=True
             )
         return ids
+
+    def document(self, text: str) -> list[int]:
+        """Encode a whole document, between what the model was trained to see around one."""
+        return [*self.surround.before, *self(text), *self.surround.after]
+
+    def prompt(self, text: str) -> list[int]:
+        """Encode the beginning of a document, which is to be continued: nothing closes it."""
+        return [*self.surround.before, *self(text)]
 
     def dialogue(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
         """Encode a prompt and its answer, in the form of the chat template if there is one.
@@ -166,6 +196,35 @@ class Encoder:
     def _marked(self, text: str) -> list[int]:
         """Encode text in which the template has written special tokens."""
         return encode_marked(self.tokenizer, text)
+
+
+def surround(tokenizer: "PreTrainedTokenizerFast") -> Surround:
+    """What the tokenizer's post-processor puts around a text.
+
+    It is read from an encoded text, whose own tokens the tokenizer tells from added ones; an empty
+    text would not show which of them close it. Raises InvalidCheckpoint for a post-processor that
+    repeats, cuts or interrupts the text.
+    """
+    backend = tokenizer.backend_tokenizer
+    with faults_named(UNREADABLE):
+        if not backend.num_special_tokens_to_add(is_pair=False):
+            return Surround()
+        for text in chain(PROBES, backend.get_vocab(with_added_tokens=False)):
+            whole = backend.encode(text)
+            own = [place for place, owner in enumerate(whole.sequence_ids) if owner is not None]
+            if own:
+                break
+        else:
+            raise ValueError("no text gives a token")
+        plain = backend.encode(text, add_special_tokens=False).ids
+    first, end = own[0], own[-1] + 1
+    if whole.ids[first:end] != plain:
+        raise InvalidCheckpoint(
+            f"the post-processor makes {whole.ids} of a text of the tokens {plain}",
+            where=[TOKENIZER],
+            help="only post-processors that put tokens before and after a text are supported",
+        )
+    return Surround(tuple(whole.ids[:first]), tuple(whole.ids[end:]))
 
 
 def encode_marked(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:

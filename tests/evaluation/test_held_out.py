@@ -26,9 +26,9 @@ def test_windows(documents: list[str], length: int, most: int | None) -> None:
     whole = [encode(piece) for piece in pieces if len(piece) == length]
     if not whole:
         with pytest.raises(QdcError):
-            held_out_windows(documents, encode, length, most)
+            held_out_windows(documents, encode, length, most, "within")
         return
-    found = held_out_windows(documents, encode, length, most)
+    found = held_out_windows(documents, encode, length, most, "within")
     assert found.dtype == torch.int64
     count = len(whole) if most is None else min(most, len(whole))
     assert found.tolist() == [whole[i * len(whole) // count] for i in range(count)]
@@ -37,16 +37,18 @@ def test_windows(documents: list[str], length: int, most: int | None) -> None:
 def test_even_choice() -> None:
     """Every document keeps its share of a smaller choice."""
     documents = ["a" * 40, "b" * 40, "c" * 41]
-    assert held_out_windows(documents, encode, 4, 3)[:, 0].tolist() == encode("abc")
-    assert held_out_windows(documents, encode, 4, None).shape == (30, 4)
+    assert held_out_windows(documents, encode, 4, 3, "within")[:, 0].tolist() == encode("abc")
+    assert held_out_windows(documents, encode, 4, None, "within").shape == (30, 4)
 
 
 def test_too_short() -> None:
     """The error says what was there and what is needed."""
     with pytest.raises(QdcError) as caught:
-        held_out_windows(["abc", ""], encode, 4, None)
+        held_out_windows(["abc", ""], encode, 4, None, "within")
     assert "found 2 documents, the longest of 3 tokens, need one of at least 4" in str(caught.value)
-    assert "help  give longer held-out text, or a smaller length" in str(caught.value)
+    assert "help  take pack=documents, which joins them, or give longer held-out text" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(("length", "most", "said"), [(0, None, "any number of"), (4, 0, "0")])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdc.errors import InvalidCalibration
-from qdc.passkit.windows import draw_windows
+from qdc.passkit.windows import draw_within
 
 
 def encode(text: str) -> list[int]:
@@ -32,22 +32,22 @@ def test_windows_lie_in_long_documents(lengths: list[int], length: int, seed: in
     documents = [document(1000 * (n + 1), size) for n, size in enumerate(lengths)]
     if max(lengths) <= length:
         with pytest.raises(InvalidCalibration):
-            draw_windows(documents, encode, 5, length, seed)
+            draw_within(documents, encode, 5, length, seed)
         return
-    windows = draw_windows(documents, encode, 5, length, seed)
+    windows = draw_within(documents, encode, 5, length, seed).windows
     assert windows.shape == (5, length)
     assert windows.dtype == torch.int64
     for window in windows.tolist():
         text = documents[window[0] // 1000 - 1]
         assert "".join(map(chr, window)) in text
         assert len(text) > length
-    assert torch.equal(windows, draw_windows(documents, encode, 5, length, seed))
+    assert torch.equal(windows, draw_within(documents, encode, 5, length, seed).windows)
 
 
 def test_uniform_over_documents_and_offsets() -> None:
     """Long documents count no more than shorter ones; each offset, both ends too, is as likely."""
     documents = [document(100, 3), document(1000, 6), document(2000, 24), document(3000, 5)]
-    firsts = draw_windows(documents, encode, 2000, 5, seed=3)[:, 0].tolist()
+    firsts = draw_within(documents, encode, 2000, 5, seed=3).windows[:, 0].tolist()
     owners = Counter(first // 1000 for first in firsts)
     assert set(owners) == {1, 2}
     assert abs(owners[1] - 1000) < 100
@@ -60,7 +60,8 @@ def test_seeds_differ() -> None:
     """Another seed draws other windows."""
     documents = [document(100, 500)]
     assert not torch.equal(
-        draw_windows(documents, encode, 4, 5, 0), draw_windows(documents, encode, 4, 5, 1)
+        draw_within(documents, encode, 4, 5, 0).windows,
+        draw_within(documents, encode, 4, 5, 1).windows,
     )
 
 
@@ -74,7 +75,7 @@ def test_each_document_is_tokenised_once() -> None:
         return encode(text)
 
     documents = [document(100 * n, 4 * n) for n in range(1, 9)]
-    draw_windows(documents, counted, 50, 9, 0, progress=lambda *step: told.append(step))
+    draw_within(documents, counted, 50, 9, 0, progress=lambda *step: told.append(step))
     assert set(seen.values()) == {1}
     assert told == [(step, 50) for step in range(1, 51)]
 
@@ -82,17 +83,17 @@ def test_each_document_is_tokenised_once() -> None:
 def test_too_short() -> None:
     """The error says what was there, what is needed and which option helps."""
     with pytest.raises(InvalidCalibration) as caught:
-        draw_windows(["abc", "abcdefgh", ""], encode, 2, 8, 0)
+        draw_within(["abc", "abcdefgh", ""], encode, 2, 8, 0)
     assert str(caught.value) == (
         "error[QDC303] found 3 documents, the longest of 8 tokens, need one of at least 9 tokens\n"
         "  help  give longer text with --calibration, or a smaller length"
     )
     with pytest.raises(InvalidCalibration, match="found 0 documents"):
-        draw_windows([], encode, 2, 8, 0)
+        draw_within([], encode, 2, 8, 0)
 
 
 @pytest.mark.parametrize(("samples", "length"), [(0, 4), (4, 0), (-1, 4)])
 def test_senseless_sizes(samples: int, length: int) -> None:
     """No samples, or samples of nothing, are refused."""
     with pytest.raises(InvalidCalibration, match=f"found {samples} samples of {length} tokens"):
-        draw_windows(["abcdefgh"], encode, samples, length, 0)
+        draw_within(["abcdefgh"], encode, samples, length, 0)
