@@ -45,7 +45,7 @@ class InspectionOptions(Options):
     chat_fields: ChatFields = None
     samples: Annotated[int, option("N", "Windows to compare")] = 16
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
-    pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within")] = (
+    pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within, pad")] = (
         "documents"
     )
     seed: Annotated[int, option("N", "Seed of windows and masks")] = 0

@@ -6,7 +6,7 @@ k R^2 / 2 runs of a region. Held by the store of states: the value between two r
 probe, that is ``layers x samples x length x width`` floats in the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch import Tensor
 from qdc.ir.graph import Region, Stage
 from qdc.models.predictions import sources
 from qdc.passkit.head import head_logits, masked_positions, output_head
-from qdc.streaming.batches import Batches
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
@@ -27,8 +26,8 @@ class Probes:
     """The original model on calibration states, and copies of its run with one layer replaced."""
 
     unit: Unit
-    batches: Batches
-    """``i64[b, length]`` each."""
+    batches: Sequence[Tensor]
+    """``i64[b, length]`` each; ``Batches`` where they have segments."""
     probed: int
     """The first so many batches are run in every probe; all are run in the original."""
     probes: dict[str, Stream] = field(default_factory=dict)
@@ -89,8 +88,8 @@ class Probes:
             self.probes[layer].compute((self.head.value,)),
             strict=False,
         )
-        for tokens, *found in pairs:
-            right, wrong = (each[self.head.value] for each in found)
+        for tokens, *values in pairs:
+            right, wrong = (each[self.head.value] for each in values)
             for row, place in masked_positions(tokens == mask_id):
                 index = (row.to(right.device), sources(place, shift).to(right.device))
                 expected, found = (self._predictions(value[index]) for value in (right, wrong))
@@ -107,7 +106,7 @@ class Probes:
         else:
             stream.leave(region)
 
-    def _stream(self, batches: Batches) -> Stream:
+    def _stream(self, batches: Sequence[Tensor]) -> Stream:
         return self.unit.loose_stream(batches, self._weights)
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:

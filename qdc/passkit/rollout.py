@@ -86,8 +86,8 @@ def predict(
     unit.count(stream)
     weights = read(stage.layers[0])
     shift = graph.model.logits_shift
-    for (tokens, masked), found in zip(states, stream.compute((stage.value,)), strict=True):
-        hidden = found[stage.value]
+    for (tokens, masked), values in zip(states, stream.compute((stage.value,)), strict=True):
+        hidden = values[stage.value]
         best, sure = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.float64)
         for row, place in masked_positions(masked):
             reads = hidden[row.to(hidden.device), sources(place, shift).to(hidden.device)]

@@ -59,9 +59,10 @@ class PlanOptions(Options):
         Pack | None,
         option(
             "NAME",
-            "How documents fill a sequence: documents, within",
-            more="documents: joined, cut at its end; within: documents that are longer, alone. For "
-            "every pass that has this option",
+            "How documents fill a sequence: documents, within, pad",
+            more="documents: joined, cut at its end; within: documents that are longer, alone; "
+            "pad: one document each, the rest left out of all statistics. For every pass that has "
+            "this option",
         ),
     ] = None
     states: Annotated[

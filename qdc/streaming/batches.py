@@ -1,8 +1,8 @@
 """Token ids in batches, and their segments: which of the tokens of a row see each other.
 
-A row may hold several documents that are not to see each other, or one document and padding. Both
-are said by a number for each position, its segment: attention stays within a segment, and positions
-of the segment ``PADDING`` are no data. They are computed, since a batch has one length, and left out
+A row may hold several documents that are not to see each other, or one document and padding. A
+number for each position, its segment, says so: attention stays within a segment, and positions of
+the segment ``PADDING`` are no data. They are computed, since a batch has one length, and left out
 of everything that is counted, averaged or fitted.
 """
 

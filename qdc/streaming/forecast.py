@@ -14,6 +14,7 @@ from qdc.ir.keys import table_key
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.account import SCRATCH, TABLE, Account
+from qdc.streaming.apart import require_apart
 from qdc.streaming.ledger import Place
 from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.work import FP32, Work
@@ -101,8 +102,18 @@ class Forecast(Scope):
         where: Place = "host" if host else "device"
         self._account.charge(self.place, self.step.name, nbytes, work or Work(), where)
 
+    def check_apart(self, *, isolate: bool) -> None:
+        """As that of a unit."""
+        require_apart(self._account.program, isolate=isolate)
+
     def stream(
-        self, samples: int, length: int, batch: int, *, original: bool = False
+        self,
+        samples: int,
+        length: int,
+        batch: int,
+        *,
+        original: bool = False,
+        segmented: bool = False,
     ) -> StreamForecast:
         """The calibration stream of this pass, started at the first call."""
         key, account = (self.place, original), self._account
@@ -111,7 +122,7 @@ class Forecast(Scope):
             account.drawn[self.place] = (samples, length)
             owner = self.place, self.step.name
             account.streams[key] = StreamForecast(
-                account, owner, samples, length, batch, original=original
+                account, owner, samples, length, batch, original=original, segmented=segmented
             )
         return account.streams[key]
 

@@ -11,6 +11,9 @@ from qdc.streaming.account import Account
 from qdc.streaming.route import Route
 from qdc.streaming.work import FP32, Work, bytes_of, node_work
 
+MASK = 1 + FP32
+"""Bytes of a mask of attention for each pair of positions: as it is made, and as it is added."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -33,6 +36,7 @@ class StreamForecast(Route):
         batch: int,
         *,
         original: bool,
+        segmented: bool = False,
     ) -> None:
         """Stand before the first region.
 
@@ -43,7 +47,9 @@ class StreamForecast(Route):
             length: tokens of a row.
             batch: rows computed at once.
             original: whether it goes through the original model, where nothing is decoded.
+            segmented: whether attention gets a mask.
         """
+        self.segmented = segmented
         self.account, self.owner, self.original = account, owner, original
         self.samples, self.batch = samples, min(batch, samples)
         self.linear_calls = 0.0
@@ -100,6 +106,8 @@ class StreamForecast(Route):
         decoded = [name for name in steps if graph[name].parameters and not self.original]
         made = [self.account.decoding(name) for name in decoded]
         highest, work = sum(live.values()), Work()
+        if self.segmented and any(graph[name].op == "attention" for name in steps):
+            ready += MASK * self.batch * self.sizes["L"] ** 2
         for name in steps:
             work += node_work(graph, name, self.sizes)
             live[name] = bytes_of(graph[name].type, self.sizes, FP32)

@@ -21,6 +21,7 @@ from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
 from qdc.pipeline.traversal import Scope
+from qdc.streaming.apart import require_apart
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.original import original_weights
 from qdc.streaming.remark import Remark
@@ -200,6 +201,14 @@ class Unit(Scope):
             weights: what its nodes are computed with.
         """
         return self._workspace.loose_stream(batches, weights)
+
+    def check_apart(self, *, isolate: bool) -> None:
+        """Refuse a model that would mix padding or, with ``isolate``, documents into others.
+
+        Raises:
+            UnsupportedModel: names the nodes that would.
+        """
+        require_apart(self._workspace.program, isolate=isolate)
 
     def note_text(self, use: TextUse) -> None:
         """Say what samples were made of, for the report; several passes may draw the same."""

@@ -157,7 +157,8 @@ class Workspace:
                 up over all processes.
 
         Raises:
-            InvalidCalibration: they are to be split, and processes have made different ones.
+            InvalidCalibration: they are to be split, and processes have made different ones; or the
+                pass's other stream has segments and they have none.
         """
         key = (place, original)
         if key not in self._streams:
@@ -165,6 +166,14 @@ class Workspace:
             self.samples = max(self.samples, sum(len(batch) for batch in batches))
             if split:
                 self._same(batches)
+            other = self._streams.get((place, not original))
+            if other is not None and (other.segments is None) != (
+                Batches.of(batches).segments is None
+            ):
+                raise InvalidCalibration(
+                    "one stream of a pass knows padding or documents, its other stream does not",
+                    help="make the second of the first: unit.reference(stream.samples)",
+                )
             stream = self.open_stream(key, batches, split=split)
             if key in self.trails:
                 stream.follow(self.trails.pop(key), self._loaded.clear)
