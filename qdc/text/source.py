@@ -24,7 +24,7 @@ from qdc.text.records import (
     is_empty,
     parse_line,
 )
-from qdc.text.scanning import decode, opened, scan_lines, scan_text
+from qdc.text.scanning import LONGEST_LINE, MARK, decode, opened, scan_lines, scan_text
 from qdc.text.stored import Documents, Lines, Reading, Stamp
 
 EMBEDDED = "embedded"
@@ -120,7 +120,9 @@ def _holds_lines(path: Path) -> bool:
     with opened(path) as file:
         if Stamp.of(path, file.fileno()).size <= SMALL:
             return False
-        first = file.readline(SMALL).strip().removeprefix(b"\xef\xbb\xbf")
+        first = file.readline(LONGEST_LINE).removeprefix(MARK).strip()
+        if first.startswith(b"["):
+            return False
         try:
             return isinstance(parse_line(first.decode(), path.name), dict)
         except (InvalidCalibration, UnicodeDecodeError):
