@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, model_validator
 
 from qdc.errors import QdcError
 from qdc.ir.text_use import Pack
-from qdc.options import Options, option
+from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
 from qdc.streaming.memory import states_memory
 from qdc.text.options import Calibration, ChatFields, TextField, read_fields
@@ -15,7 +15,7 @@ from qdc.text.records import DEFAULT_FIELD, Fields
 from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
-OVERRIDES = ("samples", "length", "pack", "seed")
+OVERRIDES = ("samples", "length", "pack", "isolate", "seed")
 """Options that go to every pass that has them."""
 
 
@@ -63,6 +63,13 @@ class PlanOptions(Options):
             more="documents: joined, cut at its end; within: documents that are longer, alone; "
             "pad: one document each, the rest left out of all statistics. For every pass that has "
             "this option",
+        ),
+    ] = None
+    isolate: Annotated[
+        bool | None,
+        switch(
+            "Let attention not cross the documents of a sequence",
+            more="For every pass that has this option",
         ),
     ] = None
     states: Annotated[
