@@ -83,7 +83,7 @@ class TextUse(Frozen):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should change."""
-        found = []
+        found, about = [], "" if self.counted else "about "
         if self.pack == "within" and 2 * self.unusable > self.looked_at:
             found.append(
                 f"{self.unusable:,} of {self.looked_at:,} documents are too short for pack=within, "
@@ -107,7 +107,7 @@ class TextUse(Frozen):
             )
         if self.pack == "documents" and self.windows * self.length > self.tokens:
             found.append(
-                f"the windows hold {self.windows * self.length:,} tokens and the text about "
+                f"the windows hold {self.windows * self.length:,} tokens and the text {about}"
                 f"{self.tokens:,}: they overlap; give more text, or fewer windows"
             )
         return tuple(found)

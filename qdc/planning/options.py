@@ -75,7 +75,7 @@ class PlanOptions(Options):
     states: Annotated[
         States,
         BeforeValidator(_states),
-        option("DTYPE", "Calibration states in memory: bf16, f32"),
+        option("DTYPE", "States held in memory: bf16, f32"),
     ] = "bf16"
     host_memory: Annotated[
         int | None,

@@ -78,7 +78,7 @@ def scan_text(file: BufferedReader, path: Path) -> tuple[LongText, str]:
         data = rest + piece
         text, rest = decode(data, path.name, start, last=False)
         characters += len(text)
-        blank = blank and (not text or text.lstrip(MARK.decode()).isspace())
+        blank = blank and not text.lstrip(MARK.decode()).strip()
         start += len(data) - len(rest)
     decode(rest, path.name, start)
     if blank:

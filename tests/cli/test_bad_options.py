@@ -43,7 +43,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "damp",
         ),
     ),
-    "short calibration": (("--calibration", "TEXT"), ("tokens", "need one of at least 65")),
+    "short calibration": (("--calibration", "TEXT"), ("tokens", "need at least the 64 tokens")),
     "calibration folder": (("--calibration", "MODEL"), ("found a folder",)),
     "no size": (("--host-memory", "lots"), ("--host-memory is no size: 'lots'", "8G")),
     "resume and restart": (("--resume", "--restart"), ("--resume", "--restart", "leave one out")),
@@ -149,7 +149,7 @@ EVALS = {
     "ratio above one": (("--ratios", "1.5"), "--ratios"),
     "long windows": (("--length", "65"), "the model's 64"),
     "no length": (("--length", "0"), "length"),
-    "short text": (("--length", "60"), "need one of at least 60"),
+    "short text": (("--length", "60"), "need at least the 60 tokens"),
 }
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def around(before: bool, after: bool) -> Encoder:
     if before or after:
         form = f"{'[CLS] ' if before else ''}$A{' [SEP]' if after else ''}"
         made.post_processor = processors.TemplateProcessing(single=form, special_tokens=special)
-    return Encoder(PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]"))
+    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    return Encoder(build(tokenizer_object=made, unk_token="[UNK]"))
 
 
 @settings(max_examples=60, deadline=None)
