@@ -51,6 +51,8 @@ class Checkpoint:
         """Every tensor by name, with dtype and shape."""
         self.left_out: dict[str, tuple[Parameter, str]] = {}
         """Tensors that the model has no use for, each with the reason."""
+        self.unused_fields = ""
+        """Fields of the configuration that nothing here knows, in words; empty if there is none."""
         self._keys: dict[str, str] = {}
         self._twins: dict[str, str] = {}
         for file in sorted(set(self._files.values())):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from qdc.cli.ranks import is_first
 from qdc.cli.terminal import (
@@ -123,6 +124,8 @@ def _totals(report: CompileReport) -> Table:
                 f"{', '.join(lost[:MOST_NAMED])}{more}",
             )
     rows.add_row("coverage", _coverage(report))
+    if report.unused_fields:
+        rows.add_row("not used", Text(report.unused_fields))
     for plugin in report.plugins:
         rows.add_row("plugin", plugin)
     rows.add_row("before", size(report.bytes_before))

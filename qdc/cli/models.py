@@ -68,7 +68,7 @@ def open_runnable(
     if folder.is_file():
         _refuse_file(folder)
     config = read_json(folder / "config.json")
-    compiled = "quantization_config" in config
+    compiled = config.get("quantization_config") is not None
     if compiled:
         module = load_artifact(folder, registry, device, None, backend)
     else:

@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Describe just these")]
 PluginFiles = Annotated[
     list[Path] | None,
     typer.Option(

@@ -124,7 +124,8 @@ def run_job(
             tags=job.registry.annotations(),
         )
         if partial is None or job.backend is None:
-            Runner(job.plan, workspace, instruments, scratch).run(workspace.release)
+            runner = Runner(job.plan, workspace, instruments, scratch)
+            runner.run(lambda region: workspace.release(region.nodes, scratch=False))
             _verify(job, workspace)
 
             def without_artifact(shared: Shared) -> CompileReport:
@@ -191,7 +192,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
 def _emitter(backend: Backend, emission: Emission, workspace: Workspace) -> RegionDone:
     def region_done(region: Region) -> None:
         backend.emit_region(emission, region)
-        workspace.release(region)
+        workspace.release(region.nodes, scratch=False)
 
     return region_done
 

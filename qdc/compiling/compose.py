@@ -54,6 +54,7 @@ def compile_report(
         device=job.device,
         environment=environment(job.device),
         checkpoint=str(job.options.model_dir.absolute()),
+        unused_fields=workspace.checkpoint.unused_fields,
         checkpoint_sha256=digest,
         calibration=source,
         calibration_left_out="" if text is None else text.source.left_out,

@@ -9,6 +9,7 @@ from qdc.artifact.partial import check_interrupted
 from qdc.artifact.writer import check_target
 from qdc.compiling.instruments import Instrument
 from qdc.compiling.options import CompileOptions
+from qdc.disk import refuse_special
 from qdc.errors import QdcError
 from qdc.frontend.select import Choice, parse_choice
 from qdc.pipeline.backendbase import Backend
@@ -99,6 +100,8 @@ def _check_places(job: Job) -> None:
             check_target(job.out, force=asked.force)
         if asked.write_report:
             check_report_target(job.out)
+    elif not job.out.is_dir():
+        refuse_special(job.out)  # what is left of such a compile lies beside it
     if job.dump_places:
         _check_folder(job.dump_folder)
 

@@ -8,6 +8,7 @@ where their own files are damaged. What was done again must have its old digest.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,9 +63,9 @@ class Resumption:
                 where=changed,
                 help=f"resume it with what it was begun with, or {DISCARD}",
             )
-        steps = self.runner.steps[: len(journal.entries)]
+        steps = self.runner.traversal.steps[: len(journal.entries)]
         agree = [entry.step for entry in journal.entries] == [step.name for step in steps]
-        if not agree or journal.total != len(self.runner.steps):
+        if not agree or journal.total != len(self.runner.traversal.steps):
             raise self._damaged("its steps are not those of the pipeline")
         if len(journal.passes) != len(savepoints.meter.measured):
             raise self._damaged("its passes are not those of the pipeline")
@@ -82,7 +83,7 @@ class Resumption:
         entries = self.journal.entries
         damaged = [
             step
-            for step, entry in zip(self.runner.steps, entries, strict=False)
+            for step, entry in zip(self.runner.traversal.steps, entries, strict=False)
             if not self._is_whole(entry)
         ]
         broken = {step.number for step in damaged}
@@ -139,7 +140,7 @@ class Resumption:
 
     def _notes_of_segment(self, segment: int) -> Mapping[str, Iterable[Annotation]]:
         """What the graph carried at the end of a segment, or as far as the journal goes."""
-        inside = [step.number for step in self.runner.steps if step.segment <= segment]
+        inside = [step.number for step in self.runner.traversal.steps if step.segment <= segment]
         done = [number for number in inside if number < len(self.journal.entries)]
         return self._graph(self.journal.entries[done[-1]]) if done else self._initial
 
@@ -221,8 +222,8 @@ class Resumption:
                 kept.append(self.workspace.states.hold(values))
             if apart and len(apart) != len(batches):
                 raise self._damaged("some batches of a calibration stream have segments, some none")
-            opened = self.workspace.open_stream(key, Batches(batches, apart or None))
-            opened.take_over(trail, kept)
+            make = partial(Batches, batches, apart or None)
+            self.workspace.stream(key, make).take_over(trail, kept)
 
     def _check_way(self, stream: StreamState) -> None:
         """A way is untrusted, too: it must stay inside the model."""

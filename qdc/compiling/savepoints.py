@@ -89,7 +89,7 @@ class Savepoints:
         self.partial.save(
             Journal(
                 identity=self.identity,
-                total=len(self.runner.steps),
+                total=len(self.runner.traversal.steps),
                 entries=(*self._thinned(earlier), entry),
                 linear_calls=self.workspace.linear_calls,
                 samples=self.workspace.samples,
@@ -107,7 +107,7 @@ class Savepoints:
     def _thinned(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         """Earlier entries without what only the last needs: graphs inside a segment, values."""
         found = []
-        for entry, step in zip(entries, self.runner.steps, strict=False):
+        for entry, step in zip(entries, self.runner.traversal.steps, strict=False):
             streams = tuple(s.model_copy(update={"batches": ()}) for s in entry.streams)
             update = {"streams": streams, **({} if step.ends else {"graph": None})}
             found.append(entry.model_copy(update=update))

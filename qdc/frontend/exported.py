@@ -21,7 +21,8 @@ from qdc.frontend.direction import check_bidirectional
 from qdc.frontend.drafting import ROUTER, Drafting
 from qdc.frontend.functional import without_mutation
 from qdc.frontend.grouping import group_calls
-from qdc.frontend.native import PREFIX, NativeModel, first_line
+from qdc.frontend.native import PREFIX, NativeModel
+from qdc.frontend.native_config import first_line
 from qdc.frontend.structure import find_regions
 from qdc.frontend.tracer import Program, common_prefix, unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, ModelFacts, Node, Structure

@@ -6,10 +6,8 @@ compiles fills gaps from both sides.
 """
 
 import inspect
-import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qdc.errors import UnsupportedModel
+from qdc.frontend.native_config import NOT_PARSED, first_line, parse_native, quiet
 from qdc.frontend.unrolled import unroll_experts
 from qdc.ir.graph import ModelFacts
 from qdc.models.configuration import DEEPEST, MOST_EXPERTS
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 PREFIX = "body."
 """Where the transformers module sits in a ``NativeModel``."""
 POOLING = "add_pooling_layer"
-LONGEST_REASON = 300
 WIDEST = 1 << 24
 MOST_LABELS = 1 << 16
 """transformers makes a name for each, whether or not the model has a classifier."""
@@ -177,14 +175,7 @@ def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING or not _is_native(kind):
         raise refusal(config, f"transformers has no model type {kind!r}")
     _check_sizes(config)
-    plain = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config")}
-    try:
-        with quiet():
-            parsed = CONFIG_MAPPING[kind].from_dict(plain)
-    except Exception as error:  # each configuration class raises what it likes
-        raise UnsupportedModel(
-            f"config.json is no configuration of {kind}: {first_line(error)}"
-        ) from error
+    parsed = parse_native(kind, {name: config[name] for name in config if name not in NOT_PARSED})
     candidates: dict[str, Any] = {}
     for auto in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
         found = auto._model_mapping.get(type(parsed), None)
@@ -227,13 +218,6 @@ def architectures(config: Mapping[str, Any]) -> list[str]:
     """The classes that a configuration names."""
     claimed = config.get("architectures")
     return [str(name) for name in claimed] if isinstance(claimed, list) else []
-
-
-def first_line(error: BaseException) -> str:
-    """The first sentence of a message, or the name of its class if it says nothing."""
-    lines = (line.strip() for line in str(error).splitlines())
-    line = next((line for line in lines if line), type(error).__name__)
-    return line.split(". ")[0][:LONGEST_REASON]
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:
@@ -280,16 +264,3 @@ def _build(auto: Any, config: "PretrainedConfig") -> "PreTrainedModel":
             f"transformers cannot build {config.model_type}: {first_line(error)}"
         ) from error
     return body
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let transformers say nothing but errors."""
-    from transformers.utils.logging import get_verbosity, set_verbosity
-
-    before = get_verbosity()
-    set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        set_verbosity(before)

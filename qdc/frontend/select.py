@@ -15,10 +15,12 @@ from qdc.errors import UnknownName
 from qdc.frontend.exported import trace_native
 from qdc.frontend.naming import match_tensors
 from qdc.frontend.native import NativeModel, build_native, native_facts
+from qdc.frontend.native_config import unused_fields
 from qdc.frontend.own_names import match_own_names
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.graph import ModelFacts
 from qdc.models.families import BUILT_IN, Families
+from qdc.models.other_fields import unused
 
 FrontEnd = Literal["fx", "export"]
 Choice = Literal["auto", "fx", "export"]
@@ -76,9 +78,11 @@ def trace_checkpoint(
     """
     if front_end == "fx":
         module, facts = families.build(checkpoint.config)
+        checkpoint.unused_fields = families.unused(checkpoint.config)
         match_own_names(module, checkpoint)
         return trace(module, facts, checkpoint)
     native = build_native(checkpoint.config)
+    checkpoint.unused_fields = unused(unused_fields(checkpoint.config), native.kind)
     facts = native_facts(native, checkpoint.folder)
     match_tensors(native, checkpoint)
     return trace_native(native, facts, checkpoint)

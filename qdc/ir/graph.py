@@ -105,8 +105,8 @@ class LayerGraph:
         self._places = {node.name: place for place, node in enumerate(structure.nodes)}
         self._changed: dict[str, None] = {}
         self._owners: dict[str, str] = {}
-        self.inside = frozenset(n for region in structure.regions for n in region.nodes)
-        """Names of the nodes of all regions; every other one lies outside of them."""
+        self.inside = {n: region for region in structure.regions for n in region.nodes}
+        """By name of a node, the region that it lies in; every other one lies outside of them."""
         for node in structure.nodes:
             for parameter in node.parameters:
                 self._owners.setdefault(parameter.name, node.name)

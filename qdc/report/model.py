@@ -115,6 +115,8 @@ class CompileReport(Frozen):
     """Versions, threads and machine: what may change the last digit of a figure."""
     checkpoint: str = ""
     """Folder of the checkpoint."""
+    unused_fields: str = ""
+    """Fields of its config.json that nothing here knows, in words; empty if there is none."""
     checkpoint_sha256: str = ""
     calibration: str | None
     """Name and digest of the text."""

@@ -15,8 +15,9 @@ from pydantic import (
     model_validator,
 )
 
+from qdc.runtime.decoding.not_offered import NOT_OFFERED, asks_nothing
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.serve.fields import CALLED_ELSEWHERE, HARMLESS, NOT_OFFERED, asks_nothing
+from qdc.serve.fields import CALLED_ELSEWHERE, HARMLESS
 from qdc.serve.refusals import Refused, from_validation
 
 CHOSEN = frozenset(DecodeOptions.model_fields) - {"length", "temperature", "top_p", "seed"}

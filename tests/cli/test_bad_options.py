@@ -1,5 +1,7 @@
 """Options that cannot work: one message that says why, exit code 1."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,43 @@ def test_options_are_refused(
 
 def test_a_place_without_a_name_is_refused(model: Path, refused: Command) -> None:
     assert "/ has no name" in refused("compile", model, "-o", "/", *RTN)
+
+
+def test_a_device_is_no_place_for_what_a_compile_leaves(
+    model: Path, tmp_path: Path, refused: Command
+) -> None:
+    """Dumps and repros would lie beside it: in the folder of the devices."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (Path(os.devnull), pipe):
+        message = refused("compile", model, "-o", place, *RTN, "--stop-after", "rtn-lower")
+        assert f"cannot write to {place}: it is no regular file" in message
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_flag_is_called_as_it_was_given(model: Path, refused: Command) -> None:
+    message = refused("serve", model, "--timeout", "inf", "--grace", "inf")
+    assert "--timeout: input should be a finite number" in message
+    assert "--grace: input should be a finite number" in message
+    assert "patience" not in message
+
+
+def test_a_backend_or_a_strategy_that_there_is_not(refused: Command) -> None:
+    assert "no backend is called 'tritn'" in refused("backends", "tritn")
+    assert "did you mean entropy" in refused("strategies", "entrop")
+
+
+def test_named_backends_and_strategies_alone_are_described(qdc: Command) -> None:
+    shown = qdc("backends", "triton")
+    assert "ahead" in shown
+    assert "reference  " not in shown
+    assert json.loads(qdc("backends", "reference", "--json"))["backends"][0]["name"] == "reference"
+    shown = qdc("strategies", "entropy", "static")
+    assert "\nentropy\n" in shown
+    assert "\nstatic\n" in shown
+    assert "\nfactor\n" not in shown
+    found = json.loads(qdc("strategies", "static", "--json"))["strategies"]
+    assert [each["name"] for each in found] == ["static"]
 
 
 COUNTS = {
@@ -171,7 +210,7 @@ def test_missing_arguments_are_named(refused: Command) -> None:
     assert "'--out'" in refused("compile", "m")
     assert "'TEXT'" in refused("run", "m")
     assert "'--text'" in refused("eval", "m")
-    assert "unexpected extra argument" in refused("backends", "x")
+    assert "unexpected extra argument" in refused("families", "x")
 
 
 def test_interruption_is_no_bug(
