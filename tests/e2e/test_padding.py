@@ -4,18 +4,20 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 import qdc
-from qdc.errors import QdcError, UnsupportedModel
+from qdc.errors import InvalidCalibration, QdcError, UnsupportedModel
 from qdc.frontend.opening import open_model
 from qdc.ir.annotations import Moment
 from qdc.ir.costs import LossSensitivity
+from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passkit import samples
+from qdc.pipeline.registry import standard_registry
 from qdc.streaming.account import Account
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.streamforecast import StreamForecast
@@ -64,13 +66,15 @@ def fill_with(monkeypatch: pytest.MonkeyPatch, token: int) -> None:
 def test_the_token_behind_documents_changes_no_byte(
     kind: str, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    passes = ALL
     if kind == "mixture":
         model = write_mixture(tmp_path / "mixture")
+        passes = "stages(calibrate-cross,rtn-lower),polish{iterations=2 check-every=1},pack"
     found = []
     for token in (0, 37):
         fill_with(monkeypatch, token)
         out = tmp_path / str(token)
-        report = compile_tiny(model, out, ALL, calibration=text, **OPTIONS)
+        report = compile_tiny(model, out, passes, calibration=text, **OPTIONS)
         found.append(contents(out))
         (use,) = report.calibration_text
         assert use.padding > 0
@@ -222,3 +226,22 @@ def test_a_forecast_counts_the_mask_where_attention_runs(model: Path) -> None:
         stream.enter(first)
         found.append(stream.cost((second.value,))[0])
     assert found[1] - found[0] == 5 * 3 * 40**2
+
+
+def test_a_second_stream_that_forgets_padding_is_refused(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    class Forgets(CalibrateMcs):
+        """Makes its reference of the tokens alone."""
+
+        name: ClassVar[str] = "forgets"
+
+        def run(self, unit: Unit) -> None:
+            stream = unit.stream(lambda: self.draw(unit).batches(self.batch))
+            unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
+
+    registry = standard_registry()
+    registry.add(Forgets)
+    with pytest.raises(InvalidCalibration, match="its other stream does not") as caught:
+        run_passes(model, tmp_path, registry, "forgets,rtn-lower,pack", calibration=text, **OPTIONS)
+    assert "stream.samples" in str(caught.value.help)
