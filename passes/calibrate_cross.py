@@ -17,8 +17,6 @@ left out.
 from functools import partial
 from typing import ClassVar
 
-import torch
-
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.passkit import (
     CrossMoment,
@@ -59,7 +57,7 @@ class CalibrateCross(ExpertOptions):
     def run(self, unit: Unit) -> None:
         """Advance both streams to each stage and add up what it reads."""
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
-        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)), split=True)
+        reference = unit.reference(stream.samples, split=True)
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
             reference.enter(stage)

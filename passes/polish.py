@@ -16,9 +16,9 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from qdc.passkit import (
+    Batches,
     CalibrationOptions,
     Field,
     Forecast,
@@ -67,7 +67,7 @@ class Polish(CalibrationOptions):
         """Polish one region."""
         assert unit.region is not None
         stream = unit.stream(lambda: self.batches(unit))
-        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
+        reference = unit.reference(stream.samples)
         stream.start(unit.region)
         reference.start(unit.region)
         weights = self.weigh(stream.masked)
@@ -118,13 +118,12 @@ class Polish(CalibrationOptions):
             unit.work(*error_effort(node))
         unit.drop_states("targets")
 
-    def batches(self, unit: Unit) -> list[Tensor]:
+    def batches(self, unit: Unit) -> Batches:
         """The samples in random order, ``i64[batch, length]``: neighbours have like masks."""
-        tokens = self.draw(unit).tokens
+        drawn = self.draw(unit)
         generator = torch.Generator().manual_seed(self.seed)
-        return list(
-            torch.split(tokens[torch.randperm(len(tokens), generator=generator)], self.batch)
-        )
+        order = torch.randperm(len(drawn.tokens), generator=generator)
+        return drawn.select(order).batches(self.batch)
 
     def split(self, batches: int) -> tuple[list[int], list[int]]:
         """Which batches are trained on and which are held out; a single one is both."""

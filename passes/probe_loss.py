@@ -89,14 +89,17 @@ class ProbeLoss(ExpertOptions):
 
     def walk(self, unit: Unit, layers: tuple[Node, ...]) -> None:
         """Try these layers."""
-        drawn = self.draw(unit).tokens
-        asked = self.probes or max(1, PROBE_TOKENS // drawn.shape[1])
-        count = min(asked, len(drawn))
-        tokens = drawn[self.spread(count, len(drawn))]
+        drawn = self.draw(unit)
+        samples, length = drawn.tokens.shape
+        asked = self.probes or max(1, PROBE_TOKENS // length)
+        count = min(asked, samples)
+        order = self.spread(count, samples)
         size = min(self.batch, count)
-        head = list(torch.split(tokens[:count], size))
-        batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head
-        probes = Probes(unit, batches, len(head))
+        batches = drawn.select(order[:count]).batches(size)
+        probed = len(batches)
+        if count < samples:
+            batches += drawn.select(order[count:]).batches(self.batch)
+        probes = Probes(unit, batches, probed)
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
         errors: dict[str, float] = {}

@@ -47,7 +47,7 @@ class InspectionOptions(Options):
     document_tokens: AroundTexts = "auto"
     samples: Annotated[int, option("N", "Windows to compare")] = 16
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
-    pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within")] = (
+    pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within, pad")] = (
         "documents"
     )
     seed: Annotated[int, option("N", "Seed of windows and masks")] = 0

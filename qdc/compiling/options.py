@@ -134,6 +134,7 @@ class CompileKeywords(TypedDict, total=False):
     samples: int | None
     length: int | None
     pack: str | None
+    isolate: bool | None
     seed: int | None
     states: str
     host_memory: str | int | None

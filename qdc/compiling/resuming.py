@@ -30,6 +30,7 @@ from qdc.ir.opaque import Opaque
 from qdc.ir.tensors import digest
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Step
+from qdc.streaming.batches import Batches
 from qdc.streaming.stream import Trail
 
 Notes = Mapping[str, Iterable[Annotation]]
@@ -212,13 +213,17 @@ class Resumption:
             if not stream.batches or not all(f.is_whole(self.kept) for f in stream.batches):
                 self.workspace.trails[key] = trail
                 continue
-            batches, kept = [], []
+            batches, apart, kept = [], [], []
             for file in stream.batches:
-                tokens, values = read_batch(self.kept / file.name)
-                self._check_batch(file.name, tokens, values)
+                tokens, segments, values = read_batch(self.kept / file.name)
+                self._check_batch(file.name, tokens, segments, values)
                 batches.append(tokens)
+                apart += [] if segments is None else [segments]
                 kept.append(self.workspace.states.hold(values))
-            self.workspace.stream(key, partial(list, batches)).take_over(trail, kept)
+            if apart and len(apart) != len(batches):
+                raise self._damaged("some batches of a calibration stream have segments, some none")
+            make = partial(Batches, batches, apart or None)
+            self.workspace.stream(key, make).take_over(trail, kept)
 
     def _check_way(self, stream: StreamState) -> None:
         """A way is untrusted, too: it must stay inside the model."""
@@ -226,10 +231,14 @@ class Resumption:
         if not all(0 <= place <= len(self._initial) for place in places):
             raise self._damaged("a calibration stream has left the model")
 
-    def _check_batch(self, name: str, tokens: Tensor, values: Mapping[str, Tensor]) -> None:
+    def _check_batch(
+        self, name: str, tokens: Tensor, segments: Tensor | None, values: Mapping[str, Tensor]
+    ) -> None:
         """A batch is untrusted: what is computed with must have the shapes of the graph."""
         good = tokens.dtype == torch.int64 and tokens.ndim == 2 and bool(tokens.numel())
         good = good and int(tokens.min()) >= 0 and int(tokens.max()) < self.graph.model.vocabulary
+        if good and segments is not None:
+            good = segments.dtype == torch.int64 and segments.shape == tokens.shape
         for node, value in values.items():
             good = good and node in self.graph
             good = good and tuple(value.shape) == self._shape(node, tokens)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qdc.errors import QdcError
-from qdc.ir.text_use import Pack, TextUse
+from qdc.ir.text_use import HeldOutPack, TextUse
 from qdc.text.joined import join, stored
 
 
@@ -25,7 +25,7 @@ def held_out_windows(
     encode: Callable[[str], list[int]],
     length: int,
     most: int | None = None,
-    pack: Pack = "documents",
+    pack: HeldOutPack = "documents",
 ) -> Tensor:
     """The windows of ``held_out``."""
     return held_out(documents, encode, length, most, pack).windows
@@ -36,7 +36,7 @@ def held_out(
     encode: Callable[[str], list[int]],
     length: int,
     most: int | None = None,
-    pack: Pack = "documents",
+    pack: HeldOutPack = "documents",
 ) -> HeldOut:
     """Cut text into consecutive windows that do not overlap.
 

@@ -15,7 +15,7 @@ from qdc.evaluation.harness.options import (
     Scorer,
     Seed,
 )
-from qdc.ir.text_use import Pack
+from qdc.ir.text_use import HeldOutPack
 from qdc.options import Options, as_list, option, switch
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.options import Device, Plugins, RunBackend
@@ -83,7 +83,7 @@ class EvaluationOptions(Options):
     infills: Annotated[int, option("N", "Gaps that both models fill greedily")] = 16
     text_field: TextField = DEFAULT_FIELD
     pack: Annotated[
-        Pack,
+        HeldOutPack,
         option(
             "NAME",
             "How documents fill a window: documents, within",

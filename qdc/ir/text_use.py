@@ -6,15 +6,17 @@ from pydantic import Field
 
 from qdc.ir.types import Frozen
 
-Pack = Literal["documents", "within"]
-"""How windows are made of documents."""
+Pack = Literal["documents", "within", "pad"]
+"""How windows are made of documents for calibration."""
+HeldOutPack = Literal["documents", "within"]
+"""The same for evaluation, where no window is padded."""
 
 
 class TextUse(Frozen):
     """What of a text is in the windows that were drawn of it."""
 
-    pack: Literal["documents", "within", "records"]
-    """How windows are made of documents; ``records`` of prompts and answers."""
+    pack: Literal["documents", "within", "pad", "records"]
+    """How windows are made of documents; ``records`` of prompts and answers, unless padded."""
     documents: int = Field(ge=0)
     """There were, or records of prompts and answers; those that hold nothing do not count."""
     characters: int | None = None
@@ -32,32 +34,47 @@ class TextUse(Frozen):
     distinct: int = Field(ge=0)
     """Windows that differ from each other."""
     looked_at: int = 0
-    """With ``within`` and of records: those that were tokenized to see whether they can be used."""
+    """With ``within``, ``pad`` and of records: those that were tokenized to see whether they can be
+    used."""
     unusable: int = 0
-    """Of those: with ``within`` too short for a window, of records without an answer."""
+    """Of those: with ``within`` too short for a window, with ``pad`` without a token, of records
+    without an answer."""
     cut: int = 0
-    """Of records: those of which a part fell out of a window."""
+    """With ``pad`` and of records: those of which a part fell out of a window."""
+    padding: int = 0
+    """Positions of the windows that hold no token."""
+    isolated: bool = False
+    """Whether attention stays within a document, or a record."""
+
+    @property
+    def of_records(self) -> bool:
+        """Whether the text is prompts and answers."""
+        return self.characters is None
 
     @property
     def said(self) -> tuple[str, ...]:
         """In words: what there was, and what was made of it."""
         about = "" if self.counted else "about "
-        kind = "records" if self.pack == "records" else "documents"
+        kind = "records" if self.of_records else "documents"
         there = f"{self.documents:,} {kind} of {about}{self.tokens:,} tokens, {self.used:,} used"
-        if self.pack == "records":
-            there += f", {self.cut:,} cut, {self.unusable:,} without an answer"
-        return (
-            there,
+        if self.of_records or self.pack == "pad":
+            lacking = "an answer" if self.of_records else "a token"
+            there += f", {self.cut:,} cut, {self.unusable:,} without {lacking}"
+        made = (
             f"pack={self.pack}: {self.windows:,} windows of {self.length:,} tokens, "
-            f"{self.distinct:,} of them distinct",
+            f"{self.distinct:,} of them distinct"
         )
+        if self.pack == "pad":
+            made += f", {self.padding / (self.windows * self.length):.0%} padding"
+        return there, made + (f", {kind} apart" if self.isolated else "")
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What follows from sampling, and is nobody's fault."""
-        if self.pack != "documents" or self.used >= self.documents:
+        padded = self.pack == "pad" and not self.of_records
+        if not (padded or self.pack == "documents") or self.used >= self.documents:
             return ()
-        needed = -(-self.tokens // self.length)
+        needed = self.documents if padded else -(-self.tokens // self.length)
         return (
             f"{self.documents - self.used:,} of {self.documents:,} documents are in no window; "
             f"about {needed:,} windows hold all of the text",
@@ -73,10 +90,15 @@ class TextUse(Frozen):
                 f"which takes windows of {self.length:,} tokens from longer ones alone; "
                 "use pack=documents, or a smaller length"
             )
-        if self.pack == "records" and 2 * self.unusable > self.looked_at:
+        if self.of_records and 2 * self.unusable > self.looked_at:
             found.append(
                 f"{self.unusable:,} of {self.looked_at:,} records have no answer and are left out; "
                 "check --chat-fields"
+            )
+        if self.pack == "pad" and 2 * self.padding > self.windows * self.length:
+            found.append(
+                f"{self.padding / (self.windows * self.length):.0%} of the positions are padding, "
+                "which is computed and thrown away; use a smaller length, or pack=documents"
             )
         if self.distinct < self.windows:
             found.append(

@@ -1,7 +1,7 @@
 """Samples of prompts and answers: whole records, one after the other, in windows of one length.
 
-The stream knows no padding, so a sample is filled up: it begins with a record, further records
-follow, and the last is cut at the window's end. All prompts are visible, only answers are masked.
+A sample begins with a record, further records follow, and the last is cut at the window's end; or
+it holds one record alone, and padding. All prompts are visible, only answers are masked.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qdc.errors import InvalidCalibration
+from qdc.streaming.batches import PADDING
 from qdc.text.records import Dialogue
 
 Turn = tuple[list[int], list[int]]
@@ -40,6 +41,8 @@ class Answered(NamedTuple):
     answers: Tensor
     """``bool[samples, length]``: true in answers."""
     counts: Counts
+    segments: Tensor
+    """``i64[samples, length]``: the number of the record in its window; ``PADDING`` behind all."""
 
 
 def draw_dialogues(
@@ -48,19 +51,23 @@ def draw_dialogues(
     samples: int,
     length: int,
     seed: int,
+    fill: int | None = None,
 ) -> Answered:
-    """Draw windows of records.
+    """Draw windows of records; one record each if there is a token ``fill`` to stand behind it.
 
     Records come in random order, and in another one when all have been used; those without an
     answer are left out. A record that is too long loses the start of its prompt, until its answer,
     or as much of it as half a window holds, fits in. Raises InvalidCalibration if the records do
-    not give every sample one of its own, or do not fill a window.
+    not give every sample one of its own, or do not fill a window that is not to be padded.
     """
-    stream = _Stream(dialogues, encode, samples, length, seed)
+    stream = _Stream(dialogues, encode, samples, length, seed, alone=fill is not None)
+    behind = (0 if fill is None else fill, False, PADDING)
     windows = [stream.window() for _ in range(samples)]
-    tokens = torch.tensor([[token for token, _ in window] for window in windows])
-    answers = torch.tensor([[answer for _, answer in window] for window in windows])
-    return Answered(tokens, answers, stream.counts())
+    filled = [[*window, *[behind] * (length - len(window))] for window in windows]
+    tokens, answers, segments = (
+        torch.tensor([[place[part] for place in window] for window in filled]) for part in range(3)
+    )
+    return Answered(tokens, answers, stream.counts(), segments)
 
 
 def fit(turn: Turn, length: int) -> Turn:
@@ -79,8 +86,10 @@ class _Stream:
         samples: int,
         length: int,
         seed: int,
+        *,
+        alone: bool,
     ) -> None:
-        self.dialogues, self.encode = dialogues, encode
+        self.dialogues, self.encode, self.alone = dialogues, encode, alone
         self.samples, self.length = samples, length
         self.generator = torch.Generator().manual_seed(seed)
         self.records = self._records()
@@ -88,15 +97,18 @@ class _Stream:
         """Tokens of the records that were looked at; 0 without an answer."""
         self.used, self.cut = set[int](), set[int]()
 
-    def window(self) -> list[tuple[int, bool]]:
-        """Tokens, and whether each belongs to an answer."""
-        found: list[tuple[int, bool]] = []
-        while len(found) < self.length:
+    def window(self) -> list[tuple[int, bool, int]]:
+        """Tokens, whether each belongs to an answer, and the number of its record."""
+        found: list[tuple[int, bool, int]] = []
+        number = 0
+        while len(found) < self.length and not (self.alone and found):
             place, (prompt, answer) = next(self.records)
             self.used.add(place)
             if len(found) + self.sizes[place] > self.length:
                 self.cut.add(place)
-            found += [(token, False) for token in prompt] + [(token, True) for token in answer]
+            found += [(token, False, number) for token in prompt]
+            found += [(token, True, number) for token in answer]
+            number += 1
         return found[: self.length]
 
     def counts(self) -> Counts:
@@ -125,9 +137,10 @@ class _Stream:
 
     def _check(self, usable: int, tokens: int) -> None:
         """All records have been used and do not suffice: say so unless they may repeat."""
-        if usable < self.samples or tokens < self.length:
+        if usable < self.samples or (tokens < self.length and not self.alone):
             raise InvalidCalibration(
                 f"found {usable} records with an answer, {tokens} tokens in all, need "
-                f"{self.samples} records, one a sample, and {self.length} tokens",
+                f"{self.samples} records, one a sample"
+                f"{'' if self.alone else f', and {self.length} tokens'}",
                 help="give more records with --calibration, or fewer or shorter samples",
             )

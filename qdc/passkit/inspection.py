@@ -28,6 +28,8 @@ from qdc.numerics.shift import (
 from qdc.passkit.experts import Reading, read
 from qdc.passkit.geometry import scattered
 from qdc.passkit.samples import draw_samples
+from qdc.streaming.apart import require_apart
+from qdc.streaming.batches import Batches
 from qdc.streaming.original import original_stream
 from qdc.streaming.stream import Stream
 from qdc.text.source import TextSource
@@ -98,6 +100,8 @@ def inspect(
             f"found a layer of {narrowest} inputs, need {sampling.top} for the eigenspace",
             help=f"choose a top of at most {narrowest}",
         )
+    if sampling.pack == "pad":
+        require_apart(program, isolate=False)
     states = _States(program, source, encode, sampling)
     stream = original_stream(program, checkpoint, states.batches(), device)
     found: list[StageShift] = []
@@ -128,18 +132,23 @@ class _States:
         self.sampling, model = sampling, program.graph.model
         size = sampling.samples, sampling.length
         pack = sampling.pack
-        clean, maskable, self.use = draw_samples(
-            source, encode, model, *size, sampling.seed, 0, pack
+        first, second = (
+            draw_samples(source, encode, model, *size, sampling.seed + turn, 0, pack)
+            for turn in range(2)
         )
-        other = draw_samples(source, encode, model, *size, sampling.seed + 1, 0, pack).clean
-        nothing = torch.zeros_like(maskable)
-        self.parts = [(clean, nothing), (other, nothing)]
+        (clean, maskable, self.use, _), nothing = first, torch.zeros_like(first.maskable)
+        self.parts = [(clean, nothing), (second.clean, nothing)]
+        self.segments = [first.segments, second.segments]
+        self.segments += [first.segments] * len(sampling.ratios)
         for ratio in sampling.ratios:
             times = torch.full((sampling.samples,), ratio)
             self.parts.append(scattered(clean, maskable, times, model.mask_token_id, sampling.seed))
 
-    def batches(self) -> list[Tensor]:
-        return [b for tokens, _ in self.parts for b in torch.split(tokens, self.sampling.batch)]
+    def batches(self) -> Batches:
+        pairs = zip(self.parts, self.segments, strict=True)
+        size = self.sampling.batch
+        first, *rest = (Batches.split(tokens, apart, size) for (tokens, _), apart in pairs)
+        return sum(rest, first)
 
     def masked(self) -> Tensor:
         """``bool[samples of all parts, length]``."""

@@ -11,12 +11,17 @@ from qdc.ir.graph import ModelFacts
 from qdc.ir.text_use import Pack, TextUse
 from qdc.passkit.dialogues import draw_dialogues
 from qdc.passkit.geometry import behind_prefix
+from qdc.passkit.padding import draw_padded, filling
 from qdc.passkit.windows import draw_joined, draw_within
+from qdc.streaming.batches import PADDING
 from qdc.text.joined import join, stored
 from qdc.text.records import Dialogue
 from qdc.text.source import TextSource
 from qdc.text.tokenizer import Encoder
 
+Encode = Callable[[str], list[int]]
+Size = tuple[int, int]
+"""Number of windows, and tokens of each."""
 UNKNOWN = 0.1
 """Largest share of tokens that the tokenizer may not know."""
 
@@ -29,6 +34,9 @@ class Samples(NamedTuple):
     maskable: Tensor
     """``bool[samples, length]``: where they may be masked."""
     use: TextUse
+    segments: Tensor | None = None
+    """``i64[samples, length]``: which places see each other (``qdc.streaming.batches``); None if
+    all of a window do."""
 
 
 def draw_samples(
@@ -40,42 +48,62 @@ def draw_samples(
     seed: int,
     prefix: float,
     pack: Pack = "documents",
+    *,
+    isolate: bool = False,
 ) -> Samples:
     """Draw windows ``i64[samples, length]`` and where they may be masked, ``bool`` of that shape.
 
-    Of documents, all places behind the prefix; of dialogues, the answers. ``pack`` says how windows
-    are made of documents. Raises InvalidCalibration if the text is too short, too little, or not
-    what the tokenizer or the model know.
+    Of documents, all places behind the prefix, which is a share of a padded document's own tokens;
+    of dialogues, the answers. ``pack`` says how windows are made of documents; with ``isolate``
+    documents in one window, or records, do not see each other. Raises InvalidCalibration if the
+    text is too short, too little, or not what the tokenizer or the model know.
     """
+    fill = filling(encode, model.vocabulary, model.mask_token_id) if pack == "pad" else None
     if source.dialogues:
         if not isinstance(encode, Encoder):
             raise InvalidCalibration(
                 "prompts and answers need a tokenizer of a checkpoint", where=[source.name]
             )
-        if pack != "documents":
+        if pack == "within":
             raise InvalidCalibration(
                 f"pack={pack} is given, and the samples are prompts and answers",
                 where=[source.name],
-                help="leave pack out, or calibrate on documents",
+                help="leave pack out, take pack=pad, or calibrate on documents",
             )
-        found = _of_dialogues(source.dialogues, encode, samples, length, seed)
+        size = samples, length
+        found = _of_dialogues(source.dialogues, encode, size, seed, fill, isolate=isolate)
         _refuse_masks(found.clean, model, source.name)
     else:
-        make = _within if pack == "within" else _joined
-        clean, use = make(source.documents, encode, samples, length, seed)
-        found = Samples(clean, behind_prefix(samples, length, prefix), use)
-        _check_variety(use, source)
-    _check_tokens(found.clean, encode, model, source.name)
+        size, documents = (samples, length), source.documents
+        if fill is not None:
+            found = _padded(documents, encode, size, seed, prefix, fill)
+        elif pack == "within":
+            found = _within(documents, encode, size, seed, prefix)
+        else:
+            found = _joined(documents, encode, size, seed, prefix, isolate=isolate)
+        _check_variety(found.use, source)
+    data = found.clean if found.segments is None else found.clean[found.segments != PADDING]
+    _check_tokens(data, encode, model, source.name)
     return found
 
 
 def _of_dialogues(
-    dialogues: Sequence[Dialogue], encode: Encoder, samples: int, length: int, seed: int
+    dialogues: Sequence[Dialogue],
+    encode: Encoder,
+    size: Size,
+    seed: int,
+    fill: int | None,
+    *,
+    isolate: bool,
 ) -> Samples:
-    clean, answers, counts = draw_dialogues(dialogues, encode.dialogue, samples, length, seed)
+    samples, length = size
+    clean, answers, counts, records = draw_dialogues(
+        dialogues, encode.dialogue, samples, length, seed, fill
+    )
+    segments = records if isolate or fill is not None else None
     counted = counts.looked_at == len(dialogues)
     use = TextUse(
-        pack="records",
+        pack="records" if fill is None else "pad",
         documents=len(dialogues),
         tokens=round(counts.tokens * len(dialogues) / counts.looked_at),
         counted=counted,
@@ -86,18 +114,21 @@ def _of_dialogues(
         looked_at=counts.looked_at,
         unusable=counts.unanswered,
         cut=counts.cut,
+        padding=int((records == PADDING).sum()),
+        isolated=isolate,
     )
-    return Samples(clean, answers, use)
+    return Samples(clean, answers, use, segments)
 
 
 def _joined(
-    documents: Sequence[str],
-    encode: Callable[[str], list[int]],
-    samples: int,
-    length: int,
-    seed: int,
-) -> tuple[Tensor, TextUse]:
-    joined = join(documents, encode)
+    documents: Sequence[str], encode: Encode, size: Size, seed: int, prefix: float, *, isolate: bool
+) -> Samples:
+    (samples, length), joined = size, join(documents, encode)
+    if isolate and joined.count < 2:
+        raise InvalidCalibration(
+            "isolate is given, which keeps documents apart, and there is one",
+            help="leave isolate out",
+        )
     clean, owners = draw_joined(joined, samples, length, seed)
     use = TextUse(
         pack="documents",
@@ -109,17 +140,49 @@ def _joined(
         windows=samples,
         length=length,
         distinct=_distinct(clean),
+        isolated=isolate,
     )
-    return clean, use
+    return Samples(clean, behind_prefix(*size, prefix), use, _runs(owners) if isolate else None)
+
+
+def _runs(owners: Tensor) -> Tensor:
+    """Number the documents of each window: one that comes back is another one."""
+    begins = owners[:, 1:] != owners[:, :-1]
+    return torch.cat((torch.zeros_like(owners[:, :1]), begins.long().cumsum(1)), 1)
+
+
+def _padded(
+    documents: Sequence[str], encode: Encode, size: Size, seed: int, prefix: float, fill: int
+) -> Samples:
+    samples, length = size
+    found = draw_padded(documents, encode, samples, length, seed, fill)
+    data = found.segments != PADDING
+    visible = (prefix * data.sum(1, keepdim=True).double()).floor()
+    maskable = data & (torch.arange(length) >= visible)
+    characters = stored(documents).characters
+    counted = found.looked_at == len(documents)
+    use = TextUse(
+        pack="pad",
+        documents=len(documents),
+        characters=characters,
+        tokens=round(found.tokens * characters / max(1, found.characters)),
+        counted=counted and found.characters == characters,
+        used=len(set(found.owners)),
+        windows=samples,
+        length=length,
+        distinct=_distinct(found.windows),
+        looked_at=found.looked_at,
+        unusable=found.empty,
+        cut=found.cut,
+        padding=int((~data).sum()),
+    )
+    return Samples(found.windows, maskable, use, found.segments)
 
 
 def _within(
-    documents: Sequence[str],
-    encode: Callable[[str], list[int]],
-    samples: int,
-    length: int,
-    seed: int,
-) -> tuple[Tensor, TextUse]:
+    documents: Sequence[str], encode: Encode, size: Size, seed: int, prefix: float
+) -> Samples:
+    samples, length = size
     found = draw_within(documents, encode, samples, length, seed)
     characters = stored(documents).characters
     use = TextUse(
@@ -135,7 +198,7 @@ def _within(
         looked_at=found.looked_at,
         unusable=found.too_short,
     )
-    return found.windows, use
+    return Samples(found.windows, behind_prefix(*size, prefix), use)
 
 
 def _distinct(windows: Tensor) -> int:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, model_validator
 
 from qdc.errors import QdcError
 from qdc.ir.text_use import Pack
-from qdc.options import Options, option
+from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
 from qdc.streaming.memory import states_memory
 from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField, read_fields
@@ -15,7 +15,7 @@ from qdc.text.records import DEFAULT_FIELD, Fields
 from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
-OVERRIDES = ("samples", "length", "pack", "seed")
+OVERRIDES = ("samples", "length", "pack", "isolate", "seed")
 """Options that go to every pass that has them."""
 
 
@@ -60,9 +60,17 @@ class PlanOptions(Options):
         Pack | None,
         option(
             "NAME",
-            "How documents fill a sequence: documents, within",
-            more="documents: joined, cut at its end; within: documents that are longer, alone. For "
-            "every pass that has this option",
+            "How documents fill a sequence: documents, within, pad",
+            more="documents: joined, cut at its end; within: documents that are longer, alone; "
+            "pad: one document each, the rest left out of all statistics. For every pass that has "
+            "this option",
+        ),
+    ] = None
+    isolate: Annotated[
+        bool | None,
+        switch(
+            "Let attention not cross the documents of a sequence",
+            more="For every pass that has this option",
         ),
     ] = None
     states: Annotated[

@@ -49,8 +49,9 @@ def look_at_text(
         length = min(step.length or model.max_length, model.max_length)
         try:
             use = draw_samples(
-                source, encode, model, step.samples, length, step.seed, step.prefix, step.pack
-            ).use
+                source, encode, model, step.samples, length, step.seed, step.prefix, step.pack,
+                isolate=step.isolate,
+            ).use  # fmt: skip
         except InvalidCalibration as error:
             said[f"the calibration text will be refused: {error.what}"] = None
             continue

@@ -14,6 +14,7 @@ from qdc.ir.keys import table_key
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.account import SCRATCH, STATES, TABLE, WAITING, Account
+from qdc.streaming.apart import require_apart
 from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.work import FP32, Work
 
@@ -101,14 +102,26 @@ class Forecast(Scope):
         account.ledger.work(kind, nbytes, "host" if host else "device")
         account.work[self.place] += work or Work()
 
+    def check_apart(self, *, isolate: bool) -> None:
+        """As that of a unit."""
+        require_apart(self._account.program, isolate=isolate)
+
     def stream(
-        self, samples: int, length: int, batch: int, *, original: bool = False
+        self,
+        samples: int,
+        length: int,
+        batch: int,
+        *,
+        original: bool = False,
+        segmented: bool = False,
     ) -> StreamForecast:
         """The calibration stream of this pass, started at the first call."""
         key, account = (self.place, original), self._account
         if key not in account.streams:
             account.drawn[self.place] = (samples, length)
-            stream = StreamForecast(account, key, self.work, samples, length, batch)
+            stream = StreamForecast(
+                account, key, self.work, samples, length, batch, segmented=segmented
+            )
             account.streams[key] = stream
         return account.streams[key]
 

@@ -18,6 +18,7 @@ from qdc.ir.graph import Region, Stage
 from qdc.ir.routing import GIVE, ROUTED
 from qdc.ir.types import BYTES
 from qdc.models.experts import routed_share
+from qdc.streaming.batches import PADDING, Batches
 from qdc.streaming.execute import Environment, Executor
 from qdc.streaming.frontier import values_to_keep
 from qdc.streaming.states import Held, StateStore
@@ -52,7 +53,7 @@ class Stream:
     def __init__(
         self,
         program: Program,
-        batches: list[Tensor],
+        batches: Sequence[Tensor],
         weights: NodeWeights,
         device: torch.device,
         *,
@@ -64,7 +65,7 @@ class Stream:
 
         Args:
             program: the traced model; its first input takes the token ids, the others are absent.
-            batches: ``i64[b, length]`` token ids, no padding.
+            batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
             weights: gives each node's parameters as they stand at the time of the call.
             device: where values are computed; between stages they are held by ``states``.
             returns: whether to hold the values with which a region was entered until it is left,
@@ -73,15 +74,23 @@ class Stream:
                 given. They are computed in fp32.
             part: the batches that this process moves; others move the rest.
         """
+        batches = Batches.of(batches)
         self.executor = Executor(program, device)
         self.graph, self.weights, self.returns = program.graph, weights, returns
         self.share = routed_share(program.module)
         """Share of the tokens that an expert gets, as if the router were even."""
         self.sizes = self.dimensions(*batches[0].shape)
         """Of a whole batch, by the names of symbolic dimensions."""
-        self.tokens = torch.cat(batches)
+        self.tokens = torch.cat(batches.tokens)
         """``i64[samples, length]``: what was put in, in all processes together."""
+        self.segments = None if batches.segments is None else torch.cat(batches.segments)
+        """``i64[samples, length]``: which positions of a row see each other; None if all do."""
+        self.padded = self.segments is not None and bool((self.segments == PADDING).any())
+        """Whether some of the positions are no data."""
         self._rows, self._part = [len(batch) for batch in batches], part
+        self._segments = None if self.segments is None else self.rows(self.segments)
+        data = self.rows(self.data)
+        self._places = [p.flatten().nonzero()[:, 0] if self.padded else None for p in data]
         self.boundary = self._left = 0
         """Nodes before the boundary have been computed; those before ``left`` are finished."""
         self.names: tuple[str, ...] = (self.executor.tokens,)
@@ -95,8 +104,15 @@ class Stream:
 
     @property
     def masked(self) -> Tensor:
-        """``bool[samples, length]``: which of the tokens are masked."""
-        return self.tokens == self.graph.model.mask_token_id
+        """``bool[samples, length]``: which of the tokens are masked; padding never is."""
+        return (self.tokens == self.graph.model.mask_token_id) & self.data
+
+    @property
+    def data(self) -> Tensor:
+        """``bool[samples, length]``: which of the positions are no padding."""
+        if self.segments is None:
+            return torch.ones_like(self.tokens, dtype=torch.bool)
+        return self.segments != PADDING
 
     @property
     def split(self) -> bool:
@@ -108,9 +124,21 @@ class Stream:
         """Linears executed, counted once for each sample; an expert's by its share of tokens."""
         return self.executor.linear_calls + self.executor.routed_rows / self.tokens.shape[1]
 
-    def batches(self) -> tuple[Tensor, ...]:
-        """The samples, ``i64[b, length]`` each, as they were put in."""
-        return tuple(self.rows(self.tokens))
+    def batches(self) -> Batches:
+        """The samples that are moved here, ``i64[b, length]`` each, as they were put in."""
+        return self.samples()[self._part]
+
+    def samples(self) -> Batches:
+        """The samples of all processes, as they were put in."""
+        segments = None if self.segments is None else torch.split(self.segments, self._rows)
+        return Batches(torch.split(self.tokens, self._rows), segments)
+
+    def places(self) -> list[Tensor | None]:
+        """Of each batch that is moved here the places of its data, ``i64[n]`` in b * length.
+
+        None where all of them are data.
+        """
+        return list(self._places)
 
     @property
     def trail(self) -> Trail:
@@ -202,7 +230,8 @@ class Stream:
         parameters = self._parameters(steps) if self.kept else {}
         staying = [name for name in keep if name in self.names]
         for index, environment in enumerate(self.kept):
-            found = self.executor.run(environment, steps, parameters, keep.difference(staying))
+            missing, segments = keep.difference(staying), self.segments_of(index)
+            found = self.executor.run(environment, steps, parameters, missing, segments)
             found |= {name: environment[name] for name in staying}
             self.kept[index] = self.states.hold(found)
 
@@ -213,15 +242,28 @@ class Stream:
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield the value that the stage reads, batch by batch.
 
-        ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets.
+        ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets, and for
+        those that are no padding.
         """
-        for found in self.compute((stage.value,)):
-            yield found[stage.value]
+        pairs = zip(self.compute((stage.value,)), self._places, strict=True)
+        for found, places in pairs:
+            yield self.at(stage.value, found[stage.value], places)
+
+    def at(self, name: str, value: Tensor, places: Tensor | None) -> Tensor:
+        """A value at some places of its batch, ``[n, columns]``; as it is where there are none.
+
+        What experts read and give has rows for data alone, and stays as it is.
+        """
+        if places is None or self.graph[name].type.shape[:1] == (ROUTED,):
+            return value
+        return value.flatten(0, -2).index_select(0, places.to(value.device))
 
     def compute(
         self, wanted: tuple[str, ...], everywhere: str | None = None
     ) -> Iterator[Environment]:
         """Yield values ahead of the boundary, batch by batch, on the device; nothing moves.
+
+        They are whole: padding is in them, but for what experts read and give.
 
         Args:
             wanted: names of the values.
@@ -232,14 +274,20 @@ class Stream:
             held = held - self.executor.derived(everywhere, self.boundary) | {everywhere}
         steps = self.executor.steps(wanted, held)
         parameters = self._parameters(steps) if self.kept else {}
-        for count, kept in zip(self._rows[self._part], self.kept, strict=True):
+        for index, kept in enumerate(self.kept):
             environment: Mapping[str, Tensor] = kept
             if everywhere is not None:
-                rows = torch.arange(count * self.tokens.shape[1])
+                rows = self._everywhere(index)
                 environment = {name: kept[name] for name in held & set(kept)} | {everywhere: rows}
             with torch.no_grad():
-                found = self.executor.run(environment, steps, parameters, wanted)
+                found = self.executor.run(
+                    environment, steps, parameters, wanted, self.segments_of(index)
+                )
             yield found
+
+    def segments_of(self, index: int) -> Tensor | None:
+        """Segments ``i64[b, length]`` of a batch that is moved here, by its place among those."""
+        return None if self._segments is None else self._segments[index]
 
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""
@@ -263,6 +311,11 @@ class Stream:
     def _nbytes(self, name: str) -> int:
         kind = self.graph[name].type
         return max(1, kind.elements(self.sizes) * BYTES[kind.dtype])
+
+    def _everywhere(self, index: int) -> Tensor:
+        """Places ``i64[n]`` of all data of a batch."""
+        places, count = self._places[index], self._rows[self._part][index]
+        return torch.arange(count * self.tokens.shape[1]) if places is None else places
 
     def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
         """What the steps read, as it stands now: decoded once for all batches."""

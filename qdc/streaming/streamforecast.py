@@ -10,6 +10,9 @@ from qdc.streaming.account import STATES, WAITING, Account
 from qdc.streaming.stream import Stream
 from qdc.streaming.work import FP32, Work, bytes_of, node_work
 
+MASK = 1 + FP32
+"""Bytes of a mask of attention for each pair of positions: as it is made, and as it is added."""
+
 
 class StreamForecast(Stream):
     """A stream that goes the same way with no batch of its own; what moves take is charged."""
@@ -22,6 +25,8 @@ class StreamForecast(Stream):
         samples: int,
         length: int,
         batch: int,
+        *,
+        segmented: bool = False,
     ) -> None:
         """Stand before the first region.
 
@@ -33,7 +38,9 @@ class StreamForecast(Stream):
             samples: rows of token ids.
             length: tokens of a row.
             batch: rows computed at once.
+            segmented: whether attention gets a mask.
         """
+        self.segmented = segmented
         self.account, self.key, self.charge = account, key, charge
         tokens = torch.empty(samples, length, dtype=torch.int64, device="meta")
         # Of all batches the size of the first counts; nothing is computed, and no weight is read.
@@ -97,6 +104,8 @@ class StreamForecast(Stream):
                 if last[read] == name and read not in wanted:
                     live.pop(read, None)
         ready = sum(FP32 * p.elements({}) for name in steps for p in graph[name].parameters)
+        if self.segmented and any(graph[name].op == "attention" for name in steps):
+            ready += MASK * self.sizes["B"] * self.sizes["L"] ** 2
         made = max(map(self._decoding, steps), default=0)
         return ready + max(highest, made), work.times(len(self.tokens) / self.sizes["B"])
 

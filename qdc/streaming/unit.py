@@ -1,7 +1,7 @@
 """The view that a pass gets: the layers of one stage, of one region, or of the model."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
 from qdc.pipeline.traversal import Scope
+from qdc.streaming.apart import require_apart
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.original import original_weights
 from qdc.streaming.remark import Remark
@@ -185,14 +186,22 @@ class Unit(SharedScope):
         workspace = self._workspace
         return original_weights(workspace.program, workspace.checkpoint, workspace.device)
 
-    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
+    def loose_stream(self, batches: Sequence[Tensor], weights: NodeWeights) -> Stream:
         """A stream that nobody else moves, and that is not kept for a compile that is resumed.
 
         Args:
-            batches: ``i64[b, length]`` token ids.
+            batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
             weights: what its nodes are computed with.
         """
         return self._workspace.loose_stream(batches, weights)
+
+    def check_apart(self, *, isolate: bool) -> None:
+        """Refuse a model that would mix padding or, with ``isolate``, documents into others.
+
+        Raises:
+            UnsupportedModel: names the nodes that would.
+        """
+        require_apart(self._workspace.program, isolate=isolate)
 
     def note_text(self, use: TextUse) -> None:
         """Say what samples were made of, for the report; several passes may draw the same."""

@@ -19,12 +19,13 @@ from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
+from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.remark import Remark
 from qdc.streaming.states import StateStore
 from qdc.streaming.stream import NodeWeights, Stream, Trail
 
-MakeBatches = Callable[[], list[Tensor]]
+MakeBatches = Callable[[], Sequence[Tensor]]
 Key = tuple[int, bool]
 """A stream: the place of its pass in the plan, and whether it goes through the original model."""
 
@@ -122,13 +123,15 @@ class Workspace:
                 up over all processes.
 
         Raises:
-            InvalidCalibration: they are to be split, and processes have made different ones.
+            InvalidCalibration: they are to be split, and processes have made different ones; or the
+                pass's other stream has segments and they have none.
         """
         if key not in self._streams:
             batches, weights = make(), self.originals if key[1] else self.parameters
             self.samples = max(self.samples, sum(map(len, batches)))
             if split:
                 self._same(batches)
+            self._check_segments(key, batches)
             part = self.world.part(len(batches)) if split else slice(None)
             stream = self.loose_stream(batches, weights, returns=self.returns, part=part)
             self._streams[key] = stream
@@ -138,7 +141,7 @@ class Workspace:
 
     def loose_stream(
         self,
-        batches: list[Tensor],
+        batches: Sequence[Tensor],
         weights: NodeWeights,
         *,
         returns: bool = False,
@@ -157,9 +160,20 @@ class Workspace:
         stream.executor.shrunk = shrunk
         return stream
 
-    def _same(self, batches: list[Tensor]) -> None:
-        whole = hashlib.sha256(repr([batch.shape for batch in batches]).encode())
-        whole.update(torch.cat(batches).numpy().data)
+    def _check_segments(self, key: Key, batches: Sequence[Tensor]) -> None:
+        place, original = key
+        other = self._streams.get((place, not original))
+        if other is None or (other.segments is None) == (Batches.of(batches).segments is None):
+            return
+        raise InvalidCalibration(
+            "one stream of a pass knows padding or documents, its other stream does not",
+            help="make the second of the first: unit.reference(stream.samples)",
+        )
+
+    def _same(self, batches: Sequence[Tensor]) -> None:
+        given = Batches.of(batches)
+        whole = hashlib.sha256(repr([batch.shape for batch in given]).encode())
+        whole.update(torch.cat((*given.tokens, *(given.segments or ()))).numpy().data)
         if len(set(self.world.agree(whole.digest()))) > 1:
             raise InvalidCalibration(
                 "the processes of the compile have drawn different samples",

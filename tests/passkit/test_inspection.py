@@ -1,5 +1,6 @@
 """Inspection: the figures are those of the values that the stages read."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,33 @@ def test_the_figures_are_those_of_a_whole_forward(model: Path) -> None:
     assert found.every.distance == pytest.approx(distance.item(), rel=1e-3)
     trace = (moments[1].trace() / moments[0].trace()).log()
     assert found.every.trace == pytest.approx(trace.item(), abs=1e-4)
+
+
+def test_padding_is_in_no_figure(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    texts = [f"x = {'1 + ' * (n % 3)}{n}" for n in range(4)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    checkpoint, program = open_model(model)
+    source, encode = read_source(path, Fields()), encoder(load_tokenizer(model))
+    short, long = (
+        inspect(
+            program,
+            checkpoint,
+            source,
+            encode,
+            Sampling(samples=4, length=length, ratios=(0.5,), top=2, batch=3, pack="pad"),
+            CPU,
+        )
+        for length in (14, 20)
+    )
+    assert short.use.cut == 0
+    assert long.use.padding == short.use.padding + 4 * 6
+    for one, other in zip(short.shifts, long.shifts, strict=True):
+        assert one.masked_tokens == other.masked_tokens
+        assert one.every is not None
+        assert other.every is not None
+        assert one.every.trace == pytest.approx(other.every.trace, abs=1e-4)
+        assert one.every.distance == pytest.approx(other.every.distance, abs=1e-3)
 
 
 def test_only_one_region_is_read_at_a_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

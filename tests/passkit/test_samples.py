@@ -32,7 +32,7 @@ def dialogues(*pairs: tuple[str, str]) -> TextSource:
 
 def test_documents_give_windows_behind_a_prefix(encode: Encoder) -> None:
     source = read_text(None)
-    clean, maskable, _ = draw_samples(source, encode, FACTS, 4, 20, 0, prefix=0.25)
+    clean, maskable, *_ = draw_samples(source, encode, FACTS, 4, 20, 0, prefix=0.25)
     drawn = draw_joined(join(source.documents, encode), 4, 20, 0)
     assert torch.equal(clean, drawn.windows)
     within = draw_samples(source, encode, FACTS, 4, 20, 0, 0, "within").clean
@@ -43,7 +43,7 @@ def test_documents_give_windows_behind_a_prefix(encode: Encoder) -> None:
 
 def test_dialogues_give_answers(encode: Encoder) -> None:
     pairs = [(f"what is {n} and {n}", f"it is {2 * n}") for n in range(12)]
-    clean, maskable, _ = draw_samples(dialogues(*pairs), encode, FACTS, 6, 24, 0, prefix=0.25)
+    clean, maskable, *_ = draw_samples(dialogues(*pairs), encode, FACTS, 6, 24, 0, prefix=0.25)
     decoded = encode.tokenizer.decode(clean[maskable].tolist())
     assert "it is" in decoded
     assert "what" not in decoded
