@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qdc.errors import InvalidArtifact, nearest
 from qdc.format.codec import Codec
+from qdc.models.document_tokens import DocumentTokens
 
 FORMAT_VERSION = 1
 QUANTIZATION = "quantization_config"
@@ -28,6 +29,8 @@ class QuantizationConfig(BaseModel):
     pipeline: str = ""
     frontend: Literal["fx", "export"] = "fx"
     """Whose model the artifact is of: our own implementation's, or a class of transformers."""
+    document_tokens: DocumentTokens = "auto"
+    """What the compile was asked to put around documents; readers of the artifact do the same."""
     layers: dict[str, dict[str, Any]]
     """For each quantized layer, by full path: ``codec`` and the codec's fields."""
     added_biases: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from qdc.evaluation.options import as_ratios
 from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
-from qdc.text.options import Calibration, ChatFields, TextField
+from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField
 from qdc.text.records import DEFAULT_FIELD
 from qdc.version import __version__
 
@@ -43,6 +43,7 @@ class InspectionOptions(Options):
     calibration: Calibration = None
     text_field: TextField = DEFAULT_FIELD
     chat_fields: ChatFields = None
+    document_tokens: AroundTexts = "auto"
     samples: Annotated[int, option("N", "Windows to compare")] = 16
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
     pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within")] = (

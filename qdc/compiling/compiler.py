@@ -28,6 +28,7 @@ from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
+from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
 from qdc.frontend.select import choose
 from qdc.frontend.tracer import Program
@@ -44,7 +45,6 @@ from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
 from qdc.streaming.workspace import Workspace
 from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
 from qdc.units import StepProgress
 from qdc.version import __version__
 
@@ -182,6 +182,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
         "states": job.options.states,
+        "special tokens": job.options.document_tokens,
         "tokenizer": ""
         if calibration is None
         else repr([(path.name, digest_of(path)) for path in checkpoint.tokenizer_files()]),
@@ -226,7 +227,13 @@ def _calibration(job: Job) -> Calibration | None:
     if not any(step.reads_calibration for step in job.plan.passes()):
         return None
     source = read_source(job.options.calibration, job.options.fields)
-    return Calibration(source, encoder(load_tokenizer(job.options.model_dir)))
+    encode = open_encoder(
+        job.options.model_dir,
+        job.options.document_tokens,
+        job.front_end,
+        job.registry.families,
+    )
+    return Calibration(source, encode)
 
 
 def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:

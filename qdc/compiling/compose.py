@@ -18,6 +18,7 @@ from qdc.frontend.coverage import coverage
 from qdc.report.files import PAGE, artifact_digest, report_folder
 from qdc.report.model import CompileReport
 from qdc.streaming.workspace import Workspace
+from qdc.text.tokenizer import Encoder
 
 
 def compile_report(
@@ -40,6 +41,7 @@ def compile_report(
     """
     graph, text = workspace.program.graph, workspace.calibration
     source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
+    encode = text.encode if text is not None and isinstance(text.encode, Encoder) else None
     layers = sum(1 for _ in graph.layers())
     parts = () if writer is None else size_parts(graph)
     reported = writer is not None and job.options.write_report
@@ -58,6 +60,8 @@ def compile_report(
         calibration=source,
         calibration_left_out="" if text is None else text.source.left_out,
         calibration_text=tuple(workspace.text),
+        calibration_form="" if encode is None else encode.form,
+        special_tokens_left_out="" if encode is None else encode.withheld,
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),

@@ -130,6 +130,7 @@ class CompileKeywords(TypedDict, total=False):
     calibration: PathLike | None
     text_field: str
     chat_fields: str | None
+    document_tokens: str
     samples: int | None
     length: int | None
     pack: str | None

@@ -20,6 +20,7 @@ def facts(
 ) -> dict[str, object]:
     """What the artifact's configuration says of its origin."""
     source = None if calibration is None else calibration.source
+    asked = job.options.document_tokens
     return {
         "qdc_version": __version__,
         "pipeline": str(job.plan),
@@ -30,6 +31,7 @@ def facts(
         "calibration": source
         and {"name": source.name, "sha256": source.digest, "fields": _fields(job.options.fields)},
         "plugins": job.registry.plugins,
+        **({} if asked == "auto" else {"document_tokens": asked}),
     }
 
 
@@ -48,6 +50,7 @@ def identity(
         "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
         "backend": str(job.backend),
         "states": job.options.states,
+        "document-tokens": job.options.document_tokens,
         "device": torch.device(job.device).type,
         "threads": str(torch.get_num_threads()),
         "checkpoint": f"sha256:{digest}",

@@ -105,7 +105,7 @@ def _batches(opened: OpenedArtifact, families: Families) -> dict[str, Batch]:
     mask[-1, length - length // HIDDEN :] = 0
     found = {"random tokens": (drawn.long().reshape(BATCH, length), mask)}
     if any((folder / name).is_file() for name in (TOKENIZER, BYTE_PAIR_FILES[0])):
-        ids = encoder(load_tokenizer(folder))(read_text(None).documents[0])[:length]
+        ids = encoder(load_tokenizer(folder), "none")(read_text(None).documents[0])[:length]
         text = torch.tensor([ids])
         found["text"] = (text, torch.ones_like(text))
     return found

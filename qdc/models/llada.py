@@ -58,6 +58,7 @@ LLADA = Family(
         "clip_qkv": (None,),
     },
     rotates_early=True,
+    published_without="generate.py of ML-GSAI/LLaDA",
     model_type="llada",
     published=("LLaDA Base, Instruct, 1.5 8B",),
     proved=(

@@ -59,6 +59,7 @@ SDAR_MOE = Family(
     defaults={**DEFAULTS, "experts": 128, "experts_per_token": 8},
     variants={"attention_bias": (False,)},
     mask_token_id=MASK,
+    published_without="generate.py of JetAstra/SDAR",
     model_type="sdar_moe",
     published=("SDAR 30B-A3B Chat, Sci",),
     proved=(

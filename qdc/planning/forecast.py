@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from qdc.frontend.coverage import Covered, coverage
+from qdc.frontend.encoding import open_encoder
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
@@ -54,7 +55,10 @@ def forecast(
     for step in plan.passes():
         step.check(program.graph)
     # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
-    uses, about_text = look_at_text(plan, program.graph.model, model, calibration, fields)
+    uses, about_text = look_at_text(
+        plan, program.graph.model, model, calibration, fields,
+        lambda folder: open_encoder(folder, options.document_tokens, families=families),
+    )  # fmt: skip
     where = torch.device(device)
     ledger = Ledger(shared=where.type == "cpu")
     base = resident_bytes()
