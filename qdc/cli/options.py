@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 import typer
 from pydantic import BeforeValidator
 
+from qdc.cli.group import Group
 from qdc.cli.ranks import refuse_ranks
 from qdc.evaluation.options import as_ratios
 from qdc.ir.text_use import Pack
@@ -17,6 +18,7 @@ from qdc.version import __version__
 
 app = typer.Typer(
     name="qdc",
+    cls=Group,
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,

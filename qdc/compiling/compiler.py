@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from qdc.artifact.emission import Emission
-from qdc.artifact.partial import Partial
+from qdc.artifact.partial import Partial, repair
 from qdc.artifact.writer import ArtifactWriter
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import full_text
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
+from qdc.compiling.finished import finished_report
 from qdc.compiling.instruments import GraphVerifier, Instrument, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
 from qdc.compiling.options import CompileOptions
@@ -38,9 +39,10 @@ from qdc.ir.verify import verify
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
-from qdc.report.files import ReportWriter, discard_report
+from qdc.report.files import ReportWriter, discard_other_report, discard_report
 from qdc.report.model import CompileReport
 from qdc.runtime.device import exact_products
+from qdc.stopping import undisturbed
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
 from qdc.streaming.workspace import Workspace
@@ -66,6 +68,8 @@ def compile_model(
         QdcError: the input is at fault; says what, where, and what to do.
     """
     with joined(options.device, ordered=options.deterministic_reduce) as world:
+        if world.first and options.stop_after is None and repair(options.target):
+            discard_other_report(options.target)
         registry = standard_registry(options.plugins)
         return run_job(
             plan_job(options, registry, device=world.device, command=command), progress, world
@@ -113,6 +117,10 @@ def run_job(
     ticker = _Ticker(notify, job.plan, program)
     instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, GraphVerifier())
     with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
+        if partial is not None and partial.journal is None and job.options.resume:
+            complete = finished_report(job, program, checkpoint, calibration, digest)
+            if complete is not None:
+                return complete
         workspace = Workspace(
             program,
             checkpoint,
@@ -155,7 +163,7 @@ def run_job(
             report = compile_report(job, workspace, meter, remarks, digest, writer)
             report = report.model_copy(update={"resumed": savepoints.resumed})
             report = _timed(report, dumper, savepoints.seconds, shared)
-            _commit(job, writer, report)
+            _commit(job, partial, writer, report)
             return report
 
         return _everywhere(world, workspace, finished)
@@ -209,19 +217,18 @@ def _timed(report: CompileReport, dumper: Dumper, seconds: float, shared: Shared
     return report.model_copy(update={"dumps": dumps, "seconds": seconds, **shared})
 
 
-def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
+def _commit(job: Job, partial: Partial, writer: ArtifactWriter, report: CompileReport) -> None:
     """Make the artifact appear, and its report with it."""
-    if not job.options.write_report:
-        writer.commit()
-        discard_report(job.out)
-        return
-    pages = ReportWriter(job.out)
-    try:
+    pages = ReportWriter(job.out, partial.report) if job.options.write_report else None
+    if pages is not None:
         pages.stage(report)
+    partial.note_commit()
+    with undisturbed():
         writer.commit()
-        pages.commit()
-    finally:
-        pages.abort()
+        if pages is None:
+            discard_report(job.out)
+        else:
+            pages.commit()
 
 
 def _calibration(job: Job) -> Calibration | None:

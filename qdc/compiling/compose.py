@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from qdc.artifact.commit import PAGE, artifact_digest, report_folder
 from qdc.artifact.writer import ArtifactWriter
 from qdc.compiling.collect import (
     environment,
@@ -15,7 +16,6 @@ from qdc.compiling.collect import (
 from qdc.compiling.instruments import Meter, Remarks
 from qdc.compiling.job import Job
 from qdc.frontend.coverage import coverage
-from qdc.report.files import PAGE, artifact_digest, report_folder
 from qdc.report.model import CompileReport
 from qdc.streaming.workspace import Workspace
 from qdc.text.tokenizer import Encoder

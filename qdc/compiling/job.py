@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qdc.artifact.partial import check_interrupted
-from qdc.artifact.writer import check_target
+from qdc.artifact.writer import check_target, is_artifact
 from qdc.compiling.instruments import Instrument
 from qdc.compiling.options import CompileOptions
 from qdc.disk import refuse_special
@@ -96,7 +96,8 @@ def _check_places(job: Job) -> None:
     """Refuse places that are taken, or cannot be written. Raises ``QdcError``."""
     asked = job.options
     if job.backend is not None:
-        if not check_interrupted(job.out, resume=asked.resume, restart=asked.restart):
+        check_interrupted(job.out, resume=asked.resume, restart=asked.restart)
+        if not (asked.resume and is_artifact(job.out)):  # which may be this one, finished
             check_target(job.out, force=asked.force)
         if asked.write_report:
             check_report_target(job.out)
