@@ -28,6 +28,8 @@ class QuantizationConfig(BaseModel):
     pipeline: str = ""
     frontend: Literal["fx", "export"] = "fx"
     """Whose model the artifact is of: our own implementation's, or a class of transformers."""
+    causal: bool = False
+    """Whether it is a decoder of transformers that looks back only, as it was trained."""
     layers: dict[str, dict[str, Any]]
     """For each quantized layer, by full path: ``codec`` and the codec's fields."""
     added_biases: tuple[str, ...] = ()

@@ -1,9 +1,10 @@
 """What ``run`` and ``eval`` share: open an artifact or a checkpoint with its tokenizer."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +41,15 @@ class Opened:
     compiled: bool
     device: str
     tokenizer: "PreTrainedTokenizerFast"
-    decoding: DecodeFacts
-    """What the decoding loop has to know."""
+    config: Mapping[str, Any]
+    """The model's own fields of ``config.json``."""
     strategies: Strategies
     """Of decoding, by name, those of the plugins among them."""
+
+    @functools.cached_property
+    def decoding(self) -> DecodeFacts:
+        """What the decoding loop has to know. Raises ``UnsupportedModel`` without a mask token."""
+        return decode_facts(self.facts, self.tokenizer, self.config)
 
     @property
     def logits_shift(self) -> int:
@@ -99,7 +105,7 @@ def open_runnable(
         compiled,
         device,
         tokenizer,
-        decode_facts(facts, tokenizer, plain),
+        plain,
         registry.strategies,
     )
 

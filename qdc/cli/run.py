@@ -16,7 +16,7 @@ def run_command(
     """Load, fill, print."""
     wanted = given_text(text)
     opened = open_runnable(model, running.device, running.plugins, running.backend)
-    tokens, masked = parse_gaps(wanted, opened.encode, opened.facts.mask_token_id, gap)
+    tokens, masked = parse_gaps(wanted, opened.encode, opened.facts.mask, gap)
     if tokens.shape[1] > opened.facts.max_length:
         raise QdcError(
             f"the text has {tokens.shape[1]} tokens, the model takes {opened.facts.max_length}",
@@ -27,7 +27,7 @@ def run_command(
             opened,
             tokens,
             masked,
-            opened.facts.mask_token_id,
+            opened.facts.mask,
             steps,
             lambda done, total: update("fill the gaps", done, total),
             opened.facts.attention_block,

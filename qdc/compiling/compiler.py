@@ -17,6 +17,7 @@ from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
 from qdc.compiling.instruments import GraphVerifier, Instrument, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
+from qdc.compiling.maskless import refuse_masks
 from qdc.compiling.options import CompileOptions
 from qdc.compiling.origin import facts, identity
 from qdc.compiling.repro import Repro
@@ -98,6 +99,7 @@ def run_job(
             help="resume it without torchrun, or discard it with --restart",
         )
     checkpoint, program = open_model(job.options.model_dir, job.front_end, job.registry.families)
+    refuse_masks(job.plan, program.graph)
     for step in job.plan.passes():
         step.check(program.graph)
     calibration = _calibration(job)
@@ -133,7 +135,7 @@ def run_job(
 
             return _everywhere(world, workspace, without_artifact)
         writer = ArtifactWriter(job.out, force=job.options.force, folder=partial.artifact)
-        origin = facts(job, calibration, digest, checkpoint)
+        origin = facts(job, calibration, digest, checkpoint, causal=program.graph.model.causal)
         emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
         region_done = _emitter(job.backend, emission, workspace)
         alone = world.size == 1

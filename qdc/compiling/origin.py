@@ -16,7 +16,12 @@ from qdc.version import __version__
 
 
 def facts(
-    job: Job, calibration: Calibration | None, digest: str, checkpoint: Checkpoint
+    job: Job,
+    calibration: Calibration | None,
+    digest: str,
+    checkpoint: Checkpoint,
+    *,
+    causal: bool = False,
 ) -> dict[str, object]:
     """What the artifact's configuration says of its origin."""
     source = None if calibration is None else calibration.source
@@ -24,6 +29,7 @@ def facts(
         "qdc_version": __version__,
         "pipeline": str(job.plan),
         "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
+        **({"causal": True} if causal else {}),
         "backend": str(job.backend),
         "checkpoint_sha256": digest,
         "states": job.options.states,

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
-from qdc.frontend.direction import check_bidirectional
+from qdc.frontend.direction import check_direction
 from qdc.frontend.drafting import ROUTER, Drafting
 from qdc.frontend.functional import without_mutation
 from qdc.frontend.grouping import group_calls
@@ -69,7 +69,7 @@ def trace_native(
     graph = LayerGraph(
         Structure(name=facts.family, prefix=prefix, model=facts, nodes=nodes, regions=regions)
     )
-    check_bidirectional(graph, calls)
+    check_direction(graph, calls)
     return Program(graph, native.body, calls)
 
 

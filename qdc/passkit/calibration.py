@@ -1,7 +1,7 @@
 """What passes that calibrate share: the options of their samples, and the drawing of them."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -110,6 +110,12 @@ class CalibrationOptions(Pass):
                 help="choose a smaller length, or leave it out",
             )
 
+    def without_masks(self) -> Self | None:
+        """The same pass with ``geometry=clean``, and without the options that only masks read."""
+        fields = type(self).model_fields
+        unread = {name: fields[name].default for name in READ_BY}
+        return self.model_copy(update={"geometry": "clean", **unread})
+
     def draw(self, unit: Unit) -> States:
         """Draw the samples and mask them.
 
@@ -181,9 +187,9 @@ class CalibrationOptions(Pass):
         return 0 if self.geometry == "uniform" else self.prefix
 
     def _mask(self, unit: Unit, clean: Tensor, maskable: Tensor) -> tuple[Tensor, Tensor]:
-        mask_id, seed = unit.model.mask_token_id, self.seed
         if self.geometry == "clean":
             return geometry.unmasked(clean)
+        mask_id, seed = unit.model.mask, self.seed
         times = self.times()
         if self.geometry == "block-diffusion":
             size = self.block_length or BLOCK_LENGTH

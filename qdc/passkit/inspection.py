@@ -124,7 +124,7 @@ class _States:
         self.parts = [(clean, nothing), (other, nothing)]
         for ratio in sampling.ratios:
             times = torch.full((sampling.samples,), ratio)
-            self.parts.append(scattered(clean, maskable, times, model.mask_token_id, sampling.seed))
+            self.parts.append(scattered(clean, maskable, times, model.mask, sampling.seed))
 
     def batches(self) -> list[Tensor]:
         return [b for tokens, _ in self.parts for b in torch.split(tokens, self.sampling.batch)]

@@ -79,6 +79,8 @@ def _check_tokens(
 
 
 def _refuse_masks(clean: Tensor, model: ModelFacts, name: str) -> None:
+    if model.mask_token_id is None:
+        return
     count = int((clean == model.mask_token_id).sum())
     if count:
         raise InvalidCalibration(

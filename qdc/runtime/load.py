@@ -17,6 +17,7 @@ from qdc.checkpoint.compiled import refuse_compiled
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.format.codec import Codec
+from qdc.frontend.native import looks_back
 from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
 from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
@@ -74,7 +75,12 @@ def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
             layer: parse_codec(layer, fields, known)
             for layer, fields in quantization.layers.items()
         }
-        module = build_module(plain_config(source.config), quantization.frontend, registry.families)
+        module = build_module(
+            plain_config(source.config),
+            quantization.frontend,
+            registry.families,
+            causal=quantization.causal,
+        )
         body = holder(module)
         _add_biases(body, quantization.added_biases)
         _check(body, codecs, source)
@@ -133,7 +139,9 @@ def load_checkpoint(
     """
     source = Checkpoint(folder)
     refuse_compiled(source)
-    module = build_module(source.config, choose(source.config, choice, families), families)
+    front_end = choose(source.config, choice, families)
+    causal = front_end == "export" and looks_back(source.config, folder)
+    module = build_module(source.config, front_end, families, causal=causal)
     show_by_name(module, source)
     body = holder(module)
     wanted = dense_tensors(body)

@@ -76,7 +76,10 @@ class Stream(Route):
     @property
     def masked(self) -> Tensor:
         """``bool[samples, length]``: which of the tokens are masked."""
-        return self.tokens == self.graph.model.mask_token_id
+        mask = self.graph.model.mask_token_id
+        if mask is None:
+            return torch.zeros_like(self.tokens, dtype=torch.bool)
+        return self.tokens == mask
 
     @property
     def split(self) -> bool:
