@@ -26,8 +26,9 @@ class QuantizationConfig(BaseModel):
     quant_method: Literal["qdc"]
     format_version: int = Field(ge=1)
     pipeline: str = ""
-    frontend: Literal["fx", "export"] = "fx"
-    """Whose model the artifact is of: our own implementation's, or a class of transformers."""
+    frontend: Literal["fx", "export", "module"] = "fx"
+    """Whose model the artifact is of: our own implementation's, a class of transformers, or, for
+    ``module``, a torch module that its caller builds."""
     causal: bool = False
     """Whether it is a decoder of transformers that looks back only, as it was trained."""
     layers: dict[str, dict[str, Any]]

@@ -15,6 +15,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import full_text
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
+from qdc.compiling.given import Given
 from qdc.compiling.instruments import GraphVerifier, Instrument, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
 from qdc.compiling.maskless import refuse_masks
@@ -29,8 +30,6 @@ from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
-from qdc.frontend.opening import open_model
-from qdc.frontend.select import choose
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
@@ -44,8 +43,6 @@ from qdc.runtime.device import exact_products
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
 from qdc.streaming.workspace import Workspace
-from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
 from qdc.units import StepProgress
 from qdc.version import __version__
 
@@ -54,7 +51,10 @@ Shared = dict[str, int]
 
 
 def compile_model(
-    options: CompileOptions, progress: StepProgress | None = None, command: str | None = None
+    options: CompileOptions,
+    progress: StepProgress | None = None,
+    command: str | None = None,
+    given: Given | None = None,
 ) -> CompileReport:
     """Compile as the options say: what ``qdc.compile`` and ``qdc compile`` do.
 
@@ -62,15 +62,15 @@ def compile_model(
         options: what to compile, and how.
         progress: called with what is done, how much of it, and the total.
         command: how to run this again, for whoever reads a repro; the call in Python if not given.
+        given: the module that is compiled, in the place of the options' folder.
 
     Raises:
         QdcError: the input is at fault; says what, where, and what to do.
     """
     with joined(options.device, ordered=options.deterministic_reduce) as world:
         registry = standard_registry(options.plugins)
-        return run_job(
-            plan_job(options, registry, device=world.device, command=command), progress, world
-        )
+        job = plan_job(options, registry, device=world.device, command=command, given=given)
+        return run_job(job, progress, world)
 
 
 def run_job(
@@ -98,11 +98,11 @@ def run_job(
             "several processes cannot go on from an interrupted compile",
             help="resume it without torchrun, or discard it with --restart",
         )
-    checkpoint, program = open_model(job.options.model_dir, job.front_end, job.registry.families)
+    checkpoint, program = job.open()
     refuse_masks(job.plan, program.graph)
     for step in job.plan.passes():
         step.check(program.graph)
-    calibration = _calibration(job)
+    calibration = job.calibration()
     same(world, _agreed(job, checkpoint, calibration))
     digest = from_first(
         world,
@@ -180,7 +180,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
         "calibration text": "" if calibration is None else calibration.source.digest,
         "pipeline": full_text(job.plan),
-        "front end": choose(checkpoint.config, job.front_end, job.registry.families),
+        "front end": job.frontend(checkpoint),
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
         "states": job.options.states,
@@ -222,13 +222,6 @@ def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
         pages.commit()
     finally:
         pages.abort()
-
-
-def _calibration(job: Job) -> Calibration | None:
-    if not any(step.reads_calibration for step in job.plan.passes()):
-        return None
-    source = read_source(job.options.calibration, job.options.fields)
-    return Calibration(source, encoder(load_tokenizer(job.options.model_dir)))
 
 
 def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:

@@ -41,7 +41,7 @@ def compile_report(
     graph, text = workspace.program.graph, workspace.calibration
     source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
     layers = sum(1 for _ in graph.layers())
-    parts = () if writer is None else size_parts(graph)
+    parts = () if writer is None else size_parts(graph, workspace.checkpoint.extra)
     reported = writer is not None and job.options.write_report
     return CompileReport(
         out=None if writer is None else str(job.out),
@@ -53,7 +53,7 @@ def compile_report(
         backend=str(job.backend) if job.backend is not None else "",
         device=job.device,
         environment=environment(job.device),
-        checkpoint=str(job.options.model_dir.absolute()),
+        checkpoint=job.title,
         checkpoint_sha256=digest,
         calibration=source,
         calibration_left_out="" if text is None else text.source.left_out,

@@ -20,7 +20,7 @@ MASK, CAUSAL = 3, 5
 """Places of the arguments of attention."""
 
 
-def check_direction(graph: LayerGraph, calls: Mapping[str, NodeCalls]) -> None:
+def check_direction(graph: LayerGraph, nodes: Mapping[str, fx.Node | NodeCalls]) -> None:
     """Refuse attention to one side, or, in a causal model, to both.
 
     Masks are computed for one short input, unless they depend on parameters.
@@ -28,7 +28,7 @@ def check_direction(graph: LayerGraph, calls: Mapping[str, NodeCalls]) -> None:
     Raises:
         UnsupportedModel: an attention sees to other sides, or the model has none that is known.
     """
-    attentions, causal = find_attentions(graph, calls)
+    attentions, causal = find_attentions(graph, nodes)
     if not attentions:
         raise UnsupportedModel(
             "the model calls no scaled_dot_product_attention: qdc cannot tell in which direction "
@@ -53,9 +53,10 @@ def check_direction(graph: LayerGraph, calls: Mapping[str, NodeCalls]) -> None:
 
 
 def find_attentions(
-    graph: LayerGraph, calls: Mapping[str, NodeCalls]
+    graph: LayerGraph, nodes: Mapping[str, fx.Node | NodeCalls]
 ) -> tuple[list[str], list[str]]:
     """Names of the nodes that hold an attention, and of those that look to one side only."""
+    calls = {name: node for name, node in nodes.items() if isinstance(node, NodeCalls)}
     attentions = [
         (name, call)
         for name, found in calls.items()

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qdc.errors import UnsupportedModel
+from qdc.frontend.body import BodyModel
 from qdc.frontend.unrolled import unroll_experts
 from qdc.ir.graph import ModelFacts
 from qdc.models.configuration import DEEPEST, MOST_EXPERTS
@@ -28,8 +29,6 @@ from qdc.text.tokenizer import TOKENIZER, load_tokenizer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-PREFIX = "body."
-"""Where the transformers module sits in a ``NativeModel``."""
 POOLING = "add_pooling_layer"
 LONGEST_REASON = 300
 WIDEST = 1 << 24
@@ -43,8 +42,14 @@ SIZES = (
 """How the names of fields end that decide what is allocated."""
 
 
-class NativeModel(nn.Module):
+class NativeModel(BodyModel):
     """A transformers module, called as every model here is."""
+
+    untraceable: ClassVar[str] = (
+        "a model whose forward branches on the values of tensors needs an implementation of our "
+        "own; qdc families lists those"
+    )
+    body: "PreTrainedModel"
 
     def __init__(self, body: "PreTrainedModel", *, causal: bool = False) -> None:
         super().__init__()
@@ -62,24 +67,12 @@ class NativeModel(nn.Module):
         return result
 
     @property
-    def kind(self) -> str:
-        """Name of the transformers class."""
-        return type(self.body).__name__
-
-    @property
     def has_head(self) -> bool:
         """Whether it gives logits."""
         found: nn.Module | None = self.body.get_output_embeddings()  # type: ignore[no-untyped-call]
         return found is not None
 
-    @property
-    def tied(self) -> dict[str, str]:
-        """Further names of parameters that have two, each with the first name."""
-        first = {parameter: name for name, parameter in self.body.named_parameters()}
-        every = self.body.named_parameters(remove_duplicate=False)
-        return {name: first[parameter] for name, parameter in every if first[parameter] != name}
-
-    def on_meta(self) -> "NativeModel":
+    def example(self) -> "NativeModel":
         """A copy without values, buffers included."""
         return deepcopy(self).to("meta")
 

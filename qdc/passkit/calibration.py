@@ -131,7 +131,8 @@ class CalibrationOptions(Pass):
                 where=[text.source.name],
                 help="leave prefix out, or calibrate on documents",
             )
-        length = self.length or unit.model.max_length
+        rows, longest = text.source.rows, unit.model.max_length
+        length = self.length or (longest if rows is None else min(longest, rows.shape[1]))
         clean, maskable = draw_samples(
             text.source, text.encode, unit.model, self.samples, length, self.seed, self._prefix()
         )

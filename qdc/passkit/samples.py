@@ -9,7 +9,8 @@ from qdc.errors import InvalidCalibration
 from qdc.ir.graph import ModelFacts
 from qdc.passkit.dialogues import draw_dialogues
 from qdc.passkit.geometry import behind_prefix
-from qdc.passkit.windows import draw_windows
+from qdc.passkit.windows import draw_rows, draw_windows
+from qdc.text.rows import ROWS
 from qdc.text.source import TextSource
 from qdc.text.tokenizer import Encoder
 
@@ -31,7 +32,12 @@ def draw_samples(
     Of documents, all places behind the prefix; of dialogues, the answers. Raises InvalidCalibration
     if the text is too short, too little, or not what the tokenizer or the model know.
     """
-    if source.dialogues:
+    if source.rows is not None:
+        clean = draw_rows(source.rows, samples, length, seed)
+        maskable = behind_prefix(samples, length, prefix)
+        _check_variety(clean, source)
+        _refuse_masks(clean, model, source.name)
+    elif source.dialogues:
         if not isinstance(encode, Encoder):
             raise InvalidCalibration(
                 "prompts and answers need a tokenizer of a checkpoint", where=[source.name]
@@ -51,11 +57,17 @@ def _check_variety(clean: Tensor, source: TextSource) -> None:
     different, needed = len(torch.unique(clean, dim=0)), (samples + 1) // 2
     if different < needed:
         raise InvalidCalibration(
-            f"found {len(source.documents)} documents that give {different} different windows of "
+            f"found {_count(source)} that give {different} different windows of "
             f"{length} tokens, need at least {needed} for {samples} samples",
             where=[source.name],
             help="give more text with --calibration, or fewer or shorter samples",
         )
+
+
+def _count(source: TextSource) -> str:
+    if source.rows is not None:
+        return f"{len(source.rows)} rows of token ids"
+    return f"{len(source.documents)} documents"
 
 
 def _check_tokens(
@@ -83,8 +95,12 @@ def _refuse_masks(clean: Tensor, model: ModelFacts, name: str) -> None:
         return
     count = int((clean == model.mask_token_id).sum())
     if count:
+        rows = name == ROWS
+        what = "the token ids hold" if rows else "the dialogues or the chat template write"
         raise InvalidCalibration(
-            f"the dialogues or the chat template write the mask token, {count} times",
+            f"{what} the mask token, {count} times",
             where=[name],
-            help="leave the records that name it out",
+            help="give clean ids: qdc masks them itself"
+            if rows
+            else "leave the records that name it out",
         )

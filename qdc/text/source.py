@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from torch import Tensor
+
 from qdc.disk import read_regular
 from qdc.errors import InvalidCalibration
 from qdc.text.datasets import PARQUET, DatasetFiles, dataset_files, open_rows
@@ -42,6 +44,8 @@ class TextSource(NamedTuple):
     documents: Sequence[str]
     dialogues: Sequence[Dialogue] = ()
     skipped: int = 0
+    rows: Tensor | None = None
+    """Token ids ``i64[n, length]`` in the place of documents: see ``qdc.text.rows``."""
 
     @property
     def left_out(self) -> str:
