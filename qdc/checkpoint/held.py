@@ -29,8 +29,14 @@ class HeldModule(Checkpoint):
             tokenizer: a folder with the files of a tokenizer, if there is one.
 
         Raises:
-            UnsupportedModel: a tensor has a name or dtype that artifacts do not have.
+            UnsupportedModel: a tensor has no values, or a name or dtype that artifacts do not have.
         """
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        hollow = [name for name, tensor in tensors if tensor.is_meta]
+        if hollow:
+            raise UnsupportedModel(
+                "tensors of the module have no values: it is on the meta device", where=hollow
+            )
         self.folder = Path(type(module).__name__) if tokenizer is None else tokenizer
         self._tokenizer = tokenizer
         self._state: dict[str, Tensor] = dict(module.named_parameters())

@@ -20,7 +20,7 @@ from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.speech import decode_facts
 from qdc.runtime.decoding.strategies import Strategies
 from qdc.runtime.device import find_device
-from qdc.runtime.load import load_artifact, load_checkpoint
+from qdc.runtime.load import front_end_of, load_artifact, load_checkpoint
 from qdc.text.tokenizer import decode_marked, encoder, load_tokenizer
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def open_runnable(
         module = load_checkpoint(folder, device, torch.float32, families=registry.families)
     families = registry.families
     front_end = (
-        parse_quantization(config).frontend if compiled else choose(config, families=families)
+        front_end_of(parse_quantization(config)) if compiled else choose(config, families=families)
     )
     plain = plain_config(config)
     facts = read_facts(plain, folder, front_end, families)

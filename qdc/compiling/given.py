@@ -111,6 +111,6 @@ def _folder(tokenizer: "PreTrainedTokenizerBase | Path | str | None") -> Iterato
             f"tokenizer is a {type(tokenizer).__name__}, not one of transformers",
             help="give a tokenizer of transformers, or a folder that holds tokenizer.json",
         )
-    with tempfile.TemporaryDirectory(prefix="qdc-tokenizer-") as folder:
-        tokenizer.save_pretrained(folder)
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix="qdc-tokenizer-") as written:
+        tokenizer.save_pretrained(written)
+        yield Path(written)

@@ -135,8 +135,6 @@ def _trace(native: GivenModel, facts: ModelFacts, held: HeldModule) -> Program:
     try:
         return export_graph(native, facts, held)
     except UnsupportedModel:
-        if facts.max_length < UNBOUNDED:
-            raise
         for length in SHORTER:
             with suppress(UnsupportedModel):
                 return export_graph(native, facts, held, length)
@@ -166,11 +164,6 @@ def check_signature(module: nn.Module) -> None:
 
 def _copy(module: nn.Module) -> nn.Module:
     """A copy on the CPU in fp32, in eval mode, whose parameters have no values: nothing is read."""
-    hollow = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
-    if hollow:
-        raise UnsupportedModel(
-            "tensors of the module have no values: it is on the meta device", where=hollow
-        )
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         dtype = torch.float32 if parameter.is_floating_point() else parameter.dtype
@@ -225,7 +218,7 @@ def _facts(module: nn.Module, traced: Program, given: GivenFacts) -> ModelFacts:
 
 
 def _counts(graph: LayerGraph, name: str) -> bool:
-    """Whether the rows of an embedding are looked up by place: by what is counted, not by tokens."""
+    """Whether the rows of an embedding are looked up by place: by a count, and by no token."""
     found, pending = set[str](), [name]
     while pending:
         for read in graph[pending.pop()].inputs:

@@ -131,7 +131,8 @@ def _check(
     add_biases(hollow, quantization.added_biases)
     wanted = {n: w for n, w in dense_tensors(hollow).items() if n not in described["unread"]}
     for name, buffer in persistent_buffers(hollow).items():
-        wanted[name] = (SHORT.get(str(buffer.dtype).removeprefix("torch.")), tuple(buffer.shape))
+        dtype = SHORT.get(str(buffer.dtype).removeprefix("torch."))
+        wanted[name] = (None if buffer.is_floating_point() else dtype, tuple(buffer.shape))
     problems = [*_layers(wanted, codecs), *_tensors(wanted, source)]
     problems += _buffers(module, source, described["buffers"])
     if problems:

@@ -70,7 +70,7 @@ def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
     try:
         source = Checkpoint(folder)
         quantization = parse_quantization(source.config)
-        front_end = _front_end(quantization)
+        front_end = front_end_of(quantization)
         known = registry.codecs()
         codecs = {
             layer: parse_codec(layer, fields, known)
@@ -90,7 +90,7 @@ def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
     return OpenedArtifact(source, quantization, codecs, module)
 
 
-def _front_end(quantization: QuantizationConfig) -> FrontEnd:
+def front_end_of(quantization: QuantizationConfig) -> FrontEnd:
     """Who builds the model. Raises ``UnsupportedModel`` where just its user can."""
     if quantization.frontend == "module":
         raise UnsupportedModel(

@@ -44,7 +44,8 @@ def write_causal(folder: Path, kind: str) -> PreTrainedModel:
     """Write a random checkpoint whose tokenizer has no mask token; returns transformers' model."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGURATIONS[kind])
+        auto: Any = AutoModelForCausalLM
+        model: PreTrainedModel = auto.from_config(CONFIGURATIONS[kind])
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
@@ -54,7 +55,8 @@ def write_causal(folder: Path, kind: str) -> PreTrainedModel:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     del settings["mask_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return model.eval()
+    model.train(mode=False)
+    return model
 
 
 @pytest.fixture(scope="module")

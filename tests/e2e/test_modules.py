@@ -121,8 +121,9 @@ def test_two_runs_give_the_same_bytes(compiled: Compiled, tmp_path: Path) -> Non
 
 def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
     compile_one(filled(NanoGPT()), tmp_path / "out", ROUNDED, calibration=None, samples=None)
-    loaded = qdc.load(tmp_path / "out", module=NanoGPT())
-    assert loaded.lm_head.weight is loaded.transformer["wte"].weight
+    loaded = NanoGPT()
+    qdc.load(tmp_path / "out", module=loaded)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
     assert torch.equal(loaded.scale, torch.tensor([0.75]))
 
 
@@ -131,10 +132,11 @@ def test_a_stored_buffer_comes_from_the_artifact(tmp_path: Path) -> None:
     module = filled(NanoGPT())
     module.scale.fill_(0.5)
     compile_one(module, tmp_path / "out", ROUNDED, calibration=None, samples=None)
-    loaded = qdc.load(tmp_path / "out", module=NanoGPT(), dtype=torch.bfloat16)
+    loaded = NanoGPT()
+    qdc.load(tmp_path / "out", module=loaded, dtype=torch.bfloat16)
     assert loaded.scale.dtype == torch.bfloat16
     assert float(loaded.scale) == 0.5
-    assert loaded.transformer["h"][0].bias.dtype == torch.bool
+    assert dict(loaded.named_buffers())["transformer.h.0.bias"].dtype == torch.bool
     assert logits(loaded, ids(1, 4)).dtype == torch.bfloat16
 
 
@@ -182,11 +184,11 @@ def test_a_loaded_module_is_evaluated(compiled: Compiled) -> None:
 def test_what_differs_is_named_at_once(compiled: Compiled, tmp_path: Path) -> None:
     make, _, out, _ = compiled
     if make is Unconditional:
-        other: nn.Module = Unconditional(blocks=3, base=500.0)
+        other: Unconditional | NanoGPT = Unconditional(blocks=3, base=500.0)
         wanted = ["backbone.blocks.2.attn_out.weight: in the module alone", "inv_freq: a buffer"]
     else:
         other = NanoGPT(spare=True)
-        other.transformer["h"][0].fc = nn.Linear(WIDTH, 3 * WIDTH)
+        other.transformer.h[0].fc = nn.Linear(WIDTH, 3 * WIDTH)
         other.extra = nn.Linear(2, 2)
         wanted = ["fc: its weight is [96, 32] in the module", "extra.bias: in the module alone"]
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
@@ -257,7 +259,7 @@ def test_a_tokenizer_comes_along(tmp_path: Path) -> None:
 
 def _worded() -> nn.Module:
     module = NanoGPT()
-    module.transformer["wte"] = nn.Embedding(2048, WIDTH)
+    module.transformer.wte = nn.Embedding(2048, WIDTH)
     module.lm_head = nn.Linear(WIDTH, 2048, bias=False)
     return filled(module)
 
@@ -271,7 +273,8 @@ class Sequence(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``i64[B, L] -> [B, L, 61]``."""
-        return self.out(self.embed(tokens))
+        found: Tensor = self.out(self.embed(tokens))
+        return found
 
 
 class Branching(NanoGPT):
@@ -297,7 +300,12 @@ class Branching(NanoGPT):
         (NanoGPT(), {"calibration": ids(8, 4), "length": 8}, "rows of 4 token ids", "length=4"),
         (NanoGPT(), {"calibration": ids(2, 16)}, "2 rows of token ids", ""),
         (NanoGPT(), {"calibration": torch.full((8, 16), MASK)}, "1 different", ""),
-        (NanoGPT(), {"passes": ROUNDED}, "no pass of the pipeline reads calibration ids", ""),
+        (
+            NanoGPT(),
+            {"passes": ROUNDED, "samples": None},
+            "no pass of the pipeline reads calibration ids",
+            "",
+        ),
         (NanoGPT(), {"chat_fields": "a,b"}, "no file to read it from", ""),
         (NanoGPT(), {"tokenizer": 5}, "tokenizer is a int", ""),
         (NanoGPT().to("meta"), {}, "have no values", ""),
@@ -308,12 +316,9 @@ class Branching(NanoGPT):
 def test_refusals_say_what_to_do(
     module: nn.Module, options: dict[str, Any], what: str, help: str, tmp_path: Path
 ) -> None:
-    passes = options.pop("passes", CROSS)
+    options = {"passes": CROSS, **options}
     with pytest.raises(QdcError) as caught:
-        if options.get("calibration", 0) is None:
-            qdc.compile(module, passes, out=tmp_path / "out", mask_token_id=MASK)
-        else:
-            compile_one(module, tmp_path / "out", passes, **options)
+        compile_one(module, tmp_path / "out", **options)
     assert what in str(caught.value)
     assert help in caught.value.help
     assert not (tmp_path / "out").exists()
@@ -334,9 +339,10 @@ def test_a_folder_is_refused_with_a_module(tmp_path: Path, compiled: Compiled) -
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(QdcError, match="of a checkpoint, not of a module"):
         qdc.load(tmp_path / "odd", module=make())
-    for broken in ({}, {"unread": 1}, {"unread": [], "buffers": []}):
+    odd: list[Any] = [None, {"unread": 1}, {"unread": [], "buffers": []}]
+    for broken in odd:
         config["quantization_config"]["frontend"] = "module"
-        config["module"] = broken or None
+        config["module"] = broken
         (tmp_path / "odd" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        with pytest.raises(QdcError, match="config.json describes|does not describe"):
+        with pytest.raises(QdcError, match="describe"):
             qdc.load(tmp_path / "odd", module=make())

@@ -1,12 +1,13 @@
 """Two small research models of our own: one as MDLM's backbone is, one as nanoGPT is."""
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Model = TypeVar("Model", bound=nn.Module)
 VOCABULARY, LENGTH, WIDTH, HEADS, MASK = 61, 16, 32, 2, 60
 
 
@@ -46,7 +47,8 @@ class DiffusionBlock(nn.Module):
         q, k = rotate(q, frequencies), rotate(k, frequencies)
         seen = functional.scaled_dot_product_attention(q, k, v)
         x = x + gate1[:, None] * self.attn_out(seen.transpose(1, 2).reshape(batch, length, WIDTH))
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        found: Tensor = x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return found
 
 
 class Diffusion(nn.Module):
@@ -71,7 +73,8 @@ class Diffusion(nn.Module):
         condition = functional.silu(self.sigma_map(torch.cat((angles.cos(), angles.sin()), -1)))
         for block in self.blocks:
             x = block(x, self.inv_freq, condition)
-        return self.output(self.norm_final(x))
+        found: Tensor = self.output(self.norm_final(x))
+        return found
 
 
 class Unconditional(nn.Module):
@@ -84,7 +87,8 @@ class Unconditional(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """``i64[B, L] -> [B, L, vocabulary]``."""
         sigma = torch.zeros(input_ids.shape[0], device=input_ids.device)
-        return self.backbone(input_ids, sigma)
+        found: Tensor = self.backbone(input_ids, sigma)
+        return found
 
 
 class Block(nn.Module):
@@ -113,7 +117,18 @@ class Block(nn.Module):
         else:
             seen = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.c_proj(seen.transpose(1, 2).reshape(batch, length, WIDTH))
-        return x + self.proj(functional.gelu(self.fc(self.ln_2(x))))
+        found: Tensor = x + self.proj(functional.gelu(self.fc(self.ln_2(x))))
+        return found
+
+
+class Trunk(nn.Module):
+    """What nanoGPT keeps in a dictionary of modules."""
+
+    def __init__(self, width: int, *, causal: bool, manual: bool) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(VOCABULARY, width), nn.Embedding(LENGTH, width)
+        self.drop, self.ln_f = nn.Dropout(0.1), nn.LayerNorm(width)
+        self.h = nn.ModuleList(Block(causal=causal, manual=manual) for _ in range(2))
 
 
 class NanoGPT(nn.Module):
@@ -123,17 +138,9 @@ class NanoGPT(nn.Module):
         self, *, causal: bool = False, manual: bool = False, width: int = WIDTH, spare: bool = False
     ) -> None:
         super().__init__()
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(VOCABULARY, width),
-                "wpe": nn.Embedding(LENGTH, width),
-                "drop": nn.Dropout(0.1),
-                "h": nn.ModuleList(Block(causal=causal, manual=manual) for _ in range(2)),
-                "ln_f": nn.LayerNorm(width),
-            }
-        )
+        self.transformer = Trunk(width, causal=causal, manual=manual)
         self.lm_head = nn.Linear(width, VOCABULARY, bias=False)
-        self.lm_head.weight = self.transformer["wte"].weight
+        self.lm_head.weight = self.transformer.wte.weight
         self.register_buffer("scale", torch.tensor([0.75]))
         self.scale: Tensor
         if spare:
@@ -145,17 +152,17 @@ class NanoGPT(nn.Module):
         assert length <= LENGTH
         places = torch.arange(length, device=idx.device)
         parts = self.transformer
-        x = parts["drop"](parts["wte"](idx) + parts["wpe"](places))
-        for block in self.transformer["h"]:
+        x = parts.drop(parts.wte(idx) + parts.wpe(places))
+        for block in parts.h:
             x = block(x)
-        logits = self.lm_head(parts["ln_f"](x)) * self.scale
+        logits = self.lm_head(parts.ln_f(x)) * self.scale
         loss = None
         if targets is not None:
             loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
 
-def filled(module: nn.Module, seed: int = 0) -> nn.Module:
+def filled(module: Model, seed: int = 0) -> Model:
     """Give a module random weights that are not small, in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
