@@ -25,9 +25,8 @@ def refuse_masks(plan: Plan, graph: LayerGraph) -> None:
     raise UnsupportedModel(
         f"the model has no mask token, and masks are drawn by {', '.join(names)}",
         where=[str(step) for step in drawing],
-        help=f"if it fills masked places, say with which token: mask_token_id, in config.json or of "
-        "qdc.compile(module); "
-        f"else draw none: {written}",
+        help="if it fills masked places, say with which token: mask_token_id, in config.json or of "
+        f"qdc.compile(module); else draw none: {written}",
     )
 
 
