@@ -1,6 +1,6 @@
 """Put an artifact of a module back into a fresh module, which its caller builds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,8 @@ def load_module(
         module: built as the compiled one was, whatever its weights; on meta too, buffers aside.
         registry: knows the codecs and the backends.
         device: where the weights go.
-        dtype: of all weights, or of those that are not packed; the backend's own if None.
+        dtype: of all weights, or of those that are not packed; the backend's own if None. Buffers
+            keep theirs.
         backend: who runs it.
 
     Returns:
@@ -83,17 +84,17 @@ def load_module(
     hollow = _on_meta(module)
     _check(module, hollow, quantization, codecs, source, described)
     runtime.check(hollow, codecs)
-    buffers = [name for name, _ in module.named_buffers()]
+    buffers = list(persistent_buffers(module))
     add_biases(module, quantization.added_biases)
     weights = ModuleWeights(
         codecs, quantization.stages, traceable=False, source=source, unread=unread
     )
     try:
         runtime.fill(module, weights)
+        _restore_buffers(module, buffers, source)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     module.to(device).eval().requires_grad_(False)
-    _convert(module, buffers, runtime.dtype)
     return module
 
 
@@ -193,11 +194,8 @@ def _alike(found: list[Any], expected: object) -> bool:
     return all(abs(here - float(there)) <= CLOSE * size for here, there in figures)
 
 
-def _convert(module: nn.Module, buffers: list[str], dtype: torch.dtype) -> None:
-    """Give the module's own floating buffers the dtype of the weights, as ``Module.to`` does."""
-    for name in buffers:
+def _restore_buffers(module: nn.Module, names: Iterable[str], source: Checkpoint) -> None:
+    """Give buffers what is stored, in its own dtype: frequencies that are rounded turn too far."""
+    for name in names:
         owner, _, leaf = name.rpartition(".")
-        parent = module.get_submodule(owner)
-        buffer = getattr(parent, leaf, None)
-        if isinstance(buffer, Tensor) and buffer.is_floating_point():
-            setattr(parent, leaf, buffer.to(dtype))
+        setattr(module.get_submodule(owner), leaf, source.tensor(name))
