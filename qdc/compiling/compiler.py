@@ -18,7 +18,6 @@ from qdc.compiling.dumper import Dumper
 from qdc.compiling.given import Given
 from qdc.compiling.instruments import GraphVerifier, Instrument, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
-from qdc.compiling.maskless import refuse_masks
 from qdc.compiling.options import CompileOptions
 from qdc.compiling.origin import facts, identity
 from qdc.compiling.repro import Repro
@@ -35,6 +34,7 @@ from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
 from qdc.report.files import ReportWriter, discard_report

@@ -14,7 +14,6 @@ import qdc
 import qdc.hf
 from qdc.cli import run
 from qdc.cli.evaluate import evaluate_command
-from qdc.compiling.maskless import refuse_masks
 from qdc.errors import QdcError, UnsupportedModel
 from qdc.evaluation.held_out import held_out_windows
 from qdc.evaluation.options import EvaluationOptions
@@ -23,6 +22,7 @@ from qdc.ir.graph import LayerGraph
 from qdc.ir.parser import parse
 from qdc.ir.printer import render
 from qdc.pipeline.builder import build_plan
+from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.registry import standard_registry
 from qdc.streaming.original import original_stream
 from qdc.text.source import read_text
@@ -137,6 +137,11 @@ def test_next_token_loss_is_that_of_transformers(
 def test_a_compile_that_draws_masks_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="masks are drawn by calibrate-cross"):
         qdc.compile(made[0], out=tmp_path / "out")
+
+
+def test_a_plan_that_draws_masks_is_refused(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", str(made[0]), "--passes", "rtn"]) != 0
+    assert "calibrate-mcs{geometry=clean}" in capsys.readouterr().err
 
 
 def test_masks_are_refused_with_the_pipeline_that_draws_none(graph: LayerGraph) -> None:
