@@ -1,9 +1,10 @@
 """What ``run`` and ``eval`` share: open an artifact or a checkpoint with its tokenizer."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.speech import decode_facts
 from qdc.runtime.decoding.strategies import Strategies
 from qdc.runtime.device import find_device
-from qdc.runtime.load import load_artifact, load_checkpoint
+from qdc.runtime.load import front_end_of, load_artifact, load_checkpoint
 from qdc.text.tokenizer import Encoder, decode_marked, load_tokenizer
 
 if TYPE_CHECKING:
@@ -43,10 +44,15 @@ class Opened:
     compiled: bool
     device: str
     tokenizer: "PreTrainedTokenizerFast"
-    decoding: DecodeFacts
-    """What the decoding loop has to know."""
+    config: Mapping[str, Any]
+    """The model's own fields of ``config.json``."""
     strategies: Strategies
     """Of decoding, by name, those of the plugins among them."""
+
+    @functools.cached_property
+    def decoding(self) -> DecodeFacts:
+        """What the decoding loop has to know. Raises ``UnsupportedModel`` without a mask token."""
+        return decode_facts(self.facts, self.tokenizer, self.config)
 
     @property
     def logits_shift(self) -> int:
@@ -85,7 +91,7 @@ def open_runnable(
         module = load_checkpoint(folder, device, torch.float32, families=registry.families)
     families = registry.families
     front_end = (
-        parse_quantization(config).frontend if compiled else choose(config, families=families)
+        front_end_of(parse_quantization(config)) if compiled else choose(config, families=families)
     )
     plain = plain_config(config)
     facts = read_facts(plain, folder, front_end, families)
@@ -110,7 +116,7 @@ def open_runnable(
         compiled,
         device,
         tokenizer,
-        decode_facts(facts, tokenizer, plain),
+        plain,
         registry.strategies,
     )
 

@@ -30,7 +30,7 @@ def run_command(
     def read(piece: str) -> list[int]:
         return encode.piece(piece, special=special)
 
-    tokens, masked = parse_gaps(wanted, read, opened.facts.mask_token_id, gap)
+    tokens, masked = parse_gaps(wanted, read, opened.facts.mask, gap)
     around = encode.missing(tokens[0].tolist(), special=special)
     first, end = len(around.before), len(around.before) + tokens.shape[1]
     tokens, masked = enclose(tokens, masked, around)
@@ -44,7 +44,7 @@ def run_command(
             opened,
             tokens,
             masked,
-            opened.facts.mask_token_id,
+            opened.facts.mask,
             steps,
             lambda done, total: update("fill the gaps", done, total),
             opened.facts.attention_block,

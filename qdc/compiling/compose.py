@@ -43,7 +43,7 @@ def compile_report(
     source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
     encode = text.encode if text is not None and isinstance(text.encode, Encoder) else None
     layers = sum(1 for _ in graph.layers())
-    parts = () if writer is None else size_parts(graph)
+    parts = () if writer is None else size_parts(graph, workspace.checkpoint.extra)
     reported = writer is not None and job.options.write_report
     return CompileReport(
         out=None if writer is None else str(job.out),
@@ -55,7 +55,7 @@ def compile_report(
         backend=str(job.backend) if job.backend is not None else "",
         device=job.device,
         environment=environment(job.device),
-        checkpoint=str(job.options.model_dir.absolute()),
+        checkpoint=job.title,
         unused_fields=workspace.checkpoint.unused_fields,
         checkpoint_sha256=digest,
         calibration=source,

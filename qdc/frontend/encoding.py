@@ -39,7 +39,8 @@ def open_encoder(
     config = read_json(folder / "config.json")
     if config.get(QUANTIZATION) is not None:
         quantization = parse_quantization(config)
-        choice = quantization.frontend
+        # A module has no class, and so no family, as a class of transformers has none.
+        choice = "export" if quantization.frontend == "module" else quantization.frontend
         if document_tokens == "auto":
             document_tokens = quantization.document_tokens
     plain = plain_config(config)

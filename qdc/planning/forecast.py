@@ -12,6 +12,7 @@ from qdc.ir.tensors import torch_dtype
 from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.blocks import block_slices
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.planning.headers import open_headers
 from qdc.planning.options import PlanOptions
@@ -52,6 +53,7 @@ def forecast(
     model, device, states = options.model_dir, find_device(options.device), options.states
     calibration, fields, states_limit = options.calibration, options.fields, options.states_limit
     checkpoint, program, assumed = open_headers(model, families)
+    refuse_masks(plan, program.graph)
     for step in plan.passes():
         step.check(program.graph)
     # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
