@@ -247,7 +247,8 @@ def test_an_interrupted_compile_is_gone_on_with(
 
 def test_a_tokenizer_comes_along(tmp_path: Path) -> None:
     """An object of transformers or a folder; its mask token is the module's."""
-    module, options = _worded(), {"mask_token_id": None, "calibration": None}
+    module = _worded()
+    options: dict[str, Any] = {"mask_token_id": None, "calibration": None}
     text: dict[str, Any] = {
         "passes": "stages(calibrate-mcs,rtn-lower),pack",
         "length": LENGTH,
