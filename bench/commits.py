@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--only", help="one case, by its name")
     options = parser.parse_args()
     prepare_for_forks()
-    right = True
+    right, ran = True, 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = build(folder / "model", regions=2, width=32, hidden=48, vocabulary=512)
@@ -212,6 +212,7 @@ def main() -> None:
         for case in lay_out(folder, model):
             if options.only not in (None, case.name):
                 continue
+            ran += 1
             place = folder / "trials"
             place.mkdir()
             trials, counts, lost = Trials(case, place), Counter[int](), 0
@@ -227,6 +228,8 @@ def main() -> None:
             print(f"{case.name:<42}{trials.calls:>6}{numbers}{lost:>6}", flush=True)
             right = right and not lost
             shutil.rmtree(place)
+    if not ran:
+        sys.exit(f"no command is called {options.only}")
     sys.exit(not right)
 
 

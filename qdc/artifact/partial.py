@@ -129,8 +129,9 @@ def settle(folder: Path, out: Path) -> bool:
         log.warning("%s was being replaced when a process ended: it is as it was before", out)
     if not _is_committed(folder, out):
         return False
-    if (folder / REPORT).is_dir() and not (folder / REPORT).is_symlink():
-        place_report(folder / REPORT, out)
+    staged = folder / REPORT
+    if not staged.is_symlink() and any(os.path.lexists(staged / name) for name in (PAGE, DATA)):
+        place_report(staged, out)
         log.warning("%s was complete when a process ended: its report is in place now", out)
     # A journal would say that there is something to go on with.
     (folder / JOURNAL).unlink(missing_ok=True)
@@ -226,7 +227,7 @@ class Partial:
         """Remove everything, or after a failure all but what can be gone on from."""
         with undisturbed():
             try:
-                done = settle(self.folder, self.out) or error is None or self.journal is None
+                done = error is None or settle(self.folder, self.out) or self.journal is None
                 if done and not _holds_the_only_one(self.folder, self.out):
                     _remove_all(self.folder)
             except OSError:

@@ -248,10 +248,16 @@ def test_an_interrupted_compile_is_gone_on_with(
 def test_a_tokenizer_comes_along(tmp_path: Path) -> None:
     """An object of transformers or a folder; its mask token is the module's."""
     module = _worded()
-    for number, tokenizer in enumerate((load_tokenizer(EMBEDDED), EMBEDDED)):
-        out = tmp_path / f"out{number}"
-        options = {"mask_token_id": None, "calibration": None, "length": LENGTH}
-        compile_one(module, out, CROSS, tokenizer=tokenizer, **options)
+    options: dict[str, Any] = {"mask_token_id": None, "calibration": None}
+    text: dict[str, Any] = {
+        "passes": "stages(calibrate-mcs,rtn-lower),pack",
+        "length": LENGTH,
+        "samples": 2,
+    }
+    plain: dict[str, Any] = {"passes": ROUNDED, "samples": None}
+    for tokenizer, read in ((load_tokenizer(EMBEDDED), text), (EMBEDDED, plain)):
+        out = tmp_path / f"out{len(read)}"
+        compile_one(module, out, tokenizer=tokenizer, **options, **read)
         assert load_tokenizer(out)("some text")["input_ids"]
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
         assert config["module"]["facts"]["mask_token_id"] == 1
