@@ -305,7 +305,7 @@ class Branching(NanoGPT):
         (NanoGPT(), {"calibration": None}, "no tokenizer is given", "calibration= as a tensor"),
         (NanoGPT(), {"calibration": torch.rand(2, 16)}, "need integers", ""),
         (NanoGPT(), {"calibration": ids(8, 4), "length": 8}, "rows of 4 token ids", "length=4"),
-        (NanoGPT(), {"calibration": ids(2, 16)}, "2 rows of token ids", ""),
+        (NanoGPT(), {"calibration": ids(2, 16)}, "2 rows that give 2 different", ""),
         (NanoGPT(), {"calibration": torch.full((8, 16), MASK)}, "1 different", ""),
         (
             NanoGPT(),
