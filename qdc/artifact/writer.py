@@ -26,6 +26,7 @@ from qdc.disk import (
     write_tensors,
 )
 from qdc.errors import InvalidArtifact, OutputExists
+from qdc.jsontext import parse_json
 
 CONFIG = "config.json"
 EXPORT = "qdc-export.json"
@@ -184,7 +185,7 @@ def _data_bytes(path: Path) -> int:
 
 
 def _is_artifact(folder: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        config = json.loads(read_regular(folder / CONFIG, LARGEST_JSON))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        config = parse_json(read_regular(folder / CONFIG, LARGEST_JSON))
         return bool(config["quantization_config"]["quant_method"] == METHOD)
     return False

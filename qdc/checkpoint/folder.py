@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from qdc.checkpoint.layout import INDEX, locate, not_readable, open_tensors, refuse_cache
-from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
+from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER
 from qdc.errors import InvalidCheckpoint, nearest
 from qdc.ir.types import Parameter
+from qdc.jsontext import TOKENIZER_BOUNDS, UnfitJson, parse_json
+from qdc.modelfiles import read_inside
 from qdc.units import Progress
 
 TOKENIZER_FILES = (
@@ -116,15 +118,30 @@ class Checkpoint:
         return (self.folder / name for name in names if (self.folder / name).is_file())
 
     def tokenizer_bytes(self) -> Iterator[tuple[str, bytes]]:
-        """Names and contents of these files. Raises ``InvalidCheckpoint`` for one without end."""
+        """Names and contents of these files.
+
+        Raises:
+            InvalidCheckpoint: one cannot be read, is too large, leads out of the folder, or is not
+                what its name says: JSON, or text in UTF-8.
+        """
         for path in self.tokenizer_files():
             try:
-                yield path.name, read_regular(path, LARGEST_TOKENIZER)
+                data = read_inside(path, LARGEST_TOKENIZER)
+                _check_text(path.name, data)
             except OSError as error:
-                reason = (error.strerror or "unknown reason").lower()
+                raise not_readable(path, error) from error
+            except UnfitJson as error:
+                raise InvalidCheckpoint(f"{path.name} {error}", where=[str(path)]) from error
+            except ValueError as error:
+                what = "JSON" if path.suffix == ".json" else "text in UTF-8"
                 raise InvalidCheckpoint(
-                    f"cannot read {path.name}: {reason}", where=[str(path)]
+                    f"{path.name} is no {what}", where=[str(path)], help="copy the file again"
                 ) from error
+            yield path.name, data
+
+    def tokenizer_digests(self) -> dict[str, str]:
+        """SHA-256 of each of these files, by name. Raises ``InvalidCheckpoint``."""
+        return {name: hashlib.sha256(data).hexdigest() for name, data in self.tokenizer_bytes()}
 
     def scan(self, progress: Progress | None = None) -> str:
         """Read every tensor once: digest of the whole checkpoint.
@@ -212,24 +229,21 @@ def _unknown_dtype(name: str, dtype: str, path: Path) -> InvalidCheckpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ``InvalidCheckpoint``, naming the file."""
     try:
-        text = read_regular(path, LARGEST_JSON).decode("utf-8")
-        data = json.loads(text, object_pairs_hook=_unambiguous)
+        data = parse_json(read_inside(path, LARGEST_JSON))
     except OSError as error:
         raise not_readable(path, error) from error
-    except (ValueError, RecursionError) as error:
+    except UnfitJson as error:
+        raise InvalidCheckpoint(f"{path.name} {error}", where=[str(path)]) from error
+    except ValueError as error:
         raise InvalidCheckpoint(f"{path.name} is no JSON", where=[str(path)]) from error
-    except InvalidCheckpoint as error:
-        raise InvalidCheckpoint(f"{path.name} {error.what}", where=[str(path)]) from error
     if not isinstance(data, dict):
         raise InvalidCheckpoint(f"{path.name} holds no object", where=[str(path)])
     return data
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names each have one value; of two, every reader would take its own."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        for name, value in pairs:
-            if found[name] != value:
-                raise InvalidCheckpoint(f"gives {name!r} two values")
-    return found
+def _check_text(name: str, data: bytes) -> None:
+    """Refuse what is no JSON, or no text, where the name says that it is. Raises ValueError."""
+    if name.endswith(".json"):
+        parse_json(data, TOKENIZER_BOUNDS)
+    else:
+        data.decode("utf-8")

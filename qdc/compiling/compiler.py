@@ -23,7 +23,6 @@ from qdc.compiling.repro import Repro
 from qdc.compiling.resuming import Resumption
 from qdc.compiling.runner import RegionDone, Runner
 from qdc.compiling.savepoints import Savepoints
-from qdc.disk import digest_of
 from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
@@ -184,7 +183,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "states": job.options.states,
         "tokenizer": ""
         if calibration is None
-        else repr([(path.name, digest_of(path)) for path in checkpoint.tokenizer_files()]),
+        else repr(list(checkpoint.tokenizer_digests().items())),
     }
 
 

@@ -25,7 +25,7 @@ from qdc.disk import replace_bytes
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.frontend.native import find_class
 from qdc.frontend.unrolled import unroll_experts
-from qdc.hf.files import compare, read_headers
+from qdc.hf.files import compare, read_headers, refuse_links_out
 from qdc.hf.generation import explain_native
 from qdc.hf.models import OwnModel
 from qdc.hf.packed import PackedModule, check, pack, tie, unpack
@@ -75,6 +75,7 @@ class QdcQuantizer(HfQuantizer):
         files = settings.get("checkpoint_files")
         if not files:
             raise QdcError("an artifact is loaded from its own files, not from a state dict")
+        refuse_links_out(Path(files[0]).parent)
         prefix = _prefix(model)
         self.quantization_config = self.quantization_config.below(prefix)
         found = {

@@ -97,16 +97,22 @@ def _refuse_fields(fields: Fields, name: str) -> None:
 def _of_entries(
     name: str, data: bytes, entries: Iterator[tuple[str, object]], fields: Fields
 ) -> TextSource:
-    every = list(entries)
-    kept = [(place, entry) for place, entry in every if not is_empty(entry, fields)]
+    dialogues: list[Dialogue] = []
+    documents: list[str] = []
+    count = 0
+    for place, entry in entries:  # of each record no more is kept than what is read
+        count += 1
+        if is_empty(entry, fields):
+            continue
+        if fields.chat:
+            dialogues.append(dialogue(entry, place, fields))
+        else:
+            documents.append(document(entry, place, fields.text))
     if fields.chat:
-        dialogues = tuple(dialogue(entry, place, fields) for place, entry in kept)
-        return TextSource(
-            name, _digest(data), (), _some(dialogues, name), len(every) - len(dialogues)
-        )
-    found = tuple(document(entry, place, fields.text) for place, entry in kept)
-    filled = _filled(found, name)
-    return TextSource(name, _digest(data), filled, (), len(every) - len(filled))
+        some = _some(tuple(dialogues), name)
+        return TextSource(name, _digest(data), (), some, count - len(some))
+    filled = _filled(tuple(documents), name)
+    return TextSource(name, _digest(data), filled, (), count - len(filled))
 
 
 def _folder(path: Path, fields: Fields) -> TextSource:

@@ -82,7 +82,7 @@ def check(artifact: Path, config: bytes) -> None:
         folder.mkdir()
         for file in artifact.iterdir():
             if file.name != "config.json":
-                (folder / file.name).symlink_to(file)
+                (folder / file.name).hardlink_to(file)
     (folder / "config.json").write_bytes(config)
     try:
         module = qdc.load(folder)
