@@ -99,6 +99,7 @@ def load(
     *,
     backend: str = "reference",
     plugins: PathLike | Sequence[PathLike] = (),
+    verify: bool = True,
 ) -> nn.Module:
     """Load an artifact as a module: ``forward(input_ids, attention_mask=None)``.
 
@@ -114,6 +115,8 @@ def load(
         backend: who runs it: ``reference`` decodes every weight when it loads, ``triton`` computes
             from packed weights on a GPU.
         plugins: files that define codecs of third-party passes, further backends or families.
+        verify: whether what is read must have the digests that the artifact was written with. One
+            that has none is taken, which the log says.
 
     Returns:
         A module whose logits have shape (batch, length, vocabulary).
@@ -124,7 +127,7 @@ def load(
     """
     device = find_device(device)
     registry = standard_registry(_paths(plugins))
-    return load_artifact(Path(artifact), registry, device, dtype, backend)
+    return load_artifact(Path(artifact), registry, device, dtype, backend, verify=verify)
 
 
 def load_original(

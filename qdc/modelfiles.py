@@ -1,8 +1,8 @@
 """The files of a model's folder, which may be links: none of them leads out of it.
 
 A folder comes from a stranger, and what is read from it is copied into artifacts and exports. A
-link to a file of whoever compiles would hand that on. Caches of the hub are full of links, into the folder
-``blobs`` beside the snapshots; those are followed.
+link to a file of whoever compiles would hand that on. Caches of the hub are full of links, into
+the folder ``blobs`` beside the snapshots; those are followed.
 """
 
 import errno

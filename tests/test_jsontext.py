@@ -84,7 +84,9 @@ def test_whatever_it_is_it_is_read_or_refused(text: str, binary: bool) -> None:
 
 @pytest.mark.parametrize("text", ['"' + '\\"' * 500_000, '"' * 1_000_001, '"' + "\\" * 999_999])
 def test_quotes_that_nothing_closes_cost_one_walk(text: str) -> None:
-    with pytest.raises(ValueError, match="."):  # a walk from each quote would take hours
+    with pytest.raises(
+        ValueError, match="JSON|holds|Unterminated|Expecting"
+    ):  # a walk from each quote would take hours
         parse_json(text + "[" * (BOUNDS.containers + 1))
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qdc.artifact.digests import DIGESTS, digests_text
 from qdc.checkpoint.compiled import METHOD
 from qdc.disk import (
     LARGEST_JSON,
+    digest_of,
     open_folder,
     read_regular,
     sync_folder,
@@ -58,6 +60,7 @@ class ArtifactWriter:
         except OSError as error:
             raise unwritable(self.out.parent, error) from error
         self._shards: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
 
     def shard(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write one safetensors file; its size must be header plus predicted data.
@@ -70,15 +73,17 @@ class ArtifactWriter:
             raise InvalidArtifact("a tensor is written twice", where=twice)
         predicted = sum(tensor.nbytes for tensor in tensors.values())
         path = self.folder / name
+        self._digests.pop(name, None)
         write_tensors(path, {key: tensors[key] for key in sorted(tensors)})
         written = _data_bytes(path)
         if written != predicted:
             raise InvalidArtifact(f"{name} has {written} bytes, {predicted} were predicted")
         self._count(name, tensors)
 
-    def adopt(self, name: str) -> None:
-        """Take in a file that an earlier process has written. Raises ``QdcError``."""
+    def adopt(self, name: str, sha256: str) -> None:
+        """Take in a file that an earlier process has written, whole. Raises ``QdcError``."""
         path = self.folder / name
+        self._digests[name] = sha256
         if path.suffix != ".safetensors":
             return
         try:
@@ -93,6 +98,7 @@ class ArtifactWriter:
 
     def file(self, name: str, data: bytes) -> None:
         """Write one file and sync it. Raises ``QdcError`` if the disk does not take it."""
+        self._digests.pop(name, None)
         write_bytes(self.folder / name, data)
 
     def json(self, name: str, data: object) -> None:
@@ -108,6 +114,20 @@ class ArtifactWriter:
                 "weight_map": dict(sorted(self._shards.items())),
             },
         )
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file that is written; made once. Raises ``InvalidArtifact``."""
+        if name not in self._digests:
+            found = digest_of(self.folder / name)
+            if not found:
+                raise InvalidArtifact("a file is gone", where=[str(self.folder / name)])
+            self._digests[name] = found
+        return self._digests[name]
+
+    def seal(self) -> None:
+        """Write the digests of all files, as the last of them. Raises ``QdcError``."""
+        names = (path.name for path in self.folder.iterdir() if path.name != DIGESTS)
+        self.file(DIGESTS, digests_text({name: self.digest(name) for name in names}))
 
     @property
     def nbytes(self) -> int:

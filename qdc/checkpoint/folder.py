@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from qdc.errors import InvalidCheckpoint, nearest
 from qdc.ir.types import Parameter
 from qdc.jsontext import TOKENIZER_BOUNDS, UnfitJson, parse_json
 from qdc.modelfiles import read_inside
+from qdc.numerics.finite import is_finite
 from qdc.units import Progress
 
 TOKENIZER_FILES = (
@@ -55,7 +56,7 @@ class Checkpoint:
         """Tensors that the model has no use for, each with the reason."""
         self._keys: dict[str, str] = {}
         self._twins: dict[str, str] = {}
-        for file in sorted(set(self._files.values())):
+        for file in self.files:
             self._read_headers(file)
         unknown = sorted(set(self.headers) - set(self._files))
         if unknown:
@@ -106,10 +107,19 @@ class Checkpoint:
                 ) from error
             return found
 
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._files[self._keys.get(name, name)]
+
+    @property
+    def files(self) -> list[Path]:
+        """All files with tensors."""
+        return sorted(set(self._files.values()))
+
     @property
     def nbytes(self) -> int:
         """Bytes of all files with tensors."""
-        return sum(file.stat().st_size for file in sorted(set(self._files.values())))
+        return sum(file.stat().st_size for file in self.files)
 
     def tokenizer_files(self) -> Iterator[Path]:
         """Files beside the weights that an artifact takes along."""
@@ -154,19 +164,14 @@ class Checkpoint:
         broken = []
         for done, name in enumerate(sorted(self.headers)):
             tensor = self.tensor(name)
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 broken.append(name)
             header = self.headers[name]
             whole.update(f"{name} {header}".encode())
             whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             if progress is not None:
                 progress(done + 1, len(self.headers))
-        if broken:
-            raise InvalidCheckpoint(
-                f"{len(broken)} tensors hold NaN or infinity",
-                where=broken,
-                help="the checkpoint is damaged or diverged in training: fetch or convert it again",
-            )
+        refuse_broken(broken)
         self.check_twins()
         return whole.hexdigest()
 
@@ -211,6 +216,16 @@ class Checkpoint:
             raise InvalidCheckpoint(
                 f"tensor {name!r} has an odd name or shape: {shape}", where=[str(path)]
             ) from error
+
+
+def refuse_broken(names: Sequence[str]) -> None:
+    """Raise ``InvalidCheckpoint`` if tensors hold NaN or infinity, naming all."""
+    if names:
+        raise InvalidCheckpoint(
+            f"{len(names)} tensors hold NaN or infinity",
+            where=names,
+            help="the checkpoint is damaged or diverged in training: fetch or convert it again",
+        )
 
 
 def _unknown_dtype(name: str, dtype: str, path: Path) -> InvalidCheckpoint:

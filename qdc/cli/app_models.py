@@ -13,6 +13,7 @@ from qdc.cli.options import (
     InspectionOptions,
     Json,
     Runnable,
+    VerifyOptions,
     app,
 )
 from qdc.errors import QdcError
@@ -148,6 +149,24 @@ def inspect_calibration(options: InspectionOptions, json: Json = False) -> None:
     from qdc.cli.inspect_calibration import inspect_command
 
     inspect_command(options, as_json=json)
+
+
+@app.command()
+@from_fields
+def verify(options: VerifyOptions, json: Json = False) -> None:
+    """Compare an artifact with the digests it was written with.
+
+    Every file, and every tensor whose digest the IR dump holds. The exit code is 1 if something is
+    damaged.
+
+    \b
+    Examples:
+      qdc verify out
+      qdc verify out --json
+    """  # noqa: D301
+    from qdc.cli.verify import verify_command
+
+    verify_command(options, as_json=json)
 
 
 @app.command()

@@ -80,9 +80,13 @@ def _results(
     """Measure one candidate after the other: two models at most are in memory."""
     original = None
     for path in candidates:
-        candidate = open_runnable(path, asked.device, asked.plugins, asked.backend)
+        candidate = open_runnable(
+            path, asked.device, asked.plugins, asked.backend, verify=asked.verify
+        )
         if reference is not None:
-            original = original or open_runnable(reference, asked.device, asked.plugins)
+            original = original or open_runnable(
+                reference, asked.device, asked.plugins, verify=asked.verify
+            )
             check_alike(candidate, original)
         yield _measure(candidate, original, source, asked, path.name)
         del candidate

@@ -41,7 +41,9 @@ def generate_command(
     strategies = standard_registry(running.plugins).strategies
     check_verifier(make_strategy(options, strategies), present=verifier is not None)
     text = given_text(prompt)
-    opened = open_runnable(model, running.device, running.plugins, running.backend)
+    opened = open_runnable(
+        model, running.device, running.plugins, running.backend, verify=running.verify
+    )
     if chat:
         tokens = chat_tokens(opened.tokenizer, [{"role": "user", "content": text}])
     else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import parse_quantization, plain_config
+from qdc.artifact.digests import Digests
 from qdc.checkpoint.folder import read_json
 from qdc.errors import QdcError
 from qdc.frontend.native import NativeModel
@@ -57,9 +58,16 @@ class Opened:
 
 
 def open_runnable(
-    folder: Path, device: str, plugins: Sequence[Path], backend: str = REFERENCE
+    folder: Path,
+    device: str,
+    plugins: Sequence[Path],
+    backend: str = REFERENCE,
+    *,
+    verify: bool = True,
 ) -> Opened:
     """Load either kind of folder; an artifact is run by the backend of this name.
+
+    With ``verify`` the files of an artifact must have the digests that it was written with.
 
     Raises ``QdcError`` saying what is wrong with it.
     """
@@ -70,7 +78,9 @@ def open_runnable(
     config = read_json(folder / "config.json")
     compiled = "quantization_config" in config
     if compiled:
-        module = load_artifact(folder, registry, device, None, backend)
+        if verify:
+            Digests.of(folder).check_companions()
+        module = load_artifact(folder, registry, device, None, backend, verify=verify)
     else:
         _refuse_plain(folder, backend)
         module = load_checkpoint(folder, device, torch.float32, families=registry.families)

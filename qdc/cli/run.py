@@ -15,7 +15,9 @@ def run_command(
 ) -> None:
     """Load, fill, print."""
     wanted = given_text(text)
-    opened = open_runnable(model, running.device, running.plugins, running.backend)
+    opened = open_runnable(
+        model, running.device, running.plugins, running.backend, verify=running.verify
+    )
     tokens, masked = parse_gaps(wanted, opened.encode, opened.facts.mask_token_id, gap)
     if tokens.shape[1] > opened.facts.max_length:
         raise QdcError(

@@ -30,7 +30,9 @@ except ImportError as error:
 def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
     """Take the port, load, serve until a signal."""
     with bind(asked.host, asked.port) as taken:
-        opened = open_runnable(asked.model, asked.device, asked.plugins, asked.backend)
+        opened = open_runnable(
+            asked.model, asked.device, asked.plugins, asked.backend, verify=asked.verify
+        )
         bounds, verifier = asked.limits(opened.decoding.max_length), asked.verifier
         checks = (
             None

@@ -67,7 +67,7 @@ def tasks_command(options: EvaluationOptions, *, as_json: bool, as_markdown: boo
     if reference is not None:
         chosen.append((reference, REFERENCE))
     for path, runner in chosen:
-        opened = open_runnable(path, options.device, options.plugins, runner)
+        opened = open_runnable(path, options.device, options.plugins, runner, verify=options.verify)
         marks = (opened.facts, opened.encode(PROBE))
         if known is not None and marks != known:
             raise QdcError(

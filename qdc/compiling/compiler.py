@@ -148,6 +148,7 @@ def run_job(
         runner.run(region_done, savepoints.save if alone else lambda step: None, first)
         _verify(job, workspace)
         job.backend.finish(emission)
+        writer.seal()
 
         def finished(shared: Shared) -> CompileReport:
             report = compile_report(job, workspace, meter, remarks, digest, writer)
