@@ -84,9 +84,8 @@ def test_whatever_it_is_it_is_read_or_refused(text: str, binary: bool) -> None:
 
 @pytest.mark.parametrize("text", ['"' + '\\"' * 500_000, '"' * 1_000_001, '"' + "\\" * 999_999])
 def test_quotes_that_nothing_closes_cost_one_walk(text: str) -> None:
-    with pytest.raises(
-        ValueError, match="JSON|holds|Unterminated|Expecting"
-    ):  # a walk from each quote would take hours
+    # A walk from each quote would take hours.
+    with pytest.raises(ValueError, match=r"Unterminated|Extra data"):
         parse_json(text + "[" * (BOUNDS.containers + 1))
 
 
@@ -118,9 +117,7 @@ def test_a_million_layers_are_refused_at_once() -> None:
 
 BOMBS: dict[str, Callable[[int], bytes]] = {
     "objects": lambda size: b"[" + b"{}," * (size // 3 - 1) + b"{}]",
-    "lists": lambda size: b'{"a":[' + b"[]," * (size // 3 - 4) + b"[]]}",
     "one each": lambda size: b'[{"a":0}' + b',{"a":0}' * (size // 8 - 2) + b"]",
-    "numbers": lambda size: b"[1.5" + b",1.5" * (size // 4 - 2) + b"]",
 }
 
 
@@ -179,8 +176,9 @@ READERS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("bomb", ["objects", "one each"])
+@pytest.mark.parametrize(
+    ("reader", "bomb"), [*((reader, "objects") for reader in READERS), (read_config, "one each")]
+)
 def test_every_reader_refuses_a_bomb(
     reader: Callable[[Path, bytes], object], bomb: str, tmp_path: Path
 ) -> None:

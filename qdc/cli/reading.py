@@ -42,7 +42,7 @@ def read_graph(path: Path, tags: Tags) -> Parsed | None:
         digests.tell_missing()
         digests.check((DUMP,))
         return _parsed(_read(path, read_inside), str(path), tags)
-    elif not path.exists():
+    if not path.exists():
         raise QdcError(
             f"no such file or folder: {path}", help="give a .qdc dump, a text of one or an artifact"
         )

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization, plain_config
-from qdc.checkpoint.compiled import refuse_compiled
 from qdc.artifact.digests import Digests
 from qdc.artifact.writer import CONFIG
+from qdc.checkpoint.compiled import refuse_compiled
 from qdc.checkpoint.folder import Checkpoint, refuse_broken
 from qdc.checkpoint.layout import INDEX
 from qdc.errors import InvalidArtifact, InvalidCheckpoint

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import OutputExists, QdcError
 from qdc.ir.dump import read
 from qdc.pipeline.registry import standard_registry
+from tests.support.artifacts import unsealed
 
 SPARSE = 1 << 40
 FILES = ("config.json", "model.safetensors.index.json", "model-00001-of-00003.safetensors")
@@ -37,7 +37,7 @@ PLACED: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("placed", PLACED)
 @pytest.mark.parametrize("name", FILES)
 def test_an_artifact_is_refused(name: str, placed: str, artifact: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(artifact, tmp_path / "a")
+    broken = unsealed(artifact, tmp_path / "a")
     (broken / name).unlink()
     PLACED[placed](broken / name)
     with pytest.raises(QdcError):
@@ -73,7 +73,7 @@ def test_a_size_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["d_model", "quantization_config"])
 def test_a_name_with_two_values_is_refused(name: str, artifact: Path, tmp_path: Path) -> None:
     """One reader takes the first, another the last."""
-    copy = shutil.copytree(artifact, tmp_path / "a")
+    copy = unsealed(artifact, tmp_path / "a")
     text = (copy / "config.json").read_text()
     (copy / "config.json").write_text(f'{{"{name}": 1, {text[1:]}')
     with pytest.raises(QdcError, match=f"config.json gives '{name}' two values"):
@@ -81,7 +81,7 @@ def test_a_name_with_two_values_is_refused(name: str, artifact: Path, tmp_path: 
 
 
 def test_a_value_that_stands_twice_is_no_harm(artifact: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(artifact, tmp_path / "a")
+    copy = unsealed(artifact, tmp_path / "a")
     text = (copy / "config.json").read_text()
     width = json.loads(text)["d_model"]
     (copy / "config.json").write_text(f'{{"d_model": {width}, {text[1:]}')
