@@ -9,9 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from qdc.artifact.digests import DIGESTS
+
 from .dumps import change_graph, write_bomb
 from .shards import change_header, change_tensors
-from .sources import DATASET, DIGESTS, NATIVE, PARTIAL, PIPELINES, SEALED, TEXT
+from .sources import DATASET, NATIVE, PARTIAL, PIPELINES, SEALED, TEXT
 from .values import change_bytes, change_json, change_one, hostile, json_bytes, near
 
 CONFIG, INDEX, DUMP, REPORT = "config.json", "model.safetensors.index.json", "ir.qdc", "report.json"
@@ -199,8 +201,8 @@ def _on_dump(change: Callable[[Path, Random], None]) -> Callable[[Path, Random],
 
 def _json_bomb(folder: Path, chance: Random) -> None:
     """JSON of up to 20 MiB that would become a gigabyte, in the place of a file or inside one."""
-    names = [name for name in (CONFIG, INDEX, REPORT, TOKENIZERS[1]) if (folder / name).exists()]
-    path = folder / chance.choice([*names, *folder.glob(JOURNAL), *folder.glob("*.jsonl")])
+    names = (CONFIG, INDEX, REPORT, TOKENIZERS[1], "text.jsonl")
+    path = chance.choice([folder / name for name in names if (folder / name).exists()])
     piece = chance.choice(
         [b"{},", b"[],", b'{"":0},', b"[[1.5]],", b'"",', b"1.5,", b'[{"a":[]}],']
     )

@@ -5,11 +5,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import qdc
-from qdc import modelfiles
 from qdc.checkpoint.folder import Checkpoint
 from qdc.checkpoint.layout import INDEX, SINGLE
 from qdc.errors import InvalidArtifact, InvalidCheckpoint, QdcError
@@ -23,7 +23,7 @@ JSON = ("special_tokens_map.json", "generation_config.json", "tokenizer_config.j
 COPIED = (*JSON, "tokenizer.json", "chat_template.jinja")
 OUT = "it is a link to a file outside the model's folder"
 CHEAP = "rtn-lower,pack"
-TINY = {"d_model": 32, "mlp_hidden_size": 32, "n_layers": 1}
+TINY: dict[str, Any] = {"d_model": 32, "mlp_hidden_size": 32, "n_layers": 1}
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     def readlink(path: str) -> str:
         return "" if path.startswith("/proc") else plain(path)
 
-    monkeypatch.setattr(modelfiles.os, "readlink", readlink)
+    monkeypatch.setattr(os, "readlink", readlink)
 
 
 def test_what_was_opened_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_what_was_opened_is_looked_at(tmp_path: Path, monkeypatch: pytest.Monkey
         link.write_text("{}")
         return handle
 
-    monkeypatch.setattr(modelfiles.os, "open", exchange)
+    monkeypatch.setattr(os, "open", exchange)
     with pytest.raises(OSError, match=OUT):
         read_inside(link, 1000)
     without_proc(monkeypatch)
