@@ -206,7 +206,7 @@ def _json_bomb(folder: Path, chance: Random) -> None:
     piece = chance.choice(
         [b"{},", b"[],", b'{"":0},', b"[[1.5]],", b'"",', b"1.5,", b'[{"a":[]}],']
     )
-    size = chance.choice([1 << 16, 1 << 20, 5 << 20, 20 << 20])
+    size = chance.choice([1 << 16, 1 << 16, 1 << 20, 1 << 20, 1 << 20, 20 << 20])
     bomb = b"[" + piece * (size // len(piece)) + b"0]"
     if chance.random() < 0.5:
         whole = path.read_bytes()
