@@ -154,10 +154,10 @@ def inspect_calibration(options: InspectionOptions, json: Json = False) -> None:
 @app.command()
 @from_fields
 def verify(options: VerifyOptions, json: Json = False) -> None:
-    """Compare an artifact with the digests it was written with.
+    """Find what has changed in an artifact.
 
-    Every file, and every tensor whose digest the IR dump holds. The exit code is 1 if something is
-    damaged.
+    Every file is compared with the digest it was written with, and every tensor with that of the
+    IR dump, where it has one. The exit code is 1 if something is damaged.
 
     \b
     Examples:
