@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,21 +114,44 @@ class Digests:
     def beside(self, names: Iterable[str]) -> Iterator[None]:
         """Compare files in threads while something else reads them.
 
+        What else the list names is compared too: what nobody reads here does no harm, and is said
+        in the log.
+
+        Args:
+            names: files that are read.
+
         Raises:
-            InvalidArtifact: some differ, as is said when the block is left.
+            InvalidArtifact: some of them differ, as is said when the block is left.
         """
         if self.listed is None:
             yield
             return
         stopped = threading.Event()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="digests") as pool:
-            answers = [pool.submit(self._checked, name, stopped.is_set) for name in names]
+            read = list(names)
+            answers = [pool.submit(self._checked, name, stopped.is_set) for name in read]
+            others = [
+                pool.submit(self._unread, name, stopped.is_set)
+                for name in self.listed
+                if name not in read
+            ]
             try:
                 yield
             except BaseException:
                 stopped.set()
                 raise
             self._refuse([answer.result() for answer in answers])
+            for changed in filter(None, (other.result() for other in others)):
+                log.warning(
+                    "%s is not as the artifact was written; nothing that was loaded is of it",
+                    self.folder / changed,
+                )
+
+    def _unread(self, name: str, stop: Callable[[], bool]) -> str:
+        """The same of a file that is not read: one that is gone, or is no file, says nothing."""
+        with suppress(OSError):
+            return self.differs(name, stop)
+        return ""
 
     def _checked(self, name: str, stop: Callable[[], bool] = lambda: False) -> str:
         try:

@@ -211,6 +211,21 @@ def test_a_proof_begins_with_the_whole_artifact(copy: Path, tmp_path: Path) -> N
     assert qdc.export(copy, out=tmp_path / "dense").tensors
 
 
+def test_a_file_that_is_not_read_does_no_harm_and_is_told(
+    artifact: Path, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "ir.qdc").write_bytes((copy / "ir.qdc").read_bytes() + b"\0")
+    with caplog.at_level(logging.WARNING, "qdc"):
+        loaded = qdc.load(copy)(TOKENS)
+    (told,) = caplog.messages
+    assert told.startswith(f"{copy / 'ir.qdc'} is not as the artifact was written")
+    assert torch.equal(loaded, qdc.load(artifact)(TOKENS))
+    caplog.clear()
+    (copy / "ir.qdc").unlink()  # what is not needed may be left out
+    qdc.load(copy)
+    assert not caplog.messages
+
+
 def test_what_waits_for_digests_ends_with_what_reads(copy: Path) -> None:
     """An error of the reader is told, and no thread goes on."""
     digests = Digests.of(copy)
