@@ -122,6 +122,7 @@ def load(
     backend: str = "reference",
     plugins: PathLike | Sequence[PathLike] = (),
     module: nn.Module | None = None,
+    verify: bool = True,
 ) -> nn.Module:
     """Load an artifact as a module: ``forward(input_ids, attention_mask=None)``.
 
@@ -139,6 +140,8 @@ def load(
         plugins: files that define codecs of third-party passes, further backends or families.
         module: for an artifact of a module: one that is built as the compiled one was, whatever
             its weights. It is given those of the artifact, and returned.
+        verify: whether what is read must have the digests that the artifact was written with. One
+            that has none is taken, which the log says.
 
     Returns:
         A module whose logits have shape (batch, length, vocabulary).
@@ -150,8 +153,8 @@ def load(
     device = find_device(device)
     registry = standard_registry(_paths(plugins))
     if module is not None:
-        return load_module(Path(artifact), module, registry, device, dtype, backend)
-    return load_artifact(Path(artifact), registry, device, dtype, backend)
+        return load_module(Path(artifact), module, registry, device, dtype, backend, verify=verify)
+    return load_artifact(Path(artifact), registry, device, dtype, backend, verify=verify)
 
 
 def load_original(

@@ -21,8 +21,8 @@ from qdc.errors import QdcError
 
 Tensors = Mapping[str, Tensor]
 ELSEWHERE = "choose another -o"
-LARGEST_JSON = 1 << 26
-"""Bytes of a JSON file; a hundred thousand layers need half of it."""
+LARGEST_JSON = 1 << 25
+"""Bytes of a JSON file; a hundred thousand layers fit. What it may hold, ``qdc.jsontext`` says."""
 LARGEST_TOKENIZER = 1 << 28
 """Bytes of a file of a tokenizer."""
 

@@ -13,6 +13,7 @@ from qdc.cli.options import (
     InspectionOptions,
     Json,
     Runnable,
+    VerifyOptions,
     app,
 )
 from qdc.errors import QdcError
@@ -164,6 +165,24 @@ def inspect_calibration(options: InspectionOptions, json: Json = False) -> None:
     from qdc.cli.inspect_calibration import inspect_command
 
     inspect_command(options, as_json=json)
+
+
+@app.command()
+@from_fields
+def verify(options: VerifyOptions, json: Json = False) -> None:
+    """Find what has changed in an artifact.
+
+    Every file is compared with the digest it was written with, and every tensor with that of the
+    IR dump, where it has one. The exit code is 1 if something is damaged.
+
+    \b
+    Examples:
+      qdc verify out
+      qdc verify out --json
+    """  # noqa: D301
+    from qdc.cli.verify import verify_command
+
+    verify_command(options, as_json=json)
 
 
 @app.command()

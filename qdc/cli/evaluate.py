@@ -94,11 +94,16 @@ def _results(
     original = None
     for path in candidates:
         candidate = open_runnable(
-            path, asked.device, asked.plugins, asked.backend, asked.document_tokens
-        )
+            path, asked.device, asked.plugins, asked.backend, asked.document_tokens,
+            verify=asked.verify,
+        )  # fmt: skip
         if reference is not None:
             original = original or open_runnable(
-                reference, asked.device, asked.plugins, document_tokens=asked.document_tokens
+                reference,
+                asked.device,
+                asked.plugins,
+                document_tokens=asked.document_tokens,
+                verify=asked.verify,
             )
             check_alike(candidate, original)
         yield _measure(candidate, original, source, asked, path.name)

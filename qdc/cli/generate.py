@@ -41,8 +41,9 @@ def generate_command(
     check_verifier(make_strategy(options, strategies), present=verifier is not None)
     written = read_prompt(asked, running)
     opened = open_runnable(
-        model, running.device, running.plugins, running.backend, running.document_tokens
-    )
+        model, running.device, running.plugins, running.backend, running.document_tokens,
+        verify=running.verify,
+    )  # fmt: skip
     tokens, added = prompt_tokens(written, opened)
     checks = (
         None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import parse_quantization, plain_config
+from qdc.artifact.digests import Digests
 from qdc.checkpoint.folder import read_json
 from qdc.cli.terminal import tell_withheld
 from qdc.errors import QdcError
@@ -71,10 +72,13 @@ def open_runnable(
     plugins: Sequence[Path],
     backend: str = REFERENCE,
     document_tokens: DocumentTokens = "auto",
+    *,
+    verify: bool = True,
 ) -> Opened:
     """Load either kind of folder; an artifact is run by the backend of this name.
 
-    Says on stderr which special tokens of the tokenizer are left out.
+    With ``verify`` the files of an artifact must have the digests that it was written with. Says
+    on stderr which special tokens of the tokenizer are left out.
 
     Raises ``QdcError`` saying what is wrong with it.
     """
@@ -85,7 +89,9 @@ def open_runnable(
     config = read_json(folder / "config.json")
     compiled = config.get("quantization_config") is not None
     if compiled:
-        module = load_artifact(folder, registry, device, None, backend)
+        if verify:
+            Digests.of(folder).check_companions()
+        module = load_artifact(folder, registry, device, None, backend, verify=verify)
     else:
         _refuse_plain(folder, backend)
         module = load_checkpoint(folder, device, torch.float32, families=registry.families)

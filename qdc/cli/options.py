@@ -101,6 +101,16 @@ class OptOptions(Options):
     plugins: Plugins = ()
 
 
+class VerifyOptions(Options):
+    """What ``qdc verify`` reads."""
+
+    refusal: ClassVar[str] = "nothing can be verified like that"
+    manual: ClassVar[str] = "qdc verify --help names the options"
+
+    artifact: Annotated[Path, option("ARTIFACT", "Folder that qdc compile wrote", argument=True)]
+    plugins: Plugins = ()
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"qdc {__version__}")
@@ -124,6 +134,7 @@ def root(
     qdc serve OUT                      OpenAI's protocol, and a page
     qdc eval OUT --text held.jsonl --against MODEL
     qdc show OUT --only 'blocks.0.*'   read the IR
+    qdc verify OUT                     find bits that have flipped
     qdc opt DUMP --passes TEXT         run passes on it
     """  # noqa: D301
     if context.invoked_subcommand != "compile":

@@ -23,8 +23,9 @@ def run_command(
     """Load, fill, print; what stands around the text for the model alone is not printed."""
     wanted = given_text(text)
     opened = open_runnable(
-        model, running.device, running.plugins, running.backend, running.document_tokens
-    )
+        model, running.device, running.plugins, running.backend, running.document_tokens,
+        verify=running.verify,
+    )  # fmt: skip
     encode = opened.encode
 
     def read(piece: str) -> list[int]:

@@ -68,8 +68,9 @@ def tasks_command(options: EvaluationOptions, *, as_json: bool, as_markdown: boo
         chosen.append((reference, REFERENCE))
     for path, runner in chosen:
         opened = open_runnable(
-            path, options.device, options.plugins, runner, options.document_tokens
-        )
+            path, options.device, options.plugins, runner, options.document_tokens,
+            verify=options.verify,
+        )  # fmt: skip
         marks = (opened.facts, opened.encode.document(PROBE))
         if known is not None and marks != known:
             raise QdcError(

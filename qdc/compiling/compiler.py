@@ -25,7 +25,6 @@ from qdc.compiling.repro import Repro
 from qdc.compiling.resuming import Resumption
 from qdc.compiling.runner import RegionDone, Runner
 from qdc.compiling.savepoints import Savepoints
-from qdc.disk import digest_of
 from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
@@ -160,6 +159,7 @@ def run_job(
         runner.run(region_done, savepoints.save if alone else lambda step: None, first)
         _verify(job, workspace)
         job.backend.finish(emission)
+        writer.seal()
 
         def finished(shared: Shared) -> CompileReport:
             report = compile_report(job, workspace, meter, remarks, digest, writer)
@@ -196,7 +196,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "special tokens": job.options.document_tokens,
         "tokenizer": ""
         if calibration is None
-        else repr([(path.name, digest_of(path)) for path in checkpoint.tokenizer_files()]),
+        else repr(list(checkpoint.tokenizer_digests().items())),
     }
 
 

@@ -8,7 +8,6 @@ from qdc.artifact.journal import DEFAULTS, PIPELINE
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import full_text
 from qdc.compiling.job import Job
-from qdc.disk import digest_of
 from qdc.streaming.calibration import Calibration
 from qdc.text.records import Fields
 from qdc.text.source import TextSource
@@ -71,8 +70,8 @@ def identity(
         source = calibration.source
         found["calibration"] = f"{source.name} sha256:{source.digest}"
         found["fields"] = " ".join(_fields(job.options.fields, source))
-    for path in checkpoint.tokenizer_files():
-        found[path.name] = f"sha256:{digest_of(path)}"
+    for name, sha256 in checkpoint.tokenizer_digests().items():
+        found[name] = f"sha256:{sha256}"
     if job.registry.plugins:
         found["plugins"] = ", ".join(job.registry.plugins)
     return found

@@ -91,7 +91,7 @@ class Resumption:
         for number, entry in enumerate(entries):
             if number not in broken:
                 for file in entry.written:
-                    self.savepoints.writer.adopt(file.name)
+                    self.savepoints.writer.adopt(file.name, file.sha256)
         for step in damaged:
             self._redo(step, region_done, instruments)
         self._load(self._graph(entries[-1]), len(entries))

@@ -72,7 +72,9 @@ class Savepoints:
         earlier = self.partial.journal.entries if self.partial.journal is not None else ()
         known = {file.name for entry in earlier for file in entry.written}
         written = [
-            File.of(path) for path in sorted(self.writer.folder.iterdir()) if path.name not in known
+            File(name=path.name, sha256=self.writer.digest(path.name))
+            for path in sorted(self.writer.folder.iterdir())
+            if path.name not in known
         ]
         tensors = self.runner.tensors_file(step)
         entry = Entry(

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization
+from qdc.artifact.digests import Digests
+from qdc.artifact.writer import CONFIG
 from qdc.checkpoint.folder import Checkpoint
 from qdc.checkpoint.held import MODULE, fingerprint, persistent_buffers
+from qdc.checkpoint.layout import INDEX
 from qdc.errors import InvalidArtifact, InvalidCheckpoint, QdcError
 from qdc.format.codec import Codec
 from qdc.ir.keys import file_key
@@ -43,6 +46,8 @@ def load_module(
     device: str | torch.device,
     dtype: torch.dtype | None,
     backend: str = "reference",
+    *,
+    verify: bool = True,
 ) -> nn.Module:
     """Give a module the tensors of an artifact that was compiled from one like it.
 
@@ -57,6 +62,7 @@ def load_module(
         dtype: of all weights, or of those that are not packed; the backend's own if None. Buffers
             keep theirs.
         backend: who runs it.
+        verify: whether what is read must have the digests that the artifact was written with.
 
     Returns:
         The module itself, in eval mode, with quantized layers put in.
@@ -66,6 +72,8 @@ def load_module(
         QdcError: the module is another one; all that differs is named. Or the backend cannot run.
     """
     runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
+    digests = Digests.of(folder) if verify else Digests.unread(folder)
+    digests.check(name for name in (CONFIG, INDEX) if (folder / name).exists())
     try:
         source = Checkpoint(folder)
         quantization = parse_quantization(source.config)
@@ -89,9 +97,12 @@ def load_module(
     weights = ModuleWeights(
         codecs, quantization.stages, traceable=False, source=source, unread=unread
     )
+    if verify:
+        digests.tell_missing()
     try:
-        runtime.fill(module, weights)
-        _restore_buffers(module, buffers, source)
+        with digests.beside(path.name for path in source.files):
+            runtime.fill(module, weights)
+            _restore_buffers(module, buffers, source)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     module.to(device).eval().requires_grad_(False)

@@ -6,6 +6,7 @@ before any data is read, whichever backend it is for.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization, plain_config
+from qdc.artifact.digests import Digests
+from qdc.artifact.writer import CONFIG
 from qdc.checkpoint.compiled import refuse_compiled
-from qdc.checkpoint.folder import Checkpoint
+from qdc.checkpoint.folder import Checkpoint, refuse_broken
+from qdc.checkpoint.layout import INDEX
 from qdc.errors import InvalidArtifact, InvalidCheckpoint, UnsupportedModel
 from qdc.format.codec import Codec
 from qdc.frontend.native import looks_back
@@ -22,6 +26,7 @@ from qdc.frontend.select import Choice, FrontEnd, build_module, choose, holder, 
 from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.models.families import BUILT_IN, Families
+from qdc.numerics.finite import is_finite
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
@@ -39,6 +44,8 @@ class OpenedArtifact:
     """Of each quantized layer, by full path."""
     module: nn.Module
     """The model on meta, added biases included."""
+    digests: Digests
+    """Of its files; configuration and index have theirs."""
 
     @property
     def body(self) -> nn.Module:
@@ -57,6 +64,14 @@ class OpenedArtifact:
         own, stages = self.quantization.frontend == "fx", self.quantization.stages
         return StoredWeights(self.codecs, stages, traceable=own, source=self.source)
 
+    def verified(self) -> AbstractContextManager[None]:
+        """Compare the digests of all files with tensors while they are read.
+
+        Raises:
+            InvalidArtifact: some differ, as is said when the block is left.
+        """
+        return self.digests.beside(path.name for path in self.source.files)
+
     def tensor(self, name: str) -> Tensor:
         """Read one of them: a quantized weight decoded, in fp32. Raises ``InvalidArtifact``."""
         try:
@@ -65,8 +80,10 @@ class OpenedArtifact:
             raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
 
 
-def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
+def open_artifact(folder: Path, registry: Registry, *, verify: bool = True) -> OpenedArtifact:
     """Open an artifact and check it against its model. Raises as ``load_artifact``."""
+    digests = Digests.of(folder) if verify else Digests.unread(folder)
+    digests.check(name for name in (CONFIG, INDEX) if (folder / name).exists())
     try:
         source = Checkpoint(folder)
         quantization = parse_quantization(source.config)
@@ -87,7 +104,9 @@ def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
         _check(body, codecs, source)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    return OpenedArtifact(source, quantization, codecs, module)
+    if verify:
+        digests.tell_missing()
+    return OpenedArtifact(source, quantization, codecs, module, digests)
 
 
 def front_end_of(quantization: QuantizationConfig) -> FrontEnd:
@@ -107,6 +126,8 @@ def load_artifact(
     device: str | torch.device,
     dtype: torch.dtype | None,
     backend: str = "reference",
+    *,
+    verify: bool = True,
 ) -> nn.Module:
     """Load a compiled model.
 
@@ -116,6 +137,7 @@ def load_artifact(
         device: where the weights go.
         dtype: of all weights, or of those that are not packed; the backend's own if None.
         backend: who runs it, as ``name`` or ``name{option=value}``.
+        verify: whether what is read must have the digests that the artifact was written with.
 
     Returns:
         A module in eval mode: ``forward(input_ids, attention_mask=None)`` gives logits.
@@ -126,11 +148,12 @@ def load_artifact(
         UnsupportedModel: the model's family is not implemented.
     """
     runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
-    opened = open_artifact(folder, registry)
+    opened = open_artifact(folder, registry, verify=verify)
     body, module = opened.body, opened.module
     runtime.check(body, opened.codecs)
     try:
-        runtime.fill(body, opened.weights)
+        with opened.verified():
+            runtime.fill(body, opened.weights)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     return module.to(device).requires_grad_(False)
@@ -146,7 +169,8 @@ def load_checkpoint(
     """Load an uncompiled checkpoint into the same kind of module.
 
     Raises:
-        InvalidCheckpoint: the folder is damaged or incomplete, or is an artifact.
+        InvalidCheckpoint: the folder is damaged or incomplete, tensors hold NaN or infinity, or it
+            is an artifact.
         UnsupportedModel: the model's family is not implemented.
     """
     source = Checkpoint(folder)
@@ -158,7 +182,13 @@ def load_checkpoint(
     body = holder(module)
     wanted = dense_tensors(body)
     compare_tensors(wanted, source.headers, InvalidCheckpoint)
-    state = {name: source.tensor(name).to(device, dtype) for name in wanted}
+    state, broken = {}, []
+    for name in wanted:
+        tensor = source.tensor(name)
+        if not is_finite(tensor):
+            broken.append(name)
+        state[name] = tensor.to(device, dtype)
+    refuse_broken(broken)
     place(body, state, tied_names(body))
     return module.to(device).requires_grad_(False)
 

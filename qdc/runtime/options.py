@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from qdc.options import Options, as_paths, option
+from qdc.options import Options, as_paths, option, switch
 from qdc.text.options import AroundTexts
 
 Device = Annotated[str, option("NAME", "cpu | cuda | auto", more="auto is CUDA where it is there")]
@@ -17,6 +17,14 @@ Plugins = Annotated[
     ),
 ]
 RunBackend = Annotated[str, option("NAME", "Who runs an artifact: reference | triton")]
+Verify = Annotated[
+    bool,
+    switch(
+        "Whether files of an artifact must have the digests that it was written with",
+        "--no-verify",
+        help="Take an artifact's files as they are",
+    ),
+]
 
 
 class RunOptions(Options):
@@ -26,3 +34,4 @@ class RunOptions(Options):
     backend: RunBackend = "reference"
     document_tokens: AroundTexts = "auto"
     plugins: Plugins = ()
+    verify: Verify = True

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from qdc.jsontext import UnfitJson, check_size
 from qdc.runtime.decoding.not_offered import NOT_OFFERED, asks_nothing
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.serve.fields import CALLED_ELSEWHERE, HARMLESS
@@ -233,7 +234,10 @@ class WatchRequest(Body):
 def read_body(kind: type[Sent], data: bytes) -> Sent:
     """Parse a request. Raises ``Refused`` for what is no JSON, or not of its form."""
     try:
+        check_size(data)
         return kind.model_validate_json(data)
+    except UnfitJson as error:
+        raise Refused(400, f"the body {error}", code="invalid_request") from error
     except ValidationError as error:
         raise from_validation(error) from error
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from qdc.errors import QdcError
 from qdc.options import Options, as_list, option
-from qdc.runtime.options import Device, Plugins, RunBackend
+from qdc.runtime.options import Device, Plugins, RunBackend, Verify
 from qdc.text.options import AroundTexts
 from qdc.units import parse_size
 
@@ -92,6 +92,7 @@ class ServeOptions(_Bounds):
     device: Device = "cpu"
     backend: RunBackend = "reference"
     plugins: Plugins = ()
+    verify: Verify = True
 
     def limits(self, longest: int) -> Limits:
         """Bounds for a model that takes ``longest`` tokens. Raises ``QdcError`` beyond those."""

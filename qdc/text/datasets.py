@@ -4,7 +4,6 @@ Only data is read: no loading script, no cache, no network. Arrow files are mapp
 copied. Arrow and parquet need ``pyarrow``, the optional extra ``data``.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import InvalidCalibration, QdcError, nearest
+from qdc.jsontext import UnfitJson, parse_json
 from qdc.text.records import HOW
 from qdc.text.stored import Numbers
 
@@ -219,7 +219,9 @@ def _saved(folder: Path) -> tuple[Path, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: object = json.loads(read_regular(path, LARGEST_JSON))
-    except (OSError, ValueError, RecursionError) as error:
+        found: object = parse_json(read_regular(path, LARGEST_JSON))
+    except UnfitJson as error:
+        raise InvalidCalibration(f"{path.name} {error}", where=[path.name], help=HOW) from error
+    except (OSError, ValueError) as error:
         raise InvalidCalibration(f"{path.name} is no JSON", where=[path.name], help=HOW) from error
     return found if isinstance(found, dict) else {}

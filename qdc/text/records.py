@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qdc.errors import InvalidCalibration, nearest
+from qdc.jsontext import UnfitJson, parse_json
 
 DEFAULT_FIELD = "text"
 HOW = (
@@ -69,12 +70,14 @@ class Dialogue(NamedTuple):
 def parse_line(line: str, place: str) -> object:
     """Parse one line of JSON. Raises InvalidCalibration, naming the place."""
     try:
-        entry: object = json.loads(line)
+        entry: object = parse_json(line)
     except json.JSONDecodeError as error:
         raise InvalidCalibration(
             f"no valid JSON at column {error.colno}: {error.msg.lower()}", where=[place], help=HOW
         ) from error
-    except (ValueError, RecursionError) as error:
+    except UnfitJson as error:
+        raise InvalidCalibration(f"the JSON {error}", where=[place], help=HOW) from error
+    except ValueError as error:
         raise InvalidCalibration("no JSON that can be read", where=[place], help=HOW) from error
     return entry
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from qdc.disk import open_regular
 from qdc.errors import InvalidCalibration
+from qdc.jsontext import check_size
 from qdc.text.records import HOW, parse_line
 from qdc.text.stored import LongText, Stamp
 
@@ -23,6 +24,8 @@ LONGEST_LINE = 1 << 28
 """Bytes of a line, which is read as a whole."""
 PIECE = 1 << 20
 MARK = codecs.BOM_UTF8
+SHORT = 1 << 16
+"""Characters of a line that may hold whatever it likes."""
 DECODER = json.JSONDecoder()
 
 
@@ -116,6 +119,8 @@ def scan_lines(file: BufferedReader, name: str, digest: "hashlib._Hash") -> Iter
 def _parse(line: str, name: str, number: int) -> object:
     """What ``parse_line`` gives, in a third of its time where the line is sound."""
     try:
+        if len(line) > SHORT:
+            check_size(line)
         entry, end = DECODER.raw_decode(line)
         if end == len(line) or line[end:].isspace():
             return entry

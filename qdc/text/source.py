@@ -194,14 +194,19 @@ def _usual(entry: object, fields: Fields) -> str | None:
 def _of_entries(
     name: str, data: bytes, entries: Iterator[tuple[str, object]], fields: Fields
 ) -> TextSource:
-    every = [_record(entry, place, fields) for place, entry in entries]
-    kept: tuple[Any, ...] = tuple(found for found in every if found is not None)
-    digest, skipped = hashlib.sha256(data).hexdigest(), len(every) - len(kept)
+    kept: list[Any] = []
+    count = 0
+    for place, entry in entries:  # of each record no more is kept than what is read
+        count += 1
+        found = _record(entry, place, fields)
+        if found is not None:
+            kept.append(found)
+    digest, skipped = hashlib.sha256(data).hexdigest(), count - len(kept)
     if fields.chat:
-        return TextSource(name, digest, (), _some(kept, name), skipped)
+        return TextSource(name, digest, (), _some(tuple(kept), name), skipped)
     if not kept:
         raise InvalidCalibration("the file holds no text", where=[name], help=HOW)
-    return TextSource(name, digest, kept, (), skipped)
+    return TextSource(name, digest, tuple(kept), (), skipped)
 
 
 def _folder(path: Path, fields: Fields) -> TextSource:

@@ -1,13 +1,14 @@
 """A checkpoint's tokenizer, read from its own files: no network, no code of the checkpoint's."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
+from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER
 from qdc.errors import InvalidCalibration, InvalidCheckpoint
+from qdc.jsontext import UnfitJson, parse_json
+from qdc.modelfiles import COPY, OUTSIDE, read_inside
 from qdc.models.document_tokens import DocumentTokens
 from qdc.text.byte_pairs import byte_pair_backend, is_published_so
 from qdc.text.records import ASSISTANT, Dialogue
@@ -90,7 +91,7 @@ def _backend(folder: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     try:
-        data = read_regular(folder / TOKENIZER, LARGEST_TOKENIZER)
+        data = read_inside(folder / TOKENIZER, LARGEST_TOKENIZER)
     except OSError as error:
         raise _unreadable(folder / TOKENIZER, error) from error
     with faults_named(f"{TOKENIZER} is no tokenizer"):
@@ -268,7 +269,7 @@ def _template(folder: Path) -> str | None:
     own = folder / TEMPLATE
     if own.is_file():
         try:
-            return read_regular(own, LARGEST_JSON).decode("utf-8")
+            return read_inside(own, LARGEST_JSON).decode("utf-8")
         except ValueError as error:
             raise InvalidCheckpoint(f"{TEMPLATE} is not UTF-8", where=[TEMPLATE]) from error
         except OSError as error:
@@ -284,10 +285,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found: object = json.loads(read_regular(path, LARGEST_JSON))
+        found: object = parse_json(read_inside(path, LARGEST_JSON))
     except OSError as error:
         raise _unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
+    except UnfitJson as error:
+        raise InvalidCheckpoint(f"{SETTINGS} {error}", where=[SETTINGS]) from error
+    except ValueError as error:
         raise InvalidCheckpoint(
             f"{SETTINGS} is no valid JSON: {error}", where=[SETTINGS], help="copy the file again"
         ) from error
@@ -300,7 +303,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _unreadable(path: Path, error: OSError) -> InvalidCheckpoint:
     reason = (error.strerror or "unknown reason").lower()
-    return InvalidCheckpoint(f"cannot read {path.name}: {reason}", where=[str(path)])
+    help = COPY if error.strerror == OUTSIDE else ""
+    return InvalidCheckpoint(f"cannot read {path.name}: {reason}", where=[str(path)], help=help)
 
 
 def _token(value: object, name: str) -> Any:

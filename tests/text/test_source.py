@@ -66,7 +66,11 @@ def test_field(tmp_path: Path) -> None:
             b'{"text": "x"}\n\n{"text": ',
             "no valid JSON at column 10: expecting value\n  at    a.jsonl line 3",
         ),
-        ("a.jsonl", b"[" * 100_000, "no JSON that can be read\n  at    a.jsonl line 1"),
+        (
+            "a.jsonl",
+            b"[" * 100_000,
+            "the JSON is nested more than 100 deep\n  at    a.jsonl line 1",
+        ),
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "no JSON that can be read"),
         ("a.jsonl", b"[1]", "found a list, need an object with the field 'text'"),
         ("a.jsonl", b"3", "found a number, need an object"),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from qdc.checkpoint.folder import Checkpoint
+from qdc.checkpoint.folder import Checkpoint, refuse_broken
 from qdc.errors import InvalidCheckpoint, QdcError, UnsupportedModel
 from qdc.frontend.native import find_class
 from qdc.frontend.native_config import first_line, quiet
+from qdc.numerics.finite import is_finite
 from qdc.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def load_verifier(
         ) from error
     body, report = loaded
     _refuse_incomplete(report, folder)
+    refuse_broken([n for n, tensor in body.named_parameters() if not is_finite(tensor)])
     rows = int(body.get_input_embeddings().get_parameter("weight").shape[0])
     return NativeVerifier(body.to(device).eval().requires_grad_(False), min(shared, rows))
 

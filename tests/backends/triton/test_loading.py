@@ -1,7 +1,6 @@
 """Artifacts that run packed, in Triton's interpreter: the same model, and nothing dense."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
 from qdc.cli import run
 from qdc.errors import QdcError, UnsupportedModel
 from qdc.models.layers import Attention
+from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.families import CASES, write_family
 from tests.support.modules import NanoGPT, filled, ids
@@ -137,7 +137,7 @@ def test_a_tied_head_shares_the_packed_embedding(artifact: Artifact) -> None:
 
 
 def test_layers_of_other_orders_stay_apart(artifact: Artifact, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(artifact("llada"), tmp_path / "copy"))
+    out = unsealed(artifact("llada"), tmp_path / "copy")
     config = json.loads((out / "config.json").read_text())
     layers = config["quantization_config"]["layers"]
     assert {order for layer in layers.values() for order in layer.get("orders", ())} == {1, 2, 3}
