@@ -83,6 +83,9 @@ class ProbeLoss(ExpertOptions):
                 help="choose another geometry for it",
             )
 
+    def without_masks(self) -> None:
+        """There is no such pass: it looks at masked positions."""
+
     def run(self, unit: Unit) -> None:
         """Walk through the model once, with ever more probes."""
         unit.share(unit.layers(), partial(self.walk, unit))

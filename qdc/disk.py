@@ -82,16 +82,18 @@ def replace_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
     """
     refuse_special(path, help)
     aside = path.with_name(f".{path.name}.new")  # hidden: nobody's own file has such a name
+    refuse_special(aside, help)
     try:
-        refuse_special(aside, help)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError as error:
+    except BaseException as error:  # a signal, too, leaves nothing behind
         with contextlib.suppress(OSError):
             aside.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise unwritable(path, error, help) from error
     sync_folder(path.parent)
 

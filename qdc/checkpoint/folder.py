@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ SAFETENSORS_DTYPES = {
 
 class Checkpoint:
     """Lazy view of a folder with ``config.json`` and safetensors; headers are read at once."""
+
+    extra: Mapping[str, Tensor] = MappingProxyType({})
+    """Tensors that no layer reads by name and an artifact takes along: buffers of a module."""
 
     def __init__(self, folder: Path) -> None:
         """Read configuration and headers. Raises ``InvalidCheckpoint`` naming the file at fault."""

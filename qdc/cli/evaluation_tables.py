@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qdc.cli.sheets import Sheet, print_sheet, spread
+from qdc.cli.sheets import Sheet, print_sheet, spread, text_lines
 from qdc.cli.terminal import print_lines
 from qdc.evaluation.results import Agreement, Comparison, DecodeAgreement, Evaluation
 
@@ -24,7 +24,11 @@ def print_evaluation(to: Console, found: Evaluation, *, markdown: bool = False) 
     rows.append(("unigram", "", f"{found.unigram:.4f}", ""))
     columns = ("mask ratio", "tokens", "cross-entropy", "95% interval")
     sheet = Sheet(
-        _title(found), columns, (1, 2, 3), rows, (BOUND, UNIGRAM, _unit(found), *_text(found))
+        _title(found),
+        columns,
+        (1, 2, 3),
+        rows,
+        (BOUND, UNIGRAM, _unit(found), *text_lines(found.text)),
     )
     print_sheet(to, sheet, markdown=markdown)
 
@@ -60,7 +64,8 @@ def print_comparison(to: Console, found: Comparison, *, markdown: bool = False) 
         "share of gap",
     )  # fmt: skip
     notes = (
-        BOUND, UNIGRAM, "gap: from the original to unigram", _unit(candidate), *_text(candidate)
+        BOUND, UNIGRAM, "gap: from the original to unigram", _unit(candidate),
+        *text_lines(candidate.text),
     )  # fmt: skip
     sheet = Sheet(_title(candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
     print_sheet(to, sheet, markdown=markdown)
@@ -109,7 +114,7 @@ def print_comparisons(
         f"rise, same top token and KL: against {reference}",
         BOUND,
         _unit(first.candidate),
-        *_text(first.candidate),
+        *text_lines(first.candidate.text),
     )
     sheet = Sheet(_title(first.candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
     print_sheet(to, sheet, markdown=markdown)
@@ -146,14 +151,6 @@ def _decoding(found: DecodeAgreement) -> tuple[str, ...]:
 def _title(found: Evaluation) -> str:
     windows = "1 window" if found.windows == 1 else f"{found.windows} windows"
     return f"nats a token   {windows} of {found.length} tokens from {found.documents} documents"
-
-
-def _text(found: Evaluation) -> tuple[str, ...]:
-    """What the windows were made of, and what the user should change about that."""
-    if found.text is None:
-        return ()
-    said = (f"text: {line}" for line in (*found.text.said, *found.text.notes))
-    return (*said, *(f"warning: {line}" for line in found.text.warnings))
 
 
 def _unit(found: Evaluation) -> str:

@@ -15,8 +15,10 @@ from qdc.cli.terminal import (
     progress,
     table,
     tell_left_out,
+    tell_withheld,
 )
 from qdc.errors import InvalidCalibration, QdcError
+from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
 from qdc.numerics.shift import Shift
 from qdc.passkit.inspection import Sampling, StageShift, inspect
@@ -24,7 +26,6 @@ from qdc.pipeline.registry import standard_registry
 from qdc.runtime.device import exact_products, find_device
 from qdc.text.options import read_fields
 from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
 
 LEGEND = (
     "against the same windows without masks; ratio 0: other windows without masks, by chance",
@@ -52,7 +53,8 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
     )
     source = read_source(options.calibration, fields)
     tell_left_out(source.name, source.left_out)
-    encode = encoder(load_tokenizer(options.model))
+    encode = open_encoder(options.model, options.document_tokens, families=families)
+    tell_withheld(encode.withheld)
     with progress() as update, exact_products():
 
         def tick(done: int, total: int) -> None:

@@ -6,17 +6,19 @@ from typing import Annotated, ClassVar
 import typer
 from pydantic import BeforeValidator
 
+from qdc.cli.group import Group
 from qdc.cli.ranks import refuse_ranks
 from qdc.evaluation.options import as_ratios
 from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
-from qdc.text.options import Calibration, ChatFields, TextField
+from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField
 from qdc.text.records import DEFAULT_FIELD
 from qdc.version import __version__
 
 app = typer.Typer(
     name="qdc",
+    cls=Group,
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,6 +46,7 @@ class InspectionOptions(Options):
     calibration: Calibration = None
     text_field: TextField = DEFAULT_FIELD
     chat_fields: ChatFields = None
+    document_tokens: AroundTexts = "auto"
     samples: Annotated[int, option("N", "Windows to compare")] = 16
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
     pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within, pad")] = (

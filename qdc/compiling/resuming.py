@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qdc.artifact.journal import DISCARD, Entry, Journal, StreamState
+from qdc.artifact.partial import remove
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.compiling.dumper import notes_of
 from qdc.compiling.instruments import Instrument
@@ -117,7 +118,7 @@ class Resumption:
         )
         for file in (*entry.written, *entry.tensors):
             for folder in (self.artifact, self.kept):
-                (folder / file.name).unlink(missing_ok=True)
+                remove(folder / file.name)  # whatever has come in its place
         quiet.run_step(step, region_done)
         self.workspace.end_segment()
         self.workspace.trails.clear()

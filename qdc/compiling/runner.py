@@ -18,6 +18,7 @@ from qdc.pipeline.traversal import (
     Step,
     Traversal,
 )
+from qdc.stopping import check, is_stop
 from qdc.streaming.unit import Unit
 from qdc.streaming.workspace import Workspace
 
@@ -81,6 +82,7 @@ class Runner:
         return self.scratch / f"{step.number:05d}_tensors.safetensors"
 
     def _apply(self, scope: Scope) -> None:
+        check()
         place, unit = scope.place, Unit.of(scope, self.workspace)
         for instrument in self.instruments:
             instrument.before(place, unit)
@@ -89,8 +91,8 @@ class Runner:
             unit.settle()
             for instrument in self.instruments:
                 instrument.after(place, unit)
-        except Exception as error:
-            if self.workspace.world.speaks(error):
+        except BaseException as error:  # as of a pass that calls sys.exit
+            if not is_stop(error) and self.workspace.world.speaks(error):
                 for instrument in self.instruments:
                     instrument.failed(place, unit, error)
             raise

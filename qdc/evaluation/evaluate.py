@@ -69,7 +69,7 @@ def evaluate(
     """
     _check(windows, ratios, seeds, batch, bound_samples, owners)
     measured = _measure((logits,), windows, mask_id, ratios, seeds, batch, bound_samples, progress)
-    return _evaluation(0, windows, ratios, measured, documents, text, _groups(owners))
+    return _evaluation(0, windows, ratios, measured, documents, text, groups_of(owners))
 
 
 def compare(
@@ -103,7 +103,7 @@ def compare(
         )
     models = (candidate_logits, original_logits)
     measured = _measure(models, windows, mask_id, ratios, seeds, batch, bound_samples, progress)
-    groups = _groups(owners)
+    groups = groups_of(owners)
     differences = [_rise(sums, groups) for sums in measured]
     decoding = None
     if infills:
@@ -128,7 +128,7 @@ def compare(
     )
 
 
-def _groups(owners: Tensor | None) -> Tensor | None:
+def groups_of(owners: Tensor | None) -> Tensor | None:
     """The documents, unless there is just one: then windows are all that can be resampled."""
     return None if owners is None or len(torch.unique(owners)) < 2 else owners
 
@@ -141,16 +141,7 @@ def _check(
     bound_samples: int,
     owners: Tensor | None,
 ) -> None:
-    if windows.ndim != 2 or not windows.numel():
-        raise QdcError(
-            f"found windows of shape {list(windows.shape)}, need [windows, length]",
-            help="give at least one window of at least one token",
-        )
-    if owners is not None and owners.shape != windows.shape[:1]:
-        raise QdcError(
-            f"found the documents of {list(owners.shape)} windows, need those of {len(windows)}",
-            help="give the number of a document for each window",
-        )
+    check_windows(windows, owners)
     outside = [f"{ratio:g}" for ratio in ratios if not 0 < ratio <= 1]
     if outside:
         raise QdcError(
@@ -162,6 +153,20 @@ def _check(
             f"found {len(seeds)} seeds, batch {batch} and {bound_samples} bound samples, "
             "need at least 1 of each",
             help=f"the defaults are {len(SEEDS)} seeds, {BATCH} and {BOUND_SAMPLES}",
+        )
+
+
+def check_windows(windows: Tensor, owners: Tensor | None) -> None:
+    """Raise ``QdcError`` unless there are windows ``i64[w, length]``, with the document of each."""
+    if windows.ndim != 2 or not windows.numel():
+        raise QdcError(
+            f"found windows of shape {list(windows.shape)}, need [windows, length]",
+            help="give at least one window of at least one token",
+        )
+    if owners is not None and owners.shape != windows.shape[:1]:
+        raise QdcError(
+            f"found the documents of {list(owners.shape)} windows, need those of {len(windows)}",
+            help="give the number of a document for each window",
         )
 
 

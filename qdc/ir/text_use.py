@@ -15,12 +15,13 @@ HeldOutPack = Literal["documents", "within"]
 class TextUse(Frozen):
     """What of a text is in the windows that were drawn of it."""
 
-    pack: Literal["documents", "within", "pad", "records"]
-    """How windows are made of documents; ``records`` of prompts and answers, unless padded."""
+    pack: Literal["documents", "within", "pad", "records", "rows"]
+    """How windows are made of documents; ``records`` of prompts and answers, unless padded;
+    ``rows`` of token ids."""
     documents: int = Field(ge=0)
     """There were, or records of prompts and answers; those that hold nothing do not count."""
     characters: int | None = None
-    """There were; None for prompts and answers."""
+    """There were; None for prompts and answers, and for rows of token ids."""
     tokens: int = Field(ge=0)
     """There were, with what stands between documents."""
     counted: bool
@@ -49,15 +50,23 @@ class TextUse(Frozen):
     @property
     def of_records(self) -> bool:
         """Whether the text is prompts and answers."""
-        return self.characters is None
+        return self.characters is None and self.pack != "rows"
+
+    @property
+    def kind(self) -> str:
+        """What the text consists of."""
+        return "records" if self.of_records else "rows" if self.pack == "rows" else "documents"
 
     @property
     def said(self) -> tuple[str, ...]:
         """In words: what there was, and what was made of it."""
         about = "" if self.counted else "about "
-        kind = "records" if self.of_records else "documents"
-        there = f"{self.documents:,} {kind} of {about}{self.tokens:,} tokens, {self.used:,} used"
-        if self.of_records or self.pack == "pad":
+        there = (
+            f"{self.documents:,} {self.kind} of {about}{self.tokens:,} tokens, {self.used:,} used"
+        )
+        if self.pack == "rows" and self.cut:
+            there += f", {self.cut:,} cut"
+        elif self.of_records or self.pack == "pad":
             lacking = "an answer" if self.of_records else "a token"
             there += f", {self.cut:,} cut, {self.unusable:,} without {lacking}"
         made = (
@@ -66,7 +75,7 @@ class TextUse(Frozen):
         )
         if self.pack == "pad":
             made += f", {self.padding / (self.windows * self.length):.0%} padding"
-        return there, made + (f", {kind} apart" if self.isolated else "")
+        return there, made + (f", {self.kind} apart" if self.isolated else "")
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -83,6 +83,9 @@ class Family:
     """Used where the configuration has none; None if it must have one."""
     trained_length: int | None = None
     """Tokens that the published models were trained on, where their configurations claim more."""
+    published_without: str = ""
+    """Published code that puts no special tokens around a text, whatever its tokenizer would; empty
+    where it leaves that to the tokenizer."""
     model_type: str = ""
     """``model_type`` of the published configurations, by which transformers finds the family
     (``qdc.hf``); empty if it shall not."""

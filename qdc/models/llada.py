@@ -72,6 +72,7 @@ LLADA = Family(
         "tie_word_embeddings",  # the published class reads weight_tying
     ),
     rotates_early=True,
+    published_without="generate.py of ML-GSAI/LLaDA",
     model_type="llada",
     published=("LLaDA Base, Instruct, 1.5 8B",),
     proved=(

@@ -69,6 +69,7 @@ SDAR_MOE = Family(
     variants={"attention_bias": (False,)},
     inert=(*INERT, *ROUTER_INERT),
     mask_token_id=MASK,
+    published_without="generate.py of JetAstra/SDAR",
     model_type="sdar_moe",
     published=("SDAR 30B-A3B Chat, Sci",),
     proved=(

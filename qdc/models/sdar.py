@@ -29,6 +29,7 @@ SDAR = Family(
     variants={"attention_bias": (False,)},
     inert=INERT,
     mask_token_id=MASK,
+    published_without="generate.py of JetAstra/SDAR",
     model_type="sdar",
     published=("SDAR 1.7B, 4B, 8B Chat", "TraDo 4B, 8B"),
     proved=(equals("Qwen3ForCausalLM with a block mask"), replays("sdar"), COMPILES),

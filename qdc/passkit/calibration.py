@@ -1,7 +1,7 @@
 """What passes that calibrate share: the options of their samples, and the drawing of them."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -135,6 +135,12 @@ class CalibrationOptions(Pass):
                 help="choose a smaller length, or leave it out",
             )
 
+    def without_masks(self) -> Self | None:
+        """The same pass with ``geometry=clean``, and without the options that only masks read."""
+        fields = type(self).model_fields
+        unread = {name: fields[name].default for name in READ_BY}
+        return self.model_copy(update={"geometry": "clean", **unread})
+
     def draw(self, unit: Unit) -> States:
         """Draw the samples and mask them.
 
@@ -154,7 +160,8 @@ class CalibrationOptions(Pass):
                 where=[text.source.name],
                 help="leave prefix out, or calibrate on documents",
             )
-        length = self.length or unit.model.max_length
+        rows, longest = text.source.rows, unit.model.max_length
+        length = self.length or (longest if rows is None else min(longest, rows.shape[1]))
         clean, maskable, use, segments = draw_samples(
             text.source, text.encode, unit.model, self.samples, length, self.seed, self._prefix(),
             self.pack, isolate=self.isolate,
@@ -227,9 +234,9 @@ class CalibrationOptions(Pass):
     def _mask(
         self, unit: Unit, clean: Tensor, maskable: Tensor, segments: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        mask_id, seed = unit.model.mask_token_id, self.seed
         if self.geometry == "clean":
             return geometry.unmasked(clean)
+        mask_id, seed = unit.model.mask, self.seed
         times = self.times()
         if self.geometry == "block-diffusion":
             size = self.block_length or BLOCK_LENGTH

@@ -142,7 +142,7 @@ class _States:
         self.segments += [first.segments] * len(sampling.ratios)
         for ratio in sampling.ratios:
             times = torch.full((sampling.samples,), ratio)
-            self.parts.append(scattered(clean, maskable, times, model.mask_token_id, sampling.seed))
+            self.parts.append(scattered(clean, maskable, times, model.mask, sampling.seed))
 
     def batches(self) -> Batches:
         pairs = zip(self.parts, self.segments, strict=True)

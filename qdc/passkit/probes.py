@@ -80,7 +80,7 @@ class Probes:
         Returns:
             Nats, computed in fp64, and the number of positions.
         """
-        mask_id, shift = self.unit.model.mask_token_id, self.unit.model.logits_shift
+        mask_id, shift = self.unit.model.mask, self.unit.model.logits_shift
         total, count = 0.0, 0
         pairs = zip(
             self.batches[: self.probed],

@@ -45,7 +45,7 @@ def rollout(
     Raises:
         UnsupportedModel: the model does not end in a linear.
     """
-    mask_id = unit.model.mask_token_id
+    mask_id = unit.model.mask
     tokens, masked = clean.masked_fill(maskable, mask_id), maskable.clone()
     places = maskable.sum(1)
     rank = maskable.long().cumsum(1) - 1
@@ -92,7 +92,7 @@ def predict(
         for row, place in masked_positions(masked):
             reads = hidden[row.to(hidden.device), sources(place, shift).to(hidden.device)]
             logits = head_logits(reads, weights)
-            logits[:, graph.model.mask_token_id] = -torch.inf
+            logits[:, graph.model.mask] = -torch.inf
             top, found = logits.max(1)
             best[row, place] = found.cpu()
             sure[row, place] = (top - logits.logsumexp(1)).exp().cpu()

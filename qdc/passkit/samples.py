@@ -12,10 +12,11 @@ from qdc.ir.text_use import Pack, TextUse
 from qdc.passkit.dialogues import draw_dialogues
 from qdc.passkit.geometry import behind_prefix
 from qdc.passkit.padding import draw_padded, filling
-from qdc.passkit.windows import draw_joined, draw_within
+from qdc.passkit.windows import draw_joined, draw_rows, draw_within
 from qdc.streaming.batches import PADDING
 from qdc.text.joined import join, stored
 from qdc.text.records import Dialogue
+from qdc.text.rows import ROWS
 from qdc.text.source import TextSource
 from qdc.text.tokenizer import Encoder
 
@@ -58,6 +59,12 @@ def draw_samples(
     documents in one window, or records, do not see each other. Raises InvalidCalibration if the
     text is too short, too little, or not what the tokenizer or the model know.
     """
+    if source.rows is not None:
+        found = _of_rows(source.rows, (samples, length), seed, prefix, pack, isolate=isolate)
+        _check_variety(found.use, source)
+        _refuse_masks(found.clean, model, source.name)
+        _check_tokens(found.clean, encode, model, source.name)
+        return found
     fill = filling(encode, model.vocabulary, model.mask_token_id) if pack == "pad" else None
     if source.dialogues:
         if not isinstance(encode, Encoder):
@@ -85,6 +92,32 @@ def draw_samples(
     data = found.clean if found.segments is None else found.clean[found.segments != PADDING]
     _check_tokens(data, encode, model, source.name)
     return found
+
+
+def _of_rows(
+    rows: Tensor, size: Size, seed: int, prefix: float, pack: Pack, *, isolate: bool
+) -> Samples:
+    """Rows stand alone, and are whole as they are."""
+    if isolate or pack != "documents":
+        raise InvalidCalibration(
+            f"{'isolate' if isolate else f'pack={pack}'} is given, and the samples are token ids",
+            where=[ROWS],
+            help="leave it out: a row is never joined with another one",
+        )
+    (samples, length), (count, longest) = size, rows.shape
+    clean = draw_rows(rows, samples, length, seed)
+    use = TextUse(
+        pack="rows",
+        documents=count,
+        tokens=rows.numel(),
+        counted=True,
+        used=min(count, samples),
+        windows=samples,
+        length=length,
+        distinct=_distinct(clean),
+        cut=0 if longest == length else min(count, samples),
+    )
+    return Samples(clean, behind_prefix(*size, prefix), use)
 
 
 def _of_dialogues(
@@ -209,7 +242,7 @@ def _check_variety(use: TextUse, source: TextSource) -> None:
     needed = (use.windows + 1) // 2
     if use.distinct < needed:
         raise InvalidCalibration(
-            f"found {use.documents} documents that give {use.distinct} different windows of "
+            f"found {use.documents} {use.kind} that give {use.distinct} different windows of "
             f"{use.length} tokens, need at least {needed} for {use.windows} samples",
             where=[source.name],
             help="give more text with --calibration, or fewer or shorter samples",
@@ -237,10 +270,16 @@ def _check_tokens(
 
 
 def _refuse_masks(clean: Tensor, model: ModelFacts, name: str) -> None:
+    if model.mask_token_id is None:
+        return
     count = int((clean == model.mask_token_id).sum())
     if count:
+        rows = name == ROWS
+        what = "the token ids hold" if rows else "the dialogues or the chat template write"
         raise InvalidCalibration(
-            f"the dialogues or the chat template write the mask token, {count} times",
+            f"{what} the mask token, {count} times",
             where=[name],
-            help="leave the records that name it out",
+            help="give clean ids: qdc masks them itself"
+            if rows
+            else "leave the records that name it out",
         )

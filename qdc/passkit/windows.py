@@ -139,6 +139,26 @@ def _check(samples: int, length: int) -> None:
         )
 
 
+def draw_rows(rows: Tensor, samples: int, length: int, seed: int) -> Tensor:
+    """Draw ``i64[samples, length]`` from rows of ids ``i64[n, longest]``, each as often as another.
+
+    Of longer rows a uniform window. Raises InvalidCalibration if the rows are shorter.
+    """
+    count, longest = rows.shape
+    if longest < length:
+        raise InvalidCalibration(
+            f"found rows of {longest} token ids, need {length} for a sample",
+            help=f"give longer rows, or length={longest}",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    rounds = [torch.randperm(count, generator=generator) for _ in range(-(-samples // count))]
+    windows = []
+    for place in torch.cat(rounds)[:samples].tolist():
+        offset = _below(longest - length + 1, generator)
+        windows.append(rows[place, offset : offset + length])
+    return torch.stack(windows)
+
+
 def _below(bound: int, generator: torch.Generator) -> int:
     return int(torch.randint(bound, (), generator=generator))
 

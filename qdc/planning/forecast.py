@@ -5,12 +5,14 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from qdc.frontend.coverage import Covered, coverage
+from qdc.frontend.encoding import open_encoder
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
 from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.blocks import block_slices
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.planning.headers import open_headers
 from qdc.planning.options import PlanOptions
@@ -29,6 +31,7 @@ from qdc.runtime.device import find_device
 from qdc.streaming.account import WAITING, Account
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import resident_bytes
+from qdc.text.tokenizer import Encoder
 
 
 def forecast(
@@ -50,10 +53,15 @@ def forecast(
     model, device, states = options.model_dir, find_device(options.device), options.states
     calibration, fields, states_limit = options.calibration, options.fields, options.states_limit
     checkpoint, program, assumed = open_headers(model, families)
+    refuse_masks(plan, program.graph)
     for step in plan.passes():
         step.check(program.graph)
     # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
-    uses, about_text = look_at_text(plan, program.graph.model, model, calibration, fields)
+
+    def read() -> Encoder:
+        return open_encoder(model, options.document_tokens, families=families)
+
+    uses, about_text = look_at_text(plan, program.graph.model, read, calibration, fields)
     where = torch.device(device)
     limits = {} if states_limit is None else {WAITING: states_limit}
     ledger = Ledger(shared=where.type == "cpu", limits=limits)

@@ -10,7 +10,7 @@ from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
 from qdc.streaming.memory import states_memory
-from qdc.text.options import Calibration, ChatFields, TextField, read_fields
+from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField, read_fields
 from qdc.text.records import DEFAULT_FIELD, Fields
 from qdc.units import parse_size
 
@@ -47,6 +47,7 @@ class PlanOptions(Options):
     calibration: Calibration = None
     text_field: TextField = DEFAULT_FIELD
     chat_fields: ChatFields = None
+    document_tokens: AroundTexts = "auto"
     samples: Annotated[
         int | None,
         option("N", "Sequences to calibrate on", more="For every pass that has this option"),

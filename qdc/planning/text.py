@@ -1,5 +1,6 @@
 """What the samples of a compile will be made of, and what of the text will be refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from qdc.errors import InvalidCalibration, QdcError
@@ -10,16 +11,22 @@ from qdc.passkit.samples import draw_samples
 from qdc.pipeline.plan import Plan
 from qdc.text.records import Fields
 from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
+from qdc.text.tokenizer import Encoder
 
 Looked = tuple[tuple[TextUse, ...], tuple[str, ...]]
 """What samples are made of, each once; and warnings."""
 
 
 def look_at_text(
-    plan: Plan, model: ModelFacts, folder: Path, calibration: Path | None, fields: Fields
+    plan: Plan,
+    model: ModelFacts,
+    read: Callable[[], Encoder],
+    calibration: Path | None,
+    fields: Fields,
 ) -> Looked:
     """Draw the samples of every pass that calibrates, and say what would be refused.
+
+    ``read`` opens the model's encoder.
 
     Raises:
         QdcError: the file of calibration text cannot be read.
@@ -32,9 +39,11 @@ def look_at_text(
     if source.left_out:
         said[f"of the calibration text {source.left_out} and are left out"] = None
     try:
-        encode = encoder(load_tokenizer(folder))
+        encode = read()
     except QdcError as error:
         return (), (*said, f"the calibration text was not looked at: {error.what}")
+    if encode.withheld:
+        said[encode.withheld] = None
     uses: dict[TextUse, None] = {}
     for step in steps:
         length = min(step.length or model.max_length, model.max_length)

@@ -122,6 +122,10 @@ class CompileReport(Frozen):
     """Name and digest of the text."""
     calibration_left_out: str = ""
     """Records of the text that hold nothing, in words; empty if there is none."""
+    calibration_form: str = ""
+    """A document of the text between special tokens, as ``[CLS] text [SEP]``; empty without."""
+    special_tokens_left_out: str = ""
+    """Those that the tokenizer would put around a document, in words; empty if none are."""
     calibration_text: tuple[TextUse, ...] = ()
     """What the samples were made of; several where passes draw otherwise."""
     artifact_sha256: str = ""

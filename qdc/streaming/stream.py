@@ -105,7 +105,10 @@ class Stream:
     @property
     def masked(self) -> Tensor:
         """``bool[samples, length]``: which of the tokens are masked; padding never is."""
-        return (self.tokens == self.graph.model.mask_token_id) & self.data
+        mask = self.graph.model.mask_token_id
+        if mask is None:
+            return torch.zeros_like(self.tokens, dtype=torch.bool)
+        return (self.tokens == mask) & self.data
 
     @property
     def data(self) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 from qdc.errors import InvalidCalibration
 from qdc.text.source import SMALL
 from qdc.text.stored import Documents, Numbers
-from qdc.text.tokenizer import Encoder, Surround
+from qdc.text.surround import Surround
+from qdc.text.tokenizer import Encoder
 
 Encode = Callable[[str], list[int]]
 WHOLE = 1 << 14

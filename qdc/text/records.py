@@ -12,7 +12,8 @@ HOW = (
     "give a UTF-8 text file, a file of records (.jsonl, .json, .csv, .tsv, .parquet), or a folder "
     "of a dataset (save_to_disk, parquet or jsonl)"
 )
-ASSISTANT, USER = "assistant", "user"
+ASSISTANT, USER, SYSTEM = "assistant", "user", "system"
+ROLES = (SYSTEM, USER, ASSISTANT)
 
 
 @dataclass(frozen=True)

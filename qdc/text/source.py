@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
+from torch import Tensor
 
 from qdc.disk import read_regular
 from qdc.errors import InvalidCalibration
@@ -50,6 +51,8 @@ class TextSource(NamedTuple):
     documents: Sequence[str]
     dialogues: Sequence[Dialogue] = ()
     skipped: int = 0
+    rows: Tensor | None = None
+    """Token ids ``i64[n, length]`` in the place of documents: see ``qdc.text.rows``."""
 
     @property
     def left_out(self) -> str:

@@ -190,3 +190,13 @@ def test_fields_that_nothing_knows_are_shown_everywhere(tmp_path: Path, qdc: Com
     assert told in (tmp_path / "again-report" / "report.html").read_text(encoding="utf-8")
     planned = json.loads(qdc("plan", model, "--passes", "rtn-lower,pack", "--json"))
     assert told in planned["warnings"]
+
+
+def test_a_quantization_that_is_null_is_none(tmp_path: Path, qdc: Command) -> None:
+    model = write_checkpoint(
+        tmp_path / "model", edit_config=lambda config: config.update(quantization_config=None)
+    )
+    assert "quantized" in qdc("compile", model, "-o", tmp_path / "out", *RTN)
+    assert "%blocks.0.q_proj" in qdc("show", model)
+    assert qdc("run", model, "a <mask>(2) b").strip()
+    assert qdc("run", tmp_path / "out", "a <mask>(2) b").strip()

@@ -73,7 +73,7 @@ def question(
         )
     until = settings.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(str(stop) for stop in until)
-    prompt = subject.encode(context)
+    prompt = [*subject.before, *subject.encode(context)]
     kept = tuple(prompt[-room:])
     ends = tuple(stop for stop in stops if stop)
     return Question(kept, options, ends, len(kept) < len(prompt), repeat)
