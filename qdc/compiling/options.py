@@ -48,7 +48,7 @@ class CompileOptions(PlanOptions):
         str,
         option(
             "NAME",
-            "Who traces the model: fx, export, auto",
+            "Front end: fx | export | auto",
             more="fx: own families; export: transformers' classes; auto: the first that there is",
             before="device",
         ),
