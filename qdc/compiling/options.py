@@ -48,8 +48,8 @@ class CompileOptions(PlanOptions):
         str,
         option(
             "NAME",
-            "fx: own families; export: transformers' classes; auto",
-            more="auto is the first of them that there is",
+            "Front end: fx | export | auto",
+            more="fx: own families; export: transformers' classes; auto: the first that there is",
             before="device",
         ),
     ] = "auto"

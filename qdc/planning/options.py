@@ -60,7 +60,7 @@ class PlanOptions(Options):
         Pack | None,
         option(
             "NAME",
-            "How documents fill a sequence: documents, within, pad",
+            "Documents in a sequence: documents, within, pad",
             more="documents: joined, cut at its end; within: documents that are longer, alone; "
             "pad: one document each, the rest left out of all statistics. For every pass that has "
             "this option",
@@ -69,7 +69,7 @@ class PlanOptions(Options):
     isolate: Annotated[
         bool | None,
         switch(
-            "Let attention not cross the documents of a sequence",
+            "Documents of a sequence do not see each other",
             more="For every pass that has this option",
         ),
     ] = None
