@@ -14,7 +14,8 @@ from qdc.passkit.samples import draw_samples
 from qdc.streaming.batches import PADDING
 from qdc.text.records import Dialogue, Message
 from qdc.text.source import TextSource
-from qdc.text.tokenizer import Encoder, Surround, encoder, load_tokenizer
+from qdc.text.surround import Surround
+from qdc.text.tokenizer import Encoder, encoder, load_tokenizer
 from tests.support.checkpoints import EMBEDDED, MASK
 
 FACTS = ModelFacts(family="toy", mask_token_id=MASK, vocabulary=2048, max_length=64)
