@@ -42,8 +42,10 @@ def _read(folder: Path) -> dict[str, Array]:
 
 def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file, which is no pipe and no device, and not endless."""
-    expect(not path.exists() or (path.is_file() and path.stat().st_size <= 1 << 26), path.name)
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    expect(not path.exists() or (path.is_file() and path.stat().st_size <= 1 << 25), path.name)
+    text = path.read_text(encoding="utf-8")
+    expect(text.count("[") + text.count("{") <= 1 << 18, path.name)  # a million layers, of no model
+    found: dict[str, Any] = json.loads(text)
     return found
 
 

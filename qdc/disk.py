@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,8 +21,8 @@ from qdc.errors import QdcError
 
 Tensors = Mapping[str, Tensor]
 ELSEWHERE = "choose another -o"
-LARGEST_JSON = 1 << 26
-"""Bytes of a JSON file; a hundred thousand layers need half of it."""
+LARGEST_JSON = 1 << 25
+"""Bytes of a JSON file; a hundred thousand layers fit. What it may hold, ``qdc.jsontext`` says."""
 LARGEST_TOKENIZER = 1 << 28
 """Bytes of a file of a tokenizer."""
 
@@ -36,20 +37,29 @@ def read_regular(path: Path, most: int) -> bytes:
     Raises OSError for what cannot be read, for a pipe, a device or a folder, for more than ``most``
     bytes, and for a pointer of Git LFS; its ``strerror`` says which.
     """
+    with open_regular(path, most) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def open_regular(path: Path, most: int) -> BufferedReader:
+    """Open a file that somebody else has put there, to be read. Raises as ``read_regular``."""
 
     def at_once(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for somebody to write
 
-    with open(path, "rb", opener=at_once) as file:
+    file = open(path, "rb", opener=at_once)  # noqa: SIM115 - the caller closes it
+    try:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
-        content = file.read(found.st_size)
-        if content.startswith(LFS):
+        if file.peek(len(LFS)).startswith(LFS):
             raise OSError(errno.EINVAL, POINTER, str(path))
-        return content
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def write_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:

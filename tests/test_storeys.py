@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LINKED = ("backends", "passes")
 GROUND = {
+    "jsontext",
+    "modelfiles",
     "__init__",
     "__main__",
     "api",

@@ -1,6 +1,5 @@
 """Measured choices of kernels, kept on disk for each device; without them, the defaults."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -9,6 +8,9 @@ from pathlib import Path
 import torch
 import triton
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qdc.disk import LARGEST_JSON, read_regular
+from qdc.jsontext import parse_json
 
 from .variants import CANDIDATES, EXPAND, Choice, Variant, default_choice, may_split, split_for
 
@@ -134,7 +136,7 @@ def _read(path: Path) -> Tuning:
     """What the file holds; a damaged one, or one of another device, holds nothing."""
     empty = Tuning(device=path.stem, triton=triton.__version__)
     try:
-        found = Tuning.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        found = Tuning.model_validate(parse_json(read_regular(path, LARGEST_JSON)))
     except (OSError, ValueError, ValidationError):
         return empty
     return found if (found.device, found.triton) == (empty.device, empty.triton) else empty

@@ -25,7 +25,9 @@ def calibration_states(model: Path, seed: int, text: Path | None = None, **optio
     graph = open_model(model)[1].graph
     drawer.check(graph)
     # All that drawing reads of a unit, rollouts apart.
-    unit: Any = SimpleNamespace(calibration=lambda: source, model=graph.model)
+    unit: Any = SimpleNamespace(
+        calibration=lambda: source, model=graph.model, note_text=lambda use: None
+    )
     found: States = drawer.draw(unit)
     return found
 
@@ -35,10 +37,11 @@ def held_out(
 ) -> Tensor:
     """Clean held-out windows ``i64[windows, length]``, or as many as there are.
 
+    No window holds parts of two documents, so that figures of other days are of the same windows.
     ``text`` is ``heldout.jsonl`` in the model's folder and ``length`` the model's longest, if they
     are not given. Raises QdcError as ``qdc.evaluation.held_out`` does.
     """
     documents = read_text(text or model / "heldout.jsonl").documents
     encode = encoder(load_tokenizer(model))
     size = length or open_model(model)[1].graph.model.max_length
-    return held_out_windows(documents, encode, size, windows)
+    return held_out_windows(documents, encode, size, windows, "within")

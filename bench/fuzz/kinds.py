@@ -9,9 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from qdc.artifact.digests import DIGESTS
+
 from .dumps import change_graph, write_bomb
 from .shards import change_header, change_tensors
-from .sources import DATASET, NATIVE, PARTIAL, PIPELINES, TEXT
+from .sources import DATASET, NATIVE, PARTIAL, PIPELINES, SEALED, TEXT
 from .values import change_bytes, change_json, change_one, hostile, json_bytes, near
 
 CONFIG, INDEX, DUMP, REPORT = "config.json", "model.safetensors.index.json", "ir.qdc", "report.json"
@@ -197,6 +199,48 @@ def _on_dump(change: Callable[[Path, Random], None]) -> Callable[[Path, Random],
     return lambda folder, chance: change(folder / DUMP, chance)
 
 
+def _json_bomb(folder: Path, chance: Random) -> None:
+    """JSON of up to 20 MiB that would become a gigabyte, in the place of a file or inside one."""
+    names = (CONFIG, INDEX, REPORT, TOKENIZERS[1], "text.jsonl")
+    path = chance.choice([folder / name for name in names if (folder / name).exists()])
+    piece = chance.choice(
+        [b"{},", b"[],", b'{"":0},', b"[[1.5]],", b'"",', b"1.5,", b'[{"a":[]}],']
+    )
+    size = chance.choice([1 << 16, 1 << 16, 1 << 20, 1 << 20, 1 << 20, 20 << 20])
+    bomb = b"[" + piece * (size // len(piece)) + b"0]"
+    if chance.random() < 0.5:
+        whole = path.read_bytes()
+        place = whole.find(b"{") + 1
+        bomb = whole[:place] + b'"bomb": ' + bomb + b", " + whole[place:]
+    path.write_bytes(bomb)
+
+
+def _links(folder: Path, chance: Random) -> None:
+    """A link out of the folder, to a file that is sound, or to one that is not to be seen."""
+    path = chance.choice(sorted(folder.iterdir()))
+    sound = folder.with_name(f"{folder.name}-elsewhere")
+    sound.write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(chance.choice([sound, Path("/etc/passwd"), Path("../") / sound.name]))
+
+
+def _digests(folder: Path, chance: Random) -> None:
+    """The list of digests itself: lines repeated, names of other places, no text at all."""
+    path = folder / DIGESTS
+    lines = path.read_bytes().splitlines(keepends=True)
+    match chance.randrange(6):
+        case 0:
+            path.write_bytes(b"".join(lines) * 2)
+        case 1:
+            path.write_bytes(b"0" * 64 + b"  ../../etc/passwd\n" + b"".join(lines))
+        case 2:
+            path.write_bytes(b"".join(chance.sample(lines, len(lines) - 2)))
+        case 3:
+            path.write_bytes(b"\n" * (5 << 20))
+        case _:
+            path.write_bytes(change_bytes(path.read_bytes(), chance))
+
+
 WEIGHTS = ("load", "run", "example")
 KINDS: dict[str, Kind] = {
     "any byte": Kind(_any_bytes, (*WEIGHTS, "show", "report", "target")),
@@ -213,6 +257,10 @@ KINDS: dict[str, Kind] = {
     "dump graphs": Kind(_on_dump(change_graph), ("show",)),
     "dump bombs": Kind(_on_dump(write_bomb), ("show",)),
     "files": Kind(_files, (*WEIGHTS, "show", "report", "target")),
+    "json bombs": Kind(_json_bomb, (*WEIGHTS, "report", "target", "text"), (*BOTH, TEXT)),
+    "links": Kind(_links, (*WEIGHTS, "show", "target")),
+    "digests": Kind(_digests, ("load", "run", "show", "verify"), (SEALED,)),
+    "sealed files": Kind(_any_bytes, ("verify", "load", "run", "show"), (SEALED,)),
     "tokenizer bytes": Kind(_bytes_of(*TOKENIZERS), ("run",)),
     "tokenizer values": Kind(_json_of(*TOKENIZERS), ("run",)),
     "report bytes": Kind(_bytes_of(REPORT), ("report",)),

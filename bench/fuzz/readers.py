@@ -104,6 +104,7 @@ READERS: dict[str, Reader] = {
     "load": _load,
     "run": _command("run", "FOLDER", "for i <mask> in"),
     "show": _command("show", "FOLDER"),
+    "verify": _command("verify", "FOLDER"),
     "report": _command("report", "FOLDER", "--json"),
     "page": _command("report", "FOLDER", "--out", "FOLDER/page.html"),
     "example": _example(),

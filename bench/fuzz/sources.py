@@ -1,6 +1,7 @@
 """The sound files that are damaged: small, of every kind that qdc reads."""
 
 import json
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ import torch
 
 import qdc
 from bench.common.checkpoint import build
+from qdc.artifact.digests import DIGESTS
 from qdc.artifact.journal import Entry, File, Journal, PassRecord, StreamState
 
 PLAIN = "quantize-vocab,stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0.5},daq-lower),pack"
 EIGHT = PLAIN.replace("daq-lower", "daq-lower{scale-bits=8}")
-NATIVE, TEXT, DATASET, PARTIAL = "native", "text", "dataset", "partial"
+NATIVE, TEXT, DATASET, PARTIAL, SEALED = "native", "text", "dataset", "partial", "sealed"
 PIPELINES = {"artifact-16": PLAIN, "artifact-8": EIGHT}
 DIGEST = "0" * 64
 
@@ -31,7 +33,7 @@ class Sources:
 
 def write_sources(folder: Path, wanted: Collection[str]) -> Sources:
     """Write the folders of these names: artifacts of width 16, text, a dataset, a journal."""
-    artifacts = {name: passes for name, passes in PIPELINES.items() if name in wanted}
+    artifacts = {n: p for n, p in PIPELINES.items() if n in wanted or SEALED in wanted}
     if artifacts:
         model = build(
             folder / "model", regions=2, width=16, hidden=40, vocabulary=320, dtype=torch.float16
@@ -41,11 +43,15 @@ def write_sources(folder: Path, wanted: Collection[str]) -> Sources:
         qdc.compile(model, passes, out=folder / name, samples=2, length=8)
         report = folder / f"{name}-report"
         (report / "report.json").rename(folder / name / "report.json")
+        if SEALED in wanted:
+            shutil.copytree(folder / name, folder / SEALED, dirs_exist_ok=True)
+        (folder / name / DIGESTS).unlink()  # else they would refuse all that is changed
     if NATIVE in wanted:
         from tests.support.natives import write_native
 
         source = write_native(folder / "native-model", "llama")
         qdc.compile(source, "rtn-lower,pack", out=folder / NATIVE, write_report=False)
+        (folder / NATIVE / DIGESTS).unlink()
     if TEXT in wanted:
         _write_text(folder / TEXT)
     if DATASET in wanted:

@@ -13,7 +13,9 @@ from pydantic import Field, ValidationError
 
 from qdc.disk import digest_of, read_regular, replace_bytes
 from qdc.errors import InvalidJournal
+from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
+from qdc.jsontext import UnfitJson, check_size
 
 JOURNAL, VERSION = "journal.json", 1
 PIPELINE, DEFAULTS = "pipeline", "pipeline with defaults"
@@ -95,6 +97,8 @@ class Journal(Frozen):
     entries: tuple[Entry, ...] = Field(min_length=1)
     linear_calls: float = Field(ge=0, allow_inf_nan=False)
     samples: int = Field(ge=0)
+    text: tuple[TextUse, ...] = ()
+    """What windows were made of until then."""
     passes: tuple[PassRecord, ...]
     remarks: tuple[str, ...]
     seconds: float = Field(ge=0, allow_inf_nan=False)
@@ -135,7 +139,9 @@ def read_journal(folder: Path) -> Journal | None:
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
             raise InvalidJournal("the journal is no journal", where=[str(path)], help=DISCARD)
-        journal = Journal.model_validate_json(read_regular(path, LARGEST))
+        data = read_regular(path, LARGEST)
+        check_size(data)
+        journal = Journal.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -144,6 +150,8 @@ def read_journal(folder: Path) -> Journal | None:
             where=[str(path)],
             help=DISCARD,
         ) from error
+    except UnfitJson as error:
+        raise InvalidJournal(f"the journal {error}", where=[str(path)], help=DISCARD) from error
     except (OSError, RecursionError) as error:
         raise InvalidJournal(
             "the journal of the interrupted compile cannot be read", where=[str(path)], help=DISCARD

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qdc.disk import unwritable
 from qdc.errors import OutputExists
+from qdc.jsontext import parse_json
 
 TRIES = 100
 
@@ -66,10 +67,8 @@ class Lock:
 
 def _holder(path: Path) -> str:
     """Whoever wrote into the lock last; it is anybody's file, so nothing of it is believed."""
-    with contextlib.suppress(
-        OSError, ValueError, RecursionError, TypeError, LookupError, OverflowError
-    ):
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, OverflowError):
         with path.open("rb") as file:
-            data = json.loads(file.read(1000))
+            data = parse_json(file.read(1000))
         return f"process {int(data['pid'])} on {str(data['host'])[:80]!r}".replace("'", "")
     return str(path)

@@ -17,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qdc.artifact.commit import discard, put_in_place, set_aside_name
+from qdc.artifact.digests import DIGESTS, digests_text
 from qdc.checkpoint.compiled import METHOD
 from qdc.disk import (
     LARGEST_JSON,
+    digest_of,
     open_folder,
     read_regular,
     sync_folder,
@@ -28,6 +30,7 @@ from qdc.disk import (
     write_tensors,
 )
 from qdc.errors import InvalidArtifact, OutputExists
+from qdc.jsontext import parse_json
 
 CONFIG = "config.json"
 EXPORT = "qdc-export.json"
@@ -57,6 +60,7 @@ class ArtifactWriter:
         except OSError as error:
             raise unwritable(self.out.parent, error) from error
         self._shards: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
 
     def shard(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write one safetensors file; its size must be header plus predicted data.
@@ -69,15 +73,17 @@ class ArtifactWriter:
             raise InvalidArtifact("a tensor is written twice", where=twice)
         predicted = sum(tensor.nbytes for tensor in tensors.values())
         path = self.folder / name
+        self._digests.pop(name, None)
         write_tensors(path, {key: tensors[key] for key in sorted(tensors)})
         written = _data_bytes(path)
         if written != predicted:
             raise InvalidArtifact(f"{name} has {written} bytes, {predicted} were predicted")
         self._count(name, tensors)
 
-    def adopt(self, name: str) -> None:
-        """Take in a file that an earlier process has written. Raises ``QdcError``."""
+    def adopt(self, name: str, sha256: str) -> None:
+        """Take in a file that an earlier process has written, whole. Raises ``QdcError``."""
         path = self.folder / name
+        self._digests[name] = sha256
         if path.suffix != ".safetensors":
             return
         try:
@@ -92,6 +98,7 @@ class ArtifactWriter:
 
     def file(self, name: str, data: bytes) -> None:
         """Write one file and sync it. Raises ``QdcError`` if the disk does not take it."""
+        self._digests.pop(name, None)
         write_bytes(self.folder / name, data)
 
     def json(self, name: str, data: object) -> None:
@@ -107,6 +114,20 @@ class ArtifactWriter:
                 "weight_map": dict(sorted(self._shards.items())),
             },
         )
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file that is written; made once. Raises ``InvalidArtifact``."""
+        if name not in self._digests:
+            found = digest_of(self.folder / name)
+            if not found:
+                raise InvalidArtifact("a file is gone", where=[str(self.folder / name)])
+            self._digests[name] = found
+        return self._digests[name]
+
+    def seal(self) -> None:
+        """Write the digests of all files, as the last of them. Raises ``QdcError``."""
+        names = (path.name for path in self.folder.iterdir() if path.name != DIGESTS)
+        self.file(DIGESTS, digests_text({name: self.digest(name) for name in names}))
 
     @property
     def nbytes(self) -> int:
@@ -173,7 +194,7 @@ def _data_bytes(path: Path) -> int:
 
 def is_artifact(folder: Path) -> bool:
     """Whether a folder says of itself that it is an artifact."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        config = json.loads(read_regular(folder / CONFIG, LARGEST_JSON))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        config = parse_json(read_regular(folder / CONFIG, LARGEST_JSON))
         return bool(config["quantization_config"]["quant_method"] == METHOD)
     return False

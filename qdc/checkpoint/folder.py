@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from qdc.checkpoint.layout import INDEX, locate, not_readable, open_tensors, refuse_cache
-from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER, read_regular
+from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER
 from qdc.errors import InvalidCheckpoint, nearest
 from qdc.ir.types import Parameter
+from qdc.jsontext import TOKENIZER_BOUNDS, UnfitJson, parse_json
+from qdc.modelfiles import read_inside
+from qdc.numerics.finite import is_finite
 from qdc.units import Progress
 
 TOKENIZER_FILES = (
@@ -35,6 +39,9 @@ SAFETENSORS_DTYPES = {
 class Checkpoint:
     """Lazy view of a folder with ``config.json`` and safetensors; headers are read at once."""
 
+    extra: Mapping[str, Tensor] = MappingProxyType({})
+    """Tensors that no layer reads by name and an artifact takes along: buffers of a module."""
+
     def __init__(self, folder: Path) -> None:
         """Read configuration and headers. Raises ``InvalidCheckpoint`` naming the file at fault."""
         self.folder = folder
@@ -51,9 +58,11 @@ class Checkpoint:
         """Every tensor by name, with dtype and shape."""
         self.left_out: dict[str, tuple[Parameter, str]] = {}
         """Tensors that the model has no use for, each with the reason."""
+        self.unused_fields = ""
+        """Fields of the configuration that nothing here knows, in words; empty if there is none."""
         self._keys: dict[str, str] = {}
         self._twins: dict[str, str] = {}
-        for file in sorted(set(self._files.values())):
+        for file in self.files:
             self._read_headers(file)
         unknown = sorted(set(self.headers) - set(self._files))
         if unknown:
@@ -104,10 +113,19 @@ class Checkpoint:
                 ) from error
             return found
 
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._files[self._keys.get(name, name)]
+
+    @property
+    def files(self) -> list[Path]:
+        """All files with tensors."""
+        return sorted(set(self._files.values()))
+
     @property
     def nbytes(self) -> int:
         """Bytes of all files with tensors."""
-        return sum(file.stat().st_size for file in sorted(set(self._files.values())))
+        return sum(file.stat().st_size for file in self.files)
 
     def tokenizer_files(self) -> Iterator[Path]:
         """Files beside the weights that an artifact takes along."""
@@ -116,15 +134,30 @@ class Checkpoint:
         return (self.folder / name for name in names if (self.folder / name).is_file())
 
     def tokenizer_bytes(self) -> Iterator[tuple[str, bytes]]:
-        """Names and contents of these files. Raises ``InvalidCheckpoint`` for one without end."""
+        """Names and contents of these files.
+
+        Raises:
+            InvalidCheckpoint: one cannot be read, is too large, leads out of the folder, or is not
+                what its name says: JSON, or text in UTF-8.
+        """
         for path in self.tokenizer_files():
             try:
-                yield path.name, read_regular(path, LARGEST_TOKENIZER)
+                data = read_inside(path, LARGEST_TOKENIZER)
+                _check_text(path.name, data)
             except OSError as error:
-                reason = (error.strerror or "unknown reason").lower()
+                raise not_readable(path, error) from error
+            except UnfitJson as error:
+                raise InvalidCheckpoint(f"{path.name} {error}", where=[str(path)]) from error
+            except ValueError as error:
+                what = "JSON" if path.suffix == ".json" else "text in UTF-8"
                 raise InvalidCheckpoint(
-                    f"cannot read {path.name}: {reason}", where=[str(path)]
+                    f"{path.name} is no {what}", where=[str(path)], help="copy the file again"
                 ) from error
+            yield path.name, data
+
+    def tokenizer_digests(self) -> dict[str, str]:
+        """SHA-256 of each of these files, by name. Raises ``InvalidCheckpoint``."""
+        return {name: hashlib.sha256(data).hexdigest() for name, data in self.tokenizer_bytes()}
 
     def scan(self, progress: Progress | None = None) -> str:
         """Read every tensor once: digest of the whole checkpoint.
@@ -137,19 +170,14 @@ class Checkpoint:
         broken = []
         for done, name in enumerate(sorted(self.headers)):
             tensor = self.tensor(name)
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 broken.append(name)
             header = self.headers[name]
             whole.update(f"{name} {header}".encode())
             whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             if progress is not None:
                 progress(done + 1, len(self.headers))
-        if broken:
-            raise InvalidCheckpoint(
-                f"{len(broken)} tensors hold NaN or infinity",
-                where=broken,
-                help="the checkpoint is damaged or diverged in training: fetch or convert it again",
-            )
+        refuse_broken(broken)
         self.check_twins()
         return whole.hexdigest()
 
@@ -196,6 +224,16 @@ class Checkpoint:
             ) from error
 
 
+def refuse_broken(names: Sequence[str]) -> None:
+    """Raise ``InvalidCheckpoint`` if tensors hold NaN or infinity, naming all."""
+    if names:
+        raise InvalidCheckpoint(
+            f"{len(names)} tensors hold NaN or infinity",
+            where=names,
+            help="the checkpoint is damaged or diverged in training: fetch or convert it again",
+        )
+
+
 def _unknown_dtype(name: str, dtype: str, path: Path) -> InvalidCheckpoint:
     """The error for a dtype that is no dtype of weights here."""
     narrow = dtype.startswith(("F8", "F4", "F6"))
@@ -212,24 +250,21 @@ def _unknown_dtype(name: str, dtype: str, path: Path) -> InvalidCheckpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ``InvalidCheckpoint``, naming the file."""
     try:
-        text = read_regular(path, LARGEST_JSON).decode("utf-8")
-        data = json.loads(text, object_pairs_hook=_unambiguous)
+        data = parse_json(read_inside(path, LARGEST_JSON))
     except OSError as error:
         raise not_readable(path, error) from error
-    except (ValueError, RecursionError) as error:
+    except UnfitJson as error:
+        raise InvalidCheckpoint(f"{path.name} {error}", where=[str(path)]) from error
+    except ValueError as error:
         raise InvalidCheckpoint(f"{path.name} is no JSON", where=[str(path)]) from error
-    except InvalidCheckpoint as error:
-        raise InvalidCheckpoint(f"{path.name} {error.what}", where=[str(path)]) from error
     if not isinstance(data, dict):
         raise InvalidCheckpoint(f"{path.name} holds no object", where=[str(path)])
     return data
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names each have one value; of two, every reader would take its own."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        for name, value in pairs:
-            if found[name] != value:
-                raise InvalidCheckpoint(f"gives {name!r} two values")
-    return found
+def _check_text(name: str, data: bytes) -> None:
+    """Refuse what is no JSON, or no text, where the name says that it is. Raises ValueError."""
+    if name.endswith(".json"):
+        parse_json(data, TOKENIZER_BOUNDS)
+    else:
+        data.decode("utf-8")

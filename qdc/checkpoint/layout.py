@@ -1,14 +1,17 @@
 """Which files of a folder hold the tensors: one file, or the shards that an index names."""
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from qdc.disk import LFS, POINTER
+from qdc.disk import LARGEST_JSON, LFS, POINTER
 from qdc.errors import InvalidCheckpoint
+from qdc.jsontext import UnfitJson, check_size
+from qdc.modelfiles import COPY, OUTSIDE, pinned
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.msgpack", "*.h5")
@@ -65,13 +68,30 @@ def tensors_of(path: Path) -> dict[str, Path]:
 def open_tensors(path: Path) -> Any:
     """Open a safetensors file. Raises ``InvalidCheckpoint``, saying what is wrong with it."""
     try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+        with pinned(path) as (name, handle):
+            _check_header(handle)
+            return safe_open(name, framework="pt")
+    except SafetensorError as error:
         raise _unreadable(path) from error
+    except UnfitJson as error:
+        raise InvalidCheckpoint(f"the header of {path.name} {error}", where=[str(path)]) from error
+    except OSError as error:
+        raise not_readable(path, error) from error
     except MemoryError as error:
         raise InvalidCheckpoint(
             "the file is larger than this process may map into memory", where=[str(path)]
         ) from error
+
+
+def _check_header(handle: int) -> None:
+    """Look at the header of an open file before its library does. Raises ``UnfitJson``."""
+    (size,) = struct.unpack("<Q", os.pread(handle, 8, 0).ljust(8, b"\0"))
+    if size > LARGEST_JSON:
+        room = os.fstat(handle).st_size
+        if size <= room:  # else it is no header, which the library says
+            raise UnfitJson(f"is larger than {LARGEST_JSON >> 20} MiB")
+        return
+    check_size(os.pread(handle, size, 8))
 
 
 def read_beginning(path: Path) -> bytes:
@@ -82,13 +102,15 @@ def read_beginning(path: Path) -> bytes:
 
 def not_readable(path: Path, error: OSError) -> InvalidCheckpoint:
     """The error for a file that the system does not give, which says nothing of what is in it."""
-    denied = isinstance(error, PermissionError)
+    help = "give the folder of a model or an artifact"
+    if isinstance(error, PermissionError):
+        help = "let this user read it (chmod, chown), or copy the folder"
+    elif error.strerror == OUTSIDE:
+        help = COPY
     return InvalidCheckpoint(
         f"cannot read {path.name}: {(error.strerror or 'unknown reason').lower()}",
         where=[str(path)],
-        help="let this user read it (chmod, chown), or copy the folder"
-        if denied
-        else "give the folder of a model or an artifact",
+        help=help,
     )
 
 

@@ -9,9 +9,10 @@ from pydantic import BeforeValidator
 from qdc.cli.group import Group
 from qdc.cli.ranks import refuse_ranks
 from qdc.evaluation.options import as_ratios
+from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
-from qdc.text.options import Calibration, ChatFields, TextField
+from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField
 from qdc.text.records import DEFAULT_FIELD
 from qdc.version import __version__
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Describe just these")]
 PluginFiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -44,8 +46,12 @@ class InspectionOptions(Options):
     calibration: Calibration = None
     text_field: TextField = DEFAULT_FIELD
     chat_fields: ChatFields = None
+    document_tokens: AroundTexts = "auto"
     samples: Annotated[int, option("N", "Windows to compare")] = 16
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
+    pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within, pad")] = (
+        "documents"
+    )
     seed: Annotated[int, option("N", "Seed of windows and masks")] = 0
     ratios: Annotated[
         tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")
@@ -95,6 +101,16 @@ class OptOptions(Options):
     plugins: Plugins = ()
 
 
+class VerifyOptions(Options):
+    """What ``qdc verify`` reads."""
+
+    refusal: ClassVar[str] = "nothing can be verified like that"
+    manual: ClassVar[str] = "qdc verify --help names the options"
+
+    artifact: Annotated[Path, option("ARTIFACT", "Folder that qdc compile wrote", argument=True)]
+    plugins: Plugins = ()
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"qdc {__version__}")
@@ -118,6 +134,7 @@ def root(
     qdc serve OUT                      OpenAI's protocol, and a page
     qdc eval OUT --text held.jsonl --against MODEL
     qdc show OUT --only 'blocks.0.*'   read the IR
+    qdc verify OUT                     find bits that have flipped
     qdc opt DUMP --passes TEXT         run passes on it
     """  # noqa: D301
     if context.invoked_subcommand != "compile":

@@ -2,13 +2,16 @@
 
 import sys
 from codecs import BOM_UTF8
+from collections.abc import Callable
 from pathlib import Path
 
+from qdc.artifact.digests import Digests
 from qdc.disk import read_regular
 from qdc.errors import InvalidDump, InvalidText, QdcError
 from qdc.ir.dump import LARGEST, from_bytes
 from qdc.ir.lines import GRAPH, Tags
 from qdc.ir.parser import Parsed, read_text
+from qdc.modelfiles import read_inside
 
 DUMP = "ir.qdc"
 STDIN = "-"
@@ -26,6 +29,7 @@ def read_graph(path: Path, tags: Tags) -> Parsed | None:
     Raises:
         InvalidDump: the file cannot be read, or is no dump.
         InvalidText: it is a text that cannot be read back.
+        InvalidArtifact: the dump of an artifact has not the digest that it was written with.
         QdcError: there is nothing at the path.
     """
     if str(path) == STDIN:
@@ -34,15 +38,15 @@ def read_graph(path: Path, tags: Tags) -> Parsed | None:
         path = path / DUMP
         if not path.is_file():
             return None
-    elif not path.exists():
+        digests = Digests.of(path.parent)
+        digests.tell_missing()
+        digests.check((DUMP,))
+        return _parsed(_read(path, read_inside), str(path), tags)
+    if not path.exists():
         raise QdcError(
             f"no such file or folder: {path}", help="give a .qdc dump, a text of one or an artifact"
         )
-    try:
-        data = read_regular(path, LARGEST)
-    except OSError as error:
-        raise InvalidDump(f"cannot read the dump: {error.strerror}", where=[str(path)]) from error
-    return _parsed(data, str(path), tags)
+    return _parsed(_read(path, read_regular), str(path), tags)
 
 
 def refuse_part(parsed: Parsed, path: Path) -> None:
@@ -53,6 +57,13 @@ def refuse_part(parsed: Parsed, path: Path) -> None:
             where=[str(path)],
             help="give the .qdc dump, or a text in full: qdc show --full",
         )
+
+
+def _read(path: Path, read: Callable[[Path, int], bytes]) -> bytes:
+    try:
+        return read(path, LARGEST)
+    except OSError as error:
+        raise InvalidDump(f"cannot read the dump: {error.strerror}", where=[str(path)]) from error
 
 
 def _parsed(data: bytes, where: str, tags: Tags) -> Parsed:

@@ -42,6 +42,15 @@ def report_of(artifact: Path) -> CompileReport:
     return report
 
 
+def matches_report(artifact: Path) -> bool | None:
+    """Whether the report beside an artifact is of its files; None if there is none to read."""
+    try:
+        report = read_report(report_folder(artifact))
+        return report.artifact_sha256 == artifact_digest(artifact)
+    except QdcError:
+        return None
+
+
 def _page_of(path: Path) -> Path:
     if path.is_file():
         return path.with_name(PAGE)

@@ -16,6 +16,7 @@ from qdc.compiling.collect import full_text
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
 from qdc.compiling.finished import finished_report
+from qdc.compiling.given import Given
 from qdc.compiling.instruments import GraphVerifier, Instrument, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
 from qdc.compiling.options import CompileOptions
@@ -24,18 +25,16 @@ from qdc.compiling.repro import Repro
 from qdc.compiling.resuming import Resumption
 from qdc.compiling.runner import RegionDone, Runner
 from qdc.compiling.savepoints import Savepoints
-from qdc.disk import digest_of
 from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
-from qdc.frontend.opening import open_model
-from qdc.frontend.select import choose
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
 from qdc.report.files import ReportWriter, discard_other_report, discard_report
@@ -45,8 +44,6 @@ from qdc.stopping import undisturbed
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
 from qdc.streaming.workspace import Workspace
-from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
 from qdc.units import StepProgress
 from qdc.version import __version__
 
@@ -55,7 +52,10 @@ Shared = dict[str, int]
 
 
 def compile_model(
-    options: CompileOptions, progress: StepProgress | None = None, command: str | None = None
+    options: CompileOptions,
+    progress: StepProgress | None = None,
+    command: str | None = None,
+    given: Given | None = None,
 ) -> CompileReport:
     """Compile as the options say: what ``qdc.compile`` and ``qdc compile`` do.
 
@@ -63,6 +63,7 @@ def compile_model(
         options: what to compile, and how.
         progress: called with what is done, how much of it, and the total.
         command: how to run this again, for whoever reads a repro; the call in Python if not given.
+        given: the module that is compiled, in the place of the options' folder.
 
     Raises:
         QdcError: the input is at fault; says what, where, and what to do.
@@ -71,9 +72,8 @@ def compile_model(
         if world.first and options.stop_after is None and repair(options.target):
             discard_other_report(options.target)
         registry = standard_registry(options.plugins)
-        return run_job(
-            plan_job(options, registry, device=world.device, command=command), progress, world
-        )
+        job = plan_job(options, registry, device=world.device, command=command, given=given)
+        return run_job(job, progress, world)
 
 
 def run_job(
@@ -101,10 +101,11 @@ def run_job(
             "several processes cannot go on from an interrupted compile",
             help="resume it without torchrun, or discard it with --restart",
         )
-    checkpoint, program = open_model(job.options.model_dir, job.front_end, job.registry.families)
+    checkpoint, program = job.open()
+    refuse_masks(job.plan, program.graph)
     for step in job.plan.passes():
         step.check(program.graph)
-    calibration = _calibration(job)
+    calibration = job.calibration()
     same(world, _agreed(job, checkpoint, calibration))
     digest = from_first(
         world,
@@ -132,7 +133,8 @@ def run_job(
             tags=job.registry.annotations(),
         )
         if partial is None or job.backend is None:
-            Runner(job.plan, workspace, instruments, scratch).run(workspace.release)
+            runner = Runner(job.plan, workspace, instruments, scratch)
+            runner.run(lambda region: workspace.release(region.nodes, scratch=False))
             _verify(job, workspace)
 
             def without_artifact(shared: Shared) -> CompileReport:
@@ -141,7 +143,7 @@ def run_job(
 
             return _everywhere(world, workspace, without_artifact)
         writer = ArtifactWriter(job.out, force=job.options.force, folder=partial.artifact)
-        origin = facts(job, calibration, digest, checkpoint)
+        origin = facts(job, calibration, digest, checkpoint, causal=program.graph.model.causal)
         emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
         region_done = _emitter(job.backend, emission, workspace)
         alone = world.size == 1
@@ -157,6 +159,7 @@ def run_job(
         runner.run(region_done, savepoints.save if alone else lambda step: None, first)
         _verify(job, workspace)
         job.backend.finish(emission)
+        writer.seal()
 
         def finished(shared: Shared) -> CompileReport:
             report = compile_report(job, workspace, meter, remarks, digest, writer)
@@ -186,20 +189,21 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
         "calibration text": "" if calibration is None else calibration.source.digest,
         "pipeline": full_text(job.plan),
-        "front end": choose(checkpoint.config, job.front_end, job.registry.families),
+        "front end": job.frontend(checkpoint),
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
         "states": job.options.states,
+        "special tokens": job.options.document_tokens,
         "tokenizer": ""
         if calibration is None
-        else repr([(path.name, digest_of(path)) for path in checkpoint.tokenizer_files()]),
+        else repr(list(checkpoint.tokenizer_digests().items())),
     }
 
 
 def _emitter(backend: Backend, emission: Emission, workspace: Workspace) -> RegionDone:
     def region_done(region: Region) -> None:
         backend.emit_region(emission, region)
-        workspace.release(region)
+        workspace.release(region.nodes, scratch=False)
 
     return region_done
 
@@ -227,13 +231,6 @@ def _commit(job: Job, partial: Partial, writer: ArtifactWriter, report: CompileR
             discard_report(job.out)
         else:
             pages.commit()
-
-
-def _calibration(job: Job) -> Calibration | None:
-    if not any(step.reads_calibration for step in job.plan.passes()):
-        return None
-    source = read_source(job.options.calibration, job.options.fields)
-    return Calibration(source, encoder(load_tokenizer(job.options.model_dir)))
 
 
 def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:

@@ -120,7 +120,7 @@ def _read_off(
     out = job.out
     dump = out / DUMP
     graph = read(dump, job.registry.annotations()) if dump.is_file() else program.graph
-    parts, files = size_parts(graph), file_reports(out)
+    parts, files = size_parts(graph, checkpoint.extra), file_reports(out)
     headers = Checkpoint(out).headers.values()
     tensor_bytes = sum(header.elements({}) * BYTES[header.dtype] for header in headers)
     source = None if calibration is None else calibration.source
@@ -133,7 +133,7 @@ def _read_off(
         backend=str(job.backend),
         device=job.device,
         environment=environment(job.device),
-        checkpoint=str(job.options.model_dir.absolute()),
+        checkpoint=job.title,
         checkpoint_sha256=digest,
         calibration=None if source is None else f"{source.name} sha256:{source.digest}",
         calibration_left_out="" if source is None else source.left_out,

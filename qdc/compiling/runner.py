@@ -10,7 +10,6 @@ from qdc.ir.graph import Region
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.traversal import (
     Apply,
-    EndSegment,
     EndStep,
     Finish,
     Leave,
@@ -43,11 +42,6 @@ class Runner:
         """The way of the plan through the graph."""
         return Traversal(self.plan, self.workspace.program.graph)
 
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """All steps, in order."""
-        return self.traversal.steps
-
     def run(
         self,
         region_done: RegionDone,
@@ -61,7 +55,7 @@ class Runner:
             step_done: called after each step; everything that outlives it can be looked at then.
             first: number of the first step to run.
         """
-        for step in self.steps[first:]:
+        for step in self.traversal.steps[first:]:
             self.run_step(step, region_done)
             step_done(step)
 
@@ -72,14 +66,14 @@ class Runner:
                 case Apply(scope):
                     self._apply(scope)
                 case ReleaseScratch(layers):
-                    self.workspace.release_scratch(layers)
+                    self.workspace.release(layers, scratch=True)
                 case Leave(region):
                     self.workspace.leave(region)
                 case Finish(region):
                     region_done(region)
-                case EndSegment():
-                    self.workspace.end_segment()
-                case EndStep(last):
+                case EndStep(segment, last):
+                    if segment:
+                        self.workspace.end_segment()
                     if self.keep or not last:
                         self.workspace.tensors.spill(self.tensors_file(step))
 

@@ -20,7 +20,9 @@ from qdc.exporting.report import ExportReport, Verification
 from qdc.exporting.verify import verify
 from qdc.frontend.native import NativeModel
 from qdc.ir.tensors import LONG, torch_dtype
+from qdc.numerics.finite import is_finite
 from qdc.pipeline.registry import Registry
+from qdc.runtime.integrity import examine, refuse_damaged
 from qdc.runtime.load import OpenedArtifact, open_artifact
 from qdc.stopping import check
 from qdc.units import StepProgress
@@ -54,7 +56,10 @@ def export_artifact(
     _refuse_inside(artifact, out)
     repair(out)
     check_target(out, force=options.force)
-    opened = open_artifact(artifact, registry)
+    if options.verify:
+        refuse_damaged(examine(artifact, registry, notify))
+    opened = open_artifact(artifact, registry, verify=options.digests)
+    opened.digests.check_companions()
     biases = opened.quantization.added_biases
     if biases:
         raise InvalidArtifact(
@@ -64,7 +69,8 @@ def export_artifact(
         )
     with Partial(out) as partial:
         writer = ArtifactWriter(out, force=options.force, folder=partial.artifact)
-        shards = _write_shards(opened, writer, torch_dtype(dtype), shard_bytes, notify)
+        with opened.verified():
+            shards = _write_shards(opened, writer, torch_dtype(dtype), shard_bytes, notify)
         writer.index()
         writer.json(CONFIG, _config(opened, dtype))
         for name, data in opened.source.tokenizer_bytes():
@@ -122,7 +128,7 @@ def plan_shards(
 
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = tensor.to(dtype)
-    if not bool(torch.isfinite(rounded).all()):
+    if not is_finite(rounded):
         raise InvalidArtifact(
             f"values of a tensor do not fit {dtype}".replace("torch.", ""),
             where=[name],

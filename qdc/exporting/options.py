@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, get_args
+from typing import Annotated, Any, ClassVar, Literal, Required, Self, TypedDict, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
-from qdc.errors import UnknownName
+from qdc.errors import QdcError, UnknownName
 from qdc.options import Options, PathLike, option, switch
 from qdc.runtime.options import Plugins
 
@@ -64,6 +64,23 @@ class ExportOptions(Options):
     ] = False
     force: Annotated[bool, switch("Replace an artifact or an export at OUT")] = False
     plugins: Plugins = ()
+    digests: Annotated[
+        bool,
+        switch(
+            "Whether the artifact's files must have the digests that it was written with",
+            "--no-verify",
+            help="Take the artifact's files as they are",
+        ),
+    ] = True
+
+    @model_validator(mode="after")
+    def _proof_of_what(self) -> Self:
+        if self.verify and not self.digests:
+            raise QdcError(
+                "a proof of files that are not verified proves nothing",
+                help="give one of --verify and --no-verify",
+            )
+        return self
 
 
 class ExportKeywords(TypedDict, total=False):
@@ -73,5 +90,6 @@ class ExportKeywords(TypedDict, total=False):
     format: str
     dtype: str
     verify: bool
+    digests: bool
     force: bool
     plugins: PathLike | Sequence[PathLike]

@@ -20,6 +20,7 @@ from qdc.ir.graph import Node
 from qdc.ir.tensors import TensorTable
 from qdc.ir.types import BYTES, Frozen, TensorRef, ValueType, short_dtype
 from qdc.numerics.blocks import block_slices
+from qdc.numerics.finite import is_finite
 
 Tensors = Mapping[str, Tensor]
 BitsWord = Literal["sign bits", "code bits"]
@@ -132,7 +133,7 @@ class Codec(Frozen):
                 raise InvalidArtifact(
                     f"{suffix} is {found}, the format says {wanted[suffix]}", where=[layer]
                 )
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 raise InvalidArtifact(f"{suffix} holds NaN or infinity", where=[layer])
 
 

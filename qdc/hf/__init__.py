@@ -8,10 +8,10 @@ and transformers does not, and lets ``fill-mask`` know of shifted logits. Weight
 from qdc.hf.models import register_models
 from qdc.hf.pipelines import align_fill_mask
 from qdc.hf.quantizer import register_method
-from qdc.hf.settings import use_plugins
+from qdc.hf.settings import use_plugins, verify_files
 from qdc.pipeline.registry import standard_registry
 
-__all__ = ["use_plugins"]
+__all__ = ["use_plugins", "verify_files"]
 
 register_method()
 register_models(standard_registry().families)

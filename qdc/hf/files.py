@@ -1,17 +1,20 @@
 """The tensors of an artifact's files against those of a model, before any data is read."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from qdc.checkpoint.folder import SAFETENSORS_DTYPES
-from qdc.errors import InvalidArtifact
+from qdc.artifact.writer import CONFIG
+from qdc.checkpoint.folder import SAFETENSORS_DTYPES, TOKENIZER_FILES
+from qdc.checkpoint.layout import INDEX, not_readable, open_tensors
+from qdc.errors import InvalidArtifact, InvalidCheckpoint
 from qdc.hf.packed import PackedModule
 from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
+from qdc.modelfiles import open_inside
 from qdc.runtime.load import compare_tensors
 from qdc.runtime.weights import Wanted
 
@@ -34,20 +37,35 @@ def read_headers(files: Iterable[str], source: str | None) -> dict[str, ValueTyp
         if folder is not None and folder not in place.parents:
             raise InvalidArtifact("the index names files outside its folder", where=[path])
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(place) as file:
                 for name in file.keys():  # noqa: SIM118
                     if name in found:
                         raise InvalidArtifact("a tensor is stored twice", where=[name])
                     view = file.get_slice(name)
                     dtype, shape = view.get_dtype(), tuple(view.get_shape())
                     found[name] = ValueType(dtype=SAFETENSORS_DTYPES.get(dtype, ""), shape=shape)
-        except (SafetensorError, OSError) as error:
-            raise InvalidArtifact(
-                "the file is no safetensors file, or is cut short", where=[path]
-            ) from error
+        except InvalidCheckpoint as error:
+            raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
         except ValidationError as error:
             raise InvalidArtifact("a tensor has an odd dtype or shape", where=[path]) from error
     return found
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse a folder of which other files are links that lead out of it.
+
+    transformers follows them, and ``save_pretrained`` writes again what they said.
+
+    Raises:
+        InvalidArtifact: names the file.
+    """
+    for path in (folder / name for name in (CONFIG, INDEX, *TOKENIZER_FILES)):
+        if os.path.lexists(path):
+            try:
+                os.close(open_inside(path))
+            except OSError as error:
+                refused = not_readable(path, error)
+                raise InvalidArtifact(refused.what, where=[str(path)], help=refused.help) from error
 
 
 def compare(model: PreTrainedModel, found: dict[str, ValueType]) -> None:

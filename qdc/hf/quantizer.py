@@ -7,6 +7,7 @@ for transformers itself gives random weights to what it does not find.
 
 import functools
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,22 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from qdc.artifact.config import GUARD
+from qdc.artifact.digests import DIGESTS, digests_text
 from qdc.artifact.writer import CONFIG
 from qdc.checkpoint.compiled import METHOD
-from qdc.checkpoint.folder import read_json
+from qdc.checkpoint.folder import read_json, refuse_broken
 from qdc.checkpoint.layout import INDEX, SINGLE
-from qdc.disk import replace_bytes
+from qdc.disk import digest_of, replace_bytes
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.frontend.native import find_class
 from qdc.frontend.unrolled import unroll_experts
-from qdc.hf.files import compare, read_headers
+from qdc.hf.files import compare, read_headers, refuse_links_out
 from qdc.hf.generation import explain_native
 from qdc.hf.models import OwnModel
 from qdc.hf.packed import PackedModule, check, pack, tie, unpack
-from qdc.hf.settings import QdcQuantization
+from qdc.hf.settings import QdcQuantization, digests_of
 from qdc.ir.keys import layer_of
+from qdc.numerics.finite import is_finite
 
 POOLER = "pooler"
 
@@ -64,7 +67,8 @@ class QdcQuantizer(HfQuantizer):
         if config.dtype is None:
             config.dtype = torch.float32  # transformers would take the dtype of some scale
         if self.quantization_config.parsed.frontend == "export":
-            _, built = find_class(config.to_dict())
+            causal = self.quantization_config.parsed.causal
+            _, built = find_class(config.to_dict(), causal=causal)
             if getattr(built, "is_causal", None) is False:
                 config.is_causal = False
         return config
@@ -75,6 +79,12 @@ class QdcQuantizer(HfQuantizer):
         files = settings.get("checkpoint_files")
         if not files:
             raise QdcError("an artifact is loaded from its own files, not from a state dict")
+        folder = Path(files[0]).parent
+        refuse_links_out(folder)
+        digests = digests_of(folder)
+        digests.check(name for name in (CONFIG, INDEX) if (folder / name).exists())
+        self._verifying = ExitStack()
+        self._verifying.enter_context(digests.beside(Path(file).name for file in files))
         prefix = _prefix(model)
         self.quantization_config = self.quantization_config.below(prefix)
         found = {
@@ -112,8 +122,10 @@ class QdcQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **settings: Any
     ) -> PreTrainedModel:
+        self._verifying.close()
         for path, module in model.named_modules():
             check(module, path)
+        refuse_broken([n for n, tensor in model.named_parameters() if not is_finite(tensor)])
         model.requires_grad_(False)
         model.save_pretrained = functools.partial(_save, model)  # type: ignore[method-assign]
         model.register_forward_pre_hook(_refuse_long, with_kwargs=True)
@@ -201,17 +213,25 @@ def _save(model: PreTrainedModel, save_directory: str | Path, **options: Any) ->
     if options.get("push_to_hub"):
         raise QdcError("save_pretrained does not upload", help="model.push_to_hub(NAME) does")
     _save_plain(model, save_directory, **options)
-    config = Path(save_directory) / CONFIG
+    folder, help = Path(save_directory), "choose another folder"
     if options.get("is_main_process", True):
-        text = json.dumps(read_json(config) | GUARD, indent=1, ensure_ascii=False)
-        replace_bytes(config, (text + "\n").encode(), "choose another folder")
+        text = json.dumps(read_json(folder / CONFIG) | GUARD, indent=1, ensure_ascii=False)
+        replace_bytes(folder / CONFIG, (text + "\n").encode(), help)
+        names = [CONFIG, *(name for name in (SINGLE, INDEX) if (folder / name).is_file())]
+        if INDEX in names:
+            names += {str(shard) for shard in read_json(folder / INDEX)["weight_map"].values()}
+        listed = {name: digest_of(folder / name) for name in names}
+        replace_bytes(folder / DIGESTS, digests_text(listed), help)
 
 
 def _save_plain(model: PreTrainedModel, save_directory: str | Path, **options: Any) -> None:
     """``save_pretrained``, and of two layouts of weights the one that it has written.
 
     transformers leaves an index whose shards it has removed, and a single file beside new shards.
+    Digests of what was there before go first.
     """
+    if options.get("is_main_process", True):
+        (Path(save_directory) / DIGESTS).unlink(missing_ok=True)
     places = [Path(save_directory) / name for name in (SINGLE, INDEX)]
     before = [_version(place) for place in places]
     type(model).save_pretrained(model, save_directory, **options)

@@ -8,11 +8,13 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qdc.artifact.config import QUANTIZATION, parse_codec, parse_quantization
+from qdc.artifact.digests import Digests
 from qdc.checkpoint.compiled import METHOD
 from qdc.hf.models import register_models
 from qdc.pipeline.registry import standard_registry
 
 _plugins: list[Path] = []
+_unverified = False
 
 
 def use_plugins(*paths: str | Path) -> None:
@@ -24,6 +26,25 @@ def use_plugins(*paths: str | Path) -> None:
     found = [*_plugins, *map(Path, paths)]
     register_models(standard_registry(found).families)
     _plugins[:] = found
+
+
+def verify_files(wanted: bool = True) -> None:
+    """Say whether artifacts must have the digests that they were written with, as they must."""
+    global _unverified
+    _unverified = not wanted
+
+
+def digests_of(folder: Path) -> Digests:
+    """The digests of an artifact's folder; those of nothing where none are wanted.
+
+    Raises:
+        InvalidArtifact: the file that holds them is damaged.
+    """
+    if _unverified:
+        return Digests.unread(folder)
+    found = Digests.of(folder)
+    found.tell_missing()
+    return found
 
 
 class QdcQuantization(QuantizationConfigMixin):

@@ -15,6 +15,7 @@ from pathlib import Path
 from qdc.artifact.commit import DATA, PAGE, artifact_digest, place_report, report_folder
 from qdc.disk import LARGEST_JSON, open_folder, read_regular, replace_bytes, write_bytes
 from qdc.errors import OutputExists, QdcError
+from qdc.jsontext import parse_json
 from qdc.report.model import CompileReport
 
 ESCAPED = "backslashreplace"
@@ -38,8 +39,8 @@ def check_report_target(out: Path) -> None:
 
 
 def _is_report(folder: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        data = json.loads(read_regular(folder / DATA, LARGEST_JSON))
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        data = parse_json(read_regular(folder / DATA, LARGEST_JSON))
         return isinstance(data, dict) and {"schema_version", "full_pipeline"} <= set(data)
     return False
 
@@ -142,8 +143,8 @@ def read_report(path: Path) -> CompileReport:
             help="give the OUT of qdc compile; compile again if its report is gone",
         )
     try:
-        data = json.loads(read_regular(found, LARGEST_JSON))
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_json(read_regular(found, LARGEST_JSON))
+    except (OSError, ValueError) as error:
         raise QdcError(
             f"cannot read the report: {error}", where=[str(found)], help="compile again"
         ) from error

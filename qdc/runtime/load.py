@@ -6,6 +6,7 @@ before any data is read, whichever backend it is for.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import QuantizationConfig, parse_codec, parse_quantization, plain_config
+from qdc.artifact.digests import Digests
+from qdc.artifact.writer import CONFIG
 from qdc.checkpoint.compiled import refuse_compiled
-from qdc.checkpoint.folder import Checkpoint
-from qdc.errors import InvalidArtifact, InvalidCheckpoint
+from qdc.checkpoint.folder import Checkpoint, refuse_broken
+from qdc.checkpoint.layout import INDEX
+from qdc.errors import InvalidArtifact, InvalidCheckpoint, UnsupportedModel
 from qdc.format.codec import Codec
-from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
+from qdc.frontend.native import looks_back
+from qdc.frontend.select import Choice, FrontEnd, build_module, choose, holder, show_by_name
 from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.models.families import BUILT_IN, Families
+from qdc.numerics.finite import is_finite
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
@@ -38,6 +44,8 @@ class OpenedArtifact:
     """Of each quantized layer, by full path."""
     module: nn.Module
     """The model on meta, added biases included."""
+    digests: Digests
+    """Of its files; configuration and index have theirs."""
 
     @property
     def body(self) -> nn.Module:
@@ -56,6 +64,14 @@ class OpenedArtifact:
         own, stages = self.quantization.frontend == "fx", self.quantization.stages
         return StoredWeights(self.codecs, stages, traceable=own, source=self.source)
 
+    def verified(self) -> AbstractContextManager[None]:
+        """Compare the digests of all files with tensors while they are read.
+
+        Raises:
+            InvalidArtifact: some differ, as is said when the block is left.
+        """
+        return self.digests.beside(path.name for path in self.source.files)
+
     def tensor(self, name: str) -> Tensor:
         """Read one of them: a quantized weight decoded, in fp32. Raises ``InvalidArtifact``."""
         try:
@@ -64,23 +80,44 @@ class OpenedArtifact:
             raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
 
 
-def open_artifact(folder: Path, registry: Registry) -> OpenedArtifact:
+def open_artifact(folder: Path, registry: Registry, *, verify: bool = True) -> OpenedArtifact:
     """Open an artifact and check it against its model. Raises as ``load_artifact``."""
+    digests = Digests.of(folder) if verify else Digests.unread(folder)
+    digests.check(name for name in (CONFIG, INDEX) if (folder / name).exists())
     try:
         source = Checkpoint(folder)
         quantization = parse_quantization(source.config)
+        front_end = front_end_of(quantization)
         known = registry.codecs()
         codecs = {
             layer: parse_codec(layer, fields, known)
             for layer, fields in quantization.layers.items()
         }
-        module = build_module(plain_config(source.config), quantization.frontend, registry.families)
+        module = build_module(
+            plain_config(source.config),
+            front_end,
+            registry.families,
+            causal=quantization.causal,
+        )
         body = holder(module)
-        _add_biases(body, quantization.added_biases)
+        add_biases(body, quantization.added_biases)
         _check(body, codecs, source)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    return OpenedArtifact(source, quantization, codecs, module)
+    if verify:
+        digests.tell_missing()
+    return OpenedArtifact(source, quantization, codecs, module, digests)
+
+
+def front_end_of(quantization: QuantizationConfig) -> FrontEnd:
+    """Who builds the model. Raises ``UnsupportedModel`` where just its user can."""
+    if quantization.frontend == "module":
+        raise UnsupportedModel(
+            "the artifact is of a torch module, which has no configuration to be built from",
+            help="build the module in Python, then qdc.load(OUT, module=...); qdc show and "
+            "qdc report need no model",
+        )
+    return quantization.frontend
 
 
 def load_artifact(
@@ -89,6 +126,8 @@ def load_artifact(
     device: str | torch.device,
     dtype: torch.dtype | None,
     backend: str = "reference",
+    *,
+    verify: bool = True,
 ) -> nn.Module:
     """Load a compiled model.
 
@@ -98,6 +137,7 @@ def load_artifact(
         device: where the weights go.
         dtype: of all weights, or of those that are not packed; the backend's own if None.
         backend: who runs it, as ``name`` or ``name{option=value}``.
+        verify: whether what is read must have the digests that the artifact was written with.
 
     Returns:
         A module in eval mode: ``forward(input_ids, attention_mask=None)`` gives logits.
@@ -108,11 +148,12 @@ def load_artifact(
         UnsupportedModel: the model's family is not implemented.
     """
     runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
-    opened = open_artifact(folder, registry)
+    opened = open_artifact(folder, registry, verify=verify)
     body, module = opened.body, opened.module
     runtime.check(body, opened.codecs)
     try:
-        runtime.fill(body, opened.weights)
+        with opened.verified():
+            runtime.fill(body, opened.weights)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     return module.to(device).requires_grad_(False)
@@ -128,22 +169,31 @@ def load_checkpoint(
     """Load an uncompiled checkpoint into the same kind of module.
 
     Raises:
-        InvalidCheckpoint: the folder is damaged or incomplete, or is an artifact.
+        InvalidCheckpoint: the folder is damaged or incomplete, tensors hold NaN or infinity, or it
+            is an artifact.
         UnsupportedModel: the model's family is not implemented.
     """
     source = Checkpoint(folder)
     refuse_compiled(source)
-    module = build_module(source.config, choose(source.config, choice, families), families)
+    front_end = choose(source.config, choice, families)
+    causal = front_end == "export" and looks_back(source.config, folder)
+    module = build_module(source.config, front_end, families, causal=causal)
     show_by_name(module, source)
     body = holder(module)
     wanted = dense_tensors(body)
     compare_tensors(wanted, source.headers, InvalidCheckpoint)
-    state = {name: source.tensor(name).to(device, dtype) for name in wanted}
+    state, broken = {}, []
+    for name in wanted:
+        tensor = source.tensor(name)
+        if not is_finite(tensor):
+            broken.append(name)
+        state[name] = tensor.to(device, dtype)
+    refuse_broken(broken)
     place(body, state, tied_names(body))
     return module.to(device).requires_grad_(False)
 
 
-def _add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
+def add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
     """Give these linears of a module on meta a bias. Raises ``InvalidArtifact``."""
     leaves = dict(module.named_modules())
     for path in paths:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from qdc.options import Options, as_paths, option
+from qdc.options import Options, as_paths, option, switch
+from qdc.text.options import AroundTexts
 
 Device = Annotated[str, option("NAME", "cpu | cuda | auto", more="auto is CUDA where it is there")]
 Plugins = Annotated[
@@ -16,6 +17,14 @@ Plugins = Annotated[
     ),
 ]
 RunBackend = Annotated[str, option("NAME", "Who runs an artifact: reference | triton")]
+Verify = Annotated[
+    bool,
+    switch(
+        "Whether files of an artifact must have the digests that it was written with",
+        "--no-verify",
+        help="Take an artifact's files as they are",
+    ),
+]
 
 
 class RunOptions(Options):
@@ -23,4 +32,6 @@ class RunOptions(Options):
 
     device: Device = "cpu"
     backend: RunBackend = "reference"
+    document_tokens: AroundTexts = "auto"
     plugins: Plugins = ()
+    verify: Verify = True

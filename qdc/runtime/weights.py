@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from qdc.checkpoint.folder import Checkpoint
+from qdc.errors import InvalidArtifact
 from qdc.format.weights import Weights
 from qdc.ir.keys import file_key
 from qdc.ir.types import Dimension
+from qdc.numerics.finite import is_finite
 
 Wanted = tuple[str | None, tuple[Dimension, ...]]
 """Dtype and shape of a stored tensor; None allows every floating dtype."""
@@ -25,8 +27,15 @@ class StoredWeights(Weights):
     source: Checkpoint = field(kw_only=True)
 
     def plain(self, name: str) -> Tensor:
-        """A tensor that is no part of a quantized layer, as it is stored."""
-        return self.source.tensor(name)
+        """A tensor that is no part of a quantized layer, as it is stored.
+
+        Raises:
+            InvalidArtifact: it holds NaN or infinity.
+        """
+        tensor = self.source.tensor(name)
+        if not is_finite(tensor):
+            raise InvalidArtifact("a tensor holds NaN or infinity", where=[name])
+        return tensor
 
     def stored(self, layer: str) -> dict[str, Tensor]:
         """The stored tensors of a quantized layer. Raises ``InvalidArtifact``."""
@@ -50,6 +59,11 @@ def tied_names(module: nn.Module) -> dict[str, str]:
     first = {parameter: name for name, parameter in module.named_parameters()}
     every = module.named_parameters(remove_duplicate=False)
     return {name: first[parameter] for name, parameter in every if first[parameter] != name}
+
+
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor on the device, in the dtype unless it is whole: positions and masks keep theirs."""
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def place(
@@ -113,7 +127,7 @@ class Skeleton:
         """
         aliases = {first for name, first in self.tied.items() if _owner(name) not in replaced}
         state = {
-            name: weights.plain(name).to(device, dtype)
+            name: moved(weights.plain(name), device, dtype)
             for name in self.names
             if _owner(name) not in replaced or name in aliases
         }

@@ -4,12 +4,17 @@ Their own code is never run: it is Qwen2's tokenizer, which transformers has. Th
 from ``tokenizer_config.json``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdc.checkpoint.folder import BYTE_PAIR_FILES
+from qdc.checkpoint.layout import not_readable
+from qdc.disk import LARGEST_TOKENIZER
 from qdc.errors import InvalidCheckpoint
+from qdc.jsontext import TOKENIZER_BOUNDS as BOUNDS
+from qdc.jsontext import parse_json
+from qdc.modelfiles import read_inside
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,16 +39,18 @@ def byte_pair_backend(folder: Path, settings: Mapping[str, Any]) -> "Tokenizer":
             settings give it.
     """
     from tokenizers import AddedToken
-    from tokenizers.models import BPE
     from transformers import Qwen2Tokenizer
 
     names = [VOCABULARY, MERGES]
     build: Callable[..., Qwen2Tokenizer] = Qwen2Tokenizer
     try:
-        vocabulary, merges = BPE.read_file(*(str(folder / name) for name in names))
+        vocabulary = parse_json(read_inside(folder / VOCABULARY, LARGEST_TOKENIZER), BOUNDS)
+        merges = list(_merges(read_inside(folder / MERGES, LARGEST_TOKENIZER).decode("utf-8")))
         built = build(
             vocab=vocabulary, merges=merges, unk_token=None, eos_token=None, pad_token=None
         )
+    except OSError as error:
+        raise not_readable(Path(error.filename or folder), error) from error
     except Exception as error:  # tokenizers raises no narrower class
         raise InvalidCheckpoint(
             f"{VOCABULARY} and {MERGES} are no tokenizer: {error}",
@@ -64,6 +71,17 @@ def byte_pair_backend(folder: Path, settings: Mapping[str, Any]) -> "Tokenizer":
             help="take all files from the same checkpoint",
         )
     return backend
+
+
+def _merges(text: str) -> Iterator[tuple[str, str]]:
+    """Pairs of tokens, one a line, in the order in which they are joined. Raises ValueError."""
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        if line.startswith("#version"):
+            continue
+        left, space, right = line.removesuffix("\r").partition(" ")
+        if not space or " " in right:
+            raise ValueError(f"line {number} of {MERGES} is no pair")
+        yield left, right
 
 
 def _added(settings: Mapping[str, Any]) -> list[tuple[int, str, bool]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from qdc.errors import InvalidCalibration
+from qdc.jsontext import UnfitJson, parse_json
 from qdc.text.records import HOW, parse_line
 
 LINES, JSON = ".jsonl", ".json"
@@ -43,14 +44,19 @@ def _of_lines(text: str, name: str) -> Iterator[tuple[str, object]]:
 def _of_json(text: str, name: str) -> Iterator[tuple[str, object]]:
     """An array of records, one record, or one a line, as ``.json`` is used for all of them."""
     try:
-        whole: object = json.loads(text)
+        whole: object = parse_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" or not text.strip():
             yield from _of_lines(text, name)
             return
         place = f"{name} line {error.lineno}"
         _refuse(f"no valid JSON at column {error.colno}: {error.msg.lower()}", place)
-    except (ValueError, RecursionError):
+    except UnfitJson as error:
+        if not text.lstrip().startswith("["):  # each line may be within the bounds
+            yield from _of_lines(text, name)
+            return
+        _refuse(f"the JSON {error}; a .jsonl file may have as much in each of its lines", name)
+    except ValueError:
         _refuse("no JSON that can be read", name)
     for number, entry in enumerate(whole if isinstance(whole, list) else [whole], 1):
         yield f"{name} record {number}", entry

@@ -14,6 +14,7 @@ from qdc.errors import QdcError
 from qdc.ir.dump import read
 from qdc.ir.printer import render
 from qdc.pipeline.registry import standard_registry
+from tests.support.artifacts import unsealed
 
 ARTIFACT = (
     "config values", "layers", "model", "index", "index values", "shard headers", "shard tensors",
@@ -61,4 +62,4 @@ def test_one_seed_gives_one_mutation(kind: str, artifact: Path, tmp_path: Path) 
 
 def fresh(artifact: Path, folder: Path) -> Path:
     shutil.rmtree(folder / "copy", ignore_errors=True)
-    return shutil.copytree(artifact, folder / "copy")
+    return unsealed(artifact, folder / "copy")

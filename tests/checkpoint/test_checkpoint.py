@@ -140,7 +140,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         (b"", "config.json is no JSON"),
         (b"{", "config.json is no JSON"),
         (b"\xff\xfe{}", "config.json is no JSON"),
-        (b"[" * 100_000, "config.json is no JSON"),
+        (b"[" * 100_000, "config.json is nested more than 100 deep"),
         (b"[1]", "config.json holds no object"),
         (b"null", "config.json holds no object"),
     ],
@@ -362,7 +362,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
     def deny(*_: object, **__: object) -> None:
         raise denied
 
-    monkeypatch.setattr(folder, "read_regular", deny) if name == "config.json" else None
+    monkeypatch.setattr(folder, "read_inside", deny) if name == "config.json" else None
     monkeypatch.setattr(layout, "safe_open", deny)
     monkeypatch.setattr(layout, "read_beginning", deny)
     error = refused(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 
 from tests.cli.conftest import Command, check_refusal
+from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.commands import qdc as command
 
@@ -225,7 +226,7 @@ def test_damaged_artifact_is_refused(
     case: str, artifact: Path, tmp_path: Path, refused: Command
 ) -> None:
     edit, named = ARTIFACTS[case]
-    broken = shutil.copytree(artifact, tmp_path / "a")
+    broken = unsealed(artifact, tmp_path / "a")
     edit(broken)
     message = refused("run", broken, "a <mask>")
     assert [part for part in named if part not in message] == []

@@ -17,6 +17,7 @@ from qdc.cli.models import open_runnable
 from qdc.errors import InvalidArtifact, QdcError, UnsupportedModel
 from qdc.pipeline.registry import standard_registry
 from qdc.report.model import CompileReport
+from tests.support.artifacts import unsealed
 from tests.support.commands import qdc as run_qdc
 from tests.support.natives import CONFIGURATIONS, bidirectional, rewrite, write_native
 
@@ -102,10 +103,7 @@ def test_the_artifact_names_its_front_end(compiled: Compiled, tmp_path: Path) ->
     assert config["quantization_config"]["frontend"] == "export"
     if kind != "bert":
         return
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in out.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = unsealed(out, tmp_path / "copy")
     for name, error in (("fx", UnsupportedModel), ("jit", InvalidArtifact)):
         config["quantization_config"]["frontend"] = name
         (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -119,6 +119,7 @@ def test_a_resumed_compile_gives_the_same_bytes_and_the_same_report(
     assert contents(out) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert report.resumed == 1
+    assert report.calibration_text == once.calibration_text != ()
     assert once.resumed == 0
     for field in ("layers", "remarks", "coverage", "layer_forwards", "files", "artifact_sha256"):
         assert getattr(report, field) == getattr(once, field), field

@@ -18,7 +18,7 @@ from tests.support.threads import one_thread
 
 __all__ = ["one_thread"]
 
-COMPUTED = ("ir.qdc", ".safetensors")
+COMPUTED = ("ir.qdc", ".safetensors", "qdc.sha256")
 
 
 def machine() -> str:

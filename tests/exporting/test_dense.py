@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -23,6 +22,7 @@ from qdc.exporting import dense
 from qdc.exporting.dense import export_artifact, plan_shards
 from qdc.exporting.options import ExportOptions
 from qdc.pipeline.registry import standard_registry
+from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import PLAIN, compile_tiny
 from tests.support.handovers import logits
@@ -153,7 +153,7 @@ def test_wrong_logits_are_found_where_tensors_agree(
 
 
 def test_values_that_do_not_fit_are_refused(artifact: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    copy = unsealed(artifact, tmp_path / "copy")
     name = "model.transformer.blocks.0.attn_norm.weight"
     shard = copy / "model-00001-of-00003.safetensors"
     tensors = load_file(shard)
@@ -166,7 +166,7 @@ def test_values_that_do_not_fit_are_refused(artifact: Path, tmp_path: Path) -> N
 
 
 def test_a_tokenizer_without_end_is_refused(artifact: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    copy = unsealed(artifact, tmp_path / "copy")
     settings = copy / "special_tokens_map.json"
     settings.touch()
     os.truncate(settings, 1 << 40)
@@ -176,7 +176,7 @@ def test_a_tokenizer_without_end_is_refused(artifact: Path, tmp_path: Path) -> N
 
 
 def test_added_biases_have_no_place(artifact: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    copy = unsealed(artifact, tmp_path / "copy")
     layer = "model.transformer.blocks.0.q_proj"
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"]["added_biases"] = [layer]

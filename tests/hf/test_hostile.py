@@ -17,6 +17,7 @@ import qdc.hf
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.hf import settings
 from tests.e2e.test_plugin_quantizer import SOURCE
+from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.handovers import logits
 
@@ -28,7 +29,7 @@ Fields = dict[str, Any]
 
 @pytest.fixture
 def copy(encoder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(encoder, tmp_path / "copy"))
+    return unsealed(encoder, tmp_path / "copy")
 
 
 def refusal(folder: Path, auto: Any = AutoModelForMaskedLM) -> str:

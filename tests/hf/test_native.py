@@ -15,6 +15,7 @@ import qdc.hf
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import QdcError
 from tests.hf.conftest import Artifacts
+from tests.support.artifacts import unsealed
 from tests.support.handovers import BINARY, PACKED, auto_class, batch, logits, native_artifact
 
 CASES = (("bert", PACKED), ("llama", PACKED), ("qwen3-moe", PACKED), ("qwen2", BINARY))
@@ -132,14 +133,13 @@ def test_a_device_map_is_followed(encoder: Path, device_map: str) -> None:
 def test_an_older_artifact_loads_and_without_a_dtype_computes_in_f32(
     encoder: Path, tmp_path: Path
 ) -> None:
-    for path in encoder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    older = unsealed(encoder, tmp_path / "older")
     newer = ("dtype", "torch_dtype", "transformers_weights")
     config = {k: v for k, v in settings(encoder).items() if k not in newer}
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    model = auto_class("bert").from_pretrained(tmp_path)
+    (older / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = auto_class("bert").from_pretrained(older)
     assert model.dtype == torch.float32
-    assert torch.equal(logits(model), logits(qdc.load(tmp_path)))
+    assert torch.equal(logits(model), logits(qdc.load(older)))
 
 
 def test_an_encoder_without_head_has_no_pooler(tmp_path: Path) -> None:

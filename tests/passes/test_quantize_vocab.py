@@ -24,6 +24,7 @@ from qdc.passes.quantize_vocab import QuantizeVocab, Vocabulary
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.streaming.unit import Unit
+from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, make_job, run_passes, spying
 from tests.support.families import CASES, write_family
@@ -337,10 +338,7 @@ def test_a_model_without_vocabulary_is_refused() -> None:
 
 
 def test_a_damaged_vocabulary_is_refused(artifact: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in artifact.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = unsealed(artifact, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     config["quantization_config"]["layers"][WTE]["rows"] = 2047
     (copy / "config.json").write_text(json.dumps(config))

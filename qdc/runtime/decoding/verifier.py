@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from qdc.checkpoint.folder import Checkpoint
+from qdc.checkpoint.folder import Checkpoint, refuse_broken
 from qdc.errors import InvalidCheckpoint, QdcError, UnsupportedModel
-from qdc.frontend.native import find_class, first_line, quiet
+from qdc.frontend.native import find_class
+from qdc.frontend.native_config import first_line, quiet
+from qdc.numerics.finite import is_finite
 from qdc.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def load_verifier(
     """
     source = Checkpoint(folder)
     config = source.config
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise UnsupportedModel(
             "the verifier is quantized; verifiers are loaded as transformers stores them",
             where=[str(folder)],
@@ -117,6 +119,7 @@ def load_verifier(
         ) from error
     body, report = loaded
     _refuse_incomplete(report, folder)
+    refuse_broken([n for n, tensor in body.named_parameters() if not is_finite(tensor)])
     rows = int(body.get_input_embeddings().get_parameter("weight").shape[0])
     return NativeVerifier(body.to(device).eval().requires_grad_(False), min(shared, rows))
 

@@ -1,0 +1,187 @@
+"""Whether an artifact is as it was written: every file, and every tensor that it holds.
+
+Two digests are there: those of all files, in ``qdc.sha256``, and those of packed and tuned tensors,
+in the IR dump. Artifacts that were written before the first came have the second alone.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from qdc.artifact.digests import DIGESTS, Digests
+from qdc.checkpoint.folder import Checkpoint
+from qdc.errors import InvalidArtifact, QdcError
+from qdc.format.codec import Codec
+from qdc.ir.annotations import Packed
+from qdc.ir.dump import read
+from qdc.ir.graph import LayerGraph
+from qdc.ir.keys import file_key
+from qdc.ir.tensors import digest
+from qdc.ir.tuned import Tuned
+from qdc.ir.types import Frozen, TensorRef
+from qdc.numerics.finite import is_finite
+from qdc.pipeline.registry import Registry
+from qdc.runtime.load import OpenedArtifact, open_artifact
+from qdc.units import StepProgress
+
+DUMP = "ir.qdc"
+WHOLE = "not as it was written"
+
+
+class Damage(Frozen):
+    """What is wrong with a file."""
+
+    file: str
+    problems: tuple[str, ...]
+
+
+class Integrity(Frozen):
+    """What was found of an artifact."""
+
+    artifact: str
+    files: int
+    """Whose digests were compared."""
+    tensors: int
+    """Whose digests were compared with those that the compile has noted."""
+    damaged: tuple[Damage, ...] = ()
+    unverified: tuple[str, ...] = ()
+    """Files without a digest."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is wrong; files without a digest cannot be."""
+        return not self.damaged
+
+
+def examine(folder: Path, registry: Registry, progress: StepProgress) -> Integrity:
+    """Read all of an artifact, and compare it with every digest there is.
+
+    Args:
+        folder: the artifact.
+        registry: knows codecs, annotations and families.
+        progress: called with what is done, how much of it, and the total.
+
+    Raises:
+        InvalidArtifact: there is no folder.
+    """
+    if not folder.is_dir():
+        raise InvalidArtifact(
+            f"{folder} is no folder", help="give the folder of an artifact, the OUT of qdc compile"
+        )
+    found: dict[str, list[str]] = defaultdict(list)
+    try:
+        digests = Digests.of(folder)
+    except InvalidArtifact as error:
+        found[DIGESTS].append(error.what)
+        digests = Digests.unread(folder)
+    _compare_files(digests, found, progress)
+    noted = _noted(folder, registry, found)
+    tensors = _compare_tensors(folder, registry, noted, found, progress)
+    listed = digests.listed or {}
+    there = sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
+    return Integrity(
+        artifact=str(folder),
+        files=len(listed),
+        tensors=tensors,
+        damaged=tuple(
+            Damage(file=file, problems=tuple(dict.fromkeys(found[file]))) for file in sorted(found)
+        ),
+        unverified=tuple(name for name in there if name not in listed),
+    )
+
+
+def refuse_damaged(found: Integrity) -> None:
+    """Raise ``InvalidArtifact`` unless an artifact is whole."""
+    if not found.whole:
+        raise InvalidArtifact(
+            "the artifact is not as it was written",
+            where=[f"{each.file}: {'; '.join(each.problems)}" for each in found.damaged],
+            help="copy it again, or compile it again",
+        )
+
+
+def _compare_files(digests: Digests, found: dict[str, list[str]], progress: StepProgress) -> None:
+    listed = digests.listed or {}
+    for done, name in enumerate(listed):
+        try:
+            if digests.differs(name):
+                found[name].append(WHOLE)
+        except OSError as error:
+            found[name].append((error.strerror or "it cannot be read").lower())
+        progress("compare files", done + 1, len(listed))
+
+
+def _noted(folder: Path, registry: Registry, found: dict[str, list[str]]) -> dict[str, TensorRef]:
+    """The stored tensors of which the dump knows digests, by full name."""
+    try:
+        graph = read(folder / DUMP, registry.annotations())
+    except QdcError as error:
+        found[DUMP].append(error.what)
+        return {}
+    return dict(_stored(graph))
+
+
+def _stored(graph: LayerGraph) -> Iterator[tuple[str, TensorRef]]:
+    for node in graph:
+        packed, tuned = graph.get(node.name, Packed), graph.get(node.name, Tuned)
+        if packed is not None:
+            for suffix, ref in zip(packed.suffixes, packed.tensors, strict=True):
+                yield f"{node.path}.{suffix}", ref
+        if tuned is not None:
+            for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
+                yield file_key(node.path, role), ref
+
+
+def _compare_tensors(
+    folder: Path,
+    registry: Registry,
+    noted: dict[str, TensorRef],
+    found: dict[str, list[str]],
+    progress: StepProgress,
+) -> int:
+    """Compare tensors, and look at their values; returns how many had a digest."""
+    try:
+        opened = open_artifact(folder, registry, verify=False)
+        source = opened.source
+    except QdcError as error:
+        places = ", ".join(error.where[:3])
+        if not found:  # else the reason is known: one of the files that differ
+            found["config.json"].append(f"{error.what} {places}".rstrip())
+        return 0
+    compared = 0
+    owners = {file_key(layer, suffix): layer for layer, suffix in _suffixes(opened)}
+    for done, name in enumerate(sorted(source.headers)):
+        file = source.file(name).name
+        try:
+            tensor = source.tensor(name)
+        except QdcError as error:
+            found[file].append(error.what)
+            continue
+        if name in noted:
+            compared += 1
+            if digest(tensor) != noted[name].digest:
+                found[file].append(f"{name} is not the tensor that was compiled")
+        if name not in owners and not is_finite(tensor):
+            found[file].append(f"{name} holds NaN or infinity")
+        progress("compare tensors", done + 1, len(source.headers))
+    _check_values(opened, source, found)
+    return compared
+
+
+def _suffixes(opened: OpenedArtifact) -> Iterator[tuple[str, str]]:
+    for layer, codec in opened.codecs.items():
+        for suffix in codec.specification():
+            yield layer, suffix
+
+
+def _check_values(opened: OpenedArtifact, source: Checkpoint, found: dict[str, list[str]]) -> None:
+    """Let each codec look at what it would decode."""
+    for layer, codec in opened.codecs.items():
+        try:
+            opened.weights.stored(layer)
+        except QdcError as error:
+            found[source.file(_first(layer, codec)).name].append(f"{layer}: {error.what}")
+
+
+def _first(layer: str, codec: Codec) -> str:
+    return file_key(layer, next(iter(codec.specification())))
