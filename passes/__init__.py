@@ -36,11 +36,11 @@ PRESETS = {
     "probe-loss{block=256},allocate{scope=model weights=loss},"
     "stages(calibrate-cross,sensitivity{damp=0.1 block=256},daq-lower{scale-bits=8 asymmetry=1}),"
     "polish,pack",
-    "release": "stages{order=outputs-first}(calibrate-mcs,sensitivity,abmp-allocate{scope=layer},"
-    "daq-lower{tolerance=0 compensation=diag feedback=false}),pack",
-    "paper": "stages(calibrate-mcs,sensitivity{importance=marginal},abmp-allocate{scope=layer},"
-    "daq-lower{fit=greedy sigma=3 two-sided=true outlier-weight=4 importance=marginal "
-    "outliers-of=original compensation=none feedback=false}),pack",
+    "release": "stages{order=outputs-first}(calibrate-mcs{prefix=0.25},sensitivity,"
+    "abmp-allocate{scope=layer},daq-lower{tolerance=0 compensation=diag feedback=false}),pack",
+    "paper": "stages(calibrate-mcs{prefix=0.25},sensitivity{importance=marginal},"
+    "abmp-allocate{scope=layer},daq-lower{fit=greedy sigma=3 two-sided=true outlier-weight=4 "
+    "importance=marginal outliers-of=original compensation=none feedback=false}),pack",
     "uniform": "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1},"
     "abmp-allocate{ratio=0},daq-lower{asymmetry=1}),pack",
     "rtn": "stages(calibrate-mcs,rtn-lower),pack",

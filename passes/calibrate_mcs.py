@@ -1,11 +1,11 @@
 """Collect each stage's second moment over masked samples.
 
 Source: Quant-dLLM, arXiv 2510.03274, Masked Calibration Simulation (MCS). Sample i of N is masked
-at time t_i = (i + 1) / N: each token after a visible prefix is replaced by the mask token with
+at time t_i = (i + 1) / N: each token behind the prefix is replaced by the mask token with
 probability t_i. The linears of one stage read one value and share its moment.
 
     before   %h0.q = linear %x   w f16[64,512]
-    after        @moment  f32[512,512]   128 samples, 32,768 tokens, 38% masked
+    after        @moment  f32[512,512]   128 samples, 32,768 tokens, 50% masked
 
 Other geometries, for other samplers and for comparison:
 
@@ -16,6 +16,8 @@ Other geometries, for other samplers and for comparison:
   first; costs about half of ``steps`` further runs of the model;
 - ``clean``: no mask, as tools for autoregressive models calibrate.
 
+The release keeps the first quarter of a sample visible, ``prefix=0.25``, so that no state has more
+than three quarters masked; the default keeps nothing, for the loss where most is masked is lower.
 The paper sees every sample at T times, the release and the default at one time each:
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
 Where the text is prompts and answers, the prompt is the prefix, and only the answer is masked.

@@ -22,7 +22,7 @@ from qdc.streaming.unit import Unit
 from qdc.streaming.work import Work
 
 Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "clean"]
-PREFIX, BLOCK_LENGTH, STEPS = 0.25, 32, 8
+BLOCK_LENGTH, STEPS = 32, 8
 READ_BY = {
     "prefix": ("mcs", "block-diffusion", "rollout"),
     "timesteps": ("mcs", "uniform", "block-diffusion", "rollout"),
@@ -78,7 +78,7 @@ class CalibrationOptions(Pass):
         default=None, ge=2, description="tokens of a sequence; the model's longest if not given"
     )
     prefix: float = Field(
-        default=PREFIX, ge=0, lt=1, description="share of a sequence kept visible"
+        default=0, ge=0, lt=1, description="share of a sequence kept visible at its beginning"
     )
     seed: int = Field(default=0, ge=0, lt=1 << 62, description="seed of windows and masks")
     batch: int = Field(default=8, ge=1, description="sequences computed at once")
@@ -154,12 +154,6 @@ class CalibrationOptions(Pass):
         if self.segmented:
             unit.check_apart(isolate=self.isolate)
         text = unit.calibration()
-        if text.source.dialogues and self.prefix != PREFIX:
-            raise InvalidCalibration(
-                "a prefix is given, and the samples have prompts, which are the prefix",
-                where=[text.source.name],
-                help="leave prefix out, or calibrate on documents",
-            )
         rows, longest = text.source.rows, unit.model.max_length
         length = self.length or (longest if rows is None else min(longest, rows.shape[1]))
         clean, maskable, use, segments = draw_samples(

@@ -54,8 +54,8 @@ def draw_samples(
 ) -> Samples:
     """Draw windows ``i64[samples, length]`` and where they may be masked, ``bool`` of that shape.
 
-    Of documents, all places behind the prefix, which is a share of a padded document's own tokens;
-    of dialogues, the answers. ``pack`` says how windows are made of documents; with ``isolate``
+    All places behind the prefix, which is a share of a padded document's own tokens; of dialogues,
+    of these the answers. ``pack`` says how windows are made of documents; with ``isolate``
     documents in one window, or records, do not see each other. Raises InvalidCalibration if the
     text is too short, too little, or not what the tokenizer or the model know.
     """
@@ -78,7 +78,7 @@ def draw_samples(
                 help="leave pack out, take pack=pad, or calibrate on documents",
             )
         size = samples, length
-        found = _of_dialogues(source.dialogues, encode, size, seed, fill, isolate=isolate)
+        found = _of_dialogues(source.dialogues, encode, size, seed, prefix, fill, isolate=isolate)
         _refuse_masks(found.clean, model, source.name)
     else:
         size, documents = (samples, length), source.documents
@@ -125,6 +125,7 @@ def _of_dialogues(
     encode: Encoder,
     size: Size,
     seed: int,
+    prefix: float,
     fill: int | None,
     *,
     isolate: bool,
@@ -150,7 +151,7 @@ def _of_dialogues(
         padding=int((records == PADDING).sum()),
         isolated=isolate,
     )
-    return Samples(clean, answers, use, segments)
+    return Samples(clean, answers & _behind(records != PADDING, prefix), use, segments)
 
 
 def _joined(
@@ -178,6 +179,12 @@ def _joined(
     return Samples(clean, behind_prefix(*size, prefix), use, _runs(owners) if isolate else None)
 
 
+def _behind(data: Tensor, prefix: float) -> Tensor:
+    """Where there is a token, without the first share of those of each row."""
+    visible = (prefix * data.sum(1, keepdim=True).double()).floor()
+    return data & (torch.arange(data.shape[1]) >= visible)
+
+
 def _runs(owners: Tensor) -> Tensor:
     """Number the documents of each window: one that comes back is another one."""
     begins = owners[:, 1:] != owners[:, :-1]
@@ -190,8 +197,7 @@ def _padded(
     samples, length = size
     found = draw_padded(documents, encode, samples, length, seed, fill)
     data = found.segments != PADDING
-    visible = (prefix * data.sum(1, keepdim=True).double()).floor()
-    maskable = data & (torch.arange(length) >= visible)
+    maskable = _behind(data, prefix)
     characters = stored(documents).characters
     counted = found.looked_at == len(documents)
     use = TextUse(

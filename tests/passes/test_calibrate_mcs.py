@@ -77,7 +77,8 @@ def test_batches_do_not_matter(batch: int, model: Path, text: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "options", ["samples=3 length=12 seed=8", "samples=4 length=12 seed=7", OPTIONS + " prefix=0"]
+    "options",
+    ["samples=3 length=12 seed=8", "samples=4 length=12 seed=7", OPTIONS + " prefix=0.25"],
 )
 def test_seed_samples_and_prefix_matter(
     options: str, model: Path, text: Path, tmp_path: Path
@@ -122,7 +123,7 @@ def test_samples_are_masked_behind_the_prefix(model: Path, text: Path, tmp_path:
         model,
         tmp_path,
         spying(look),
-        "calibrate-mcs{samples=8 length=12},spy",
+        "calibrate-mcs{samples=8 length=12 prefix=0.25},spy",
         stop_after="spy",
         calibration=text,
     )
@@ -178,7 +179,8 @@ def test_geometries(
     tmp_path: Path,
 ) -> None:
     """What is masked where the geometry leaves no choice; the prefix never is."""
-    masked = states(model, tmp_path, text, f"{STATES} {options}")
+    kept = f" prefix={prefix / 16}" if 0 < prefix < 16 else ""
+    masked = states(model, tmp_path, text, f"{STATES} {options}{kept}")
     assert len(masked) == len(shares)
     assert not masked[:, :prefix].any()
     for row, share in zip(masked, shares, strict=True):
@@ -238,7 +240,7 @@ def test_options_that_would_be_ignored_are_refused(
         moments(model, tmp_path, text, options)
 
 
-def test_prompts_are_visible_and_leave_no_room_for_a_prefix(model: Path, tmp_path: Path) -> None:
+def test_prompts_are_visible_and_so_is_a_prefix(model: Path, tmp_path: Path) -> None:
     chats = tmp_path / "chats.jsonl"
     chats.write_text("\n".join(f'{{"q": "say {n}", "a": "{n} " }}' for n in range(40)))
     seen: list[Tensor] = []
@@ -259,5 +261,6 @@ def test_prompts_are_visible_and_leave_no_room_for_a_prefix(model: Path, tmp_pat
         assert MASK in row
         kept = str(decode([token for token in row if token != MASK]))
         assert not set(kept) - set("say \n0123456789"), kept
-    with pytest.raises(InvalidCalibration, match="the samples have prompts, which are the prefix"):
-        run("samples=4 length=24 prefix=0.5")
+    run("samples=4 length=24 timesteps=1 prefix=0.5")
+    assert not (seen[-1][:, :12] == MASK).any()
+    assert torch.equal(seen[-1][:, 12:], seen[0][:, 12:])
