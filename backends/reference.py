@@ -43,7 +43,7 @@ class Reference(Backend):
         """Write the last shard, index, configuration, tokenizer and dump."""
         graph, writer = emission.graph, emission.writer
         rest = _outside(graph)
-        tensors = {**emission.packed(rest), **emission.kept(rest)}
+        tensors = {**emission.packed(rest), **emission.kept(rest), **emission.checkpoint.extra}
         writer.shard(_shard_name(graph, len(graph.regions)), tensors)
         writer.index()
         layers, biases = emission.layers(), emission.added_biases()

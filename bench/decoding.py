@@ -153,7 +153,7 @@ def judged(judge: Opened, tokens: Tensor) -> float:
     """Cross-entropy, nats a token, of the masked half of the answers."""
     masked = ratio_mask(len(tokens), tokens.shape[1], 0.5, 0)
     masked[:, :PROMPT] = False
-    logits = judge(tokens.masked_fill(masked, judge.facts.mask_token_id))
+    logits = judge(tokens.masked_fill(masked, judge.facts.mask))
     found = predictions(logits, masked, judge.logits_shift)
     return float(functional.cross_entropy(found, tokens[masked]))
 

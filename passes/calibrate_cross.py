@@ -17,8 +17,6 @@ left out.
 from functools import partial
 from typing import ClassVar
 
-import torch
-
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.passkit import (
     CrossMoment,
@@ -59,7 +57,7 @@ class CalibrateCross(ExpertOptions):
     def run(self, unit: Unit) -> None:
         """Advance both streams to each stage and add up what it reads."""
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
-        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)), split=True)
+        reference = unit.reference(stream.samples, split=True)
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
             reference.enter(stage)
@@ -132,10 +130,9 @@ class CalibrateCross(ExpertOptions):
             squares = 4 * columns**2
             residual = 0 if carrier is None else 4 * rows * columns
             effort = Work(products=stream.tokens_of(stage) * (4 * columns**2 + residual / 2))
-            now, original = stream.compute(wanted), reference.compute(wanted)
-            effort = effort + now.work + original.work
+            (now, work), (original, again) = stream.cost(wanted), reference.cost(wanted)
             sums = 4 * squares + 2 * residual  # they grow in fp64
-            unit.work(now.nbytes + original.nbytes + sums, effort)
+            unit.work(now + original + sums, effort + work + again)
             unit.work(sums + residual)
             lost = None if carrier is None else unit.put(stage, "residual", rows, columns)
             unit.work(sums + squares)

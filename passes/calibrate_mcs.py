@@ -109,9 +109,9 @@ class CalibrateMcs(ExpertOptions):
         stream = self.travel(unit)
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
-            step, columns = stream.compute((stage.value,)), layers[0].columns
+            (nbytes, work), columns = stream.cost((stage.value,)), layers[0].columns
             summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
-            unit.work(step.nbytes + 8 * columns**2, step.work + summed)
+            unit.work(nbytes + 8 * columns**2, work + summed)
             unit.work((8 + 4) * columns**2)
             self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:

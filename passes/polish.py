@@ -16,9 +16,9 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from qdc.passkit import (
+    Batches,
     CalibrationOptions,
     Field,
     Forecast,
@@ -67,7 +67,7 @@ class Polish(CalibrationOptions):
         """Polish one region."""
         assert unit.region is not None
         stream = unit.stream(lambda: self.batches(unit))
-        reference = unit.reference(lambda: list(torch.split(stream.tokens, self.batch)))
+        reference = unit.reference(stream.samples)
         stream.start(unit.region)
         reference.start(unit.region)
         weights = self.weigh(stream.masked)
@@ -99,33 +99,31 @@ class Polish(CalibrationOptions):
         stream.start(unit.region)
         reference.start(unit.region)
         outputs = stream.results(unit.region)
-        targets = reference.compute(outputs)
-        before = stream.linear_calls
-        once = stream.compute(outputs)
-        calls, stream.linear_calls = stream.linear_calls - before, before
-        unit.work(targets.nbytes, targets.work)
-        unit.keep_states("targets", stream.tokens * sum(width(unit.graph[n]) for n in outputs))
+        unit.work(*reference.cost(outputs))
+        nbytes, once = stream.cost(outputs)
+        samples, length = stream.tokens.shape
+        numbers = samples * length * sum(width(unit.graph[n]) for n in outputs)
+        unit.keep_states("targets", numbers)
         weights = sum(unit.weight(node) for node in unit.layers())
-        batches = -(-stream.samples // self.batch)
+        batches = -(-samples // self.batch)
         held = math.ceil(self.held_out * batches)
         forwards = self.iterations + (2 + -(-self.iterations // self.check_every)) * held
-        stream.linear_calls += calls * forwards // batches
+        linears = once.linears * forwards // batches
         # A step runs one batch forwards and, at twice the cost, backwards.
         runs = (2 * self.iterations + forwards) / batches
         moved = Work(elements=30 * self.iterations * weights / 4)
-        effort = Work(runs * once.work.products, 0, runs * once.work.elements) + moved
-        unit.work(WEIGHTS_HELD * weights + 2 * once.nbytes, effort)
+        effort = Work(runs * once.products, 0, runs * once.elements, linears) + moved
+        unit.work(WEIGHTS_HELD * weights + 2 * nbytes, effort)
         for node in unit.layers():
             unit.work(*error_effort(node))
         unit.drop_states("targets")
 
-    def batches(self, unit: Unit) -> list[Tensor]:
+    def batches(self, unit: Unit) -> Batches:
         """The samples in random order, ``i64[batch, length]``: neighbours have like masks."""
-        tokens = self.draw(unit).tokens
+        drawn = self.draw(unit)
         generator = torch.Generator().manual_seed(self.seed)
-        return list(
-            torch.split(tokens[torch.randperm(len(tokens), generator=generator)], self.batch)
-        )
+        order = torch.randperm(len(drawn.tokens), generator=generator)
+        return drawn.select(order).batches(self.batch)
 
     def split(self, batches: int) -> tuple[list[int], list[int]]:
         """Which batches are trained on and which are held out; a single one is both."""

@@ -83,20 +83,26 @@ class ProbeLoss(ExpertOptions):
                 help="choose another geometry for it",
             )
 
+    def without_masks(self) -> None:
+        """There is no such pass: it looks at masked positions."""
+
     def run(self, unit: Unit) -> None:
         """Walk through the model once, with ever more probes."""
         unit.share(unit.layers(), partial(self.walk, unit))
 
     def walk(self, unit: Unit, layers: tuple[Node, ...]) -> None:
         """Try these layers."""
-        drawn = self.draw(unit).tokens
-        asked = self.probes or max(1, PROBE_TOKENS // drawn.shape[1])
-        count = min(asked, len(drawn))
-        tokens = drawn[self.spread(count, len(drawn))]
+        drawn = self.draw(unit)
+        samples, length = drawn.tokens.shape
+        asked = self.probes or max(1, PROBE_TOKENS // length)
+        count = min(asked, samples)
+        order = self.spread(count, samples)
         size = min(self.batch, count)
-        head = list(torch.split(tokens[:count], size))
-        batches = [*head, *torch.split(tokens[count:], self.batch)] if count < len(tokens) else head
-        probes = Probes(unit, batches, len(head))
+        batches = drawn.select(order[:count]).batches(size)
+        probed = len(batches)
+        if count < samples:
+            batches += drawn.select(order[count:]).batches(self.batch)
+        probes = Probes(unit, batches, probed)
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
         errors: dict[str, float] = {}
@@ -125,8 +131,8 @@ class ProbeLoss(ExpertOptions):
     def forecast(self, unit: Forecast) -> None:
         """One run of the model, and a run of what is behind each layer on the probed samples."""
         stream = self.travel(unit, original=True)
-        length = stream.sizes["L"]
-        count = min(self.probes or max(1, PROBE_TOKENS // length), stream.samples)
+        samples, length = stream.tokens.shape
+        count = min(self.probes or max(1, PROBE_TOKENS // length), samples)
         (head,) = output_head(unit.graph, WITHOUT_HEAD).layers
         width = unit.graph[head].columns
         for region in unit.graph.regions:
@@ -135,14 +141,14 @@ class ProbeLoss(ExpertOptions):
                     continue
                 stream.enter(stage)
                 columns = layers[0].columns
-                step = stream.compute((stage.value,))
+                nbytes, work = stream.cost((stage.value,))
                 summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
-                unit.work(step.nbytes + 8 * columns**2, step.work + summed)
+                unit.work(nbytes + 8 * columns**2, work + summed)
                 unit.work(8 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
                 behind = linears_from(unit.graph, region, stage)
                 for node in layers:
-                    stream.linear_calls += count * len(behind)
-                    unit.work(*self.try_layer(unit, node, behind, count * length))
+                    nbytes, work = self.try_layer(unit, node, behind, count * length)
+                    unit.work(nbytes, work + Work(linears=count * len(behind)))
             stream.leave(region)
             done = sum(1 for n in unit.layers() if n.name in region.nodes)
             unit.keep_states(f"probes of {region.name}", done * count * length * width)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from qdc.compiling.compiler import compile_model
-from qdc.compiling.options import CompileKeywords, CompileOptions
+from qdc.compiling.given import given_module
+from qdc.compiling.options import CompileKeywords, CompileOptions, ModuleKeywords
 from qdc.exporting.dense import export_artifact
 from qdc.exporting.options import ExportKeywords, ExportOptions
 from qdc.exporting.report import ExportReport
@@ -18,6 +19,7 @@ from qdc.options import Options, PathLike
 from qdc.pipeline.registry import standard_registry
 from qdc.report.model import CompileReport
 from qdc.runtime.device import find_device
+from qdc.runtime.given import load_module
 from qdc.runtime.load import load_artifact, load_checkpoint
 from qdc.units import StepProgress
 
@@ -53,11 +55,23 @@ def compile(
     progress: StepProgress | None = None,
     **options: Unpack[CompileKeywords],
 ) -> CompileReport: ...
+@overload
+def compile(
+    module: nn.Module,
+    passes: str = "default",
+    backend: str = "reference",
+    *,
+    progress: StepProgress | None = None,
+    **options: Unpack[ModuleKeywords],
+) -> CompileReport: ...
 @_takes(CompileOptions)
 def compile(*given: Any, progress: StepProgress | None = None, **options: Any) -> CompileReport:
-    """Compile a checkpoint to an artifact.
+    """Compile a checkpoint, or a torch module, to an artifact.
 
     Arguments are the fields of ``CompileOptions``, of which a ready one may stand in place of all.
+    A ``torch.nn.Module`` may stand in the place of ``model_dir``: ``forward(input_ids)`` gives
+    logits ``[batch, length, vocabulary]``. It has further arguments, see ``ModuleKeywords``, and
+    ``calibration`` may be token ids ``i64[n, length]``.
 
     Returns:
         Bits, bytes, errors, coverage, times.
@@ -66,7 +80,15 @@ def compile(*given: Any, progress: StepProgress | None = None, **options: Any) -
         QdcError: the input is at fault; says what, where, and what to do.
         TypeError: an argument is unknown or lacking.
     """
-    return compile_model(CompileOptions.from_call("qdc.compile", *given, **options), progress)
+    module = options.get("module", given[0] if given else None)
+    if not isinstance(module, nn.Module):
+        return compile_model(CompileOptions.from_call("qdc.compile", *given, **options), progress)
+    rest = given[1:] if given and given[0] is module else given
+    options.pop("module", None)
+    title = Path(type(module).__name__)
+    with given_module(module, options) as (taken, left):
+        asked = CompileOptions.from_call("qdc.compile", title, *rest, **left)
+        return compile_model(asked, progress, command="qdc.compile(module, ...)", given=taken)
 
 
 @overload
@@ -99,6 +121,7 @@ def load(
     *,
     backend: str = "reference",
     plugins: PathLike | Sequence[PathLike] = (),
+    module: nn.Module | None = None,
     verify: bool = True,
 ) -> nn.Module:
     """Load an artifact as a module: ``forward(input_ids, attention_mask=None)``.
@@ -115,6 +138,8 @@ def load(
         backend: who runs it: ``reference`` decodes every weight when it loads, ``triton`` computes
             from packed weights on a GPU.
         plugins: files that define codecs of third-party passes, further backends or families.
+        module: for an artifact of a module: one that is built as the compiled one was, whatever
+            its weights. It is given those of the artifact, and returned.
         verify: whether what is read must have the digests that the artifact was written with. One
             that has none is taken, which the log says.
 
@@ -123,10 +148,12 @@ def load(
 
     Raises:
         QdcError: the artifact is damaged, incomplete or newer than this qdc, or the backend cannot
-            run it here.
+            run it here; or the module is not like the one that was compiled.
     """
     device = find_device(device)
     registry = standard_registry(_paths(plugins))
+    if module is not None:
+        return load_module(Path(artifact), module, registry, device, dtype, backend, verify=verify)
     return load_artifact(Path(artifact), registry, device, dtype, backend, verify=verify)
 
 

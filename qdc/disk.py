@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -36,20 +37,29 @@ def read_regular(path: Path, most: int) -> bytes:
     Raises OSError for what cannot be read, for a pipe, a device or a folder, for more than ``most``
     bytes, and for a pointer of Git LFS; its ``strerror`` says which.
     """
+    with open_regular(path, most) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def open_regular(path: Path, most: int) -> BufferedReader:
+    """Open a file that somebody else has put there, to be read. Raises as ``read_regular``."""
 
     def at_once(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for somebody to write
 
-    with open(path, "rb", opener=at_once) as file:
+    file = open(path, "rb", opener=at_once)  # noqa: SIM115 - the caller closes it
+    try:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
-        content = file.read(found.st_size)
-        if content.startswith(LFS):
+        if file.peek(len(LFS)).startswith(LFS):
             raise OSError(errno.EINVAL, POINTER, str(path))
-        return content
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def write_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
@@ -72,16 +82,18 @@ def replace_bytes(path: Path, data: bytes, help: str = ELSEWHERE) -> None:
     """
     refuse_special(path, help)
     aside = path.with_name(f".{path.name}.new")  # hidden: nobody's own file has such a name
+    refuse_special(aside, help)
     try:
-        refuse_special(aside, help)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError as error:
+    except BaseException as error:  # a signal, too, leaves nothing behind
         with contextlib.suppress(OSError):
             aside.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise unwritable(path, error, help) from error
     sync_folder(path.parent)
 

@@ -102,12 +102,25 @@ class Options(BaseModel):
     @classmethod
     def parse(cls, **given: Any) -> Self:
         """Build options from values that a user gave. Raises ``QdcError`` naming what is wrong."""
+        return cls.read(given, {})
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], called: Mapping[str, str]) -> Self:
+        """Build options from values, by the names of the fields.
+
+        Args:
+            given: the values.
+            called: how the user called a field, where it was not by its name.
+
+        Raises:
+            QdcError: naming what is wrong, as the user called it.
+        """
         try:
             return cls.model_validate(given)
         except ValidationError as error:
             raise QdcError(
                 cls.refusal,
-                where=[cls._sentence(problem) for problem in error.errors()],
+                where=[cls._sentence(problem, called) for problem in error.errors()],
                 help=cls.manual,
             ) from error
 
@@ -184,8 +197,10 @@ class Options(BaseModel):
         return f"{function}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @classmethod
-    def _sentence(cls, problem: Mapping[str, Any]) -> str:
+    def _sentence(cls, problem: Mapping[str, Any], called: Mapping[str, str]) -> str:
         place, text = ".".join(map(str, problem["loc"])), str(problem["msg"])
+        if problem["loc"] and problem["loc"][0] in called:
+            place = called[problem["loc"][0]]
         if problem["type"] == "extra_forbidden":
             return f"no option is called {place!r}; {nearest(place, cls.model_fields)}"
         text = text.removeprefix("Value error, ")

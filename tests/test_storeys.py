@@ -20,6 +20,7 @@ GROUND = {
     "disk",
     "errors",
     "options",
+    "stopping",
     "units",
     "version",
 }

@@ -25,7 +25,9 @@ def calibration_states(model: Path, seed: int, text: Path | None = None, **optio
     graph = open_model(model)[1].graph
     drawer.check(graph)
     # All that drawing reads of a unit, rollouts apart.
-    unit: Any = SimpleNamespace(calibration=lambda: source, model=graph.model)
+    unit: Any = SimpleNamespace(
+        calibration=lambda: source, model=graph.model, note_text=lambda use: None
+    )
     found: States = drawer.draw(unit)
     return found
 

@@ -201,7 +201,7 @@ def _somewhere(subject: Subject, errors: Weights, where: str) -> Iterator[Logits
 
     def logits(tokens: Tensor) -> Tensor:
         nonlocal places
-        masked = tokens == subject.facts.mask_token_id
+        masked = tokens == subject.facts.mask
         places = (masked if where == "masked" else ~masked).unsqueeze(-1).float()
         found: Tensor = subject.module(tokens)
         return found

@@ -93,7 +93,7 @@ class Subject:
         """Held-out windows masked at one ratio, as ``qdc eval`` does."""
         clean = held_out(self.folder, windows)
         masked = ratio_mask(len(clean), clean.shape[1], ratio, seed)
-        return Samples(clean, clean.masked_fill(masked, self.facts.mask_token_id), masked)
+        return Samples(clean, clean.masked_fill(masked, self.facts.mask), masked)
 
     def version(self, module: nn.Module) -> Weights:
         """Weights of a quantized version; norm gains that it changed are folded into them."""

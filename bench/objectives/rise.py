@@ -35,7 +35,7 @@ class Gap:
 
     def _losses(self, logits: Logits) -> Tensor:
         """Cross-entropy of each window, ``f64[windows]``."""
-        mask_id = self.subject.facts.mask_token_id
+        mask_id = self.subject.facts.mask
         return torch.cat(
             [
                 masked_sums((logits,), p.clean, p.masked, mask_id, BATCH, lambda: None).losses[0]

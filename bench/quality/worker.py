@@ -54,7 +54,7 @@ def run(work: Work) -> Result:
         graph = open_model(work.model)[1].graph
         windows = held_out(work.model, work.windows, work.held_out)
         original = qdc.load_original(work.model)
-        mask = graph.model.mask_token_id
+        mask = graph.model.mask
         judged["candidate"] = losses(made.model, windows, mask)
         judged["original"] = _original(work, original, windows, mask)
         judged["drift"] = drift(made.model, original, graph, windows, mask)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qdc.errors import InvalidArtifact, nearest
 from qdc.format.codec import Codec
+from qdc.models.document_tokens import DocumentTokens
 
 FORMAT_VERSION = 1
 QUANTIZATION = "quantization_config"
@@ -26,8 +27,13 @@ class QuantizationConfig(BaseModel):
     quant_method: Literal["qdc"]
     format_version: int = Field(ge=1)
     pipeline: str = ""
-    frontend: Literal["fx", "export"] = "fx"
-    """Whose model the artifact is of: our own implementation's, or a class of transformers."""
+    frontend: Literal["fx", "export", "module"] = "fx"
+    """Whose model the artifact is of: our own implementation's, a class of transformers, or, for
+    ``module``, a torch module that its caller builds."""
+    causal: bool = False
+    """Whether it is a decoder of transformers that looks back only, as it was trained."""
+    document_tokens: DocumentTokens = "auto"
+    """What the compile was asked to put around documents; readers of the artifact do the same."""
     layers: dict[str, dict[str, Any]]
     """For each quantized layer, by full path: ``codec`` and the codec's fields."""
     added_biases: tuple[str, ...] = ()

@@ -3,22 +3,38 @@
 Its name follows from OUT, so that a later process finds what an earlier one has finished. It holds
 the artifact in the making, a lock, and once a step is finished a journal with what it needs. It is
 gone when the artifact is in its place, and after a failure that has nothing to go on from.
+
+A process may be killed while the artifact takes its place, and its report after it. Before that a
+note says which artifact it is, so that the next process finds out how far it came, and ``settle``s.
 """
 
 import contextlib
+import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from qdc.artifact.commit import (
+    DATA,
+    PAGE,
+    artifact_digest,
+    place_report,
+    report_folder,
+    restore,
+    set_aside_name,
+)
 from qdc.artifact.journal import JOURNAL, File, Journal, read_journal
 from qdc.artifact.lock import Lock
-from qdc.artifact.writer import REPLACED
-from qdc.disk import unwritable
-from qdc.errors import InvalidJournal, OutputExists
+from qdc.disk import read_regular, unwritable, write_bytes
+from qdc.errors import InvalidJournal, OutputExists, QdcError
+from qdc.stopping import undisturbed
 
-LOCK = "lock"
+LOCK, ARTIFACT, REPORT, NOTE = "lock", "artifact", "report", "commit.json"
+LARGEST_NOTE = 1 << 12
+log = logging.getLogger(__name__)
 HOW = "go on with --resume, or discard it with --restart"
 
 
@@ -28,11 +44,8 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def check_interrupted(out: Path, *, resume: bool, restart: bool) -> bool:
+def check_interrupted(out: Path, *, resume: bool, restart: bool) -> None:
     """Refuse to begin where a compile was interrupted, before anything is read.
-
-    Returns:
-        Whether the interrupted compile has put its artifact at ``out``, and was ended right then.
 
     Raises:
         OutputExists: an interrupted compile is there, and nobody says what to do with it; or the
@@ -41,18 +54,16 @@ def check_interrupted(out: Path, *, resume: bool, restart: bool) -> bool:
     """
     folder = partial_folder(out)
     if not os.path.lexists(folder):
-        return False
+        return
     try:
         _check_owner(folder)
         if restart:
-            return False
+            return
         journal = read_journal(folder)
     except OSError as error:
         raise unwritable(folder, error) from error
-    if journal is None:
-        return False
-    if resume:
-        return _is_in_place(journal, folder, out)
+    if journal is None or resume:
+        return
     raise OutputExists(
         f"an interrupted compile of {out} is there: {journal.progress}",
         where=[str(folder)],
@@ -69,12 +80,88 @@ def _check_owner(folder: Path) -> None:
         )
 
 
-def _is_in_place(journal: Journal, folder: Path, out: Path) -> bool:
-    """Whether the process ended after its artifact was renamed to ``out``, in its last moments."""
-    written = [file for entry in journal.entries for file in entry.written]
-    if (folder / "artifact").exists() or len(journal.entries) < journal.total or not written:
+def repair(out: Path) -> bool:
+    """Finish or undo what an earlier process has left at ``out`` when it was killed.
+
+    Called before anybody looks at ``out``. Says in a line what was done, and does nothing while
+    another process is at work there.
+
+    Returns:
+        Whether an artifact that was complete has been found in its place.
+
+    Raises:
+        QdcError: the file system refuses.
+    """
+    out, folder = out.absolute(), partial_folder(out)
+    _sweep_reports(out)
+    if folder.is_symlink() or not folder.is_dir():
         return False
-    return out.is_dir() and all(file.is_whole(out) for file in written)
+    if not (folder / LOCK).is_file():
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is empty: a process has ended before it took the lock
+        return False
+    try:
+        lock = Lock(folder / LOCK, str(out))
+    except OutputExists:
+        return False
+    try:
+        committed = settle(folder, out)
+        if not os.path.lexists(folder / JOURNAL) and not _holds_the_only_one(folder, out):
+            _remove_all(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        lock.release()
+    return committed
+
+
+def settle(folder: Path, out: Path) -> bool:
+    """Finish or undo the commit that was going on when a process ended. Raises OSError.
+
+    Args:
+        folder: the folder in which the artifact was made; its lock is held.
+        out: where the artifact was to appear.
+
+    Returns:
+        Whether it is there: nothing in ``folder`` is needed any more.
+    """
+    if restore(out, set_aside_name(folder / ARTIFACT)):
+        log.warning("%s was being replaced when a process ended: it is as it was before", out)
+    if not _is_committed(folder, out):
+        return False
+    staged = folder / REPORT
+    if not staged.is_symlink() and any(os.path.lexists(staged / name) for name in (PAGE, DATA)):
+        place_report(staged, out)
+        log.warning("%s was complete when a process ended: its report is in place now", out)
+    # A journal would say that there is something to go on with.
+    (folder / JOURNAL).unlink(missing_ok=True)
+    return True
+
+
+def _is_committed(folder: Path, out: Path) -> bool:
+    """Whether the artifact at ``out`` is the one that was made in the folder."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError, QdcError):
+        noted = json.loads(read_regular(folder / NOTE, LARGEST_NOTE))["artifact_sha256"]
+        return out.is_dir() and not out.is_symlink() and artifact_digest(out) == noted
+    return False
+
+
+def _holds_the_only_one(folder: Path, out: Path) -> bool:
+    """Whether an artifact was set aside and nothing is in its place: never to be removed."""
+    return os.path.lexists(set_aside_name(folder / ARTIFACT)) and not os.path.lexists(out)
+
+
+def _sweep_reports(out: Path) -> None:
+    """Remove reports in the making that versions of qdc before this one left when they ended."""
+    prefix = f".{report_folder(out).name}."
+    with contextlib.suppress(OSError):
+        for path in out.parent.iterdir():
+            name = path.name
+            if len(name) != len(prefix) + 8 or not name.startswith(prefix) or path.is_symlink():
+                continue
+            if path.is_dir() and {child.name for child in path.iterdir()} <= {DATA, PAGE}:
+                shutil.rmtree(path)
+                log.warning("removed %s, which an earlier process has left", path)
 
 
 class Partial:
@@ -88,10 +175,23 @@ class Partial:
             QdcError: the file system refuses.
         """
         self.out, self.folder = out.absolute(), partial_folder(out)
-        self.artifact, self.kept = self.folder / "artifact", self.folder / "kept"
+        self.artifact, self.kept = self.folder / ARTIFACT, self.folder / "kept"
+        self.report = self.folder / REPORT
+        """Where the report waits until the artifact is in its place."""
         self.scratch = self.folder / "scratch"
         self.journal: Journal | None = None
         """What is finished; None as long as nothing is."""
+        taken = False
+        try:
+            with undisturbed():
+                self._take(resume=resume, restart=restart)
+                taken = True
+        except BaseException as error:
+            if taken:  # a signal came in the meantime, and nobody will leave the block
+                self.__exit__(type(error), error, None)
+            raise
+
+    def _take(self, *, resume: bool, restart: bool) -> None:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(self.folder):
@@ -99,15 +199,11 @@ class Partial:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder.parent, error) from error
-        self._lock = Lock(self.folder / LOCK, str(out))
+        self._lock = Lock(self.folder / LOCK, str(self.out))
         try:
-            in_place = check_interrupted(out, resume=resume, restart=restart)
+            settle(self.folder, self.out)
+            check_interrupted(self.out, resume=resume, restart=restart)
             self.journal = None if restart else read_journal(self.folder)
-            if in_place:
-                self.out.rename(self.artifact)
-            old = self.artifact.with_name(f"{self.artifact.name}.{REPLACED}")
-            if old.is_dir() and not os.path.lexists(self.out) and not in_place:
-                old.rename(self.out)  # a process was ended between the two renames of a commit
             self._clear()
             for folder in (self.artifact, self.kept, self.scratch):
                 folder.mkdir(exist_ok=True)
@@ -129,22 +225,23 @@ class Partial:
         trace: TracebackType | None,
     ) -> None:
         """Remove everything, or after a failure all but what can be gone on from."""
-        if error is None or self.journal is None:
-            self._remove_all()
-        else:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-            if not isinstance(error, InvalidJournal):
-                error.add_note(f"{self.journal.progress}; {HOW}")
-        self._lock.release()
+        with undisturbed():
+            try:
+                done = error is None or settle(self.folder, self.out) or self.journal is None
+                if done and not _holds_the_only_one(self.folder, self.out):
+                    _remove_all(self.folder)
+            except OSError:
+                done = False  # whatever is left, the next process settles
+            if error is not None and self.journal is not None and not done:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+                if not isinstance(error, InvalidJournal):
+                    error.add_note(f"{self.journal.progress}; {HOW}")
+            self._lock.release()
 
-    def _remove_all(self) -> None:
-        """Remove the folder, the lock last: once it is gone, what is there belongs to another."""
-        with contextlib.suppress(OSError):
-            for path in self.folder.iterdir():
-                if path.name != LOCK:
-                    _remove(path)
-            (self.folder / LOCK).unlink(missing_ok=True)
-            self.folder.rmdir()
+    def note_commit(self) -> None:
+        """Note which artifact is about to take its place. Raises ``QdcError``."""
+        data = {"artifact_sha256": artifact_digest(self.artifact)}
+        write_bytes(self.folder / NOTE, json.dumps(data).encode())
 
     def save(self, journal: Journal) -> None:
         """Write a journal whose files are all complete, then remove what only older ones name."""
@@ -157,25 +254,40 @@ class Partial:
         names = {file.name for file in listed}
         for path in folder.iterdir():
             if path.name not in names:
-                _remove(path)
+                remove(path)
 
     def _clear(self) -> None:
         """Remove what no journal speaks of."""
-        ours = {LOCK} if self.journal is None else {LOCK, JOURNAL, "artifact", "kept"}
+        ours = {LOCK} if self.journal is None else {LOCK, JOURNAL, ARTIFACT, "kept"}
         for path in self.folder.iterdir():
             if path.name not in ours:
-                _remove(path)
+                remove(path)
         if self.journal is None:
             return
         for folder in (self.artifact, self.kept):
             if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-                _remove(folder)
+                remove(folder)
             folder.mkdir(exist_ok=True)
         self.sweep(self.artifact, (f for entry in self.journal.entries for f in entry.written))
         self.sweep(self.kept, (f for entry in self.journal.entries for f in entry.kept()))
 
 
-def _remove(path: Path) -> None:
+def _remove_all(folder: Path) -> None:
+    """Remove a folder whose lock is held. Raises OSError.
+
+    The journal goes first: without it what is left says nothing. The lock goes last: once it is
+    gone, what is there belongs to another.
+    """
+    (folder / JOURNAL).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            remove(path)
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Remove whatever is there, or nothing. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,6 +1,7 @@
 """Write an artifact folder atomically: everything goes to a temporary folder first.
 
-Files are synced to disk, then the folder is renamed. A failed compile leaves what was there before.
+Files are synced to disk, then the folder takes its place (``commit``). A failed compile leaves what
+was there before.
 A folder that is given may hold finished shards of an interrupted compile: ``adopt`` takes them in.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qdc.artifact.commit import discard, put_in_place, set_aside_name
 from qdc.artifact.digests import DIGESTS, digests_text
 from qdc.checkpoint.compiled import METHOD
 from qdc.disk import (
@@ -33,8 +35,6 @@ from qdc.jsontext import parse_json
 CONFIG = "config.json"
 EXPORT = "qdc-export.json"
 """In every folder that ``qdc export`` has written: what it was made from."""
-REPLACED = "replaced"
-"""What is added to the folder's name for the artifact that stood in its place."""
 
 
 class ArtifactWriter:
@@ -145,26 +145,14 @@ class ArtifactWriter:
         sync_folder(self.folder)
         try:
             open_folder(self.folder)
-            old = self._set_aside() if self.out.exists() else None
-            try:
-                self.folder.rename(self.out)
-            except OSError:
-                if old is not None:
-                    old.rename(self.out)
-                raise
+            put_in_place(self.folder, self.out)
         except OSError as error:
             raise unwritable(self.out, error) from error
-        sync_folder(self.out.parent)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-
-    def _set_aside(self) -> Path:
-        old = self.folder.with_name(f"{self.folder.name}.{REPLACED}")
-        self.out.rename(old)
-        return old
+        for replaced in (self.folder, set_aside_name(self.folder)):
+            discard(replaced, self.out)
 
     def abort(self) -> None:
-        """Remove everything that was written."""
+        """Remove everything that was written, or that was replaced by it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -183,7 +171,7 @@ def _check_target(out: Path, *, force: bool) -> None:
         raise OutputExists(f"{out} is there and is no folder", help="choose another -o")
     if not any(out.iterdir()):
         return
-    if not _is_artifact(out) and not (out / EXPORT).is_file():
+    if not is_artifact(out) and not (out / EXPORT).is_file():
         raise OutputExists(
             f"{out} is there and is no qdc artifact" + ("; --force does not replace it" * force),
             help="choose another -o, or remove the folder yourself",
@@ -204,7 +192,8 @@ def _data_bytes(path: Path) -> int:
         raise InvalidArtifact("a shard cannot be read", where=[str(path)]) from error
 
 
-def _is_artifact(folder: Path) -> bool:
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder says of itself that it is an artifact."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         config = parse_json(read_regular(folder / CONFIG, LARGEST_JSON))
         return bool(config["quantization_config"]["quant_method"] == METHOD)

@@ -9,8 +9,8 @@ METHOD = "qdc"
 
 def refuse_compiled(source: Checkpoint) -> None:
     """Raise ``InvalidCheckpoint`` if the checkpoint is quantized already."""
-    if "quantization_config" in source.config:
-        settings = source.config["quantization_config"]
+    settings = source.config.get("quantization_config")
+    if settings is not None:
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         what = (
             "a qdc artifact" if method == METHOD else f"quantized already, by {method or 'others'}"

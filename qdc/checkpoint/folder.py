@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,6 +39,9 @@ SAFETENSORS_DTYPES = {
 class Checkpoint:
     """Lazy view of a folder with ``config.json`` and safetensors; headers are read at once."""
 
+    extra: Mapping[str, Tensor] = MappingProxyType({})
+    """Tensors that no layer reads by name and an artifact takes along: buffers of a module."""
+
     def __init__(self, folder: Path) -> None:
         """Read configuration and headers. Raises ``InvalidCheckpoint`` naming the file at fault."""
         self.folder = folder
@@ -54,6 +58,8 @@ class Checkpoint:
         """Every tensor by name, with dtype and shape."""
         self.left_out: dict[str, tuple[Parameter, str]] = {}
         """Tensors that the model has no use for, each with the reason."""
+        self.unused_fields = ""
+        """Fields of the configuration that nothing here knows, in words; empty if there is none."""
         self._keys: dict[str, str] = {}
         self._twins: dict[str, str] = {}
         for file in self.files:

@@ -1,30 +1,37 @@
 """The command line. Data goes to stdout, everything else to stderr.
 
 Exit codes: 0 done, 1 a mistake in the input or the command, 2 a bug of qdc or of a plugin, 130
-interrupted.
+interrupted (SIGINT), 143 terminated (SIGTERM).
 """
 
 import contextlib
 import errno
 import logging
 import os
+import select
 import shlex
-import signal
 import sys
 import traceback
-from pathlib import Path
 
-from qdc.cli.ranks import leave, several, shows_errors
+from qdc import stopping
+from qdc.cli.ranks import is_first, leave, several, shows_errors, watch_parent
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+STOPPED = (INTERRUPTED, TERMINATED)
 BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 """Whoever wrote or read, nobody made a mistake in code."""
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    code = run(sys.argv[1:])
+    stopping.install()
+    try:
+        if several():
+            watch_parent()
+        code = run(sys.argv[1:])
+    except (KeyboardInterrupt, stopping.Terminated) as error:  # before the command, or behind it
+        code = _stopped(error)
+    stopping.end_at_once(code)
     if several():
         # Everything is written, and the group is left. Threads of its sockets may still run, and
         # an interpreter that ends under them aborts now and then, though all is done.
@@ -35,15 +42,10 @@ def main() -> None:
     sys.exit(code)
 
 
-def _terminate(number: int, frame: object) -> None:
-    """End in order: half-written folders are removed on the way out."""
-    sys.exit(128 + number)
-
-
 def run(arguments: list[str]) -> int:
     """Run one command; errors become one message and an exit code."""
     code = _run(arguments)
-    if code != INTERRUPTED:
+    if code not in STOPPED:  # others may not come, too
         leave()
     return code
 
@@ -53,6 +55,7 @@ def _run(arguments: list[str]) -> int:
 
     from qdc.cli import app as _app  # noqa: F401  # registers the commands, in the order of --help
     from qdc.cli import app_models as _app_models  # noqa: F401
+    from qdc.cli.group import Escaped
     from qdc.cli.options import app
     from qdc.distributed.failure import FailedElsewhere
     from qdc.errors import InvalidGraph, QdcError
@@ -62,18 +65,17 @@ def _run(arguments: list[str]) -> int:
     try:
         result = app(arguments or ["--help"], prog_name="qdc", standalone_mode=False, obj=arguments)
         sys.stdout.flush()
-        if result == INTERRUPTED:  # typer has caught the signal
-            print("interrupted", file=sys.stderr)
         return result if isinstance(result, int) else 0
+    except Escaped as carrier:
+        return _escaped(carrier.error, arguments)
     except FailedElsewhere as error:
         return error.exit_code
     except InvalidGraph as error:
         return _bug(error, str(error), arguments)
     except QdcError as error:
         return _fail(error, str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, stopping.Terminated, typer.Abort) as error:
+        return _stopped(error)
     except BrokenPipeError:
         return _closed_pipe()
     except SystemExit as error:
@@ -92,6 +94,40 @@ def _run(arguments: list[str]) -> int:
             traceback.print_exc()
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         return _bug(error, f"error[QDC900] {what}", arguments)
+
+
+def _escaped(error: BaseException, arguments: list[str]) -> int:
+    """End as what a command raised asks for: only a signal, or a reader that left, ends it so."""
+    from qdc.cli.blame import plugin_of
+
+    if stopping.is_stop(error):
+        return _stopped(error)
+    if isinstance(error, BrokenPipeError) and not plugin_of(error) and _nobody_reads():
+        return _closed_pipe()
+    what = f"{type(error).__name__}: {error}".rstrip(": ")
+    text = f"error[QDC900] the command was ended from inside: {what}"
+    return _bug(error, text, arguments)
+
+
+def _stopped(error: BaseException) -> int:
+    """Say that a signal has ended the command, and how to go on with it."""
+    code = TERMINATED if isinstance(error, stopping.Terminated) else INTERRUPTED
+    with contextlib.suppress(OSError, ValueError):
+        if is_first():
+            for note in _notes(error):
+                print(note, file=sys.stderr)
+            print("terminated" if code == TERMINATED else "interrupted", file=sys.stderr)
+    return code
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone."""
+    try:
+        poll = select.poll()
+        poll.register(1, select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, AttributeError):
+        return True  # it cannot be told: as it is said
 
 
 def _closed_pipe() -> int:
@@ -133,7 +169,7 @@ def _usage_text(error: Exception) -> str:
     return text if context is None else f"{text}\n  help  {context.command_path} --help"
 
 
-def _fail(error: Exception, text: str) -> int:
+def _fail(error: BaseException, text: str) -> int:
     if not shows_errors():
         return 1
     print(text, file=sys.stderr)
@@ -142,7 +178,7 @@ def _fail(error: Exception, text: str) -> int:
     return 1
 
 
-def _bug(error: Exception, text: str, arguments: list[str]) -> int:
+def _bug(error: BaseException, text: str, arguments: list[str]) -> int:
     _fail(error, text)
     if not shows_errors():
         return 2
@@ -151,19 +187,17 @@ def _bug(error: Exception, text: str, arguments: list[str]) -> int:
     return 2
 
 
-def _notes(error: Exception) -> list[str]:
+def _notes(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", ()))
 
 
-def _owner(error: Exception, arguments: list[str]) -> str:
-    """Name the last line of a file of ``--plugin`` that the traceback runs through, if any does."""
-    found = [
-        f"the plugin {Path(frame.f_code.co_filename).name}, line {line}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).startswith("qdc_plugin_")
-    ]
+def _owner(error: BaseException, arguments: list[str]) -> str:
+    """Name the last line of a plugin that the traceback runs through, if any does."""
+    from qdc.cli.blame import plugin_of
+
+    found = plugin_of(error)
     if found:
-        return found[-1]
+        return found
     if any(each.partition("=")[0] == "--plugin" for each in arguments):
         return "a plugin or of qdc"
     return "qdc, not a mistake of yours"

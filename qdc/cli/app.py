@@ -11,6 +11,7 @@ import typer
 from qdc.cli.fields import from_fields
 from qdc.cli.options import (
     Json,
+    Names,
     OptOptions,
     PluginFiles,
     ShowOptions,
@@ -104,9 +105,7 @@ def opt(options: OptOptions, json: Json = False) -> None:
 
 @app.command()
 def passes(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Describe just these")
-    ] = None,
+    names: Names = None,
     provides: Annotated[
         str | None, typer.Option(metavar="TAG", help="Passes that write this annotation")
     ] = None,
@@ -127,17 +126,18 @@ def passes(
 
 
 @app.command()
-def backends(plugin: PluginFiles = None, json: Json = False) -> None:
-    """List the backends that write artifacts.
+def backends(names: Names = None, plugin: PluginFiles = None, json: Json = False) -> None:
+    """List backends that write artifacts, or describe some.
 
     \b
     Examples:
       qdc backends
+      qdc backends triton
       qdc backends --plugin my_backend.py --json
     """  # noqa: D301
     from qdc.cli.lists import backends_command
 
-    backends_command(plugin or [], json)
+    backends_command(names or [], plugin or [], json)
 
 
 @app.command()
@@ -155,14 +155,15 @@ def families(plugin: PluginFiles = None, json: Json = False) -> None:
 
 
 @app.command()
-def strategies(plugin: PluginFiles = None, json: Json = False) -> None:
-    """List the strategies that decode, and what each reads.
+def strategies(names: Names = None, plugin: PluginFiles = None, json: Json = False) -> None:
+    """List strategies that decode, and what they read.
 
     \b
     Examples:
       qdc strategies
+      qdc strategies entropy
       qdc strategies --plugin my_strategy.py --json
     """  # noqa: D301
     from qdc.cli.strategies import strategies_command
 
-    strategies_command(plugin or [], json)
+    strategies_command(names or [], plugin or [], json)

@@ -23,6 +23,8 @@ from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.options import RunOptions
 from qdc.serve.limits import ServeOptions
 
+Special = Annotated[bool, typer.Option("--special", help="Read special tokens in the text as such")]
+
 
 @app.command()
 @from_fields
@@ -36,6 +38,7 @@ def run(
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Forwards [default: one a token]")
     ] = None,
+    special: Special = False,
     running: RunOptions,
     json: Json = False,
 ) -> None:
@@ -45,10 +48,11 @@ def run(
     Examples:
       qdc run out "for i in <mask>(10):"
       qdc run out "def read(path):<mask>" --gap 12
+      qdc run out "[CLS] one [MASK] two [SEP]" --special
     """  # noqa: D301
     from qdc.cli.run import run_command
 
-    run_command(model, text, gap, steps, running, as_json=json)
+    run_command(model, text, gap, steps, running, special=special, as_json=json)
 
 
 @app.command()
@@ -56,10 +60,21 @@ def run(
 def generate(
     model: Runnable,
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to continue; - reads stdin")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="What to continue; - reads stdin", show_default=False
+        ),
+    ] = None,
     *,
+    special: Special = False,
     chat: Annotated[bool, typer.Option("--chat", help="Write it in the chat template")] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message, of --chat")
+    ] = None,
+    turns: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Turns before, of --chat: jsonl of role, content"),
+    ] = None,
     options: DecodeOptions,
     verifier: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Autoregressive model, of apd")
@@ -69,19 +84,20 @@ def generate(
 ) -> None:
     """Write an answer, and show how it unmasks.
 
-    Strategies: low-confidence, random (LLaDA), origin, maskgit-plus, topk-margin, entropy (Dream),
-    threshold, factor (Fast-dLLM), sequential, static, dynamic (SDAR), apd; qdc strategies lists
-    them.
+    Strategies: low-confidence, random, origin, maskgit-plus, topk-margin, entropy, threshold,
+    factor, sequential, static, dynamic, apd.
 
     \b
     Examples:
       qdc generate out "def read(path):" --length 64
       qdc generate out - --chat --block 32 --strategy threshold --cache dual
-      qdc generate out "import os" --temperature 0.7 --seed 1 --json
+      qdc generate out "And now?" --chat --system "Be brief." --turns chat.jsonl
     """  # noqa: D301
     from qdc.cli.generate import generate_command
+    from qdc.cli.prompts import Asked
 
-    generate_command(model, prompt, options, running, chat=chat, verifier=verifier, as_json=json)
+    asked = Asked(prompt, special=special, chat=chat, system=system, turns=turns)
+    generate_command(model, asked, options, running, verifier=verifier, as_json=json)
 
 
 @app.command(name="eval")

@@ -1,12 +1,12 @@
 """``qdc compile``: run a job, print the summary."""
 
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from qdc.cli.ranks import is_first
 from qdc.cli.terminal import (
@@ -38,14 +38,8 @@ def compile_command(
 ) -> None:
     """Compile and report."""
     first = is_first()
-    try:
-        with progress(shown=first) as update:
-            report = compile_model(options, update, shlex.join(["qdc", *arguments]))
-    except KeyboardInterrupt as error:
-        # Typer takes the signal for itself, and the word of how to go on with it.
-        for note in getattr(error, "__notes__", ()):
-            print(note, file=sys.stderr)
-        raise
+    with progress(shown=first) as update:
+        report = compile_model(options, update, shlex.join(["qdc", *arguments]))
     if not first:
         return
     if as_json:
@@ -96,6 +90,14 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row("calibration", report.calibration[:60])
         if report.calibration_left_out:
             rows.add_row("left out", report.calibration_left_out)
+        if report.calibration_form:
+            rows.add_row("document", report.calibration_form)
+        if report.special_tokens_left_out:
+            rows.add_row("left out", report.special_tokens_left_out)
+        for use in report.calibration_text:
+            rows.add_row("text", "\n".join((*use.said, *use.notes)))
+            for warning in use.warnings:
+                rows.add_row("warning", warning)
         rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
     if report.layers:
         weights = sum(layer.weights for layer in report.layers)
@@ -119,6 +121,8 @@ def _totals(report: CompileReport) -> Table:
                 f"{', '.join(lost[:MOST_NAMED])}{more}",
             )
     rows.add_row("coverage", _coverage(report))
+    if report.unused_fields:
+        rows.add_row("not used", Text(report.unused_fields))
     for plugin in report.plugins:
         rows.add_row("plugin", plugin)
     rows.add_row("before", size(report.bytes_before))

@@ -7,15 +7,21 @@ from torch import Tensor
 
 from qdc.cli.evaluation_tables import print_comparison, print_comparisons, print_evaluation
 from qdc.cli.models import Opened, open_runnable
+from qdc.cli.next_token_tables import print_next, print_next_comparisons
 from qdc.cli.report import report_of
 from qdc.cli.terminal import console, print_json, progress, tell_left_out
 from qdc.errors import QdcError
 from qdc.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, held_out
+from qdc.evaluation.next_token import compare_next, evaluate_next, require_causal
 from qdc.evaluation.options import EvaluationOptions
+from qdc.evaluation.results import NextToken, NextTokenComparison
 from qdc.report.files import write_report
 from qdc.report.model import CompileReport, EvaluationReport
 from qdc.text.source import TextSource, read_text
 
+Result = Evaluation | Comparison | NextToken | NextTokenComparison
+OF_MASKS = ("ratios", "seeds", "infills", "report")
+"""Options that a model without mask token has no use for; the report's page is of masked losses."""
 PROBE = "def f(x):\n    return x + 1\n"
 
 
@@ -29,25 +35,32 @@ def evaluate_command(asked: EvaluationOptions, *, as_json: bool, as_markdown: bo
     results = list(_results(candidates, reference, source, asked))
     if len(candidates) > 1:
         assert reference is not None
-        found = [
-            (path, result)
-            for path, result in zip(candidates, results, strict=True)
-            if isinstance(result, Comparison)
-        ]
+        pairs = list(zip(candidates, results, strict=True))
         if as_json:
-            rows = [{"model": str(p), "result": r.model_dump(mode="json")} for p, r in found]
+            rows = [{"model": str(p), "result": r.model_dump(mode="json")} for p, r in pairs]
             print_json({"against": str(reference), "models": rows})
-        else:
-            print_comparisons(console(), reference, found, markdown=as_markdown)
+            return
+        ahead = [(p, r) for p, r in pairs if isinstance(r, NextTokenComparison)]
+        if ahead:
+            print_next_comparisons(console(), reference, ahead, markdown=as_markdown)
+            return
+        found = [(p, r) for p, r in pairs if isinstance(r, Comparison)]
+        print_comparisons(console(), reference, found, markdown=as_markdown)
         return
     [result] = results
     if as_json:
         print_json(result.model_dump(mode="json"))
+    elif isinstance(result, NextToken):
+        print_next(console(), result, markdown=as_markdown)
+    elif isinstance(result, NextTokenComparison):
+        assert reference is not None
+        rows_of = [(candidates[0], result)]
+        print_next_comparisons(console(), reference, rows_of, markdown=as_markdown)
     elif isinstance(result, Comparison):
         print_comparison(console(), result, markdown=as_markdown)
     else:
         print_evaluation(console(), result, markdown=as_markdown)
-    if report is not None:
+    if report is not None and isinstance(result, Evaluation | Comparison):
         _add(report, asked, source, result)
 
 
@@ -76,16 +89,21 @@ def _results(
     reference: Path | None,
     source: TextSource,
     asked: EvaluationOptions,
-) -> Iterator[Evaluation | Comparison]:
+) -> Iterator[Result]:
     """Measure one candidate after the other: two models at most are in memory."""
     original = None
     for path in candidates:
         candidate = open_runnable(
-            path, asked.device, asked.plugins, asked.backend, verify=asked.verify
-        )
+            path, asked.device, asked.plugins, asked.backend, asked.document_tokens,
+            verify=asked.verify,
+        )  # fmt: skip
         if reference is not None:
             original = original or open_runnable(
-                reference, asked.device, asked.plugins, verify=asked.verify
+                reference,
+                asked.device,
+                asked.plugins,
+                document_tokens=asked.document_tokens,
+                verify=asked.verify,
             )
             check_alike(candidate, original)
         yield _measure(candidate, original, source, asked, path.name)
@@ -98,32 +116,55 @@ def _measure(
     source: TextSource,
     asked: EvaluationOptions,
     name: str,
-) -> Evaluation | Comparison:
+) -> Result:
     facts = candidate.facts
+    if facts.mask_token_id is None:
+        _refuse_masks(asked)
+        require_causal(facts)
     size = facts.max_length if asked.length is None else asked.length
     if size > facts.max_length:
         raise QdcError(
             f"--length {size} is beyond the model's {facts.max_length} tokens",
             help="choose a smaller length",
         )
-    windows, owners = held_out(source.documents, candidate.encode, size, asked.windows)
+    windows, owners, text = held_out(
+        source.documents, candidate.encode, size, asked.windows, asked.pack
+    )
     documents, drawn = len(source.documents), range(asked.seeds)
     with progress() as update:
 
         def tick(done: int, total: int) -> None:
             update(f"evaluate {name}"[:22], done, total)
 
+        if facts.mask_token_id is None:
+            settings = (asked.batch, tick, documents, owners, text)
+            if original is None:
+                return evaluate_next(candidate, windows, *settings)
+            return compare_next(candidate, original, windows, *settings)
         if original is None:
             return evaluate(
                 candidate, windows, facts.mask_token_id, asked.ratios, drawn, asked.batch,
-                progress=tick, documents=documents, owners=owners,
+                progress=tick, documents=documents, owners=owners, text=text,
             )  # fmt: skip
         return compare(
             candidate, original, windows, facts.mask_token_id, asked.ratios, drawn, asked.batch,
-            progress=tick, documents=documents, owners=owners,
+            progress=tick, documents=documents, owners=owners, text=text,
             infills=_infills(windows, asked.infills), block=facts.attention_block,
             decoded=lambda done, total: update("fill gaps", done, total),
         )  # fmt: skip
+
+
+def _refuse_masks(asked: EvaluationOptions) -> None:
+    """Refuse options of masked losses for a model without mask token."""
+    given = [name for name in OF_MASKS if name in asked.model_fields_set]
+    if "report" in given and not asked.report:
+        given.remove("report")
+    if given:
+        raise QdcError(
+            f"{', '.join(f'--{name}' for name in given)} is about masked tokens, and the model has "
+            "no mask token",
+            help="leave it out: the next-token loss of the model is measured",
+        )
 
 
 def _infills(windows: Tensor, wanted: int) -> int:

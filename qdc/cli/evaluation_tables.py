@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qdc.cli.sheets import Sheet, print_sheet, spread
+from qdc.cli.sheets import Sheet, print_sheet, spread, text_lines
 from qdc.cli.terminal import print_lines
 from qdc.evaluation.results import Agreement, Comparison, DecodeAgreement, Evaluation
 
@@ -23,7 +23,13 @@ def print_evaluation(to: Console, found: Evaluation, *, markdown: bool = False) 
     rows.append(("bound", "", f"{found.bound:.4f}", spread(found.bound_interval, ".4f")))
     rows.append(("unigram", "", f"{found.unigram:.4f}", ""))
     columns = ("mask ratio", "tokens", "cross-entropy", "95% interval")
-    sheet = Sheet(_title(found), columns, (1, 2, 3), rows, (BOUND, UNIGRAM, _unit(found)))
+    sheet = Sheet(
+        _title(found),
+        columns,
+        (1, 2, 3),
+        rows,
+        (BOUND, UNIGRAM, _unit(found), *text_lines(found.text)),
+    )
     print_sheet(to, sheet, markdown=markdown)
 
 
@@ -57,7 +63,10 @@ def print_comparison(to: Console, found: Comparison, *, markdown: bool = False) 
         "mask ratio", "tokens", "compiled", "original", "rise", "s.e.", "95% interval",
         "share of gap",
     )  # fmt: skip
-    notes = (BOUND, UNIGRAM, "gap: from the original to unigram", _unit(candidate))
+    notes = (
+        BOUND, UNIGRAM, "gap: from the original to unigram", _unit(candidate),
+        *text_lines(candidate.text),
+    )  # fmt: skip
     sheet = Sheet(_title(candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
     print_sheet(to, sheet, markdown=markdown)
     if found.agreements:
@@ -101,7 +110,12 @@ def print_comparisons(
     columns = (
         "model", "mask ratio", "loss", "rise", "s.e.", "95% interval", "same top token", "KL"
     )  # fmt: skip
-    notes = (f"rise, same top token and KL: against {reference}", BOUND, _unit(first.candidate))
+    notes = (
+        f"rise, same top token and KL: against {reference}",
+        BOUND,
+        _unit(first.candidate),
+        *text_lines(first.candidate.text),
+    )
     sheet = Sheet(_title(first.candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
     print_sheet(to, sheet, markdown=markdown)
     filled = [(path, each.decoding) for path, each in found if each.decoding is not None]

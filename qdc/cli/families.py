@@ -43,6 +43,7 @@ def families_command(plugins: Sequence[Path], as_json: bool) -> None:
             print_lines(to, f"  defined    by {origin}")
         if family.published:
             print_lines(to, f"  published  {', '.join(family.published)}")
+        print_lines(to, f"  around     {_around(family)}")
         if not family.proved:
             print_lines(to, "  proved     nothing")
         for proof in family.proved:
@@ -52,6 +53,13 @@ def families_command(plugins: Sequence[Path], as_json: bool) -> None:
     for refusal in families.refused:
         names = ", ".join(refusal.architectures)
         print_lines(to, f"  {refusal.name} ({names})", f"    {refusal.reason}")
+
+
+def _around(family: Family) -> str:
+    """What stands around a text by default."""
+    if not family.published_without:
+        return "special tokens as the tokenizer's post-processor adds them"
+    return f"no special tokens, as in {family.published_without}; see --document-tokens"
 
 
 def _as_data(family: Family, origin: str) -> dict[str, Any]:
@@ -64,5 +72,6 @@ def _as_data(family: Family, origin: str) -> dict[str, Any]:
         "mask_token_id": family.mask_token_id,
         "logits_shift": family.logits_shift,
         "front_end": family.front_end,
+        "published_without": family.published_without or None,
         "proved": [proof._asdict() for proof in family.proved],
     }

@@ -35,7 +35,10 @@ def from_fields(command: Callable[..., None]) -> Callable[..., None]:
             parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
     def run(context: typer.Context, **values: Any) -> None:
-        asked = {name: kind.parse(**_given(kind, context, values)) for name, kind in kinds.items()}
+        asked = {
+            name: kind.read(_given(kind, context, values), _called(kind))
+            for name, kind in kinds.items()
+        }
         rest = {name: values[name] for name in signature.parameters if name in values}
         if CONTEXT in signature.parameters:
             rest[CONTEXT] = context
@@ -68,11 +71,23 @@ def _option(name: str, field: FieldInfo, spelled: Spelling) -> Any:
     if spelled.ranged:
         bounds = {"min": _bound(field, Ge, "ge"), "max": _bound(field, Le, "le")}
     return typer.Option(
-        *(spelled.names or (f"--{name.replace('_', '-')}",)),
+        *_flags(name, spelled),
         metavar=spelled.metavar or None,
         help=_help(field, spelled),
         **bounds,
     )
+
+
+def _flags(name: str, spelled: Spelling) -> tuple[str, ...]:
+    return spelled.names or (f"--{name.replace('_', '-')}",)
+
+
+def _called(kind: type[Options]) -> dict[str, str]:
+    """How the command line calls each field: by its longest flag, or by what stands for it."""
+    return {
+        name: spelled.metavar if spelled.argument else max(_flags(name, spelled), key=len)
+        for name, _, spelled in kind.listed()
+    }
 
 
 def _help(field: FieldInfo, spelled: Spelling) -> str:

@@ -11,12 +11,12 @@ from rich.live import Live
 from rich.text import Text
 
 from qdc.cli.models import Opened, open_runnable
-from qdc.cli.terminal import console, given_text, print_json, progress
+from qdc.cli.prompts import Asked, prompt_tokens, read_prompt
+from qdc.cli.terminal import console, print_json, progress
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.loop import check_verifier, decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
-from qdc.runtime.decoding.speech import chat_tokens
 from qdc.runtime.decoding.strategies import make_strategy
 from qdc.runtime.decoding.verifier import load_verifier
 from qdc.runtime.options import RunOptions
@@ -29,31 +29,28 @@ FRAMES = 12
 
 def generate_command(
     model: Path,
-    prompt: str,
+    asked: Asked,
     options: DecodeOptions,
     running: RunOptions,
     *,
-    chat: bool,
     verifier: Path | None,
     as_json: bool,
 ) -> None:
     """Load, decode, print. The answer goes to stdout, what it took to stderr."""
     strategies = standard_registry(running.plugins).strategies
     check_verifier(make_strategy(options, strategies), present=verifier is not None)
-    text = given_text(prompt)
+    written = read_prompt(asked, running)
     opened = open_runnable(
-        model, running.device, running.plugins, running.backend, verify=running.verify
-    )
-    if chat:
-        tokens = chat_tokens(opened.tokenizer, [{"role": "user", "content": text}])
-    else:
-        tokens = opened.encode(text)
+        model, running.device, running.plugins, running.backend, running.document_tokens,
+        verify=running.verify,
+    )  # fmt: skip
+    tokens, added = prompt_tokens(written, opened)
     checks = (
         None
         if verifier is None
         else load_verifier(verifier, opened.device, opened.tokenizer, opened.facts.vocabulary)
     )
-    with _shown(opened, as_json) as watch:
+    with _shown(opened, added, as_json) as watch:
         found = decode(
             opened.module, [tokens], options, opened.decoding, watch, checks, strategies=strategies
         )
@@ -61,8 +58,8 @@ def generate_command(
     if as_json:
         print_json({"text": answer, **_figures(found, len(tokens), options.length)})
         return
-    if sys.stdout.isatty() and not chat:
-        console().print(Text(text, style="dim"), end="", soft_wrap=True)
+    if sys.stdout.isatty() and not written.messages:
+        console().print(Text(written.text, style="dim"), end="", soft_wrap=True)
     sys.stdout.write(answer + "\n")
     sys.stdout.flush()
     sys.stderr.write(
@@ -88,8 +85,8 @@ def _figures(found: Decoded, prompt: int, length: int) -> dict[str, object]:
 
 
 @contextmanager
-def _shown(opened: Opened, as_json: bool) -> Iterator[Watch]:
-    """Draw each state on a terminal; a bar if only stderr is one."""
+def _shown(opened: Opened, hidden: int, as_json: bool) -> Iterator[Watch]:
+    """Draw each state on a terminal, without its first ``hidden`` tokens; else show a bar."""
     if as_json or not sys.stdout.isatty():
         with progress() as update:
             yield lambda state: update("decode", *_share(state))
@@ -100,7 +97,7 @@ def _shown(opened: Opened, as_json: bool) -> Iterator[Watch]:
         nonlocal due
         now = time.monotonic()
         if now >= due or not bool(state.masked.any()):
-            live.update(_drawn(state, opened), refresh=True)
+            live.update(_drawn(state, opened, hidden), refresh=True)
             due = now + 1 / FRAMES
 
     with Live(console=console(), transient=True, auto_refresh=False) as live:
@@ -114,10 +111,11 @@ def _share(state: Snapshot) -> tuple[int, int]:
     return done, state.masked.numel()
 
 
-def _drawn(state: Snapshot, opened: Opened) -> Text:
+def _drawn(state: Snapshot, opened: Opened, hidden: int) -> Text:
     """The text so far, veiled where nothing is decided."""
     text = Text()
-    pairs = zip(state.tokens[0].tolist(), state.masked[0].tolist(), strict=True)
+    row, masked = (part[0, hidden:].tolist() for part in (state.tokens, state.masked))
+    pairs = zip(row, masked, strict=True)
     for veiled, group in groupby(pairs, key=lambda pair: pair[1]):
         tokens = [token for token, _ in group]
         if veiled:

@@ -15,8 +15,10 @@ from qdc.cli.terminal import (
     progress,
     table,
     tell_left_out,
+    tell_withheld,
 )
 from qdc.errors import InvalidCalibration, QdcError
+from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
 from qdc.numerics.shift import Shift
 from qdc.passkit.inspection import Sampling, StageShift, inspect
@@ -24,7 +26,6 @@ from qdc.pipeline.registry import standard_registry
 from qdc.runtime.device import exact_products, find_device
 from qdc.text.options import read_fields
 from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
 
 LEGEND = (
     "against the same windows without masks; ratio 0: other windows without masks, by chance",
@@ -47,22 +48,28 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
             help="choose a smaller length, or leave it out",
         )
     sampling = _sampling(
-        **options.model_dump(include={"samples", "seed", "ratios", "top"}),
+        **options.model_dump(include={"samples", "pack", "seed", "ratios", "top"}),
         length=longest if length is None else length,
     )
     source = read_source(options.calibration, fields)
     tell_left_out(source.name, source.left_out)
-    encode = encoder(load_tokenizer(options.model))
+    encode = open_encoder(options.model, options.document_tokens, families=families)
+    tell_withheld(encode.withheld)
     with progress() as update, exact_products():
 
         def tick(done: int, total: int) -> None:
             update("inspect the stages", done, total)
 
-        found = inspect(program, checkpoint, source, encode, sampling, torch.device(device), tick)
+        found, use = inspect(
+            program, checkpoint, source, encode, sampling, torch.device(device), tick
+        )
     if as_json:
-        print_json(as_data(found, sampling, f"{source.name} sha256:{source.digest}"))
+        data = as_data(found, sampling, f"{source.name} sha256:{source.digest}")
+        print_json({**data, "calibration_text": use.model_dump(mode="json")})
     else:
         print_inspection(console(), found, sampling, source.name)
+        print_lines(console(), "", *use.said, *use.notes)
+        print_lines(console(), *(f"warning   {warning}" for warning in use.warnings))
 
 
 def as_data(found: Sequence[StageShift], sampling: Sampling, calibration: str) -> dict[str, object]:

@@ -29,8 +29,7 @@ def passes_command(
         _print_passes(chosen)
     for entry in chosen:
         if names:
-            console().print(f"\n{entry.name}", style="bold", markup=False)
-            print_lines(console(), *entry.text.splitlines())
+            print_in_full(entry)
         print_options(entry.name, entry.options)
     if presets:
         console().print("\npresets", style="bold")
@@ -38,18 +37,29 @@ def passes_command(
         print_lines(console(), *(f"{name:<{width}}  {text}" for name, text in presets.items()))
 
 
-def backends_command(plugins: Sequence[Path], as_json: bool) -> None:
-    """List backends with what they read and do."""
-    described = [describe(kind) for kind in standard_registry(plugins).backends.values()]
+def backends_command(names: Sequence[str], plugins: Sequence[Path], as_json: bool) -> None:
+    """List backends with what they read and do, or describe the named ones in full."""
+    registry = standard_registry(plugins)
+    kinds = [registry.find_backend(name) for name in names] or registry.backends.values()
+    described = [describe(kind) for kind in kinds]
     if as_json:
         print_json({"backends": [entry.as_data() for entry in described]})
         return
-    rows = table("backends", "backend", "reads", "what it does")
+    if not names:
+        rows = table("backends", "backend", "reads", "what it does")
+        for entry in described:
+            rows.add_row(entry.name, " ".join(entry.reads), entry.summary)
+        print_table(console(), rows)
     for entry in described:
-        rows.add_row(entry.name, " ".join(entry.reads), entry.summary)
-    print_table(console(), rows)
-    for entry in described:
+        if names:
+            print_in_full(entry)
         print_options(entry.name, entry.options)
+
+
+def print_in_full(entry: Described) -> None:
+    """Print what the module of a pass, a backend or a strategy says of it."""
+    console().print(f"\n{entry.name}", style="bold", markup=False)
+    print_lines(console(), *entry.text.splitlines())
 
 
 def _named(name: str, registry: Registry) -> Described:

@@ -1,9 +1,10 @@
 """What ``run`` and ``eval`` share: open an artifact or a checkpoint with its tokenizer."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,20 @@ from torch import Tensor, nn
 from qdc.artifact.config import parse_quantization, plain_config
 from qdc.artifact.digests import Digests
 from qdc.checkpoint.folder import read_json
+from qdc.cli.terminal import tell_withheld
 from qdc.errors import QdcError
+from qdc.frontend.encoding import open_encoder
 from qdc.frontend.native import NativeModel
 from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
+from qdc.models.document_tokens import DocumentTokens
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.speech import decode_facts
 from qdc.runtime.decoding.strategies import Strategies
 from qdc.runtime.device import find_device
-from qdc.runtime.load import load_artifact, load_checkpoint
-from qdc.text.tokenizer import decode_marked, encoder, load_tokenizer
+from qdc.runtime.load import front_end_of, load_artifact, load_checkpoint
+from qdc.text.tokenizer import Encoder, decode_marked, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,15 +40,20 @@ class Opened:
 
     module: nn.Module
     facts: ModelFacts
-    encode: Callable[[str], list[int]]
+    encode: Encoder
     decode: Callable[[list[int]], str]
     compiled: bool
     device: str
     tokenizer: "PreTrainedTokenizerFast"
-    decoding: DecodeFacts
-    """What the decoding loop has to know."""
+    config: Mapping[str, Any]
+    """The model's own fields of ``config.json``."""
     strategies: Strategies
     """Of decoding, by name, those of the plugins among them."""
+
+    @functools.cached_property
+    def decoding(self) -> DecodeFacts:
+        """What the decoding loop has to know. Raises ``UnsupportedModel`` without a mask token."""
+        return decode_facts(self.facts, self.tokenizer, self.config)
 
     @property
     def logits_shift(self) -> int:
@@ -62,12 +71,14 @@ def open_runnable(
     device: str,
     plugins: Sequence[Path],
     backend: str = REFERENCE,
+    document_tokens: DocumentTokens = "auto",
     *,
     verify: bool = True,
 ) -> Opened:
     """Load either kind of folder; an artifact is run by the backend of this name.
 
-    With ``verify`` the files of an artifact must have the digests that it was written with.
+    With ``verify`` the files of an artifact must have the digests that it was written with. Says
+    on stderr which special tokens of the tokenizer are left out.
 
     Raises ``QdcError`` saying what is wrong with it.
     """
@@ -76,7 +87,7 @@ def open_runnable(
     if folder.is_file():
         _refuse_file(folder)
     config = read_json(folder / "config.json")
-    compiled = "quantization_config" in config
+    compiled = config.get("quantization_config") is not None
     if compiled:
         if verify:
             Digests.of(folder).check_companions()
@@ -86,7 +97,7 @@ def open_runnable(
         module = load_checkpoint(folder, device, torch.float32, families=registry.families)
     families = registry.families
     front_end = (
-        parse_quantization(config).frontend if compiled else choose(config, families=families)
+        front_end_of(parse_quantization(config)) if compiled else choose(config, families=families)
     )
     plain = plain_config(config)
     facts = read_facts(plain, folder, front_end, families)
@@ -97,6 +108,8 @@ def open_runnable(
             help="qdc.load gives the module; run and eval are for models that predict tokens",
         )
     tokenizer = load_tokenizer(folder)
+    encode = open_encoder(folder, document_tokens, families=families, tokenizer=tokenizer)
+    tell_withheld(encode.withheld)
 
     def decode(ids: list[int]) -> str:
         return decode_marked(tokenizer, ids)
@@ -104,12 +117,12 @@ def open_runnable(
     return Opened(
         module,
         facts,
-        encoder(tokenizer),
+        encode,
         decode,
         compiled,
         device,
         tokenizer,
-        decode_facts(facts, tokenizer, plain),
+        plain,
         registry.strategies,
     )
 

@@ -6,22 +6,26 @@ from typing import Annotated, ClassVar
 import typer
 from pydantic import BeforeValidator
 
+from qdc.cli.group import Group
 from qdc.cli.ranks import refuse_ranks
 from qdc.evaluation.options import as_ratios
+from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
-from qdc.text.options import Calibration, ChatFields, TextField
+from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField
 from qdc.text.records import DEFAULT_FIELD
 from qdc.version import __version__
 
 app = typer.Typer(
     name="qdc",
+    cls=Group,
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Describe just these")]
 PluginFiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -42,8 +46,12 @@ class InspectionOptions(Options):
     calibration: Calibration = None
     text_field: TextField = DEFAULT_FIELD
     chat_fields: ChatFields = None
+    document_tokens: AroundTexts = "auto"
     samples: Annotated[int, option("N", "Windows to compare")] = 16
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
+    pack: Annotated[Pack, option("NAME", "How documents fill a window: documents, within, pad")] = (
+        "documents"
+    )
     seed: Annotated[int, option("N", "Seed of windows and masks")] = 0
     ratios: Annotated[
         tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")

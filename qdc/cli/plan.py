@@ -72,6 +72,8 @@ def _summary(outlook: Outlook) -> Table:
     rows.add_row("disk", _disk(outlook))
     if outlook.samples:
         rows.add_row("calibration", f"{outlook.samples:,} samples of {outlook.length:,} tokens")
+        for use in outlook.calibration_text:
+            rows.add_row("text", "\n".join((*use.said, *use.notes)))
         rows.add_row("forwards", f"{outlook.forwards:.3f} of each layer and sample")
     rows.add_row("operations", f"{outlook.flops:.3g}")
     rows.add_row("time", f"about {duration(outlook.seconds)} on this {outlook.device}, an estimate")

@@ -4,9 +4,15 @@ Nothing here imports torch, unless the command has done so already.
 """
 
 import os
+import signal
 import sys
+import threading
+import time
 
 from qdc.errors import QdcError
+
+LOOK, PATIENCE = 0.5, 10.0
+"""Seconds between two looks for torchrun, and those that a process has to end once it is gone."""
 
 
 def several() -> bool:
@@ -48,3 +54,22 @@ def leave() -> None:
 def _met() -> bool:
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and bool(distributed.is_initialized())
+
+
+def watch_parent() -> None:
+    """End this process soon after torchrun, whoever has killed it: nobody would notice its work.
+
+    A thread looks, as the main one may wait for other processes for hours. Where that one does not
+    end at a signal, the thread ends the process.
+    """
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("torchrun has ended, and the compile with it", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(128 + signal.SIGTERM)

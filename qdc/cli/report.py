@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
+from qdc.artifact.commit import PAGE, artifact_digest, report_folder
 from qdc.cli.terminal import print_json
 from qdc.errors import QdcError
-from qdc.report.files import ESCAPED, PAGE, artifact_digest, read_report, report_folder
+from qdc.report.files import ESCAPED, read_report
 from qdc.report.model import CompileReport
 
 

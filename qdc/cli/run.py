@@ -6,19 +6,35 @@ from pathlib import Path
 from qdc.cli.models import open_runnable
 from qdc.cli.terminal import given_text, print_json, progress
 from qdc.errors import QdcError
-from qdc.evaluation.infill import infill, parse_gaps
+from qdc.evaluation.infill import enclose, infill, parse_gaps
 from qdc.runtime.options import RunOptions
 
 
 def run_command(
-    model: Path, text: str, gap: int, steps: int | None, running: RunOptions, *, as_json: bool
+    model: Path,
+    text: str,
+    gap: int,
+    steps: int | None,
+    running: RunOptions,
+    *,
+    special: bool,
+    as_json: bool,
 ) -> None:
-    """Load, fill, print."""
+    """Load, fill, print; what stands around the text for the model alone is not printed."""
     wanted = given_text(text)
     opened = open_runnable(
-        model, running.device, running.plugins, running.backend, verify=running.verify
-    )
-    tokens, masked = parse_gaps(wanted, opened.encode, opened.facts.mask_token_id, gap)
+        model, running.device, running.plugins, running.backend, running.document_tokens,
+        verify=running.verify,
+    )  # fmt: skip
+    encode = opened.encode
+
+    def read(piece: str) -> list[int]:
+        return encode.piece(piece, special=special)
+
+    tokens, masked = parse_gaps(wanted, read, opened.facts.mask, gap)
+    around = encode.missing(tokens[0].tolist(), special=special)
+    first, end = len(around.before), len(around.before) + tokens.shape[1]
+    tokens, masked = enclose(tokens, masked, around)
     if tokens.shape[1] > opened.facts.max_length:
         raise QdcError(
             f"the text has {tokens.shape[1]} tokens, the model takes {opened.facts.max_length}",
@@ -29,12 +45,12 @@ def run_command(
             opened,
             tokens,
             masked,
-            opened.facts.mask_token_id,
+            opened.facts.mask,
             steps,
             lambda done, total: update("fill the gaps", done, total),
             opened.facts.attention_block,
         )
-    result = opened.decode(filled[0].tolist())
+    result = opened.decode(filled[0, first:end].tolist())
     if as_json:
         found = filled[masked].tolist()
         print_json({"text": result, "filled": [opened.decode([token]) for token in found]})

@@ -31,7 +31,12 @@ def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
     """Take the port, load, serve until a signal."""
     with bind(asked.host, asked.port) as taken:
         opened = open_runnable(
-            asked.model, asked.device, asked.plugins, asked.backend, verify=asked.verify
+            asked.model,
+            asked.device,
+            asked.plugins,
+            asked.backend,
+            asked.document_tokens,
+            verify=asked.verify,
         )
         bounds, verifier = asked.limits(opened.decoding.max_length), asked.verifier
         checks = (
@@ -57,7 +62,7 @@ def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
         service = Service(
             title,
             engine,
-            Wording(opened.tokenizer),
+            Wording(opened.tokenizer, opened.encode),
             opened.decoding,
             bounds,
             checks is not None,

@@ -8,6 +8,7 @@ from rich.measure import Measurement
 
 from qdc.cli.terminal import print_lines, print_table, table
 from qdc.evaluation.bootstrap import Interval
+from qdc.ir.text_use import TextUse
 
 WIDEST = 1000
 
@@ -50,3 +51,11 @@ def _markdown(sheet: Sheet) -> list[str]:
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     notes = [f"\n{note}" for note in sheet.notes]
     return [f"{sheet.title}\n", *lines, *notes]
+
+
+def text_lines(text: TextUse | None) -> tuple[str, ...]:
+    """What windows were made of, and what the user should change about that."""
+    if text is None:
+        return ()
+    said = (f"text: {line}" for line in (*text.said, *text.notes))
+    return (*said, *(f"warning: {line}" for line in text.warnings))

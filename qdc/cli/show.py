@@ -44,7 +44,7 @@ def _parsed(path: Path, registry: Registry) -> Parsed:
         return found
     if not (path / CONFIG).is_file():
         raise QdcError(f"{path} holds neither {CONFIG} nor {DUMP}", help=WHAT)
-    if "quantization_config" in read_json(path / CONFIG):
+    if read_json(path / CONFIG).get("quantization_config") is not None:
         raise InvalidArtifact(
             f"the artifact has lost its {DUMP}",
             where=[str(path)],

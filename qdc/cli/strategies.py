@@ -7,7 +7,7 @@ from qdc.cli.describe import Option, describe
 from qdc.cli.lists import print_options
 from qdc.cli.terminal import console, print_json, print_lines, print_table, table
 from qdc.pipeline.passbase import option_text
-from qdc.pipeline.registry import Registry, standard_registry
+from qdc.pipeline.registry import Registry, find_named, standard_registry
 from qdc.pipeline.strategybase import Strategy
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.strategies import SHARED, needs_verifier, shared_options
@@ -15,10 +15,11 @@ from qdc.runtime.decoding.strategies import SHARED, needs_verifier, shared_optio
 ALL_BUT_APD = "all but apd take --cache, --cfg and --forbid-eos"
 
 
-def strategies_command(plugins: Sequence[Path], as_json: bool) -> None:
-    """List strategies, where they are from, and the options that they read."""
+def strategies_command(names: Sequence[str], plugins: Sequence[Path], as_json: bool) -> None:
+    """List strategies, where they are from, and the options that they read; or just some."""
     registry = standard_registry(plugins)
-    kinds = registry.strategies.values()
+    known = registry.strategies
+    kinds = [find_named("strategy", name, known, known) for name in names] or list(known.values())
     if as_json:
         print_json({"strategies": [_as_data(kind, registry) for kind in kinds]})
         return

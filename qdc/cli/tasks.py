@@ -67,13 +67,18 @@ def tasks_command(options: EvaluationOptions, *, as_json: bool, as_markdown: boo
     if reference is not None:
         chosen.append((reference, REFERENCE))
     for path, runner in chosen:
-        opened = open_runnable(path, options.device, options.plugins, runner, verify=options.verify)
-        marks = (opened.facts, opened.encode(PROBE))
+        opened = open_runnable(
+            path, options.device, options.plugins, runner, options.document_tokens,
+            verify=options.verify,
+        )  # fmt: skip
+        marks = (opened.facts, opened.encode.document(PROBE))
         if known is not None and marks != known:
             raise QdcError(
-                "the models do not share vocabulary, mask token and tokenizer",
+                "the models do not share vocabulary, mask token and tokenizer, or the special "
+                "tokens around a text",
                 where=[str(path)],
-                help="compare an artifact with the checkpoint that it was compiled from",
+                help="compare an artifact with the checkpoint that it was compiled from; if it "
+                "was compiled with --document-tokens, give that here too",
             )
         known = marks
         runs.append(_run(opened, str(path), asked))
@@ -117,7 +122,7 @@ def _run(opened: Opened, name: str, asked: Asked) -> tuple[TaskRun, Values]:
     options = wanted.likelihoods(default_scorer(opened.facts))
     subject = Subject(
         opened, opened.module, opened.facts, opened.tokenizer, opened.decoding, opened.decode,
-        wanted.chat, opened.strategies,
+        wanted.chat, opened.strategies, opened.encode.surround,
     )  # fmt: skip
     with progress() as update:
         model = DiffusionLM(

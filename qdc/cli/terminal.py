@@ -24,6 +24,7 @@ __all__ = [
     "size",
     "table",
     "tell_left_out",
+    "tell_withheld",
 ]
 
 WIDTH = 100
@@ -73,6 +74,12 @@ def tell_left_out(name: str, left_out: str) -> None:
     """Say on stderr which part of the text of this name is not used, if any."""
     if left_out:
         print(f"{name}: {left_out} and are left out", file=sys.stderr)
+
+
+def tell_withheld(withheld: str) -> None:
+    """Say on stderr which special tokens of the tokenizer are not put around texts, if any."""
+    if withheld:
+        print(withheld, file=sys.stderr)
 
 
 def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:

@@ -2,11 +2,12 @@
 
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from qdc.compiling.instruments import Measured
 from qdc.format.codec import Lowered
@@ -61,7 +62,7 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
         )
 
 
-def size_parts(graph: LayerGraph) -> tuple[SizePart, ...]:
+def size_parts(graph: LayerGraph, extra: Mapping[str, Tensor]) -> tuple[SizePart, ...]:
     """What the artifact's tensor bytes are, computed from shapes and dtypes alone."""
     found: dict[str, int] = {}
     for rows, prefix in ((layer_reports(graph), "linears"), (outside_reports(graph), "vocabulary")):
@@ -81,6 +82,8 @@ def size_parts(graph: LayerGraph) -> tuple[SizePart, ...]:
         if name not in seen:
             found[key] = found.get(key, 0) + size
         seen.add(name)
+    if extra:
+        found["buffers, kept"] = sum(tensor.nbytes for tensor in extra.values())
     return tuple(SizePart(name=name, nbytes=size) for name, size in found.items() if size)
 
 

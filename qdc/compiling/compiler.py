@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from qdc.artifact.emission import Emission
-from qdc.artifact.partial import Partial
+from qdc.artifact.partial import Partial, repair
 from qdc.artifact.writer import ArtifactWriter
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import full_text
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
+from qdc.compiling.finished import finished_report
+from qdc.compiling.given import Given
 from qdc.compiling.instruments import GraphVerifier, Instrument, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
 from qdc.compiling.options import CompileOptions
@@ -27,23 +29,21 @@ from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
-from qdc.frontend.opening import open_model
-from qdc.frontend.select import choose
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
-from qdc.report.files import ReportWriter, discard_report
+from qdc.report.files import ReportWriter, discard_other_report, discard_report
 from qdc.report.model import CompileReport
 from qdc.runtime.device import exact_products
+from qdc.stopping import undisturbed
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
 from qdc.streaming.workspace import Workspace
-from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
 from qdc.units import StepProgress
 from qdc.version import __version__
 
@@ -52,7 +52,10 @@ Shared = dict[str, int]
 
 
 def compile_model(
-    options: CompileOptions, progress: StepProgress | None = None, command: str | None = None
+    options: CompileOptions,
+    progress: StepProgress | None = None,
+    command: str | None = None,
+    given: Given | None = None,
 ) -> CompileReport:
     """Compile as the options say: what ``qdc.compile`` and ``qdc compile`` do.
 
@@ -60,15 +63,17 @@ def compile_model(
         options: what to compile, and how.
         progress: called with what is done, how much of it, and the total.
         command: how to run this again, for whoever reads a repro; the call in Python if not given.
+        given: the module that is compiled, in the place of the options' folder.
 
     Raises:
         QdcError: the input is at fault; says what, where, and what to do.
     """
     with joined(options.device, ordered=options.deterministic_reduce) as world:
+        if world.first and options.stop_after is None and repair(options.target):
+            discard_other_report(options.target)
         registry = standard_registry(options.plugins)
-        return run_job(
-            plan_job(options, registry, device=world.device, command=command), progress, world
-        )
+        job = plan_job(options, registry, device=world.device, command=command, given=given)
+        return run_job(job, progress, world)
 
 
 def run_job(
@@ -96,10 +101,11 @@ def run_job(
             "several processes cannot go on from an interrupted compile",
             help="resume it without torchrun, or discard it with --restart",
         )
-    checkpoint, program = open_model(job.options.model_dir, job.front_end, job.registry.families)
+    checkpoint, program = job.open()
+    refuse_masks(job.plan, program.graph)
     for step in job.plan.passes():
         step.check(program.graph)
-    calibration = _calibration(job)
+    calibration = job.calibration()
     same(world, _agreed(job, checkpoint, calibration))
     digest = from_first(
         world,
@@ -112,6 +118,10 @@ def run_job(
     ticker = _Ticker(notify, job.plan, program)
     instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, GraphVerifier())
     with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
+        if partial is not None and partial.journal is None and job.options.resume:
+            complete = finished_report(job, program, checkpoint, calibration, digest)
+            if complete is not None:
+                return complete
         workspace = Workspace(
             program,
             checkpoint,
@@ -123,7 +133,8 @@ def run_job(
             tags=job.registry.annotations(),
         )
         if partial is None or job.backend is None:
-            Runner(job.plan, workspace, instruments, scratch).run(workspace.release)
+            runner = Runner(job.plan, workspace, instruments, scratch)
+            runner.run(lambda region: workspace.release(region.nodes, scratch=False))
             _verify(job, workspace)
 
             def without_artifact(shared: Shared) -> CompileReport:
@@ -132,7 +143,7 @@ def run_job(
 
             return _everywhere(world, workspace, without_artifact)
         writer = ArtifactWriter(job.out, force=job.options.force, folder=partial.artifact)
-        origin = facts(job, calibration, digest, checkpoint)
+        origin = facts(job, calibration, digest, checkpoint, causal=program.graph.model.causal)
         emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
         region_done = _emitter(job.backend, emission, workspace)
         alone = world.size == 1
@@ -154,7 +165,7 @@ def run_job(
             report = compile_report(job, workspace, meter, remarks, digest, writer)
             report = report.model_copy(update={"resumed": savepoints.resumed})
             report = _timed(report, dumper, savepoints.seconds, shared)
-            _commit(job, writer, report)
+            _commit(job, partial, writer, report)
             return report
 
         return _everywhere(world, workspace, finished)
@@ -178,10 +189,11 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
         "checkpoint": repr((checkpoint.config, sorted(checkpoint.headers.items()))),
         "calibration text": "" if calibration is None else calibration.source.digest,
         "pipeline": full_text(job.plan),
-        "front end": choose(checkpoint.config, job.front_end, job.registry.families),
+        "front end": job.frontend(checkpoint),
         "backend": str(job.backend),
         "plugins": repr(job.registry.plugins),
         "states": job.options.states,
+        "special tokens": job.options.document_tokens,
         "tokenizer": ""
         if calibration is None
         else repr(list(checkpoint.tokenizer_digests().items())),
@@ -191,7 +203,7 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
 def _emitter(backend: Backend, emission: Emission, workspace: Workspace) -> RegionDone:
     def region_done(region: Region) -> None:
         backend.emit_region(emission, region)
-        workspace.release(region)
+        workspace.release(region.nodes, scratch=False)
 
     return region_done
 
@@ -207,26 +219,18 @@ def _timed(report: CompileReport, dumper: Dumper, seconds: float, shared: Shared
     return report.model_copy(update={"dumps": dumps, "seconds": seconds, **shared})
 
 
-def _commit(job: Job, writer: ArtifactWriter, report: CompileReport) -> None:
+def _commit(job: Job, partial: Partial, writer: ArtifactWriter, report: CompileReport) -> None:
     """Make the artifact appear, and its report with it."""
-    if not job.options.write_report:
-        writer.commit()
-        discard_report(job.out)
-        return
-    pages = ReportWriter(job.out)
-    try:
+    pages = ReportWriter(job.out, partial.report) if job.options.write_report else None
+    if pages is not None:
         pages.stage(report)
+    partial.note_commit()
+    with undisturbed():
         writer.commit()
-        pages.commit()
-    finally:
-        pages.abort()
-
-
-def _calibration(job: Job) -> Calibration | None:
-    if not any(step.reads_calibration for step in job.plan.passes()):
-        return None
-    source = read_source(job.options.calibration, job.options.fields)
-    return Calibration(source, encoder(load_tokenizer(job.options.model_dir)))
+        if pages is None:
+            discard_report(job.out)
+        else:
+            pages.commit()
 
 
 def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:

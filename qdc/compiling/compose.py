@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from qdc.artifact.commit import PAGE, artifact_digest, report_folder
 from qdc.artifact.writer import ArtifactWriter
 from qdc.compiling.collect import (
     environment,
@@ -15,9 +16,9 @@ from qdc.compiling.collect import (
 from qdc.compiling.instruments import Meter, Remarks
 from qdc.compiling.job import Job
 from qdc.frontend.coverage import coverage
-from qdc.report.files import PAGE, artifact_digest, report_folder
 from qdc.report.model import CompileReport
 from qdc.streaming.workspace import Workspace
+from qdc.text.tokenizer import Encoder
 
 
 def compile_report(
@@ -40,8 +41,9 @@ def compile_report(
     """
     graph, text = workspace.program.graph, workspace.calibration
     source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
+    encode = text.encode if text is not None and isinstance(text.encode, Encoder) else None
     layers = sum(1 for _ in graph.layers())
-    parts = () if writer is None else size_parts(graph)
+    parts = () if writer is None else size_parts(graph, workspace.checkpoint.extra)
     reported = writer is not None and job.options.write_report
     return CompileReport(
         out=None if writer is None else str(job.out),
@@ -53,10 +55,14 @@ def compile_report(
         backend=str(job.backend) if job.backend is not None else "",
         device=job.device,
         environment=environment(job.device),
-        checkpoint=str(job.options.model_dir.absolute()),
+        checkpoint=job.title,
+        unused_fields=workspace.checkpoint.unused_fields,
         checkpoint_sha256=digest,
         calibration=source,
         calibration_left_out="" if text is None else text.source.left_out,
+        calibration_form="" if encode is None else encode.form,
+        special_tokens_left_out="" if encode is None else encode.withheld,
+        calibration_text=tuple(workspace.text),
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),
         plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),

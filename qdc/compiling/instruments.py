@@ -22,7 +22,7 @@ class Instrument:
     def after(self, place: int, unit: Unit) -> None:
         """A pass has run on a unit."""
 
-    def failed(self, place: int, unit: Unit, error: Exception) -> None:
+    def failed(self, place: int, unit: Unit, error: BaseException) -> None:
         """A pass raised; the error goes on afterwards."""
 
 

@@ -6,17 +6,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qdc.artifact.partial import check_interrupted
-from qdc.artifact.writer import check_target
+from qdc.artifact.writer import check_target, is_artifact
+from qdc.checkpoint.folder import Checkpoint
+from qdc.checkpoint.held import MODULE
+from qdc.compiling.given import Given
 from qdc.compiling.instruments import Instrument
 from qdc.compiling.options import CompileOptions
-from qdc.errors import QdcError
-from qdc.frontend.select import Choice, parse_choice
+from qdc.disk import refuse_special
+from qdc.errors import InvalidPipeline, QdcError
+from qdc.frontend.encoding import open_encoder
+from qdc.frontend.opening import open_model
+from qdc.frontend.select import Choice, choose, parse_choice
+from qdc.frontend.tracer import Program
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import Registry
 from qdc.planning.configure import configure
 from qdc.report.files import check_report_target
 from qdc.runtime.device import find_device
+from qdc.streaming.calibration import Calibration
+from qdc.text.records import DEFAULT_FIELD
+from qdc.text.source import read_source
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,8 @@ class Job:
     device: str
     """A device that is there."""
     dump_places: frozenset[int] = frozenset()
+    given: Given | None = None
+    """The module that is compiled, if it is no folder."""
     command: str = ""
     """How to run this again."""
     instruments: tuple[Instrument, ...] = field(default=())
@@ -41,6 +53,36 @@ class Job:
     def out(self) -> Path:
         """The folder of the artifact, absolute."""
         return self.options.target
+
+    @property
+    def title(self) -> str:
+        """What is compiled."""
+        return self.given.title if self.given else str(self.options.model_dir.absolute())
+
+    def frontend(self, checkpoint: Checkpoint) -> str:
+        """Whose model it is, as the artifact says it."""
+        if self.given is not None:
+            return MODULE
+        return choose(checkpoint.config, self.front_end, self.registry.families)
+
+    def open(self) -> tuple[Checkpoint, Program]:
+        """Trace what is compiled. Raises ``QdcError`` for what is no model, or none of qdc's."""
+        if self.given is not None:
+            return self.given.open()
+        return open_model(self.options.model_dir, self.front_end, self.registry.families)
+
+    def calibration(self) -> Calibration | None:
+        """What samples are drawn from; None if no pass does. Raises ``QdcError``."""
+        options = self.options
+        if not any(step.reads_calibration for step in self.plan.passes()):
+            return None
+        if self.given is not None:
+            return self.given.calibration(options)
+        source = read_source(options.calibration, options.fields)
+        encode = open_encoder(
+            options.model_dir, options.document_tokens, self.front_end, self.registry.families
+        )
+        return Calibration(source, encode)
 
     @property
     def dump_folder(self) -> Path:
@@ -59,6 +101,7 @@ def plan_job(
     *,
     device: str | None = None,
     command: str | None = None,
+    given: Given | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> Job:
     """Configure a compile and check all that can be checked without the model's weights.
@@ -68,6 +111,7 @@ def plan_job(
         registry: where names are looked up.
         device: that of this process, where several share the work; else that of the options.
         command: how to run this again; the call in Python if not given.
+        given: the module that is compiled, in the place of the options' folder.
         instruments: further observers of the run.
 
     Raises:
@@ -75,6 +119,14 @@ def plan_job(
             option that nothing takes.
     """
     plan, backend = configure(options, registry, options.stop_after)
+    if given is not None and given.rows is not None:
+        if options.text_field != DEFAULT_FIELD or options.chat_fields is not None:
+            raise InvalidPipeline("calibration is token ids, which have no fields")
+        if not any(step.reads_calibration for step in plan.passes()):
+            raise InvalidPipeline(
+                "no pass of the pipeline reads calibration ids, and calibration is given",
+                help=f"the pipeline is: {plan}",
+            )
     places = frozenset(_dump_places(plan, options.dumped))
     job = Job(
         options=options,
@@ -84,6 +136,7 @@ def plan_job(
         front_end=parse_choice(options.frontend),
         device=find_device(device or options.device),
         dump_places=places,
+        given=given,
         command=options.call("qdc.compile") if command is None else command,
         instruments=tuple(instruments),
     )
@@ -95,10 +148,13 @@ def _check_places(job: Job) -> None:
     """Refuse places that are taken, or cannot be written. Raises ``QdcError``."""
     asked = job.options
     if job.backend is not None:
-        if not check_interrupted(job.out, resume=asked.resume, restart=asked.restart):
+        check_interrupted(job.out, resume=asked.resume, restart=asked.restart)
+        if not (asked.resume and is_artifact(job.out)):  # which may be this one, finished
             check_target(job.out, force=asked.force)
         if asked.write_report:
             check_report_target(job.out)
+    elif not job.out.is_dir():
+        refuse_special(job.out)  # what is left of such a compile lies beside it
     if job.dump_places:
         _check_folder(job.dump_folder)
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Required, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, ClassVar, Required, Self, TypedDict
 
 from pydantic import BeforeValidator, model_validator
 
 from qdc.errors import InvalidPipeline
 from qdc.options import PathLike, as_list, option, switch
 from qdc.planning.options import PlanOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 class CompileOptions(PlanOptions):
@@ -44,8 +48,8 @@ class CompileOptions(PlanOptions):
         str,
         option(
             "NAME",
-            "fx: own families; export: transformers' classes; auto",
-            more="auto is the first of them that there is",
+            "Front end: fx | export | auto",
+            more="fx: own families; export: transformers' classes; auto: the first that there is",
             before="device",
         ),
     ] = "auto"
@@ -123,19 +127,20 @@ class CompileOptions(PlanOptions):
         return self.out.resolve() if self.out.name in ("", "..") else self.out.absolute()
 
 
-class CompileKeywords(TypedDict, total=False):
+class CommonKeywords(TypedDict, total=False):
     """What type checkers and editors know of the keywords of ``qdc.compile``."""
 
     out: Required[PathLike]
-    calibration: PathLike | None
     text_field: str
     chat_fields: str | None
+    document_tokens: str
     samples: int | None
     length: int | None
+    pack: str | None
+    isolate: bool | None
     seed: int | None
     states: str
     host_memory: str | int | None
-    frontend: str
     device: str
     deterministic_reduce: bool
     force: bool
@@ -146,3 +151,27 @@ class CompileKeywords(TypedDict, total=False):
     dump_after: str | Sequence[str]
     dump_dir: PathLike | None
     stop_after: str | None
+
+
+class CompileKeywords(CommonKeywords, total=False):
+    """The keywords for a folder."""
+
+    calibration: PathLike | None
+    frontend: str
+
+
+class ModuleKeywords(CommonKeywords, total=False):
+    """The keywords for a module."""
+
+    calibration: "Tensor | PathLike | None"
+    """Token ids ``i64[n, length]``, or a text, for which a tokenizer is needed."""
+    tokenizer: "PreTrainedTokenizerBase | PathLike | None"
+    """One of transformers, or a folder with its files; the artifact takes it along."""
+    mask_token_id: int | None
+    """The tokenizer's, if not given. Without one passes draw no masks: ``geometry=clean``."""
+    vocabulary: int | None
+    """How many token ids there are; if not given, the rows of the embedding."""
+    max_length: int | None
+    """Tokens of the longest input; if not given, what the module has positions for."""
+    logits_shift: int
+    """1 if position i of the logits predicts token i + 1; 0 if not given."""

@@ -8,27 +8,39 @@ from qdc.artifact.journal import DEFAULTS, PIPELINE
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import full_text
 from qdc.compiling.job import Job
-from qdc.frontend.select import choose
 from qdc.streaming.calibration import Calibration
 from qdc.text.records import Fields
+from qdc.text.source import TextSource
 from qdc.version import __version__
 
 
 def facts(
-    job: Job, calibration: Calibration | None, digest: str, checkpoint: Checkpoint
+    job: Job,
+    calibration: Calibration | None,
+    digest: str,
+    checkpoint: Checkpoint,
+    *,
+    causal: bool = False,
 ) -> dict[str, object]:
     """What the artifact's configuration says of its origin."""
     source = None if calibration is None else calibration.source
+    asked = job.options.document_tokens
     return {
         "qdc_version": __version__,
         "pipeline": str(job.plan),
-        "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
+        "frontend": job.frontend(checkpoint),
+        **({"causal": True} if causal else {}),
         "backend": str(job.backend),
         "checkpoint_sha256": digest,
         "states": job.options.states,
         "calibration": source
-        and {"name": source.name, "sha256": source.digest, "fields": _fields(job.options.fields)},
+        and {
+            "name": source.name,
+            "sha256": source.digest,
+            "fields": _fields(job.options.fields, source),
+        },
         "plugins": job.registry.plugins,
+        **({} if asked == "auto" else {"document_tokens": asked}),
     }
 
 
@@ -44,9 +56,10 @@ def identity(
         "torch": torch.__version__,
         PIPELINE: str(job.plan),
         DEFAULTS: full_text(job.plan),
-        "frontend": choose(checkpoint.config, job.front_end, job.registry.families),
+        "frontend": job.frontend(checkpoint),
         "backend": str(job.backend),
         "states": job.options.states,
+        "document-tokens": job.options.document_tokens,
         "device": torch.device(job.device).type,
         "threads": str(torch.get_num_threads()),
         "checkpoint": f"sha256:{digest}",
@@ -56,7 +69,7 @@ def identity(
     if calibration is not None:
         source = calibration.source
         found["calibration"] = f"{source.name} sha256:{source.digest}"
-        found["fields"] = " ".join(_fields(job.options.fields))
+        found["fields"] = " ".join(_fields(job.options.fields, source))
     for name, sha256 in checkpoint.tokenizer_digests().items():
         found[name] = f"sha256:{sha256}"
     if job.registry.plugins:
@@ -64,6 +77,6 @@ def identity(
     return found
 
 
-def _fields(fields: Fields) -> list[str]:
-    """Fields of the records that were read."""
-    return list(fields.chat or (fields.text,))
+def _fields(fields: Fields, source: TextSource) -> list[str]:
+    """Fields of the records that were read; token ids have none."""
+    return [] if source.rows is not None else list(fields.chat or (fields.text,))

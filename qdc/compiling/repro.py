@@ -27,7 +27,7 @@ class Repro(Instrument):
         """Keep the unit's annotations: a failing pass may leave them half rewritten."""
         self._before = notes_of(unit.graph, [n for stage in unit.stages for n in stage.layers])
 
-    def failed(self, place: int, unit: Unit, error: Exception) -> None:
+    def failed(self, place: int, unit: Unit, error: BaseException) -> None:
         """Write the folder and say so in a note on the error."""
         if isinstance(error, InvalidCalibration | InvalidCheckpoint):
             return

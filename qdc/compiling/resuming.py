@@ -8,6 +8,7 @@ where their own files are damaged. What was done again must have its old digest.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qdc.artifact.journal import DISCARD, Entry, Journal, StreamState
+from qdc.artifact.partial import remove
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.compiling.dumper import notes_of
 from qdc.compiling.instruments import Instrument
@@ -29,6 +31,7 @@ from qdc.ir.opaque import Opaque
 from qdc.ir.tensors import digest
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Step
+from qdc.streaming.batches import Batches
 from qdc.streaming.stream import Trail
 
 Notes = Mapping[str, Iterable[Annotation]]
@@ -61,9 +64,9 @@ class Resumption:
                 where=changed,
                 help=f"resume it with what it was begun with, or {DISCARD}",
             )
-        steps = self.runner.steps[: len(journal.entries)]
+        steps = self.runner.traversal.steps[: len(journal.entries)]
         agree = [entry.step for entry in journal.entries] == [step.name for step in steps]
-        if not agree or journal.total != len(self.runner.steps):
+        if not agree or journal.total != len(self.runner.traversal.steps):
             raise self._damaged("its steps are not those of the pipeline")
         if len(journal.passes) != len(savepoints.meter.measured):
             raise self._damaged("its passes are not those of the pipeline")
@@ -81,7 +84,7 @@ class Resumption:
         entries = self.journal.entries
         damaged = [
             step
-            for step, entry in zip(self.runner.steps, entries, strict=False)
+            for step, entry in zip(self.runner.traversal.steps, entries, strict=False)
             if not self._is_whole(entry)
         ]
         broken = {step.number for step in damaged}
@@ -115,7 +118,7 @@ class Resumption:
         )
         for file in (*entry.written, *entry.tensors):
             for folder in (self.artifact, self.kept):
-                (folder / file.name).unlink(missing_ok=True)
+                remove(folder / file.name)  # whatever has come in its place
         quiet.run_step(step, region_done)
         self.workspace.end_segment()
         self.workspace.trails.clear()
@@ -138,7 +141,7 @@ class Resumption:
 
     def _notes_of_segment(self, segment: int) -> Mapping[str, Iterable[Annotation]]:
         """What the graph carried at the end of a segment, or as far as the journal goes."""
-        inside = [step.number for step in self.runner.steps if step.segment <= segment]
+        inside = [step.number for step in self.runner.traversal.steps if step.segment <= segment]
         done = [number for number in inside if number < len(self.journal.entries)]
         return self._graph(self.journal.entries[done[-1]]) if done else self._initial
 
@@ -211,13 +214,17 @@ class Resumption:
             if not stream.batches or not all(f.is_whole(self.kept) for f in stream.batches):
                 self.workspace.trails[key] = trail
                 continue
-            batches, kept = [], []
+            batches, apart, kept = [], [], []
             for file in stream.batches:
-                tokens, values = read_batch(self.kept / file.name)
-                self._check_batch(file.name, tokens, values)
+                tokens, segments, values = read_batch(self.kept / file.name)
+                self._check_batch(file.name, tokens, segments, values)
                 batches.append(tokens)
+                apart += [] if segments is None else [segments]
                 kept.append(self.workspace.states.hold(values))
-            self.workspace.open_stream(key, batches).take_over(trail, kept)
+            if apart and len(apart) != len(batches):
+                raise self._damaged("some batches of a calibration stream have segments, some none")
+            make = partial(Batches, batches, apart or None)
+            self.workspace.stream(key, make).take_over(trail, kept)
 
     def _check_way(self, stream: StreamState) -> None:
         """A way is untrusted, too: it must stay inside the model."""
@@ -225,10 +232,14 @@ class Resumption:
         if not all(0 <= place <= len(self._initial) for place in places):
             raise self._damaged("a calibration stream has left the model")
 
-    def _check_batch(self, name: str, tokens: Tensor, values: Mapping[str, Tensor]) -> None:
+    def _check_batch(
+        self, name: str, tokens: Tensor, segments: Tensor | None, values: Mapping[str, Tensor]
+    ) -> None:
         """A batch is untrusted: what is computed with must have the shapes of the graph."""
         good = tokens.dtype == torch.int64 and tokens.ndim == 2 and bool(tokens.numel())
         good = good and int(tokens.min()) >= 0 and int(tokens.max()) < self.graph.model.vocabulary
+        if good and segments is not None:
+            good = segments.dtype == torch.int64 and segments.shape == tokens.shape
         for node, value in values.items():
             good = good and node in self.graph
             good = good and tuple(value.shape) == self._shape(node, tokens)
@@ -248,6 +259,7 @@ class Resumption:
         journal, savepoints = self.journal, self.savepoints
         self.workspace.linear_calls = journal.linear_calls
         self.workspace.samples = journal.samples
+        self.workspace.text = list(journal.text)
         savepoints.remarks.earlier = journal.remarks
         for row, cost in zip(savepoints.meter.measured, journal.passes, strict=True):
             row.seconds, row.peak_bytes, row.units = cost.seconds, cost.peak_bytes, cost.units

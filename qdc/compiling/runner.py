@@ -10,7 +10,6 @@ from qdc.ir.graph import Region
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.traversal import (
     Apply,
-    EndSegment,
     EndStep,
     Finish,
     Leave,
@@ -19,6 +18,7 @@ from qdc.pipeline.traversal import (
     Step,
     Traversal,
 )
+from qdc.stopping import check, is_stop
 from qdc.streaming.unit import Unit
 from qdc.streaming.workspace import Workspace
 
@@ -42,11 +42,6 @@ class Runner:
         """The way of the plan through the graph."""
         return Traversal(self.plan, self.workspace.program.graph)
 
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """All steps, in order."""
-        return self.traversal.steps
-
     def run(
         self,
         region_done: RegionDone,
@@ -60,7 +55,7 @@ class Runner:
             step_done: called after each step; everything that outlives it can be looked at then.
             first: number of the first step to run.
         """
-        for step in self.steps[first:]:
+        for step in self.traversal.steps[first:]:
             self.run_step(step, region_done)
             step_done(step)
 
@@ -71,14 +66,14 @@ class Runner:
                 case Apply(scope):
                     self._apply(scope)
                 case ReleaseScratch(layers):
-                    self.workspace.release_scratch(layers)
+                    self.workspace.release(layers, scratch=True)
                 case Leave(region):
                     self.workspace.leave(region)
                 case Finish(region):
                     region_done(region)
-                case EndSegment():
-                    self.workspace.end_segment()
-                case EndStep(last):
+                case EndStep(segment, last):
+                    if segment:
+                        self.workspace.end_segment()
                     if self.keep or not last:
                         self.workspace.tensors.spill(self.tensors_file(step))
 
@@ -87,6 +82,7 @@ class Runner:
         return self.scratch / f"{step.number:05d}_tensors.safetensors"
 
     def _apply(self, scope: Scope) -> None:
+        check()
         place, unit = scope.place, Unit.of(scope, self.workspace)
         for instrument in self.instruments:
             instrument.before(place, unit)
@@ -95,8 +91,8 @@ class Runner:
             unit.settle()
             for instrument in self.instruments:
                 instrument.after(place, unit)
-        except Exception as error:
-            if self.workspace.world.speaks(error):
+        except BaseException as error:  # as of a pass that calls sys.exit
+            if not is_stop(error) and self.workspace.world.speaks(error):
                 for instrument in self.instruments:
                     instrument.failed(place, unit, error)
             raise

@@ -24,7 +24,7 @@ from qdc.pipeline.traversal import Step
 from qdc.streaming.stream import Stream
 from qdc.streaming.workspace import Key, Workspace
 
-TOKENS, HELD = "tokens", "held."
+TOKENS, SEGMENTS, HELD = "tokens", "segments", "held."
 
 
 class Savepoints:
@@ -91,10 +91,11 @@ class Savepoints:
         self.partial.save(
             Journal(
                 identity=self.identity,
-                total=len(self.runner.steps),
+                total=len(self.runner.traversal.steps),
                 entries=(*self._thinned(earlier), entry),
                 linear_calls=self.workspace.linear_calls,
                 samples=self.workspace.samples,
+                text=tuple(self.workspace.text),
                 passes=tuple(
                     PassRecord(seconds=row.seconds, peak_bytes=row.peak_bytes, units=row.units)
                     for row in self.meter.measured
@@ -108,7 +109,7 @@ class Savepoints:
     def _thinned(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         """Earlier entries without what only the last needs: graphs inside a segment, values."""
         found = []
-        for entry, step in zip(entries, self.runner.steps, strict=False):
+        for entry, step in zip(entries, self.runner.traversal.steps, strict=False):
             streams = tuple(s.model_copy(update={"batches": ()}) for s in entry.streams)
             update = {"streams": streams, **({} if step.ends else {"graph": None})}
             found.append(entry.model_copy(update=update))
@@ -124,8 +125,11 @@ class Savepoints:
         name = f"{step.number:05d}_stream_{place}{'_original' if original else ''}"
         files = []
         for batch, (tokens, held) in enumerate(zip(stream.batches(), stream.kept, strict=True)):
-            path = self.partial.kept / f"{name}_{batch}.safetensors"
-            write_tensors(path, {TOKENS: tokens, **{HELD + key: held[key] for key in held}})
+            path, segments = self.partial.kept / f"{name}_{batch}.safetensors", {}
+            if (apart := stream.segments_of(batch)) is not None:
+                segments[SEGMENTS] = apart.contiguous()
+            values = {HELD + key: held[key] for key in held}
+            write_tensors(path, {TOKENS: tokens, **segments, **values})
             files.append(File.of(path))
         trail = stream.trail
         return StreamState(
@@ -139,13 +143,13 @@ class Savepoints:
         )
 
 
-def read_batch(path: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Read the tokens and the values of one batch. Raises ``InvalidJournal``."""
+def read_batch(path: Path) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """Read tokens, segments and values of one batch. Raises ``InvalidJournal``."""
     try:
         with safe_open(path, framework="pt") as file:
             # Copied out of the mapping, into memory that torch has aligned.
             found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        tokens = found.pop(TOKENS)
+        tokens, segments = found.pop(TOKENS), found.pop(SEGMENTS, None)
     except (OSError, SafetensorError, KeyError) as error:
         raise InvalidJournal("a batch of states cannot be read", where=[str(path)]) from error
-    return tokens, {name.removeprefix(HELD): value for name, value in found.items()}
+    return tokens, segments, {name.removeprefix(HELD): value for name, value in found.items()}

@@ -24,7 +24,7 @@ class LostRank(QdcError):
     code = "QDC502"
 
 
-def status_of(error: Exception) -> bytes:
+def status_of(error: BaseException) -> bytes:
     """Whether an error is a mistake in the input or a bug."""
     outside = isinstance(error, QdcError) and not isinstance(error, InvalidGraph)
     return MISTAKE if outside or isinstance(error, OSError) else BUG

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from qdc.distributed.failure import FailedElsewhere, status_of
 from qdc.distributed.world import World
 from qdc.errors import QdcError
+from qdc.stopping import is_stop
 
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for each other: longer than one layer takes to be lowered."""
@@ -51,8 +52,8 @@ def joined(device: str, *, ordered: bool = False) -> Iterator[World]:
     world = World(dist.get_rank(), size, own, ordered=ordered)
     try:
         yield world
-    except Exception as error:
-        if world.speaks(error) or isinstance(error, FailedElsewhere):
+    except BaseException as error:  # as of a plugin that calls sys.exit
+        if is_stop(error) or world.speaks(error) or isinstance(error, FailedElsewhere):
             raise
         raise FailedElsewhere(world.speaker, status_of(error)) from error
 

@@ -70,7 +70,7 @@ class World:
                 raise FailedElsewhere(rank, answer[:1])
         return [answer[1:] for answer in found]
 
-    def speaks(self, error: Exception) -> bool:
+    def speaks(self, error: BaseException) -> bool:
         """Tell all ranks of a failure here. Returns whether this rank is the one to show it.
 
         It is the first of those that have failed. Asked again, it does not tell again.
@@ -80,12 +80,13 @@ class World:
             if isinstance(error, FailedElsewhere):
                 self.speaker = error.rank
             elif isinstance(error, LostRank):
-                self.speaker = 0
+                # Everybody notices. The first says so, and the second, as the first may be lost.
+                self.speaker = min(self.rank, 1)
             else:
                 self.speaker = self._first_failure(error)
         return self.speaker == self.rank
 
-    def _first_failure(self, error: Exception) -> int:
+    def _first_failure(self, error: BaseException) -> int:
         try:
             found = self.gather(status_of(error))
         except LostRank:

@@ -25,6 +25,7 @@ from qdc.evaluation.results import (
     Evaluation,
     RatioResult,
 )
+from qdc.ir.text_use import TextUse
 from qdc.units import Progress
 
 __all__ = [
@@ -58,16 +59,17 @@ def evaluate(
     progress: Progress | None = None,
     documents: int | None = None,
     owners: Tensor | None = None,
+    text: TextUse | None = None,
 ) -> Evaluation:
     """Measure one model on clean windows ``i64[w, length]``.
 
     Each ratio is measured once a seed, the bound with ``bound_samples`` masks a window from the
-    first seed; ``progress`` counts forwards. ``documents`` is only noted in the result; ``owners``,
-    ``i64[w]``, are the documents of the windows, which intervals resample.
+    first seed; ``progress`` counts forwards. ``documents`` and ``text`` are only noted in the
+    result; ``owners``, ``i64[w]``, are the documents of the windows, which intervals resample.
     """
     _check(windows, ratios, seeds, batch, bound_samples, owners)
     measured = _measure((logits,), windows, mask_id, ratios, seeds, batch, bound_samples, progress)
-    return _evaluation(0, windows, ratios, measured, documents, _groups(owners))
+    return _evaluation(0, windows, ratios, measured, documents, text, groups_of(owners))
 
 
 def compare(
@@ -82,6 +84,7 @@ def compare(
     progress: Progress | None = None,
     documents: int | None = None,
     owners: Tensor | None = None,
+    text: TextUse | None = None,
     infills: int = 0,
     block: int | None = None,
     decoded: Progress | None = None,
@@ -100,7 +103,7 @@ def compare(
         )
     models = (candidate_logits, original_logits)
     measured = _measure(models, windows, mask_id, ratios, seeds, batch, bound_samples, progress)
-    groups = _groups(owners)
+    groups = groups_of(owners)
     differences = [_rise(sums, groups) for sums in measured]
     decoding = None
     if infills:
@@ -108,8 +111,8 @@ def compare(
             *models, windows, mask_id, infills, groups, block, progress=decoded
         )
     return Comparison(
-        candidate=_evaluation(0, windows, ratios, measured, documents, groups),
-        original=_evaluation(1, windows, ratios, measured, documents, groups),
+        candidate=_evaluation(0, windows, ratios, measured, documents, text, groups),
+        original=_evaluation(1, windows, ratios, measured, documents, text, groups),
         differences=tuple(
             Difference(ratio=ratio, rise=rise, standard_error=error, interval=ends)
             for ratio, (rise, error, ends) in zip(ratios, differences[:-1], strict=True)
@@ -125,7 +128,7 @@ def compare(
     )
 
 
-def _groups(owners: Tensor | None) -> Tensor | None:
+def groups_of(owners: Tensor | None) -> Tensor | None:
     """The documents, unless there is just one: then windows are all that can be resampled."""
     return None if owners is None or len(torch.unique(owners)) < 2 else owners
 
@@ -138,16 +141,7 @@ def _check(
     bound_samples: int,
     owners: Tensor | None,
 ) -> None:
-    if windows.ndim != 2 or not windows.numel():
-        raise QdcError(
-            f"found windows of shape {list(windows.shape)}, need [windows, length]",
-            help="give at least one window of at least one token",
-        )
-    if owners is not None and owners.shape != windows.shape[:1]:
-        raise QdcError(
-            f"found the documents of {list(owners.shape)} windows, need those of {len(windows)}",
-            help="give the number of a document for each window",
-        )
+    check_windows(windows, owners)
     outside = [f"{ratio:g}" for ratio in ratios if not 0 < ratio <= 1]
     if outside:
         raise QdcError(
@@ -159,6 +153,20 @@ def _check(
             f"found {len(seeds)} seeds, batch {batch} and {bound_samples} bound samples, "
             "need at least 1 of each",
             help=f"the defaults are {len(SEEDS)} seeds, {BATCH} and {BOUND_SAMPLES}",
+        )
+
+
+def check_windows(windows: Tensor, owners: Tensor | None) -> None:
+    """Raise ``QdcError`` unless there are windows ``i64[w, length]``, with the document of each."""
+    if windows.ndim != 2 or not windows.numel():
+        raise QdcError(
+            f"found windows of shape {list(windows.shape)}, need [windows, length]",
+            help="give at least one window of at least one token",
+        )
+    if owners is not None and owners.shape != windows.shape[:1]:
+        raise QdcError(
+            f"found the documents of {list(owners.shape)} windows, need those of {len(windows)}",
+            help="give the number of a document for each window",
         )
 
 
@@ -221,6 +229,7 @@ def _evaluation(
     ratios: Sequence[float],
     measured: Sequence[Sums],
     documents: int | None,
+    text: TextUse | None,
     groups: Tensor | None,
 ) -> Evaluation:
     losses = [float(sums.losses[model].sum() / sums.tokens.sum()) for sums in measured]
@@ -228,6 +237,7 @@ def _evaluation(
     frequency = windows.flatten().bincount().double() / windows.numel()
     return Evaluation(
         documents=documents,
+        text=text,
         windows=len(windows),
         length=windows.shape[1],
         unigram=float(torch.special.entr(frequency).sum()),

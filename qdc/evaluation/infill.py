@@ -14,6 +14,7 @@ from qdc.runtime.decoding.loop import Loop
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.reader import Reader
 from qdc.runtime.decoding.results import Snapshot, Watch
+from qdc.text.surround import Surround
 from qdc.units import Progress
 
 GAP = "<mask>"
@@ -25,23 +26,30 @@ def parse_gaps(
     """Tokenise text in which ``<mask>`` stands for ``per_gap`` tokens to fill.
 
     Returns tokens ``i64[1, T]``, ``mask_id`` in the gaps, and the gaps ``bool[1, T]``. The pieces
-    between gaps are tokenised one by one, as they stand.
+    between gaps are tokenised one by one, as they stand; a mask token that is read in one, where
+    special tokens are meant, is a gap of one token too.
     """
     if per_gap < 1:
         raise QdcError(f"found {per_gap} tokens per gap, need at least 1", help="1 is the default")
     first, *rest = text.split(GAP)
-    if not rest:
+    tokens = list(encode(first))
+    for piece in rest:
+        tokens += [mask_id] * per_gap + (encode(piece) if piece else [])
+    found = torch.tensor([tokens], dtype=torch.int64)
+    masked = found == mask_id
+    if not bool(masked.any()):
         raise QdcError(
             "found no gap to fill",
             help=f"write {GAP} where text is missing: for i {GAP} range(10):",
         )
-    tokens = list(encode(first))
-    masked = [False] * len(tokens)
-    for piece in rest:
-        following = encode(piece) if piece else []
-        tokens += [mask_id] * per_gap + following
-        masked += [True] * per_gap + [False] * len(following)
-    return torch.tensor([tokens], dtype=torch.int64), torch.tensor([masked])
+    return found, masked
+
+
+def enclose(tokens: Tensor, masked: Tensor, around: Surround) -> tuple[Tensor, Tensor]:
+    """Put tokens around those of a text, ``i64[1, T]``, and none of them into a gap."""
+    before, after = (torch.tensor([part], dtype=torch.int64) for part in around)
+    none, never = (torch.zeros_like(part, dtype=torch.bool) for part in (before, after))
+    return torch.cat([before, tokens, after], 1), torch.cat([none, masked, never], 1)
 
 
 @torch.no_grad()

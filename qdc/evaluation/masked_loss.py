@@ -71,29 +71,32 @@ def masked_sums(
     models: Sequence[Logits],
     windows: Tensor,
     masked: Tensor,
-    mask_id: int,
+    mask_id: int | None,
     batch: int,
     done: Callable[[], None],
     *,
     compared: bool = False,
+    shift: int | None = None,
 ) -> Sums:
     """Run every model on clean windows ``i64[w, length]`` with the places of ``masked`` hidden.
 
     Cross-entropy in nats, computed in float32 and summed in float64; with ``compared`` every model
-    is also held against the last one. ``done`` is called after each forward. Raises QdcError for
-    logits that are not finite or that do not cover the tokens.
+    is also held against the last one. ``done`` is called after each forward. Without a mask token
+    the models see the clean windows; ``shift`` stands in for that of the models. Raises QdcError
+    for logits that are not finite or that do not cover the tokens.
     """
     losses, agreed, divergences = (
         [torch.zeros(len(windows), dtype=torch.float64) for _ in models] for _ in range(3)
     )
     for start in range(0, len(windows), batch):
         clean, hidden = windows[start : start + batch], masked[start : start + batch]
-        noisy = clean.masked_fill(hidden, mask_id)
+        noisy = clean if mask_id is None else clean.masked_fill(hidden, mask_id)
         row = hidden.nonzero()[:, 0] + start
         expected: Tensor | None = None
         for place, model in reversed(list(enumerate(models))):
             logits = model(noisy.clone())
-            found = _checked(logits, clean, hidden, logits_shift(model))
+            moved = logits_shift(model) if shift is None else shift
+            found = _checked(logits, clean, hidden, moved)
             losses[place].index_add_(
                 0, row, functional.cross_entropy(found, clean[hidden], reduction="none").double()
             )

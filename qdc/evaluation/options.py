@@ -15,13 +15,14 @@ from qdc.evaluation.harness.options import (
     Scorer,
     Seed,
 )
+from qdc.ir.text_use import HeldOutPack
 from qdc.options import Options, as_list, option, switch
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.options import Device, Plugins, RunBackend, Verify
-from qdc.text.options import TextField
+from qdc.text.options import AroundTexts, TextField
 from qdc.text.records import DEFAULT_FIELD
 
-OF_TEXT = ("ratios", "length", "windows", "seeds", "infills", "text_field", "report")
+OF_TEXT = ("ratios", "length", "windows", "seeds", "infills", "text_field", "pack", "report")
 OF_LIKELIHOODS = ("scorer", "mc_num", "cfg", "seed")
 OF_TASKS = ("include", "limit", "shots", *OF_LIKELIHOODS, "generate", "chat")
 
@@ -77,10 +78,18 @@ class EvaluationOptions(Options):
         tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")
     ] = (0.15, 0.5, 0.85)
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
-    windows: Annotated[int, option("N", "Most windows to use")] = 128
-    seeds: Annotated[int, option("N", "Mask drawings of each window and ratio")] = 3
+    windows: Annotated[int, option("N", "Most windows to use")] = 48
+    seeds: Annotated[int, option("N", "Mask drawings of each window and ratio")] = 2
     infills: Annotated[int, option("N", "Gaps that both models fill greedily")] = 16
     text_field: TextField = DEFAULT_FIELD
+    pack: Annotated[
+        HeldOutPack,
+        option(
+            "NAME",
+            "How documents fill a window: documents, within",
+            more="documents: joined, cut at its end; within: each by itself, what is left dropped",
+        ),
+    ] = "documents"
     tasks: Annotated[
         tuple[str, ...],
         BeforeValidator(as_list),
@@ -110,6 +119,7 @@ class EvaluationOptions(Options):
         ),
     ] = None
     chat: Annotated[bool, switch("Prompts in the chat template")] = False
+    document_tokens: AroundTexts = "auto"
     seed: Seed = 1234
     batch: Batch = 16
     device: Device = "cpu"
@@ -140,6 +150,8 @@ class EvaluationOptions(Options):
             )
         mine, other = ("--text", OF_TASKS) if text else ("--tasks", OF_TEXT)
         wrong = [f"--{name.replace('_', '-')}" for name in other if name in given]
+        if self.chat and "document_tokens" in given:
+            wrong, mine = [*wrong, "--document-tokens"], "--chat: the template writes its own"
         if "infills" in given and not self.compared:
             wrong, mine = ["--infills"], "one model"
         if wrong:

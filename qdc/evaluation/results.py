@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from qdc.evaluation.bootstrap import Interval
+from qdc.ir.text_use import TextUse
 
 
 class _Result(BaseModel):
@@ -29,6 +30,8 @@ class Evaluation(_Result):
     """
 
     documents: int | None
+    text: TextUse | None = None
+    """What the windows were made of."""
     windows: int
     length: int
     unigram: float
@@ -91,3 +94,38 @@ class Comparison(_Result):
     bound_interval: Interval | None = None
     agreements: tuple[Agreement, ...] = ()
     decoding: DecodeAgreement | None = None
+
+
+class NextToken(_Result):
+    """How well one causal model predicts the next token; nats per token.
+
+    ``unigram`` is as in ``Evaluation``; ``tokens`` are those that are predicted: all of a window
+    but its first.
+    """
+
+    documents: int | None
+    text: TextUse | None = None
+    windows: int
+    length: int
+    unigram: float
+    tokens: int
+    next_token_loss: float
+    interval: Interval | None = None
+    """Of the loss, 95%."""
+    resampled: Literal["documents", "windows"] = "windows"
+
+
+class NextTokenComparison(_Result):
+    """Two causal models on the same windows, as ``Comparison`` and ``Agreement``."""
+
+    candidate: NextToken
+    original: NextToken
+    rise: float
+    standard_error: float
+    interval: Interval | None
+    top1: float
+    """Share of tokens for which both have the same most probable next one."""
+    top1_interval: Interval | None
+    divergence: float
+    """Mean of KL(original || candidate) over the predicted tokens, nats."""
+    divergence_interval: Interval | None

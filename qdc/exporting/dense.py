@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qdc.artifact.config import QUANTIZATION, plain_config
-from qdc.artifact.partial import Partial
+from qdc.artifact.partial import Partial, repair
 from qdc.artifact.writer import CONFIG, EXPORT, ArtifactWriter, check_target
 from qdc.errors import InvalidArtifact, OutputExists, QdcError
 from qdc.exporting.options import ExportOptions
@@ -24,6 +24,7 @@ from qdc.numerics.finite import is_finite
 from qdc.pipeline.registry import Registry
 from qdc.runtime.integrity import examine, refuse_damaged
 from qdc.runtime.load import OpenedArtifact, open_artifact
+from qdc.stopping import check
 from qdc.units import StepProgress
 from qdc.version import __version__
 
@@ -53,6 +54,7 @@ def export_artifact(
     artifact, out, dtype = options.artifact, options.out, options.dtype
     notify = progress or (lambda what, done, total: None)
     _refuse_inside(artifact, out)
+    repair(out)
     check_target(out, force=options.force)
     if options.verify:
         refuse_damaged(examine(artifact, registry, notify))
@@ -94,6 +96,7 @@ def _write_shards(
     for number, names in enumerate(parts):
         tensors = {}
         for name in names:
+            check()
             tensors[name] = _rounded(name, opened.tensor(name), dtype)
             done += 1
             notify("decode and write", done, total)

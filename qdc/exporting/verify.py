@@ -20,7 +20,7 @@ from qdc.ir.tensors import torch_dtype
 from qdc.models.families import Families
 from qdc.numerics.random_numbers import uniforms
 from qdc.pipeline.registry import Registry
-from qdc.runtime.load import OpenedArtifact, load_artifact, load_checkpoint
+from qdc.runtime.load import OpenedArtifact, front_end_of, load_artifact, load_checkpoint
 from qdc.text.source import read_text
 from qdc.text.tokenizer import TOKENIZER, encoder, load_tokenizer
 from qdc.units import StepProgress
@@ -63,7 +63,7 @@ def verify(
     notify("compare logits", 2, PASSES)
     del module
     exported = load_checkpoint(
-        folder, "cpu", torch.float32, opened.quantization.frontend, registry.families
+        folder, "cpu", torch.float32, front_end_of(opened.quantization), registry.families
     )
     found = _logits(exported, batches)
     notify("compare logits", 3, PASSES)
@@ -100,14 +100,14 @@ def _batches(opened: OpenedArtifact, families: Families) -> dict[str, Batch]:
     """Random tokens, the last row padded, and text, if there is a tokenizer to read it with."""
     folder = opened.source.folder
     config = plain_config(opened.source.config)
-    facts = read_facts(config, folder, opened.quantization.frontend, families)
+    facts = read_facts(config, folder, front_end_of(opened.quantization), families)
     length = min(LENGTH, facts.max_length)
     drawn = uniforms(BATCH * length, "verify an export") * facts.vocabulary
     mask = torch.ones(BATCH, length, dtype=torch.int64)
     mask[-1, length - length // HIDDEN :] = 0
     found = {"random tokens": (drawn.long().reshape(BATCH, length), mask)}
     if any((folder / name).is_file() for name in (TOKENIZER, BYTE_PAIR_FILES[0])):
-        ids = encoder(load_tokenizer(folder))(read_text(None).documents[0])[:length]
+        ids = encoder(load_tokenizer(folder), "none")(read_text(None).documents[0])[:length]
         text = torch.tensor([ids])
         found["text"] = (text, torch.ones_like(text))
     return found

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from qdc.errors import UnsupportedModel
+
 Sizes = tuple[int, int]
 """Batch and length of the input."""
 LINEAR_CALL = torch.ops.aten.linear.default
@@ -37,6 +39,11 @@ class NodeCalls:
     _moved: dict[tuple[fx.Node, torch.device], Tensor] = field(default_factory=dict)
 
     @property
+    def attends(self) -> bool:
+        """Whether attention is among the calls."""
+        return any(call.target is ATTENTION_CALL for call in self.calls)
+
+    @property
     def is_linear(self) -> bool:
         """Whether it is one linear with a weight of its own."""
         return len(self.calls) == 1 and self.calls[0].target is LINEAR_CALL
@@ -47,6 +54,7 @@ class NodeCalls:
         parameters: Mapping[str, Tensor],
         sizes: Sizes,
         device: torch.device,
+        same: Tensor | None = None,
     ) -> Tensor:
         """Compute the value.
 
@@ -55,6 +63,11 @@ class NodeCalls:
             parameters: of this node, by role; a linear may have been given a bias.
             sizes: of the input.
             device: where the graph's own tensors (positions, masks) are made.
+            same: ``bool[batch, 1, length, length]``: the only pairs of positions that attention may
+                join, of those that the model's own mask joins; None if that alone decides.
+
+        Raises:
+            UnsupportedModel: attention is over something else than the positions of the input.
         """
         if self.is_linear:
             (read,) = self.inputs.values()
@@ -78,6 +91,8 @@ class NodeCalls:
             arguments, keywords = _on(device, fx.map_arg((call.args, call.kwargs), value))
             if call.target is ATTENTION_CALL:
                 arguments, keywords = _without_idle_mask(arguments, keywords)
+                if same is not None:
+                    arguments, keywords = _narrowed(arguments, keywords, same)
             found[call] = call.target(*arguments, **keywords)  # type: ignore[operator]
         result: Tensor = found[self.calls[-1]]
         return result
@@ -115,3 +130,26 @@ def _without_idle_mask(
     if len(arguments) > 3:
         return (*arguments[:3], None, *arguments[4:]), keywords
     return arguments, {**keywords, "attn_mask": None}
+
+
+def _narrowed(
+    arguments: tuple[Any, ...], keywords: dict[str, Any], same: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let attention join only pairs that ``same`` joins, and that its own mask joins."""
+    query, key = (arguments[place] for place in (0, 1))
+    batch, length = same.shape[0], same.shape[-1]
+    if any(part.dim() != 4 or part.shape[::2] != (batch, length) for part in (query, key)):
+        raise UnsupportedModel(
+            "an attention of the model is not over the positions of the input: its queries are "
+            f"{list(query.shape)}, its keys {list(key.shape)}"
+        )
+    mask = arguments[3] if len(arguments) > 3 else keywords.get("attn_mask")
+    if mask is None:
+        mask = same
+    elif mask.dtype == torch.bool:
+        mask = mask & same
+    else:
+        mask = torch.where(same, mask, -torch.inf)
+    if len(arguments) > 3:
+        return (*arguments[:3], mask, *arguments[4:]), keywords
+    return arguments, {**keywords, "attn_mask": mask}

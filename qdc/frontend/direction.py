@@ -1,7 +1,8 @@
-"""Whether every attention of an exported graph sees to both sides.
+"""Whether every attention of an exported graph sees to the sides that its model is said to see.
 
 A masked-denoising model fills a gap from what stands before and behind it. A decoder class that
-ignores ``is_causal = False`` would compile to something else without a word.
+ignores ``is_causal = False`` would compile to something else without a word, and so would a model
+that is judged by its next token and sees it.
 """
 
 from collections.abc import Mapping
@@ -19,25 +20,49 @@ MASK, CAUSAL = 3, 5
 """Places of the arguments of attention."""
 
 
-def check_bidirectional(graph: LayerGraph, calls: Mapping[str, NodeCalls]) -> None:
-    """Refuse causal attention.
+def check_direction(graph: LayerGraph, nodes: Mapping[str, fx.Node | NodeCalls]) -> None:
+    """Refuse attention to one side, or, in a causal model, to both.
 
     Masks are computed for one short input, unless they depend on parameters.
 
     Raises:
-        UnsupportedModel: an attention sees to one side, or the model has none that is known.
+        UnsupportedModel: an attention sees to other sides, or the model has none that is known.
     """
+    attentions, causal = find_attentions(graph, nodes)
+    if not attentions:
+        raise UnsupportedModel(
+            "the model calls no scaled_dot_product_attention: qdc cannot tell in which direction "
+            "it reads"
+        )
+    if graph.model.causal:
+        both = [name for name in attentions if name not in causal]
+        if both:
+            raise UnsupportedModel(
+                "the model has no mask token, and its attention reads to both sides: it predicts "
+                "neither masked tokens nor the next one",
+                where=[f"%{name}" for name in both],
+                help="if it fills masked places, write the id of its mask token to config.json as "
+                "mask_token_id",
+            )
+    elif causal:
+        raise UnsupportedModel(
+            "attention reads to one side only",
+            where=[f"%{name}" for name in causal],
+            help="the model's class does not follow is_causal = false",
+        )
+
+
+def find_attentions(
+    graph: LayerGraph, nodes: Mapping[str, fx.Node | NodeCalls]
+) -> tuple[list[str], list[str]]:
+    """Names of the nodes that hold an attention, and of those that look to one side only."""
+    calls = {name: node for name, node in nodes.items() if isinstance(node, NodeCalls)}
     attentions = [
         (name, call)
         for name, found in calls.items()
         for call in found.calls
         if call.target is ATTENTION_CALL
     ]
-    if not attentions:
-        raise UnsupportedModel(
-            "the model calls no scaled_dot_product_attention: qdc cannot tell in which direction "
-            "it reads"
-        )
     causal = [name for name, call in attentions if _argument(call, CAUSAL, "is_causal")]
     masks: dict[str, bool] = {}
     for name, call in attentions:
@@ -47,12 +72,7 @@ def check_bidirectional(graph: LayerGraph, calls: Mapping[str, NodeCalls]) -> No
             masks[value] = _hides_one_side(graph, calls, value)
         if value is not None and masks[value]:
             causal.append(name)
-    if causal:
-        raise UnsupportedModel(
-            "attention reads to one side only",
-            where=[f"%{name}" for name in causal],
-            help="the model's class does not follow is_causal = false",
-        )
+    return [name for name, _ in attentions], list(dict.fromkeys(causal))
 
 
 def _argument(call: fx.Node, place: int, name: str) -> object:

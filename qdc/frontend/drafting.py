@@ -17,9 +17,9 @@ from torch.export.graph_signature import InputKind
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
+from qdc.frontend.body import PREFIX, BodyModel
 from qdc.frontend.calls import ATTENTION_CALL, LINEAR_CALL, NodeCalls, Sizes
 from qdc.frontend.grouping import CallGroup, Calls, aten, stack, takes_apart
-from qdc.frontend.native import PREFIX, NativeModel
 from qdc.frontend.tracer import unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, Node
 from qdc.ir.keys import file_key
@@ -57,10 +57,10 @@ class Drafting:
     """Turns groups of calls into nodes."""
 
     def __init__(
-        self, native: NativeModel, exported: ExportedProgram, checkpoint: Checkpoint | None
+        self, native: BodyModel, exported: ExportedProgram, checkpoint: Checkpoint | None
     ) -> None:
         self.native, self.checkpoint = native, checkpoint
-        self.owned, self.tied = native.body.state_dict(), native.tied
+        self.owned, self.tied = native.owned, native.tied
         placeholders = {n.name: n for n in exported.graph.nodes if n.op == "placeholder"}
         self.parameters: dict[fx.Node, str] = {}
         """Placeholders of what a checkpoint holds, and the module's own name of it."""

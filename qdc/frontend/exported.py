@@ -17,11 +17,12 @@ from torch.export import Dim, ExportedProgram, export
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
-from qdc.frontend.direction import check_bidirectional
+from qdc.frontend.body import PREFIX, BodyModel
+from qdc.frontend.direction import check_direction
 from qdc.frontend.drafting import ROUTER, Drafting
 from qdc.frontend.functional import without_mutation
 from qdc.frontend.grouping import group_calls
-from qdc.frontend.native import PREFIX, NativeModel, first_line
+from qdc.frontend.native_config import first_line
 from qdc.frontend.structure import find_regions
 from qdc.frontend.tracer import Program, common_prefix, unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, ModelFacts, Node, Structure
@@ -31,19 +32,35 @@ BATCH, LENGTH = 3, 24
 
 
 def trace_native(
-    native: NativeModel, facts: ModelFacts, checkpoint: Checkpoint | None = None
+    native: BodyModel, facts: ModelFacts, checkpoint: Checkpoint | None = None
 ) -> Program:
-    """Export a native model and build its layer graph.
+    """Export a native model, build its layer graph, and see that it reads to the sides it should.
+
+    Arguments and errors are those of ``export_graph``.
+    """
+    program = export_graph(native, facts, checkpoint)
+    check_direction(program.graph, program.nodes)
+    return program
+
+
+def export_graph(
+    native: BodyModel,
+    facts: ModelFacts,
+    checkpoint: Checkpoint | None = None,
+    length: int = LENGTH,
+) -> Program:
+    """Export a model and build its layer graph.
 
     Args:
-        native: parameters on meta, buffers with their values.
+        native: parameters without values, buffers with theirs.
         facts: what the graph says about the model.
         checkpoint: gives the dtypes of the weights; the module's own without one.
+        length: tokens of the example that is exported, unless the model takes fewer.
 
     Raises:
         UnsupportedModel: the export fails, or finds something that qdc does not compile.
     """
-    exported = _export(native, min(LENGTH, facts.max_length))
+    exported = _export(native, min(length, facts.max_length))
     facts = facts.model_copy(update={"max_length": _longest(exported, facts.max_length)})
     builder = Drafting(native, exported, checkpoint)
     groups = group_calls(builder.calls, native.body, PREFIX)
@@ -69,22 +86,22 @@ def trace_native(
     graph = LayerGraph(
         Structure(name=facts.family, prefix=prefix, model=facts, nodes=nodes, regions=regions)
     )
-    check_bidirectional(graph, calls)
     return Program(graph, native.body, calls)
 
 
-def _export(native: NativeModel, length: int) -> ExportedProgram:
+def _export(native: BodyModel, length: int) -> ExportedProgram:
     """Export with batch and length open. Raises ``UnsupportedModel`` with torch's reason."""
-    ids = torch.zeros(BATCH, length, dtype=torch.int64, device="meta")
+    example = native.example()
+    device = next((parameter.device for parameter in example.parameters()), None)
+    ids = torch.zeros(BATCH, length, dtype=torch.int64, device=device)
     shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
     try:
         with torch.no_grad(), _quiet():
-            exported = export(native.on_meta(), (ids,), dynamic_shapes=shapes, strict=False)
+            exported = export(example, (ids,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever the model's code raises on tensors without values
         raise UnsupportedModel(
             f"torch.export cannot trace {native.kind}: {first_line(error)}",
-            help="a model whose forward branches on the values of tensors needs an implementation "
-            "of our own; qdc families lists those",
+            help=native.untraceable,
         ) from error
     without_mutation(exported.graph)
     signature = exported.graph_signature

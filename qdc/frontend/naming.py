@@ -14,7 +14,8 @@ import torch
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint, UnsupportedModel
-from qdc.frontend.native import NativeModel, quiet
+from qdc.frontend.native import NativeModel
+from qdc.frontend.native_config import quiet
 from qdc.frontend.own_names import BUFFERS, COMPUTED, unwrapped
 
 IGNORED = "transformers does not read it"

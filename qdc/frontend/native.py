@@ -1,24 +1,24 @@
 """Build the class that transformers has for a checkpoint, without weights and without its code.
 
 The class follows from ``model_type`` and ``architectures`` alone. Code beside a checkpoint is never
-run: a model that needs it is refused. Decoders are built with ``is_causal = False``: what qdc
-compiles fills gaps from both sides.
+run: a model that needs it is refused. Decoders with a mask token are built with
+``is_causal = False``: they fill gaps from both sides. Those without stay as they are.
 """
 
 import inspect
-import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qdc.errors import UnsupportedModel
+from qdc.frontend.body import BodyModel
+from qdc.frontend.native_config import NOT_PARSED, first_line, parse_native, quiet
 from qdc.frontend.unrolled import unroll_experts
 from qdc.ir.graph import ModelFacts
 from qdc.models.configuration import DEEPEST, MOST_EXPERTS
@@ -28,10 +28,7 @@ from qdc.text.tokenizer import TOKENIZER, load_tokenizer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-PREFIX = "body."
-"""Where the transformers module sits in a ``NativeModel``."""
 POOLING = "add_pooling_layer"
-LONGEST_REASON = 300
 WIDEST = 1 << 24
 MOST_LABELS = 1 << 16
 """transformers makes a name for each, whether or not the model has a classifier."""
@@ -43,12 +40,18 @@ SIZES = (
 """How the names of fields end that decide what is allocated."""
 
 
-class NativeModel(nn.Module):
+class NativeModel(BodyModel):
     """A transformers module, called as every model here is."""
 
-    def __init__(self, body: "PreTrainedModel") -> None:
+    untraceable: ClassVar[str] = (
+        "a model whose forward branches on the values of tensors needs an implementation of our "
+        "own; qdc families lists those"
+    )
+    body: "PreTrainedModel"
+
+    def __init__(self, body: "PreTrainedModel", *, causal: bool = False) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.causal = body, causal
         accepted = inspect.signature(body.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
 
@@ -62,24 +65,12 @@ class NativeModel(nn.Module):
         return result
 
     @property
-    def kind(self) -> str:
-        """Name of the transformers class."""
-        return type(self.body).__name__
-
-    @property
     def has_head(self) -> bool:
         """Whether it gives logits."""
         found: nn.Module | None = self.body.get_output_embeddings()  # type: ignore[no-untyped-call]
         return found is not None
 
-    @property
-    def tied(self) -> dict[str, str]:
-        """Further names of parameters that have two, each with the first name."""
-        first = {parameter: name for name, parameter in self.body.named_parameters()}
-        every = self.body.named_parameters(remove_duplicate=False)
-        return {name: first[parameter] for name, parameter in every if first[parameter] != name}
-
-    def on_meta(self) -> "NativeModel":
+    def example(self) -> "NativeModel":
         """A copy without values, buffers included."""
         return deepcopy(self).to("meta")
 
@@ -99,13 +90,17 @@ class _ParametersOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build_native(config: Mapping[str, Any]) -> NativeModel:
+def build_native(config: Mapping[str, Any], *, causal: bool = False) -> NativeModel:
     """Build the module of a configuration: parameters on meta, buffers with their values.
+
+    Args:
+        config: of the model.
+        causal: whether a decoder looks back only, as it was trained; see ``looks_back``.
 
     Raises:
         UnsupportedModel: transformers has no class for it, or one that qdc does not compile.
     """
-    auto, parsed = find_class(config)
+    auto, parsed = find_class(config, causal=causal)
     body = _build(auto, parsed)
     for name, parameter in list(body.named_parameters(remove_duplicate=False)):
         if parameter.device.type != "meta":
@@ -116,14 +111,15 @@ def build_native(config: Mapping[str, Any]) -> NativeModel:
     hollow = [name for name, buffer in body.named_buffers() if buffer.device.type == "meta"]
     if hollow:
         raise UnsupportedModel("buffers of the model have no values of their own", where=hollow)
-    return NativeModel(body).eval().requires_grad_(False)
+    causal = causal and _is_decoder(auto, parsed)
+    return NativeModel(body, causal=causal).eval().requires_grad_(False)
 
 
 def native_facts(native: NativeModel, folder: Path) -> ModelFacts:
     """What the configuration and the tokenizer say of a model.
 
     Raises:
-        UnsupportedModel: no mask token, or no length.
+        UnsupportedModel: the mask token is none of the model's, or there is no length.
     """
     config = native.body.config
     tokenizer = load_tokenizer(folder) if (folder / TOKENIZER).is_file() else None
@@ -131,14 +127,11 @@ def native_facts(native: NativeModel, folder: Path) -> ModelFacts:
     mask = getattr(config, "mask_token_id", None)
     if mask is None and tokenizer is not None:
         mask = tokenizer.mask_token_id
-    if not isinstance(mask, int) or not 0 <= mask < vocabulary:
+    if mask is not None and not (isinstance(mask, int) and 0 <= mask < vocabulary):
         raise UnsupportedModel(
-            "the model has no mask token"
-            if mask is None
-            else f"the mask token {mask} is outside the {vocabulary} embeddings",
+            f"the mask token {mask} is outside the {vocabulary} embeddings",
             where=["config.json: mask_token_id", "tokenizer_config.json: mask_token"],
-            help="qdc compiles models that fill masked places; if this one does, write the id of "
-            "its mask token to config.json as mask_token_id",
+            help="write the id of the model's mask token to config.json as mask_token_id",
         )
     lengths = [
         length
@@ -158,11 +151,30 @@ def native_facts(native: NativeModel, folder: Path) -> ModelFacts:
         mask_token_id=mask,
         vocabulary=vocabulary,
         max_length=min(lengths),
+        logits_shift=int(native.causal),
+        attention_block=1 if native.causal else None,
     )
 
 
-def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
+def looks_back(config: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a decoder stays causal: neither its configuration nor its tokenizer has a mask token.
+
+    One that has a mask token was trained to fill gaps, and is built to look both ways.
+    """
+    if config.get("mask_token_id") is not None:
+        return False
+    has_tokenizer = (folder / TOKENIZER).is_file()
+    return not has_tokenizer or load_tokenizer(folder).mask_token_id is None
+
+
+def find_class(
+    config: Mapping[str, Any], *, causal: bool = False
+) -> tuple[Any, "PretrainedConfig"]:
     """Choose the class by ``architectures`` and parse the configuration.
+
+    Args:
+        config: of the model.
+        causal: leave a decoder as it is; else it is told to look both ways.
 
     Returns:
         The auto class of transformers that builds it, and the configuration.
@@ -177,14 +189,7 @@ def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING or not _is_native(kind):
         raise refusal(config, f"transformers has no model type {kind!r}")
     _check_sizes(config)
-    plain = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config")}
-    try:
-        with quiet():
-            parsed = CONFIG_MAPPING[kind].from_dict(plain)
-    except Exception as error:  # each configuration class raises what it likes
-        raise UnsupportedModel(
-            f"config.json is no configuration of {kind}: {first_line(error)}"
-        ) from error
+    parsed = parse_native(kind, {name: config[name] for name in config if name not in NOT_PARSED})
     candidates: dict[str, Any] = {}
     for auto in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
         found = auto._model_mapping.get(type(parsed), None)
@@ -198,9 +203,18 @@ def find_class(config: Mapping[str, Any]) -> tuple[Any, "PretrainedConfig"]:
     if getattr(parsed, "is_encoder_decoder", False):
         raise refusal(config, "it has an encoder and a decoder")
     fills = type(parsed) in AutoModelForMaskedLM._model_mapping
-    if candidates[chosen] is AutoModelForCausalLM or not fills:
+    if not causal and (candidates[chosen] is AutoModelForCausalLM or not fills):
         parsed.is_causal = False
     return candidates[chosen], parsed
+
+
+def _is_decoder(auto: Any, config: "PretrainedConfig") -> bool:
+    """Whether a class, or the one that puts a head on it, predicts the next token."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    fills = type(config) in AutoModelForMaskedLM._model_mapping
+    writes = type(config) in AutoModelForCausalLM._model_mapping
+    return auto is AutoModelForCausalLM or (writes and not fills)
 
 
 def _is_native(kind: str) -> bool:
@@ -227,13 +241,6 @@ def architectures(config: Mapping[str, Any]) -> list[str]:
     """The classes that a configuration names."""
     claimed = config.get("architectures")
     return [str(name) for name in claimed] if isinstance(claimed, list) else []
-
-
-def first_line(error: BaseException) -> str:
-    """The first sentence of a message, or the name of its class if it says nothing."""
-    lines = (line.strip() for line in str(error).splitlines())
-    line = next((line for line in lines if line), type(error).__name__)
-    return line.split(". ")[0][:LONGEST_REASON]
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:
@@ -280,16 +287,3 @@ def _build(auto: Any, config: "PretrainedConfig") -> "PreTrainedModel":
             f"transformers cannot build {config.model_type}: {first_line(error)}"
         ) from error
     return body
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let transformers say nothing but errors."""
-    from transformers.utils.logging import get_verbosity, set_verbosity
-
-    before = get_verbosity()
-    set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        set_verbosity(before)

@@ -14,11 +14,13 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnknownName
 from qdc.frontend.exported import trace_native
 from qdc.frontend.naming import match_tensors
-from qdc.frontend.native import NativeModel, build_native, native_facts
+from qdc.frontend.native import NativeModel, build_native, looks_back, native_facts
+from qdc.frontend.native_config import unused_fields
 from qdc.frontend.own_names import match_own_names
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.graph import ModelFacts
 from qdc.models.families import BUILT_IN, Families
+from qdc.models.other_fields import unused
 
 FrontEnd = Literal["fx", "export"]
 Choice = Literal["auto", "fx", "export"]
@@ -43,14 +45,22 @@ def choose(
 
 
 def build_module(
-    config: Mapping[str, Any], front_end: FrontEnd, families: Families = BUILT_IN
+    config: Mapping[str, Any],
+    front_end: FrontEnd,
+    families: Families = BUILT_IN,
+    *,
+    causal: bool = False,
 ) -> nn.Module:
     """Build a model without weights: ``forward(input_ids, attention_mask=None)``.
+
+    A decoder of transformers looks both ways unless ``causal``: see ``looks_back``.
 
     Raises:
         UnsupportedModel: the front end has no implementation of it.
     """
-    return build_native(config) if front_end == "export" else families.build(config)[0]
+    if front_end == "export":
+        return build_native(config, causal=causal)
+    return families.build(config)[0]
 
 
 def read_facts(
@@ -61,7 +71,7 @@ def read_facts(
 ) -> ModelFacts:
     """What configuration and tokenizer say of a model. Raises ``UnsupportedModel``."""
     if front_end == "export":
-        return native_facts(build_native(config), folder)
+        return native_facts(build_native(config, causal=looks_back(config, folder)), folder)
     return families.build(config)[1]
 
 
@@ -76,9 +86,12 @@ def trace_checkpoint(
     """
     if front_end == "fx":
         module, facts = families.build(checkpoint.config)
+        checkpoint.unused_fields = families.unused(checkpoint.config)
         match_own_names(module, checkpoint)
         return trace(module, facts, checkpoint)
-    native = build_native(checkpoint.config)
+    causal = looks_back(checkpoint.config, checkpoint.folder)
+    native = build_native(checkpoint.config, causal=causal)
+    checkpoint.unused_fields = unused(unused_fields(checkpoint.config), native.kind)
     facts = native_facts(native, checkpoint.folder)
     match_tensors(native, checkpoint)
     return trace_native(native, facts, checkpoint)

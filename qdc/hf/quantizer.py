@@ -67,7 +67,8 @@ class QdcQuantizer(HfQuantizer):
         if config.dtype is None:
             config.dtype = torch.float32  # transformers would take the dtype of some scale
         if self.quantization_config.parsed.frontend == "export":
-            _, built = find_class(config.to_dict())
+            causal = self.quantization_config.parsed.causal
+            _, built = find_class(config.to_dict(), causal=causal)
             if getattr(built, "is_causal", None) is False:
                 config.is_causal = False
         return config

@@ -7,7 +7,13 @@ from typing import TypeVar
 import networkx as nx
 from pydantic import Field
 
-from qdc.errors import InvalidGraph, MissingAnnotation, UnknownName, nearest
+from qdc.errors import (
+    InvalidGraph,
+    MissingAnnotation,
+    UnknownName,
+    UnsupportedModel,
+    nearest,
+)
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Kept
 from qdc.ir.types import Frozen, Parameter, ValueType
@@ -73,13 +79,30 @@ class ModelFacts(Frozen):
     """What a masked-diffusion model says of itself beyond its layers."""
 
     family: str
-    mask_token_id: int = Field(ge=0)
+    mask_token_id: int | None = Field(ge=0)
+    """None for a model that was not trained to fill masked places."""
     vocabulary: int = Field(gt=0)
     max_length: int = Field(gt=0)
     logits_shift: int = Field(default=0, ge=0, le=1)
     """1 if position i of the logits predicts token i + 1."""
     attention_block: int | None = Field(default=None, gt=0)
-    """Tokens of a block, if a position sees just its own block and those before it."""
+    """Tokens of a block, if a position sees just its own block and those before it; 1 if causal."""
+
+    @property
+    def mask(self) -> int:
+        """The mask token. Raises ``UnsupportedModel`` for a model that has none."""
+        if self.mask_token_id is None:
+            raise UnsupportedModel(
+                "the model has no mask token: it fills no masked places, and nothing decodes it",
+                help="qdc run, generate, serve and tasks are for masked diffusion models; "
+                "qdc eval --text measures the next-token loss of a causal one",
+            )
+        return self.mask_token_id
+
+    @property
+    def causal(self) -> bool:
+        """Whether every position sees just itself and those before it."""
+        return self.attention_block == 1
 
 
 class Structure(Frozen):
@@ -105,8 +128,8 @@ class LayerGraph:
         self._places = {node.name: place for place, node in enumerate(structure.nodes)}
         self._changed: dict[str, None] = {}
         self._owners: dict[str, str] = {}
-        self.inside = frozenset(n for region in structure.regions for n in region.nodes)
-        """Names of the nodes of all regions; every other one lies outside of them."""
+        self.inside = {n: region for region in structure.regions for n in region.nodes}
+        """By name of a node, the region that it lies in; every other one lies outside of them."""
         for node in structure.nodes:
             for parameter in node.parameters:
                 self._owners.setdefault(parameter.name, node.name)

@@ -37,11 +37,13 @@ _COUNTS = re.compile(
     rf"   (?P<weights>{_THOUSANDS}) weights"
 )
 _FACTS = re.compile(
-    rf"(?P<mask_token_id>[0-9]{{1,99}})   vocabulary (?P<vocabulary>{_THOUSANDS})"
+    rf"(?P<mask_token_id>[0-9]{{1,99}}|none)   vocabulary (?P<vocabulary>{_THOUSANDS})"
     rf"   length (?P<max_length>{_THOUSANDS})"
     r"(?:   in blocks of (?P<attention_block>[0-9]{1,99}))?"
     r"(?:   logits shifted by (?P<logits_shift>[01]))?"
 )
+NO_MASK = "none"
+"""Stands for the mask token of a model that has none."""
 _TOKEN = re.compile(r"\S+")
 _SHAPE = re.compile(r"(?P<dtype>[a-z0-9]{1,16})\[(?P<shape>[A-Z0-9*,]{0,200})\]")
 _NOTE = re.compile(r"      @(?P<tag>[^\s@]{1,64})(?: (?P<pad> *))?")
@@ -61,11 +63,12 @@ def header_lines(graph: LayerGraph, *, full: bool = False) -> list[str]:
     model = graph.model
     prefix = f"   prefix {graph.structure.prefix}" if graph.structure.prefix else ""
     shift = f"   logits shifted by {model.logits_shift}" if model.logits_shift else ""
+    mask = NO_MASK if model.mask_token_id is None else model.mask_token_id
     blocks = f"   in blocks of {model.attention_block}" if model.attention_block else ""
     lines = [
         f"{GRAPH}{graph.name}   qdc-ir {VERSION}   {count} linears   {weights:,} weights"
         f"{IN_FULL if full else ''}",
-        f"{FAMILY}{model.family}{prefix}   mask {model.mask_token_id}   "
+        f"{FAMILY}{model.family}{prefix}   mask {mask}   "
         f"vocabulary {model.vocabulary:,}   length {model.max_length:,}{blocks}{shift}",
     ]
     return [*lines, f"{AFTER}{graph.after}"] if graph.after else lines
@@ -99,7 +102,11 @@ def read_facts(line: str) -> tuple[str, dict[str, Any]]:
     family, _, prefix = said.removeprefix(FAMILY).partition("   prefix ")
     if not prefix:
         family = said.removeprefix(FAMILY)
-    facts = {key: _number(value) for key, value in found.groupdict().items() if value is not None}
+    facts: dict[str, Any] = {
+        key: None if value == NO_MASK else _number(value)
+        for key, value in found.groupdict().items()
+        if value is not None
+    }
     return prefix, {"family": family, **facts}
 
 

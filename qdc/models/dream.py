@@ -4,13 +4,14 @@ Position i of the logits predicts token i + 1, as in the autoregressive model th
 from. Source: shared facts on the ecosystem (A.3).
 """
 
-from qdc.models.family import COMPILES, Family, equals, replays
+from qdc.models.family import COMPILES, QWEN_INERT, Family, equals, replays
 
 DREAM = Family(
     name="dream",
     architectures=("DreamModel",),
     defaults={"max_length": 131072},
     variants={"use_mrope": (False,), "full_attn_mask": (True,)},
+    inert=QWEN_INERT,
     biases=("query", "key", "value"),
     logits_shift=1,
     mask_token_id=151666,

@@ -13,6 +13,7 @@ from qdc.models.family import Family, Refusal
 from qdc.models.fast_dllm import FAST_DLLM
 from qdc.models.llada import LLADA
 from qdc.models.mixture import LLADA_MOE, SDAR_MOE
+from qdc.models.other_fields import unused
 from qdc.models.sdar import SDAR
 
 FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE)
@@ -57,6 +58,11 @@ class Families:
         names = _architectures(config)
         refused = (each for each in self.refused if names & set(each.architectures))
         return None if self.find(config) is not None else next(refused, None)
+
+    def unused(self, config: Mapping[str, Any]) -> str:
+        """Say which fields of a configuration its family does not know; empty if there are none."""
+        family = self.find(config)
+        return "" if family is None else unused(family.unused(config), family.name)
 
     def supported(self) -> str:
         """The architectures that are claimed, for an error's help."""

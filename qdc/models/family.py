@@ -11,7 +11,9 @@ from qdc.errors import UnsupportedModel, nearest
 from qdc.ir.graph import ModelFacts
 from qdc.models.decoder import BIASED, Decoder, Layout
 from qdc.models.names import Names
+from qdc.models.other_fields import refused_fields, shown_fields
 from qdc.models.sizes import Fields, Sizes, read_sizes
+from qdc.models.variants import LAYER_TYPES, ROPES, SHARED
 
 
 class Proof(NamedTuple):
@@ -26,6 +28,10 @@ COMPILES = Proof(
     "compiled and reloaded, logits as of the decoded weights in the native class, at most 1e-4 off",
     "tests/e2e/test_families.py::test_compiles_reloads_and_equals_the_native_class",
 )
+
+
+QWEN_INERT = ("sliding_window", "max_window_layers")
+"""Fields of Qwen's configurations that are read only where ``use_sliding_window`` is true."""
 
 
 def equals(native: str) -> Proof:
@@ -65,6 +71,8 @@ class Family:
     variants: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Fields of the configuration that choose a variant, each with the values that the decoder
     implements; every other value is refused."""
+    inert: tuple[str, ...] = ()
+    """Fields of the published configurations that change no logits, whatever their values."""
     biases: tuple[str, ...] = ()
     """Projections with biases, by their names in ``Names``."""
     rotates_early: bool = False
@@ -75,6 +83,9 @@ class Family:
     """Used where the configuration has none; None if it must have one."""
     trained_length: int | None = None
     """Tokens that the published models were trained on, where their configurations claim more."""
+    published_without: str = ""
+    """Published code that puts no special tokens around a text, whatever its tokenizer would; empty
+    where it leaves that to the tokenizer."""
     model_type: str = ""
     """``model_type`` of the published configurations, by which transformers finds the family
     (``qdc.hf``); empty if it shall not."""
@@ -94,7 +105,7 @@ class Family:
                    for role in self.biases if role not in BIASED]  # fmt: skip
         # Whoever goes over a text takes it for a tuple of its characters.
         listed: dict[str, object] = {
-            name: getattr(self, name) for name in ("architectures", "biases", "published")
+            name: getattr(self, name) for name in ("architectures", "biases", "published", "inert")
         }
         listed |= {f"variants of {field}": values for field, values in self.variants.items()}
         faults += [f"{of}: {given!r} is no tuple, as ({given!r},) is"
@@ -123,17 +134,28 @@ class Family:
         """Read what a ``config.json`` says.
 
         Raises:
-            UnsupportedModel: it lacks a size, or asks for a variant that is not implemented; all
-                fields at fault are named.
+            UnsupportedModel: it lacks a size, asks for a variant that is not implemented, or has
+                an unknown field that sounds like arithmetic; all fields at fault are named.
         """
         usual = {} if self.mask_token_id is None else {"mask_token": self.mask_token_id}
         sizes, problems = read_sizes(config, self.fields, {**usual, **self.defaults}, self.variants)
+        problems += refused_fields(config, self.known, _alike(sizes))
         if problems or sizes is None:
             raise UnsupportedModel(
                 f"config.json asks for a variant of {self.name} that is not implemented",
                 where=problems,
             )
         return sizes
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Fields of a configuration that are read, held to a value, or without influence."""
+        held = (*self.variants, *SHARED, *ROPES, LAYER_TYPES)
+        return frozenset((*self.fields.present().values(), *held, *self.inert))
+
+    def unused(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the fields that are set, and of which this family knows nothing."""
+        return shown_fields(config, self.known, _alike(self.read(config)))
 
     def network(self, sizes: Sizes) -> Decoder:
         """Build the decoder where torch puts new tensors, with whatever weights it gives them."""
@@ -157,6 +179,18 @@ class Family:
             logits_shift=self.logits_shift,
             attention_block=sizes.block,
         )
+
+
+def _alike(sizes: Sizes | None) -> dict[str, object]:
+    """Sizes under the names that most configurations of transformers have for them."""
+    if sizes is None:
+        return {}
+    told = {
+        "key_heads": sizes.key_heads or sizes.heads,
+        "head_width": sizes.head_columns,
+        **sizes.model_dump(exclude={"key_heads", "head_width"}),
+    }
+    return {name: told[size] for size, name in Fields().present().items()}
 
 
 class Refusal(NamedTuple):

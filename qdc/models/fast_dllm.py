@@ -3,7 +3,7 @@
 Source: shared facts on the ecosystem (A.1, A.4).
 """
 
-from qdc.models.family import COMPILES, Family, equals, replays
+from qdc.models.family import COMPILES, QWEN_INERT, Family, equals, replays
 from qdc.models.sizes import Fields
 
 FAST_DLLM = Family(
@@ -11,6 +11,7 @@ FAST_DLLM = Family(
     architectures=("Fast_dLLM_QwenForCausalLM",),
     fields=Fields(block="bd_size"),
     defaults={"block": 32},
+    inert=(*QWEN_INERT, "conplemenrary_mask"),
     biases=("query", "key", "value"),
     logits_shift=1,
     mask_token_id=151665,

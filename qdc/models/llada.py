@@ -57,7 +57,22 @@ LLADA = Family(
         "attention_layer_norm": (False,),
         "clip_qkv": (None,),
     },
+    inert=(
+        "mlp_ratio",  # mlp_hidden_size stands before it, and is needed here
+        "alibi_bias_max",
+        "attention_layer_norm_with_affine",
+        "embedding_dropout",
+        "residual_dropout",
+        "flash_attention",
+        "init_cutoff_factor",
+        "init_device",
+        "init_fn",
+        "init_std",
+        "precision",
+        "tie_word_embeddings",  # the published class reads weight_tying
+    ),
     rotates_early=True,
+    published_without="generate.py of ML-GSAI/LLaDA",
     model_type="llada",
     published=("LLaDA Base, Instruct, 1.5 8B",),
     proved=(

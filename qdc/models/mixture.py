@@ -2,13 +2,17 @@
 
 Source: shared facts on the ecosystem (A.1, A.4). Both route by softmax to the best experts of each
 token. LLaDA-MoE takes their weights as they are: its published class never reads
-``norm_topk_prob``. SDAR-MoE makes them add up to 1 where that field says so. The mask tokens
-stand in the tokenizers, not in the published ``config.json``.
+``norm_topk_prob``. SDAR-MoE makes them add up to 1 where that field says so; without the field it
+does not, and without ``head_dim`` heads share the width evenly, both as its published configuration
+class has it. The mask tokens stand in the tokenizers, not in the published ``config.json``.
 """
 
 from qdc.models.family import COMPILES, Family, equals, replays
-from qdc.models.sdar import DEFAULTS, MASK
+from qdc.models.sdar import DEFAULTS, INERT, MASK
 from qdc.models.sizes import Fields
+
+ROUTER_INERT = ("router_aux_loss_coef", "output_router_logits")
+"""Of both: how the router is trained."""
 
 LLADA_MOE = Family(
     name="llada-moe",
@@ -38,6 +42,11 @@ LLADA_MOE = Family(
         "router_num_group": (None,),
         "router_topk_group": (None,),
     },
+    inert=(
+        *ROUTER_INERT,
+        "norm_topk_prob",
+        "intermediate_size",  # the published class reads those of dense and of sparse blocks
+    ),
     mask_token_id=156895,
     model_type="llada",
     published=("LLaDA-MoE-7B-A1B Base, Instruct",),
@@ -58,7 +67,9 @@ SDAR_MOE = Family(
     ),
     defaults={**DEFAULTS, "experts": 128, "experts_per_token": 8},
     variants={"attention_bias": (False,)},
+    inert=(*INERT, *ROUTER_INERT),
     mask_token_id=MASK,
+    published_without="generate.py of JetAstra/SDAR",
     model_type="sdar_moe",
     published=("SDAR 30B-A3B Chat, Sci",),
     proved=(

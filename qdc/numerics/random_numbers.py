@@ -22,3 +22,15 @@ def uniforms(count: int, *key: str | int) -> Tensor:
         return torch.empty(0)
     high, middle, low = torch.frombuffer(data, dtype=torch.uint8).view(count, 3).int().unbind(1)
     return ((high << 16) + (middle << 8) + low).float() / 2**24
+
+
+def below(bound: int, count: int, *key: str | int) -> list[int]:
+    """Return ``count`` whole numbers in [0, bound), each as likely as any other up to 2**-48."""
+    halves = (uniforms(2 * count, *key).double() * 2**24).long().view(count, 2).tolist()
+    return [((high << 24) + low) * bound >> 48 for high, low in halves]
+
+
+def permutation(count: int, *key: str | int) -> list[int]:
+    """Return the numbers 0 .. ``count`` - 1 in random order."""
+    drawn = below(1 << 48, count, *key)
+    return sorted(range(count), key=drawn.__getitem__)

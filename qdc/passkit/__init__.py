@@ -68,6 +68,7 @@ from qdc.passkit.experts import ExpertOptions, Source
 from qdc.passkit.lowering import Lowering, error_effort, output_error, target
 from qdc.passkit.uniform_lowering import UniformLowering
 from qdc.pipeline.passbase import Kinds, Pass
+from qdc.streaming.batches import Batches
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
@@ -88,6 +89,7 @@ __all__ = [
     "ExpertOptions",
     "Source",
     "States",
+    "Batches",
     "Stream",
     # What a unit is about.
     "LayerGraph",

@@ -1,7 +1,7 @@
 """What passes that calibrate share: the options of their samples, and the drawing of them."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -10,10 +10,12 @@ from torch import Tensor
 from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import LayerGraph, Node, Stage
+from qdc.ir.text_use import Pack
 from qdc.passkit import geometry
 from qdc.passkit.rollout import rollout
 from qdc.passkit.samples import draw_samples
 from qdc.pipeline.passbase import Pass
+from qdc.streaming.batches import PADDING, Batches
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.unit import Unit
@@ -44,11 +46,22 @@ class States:
     masked: Tensor
     """``bool[N, length]``: where ``tokens`` holds the mask token."""
     weights: Tensor
-    """``f32[N, length]``: what each position counts in a second moment; 1 where it is visible."""
+    """``f32[N, length]``: what each position counts in a second moment; 1 where it is visible, 0
+    where it is padding."""
+    segments: Tensor | None = None
+    """``i64[N, length]``: which positions of a row see each other (``qdc.streaming.batches``); None
+    if all do, and none is padding."""
 
-    def batches(self, size: int) -> list[Tensor]:
-        """The tokens, ``i64[size, length]`` each; the last batch may be smaller."""
-        return list(torch.split(self.tokens, size))
+    def batches(self, size: int) -> Batches:
+        """The tokens, ``i64[size, length]`` each, with their segments; the last may be smaller."""
+        return Batches.split(self.tokens, self.segments, size)
+
+    def select(self, rows: Tensor) -> "States":
+        """Some rows ``i64[n]``, in their order."""
+        segments = None if self.segments is None else self.segments[rows]
+        return States(
+            self.clean[rows], self.tokens[rows], self.masked[rows], self.weights[rows], segments
+        )
 
 
 class CalibrationOptions(Pass):
@@ -69,6 +82,14 @@ class CalibrationOptions(Pass):
     )
     seed: int = Field(default=0, ge=0, lt=1 << 62, description="seed of windows and masks")
     batch: int = Field(default=8, ge=1, description="sequences computed at once")
+    pack: Pack = Field(
+        default="documents",
+        description="documents: joined, cut at a window's end; within: long documents alone; "
+        "pad: one document each, padded",
+    )
+    isolate: bool = Field(
+        default=False, description="attention does not cross the documents of a window"
+    )
     geometry: Geometry = Field(default="mcs", description="which tokens are masked")
     timesteps: int | None = Field(
         default=None,
@@ -99,6 +120,10 @@ class CalibrationOptions(Pass):
                     f"geometry {self.geometry} does not read {name.replace('_', '-')}, "
                     f"which is for {', '.join(readers)}"
                 )
+        if self.isolate and self.pack != "documents":
+            raise ValueError(
+                f"pack {self.pack} does not read isolate: its windows are of one document each"
+            )
         return self
 
     def check(self, graph: LayerGraph) -> None:
@@ -110,6 +135,12 @@ class CalibrationOptions(Pass):
                 help="choose a smaller length, or leave it out",
             )
 
+    def without_masks(self) -> Self | None:
+        """The same pass with ``geometry=clean``, and without the options that only masks read."""
+        fields = type(self).model_fields
+        unread = {name: fields[name].default for name in READ_BY}
+        return self.model_copy(update={"geometry": "clean", **unread})
+
     def draw(self, unit: Unit) -> States:
         """Draw the samples and mask them.
 
@@ -117,7 +148,11 @@ class CalibrationOptions(Pass):
 
         Raises:
             InvalidCalibration: the text is too short, too little, or not what the tokenizer knows.
+            UnsupportedModel: documents are to be kept apart, or padding is, and something in the
+                model would mix them.
         """
+        if self.segmented:
+            unit.check_apart(isolate=self.isolate)
         text = unit.calibration()
         if text.source.dialogues and self.prefix != PREFIX:
             raise InvalidCalibration(
@@ -125,24 +160,40 @@ class CalibrationOptions(Pass):
                 where=[text.source.name],
                 help="leave prefix out, or calibrate on documents",
             )
-        length = self.length or unit.model.max_length
-        clean, maskable = draw_samples(
-            text.source, text.encode, unit.model, self.samples, length, self.seed, self._prefix()
-        )
+        rows, longest = text.source.rows, unit.model.max_length
+        length = self.length or (longest if rows is None else min(longest, rows.shape[1]))
+        clean, maskable, use, segments = draw_samples(
+            text.source, text.encode, unit.model, self.samples, length, self.seed, self._prefix(),
+            self.pack, isolate=self.isolate,
+        )  # fmt: skip
+        unit.note_text(use)
         repeated = self.timesteps or 1
         clean, maskable = (t.repeat_interleave(repeated, 0) for t in (clean, maskable))
-        tokens, masked = self._mask(unit, clean, maskable)
-        return States(clean, tokens, masked, self.weigh(masked))
+        if segments is not None:
+            segments = segments.repeat_interleave(repeated, 0)
+        tokens, masked = self._mask(unit, clean, maskable, segments)
+        weights = self.weigh(masked)
+        if segments is not None:
+            weights = weights * (segments != PADDING)
+        return States(clean, tokens, masked, weights, segments)
+
+    @property
+    def segmented(self) -> bool:
+        """Whether not all positions of a sample see each other."""
+        return self.isolate or self.pack == "pad"
 
     def travel(self, unit: Forecast, *, original: bool = False) -> StreamForecast:
         """The stream of this pass in a forecast; rollouts run the model on the way to it."""
         length = self.length or unit.model.max_length
         rows = self.samples * (self.timesteps or 1)
+        if self.segmented and not unit.started:
+            unit.check_apart(isolate=self.isolate)
         if self.geometry == "rollout" and not unit.started:
             weights = sum(node.rows * node.columns for node in unit.graph.linears())
             # Times are even, so a sample is at its own after half of the steps.
             unit.work(0, Work(products=2 * weights * rows * length * self.steps / 2))
-        return unit.stream(rows, length, self.batch, original=original)
+        apart = self.segmented
+        return unit.stream(rows, length, self.batch, original=original, segmented=apart)
 
     def expect_moment(
         self, unit: Forecast, stage: Stage, layers: tuple[Node, ...], tokens: int
@@ -180,14 +231,18 @@ class CalibrationOptions(Pass):
         """Share of a window that is never masked."""
         return 0 if self.geometry == "uniform" else self.prefix
 
-    def _mask(self, unit: Unit, clean: Tensor, maskable: Tensor) -> tuple[Tensor, Tensor]:
-        mask_id, seed = unit.model.mask_token_id, self.seed
+    def _mask(
+        self, unit: Unit, clean: Tensor, maskable: Tensor, segments: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if self.geometry == "clean":
             return geometry.unmasked(clean)
+        mask_id, seed = unit.model.mask, self.seed
         times = self.times()
         if self.geometry == "block-diffusion":
             size = self.block_length or BLOCK_LENGTH
             return geometry.block_diffusion(clean, maskable, times, mask_id, seed, size)
         if self.geometry == "rollout":
-            return rollout(unit, clean, maskable, times, self.steps, self.block_length, self.batch)
+            return rollout(
+                unit, clean, maskable, times, self.steps, self.block_length, self.batch, segments
+            )
         return geometry.scattered(clean, maskable, times, mask_id, seed)

@@ -77,20 +77,20 @@ class ExpertOptions(CalibrationOptions):
             return Source(masked / max(1, count))
         for node in layers:
             unit.remark("missed", node, reason="few routed tokens", tokens=count, needed=needed)
-        return Source(stream.masked.double().mean().item(), routed=count)
+        return Source(stream.masked[stream.data].double().mean().item(), routed=count)
 
 
 class Reading(NamedTuple):
     """What a stage reads of one batch."""
 
     value: Tensor
-    """``[b, length, columns]``, or ``[n, columns]`` of an expert."""
+    """``[b, length, columns]``, or ``[n, columns]`` of an expert or without padding."""
     facts: Tensor
     """``[b, length]`` or ``[n]``: what the caller knows of each of these tokens."""
     found: Environment
     """All that was computed."""
     rows: Tensor | None
-    """``i64[n]``: places of an expert's tokens in the batch; None where all tokens are read."""
+    """``i64[n]``: places of these tokens in the batch; None where it is read as a whole."""
 
 
 def read(
@@ -103,6 +103,8 @@ def read(
 ) -> Iterator[Reading]:
     """Yield what a stage reads, batch by batch; the stream stands before the stage.
 
+    Padding is left out, of the further values too.
+
     Args:
         stream: the samples.
         stage: whose value is wanted.
@@ -113,8 +115,11 @@ def read(
     rows = rows_of(stream.graph, stage.value)
     wanted = (stage.value, *others, *(() if rows is None else (rows,)))
     everywhere = rows if pooled else None
-    for found, part in zip(stream.compute(wanted, everywhere), stream.rows(facts), strict=True):
-        places = None if rows is None else found[rows]
+    computed, parts = stream.compute(wanted, everywhere), stream.rows(facts)
+    for found, part, data in zip(computed, parts, stream.places(), strict=True):
+        places = data if rows is None else found[rows]
+        if rows is None:
+            found = {name: stream.at(name, value, data) for name, value in found.items()}
         yield Reading(found[stage.value], _at(part, places), found, places)
 
 
@@ -125,7 +130,7 @@ def tokens_of(stream: Stream, stage: Stage) -> tuple[int, int]:
     """
     rows, hidden = rows_of(stream.graph, stage.value), stream.masked
     if rows is None:
-        return hidden.numel(), int(hidden.sum())
+        return int(stream.data.sum()), int(hidden.sum())
     parts = zip(stream.compute((rows,)), stream.rows(hidden), strict=True)
     masked = [_at(part, found[rows]) for found, part in parts]
     return sum(map(len, masked)), sum(int(part.sum()) for part in masked)

@@ -16,6 +16,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCalibration
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Stage
+from qdc.ir.text_use import Pack, TextUse
 from qdc.numerics.shift import (
     Shift,
     Statistics,
@@ -27,6 +28,8 @@ from qdc.numerics.shift import (
 from qdc.passkit.experts import Reading, read
 from qdc.passkit.geometry import scattered
 from qdc.passkit.samples import draw_samples
+from qdc.streaming.apart import require_apart
+from qdc.streaming.batches import Batches
 from qdc.streaming.original import original_stream
 from qdc.streaming.stream import Stream
 from qdc.text.source import TextSource
@@ -40,6 +43,7 @@ class Sampling(BaseModel):
 
     samples: int = Field(default=16, ge=1, le=1 << 20)
     length: int = Field(ge=2)
+    pack: Pack = "documents"
     seed: int = Field(default=0, ge=0, lt=1 << 62)
     ratios: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     top: int = Field(default=8, ge=1)
@@ -65,6 +69,13 @@ class StageShift(NamedTuple):
     """Positions that are not masked."""
 
 
+class Inspection(NamedTuple):
+    """The shifts of all stages, and what the reference windows were made of."""
+
+    shifts: list[StageShift]
+    use: TextUse
+
+
 def inspect(
     program: Program,
     checkpoint: Checkpoint,
@@ -73,7 +84,7 @@ def inspect(
     sampling: Sampling,
     device: torch.device,
     progress: Progress | None = None,
-) -> list[StageShift]:
+) -> Inspection:
     """Compare every stage at every ratio, stage by stage in execution order.
 
     Memory: the weights of one region, one value for each position of all ratios (on the CPU), and
@@ -89,6 +100,8 @@ def inspect(
             f"found a layer of {narrowest} inputs, need {sampling.top} for the eigenspace",
             help=f"choose a top of at most {narrowest}",
         )
+    if sampling.pack == "pad":
+        require_apart(program, isolate=False)
     states = _States(program, source, encode, sampling)
     stream = original_stream(program, checkpoint, states.batches(), device)
     found: list[StageShift] = []
@@ -103,7 +116,7 @@ def inspect(
             stream.leave(region)
         if progress is not None:
             progress(done + 1, len(stages))
-    return found
+    return Inspection(found, states.use)
 
 
 class _States:
@@ -118,16 +131,24 @@ class _States:
     ) -> None:
         self.sampling, model = sampling, program.graph.model
         size = sampling.samples, sampling.length
-        clean, maskable = draw_samples(source, encode, model, *size, sampling.seed, prefix=0)
-        other, _ = draw_samples(source, encode, model, *size, sampling.seed + 1, prefix=0)
-        nothing = torch.zeros_like(maskable)
-        self.parts = [(clean, nothing), (other, nothing)]
+        pack = sampling.pack
+        first, second = (
+            draw_samples(source, encode, model, *size, sampling.seed + turn, 0, pack)
+            for turn in range(2)
+        )
+        (clean, maskable, self.use, _), nothing = first, torch.zeros_like(first.maskable)
+        self.parts = [(clean, nothing), (second.clean, nothing)]
+        self.segments = [first.segments, second.segments]
+        self.segments += [first.segments] * len(sampling.ratios)
         for ratio in sampling.ratios:
             times = torch.full((sampling.samples,), ratio)
-            self.parts.append(scattered(clean, maskable, times, model.mask_token_id, sampling.seed))
+            self.parts.append(scattered(clean, maskable, times, model.mask, sampling.seed))
 
-    def batches(self) -> list[Tensor]:
-        return [b for tokens, _ in self.parts for b in torch.split(tokens, self.sampling.batch)]
+    def batches(self) -> Batches:
+        pairs = zip(self.parts, self.segments, strict=True)
+        size = self.sampling.batch
+        first, *rest = (Batches.split(tokens, apart, size) for (tokens, _), apart in pairs)
+        return sum(rest, first)
 
     def masked(self) -> Tensor:
         """``bool[samples of all parts, length]``."""

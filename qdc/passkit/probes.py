@@ -27,7 +27,7 @@ class Probes:
 
     unit: Unit
     batches: Sequence[Tensor]
-    """``i64[b, length]`` each."""
+    """``i64[b, length]`` each; ``Batches`` where they have segments."""
     probed: int
     """The first so many batches are run in every probe; all are run in the original."""
     probes: dict[str, Stream] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Probes:
         self._read = self.unit.original_weights()
         self._cache: dict[str, Mapping[str, Tensor]] = {}
         self._replaced: dict[str, Tensor] = {}
-        self.original = self._stream(list(self.batches))
+        self.original = self._stream(self.batches)
 
     def enter(self, stage: Stage) -> Stream:
         """Move the original to a stage; returns its stream."""
@@ -55,7 +55,7 @@ class Probes:
 
         The original stands at the layer's stage. In the last region the run goes up to the head.
         """
-        probe = self._stream(list(self.batches[: self.probed]))
+        probe = self._stream(self.batches[: self.probed])
         probe.join(self.original)
         self._replaced = {layer: weight}
         self._leave(probe, region)
@@ -80,15 +80,16 @@ class Probes:
         Returns:
             Nats, computed in fp64, and the number of positions.
         """
-        mask_id, shift = self.unit.model.mask_token_id, self.unit.model.logits_shift
+        mask_id, shift = self.unit.model.mask, self.unit.model.logits_shift
         total, count = 0.0, 0
         pairs = zip(
             self.batches[: self.probed],
-            self.original.values(self.head),
-            self.probes[layer].values(self.head),
+            self.original.compute((self.head.value,)),
+            self.probes[layer].compute((self.head.value,)),
             strict=False,
         )
-        for tokens, right, wrong in pairs:
+        for tokens, *values in pairs:
+            right, wrong = (each[self.head.value] for each in values)
             for row, place in masked_positions(tokens == mask_id):
                 index = (row.to(right.device), sources(place, shift).to(right.device))
                 expected, found = (self._predictions(value[index]) for value in (right, wrong))
@@ -105,7 +106,7 @@ class Probes:
         else:
             stream.leave(region)
 
-    def _stream(self, batches: list[Tensor]) -> Stream:
+    def _stream(self, batches: Sequence[Tensor]) -> Stream:
         return self.unit.loose_stream(batches, self._weights)
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:

@@ -12,7 +12,7 @@ from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
 from qdc.numerics.error import block_errors
 from qdc.numerics.moment import MomentAccumulator
-from qdc.streaming.execute import Parameters
+from qdc.streaming.execute import Environment, Parameters
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
@@ -31,13 +31,15 @@ class RegionFit:
             unit: one whole region.
             stream: at the region's start; its weights are the quantized ones.
             reference: the same samples at the same place of the original model.
-            weights: for each batch ``f32[b, length]``, what a position counts in the loss.
+            weights: for each batch ``f32[b, length]``, what a position counts in the loss; padding
+                counts nothing.
         """
         assert unit.region is not None
         self.stream, self.executor = stream, stream.executor
         self.outputs = stream.results(unit.region)
         self.states = stream.kept
-        self.weights = weights
+        data = stream.rows(stream.data)
+        self.weights = [part * real for part, real in zip(weights, data, strict=True)]
         self.targets = [stream.states.hold(found) for found in reference.compute(self.outputs)]
         self.steps = self.executor.steps(self.outputs, self.states[0])
         self.fixed = {name: stream.weights(name) for name in self.steps}
@@ -76,7 +78,7 @@ class RegionFit:
         """
         if parameters is None:
             parameters = self._parameters()
-        found = self.executor.run(self.states[batch], self.steps, parameters, self.outputs)
+        found = self._run(batch, self.steps, parameters, self.outputs)
         weights = self.weights[batch].to(self.executor.device)
         total = torch.zeros((), device=self.executor.device)
         for name, value in found.items():
@@ -141,10 +143,11 @@ class RegionFit:
             stage.value: MomentAccumulator(nodes[0].columns, unit.device)
             for stage, nodes in unit.layers_by_stage()
         }
+        places = self.stream.places()
         for batch in held:
-            found = self.executor.run(self.states[batch], steps, parameters, values)
+            found = self._run(batch, steps, parameters, values)
             for name, value in found.items():
-                moments[name].add(value)
+                moments[name].add(self.stream.at(name, value, places[batch]))
         for stage, nodes in unit.layers_by_stage():
             if not moments[stage.value].tokens:
                 continue  # an expert that none of the held-out tokens is routed to
@@ -161,6 +164,12 @@ class RegionFit:
                     continue  # a layer without output: the share is undefined
                 noted = {"error": error.total, "block_errors": error.blocks}
                 unit.annotate(node, lowered.model_copy(update=noted))
+
+    def _run(
+        self, batch: int, steps: list[str], parameters: Parameters, wanted: tuple[str, ...]
+    ) -> Environment:
+        segments = self.stream.segments_of(batch)
+        return self.executor.run(self.states[batch], steps, parameters, wanted, segments)
 
     @torch.no_grad()
     def _mean_loss(self, batches: Sequence[int], parameters: Parameters) -> float:

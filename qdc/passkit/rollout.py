@@ -13,6 +13,7 @@ from torch import Tensor
 from qdc.models.predictions import sources
 from qdc.passkit.geometry import Masked
 from qdc.passkit.head import head_logits, masked_positions, output_head
+from qdc.streaming.batches import Batches
 from qdc.streaming.unit import Unit
 
 
@@ -24,6 +25,7 @@ def rollout(
     steps: int,
     block_length: int | None,
     batch: int,
+    segments: Tensor | None = None,
 ) -> Masked:
     """Let the original model fill ``maskable`` places, each sample until its time.
 
@@ -35,6 +37,7 @@ def rollout(
         steps: denoising steps that would fill a whole sample, of equally many tokens each.
         block_length: maskable places of a block; blocks are filled from left to right.
         batch: samples computed at once.
+        segments: ``i64[N, length]``: which positions see each other; None if all of a row do.
 
     Returns:
         Tokens with the model's own in the places that are filled, and the mask.
@@ -42,7 +45,7 @@ def rollout(
     Raises:
         UnsupportedModel: the model does not end in a linear.
     """
-    mask_id = unit.model.mask_token_id
+    mask_id = unit.model.mask
     tokens, masked = clean.masked_fill(maskable, mask_id), maskable.clone()
     places = maskable.sum(1)
     rank = maskable.long().cumsum(1) - 1
@@ -52,7 +55,8 @@ def rollout(
         wanted = _filled(places, step + 1, steps) - _filled(places, step, steps)
         rows = torch.split(((ends > step) & (wanted > 0)).nonzero()[:, 0], batch)
         states = [(tokens[some], masked[some]) for some in rows]
-        for some, (best, sure) in zip(rows, predict(unit, states), strict=True):
+        parts = None if segments is None else [segments[some] for some in rows]
+        for some, (best, sure) in zip(rows, predict(unit, states, parts), strict=True):
             score = (sure - 2.0 * block[some]).masked_fill(~masked[some], -torch.inf)
             order = score.sort(dim=1, descending=True, stable=True).indices.argsort(1)
             taken = (order < wanted[some, None]) & masked[some]
@@ -61,7 +65,9 @@ def rollout(
     return tokens, masked
 
 
-def predict(unit: Unit, states: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def predict(
+    unit: Unit, states: list[tuple[Tensor, Tensor]], segments: list[Tensor] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the original model's best token ``i64[b, length]`` and its probability ``f64[...]``.
 
     Both are 0 where the state, ``(tokens, masked)``, is not masked. The mask token is never
@@ -73,19 +79,20 @@ def predict(unit: Unit, states: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[T
     graph = unit.graph
     stage = output_head(graph, "choose another geometry")
     read = unit.original_weights()
-    stream = unit.loose_stream([tokens for tokens, _ in states], read)
+    stream = unit.loose_stream(Batches([tokens for tokens, _ in states], segments), read)
     for region in graph.regions:
         stream.leave(region)
     stream.enter(stage)
     unit.count(stream)
     weights = read(stage.layers[0])
     shift = graph.model.logits_shift
-    for (tokens, masked), hidden in zip(states, stream.values(stage), strict=True):
+    for (tokens, masked), values in zip(states, stream.compute((stage.value,)), strict=True):
+        hidden = values[stage.value]
         best, sure = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.float64)
         for row, place in masked_positions(masked):
             reads = hidden[row.to(hidden.device), sources(place, shift).to(hidden.device)]
             logits = head_logits(reads, weights)
-            logits[:, graph.model.mask_token_id] = -torch.inf
+            logits[:, graph.model.mask] = -torch.inf
             top, found = logits.max(1)
             best[row, place] = found.cpu()
             sure[row, place] = (top - logits.logsumexp(1)).exp().cpu()

@@ -7,7 +7,7 @@ state in local variables.
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -81,6 +81,13 @@ class Pass(Configured):
 
     def check(self, graph: "LayerGraph") -> None:
         """Refuse a model that this pass cannot work on, before anything runs."""
+
+    def without_masks(self) -> Self | None:
+        """The pass with options that draw no masks: for models that have no mask token.
+
+        Itself where it draws none; None where it works on masked positions alone.
+        """
+        return self
 
     def forecast(self, unit: "Forecast") -> None:
         """Say what ``run`` would hold, compute and store, from shapes alone: ``qdc plan`` asks.

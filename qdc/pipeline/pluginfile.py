@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from qdc.errors import QdcError, nearest
+from qdc.stopping import is_stop
 
 PREFIX = "qdc_plugin_"
 """Of the module name of a file; digests of its place and its text follow."""
@@ -35,8 +36,10 @@ def import_file(path: Path) -> tuple[ModuleType, str]:
     sys.modules[name] = module
     try:
         exec(compile(source, path, "exec"), vars(module))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[name]
+        if is_stop(error):
+            raise
         raise QdcError(
             f"the plugin does not import: {type(error).__name__}: {error}",
             where=[_line_of(error, path)],

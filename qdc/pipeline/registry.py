@@ -26,6 +26,7 @@ from qdc.pipeline.passbase import Configured, Pass
 from qdc.pipeline.pluginfile import classes_of, import_file, plugin_file
 from qdc.pipeline.strategybase import Strategy
 from qdc.pipeline.syntax import STAGES, is_name
+from qdc.stopping import is_stop
 
 C = TypeVar("C", bound=Configured)
 
@@ -230,9 +231,12 @@ def _installed(entry: EntryPoint) -> Any:
     """Import what an entry point names. Raises ``QdcError``."""
     try:
         value = entry.load()
-    except Exception as error:
+    except BaseException as error:  # as of a module that calls sys.exit
+        if is_stop(error):
+            raise
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
         raise QdcError(
-            f"the installed plugin {entry.value} does not import: {error}",
+            f"the installed plugin {entry.value} does not import: {what}",
             help="uninstall or repair the package that provides it",
         ) from error
     if not any(kind.holds(value) for kind in KINDS):

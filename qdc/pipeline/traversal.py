@@ -80,19 +80,16 @@ class Finish:
 
 
 @dataclass(frozen=True)
-class EndSegment:
-    """The calibration streams end."""
-
-
-@dataclass(frozen=True)
 class EndStep:
     """What the table still holds waits for a later step."""
 
+    segment: bool
+    """Whether the segment, too, ends, and with it the calibration streams."""
     last: bool
     """Whether no pass comes after this step's segment."""
 
 
-Event = Apply | ReleaseScratch | Leave | Finish | EndSegment | EndStep
+Event = Apply | ReleaseScratch | Leave | Finish | EndStep
 
 
 @dataclass(frozen=True)
@@ -143,9 +140,7 @@ class Traversal:
             yield from self._segment(step)
         if step.region is not None and last:
             yield Finish(self.graph.regions[step.region])
-        if step.ends:
-            yield EndSegment()
-        yield EndStep(last)
+        yield EndStep(step.ends, last)
 
     def _regions(self, segment: int, first: int) -> list[Step]:
         regions = self.graph.regions

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from qdc.frontend.coverage import Covered, coverage
+from qdc.frontend.encoding import open_encoder
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
 from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.blocks import block_slices
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.planning.headers import open_headers
 from qdc.planning.options import PlanOptions
@@ -22,13 +24,14 @@ from qdc.planning.outlook import (
 )
 from qdc.planning.rates import Rates, measure
 from qdc.planning.storage import shards
+from qdc.planning.text import look_at_text
 from qdc.planning.walk import walk
-from qdc.planning.warnings import memory_warnings, shape_warnings, text_warnings
+from qdc.planning.warnings import memory_warnings, shape_warnings
 from qdc.runtime.device import find_device
-from qdc.streaming.account import Account
+from qdc.streaming.account import WAITING, Account
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import resident_bytes
-from qdc.streaming.work import Work
+from qdc.text.tokenizer import Encoder
 
 
 def forecast(
@@ -50,21 +53,25 @@ def forecast(
     model, device, states = options.model_dir, find_device(options.device), options.states
     calibration, fields, states_limit = options.calibration, options.fields, options.states_limit
     checkpoint, program, assumed = open_headers(model, families)
+    refuse_masks(plan, program.graph)
     for step in plan.passes():
         step.check(program.graph)
     # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
-    about_text = tuple(text_warnings(plan, program.graph.model, model, calibration, fields))
+
+    def read() -> Encoder:
+        return open_encoder(model, options.document_tokens, families=families)
+
+    uses, about_text = look_at_text(plan, program.graph.model, read, calibration, fields)
     where = torch.device(device)
-    ledger = Ledger(shared=where.type == "cpu")
+    limits = {} if states_limit is None else {WAITING: states_limit}
+    ledger = Ledger(shared=where.type == "cpu", limits=limits)
     base = resident_bytes()
     ledger.hold("process", "process", base)
     ledger.moment = "reading the checkpoint"
     largest = max(parameter.nbytes for parameter in checkpoint.headers.values())
     ledger.work("a tensor of the checkpoint", 2 * largest, "host")
     width = torch.empty(0, dtype=torch_dtype(states)).element_size()
-    account = Account(
-        program, ledger, held=width, returns=plan.returns(), states_limit=states_limit
-    )
+    account = Account(program, ledger, held=width, returns=plan.returns())
     walk(plan, account)
     backend.check(
         {program.graph[name].path: codec for name, codec in account.codecs.items() if codec}
@@ -76,6 +83,7 @@ def forecast(
     samples, length = max(account.drawn.values(), default=(0, 0))
     graph = program.graph
     layers = list(graph.layers())
+    forwards = sum(work.linears for work in account.work.values())
     return Outlook(
         family=graph.model.family,
         pipeline=str(plan),
@@ -95,13 +103,15 @@ def forecast(
         host=ledger.peak("host"),
         device_memory=None if ledger.shared else ledger.peak("device"),
         process_bytes=base,
-        scratch_bytes=account.scratch_bytes + account.states_on_disk,
+        scratch_bytes=account.scratch_bytes + ledger.on_disk,
         samples=samples,
         length=length,
-        forwards=account.linear_calls / max(1, account.samples * len(layers)),
+        calibration_text=uses,
+        forwards=forwards / max(1, samples * len(layers)),
         passes=tuple(_costs(plan, account, measure(where))),
         unknown=tuple(account.unknown),
         warnings=(
+            *(field for field in (checkpoint.unused_fields,) if field),
             *shape_warnings(account, samples * length),
             *memory_warnings(ledger),
             *about_text,
@@ -165,7 +175,7 @@ def _blocks(account: Account, node: Node) -> int:
 
 def _costs(plan: Plan, account: Account, rates: Rates) -> Iterator[PassCost]:
     for place, step in enumerate(plan.passes()):
-        work = account.work.get(place, Work())
+        work = account.work[place]
         yield PassCost(
             name=step.name,
             products=work.products,

@@ -41,6 +41,7 @@ class IndexOnly(Checkpoint):
             name: Parameter(name=name, dtype=self.dtype, shape=shapes.get(name, ()))
             for name in map(str, names)
         }
+        self.unused_fields = ""
         self._files: dict[str, Path] = {}
         self.index_bytes = sum(parameter.nbytes for parameter in self.headers.values())
 
@@ -66,6 +67,7 @@ def open_headers(folder: Path, families: Families = BUILT_IN) -> tuple[Checkpoin
     module, facts = families.build(config)
     checkpoint = IndexOnly(folder, module, config)
     refuse_compiled(checkpoint)
+    checkpoint.unused_fields = families.unused(config)
     program = trace(module, facts, checkpoint)
     check_tensors(program.graph, checkpoint)
     mark_kept(program.graph)

@@ -6,15 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, model_validator
 
 from qdc.errors import QdcError
-from qdc.options import Options, option
+from qdc.ir.text_use import Pack
+from qdc.options import Options, option, switch
 from qdc.runtime.options import Device, Plugins
 from qdc.streaming.memory import states_memory
-from qdc.text.options import Calibration, ChatFields, TextField, read_fields
+from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField, read_fields
 from qdc.text.records import DEFAULT_FIELD, Fields
 from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
-OVERRIDES = ("samples", "length", "seed")
+OVERRIDES = ("samples", "length", "pack", "isolate", "seed")
 """Options that go to every pass that has them."""
 
 
@@ -46,6 +47,7 @@ class PlanOptions(Options):
     calibration: Calibration = None
     text_field: TextField = DEFAULT_FIELD
     chat_fields: ChatFields = None
+    document_tokens: AroundTexts = "auto"
     samples: Annotated[
         int | None,
         option("N", "Sequences to calibrate on", more="For every pass that has this option"),
@@ -54,10 +56,27 @@ class PlanOptions(Options):
         int | None,
         option("N", "Tokens of a sequence", more="For every pass that has this option"),
     ] = None
+    pack: Annotated[
+        Pack | None,
+        option(
+            "NAME",
+            "Documents in a sequence: documents, within, pad",
+            more="documents: joined, cut at its end; within: documents that are longer, alone; "
+            "pad: one document each, the rest left out of all statistics. For every pass that has "
+            "this option",
+        ),
+    ] = None
+    isolate: Annotated[
+        bool | None,
+        switch(
+            "Documents of a sequence do not see each other",
+            more="For every pass that has this option",
+        ),
+    ] = None
     states: Annotated[
         States,
         BeforeValidator(_states),
-        option("DTYPE", "Calibration states in memory: bf16, f32"),
+        option("DTYPE", "States held in memory: bf16, f32"),
     ] = "bf16"
     host_memory: Annotated[
         int | None,

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from qdc.frontend.coverage import Covered
+from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
 from qdc.streaming.ledger import Peak
 
@@ -86,6 +87,8 @@ class Outlook(Frozen):
     """In temporary files at a time, beside the artifact."""
     samples: int
     length: int
+    calibration_text: tuple[TextUse, ...] = ()
+    """What the samples will be made of; empty where no tokenizer or no text is there."""
     forwards: float
     """Linears executed for calibration, as a share of each quantized layer and sample."""
     passes: tuple[PassCost, ...]

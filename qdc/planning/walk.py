@@ -1,43 +1,44 @@
 """Walk through a compile as the runner does, asking every pass instead of running it."""
 
-from qdc.ir.graph import Node
+from qdc.ir.keys import table_key
 from qdc.pipeline.plan import Plan
-from qdc.pipeline.traversal import (
-    Apply,
-    EndSegment,
-    EndStep,
-    Finish,
-    Leave,
-    ReleaseScratch,
-    Scope,
-    Traversal,
-)
-from qdc.streaming.account import Account
+from qdc.pipeline.traversal import Apply, EndStep, Finish, Leave, ReleaseScratch, Scope, Traversal
+from qdc.planning.storage import nbytes, stored
+from qdc.streaming.account import LOADED, SCRATCH, STATES, TABLE, Account
 from qdc.streaming.forecast import Forecast
 
 
 def walk(plan: Plan, account: Account) -> None:
     """Forecast every pass on every unit, and let go of what the runner lets go of."""
-    traversal = Traversal(plan, account.program.graph)
-    for step in traversal.steps:
-        for event in traversal.events(step):
-            match event:
-                case Apply(scope):
-                    account.ledger.moment = _moment(scope)
-                    scope.step.forecast(Forecast.of(scope, account))
-                case ReleaseScratch(layers):
-                    account.release_scratch(layers)
-                case Leave(region):
-                    account.ledger.moment = f"leaving {region.name}"
-                    account.leave(region)
-                case Finish(region):
-                    account.finish(region)
-                case EndSegment():
-                    account.end_segment()
-                case EndStep(last):
-                    if not last:
-                        account.spill()
-    _finish(account)
+    graph, ledger = account.program.graph, account.ledger
+    traversal = Traversal(plan, graph)
+    for event in (event for step in traversal.steps for event in traversal.events(step)):
+        match event:
+            case Apply(scope):
+                ledger.moment = _moment(scope)
+                scope.step.forecast(Forecast.of(scope, account))
+            case ReleaseScratch(layers):
+                for value in {name for layer in layers for name in graph[layer].inputs}:
+                    ledger.release_all(SCRATCH + table_key(value, ""))
+            case Leave(region):
+                ledger.moment = f"leaving {region.name}"
+                for stream in account.streams.values():
+                    stream.leave(region)
+                ledger.release(LOADED + region.name)
+            case Finish(region):
+                for name in region.nodes:
+                    ledger.release(TABLE + name)
+            case EndStep(segment, last):
+                if segment:
+                    account.streams.clear()
+                    ledger.release_all(STATES)
+                    ledger.release_all(LOADED)
+                if not last:
+                    account.scratch_bytes += ledger.release_all(TABLE)
+    # What lies outside of the regions is written together, read back from the disk.
+    ledger.moment = "writing what lies outside the regions"
+    outside = stored(account, [node.name for node in graph.outside()])
+    ledger.work("the last shard", sum(nbytes(kind) for _, kind in outside), "host")
 
 
 def _moment(scope: Scope) -> str:
@@ -45,17 +46,3 @@ def _moment(scope: Scope) -> str:
     if not scope.whole_region:
         where = ", ".join(scope.stages[0].layers)
     return f"{scope.step.name} on {where}"
-
-
-def _finish(account: Account) -> None:
-    """What lies outside of the regions is written together, read back from the disk."""
-    account.ledger.moment = "writing what lies outside the regions"
-    nbytes = sum(_stored(account, node) for node in account.program.graph.outside())
-    account.ledger.work("the last shard", nbytes, "host")
-
-
-def _stored(account: Account, node: Node) -> int:
-    codec = account.codecs.get(node.name)
-    if codec is not None:
-        return codec.nbytes
-    return sum(parameter.nbytes for parameter in node.parameters)

@@ -1,20 +1,11 @@
 """What a plan should make the user think about before hours are spent."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from qdc.errors import InvalidCalibration, QdcError
 from qdc.ir.annotations import Moment, Orders
-from qdc.ir.graph import ModelFacts
-from qdc.passkit.calibration import CalibrationOptions
-from qdc.passkit.samples import draw_samples
-from qdc.pipeline.plan import Plan
 from qdc.streaming.account import Account
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import machine_memory
-from qdc.text.records import Fields
-from qdc.text.source import read_source
-from qdc.text.tokenizer import encoder, load_tokenizer
 from qdc.units import size
 
 
@@ -60,32 +51,3 @@ def memory_warnings(ledger: Ledger) -> Iterator[str]:
             f"needs {size(needed)} of host memory, and the machine has {size(there)}; "
             "lower --host-memory, --samples or --length"
         )
-
-
-def text_warnings(
-    plan: Plan, model: ModelFacts, folder: Path, calibration: Path | None, fields: Fields
-) -> Iterator[str]:
-    """Draw the samples of every pass that calibrates, and say what would be refused.
-
-    Raises:
-        QdcError: the file of calibration text cannot be read.
-    """
-    steps = [step for step in plan.passes() if isinstance(step, CalibrationOptions)]
-    if not steps:
-        return
-    source = read_source(calibration, fields)
-    if source.left_out:
-        yield f"of the calibration text {source.left_out} and are left out"
-    try:
-        encode = encoder(load_tokenizer(folder))
-    except QdcError as error:
-        yield f"the calibration text was not looked at: {error.what}"
-        return
-    found = {}
-    for step in steps:
-        length = min(step.length or model.max_length, model.max_length)
-        try:
-            draw_samples(source, encode, model, step.samples, length, step.seed, step.prefix)
-        except InvalidCalibration as error:
-            found[error.what] = f"the calibration text will be refused: {error.what}"
-    yield from found.values()

@@ -1,32 +1,25 @@
 """``OUT-report/report.json`` and ``report.html``: beside the artifact, never inside it.
 
 The artifact's own files depend on inputs and options alone; a report has dates and times. It is
-written in full before the artifact appears, and put in place right after.
+written in full before the artifact appears, and put in place right after. A process that is killed
+between the two leaves the report where the next one finds it.
 """
 
 import contextlib
-import hashlib
+import fcntl
 import json
 import os
-import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from qdc.disk import LARGEST_JSON, open_folder, read_regular
+from qdc.artifact.commit import DATA, PAGE, artifact_digest, place_report, report_folder
+from qdc.disk import LARGEST_JSON, open_folder, read_regular, replace_bytes, write_bytes
 from qdc.errors import OutputExists, QdcError
 from qdc.jsontext import parse_json
 from qdc.report.model import CompileReport
 
-LARGEST = 1 << 28
-DATA, PAGE = "report.json", "report.html"
 ESCAPED = "backslashreplace"
 """How a file name that is no Unicode is written; valid JSON, too."""
-
-
-def report_folder(out: Path) -> Path:
-    """Where the report of the artifact ``out`` lies."""
-    out = out.absolute()
-    return out.with_name(f"{out.name}-report")
 
 
 def check_report_target(out: Path) -> None:
@@ -55,43 +48,43 @@ def _is_report(folder: Path) -> bool:
 class ReportWriter:
     """Both files in the making: ``stage`` writes them aside, ``commit`` puts them in place."""
 
-    def __init__(self, out: Path) -> None:
-        """Check the place. Raises ``OutputExists``."""
+    def __init__(self, out: Path, aside: Path) -> None:
+        """Check the place. Raises ``OutputExists``.
+
+        Args:
+            out: the artifact.
+            aside: a folder that is not there yet, in the same file system: the files wait in it.
+        """
         check_report_target(out)
-        self.folder = report_folder(out)
-        self._aside: Path | None = None
+        self.out, self.folder, self.aside = out, report_folder(out), aside
 
     def stage(self, report: CompileReport) -> None:
-        """Write both files into a folder beside the place. Raises ``QdcError``."""
-        from qdc.report.page import render
-
+        """Write both files aside and sync them. Raises ``QdcError``."""
+        files = _contents(report)
         try:
-            self._aside = Path(
-                tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent)
-            )
-            (self._aside / DATA).write_text(to_json(report), "utf-8", ESCAPED)
-            (self._aside / PAGE).write_text(render(report), "utf-8", ESCAPED)
-            open_folder(self._aside)
+            self.aside.mkdir()
+            for name, data in files.items():
+                write_bytes(self.aside / name, data)
+            open_folder(self.aside)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
     def commit(self) -> None:
         """Put what was staged in place of an older report. Raises ``QdcError``."""
-        if self._aside is None:
-            return
         try:
-            if self.folder.is_dir():
-                for name in (DATA, PAGE):
-                    (self._aside / name).replace(self.folder / name)
-            else:
-                self._aside.rename(self.folder)
+            place_report(self.aside, self.out)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
-    def abort(self) -> None:
-        """Remove what was staged and not put in place."""
-        if self._aside is not None:
-            shutil.rmtree(self._aside, ignore_errors=True)
+
+def _contents(report: CompileReport) -> dict[str, bytes]:
+    """Both files, the page first: whoever finds the data finds its page."""
+    from qdc.report.page import render
+
+    return {
+        PAGE: render(report).encode("utf-8", ESCAPED),
+        DATA: to_json(report).encode("utf-8", ESCAPED),
+    }
 
 
 def discard_report(out: Path) -> None:
@@ -105,15 +98,36 @@ def discard_report(out: Path) -> None:
         folder.rmdir()
 
 
+def discard_other_report(out: Path) -> None:
+    """Remove a report that says that it is of another artifact than the one at ``out``."""
+    with contextlib.suppress(QdcError):
+        if read_report(report_folder(out)).artifact_sha256 != artifact_digest(out):
+            discard_report(out)
+
+
 def write_report(report: CompileReport, out: Path) -> Path:
     """Write both files for the artifact ``out`` and return the page. Raises ``QdcError``."""
-    writer = ReportWriter(out)
+    check_report_target(out)
+    folder, files = report_folder(out), _contents(report)
     try:
-        writer.stage(report)
-        writer.commit()
+        folder.mkdir(exist_ok=True)
+        with _alone(folder):
+            for name, data in files.items():
+                replace_bytes(folder / name, data)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder / PAGE
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes a report into the folder. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
-        writer.abort()
-    return writer.folder / PAGE
+        os.close(handle)
 
 
 def read_report(path: Path) -> CompileReport:
@@ -140,25 +154,6 @@ def read_report(path: Path) -> CompileReport:
 def to_json(report: CompileReport) -> str:
     """What stands in ``report.json``: what ``qdc compile --json`` prints."""
     return json.dumps(report.as_data(), indent=2, ensure_ascii=False) + "\n"
-
-
-def artifact_digest(folder: Path) -> str:
-    """SHA-256 over names and bytes of the files other than shards.
-
-    Among them is the IR dump, which names the digest of every packed tensor. Raises ``QdcError``
-    for a file that cannot be read, or is larger than any of them can be.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix != ".safetensors" and path.is_file():
-            try:
-                data = read_regular(path, LARGEST)
-            except OSError as error:
-                reason = (error.strerror or "unknown reason").lower()
-                raise QdcError(f"cannot read {path.name}: {reason}", where=[str(path)]) from error
-            digest.update(f"{path.name}\0{len(data)}\0".encode())
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _unwritable(path: Path, error: OSError) -> QdcError:

@@ -10,6 +10,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.evaluate import Comparison, Evaluation
 from qdc.format.codec import BitsWord
 from qdc.frontend.coverage import Covered
+from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
 
 SCHEMA = 1
@@ -114,11 +115,19 @@ class CompileReport(Frozen):
     """Versions, threads and machine: what may change the last digit of a figure."""
     checkpoint: str = ""
     """Folder of the checkpoint."""
+    unused_fields: str = ""
+    """Fields of its config.json that nothing here knows, in words; empty if there is none."""
     checkpoint_sha256: str = ""
     calibration: str | None
     """Name and digest of the text."""
     calibration_left_out: str = ""
     """Records of the text that hold nothing, in words; empty if there is none."""
+    calibration_form: str = ""
+    """A document of the text between special tokens, as ``[CLS] text [SEP]``; empty without."""
+    special_tokens_left_out: str = ""
+    """Those that the tokenizer would put around a document, in words; empty if none are."""
+    calibration_text: tuple[TextUse, ...] = ()
+    """What the samples were made of; several where passes draw otherwise."""
     artifact_sha256: str = ""
     """Digest of the artifact's files other than shards; its dump names every tensor's digest."""
     plugins: tuple[str, ...]

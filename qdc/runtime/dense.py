@@ -7,7 +7,7 @@ from torch import nn
 from qdc.format.codec import Codec
 from qdc.format.weights import Weights
 from qdc.pipeline.backendbase import Runtime
-from qdc.runtime.weights import dense_tensors, place, tied_names
+from qdc.runtime.weights import dense_tensors, moved, place, tied_names
 
 
 class DenseRuntime(Runtime):
@@ -19,5 +19,5 @@ class DenseRuntime(Runtime):
     def fill(self, module: nn.Module, weights: Weights) -> None:
         """Decode tensor by tensor; beside the model there is one dense fp32 weight at a time."""
         names = dense_tensors(module)
-        state = {name: weights.dense(name).to(self.device, self.dtype) for name in names}
+        state = {name: moved(weights.dense(name), self.device, self.dtype) for name in names}
         place(module, state, tied_names(module))

@@ -19,9 +19,10 @@ from qdc.artifact.writer import CONFIG
 from qdc.checkpoint.compiled import refuse_compiled
 from qdc.checkpoint.folder import Checkpoint, refuse_broken
 from qdc.checkpoint.layout import INDEX
-from qdc.errors import InvalidArtifact, InvalidCheckpoint
+from qdc.errors import InvalidArtifact, InvalidCheckpoint, UnsupportedModel
 from qdc.format.codec import Codec
-from qdc.frontend.select import Choice, build_module, choose, holder, show_by_name
+from qdc.frontend.native import looks_back
+from qdc.frontend.select import Choice, FrontEnd, build_module, choose, holder, show_by_name
 from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.models.families import BUILT_IN, Families
@@ -86,20 +87,37 @@ def open_artifact(folder: Path, registry: Registry, *, verify: bool = True) -> O
     try:
         source = Checkpoint(folder)
         quantization = parse_quantization(source.config)
+        front_end = front_end_of(quantization)
         known = registry.codecs()
         codecs = {
             layer: parse_codec(layer, fields, known)
             for layer, fields in quantization.layers.items()
         }
-        module = build_module(plain_config(source.config), quantization.frontend, registry.families)
+        module = build_module(
+            plain_config(source.config),
+            front_end,
+            registry.families,
+            causal=quantization.causal,
+        )
         body = holder(module)
-        _add_biases(body, quantization.added_biases)
+        add_biases(body, quantization.added_biases)
         _check(body, codecs, source)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     if verify:
         digests.tell_missing()
     return OpenedArtifact(source, quantization, codecs, module, digests)
+
+
+def front_end_of(quantization: QuantizationConfig) -> FrontEnd:
+    """Who builds the model. Raises ``UnsupportedModel`` where just its user can."""
+    if quantization.frontend == "module":
+        raise UnsupportedModel(
+            "the artifact is of a torch module, which has no configuration to be built from",
+            help="build the module in Python, then qdc.load(OUT, module=...); qdc show and "
+            "qdc report need no model",
+        )
+    return quantization.frontend
 
 
 def load_artifact(
@@ -157,7 +175,9 @@ def load_checkpoint(
     """
     source = Checkpoint(folder)
     refuse_compiled(source)
-    module = build_module(source.config, choose(source.config, choice, families), families)
+    front_end = choose(source.config, choice, families)
+    causal = front_end == "export" and looks_back(source.config, folder)
+    module = build_module(source.config, front_end, families, causal=causal)
     show_by_name(module, source)
     body = holder(module)
     wanted = dense_tensors(body)
@@ -173,7 +193,7 @@ def load_checkpoint(
     return module.to(device).requires_grad_(False)
 
 
-def _add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
+def add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
     """Give these linears of a module on meta a bias. Raises ``InvalidArtifact``."""
     leaves = dict(module.named_modules())
     for path in paths:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from qdc.options import Options, as_paths, option, switch
+from qdc.text.options import AroundTexts
 
 Device = Annotated[str, option("NAME", "cpu | cuda | auto", more="auto is CUDA where it is there")]
 Plugins = Annotated[
@@ -31,5 +32,6 @@ class RunOptions(Options):
 
     device: Device = "cpu"
     backend: RunBackend = "reference"
+    document_tokens: AroundTexts = "auto"
     plugins: Plugins = ()
     verify: Verify = True

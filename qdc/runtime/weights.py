@@ -61,6 +61,11 @@ def tied_names(module: nn.Module) -> dict[str, str]:
     return {name: first[parameter] for name, parameter in every if first[parameter] != name}
 
 
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor on the device, in the dtype unless it is whole: positions and masks keep theirs."""
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+
 def place(
     module: nn.Module,
     state: Mapping[str, Tensor],
@@ -122,7 +127,7 @@ class Skeleton:
         """
         aliases = {first for name, first in self.tied.items() if _owner(name) not in replaced}
         state = {
-            name: weights.plain(name).to(device, dtype)
+            name: moved(weights.plain(name), device, dtype)
             for name in self.names
             if _owner(name) not in replaced or name in aliases
         }

@@ -131,7 +131,13 @@ def make_app(service: Service) -> ASGIApp:
         body = read_body(CompletionRequest, await receive(request, service.limits))
         check_name(body.model)
         prompt = body.one_prompt
-        read = intake.text(prompt) if isinstance(prompt, str) else intake.numbers(prompt)
+        if isinstance(prompt, str):
+            read = intake.text(
+                prompt, special=bool(body.special), add_special_tokens=body.add_special_tokens
+            )
+        else:
+            body.refuse_for_numbers()
+            read = intake.numbers(prompt)
         return await answer(request, body, read)
 
     @app.post("/generate")

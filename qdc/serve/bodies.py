@@ -16,8 +16,9 @@ from pydantic import (
 )
 
 from qdc.jsontext import UnfitJson, check_size
+from qdc.runtime.decoding.not_offered import NOT_OFFERED, asks_nothing
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.serve.fields import CALLED_ELSEWHERE, HARMLESS, NOT_OFFERED, asks_nothing
+from qdc.serve.fields import CALLED_ELSEWHERE, HARMLESS
 from qdc.serve.refusals import Refused, from_validation
 
 CHOSEN = frozenset(DecodeOptions.model_fields) - {"length", "temperature", "top_p", "seed"}
@@ -168,12 +169,35 @@ class ChatRequest(Request):
     """``POST /v1/chat/completions``."""
 
     messages: Listed[Message] = Field(min_length=1)
+    add_special_tokens: bool | None = None
+
+    @model_validator(mode="after")
+    def _adds_none(self) -> Self:
+        if self.add_special_tokens:
+            raise ValueError("add_special_tokens: the chat template writes its own special tokens")
+        return self
 
 
 class CompletionRequest(Request):
     """``POST /v1/completions``. One prompt, as text or as tokens."""
 
     prompt: str | Listed[int] | Listed[str] | Listed[Listed[int]]
+    special: bool | None = None
+    """Whether special tokens that are written in the prompt are meant; as text they are text."""
+    add_special_tokens: bool | None = None
+    """Whether the tokenizer's own stand in front of the prompt; as the server was started if not
+    given."""
+
+    def refuse_for_numbers(self) -> None:
+        """Refuse what is about text in a request with tokens. Raises ``Refused``."""
+        for name in ("special", "add_special_tokens"):
+            if getattr(self, name):
+                raise Refused(
+                    400,
+                    f"{name} is about prompts of text, and the prompt is given as tokens",
+                    param=name,
+                    code="unsupported",
+                )
 
     @property
     def one_prompt(self) -> str | list[int]:

@@ -110,9 +110,25 @@ class Intake:
                 code="unsupported",
             )
 
-    def text(self, text: str) -> Read:
-        """Read plain text."""
-        return lambda: self.wording.encode(text)
+    def text(
+        self, text: str, *, special: bool = False, add_special_tokens: bool | None = None
+    ) -> Read:
+        """Read a prompt. What it gives raises ``Refused`` where the prompt writes the mask."""
+
+        def read() -> list[int]:
+            tokens = self.wording.prompt(
+                text, special=special, add_special_tokens=add_special_tokens
+            )
+            if self.facts.mask in tokens:
+                raise Refused(
+                    400,
+                    "the prompt writes the mask token, and nothing in front of an answer is filled",
+                    param="prompt",
+                    code="unsupported",
+                )
+            return tokens
+
+        return read
 
     def conversation(self, messages: Sequence[Message]) -> Read:
         """Read a conversation in the form of the chat template."""

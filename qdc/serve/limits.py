@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from qdc.errors import QdcError
 from qdc.options import Options, as_list, option
 from qdc.runtime.options import Device, Plugins, RunBackend, Verify
+from qdc.text.options import AroundTexts
 from qdc.units import parse_size
 
 
@@ -87,6 +88,7 @@ class ServeOptions(_Bounds):
         option("N", "Tokens of prompt and answer", ranged=True, before="max_body"),
     ] = None
     verifier: Annotated[Path | None, option("FOLDER", "Autoregressive model, for apd")] = None
+    document_tokens: AroundTexts = "auto"
     device: Device = "cpu"
     backend: RunBackend = "reference"
     plugins: Plugins = ()

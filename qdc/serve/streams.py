@@ -13,6 +13,9 @@ from qdc.serve.replies import Reply
 from qdc.serve.ticket import Ticket
 from qdc.serve.wording import Wording
 
+SEPARATORS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
+"""Ends of lines that JSON leaves as they are, each with its escape."""
+
 
 class EventStream(StreamingResponse):
     """Sends events of one ticket; when the client goes away nobody waits for it any more."""
@@ -91,5 +94,10 @@ async def steps(ticket: Ticket, reply: Reply, wording: Wording) -> AsyncIterator
 
 
 def event(data: dict[str, Any]) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """One server-sent event.
+
+    Many clients take every separator of Unicode for the end of a line, not the line feed alone;
+    what they may stumble over is escaped.
+    """
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(SEPARATORS)
+    return f"data: {text}\n\n"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qdc.runtime.decoding.speech import chat_tokens
 from qdc.serve.finaltext import INCOMPLETE
-from qdc.text.tokenizer import decode_marked, encoder
+from qdc.text.tokenizer import Encoder, decode_marked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -18,10 +18,10 @@ class Wording:
     Whether special tokens are read is a state of the tokenizer, so one thread at a time uses it.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
-        """Use this tokenizer."""
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", encode: Encoder | None = None) -> None:
+        """Use this tokenizer, and an encoder that knows what stands in front of a prompt."""
         self._tokenizer, self._lock = tokenizer, threading.Lock()
-        self._encode = encoder(tokenizer)
+        self._encode = Encoder(tokenizer) if encode is None else encode
         self._pieces: dict[int, str] = {}
         self._anchor = self._encode("a")
         self.has_template = tokenizer.chat_template is not None
@@ -31,6 +31,23 @@ class Wording:
         with self._lock:
             return self._encode(text)
 
+    def prompt(
+        self, text: str, *, special: bool = False, add_special_tokens: bool | None = None
+    ) -> list[int]:
+        """Read a prompt, behind what the model was trained to see in front of a text.
+
+        Args:
+            text: as a client sends it.
+            special: whether special tokens that are written in it are meant.
+            add_special_tokens: whether those of the tokenizer stand in front; as the server was
+                started if None.
+        """
+        with self._lock:
+            if add_special_tokens is False:
+                return self._encode.piece(text, special=special)
+            encode = Encoder(self._tokenizer, "add") if add_special_tokens else self._encode
+            return encode.prompt(text, special=special)
+
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Write a conversation up to where the answer begins.
 
@@ -38,7 +55,7 @@ class Wording:
         ``QdcError`` where the template refuses the messages.
         """
         if not self.has_template:
-            return self.encode("".join(f"{message['content']}\n" for message in messages))
+            return self.prompt("".join(f"{message['content']}\n" for message in messages))
         with self._lock:
             return chat_tokens(self._tokenizer, messages)
 

@@ -13,7 +13,9 @@ from qdc.errors import QdcError
 from qdc.frontend.calls import NodeCalls, Sizes
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import LINEAR
-from qdc.ir.routing import ROUTED
+from qdc.ir.routing import ROUTED, ROWS
+from qdc.models.layers import Attention
+from qdc.streaming.batches import Sight
 
 Environment = dict[str, Tensor]
 Shrunk = Callable[[str, int], None]
@@ -107,6 +109,7 @@ class Executor:
         steps: list[str],
         parameters: Parameters,
         wanted: Collection[str],
+        segments: Tensor | None = None,
     ) -> Environment:
         """Execute the steps on one batch; halves of it where the device's memory is too small.
 
@@ -117,19 +120,20 @@ class Executor:
             steps: as ``steps(wanted, held)`` gives them.
             parameters: of every step.
             wanted: the values to return.
+            segments: ``i64[b, length]``, see ``batches``; None if all positions see each other.
 
         Returns:
-            The wanted values, on the device.
+            The wanted values, on the device, padding included; experts get none of it.
 
         Raises:
             QdcError: the memory does not hold one sample.
         """
         rows = self._rows(held)
         if rows > self.most:
-            return self._run_halves(held, steps, parameters, wanted, rows)
+            return self._run_halves(held, steps, parameters, wanted, rows, segments)
         calls, routed = self.linear_calls, self.routed_rows
         try:
-            return self._run(held, steps, parameters, wanted)
+            return self._run(held, steps, parameters, wanted, segments)
         except torch.OutOfMemoryError as error:
             if rows < 2:
                 raise QdcError(
@@ -149,7 +153,7 @@ class Executor:
             torch.cuda.empty_cache()
         self.linear_calls, self.routed_rows, self.most = calls, routed, rows // 2
         self.shrunk(steps[-1], self.most)
-        return self._run_halves(held, steps, parameters, wanted, rows)
+        return self._run_halves(held, steps, parameters, wanted, rows, segments)
 
     def _run_halves(
         self,
@@ -158,6 +162,7 @@ class Executor:
         parameters: Parameters,
         wanted: Collection[str],
         rows: int,
+        segments: Tensor | None,
     ) -> Environment:
         """Run both halves of a batch of so many samples, one after the other."""
         half = rows // 2
@@ -167,6 +172,7 @@ class Executor:
                 steps,
                 parameters,
                 wanted,
+                None if segments is None else segments[some],
             )
             for some in (slice(0, half), slice(half, rows))
         ]
@@ -204,13 +210,15 @@ class Executor:
         steps: list[str],
         parameters: Parameters,
         wanted: Collection[str],
+        segments: Tensor | None,
     ) -> Environment:
         """Execute the steps, dropping each value after its last reader."""
         last = {read: step for step in steps for read in self.edges.predecessors(step)}
         environment = {name: self._widen(held[name]) for name in {*last, *wanted} & set(held)}
         sizes = self._sizes(held)
+        sight = None if segments is None else Sight(segments.to(self.device))
         for step in steps:
-            environment[step] = self._execute(step, environment, parameters[step], sizes)
+            environment[step] = self.execute(step, environment, parameters[step], sizes, sight)
             for read in self.edges.predecessors(step):
                 if last[read] == step and read not in wanted:
                     environment.pop(read, None)
@@ -228,34 +236,54 @@ class Executor:
             found.update(zip(self.graph[name].type.shape, value.shape, strict=True))
         return found.get("B", 0), found.get("L", 0)
 
-    def _execute(
+    def execute(
         self,
         name: str,
         environment: Environment,
         parameters: Mapping[str, Tensor],
         sizes: Sizes,
+        sight: Sight | None = None,
     ) -> Tensor:
+        """Execute one node.
+
+        Args:
+            name: of the node.
+            environment: what it reads, in the compute dtype, on the device.
+            parameters: of the node, by role.
+            sizes: batch and length.
+            sight: which positions see each other; all if not given.
+        """
+        result: Tensor
         node = self.program.nodes[name]
         if isinstance(node, NodeCalls):
             if self.graph[name].op == LINEAR:
                 self._count(name, environment[self.graph[name].inputs[0]])
-            return node.run(environment, parameters, sizes, self.device)
+            same = sight.same if sight is not None and node.attends else None
+            result = node.run(environment, parameters, sizes, self.device, same)
+            return self._without_padding(name, result, sight)
         arguments: Any
         keywords: Any
         arguments, keywords = fx.map_arg(
             (node.args, node.kwargs), lambda read: environment.get(self._names[read])
         )
-        result: Tensor
         if node.op == "call_module":
             if self.graph[name].op == LINEAR:
                 self._count(name, arguments[0])
             leaf = self.program.module.get_submodule(str(node.target))
+            if sight is not None and isinstance(leaf, Attention):
+                arguments, keywords = _narrowed(leaf, arguments, sight), {}
             result = functional_call(leaf, dict(parameters), arguments, keywords)
         elif node.op == "call_method":
             result = getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
         else:
             result = node.target(*arguments, **keywords)  # type: ignore[operator]
-        return result
+        return self._without_padding(name, result, sight)
+
+    def _without_padding(self, name: str, result: Tensor, sight: Sight | None) -> Tensor:
+        """Send padding to no expert: then all that hangs on the routing leaves it out."""
+        if sight is None or self.graph[name].op != ROWS:
+            return result
+        return sight.data(result)
 
     def _count(self, name: str, read: Tensor) -> None:
         """Count one execution of a linear."""
@@ -263,3 +291,10 @@ class Executor:
             self.routed_rows += len(read)
         else:
             self.linear_calls += len(read)
+
+
+def _narrowed(leaf: Attention, arguments: tuple[Any, ...], sight: Sight) -> tuple[Any, ...]:
+    """The arguments of an attention, with a mask of those that it may see of one segment."""
+    query, key, value, *_ = arguments
+    visible = leaf.visible(query, None)
+    return query, key, value, sight.same if visible is None else visible & sight.same

@@ -13,8 +13,8 @@ from qdc.ir.graph import Node, Stage
 from qdc.ir.keys import table_key
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Scope
-from qdc.streaming.account import SCRATCH, TABLE, Account
-from qdc.streaming.ledger import Place
+from qdc.streaming.account import SCRATCH, STATES, TABLE, WAITING, Account
+from qdc.streaming.apart import require_apart
 from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.work import FP32, Work
 
@@ -35,7 +35,7 @@ class Forecast(Scope):
     @property
     def started(self) -> bool:
         """Whether the pass has a stream already, and so has drawn its samples."""
-        return any(place == self.place for place, _ in self._account.streams)
+        return self.place in self._account.drawn
 
     def annotate(self, node: Node, note: Annotation) -> None:
         """Say that the node will carry such an annotation; later passes find it on the graph."""
@@ -98,27 +98,38 @@ class Forecast(Scope):
 
     def work(self, nbytes: int, work: Work | None = None, *, host: bool = False) -> None:
         """Arithmetic, and the bytes that it takes for a moment beside all that is held."""
-        where: Place = "host" if host else "device"
-        self._account.charge(self.place, self.step.name, nbytes, work or Work(), where)
+        account, kind = self._account, f"working set of {self.step.name}"
+        account.ledger.work(kind, nbytes, "host" if host else "device")
+        account.work[self.place] += work or Work()
+
+    def check_apart(self, *, isolate: bool) -> None:
+        """As that of a unit."""
+        require_apart(self._account.program, isolate=isolate)
 
     def stream(
-        self, samples: int, length: int, batch: int, *, original: bool = False
+        self,
+        samples: int,
+        length: int,
+        batch: int,
+        *,
+        original: bool = False,
+        segmented: bool = False,
     ) -> StreamForecast:
         """The calibration stream of this pass, started at the first call."""
         key, account = (self.place, original), self._account
         if key not in account.streams:
-            account.samples = max(account.samples, samples)
             account.drawn[self.place] = (samples, length)
-            owner = self.place, self.step.name
-            account.streams[key] = StreamForecast(
-                account, owner, samples, length, batch, original=original
+            stream = StreamForecast(
+                account, key, self.work, samples, length, batch, segmented=segmented
             )
+            account.streams[key] = stream
         return account.streams[key]
 
     def keep_states(self, what: str, numbers: int) -> None:
         """Hold so many numbers on the host, as calibration states are held."""
-        self._account.hold_states(f"{self.place}:{what}", numbers * self._account.held)
+        name = f"{STATES}{self.place}:{what}"
+        self._account.ledger.hold(name, WAITING, numbers * self._account.held)
 
     def drop_states(self, what: str) -> None:
         """Let go of them before the segment ends."""
-        self._account.drop_states(f"{self.place}:{what}")
+        self._account.ledger.release(f"{STATES}{self.place}:{what}")

@@ -1,6 +1,7 @@
 """Bytes that a run would hold at a time, and what they were at the highest point."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -23,9 +24,16 @@ class Peak(Frozen):
 class Ledger:
     """Named amounts in host and device memory; on the CPU they are one."""
 
-    def __init__(self, *, shared: bool) -> None:
-        """Start empty. ``shared`` says that the device has no memory of its own."""
-        self.shared = shared
+    def __init__(self, *, shared: bool, limits: Mapping[str, int] | None = None) -> None:
+        """Start empty.
+
+        Args:
+            shared: whether the device has no memory of its own.
+            limits: bytes of a kind that stay in host memory; what is above waits on the disk.
+        """
+        self.shared, self.limits = shared, limits or {}
+        self.on_disk = 0
+        """Most bytes that wait there at a time."""
         self.moment = "start"
         """What runs now; callers set it."""
         self._held: dict[str, tuple[Place, str, int]] = {}
@@ -65,6 +73,10 @@ class Ledger:
         now = Counter(passing)
         for place, kind, nbytes in self._held.values():
             now[place, kind] += nbytes
+        for kind, limit in self.limits.items():
+            above = max(0, now["host", kind] - limit)
+            now["host", kind] -= above
+            self.on_disk = max(self.on_disk, above)
         for place in ("host", "device"):
             parts = {kind: n for (where, kind), n in now.most_common() if where == place and n}
             total = sum(parts.values())

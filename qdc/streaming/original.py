@@ -1,5 +1,7 @@
 """A stream through the original model: its weights are read from the checkpoint when needed."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def original_weights(program: Program, checkpoint: Checkpoint, device: torch.dev
 def original_stream(
     program: Program,
     checkpoint: Checkpoint,
-    batches: list[Tensor],
+    batches: Sequence[Tensor],
     device: torch.device,
     *,
     states: StateStore | None = None,

@@ -4,7 +4,7 @@ Between two stages only the frontier of live values is held (``frontier``). Valu
 the weights as they are at that moment, so inside ``stages(...)`` each stage sees the quantization
 of the stages before it. Every linear is executed once for each sample, an expert's for the tokens
 that are routed to it, unless a later pass rewrites what the stream has gone past: then it goes back
-to where it entered the region.
+to where it entered the region. ``qdc plan`` goes the same way without data (``streamforecast``).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +14,21 @@ import torch
 from torch import Tensor
 
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import Stage
-from qdc.streaming.execute import Environment
-from qdc.streaming.route import Route
+from qdc.ir.graph import Region, Stage
+from qdc.ir.routing import GIVE, ROUTED
+from qdc.ir.types import BYTES
+from qdc.models.experts import routed_share
+from qdc.streaming.batches import PADDING, Batches
+from qdc.streaming.execute import Environment, Executor
+from qdc.streaming.frontier import values_to_keep
 from qdc.streaming.states import Held, StateStore
 
+COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
+"""Operations whose values may be kept but are not computed twice. Routing is held as weights, never
+as the scores before it: rounded scores could choose other experts. What experts gave is held as one
+sum, never apart: only that is bounded however uneven the routing is."""
+Entrance = tuple[int, tuple[str, ...], list[Held], int]
+"""Where a region was entered: boundary, names and values that are held there, number of stops."""
 NodeWeights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
 
@@ -37,13 +47,13 @@ class Trail:
     """The same for the linears of experts, counted by tokens."""
 
 
-class Stream(Route):
+class Stream:
     """Batches of samples at one place of the model."""
 
     def __init__(
         self,
         program: Program,
-        batches: list[Tensor],
+        batches: Sequence[Tensor],
         weights: NodeWeights,
         device: torch.device,
         *,
@@ -55,7 +65,7 @@ class Stream(Route):
 
         Args:
             program: the traced model; its first input takes the token ids, the others are absent.
-            batches: ``i64[b, length]`` token ids, no padding.
+            batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
             weights: gives each node's parameters as they stand at the time of the call.
             device: where values are computed; between stages they are held by ``states``.
             returns: whether to hold the values with which a region was entered until it is left,
@@ -64,19 +74,48 @@ class Stream(Route):
                 given. They are computed in fp32.
             part: the batches that this process moves; others move the rest.
         """
-        batch, length = batches[0].shape
-        super().__init__(program, device, batch, length, returns=returns)
-        self.weights, self.states = weights, states or StateStore()
-        self.tokens = torch.cat(batches)
+        batches = Batches.of(batches)
+        self.executor = Executor(program, device)
+        self.graph, self.weights, self.returns = program.graph, weights, returns
+        self.share = routed_share(program.module)
+        """Share of the tokens that an expert gets, as if the router were even."""
+        self.sizes = self.dimensions(*batches[0].shape)
+        """Of a whole batch, by the names of symbolic dimensions."""
+        self.tokens = torch.cat(batches.tokens)
         """``i64[samples, length]``: what was put in, in all processes together."""
+        self.segments = None if batches.segments is None else torch.cat(batches.segments)
+        """``i64[samples, length]``: which positions of a row see each other; None if all do."""
+        self.padded = self.segments is not None and bool((self.segments == PADDING).any())
+        """Whether some of the positions are no data."""
         self._rows, self._part = [len(batch) for batch in batches], part
+        self._segments = None if self.segments is None else self.rows(self.segments)
+        data = self.rows(self.data)
+        self._places = [p.flatten().nonzero()[:, 0] if self.padded else None for p in data]
+        self.boundary = self._left = 0
+        """Nodes before the boundary have been computed; those before ``left`` are finished."""
+        self.names: tuple[str, ...] = (self.executor.tokens,)
+        """Of the values that are kept."""
+        self.states = states or StateStore()
         self.kept = [self.states.hold({self.executor.tokens: batch}) for batch in batches[part]]
+        """The values, batch by batch."""
+        self.stops: list[int] = []
+        """Every boundary at which values were held; each rounds them."""
         self.mark()
 
     @property
     def masked(self) -> Tensor:
-        """``bool[samples, length]``: which of the tokens are masked."""
-        return self.tokens == self.graph.model.mask_token_id
+        """``bool[samples, length]``: which of the tokens are masked; padding never is."""
+        mask = self.graph.model.mask_token_id
+        if mask is None:
+            return torch.zeros_like(self.tokens, dtype=torch.bool)
+        return (self.tokens == mask) & self.data
+
+    @property
+    def data(self) -> Tensor:
+        """``bool[samples, length]``: which of the positions are no padding."""
+        if self.segments is None:
+            return torch.ones_like(self.tokens, dtype=torch.bool)
+        return self.segments != PADDING
 
     @property
     def split(self) -> bool:
@@ -88,9 +127,21 @@ class Stream(Route):
         """Linears executed, counted once for each sample; an expert's by its share of tokens."""
         return self.executor.linear_calls + self.executor.routed_rows / self.tokens.shape[1]
 
-    def batches(self) -> tuple[Tensor, ...]:
-        """The samples, ``i64[b, length]`` each, as they were put in."""
-        return tuple(self.rows(self.tokens))
+    def batches(self) -> Batches:
+        """The samples that are moved here, ``i64[b, length]`` each, as they were put in."""
+        return self.samples()[self._part]
+
+    def samples(self) -> Batches:
+        """The samples of all processes, as they were put in."""
+        segments = None if self.segments is None else torch.split(self.segments, self._rows)
+        return Batches(torch.split(self.tokens, self._rows), segments)
+
+    def places(self) -> list[Tensor | None]:
+        """Of each batch that is moved here the places of its data, ``i64[n]`` in b * length.
+
+        None where all of them are data.
+        """
+        return list(self._places)
 
     @property
     def trail(self) -> Trail:
@@ -120,6 +171,73 @@ class Stream(Route):
         self.boundary, self.names = other.boundary, other.names
         self.kept = list(other.kept[: len(self.kept)])
 
+    def start(self, region: Region) -> None:
+        """Advance to the first node of a region, or go back there."""
+        self._go(self.executor.place[region.nodes[0]])
+        self.mark()
+        self.stopped()
+
+    def enter(self, stage: Stage) -> None:
+        """Advance to just before the stage's first linear, or go back there."""
+        self._go(min(self.executor.place[layer] for layer in stage.layers))
+        self.stopped()
+
+    def leave(self, region: Region) -> None:
+        """Advance past a region; does nothing if the samples are past it, or if none follows."""
+        self._left = self.executor.place[region.nodes[-1]] + 1
+        if region is not self.graph.regions[-1]:
+            self.advance(self._left)
+        self.mark()
+        self.stopped()
+
+    def passed(self, name: str) -> bool:
+        """Whether values that hang on this node were computed, in a region not yet left."""
+        return self._left <= self.executor.place[name] < self.boundary
+
+    def rewind(self) -> None:
+        """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
+        if not self.returns:
+            raise RuntimeError("the stream does not hold what it would go back to")
+        self.boundary, self.names, kept, stops = self._entrance
+        self.kept, self.stops = list(kept), self.stops[:stops]
+
+    def mark(self) -> None:
+        """Hold what is kept here as the entrance of the region, where samples can go back."""
+        if self.returns:
+            self._entrance = self.boundary, self.names, list(self.kept), len(self.stops)
+
+    def stopped(self) -> None:
+        """Called where the samples stand still: before a stage, or between two regions."""
+
+    def advance(self, boundary: int) -> None:
+        """Compute what the nodes from ``boundary`` on need, and keep the cheapest part of it."""
+        if boundary <= self.boundary:
+            return
+        executor = self.executor
+        needed = executor.read_after(boundary)
+        reach = [*self.names, *executor.steps(needed, self.names)]
+        keep = values_to_keep(
+            executor.edges,
+            reach,
+            needed,
+            {name: self._nbytes(name) for name in reach},
+            [name for name in reach if self.graph[name].op in COSTLY],
+        )
+        self.move(executor.steps(keep, self.names), keep)
+        self.boundary, self.names = boundary, tuple(keep)
+        self.stops.append(boundary)
+
+    @torch.no_grad()
+    def move(self, steps: list[str], keep: frozenset[str]) -> None:
+        """Compute the values to keep, batch by batch, with the weights of now."""
+        parameters = self._parameters(steps) if self.kept else {}
+        staying = [name for name in keep if name in self.names]
+        for index, environment in enumerate(self.kept):
+            missing, segments = keep.difference(staying), self.segments_of(index)
+            found = self.executor.run(environment, steps, parameters, missing, segments)
+            found |= {name: environment[name] for name in staying}
+            self.kept[index] = self.states.hold(found)
+
     def rows(self, values: Tensor) -> list[Tensor]:
         """Of something with a row for each sample, the rows of each batch that is moved here."""
         return list(torch.split(values, self._rows))[self._part]
@@ -127,15 +245,28 @@ class Stream(Route):
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield the value that the stage reads, batch by batch.
 
-        ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets.
+        ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets, and for
+        those that are no padding.
         """
-        for found in self.compute((stage.value,)):
-            yield found[stage.value]
+        pairs = zip(self.compute((stage.value,)), self._places, strict=True)
+        for found, places in pairs:
+            yield self.at(stage.value, found[stage.value], places)
+
+    def at(self, name: str, value: Tensor, places: Tensor | None) -> Tensor:
+        """A value at some places of its batch, ``[n, columns]``; as it is where there are none.
+
+        What experts read and give has rows for data alone, and stays as it is.
+        """
+        if places is None or self.graph[name].type.shape[:1] == (ROUTED,):
+            return value
+        return value.flatten(0, -2).index_select(0, places.to(value.device))
 
     def compute(
         self, wanted: tuple[str, ...], everywhere: str | None = None
     ) -> Iterator[Environment]:
         """Yield values ahead of the boundary, batch by batch, on the device; nothing moves.
+
+        They are whole: padding is in them, but for what experts read and give.
 
         Args:
             wanted: names of the values.
@@ -146,28 +277,48 @@ class Stream(Route):
             held = held - self.executor.derived(everywhere, self.boundary) | {everywhere}
         steps = self.executor.steps(wanted, held)
         parameters = self._parameters(steps) if self.kept else {}
-        for count, kept in zip(self._rows[self._part], self.kept, strict=True):
+        for index, kept in enumerate(self.kept):
             environment: Mapping[str, Tensor] = kept
             if everywhere is not None:
-                rows = torch.arange(count * self.tokens.shape[1])
+                rows = self._everywhere(index)
                 environment = {name: kept[name] for name in held & set(kept)} | {everywhere: rows}
             with torch.no_grad():
-                found = self.executor.run(environment, steps, parameters, wanted)
+                found = self.executor.run(
+                    environment, steps, parameters, wanted, self.segments_of(index)
+                )
             yield found
+
+    def segments_of(self, index: int) -> Tensor | None:
+        """Segments ``i64[b, length]`` of a batch that is moved here, by its place among those."""
+        return None if self._segments is None else self._segments[index]
 
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""
         return sum(held.nbytes for held in self.kept)
 
-    @torch.no_grad()
-    def move(self, steps: list[str], keep: frozenset[str]) -> None:
-        """Compute the values to keep, batch by batch, with the weights of now."""
-        parameters = self._parameters(steps) if self.kept else {}
-        staying = [name for name in keep if name in self.names]
-        for index, environment in enumerate(self.kept):
-            found = self.executor.run(environment, steps, parameters, keep.difference(staying))
-            found |= {name: environment[name] for name in staying}
-            self.kept[index] = self.states.hold(found)
+    def results(self, region: Region) -> tuple[str, ...]:
+        """Names of the values that a region hands on: those that nodes after it read."""
+        read = self.executor.read_after(self.executor.place[region.nodes[-1]] + 1)
+        return tuple(name for name in region.nodes if name in read)
+
+    def dimensions(self, samples: int, length: int) -> Mapping[str, int]:
+        """Sizes of so many samples by the names of symbolic dimensions."""
+        rows = max(1, round(self.share * samples * length))
+        return {"B": samples, "L": length, ROUTED: rows}
+
+    def _go(self, place: int) -> None:
+        if place < self.boundary:
+            self.rewind()
+        self.advance(place)
+
+    def _nbytes(self, name: str) -> int:
+        kind = self.graph[name].type
+        return max(1, kind.elements(self.sizes) * BYTES[kind.dtype])
+
+    def _everywhere(self, index: int) -> Tensor:
+        """Places ``i64[n]`` of all data of a batch."""
+        places, count = self._places[index], self._rows[self._part][index]
+        return torch.arange(count * self.tokens.shape[1]) if places is None else places
 
     def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
         """What the steps read, as it stands now: decoded once for all batches."""

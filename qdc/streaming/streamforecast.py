@@ -1,72 +1,71 @@
-"""A calibration stream without data: what it holds at each place, and what each move would take."""
+"""A calibration stream of ``qdc plan``: what it holds at each place, what each move would take."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 
 import torch
 
-from qdc.ir.graph import LINEAR, Stage
+from qdc.ir.graph import Stage
 from qdc.ir.routing import ROUTED
-from qdc.streaming.account import Account
-from qdc.streaming.route import Route
+from qdc.streaming.account import STATES, WAITING, Account
+from qdc.streaming.stream import Stream
 from qdc.streaming.work import FP32, Work, bytes_of, node_work
 
-
-@dataclass(frozen=True)
-class Cost:
-    """One run of some nodes over all samples."""
-
-    work: Work
-    nbytes: int
-    """Most bytes of values and decoded parameters at a time, on the device."""
+MASK = 1 + FP32
+"""Bytes of a mask of attention for each pair of positions: as it is made, and as it is added."""
 
 
-class StreamForecast(Route):
-    """Samples on the way of a stream; moves are charged to the pass that the stream belongs to."""
+class StreamForecast(Stream):
+    """A stream that goes the same way with no batch of its own; what moves take is charged."""
 
     def __init__(
         self,
         account: Account,
-        owner: tuple[int, str],
+        key: tuple[int, bool],
+        charge: Callable[[int, Work], None],
         samples: int,
         length: int,
         batch: int,
         *,
-        original: bool,
+        segmented: bool = False,
     ) -> None:
         """Stand before the first region.
 
         Args:
             account: what all forecasts of the compile add up.
-            owner: place and name of the pass.
+            key: place of the pass, and whether the stream goes through the original model, where
+                nothing is decoded.
+            charge: takes the bytes of a move for a moment, and its work.
             samples: rows of token ids.
             length: tokens of a row.
             batch: rows computed at once.
-            original: whether it goes through the original model, where nothing is decoded.
+            segmented: whether attention gets a mask.
         """
-        self.account, self.owner, self.original = account, owner, original
-        self.samples, self.batch = samples, min(batch, samples)
-        self.linear_calls = 0.0
-        device = torch.device("cpu")
-        super().__init__(account.program, device, self.batch, length, returns=account.returns)
+        self.segmented = segmented
+        self.account, self.key, self.charge = account, key, charge
+        tokens = torch.empty(samples, length, dtype=torch.int64, device="meta")
+        # Of all batches the size of the first counts; nothing is computed, and no weight is read.
+        super().__init__(
+            account.program,
+            [tokens[:batch], tokens[batch:]],
+            lambda name: {},
+            tokens.device,
+            returns=account.returns,
+            part=slice(0),
+        )
         self.stopped()
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all samples."""
-        return self.samples * self.sizes["L"]
 
     def tokens_of(self, stage: Stage) -> float:
         """Tokens of all samples that a stage reads: of an expert those routed to it, on average."""
-        return self.tokens * self._share(stage.value)
+        routed = self.graph[stage.value].type.shape[:1] == (ROUTED,)
+        return self.tokens.numel() * (self.share if routed else 1)
 
-    def nbytes(self) -> int:
-        """What is held now, the entrance of the region included."""
+    def kept_bytes(self) -> int:
+        """Bytes of all samples that are held, the entrance of the region included."""
         places = {(self.boundary, name) for name in self.names}
         if self.returns:
             boundary, names, *_ = self._entrance
             places |= {(boundary, name) for name in names}
-        sizes, held = self.dimensions(self.samples, self.sizes["L"]), self.account.held
+        sizes, held = self.dimensions(*self.tokens.shape), self.account.held
         return sum(bytes_of(self.graph[name].type, sizes, held) for _, name in places)
 
     def enter(self, stage: Stage) -> None:
@@ -76,29 +75,26 @@ class StreamForecast(Route):
 
     def stopped(self) -> None:
         """Hold the bytes of what waits here."""
-        place, _ = self.owner
-        self.account.hold_states(f"{place}:{self.original}", self.nbytes())
+        place, original = self.key
+        self.account.ledger.hold(f"{STATES}{place}:{original}", WAITING, self.kept_bytes())
 
     def move(self, steps: list[str], keep: frozenset[str]) -> None:
         """Charge what executing these nodes for all samples would take."""
-        cost = self._cost(steps, keep)
-        self.account.charge(*self.owner, cost.nbytes, cost.work, "device")
+        self.charge(*self._cost(steps, keep))
 
-    def compute(self, wanted: Collection[str]) -> Cost:
-        """What computing values ahead of the boundary would take; nothing moves or is charged."""
+    def cost(self, wanted: Collection[str]) -> tuple[int, Work]:
+        """What ``compute`` would take for all samples; nothing moves or is charged.
+
+        Returns:
+            Most bytes of values and decoded parameters at a time, on the device; and the work.
+        """
         return self._cost(self.executor.steps(wanted, self.names), wanted)
 
-    def _share(self, name: str) -> float:
-        return self.share if self.graph[name].type.shape[:1] == (ROUTED,) else 1.0
-
-    def _cost(self, steps: list[str], wanted: Collection[str]) -> Cost:
+    def _cost(self, steps: list[str], wanted: Collection[str]) -> tuple[int, Work]:
         """Walk through the steps as the executor does, values dropped after their last reader."""
         edges, graph = self.executor.edges, self.graph
         last = {read: step for step in steps for read in edges.predecessors(step)}
         live = {name: bytes_of(graph[name].type, self.sizes, FP32) for name in self.names}
-        ready = sum(FP32 * p.elements({}) for name in steps for p in graph[name].parameters)
-        decoded = [name for name in steps if graph[name].parameters and not self.original]
-        made = [self.account.decoding(name) for name in decoded]
         highest, work = sum(live.values()), Work()
         for name in steps:
             work += node_work(graph, name, self.sizes)
@@ -107,6 +103,16 @@ class StreamForecast(Route):
             for read in edges.predecessors(name):
                 if last[read] == name and read not in wanted:
                     live.pop(read, None)
-            if graph[name].op == LINEAR:
-                self.linear_calls += self.samples * self._share(name)
-        return Cost(work.times(self.samples / self.batch), ready + max([highest, *made]))
+        ready = sum(FP32 * p.elements({}) for name in steps for p in graph[name].parameters)
+        if self.segmented and any(graph[name].op == "attention" for name in steps):
+            ready += MASK * self.sizes["B"] * self.sizes["L"] ** 2
+        made = max(map(self._decoding, steps), default=0)
+        return ready + max(highest, made), work.times(len(self.tokens) / self.sizes["B"])
+
+    def _decoding(self, name: str) -> int:
+        """Bytes beside the fp32 parameters while a node's parameters are made ready."""
+        node, codec = self.graph[name], self.account.codecs.get(name)
+        if codec is None or self.key[1]:
+            return 0
+        dense = FP32 * node.rows * node.columns
+        return dense + (codec.nbytes + codec.working_bytes if name in self.account.packed else 0)

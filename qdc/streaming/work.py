@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import add
 
 from qdc.ir.graph import LINEAR, LayerGraph
+from qdc.ir.routing import ROUTED
 from qdc.ir.types import BYTES, ValueType
 
 ATTENTION = "attention"
@@ -22,18 +24,16 @@ class Work:
     """The same in fp64: factorizations, solves, measured errors."""
     elements: float = 0
     """Numbers read or written by elementwise operations in fp32."""
+    linears: float = 0
+    """Linears executed for calibration, counted once for each sample."""
 
     def __add__(self, other: "Work") -> "Work":
         """The sum of two amounts."""
-        return Work(
-            self.products + other.products,
-            self.exact + other.exact,
-            self.elements + other.elements,
-        )
+        return Work(*map(add, vars(self).values(), vars(other).values()))
 
     def times(self, factor: float) -> "Work":
         """So many times as much."""
-        return Work(factor * self.products, factor * self.exact, factor * self.elements)
+        return Work(*(factor * amount for amount in vars(self).values()))
 
     @property
     def flops(self) -> float:
@@ -46,7 +46,9 @@ def node_work(graph: LayerGraph, name: str, sizes: Mapping[str, int]) -> Work:
     node = graph[name]
     given = node.type.elements(sizes)
     if node.op == LINEAR:
-        return Work(products=MULTIPLY_ADD * given * node.columns)
+        routed = node.type.shape[:1] == (ROUTED,)
+        samples = sizes[ROUTED] / sizes["L"] if routed else sizes["B"]
+        return Work(products=MULTIPLY_ADD * given * node.columns, linears=samples)
     if node.op == ATTENTION:
         # Scores and the mix of values: each width times length for each position.
         return Work(products=2 * MULTIPLY_ADD * given * sizes["L"])

@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 from qdc.checkpoint.folder import Checkpoint
-from qdc.distributed import ownership
 from qdc.distributed.world import World
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Codec, Lowered
 from qdc.frontend.tracer import Program
 from qdc.ir.annotation import Annotation
-from qdc.ir.annotations import Kept, Packed
+from qdc.ir.annotations import Packed
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
+from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
-from qdc.ir.types import TensorRef
+from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.remark import Remark
 from qdc.streaming.states import StateStore
 from qdc.streaming.stream import NodeWeights, Stream, Trail
 
-MakeBatches = Callable[[], list[Tensor]]
+MakeBatches = Callable[[], Sequence[Tensor]]
 Key = tuple[int, bool]
 """A stream: the place of its pass in the plan, and whether it goes through the original model."""
 
@@ -49,13 +49,16 @@ class Workspace:
     """Where the values of all streams wait between two stages."""
     samples: int = 0
     """Samples of the largest calibration."""
+    text: list[TextUse] = field(default_factory=list)
+    """What samples were made of, each once."""
     trails: dict[Key, Trail] = field(default_factory=dict)
     """Ways that streams follow when they are made, to where an interrupted compile had them."""
     world: World = field(default_factory=World)
     """The processes that share the compile."""
     tags: Mapping[str, type[Annotation]] = field(default_factory=dict)
     """Every annotation that a pass may write, by tag: they come from other processes too."""
-    _owners: dict[str, int] = field(default_factory=dict)
+    owners: dict[str, int] = field(default_factory=dict)
+    """The rank that works on each node, as far as somebody has asked."""
     _loaded: dict[str, Tensor] = field(default_factory=dict)
     _streams: dict[Key, Stream] = field(default_factory=dict)
 
@@ -72,12 +75,6 @@ class Workspace:
             if node.name in self.program.graph.inside:
                 self._loaded[name] = tensor
         return tensor.to(self.device, torch.float32)
-
-    def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
-        """The checkpoint's own weight in fp32 on the device, ``count`` rows at a time, not kept."""
-        weight = self.checkpoint.tensor(node.weight.name)
-        for start in range(0, len(weight), count):
-            yield weight[start : start + count].to(self.device, torch.float32)
 
     def current(self, name: str, role: str = "weight") -> Tensor:
         """The tensor as it stands: dequantized once its layer was lowered, tuned once it was."""
@@ -116,80 +113,67 @@ class Workspace:
         """Names of the nodes outside of the regions."""
         return tuple(node.name for node in self.program.graph.outside())
 
-    def owners(self, nodes: Sequence[Node]) -> Mapping[str, int]:
-        """The rank that works on each of these nodes, by name; the same whenever it is asked."""
-        graph, ranks = self.program.graph, self.world.size
-        if not self._owners:
-            for region in graph.regions:
-                stages = [[graph[name] for name in stage.layers] for stage in region.stages]
-                wanted = [[n for n in s if graph.get(n.name, Kept) is None] for s in stages]
-                self._owners.update(ownership.owners(wanted, ranks))
-        others = [node for node in nodes if node.name not in self._owners]
-        self._owners.update(ownership.owners([others], ranks))
-        return self._owners
-
-    def tensor(self, ref: TensorRef) -> Tensor:
-        """A tensor of the table; one that only its owner has is fetched, on all ranks."""
-        home = self.tensors.home(ref)
-        if home is not None and not self.world.apart and self.world.size > 1:
-            mine = home == self.world.rank
-            held = self.tensors.get(ref) if mine else None
-            (kind, *_) = (k for k in self.world.agree(_kind(held)) if k)
-            self.tensors.put(ref.name, self.world.broadcast(ref, held, home, kind.decode()))
-            self.tensors.share(ref)
-        return self.tensors.get(ref)
-
-    def stream(
-        self, place: int, make: MakeBatches, *, original: bool = False, split: bool = False
-    ) -> Stream:
-        """The stream of the pass at this place, started from its samples at the first call.
+    def stream(self, key: Key, make: MakeBatches, *, split: bool = False) -> Stream:
+        """The stream of this key, started from its samples at the first call.
 
         Args:
-            place: of the pass in the plan.
-            make: gives the batches.
-            original: whether it goes through the original model whatever passes do; a pass may
-                have one stream of each kind.
+            key: a pass may have one stream of each kind.
+            make: gives the batches, ``i64[b, length]`` token ids.
             split: whether this process moves its part of the batches alone; the caller then adds
                 up over all processes.
 
         Raises:
-            InvalidCalibration: they are to be split, and processes have made different ones.
+            InvalidCalibration: they are to be split, and processes have made different ones; or the
+                pass's other stream has segments and they have none.
         """
-        key = (place, original)
         if key not in self._streams:
-            batches = make()
-            self.samples = max(self.samples, sum(len(batch) for batch in batches))
+            batches, weights = make(), self.originals if key[1] else self.parameters
+            self.samples = max(self.samples, sum(map(len, batches)))
             if split:
                 self._same(batches)
-            stream = self.open_stream(key, batches, split=split)
+            self._check_segments(key, batches)
+            part = self.world.part(len(batches)) if split else slice(None)
+            stream = self.loose_stream(batches, weights, returns=self.returns, part=part)
+            self._streams[key] = stream
             if key in self.trails:
                 stream.follow(self.trails.pop(key), self._loaded.clear)
         return self._streams[key]
 
-    def open_stream(self, key: Key, batches: list[Tensor], *, split: bool = False) -> Stream:
-        """Start a stream of batches ``i64[b, length]`` before the first region."""
-        _, original = key
-        self._streams[key] = self._watch(
-            Stream(
-                self.program,
-                batches,
-                self.originals if original else self.parameters,
-                self.device,
-                returns=self.returns,
-                states=self.states,
-                part=self.world.part(len(batches)) if split else slice(None),
-            )
-        )
-        return self._streams[key]
-
-    def loose_stream(self, batches: list[Tensor], weights: NodeWeights) -> Stream:
+    def loose_stream(
+        self,
+        batches: Sequence[Tensor],
+        weights: NodeWeights,
+        *,
+        returns: bool = False,
+        part: slice = slice(None),
+    ) -> Stream:
         """A stream that the caller moves: it is not left with a region, and not kept for later."""
-        return self._watch(Stream(self.program, batches, weights, self.device, states=self.states))
 
-    def _same(self, batches: list[Tensor]) -> None:
-        whole = hashlib.sha256(repr([list(batch.shape) for batch in batches]).encode())
-        for batch in batches:
-            whole.update(batch.contiguous().numpy().data)
+        def shrunk(name: str, samples: int) -> None:
+            details = {"reason": f"{self.device} ran out of memory", "batch": samples}
+            self.remarks.append(Remark("note", "calibration", name, details))
+
+        device, states = self.device, self.states
+        stream = Stream(
+            self.program, batches, weights, device, returns=returns, states=states, part=part
+        )
+        stream.executor.shrunk = shrunk
+        return stream
+
+    def _check_segments(self, key: Key, batches: Sequence[Tensor]) -> None:
+        place, original = key
+        other = self._streams.get((place, not original))
+        if other is None or (other.segments is None) == (Batches.of(batches).segments is None):
+            return
+        raise InvalidCalibration(
+            "one stream of a pass knows padding or documents, its other stream does not",
+            help="make the second of the first: unit.reference(stream.samples)",
+        )
+
+    def _same(self, batches: Sequence[Tensor]) -> None:
+        given = Batches.of(batches)
+        whole = hashlib.sha256(repr([batch.shape for batch in given]).encode())
+        whole.update(torch.cat((*given.tokens, *(given.segments or ()))).numpy().data)
         if len(set(self.world.agree(whole.digest()))) > 1:
             raise InvalidCalibration(
                 "the processes of the compile have drawn different samples",
@@ -199,16 +183,6 @@ class Workspace:
     def streams(self) -> Iterator[tuple[Key, Stream]]:
         """Every stream with its key: those through the rewritten model first."""
         yield from sorted(self._streams.items(), key=lambda item: (item[0][1], item[0][0]))
-
-    def _watch(self, stream: Stream) -> Stream:
-        """Remark on batches of a stream that the device's memory does not hold."""
-
-        def shrunk(name: str, samples: int) -> None:
-            details = {"reason": f"{self.device} ran out of memory", "batch": samples}
-            self.remarks.append(Remark("note", "calibration", name, details))
-
-        stream.executor.shrunk = shrunk
-        return stream
 
     def rewritten(self, name: str) -> None:
         """Send streams that have gone past this node of the region back to where they entered it.
@@ -232,28 +206,16 @@ class Workspace:
             stream.leave(region)
         self._loaded.clear()
 
-    def release(self, region: Region) -> None:
-        """Release every tensor of a region that has been emitted."""
-        for name in region.nodes:
-            for note in self.program.graph.annotations(name).values():
-                for ref in note.refs():
-                    self.tensors.release(ref.name)
-
     def end_segment(self) -> None:
         """Drop the streams."""
         self.linear_calls += sum(stream.linear_calls for _, stream in self.streams())
         self._streams.clear()
         self._loaded.clear()
 
-    def release_scratch(self, names: tuple[str, ...]) -> None:
-        """Release the scratch tensors of these layers: moments, factors."""
+    def release(self, names: Sequence[str], *, scratch: bool) -> None:
+        """Release tensors of these nodes: all, or the scratch alone, as moments and factors."""
         for name in names:
             for note in self.program.graph.annotations(name).values():
-                if note.scratch:
+                if note.scratch or not scratch:
                     for ref in note.refs():
                         self.tensors.release(ref.name)
-
-
-def _kind(tensor: Tensor | None) -> bytes:
-    """Where a tensor is, as a message; nothing from those who lack it."""
-    return b"" if tensor is None else tensor.device.type.encode()

@@ -4,15 +4,18 @@ Only data is read: no loading script, no cache, no network. Arrow files are mapp
 copied. Arrow and parquet need ``pyarrow``, the optional extra ``data``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from qdc.disk import LARGEST_JSON, read_regular
 from qdc.errors import InvalidCalibration, QdcError, nearest
 from qdc.jsontext import UnfitJson, parse_json
 from qdc.text.records import HOW
+from qdc.text.stored import Numbers
 
 ARROW, PARQUET, LINES = ".arrow", ".parquet", ".jsonl"
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -32,13 +35,19 @@ class Records(Protocol):
     """Records by place."""
 
     skipped: int
-    """Records that are left out: a field that is read is null."""
+    """Records that are left out: a field that is read is null, or a text blank."""
 
     def __len__(self) -> int:
         """Number of records."""
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         """The record at a place, with all its fields."""
+
+    def sizes(self, column: str, read: Callable[[int], str]) -> Numbers:
+        """Characters of the text of each record, ``i64[records]``; ``read`` gives one.
+
+        Raises InvalidCalibration where ``read`` does, for what is no text.
+        """
 
 
 def dataset_files(folder: Path) -> DatasetFiles:
@@ -74,8 +83,10 @@ def _below(folder: Path) -> list[Path]:
     return found
 
 
-def open_rows(files: DatasetFiles, columns: Sequence[str]) -> Records:
+def open_rows(files: DatasetFiles, columns: Sequence[str], *, blank: bool = False) -> Records:
     """Open arrow or parquet files; of a row just these columns are read.
+
+    Rows with a null are left out, with ``blank`` also those that hold nothing but white space.
 
     Raises InvalidCalibration for damaged files and missing columns, QdcError without ``pyarrow``.
     """
@@ -98,28 +109,65 @@ def open_rows(files: DatasetFiles, columns: Sequence[str]) -> Records:
         table = table.select(columns) if files.kind == ARROW else table.to_table(list(columns))
         # Offsets of a file may point anywhere, and its text may be none: look before reading.
         table.validate(full=True)
-        # What is mapped stays mapped unless there is something to leave out.
-        nulls = any(column.null_count for column in table.columns)
-        filled = table.drop_null() if nulls else table
+        kept = _kept(pyarrow, table, blank=blank)
     except (pyarrow.ArrowException, OSError) as error:
         first = str(error).split("\n")[0]
         raise InvalidCalibration(
             f"the dataset cannot be read: {first}", where=[files.folder.name], help=HOW
         ) from error
-    return _TableRows(filled, int(table.num_rows) - int(filled.num_rows))
+    return _TableRows(table, kept)
 
 
 class _TableRows:
-    def __init__(self, table: Any, skipped: int) -> None:
-        self.table, self.skipped = table, skipped
+    """Rows of a table that stays mapped, whatever is left out of it."""
+
+    def __init__(self, table: Any, kept: Numbers) -> None:
+        self.table, self.kept = table, kept
+        self.skipped = int(table.num_rows) - len(kept)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return len(self.kept)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        [row] = self.table.slice(place, 1).to_pylist()
+        [row] = self.table.slice(int(self.kept[place]), 1).to_pylist()
         found: dict[str, Any] = row
         return found
+
+    def sizes(self, column: str, read: Callable[[int], str]) -> Numbers:
+        from pyarrow import compute
+
+        if not _is_text(self.table.schema.field(column).type):
+            return np.array([len(read(place)) for place in range(len(self))], np.int64)
+        parts = [compute.utf8_length(chunk) for chunk in self.table[column].chunks]
+        every = [part.fill_null(0).to_numpy(zero_copy_only=False) for part in parts]
+        found: Numbers = np.concatenate([np.zeros(0, np.int64), *every])[self.kept].astype(np.int64)
+        return found
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _kept(pyarrow: Any, table: Any, *, blank: bool) -> Numbers:
+    """Places of the rows that hold something."""
+    from pyarrow import compute
+
+    empty = np.zeros(table.num_rows, dtype=bool)
+    for column in table.columns:
+        start, text = 0, blank and _is_text(column.type)
+        for chunk in column.chunks:
+            here = empty[start : start + len(chunk)]
+            here |= chunk.is_null().to_numpy(zero_copy_only=False)
+            if text:
+                nothing = compute.or_(
+                    compute.equal(compute.utf8_length(chunk), 0), compute.utf8_is_space(chunk)
+                )
+                here |= nothing.fill_null(True).to_numpy(zero_copy_only=False).astype(bool)
+            start += len(chunk)
+    found: Numbers = np.flatnonzero(~empty)
+    return found
 
 
 def _mapped(pyarrow: Any, file: Path) -> Any:

@@ -1,11 +1,36 @@
 """Options of texts and their records, which several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from qdc.errors import InvalidCalibration
+from pydantic import BeforeValidator
+
+from qdc.errors import InvalidCalibration, QdcError
+from qdc.models.document_tokens import DocumentTokens
 from qdc.options import option
 from qdc.text.records import DEFAULT_FIELD, Fields
+
+
+def _when(given: Any) -> Any:
+    if given not in get_args(DocumentTokens):
+        raise QdcError(
+            f"--document-tokens {given!r} is unknown",
+            help="known: auto, add, none",
+        )
+    return given
+
+
+AroundTexts = Annotated[
+    DocumentTokens,
+    BeforeValidator(_when),
+    option(
+        "WHEN",
+        "[CLS], BOS ...: auto | add | none",
+        more="Special tokens that the tokenizer's own post-processor puts around a whole document "
+        "and in front of a prompt; auto leaves them out where published code of the family does",
+    ),
+]
+"""The option ``--document-tokens``."""
 
 Calibration = Annotated[
     Path | None,
@@ -16,7 +41,7 @@ Calibration = Annotated[
         "save_to_disk, parquet or jsonl",
     ),
 ]
-TextField = Annotated[str, option("NAME", "Field that holds the text of a record")]
+TextField = Annotated[str, option("NAME", "Field with the text of a record")]
 ChatFields = Annotated[
     str | None,
     option(

@@ -1,9 +1,9 @@
 """What a record of calibration data says: a document, or a prompt with its answer."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple
 
 from qdc.errors import InvalidCalibration, nearest
 from qdc.jsontext import UnfitJson, parse_json
@@ -13,8 +13,8 @@ HOW = (
     "give a UTF-8 text file, a file of records (.jsonl, .json, .csv, .tsv, .parquet), or a folder "
     "of a dataset (save_to_disk, parquet or jsonl)"
 )
-ASSISTANT, USER = "assistant", "user"
-T = TypeVar("T")
+ASSISTANT, USER, SYSTEM = "assistant", "user", "system"
+ROLES = (SYSTEM, USER, ASSISTANT)
 
 
 @dataclass(frozen=True)
@@ -65,28 +65,6 @@ class Dialogue(NamedTuple):
 
     prompt: tuple[Message, ...]
     answer: str
-
-
-class Lazy(Sequence[T]):
-    """A sequence whose items are made when they are asked for."""
-
-    def __init__(self, size: int, make: Callable[[int], T]) -> None:
-        """``make`` gives the item of a place."""
-        self.size, self.make = size, make
-
-    def __len__(self) -> int:
-        """The number of items."""
-        return self.size
-
-    @overload
-    def __getitem__(self, place: int) -> T: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[T]: ...
-    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
-        """Make the items of a place."""
-        if isinstance(place, slice):
-            return [self.make(each) for each in range(self.size)[place]]
-        return self.make(range(self.size)[place])
 
 
 def parse_line(line: str, place: str) -> object:

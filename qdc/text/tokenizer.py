@@ -1,6 +1,6 @@
 """A checkpoint's tokenizer, read from its own files: no network, no code of the checkpoint's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,10 @@ from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER
 from qdc.errors import InvalidCalibration, InvalidCheckpoint
 from qdc.jsontext import UnfitJson, parse_json
 from qdc.modelfiles import COPY, OUTSIDE, read_inside
+from qdc.models.document_tokens import DocumentTokens
 from qdc.text.byte_pairs import byte_pair_backend, is_published_so
 from qdc.text.records import ASSISTANT, Dialogue
+from qdc.text.surround import Surround, surround
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -104,6 +106,8 @@ def faults_named(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except InvalidCheckpoint:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -113,41 +117,103 @@ def faults_named(what: str) -> Iterator[None]:
 
 
 class Encoder:
-    """From text to token ids, without adding special tokens.
+    """From text to token ids.
 
-    A special token that is written in a document is text: no document can mask or end itself.
+    A special token that is written in a text is text: no document can mask or end itself. Where it
+    is meant, ``special`` says so. What the model was trained to see around a document is put there
+    by ``document`` and ``prompt``; a call encodes a piece of text, which has nothing around it.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
-        """Use this tokenizer."""
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        document_tokens: DocumentTokens = "auto",
+        published_without: str = "",
+    ) -> None:
+        """Use this tokenizer.
+
+        Args:
+            tokenizer: of a checkpoint.
+            document_tokens: whether a whole document gets what the tokenizer's post-processor
+                puts around a text.
+            published_without: for ``auto``: published code that puts nothing there although the
+                tokenizer may; empty if the tokenizer decides.
+
+        Raises:
+            InvalidCheckpoint: the post-processor does something else to a text than that.
+        """
         self.tokenizer = tokenizer
         self.unknown: int | None = tokenizer.unk_token_id
         """What stands for text that the tokenizer does not know; most know all text."""
+        with faults_named(UNREADABLE):
+            offered = Surround() if document_tokens == "none" else surround(tokenizer)
+        withheld = document_tokens == "auto" and bool(published_without)
+        self.surround = Surround() if withheld else offered
+        """What stands before and after a whole document; both are empty for most decoders."""
+        self.withheld = ""
+        """Which special tokens of the tokenizer are left out, in words; empty if none is."""
+        if withheld and offered != Surround():
+            self.withheld = (
+                f"the tokenizer makes of a text {self._form(offered)!r}; as in "
+                f"{published_without}, nothing is added; --document-tokens add adds it"
+            )
 
     def __call__(self, text: str) -> list[int]:
-        """Encode a document."""
+        """Encode a piece of text, without anything around it."""
         with faults_named(UNREADABLE):
             ids: list[int] = self.tokenizer.encode(
                 text, add_special_tokens=False, split_special_tokens=True
             )
         return ids
 
+    def piece(self, text: str, *, special: bool = False) -> list[int]:
+        """Encode a piece of text; ``special``: special tokens written in it are meant."""
+        return encode_marked(self.tokenizer, text) if special else self(text)
+
+    def document(self, text: str, *, special: bool = False) -> list[int]:
+        """Encode a whole document, between what the model was trained to see around one.
+
+        Where the text itself writes that (``special``), it does not stand there twice.
+        """
+        ids = self.piece(text, special=special)
+        return self.missing(ids, special=special).around(ids)
+
+    def prompt(self, text: str, *, special: bool = False) -> list[int]:
+        """Encode the beginning of a document, which is to be continued: nothing closes it."""
+        ids = self.piece(text, special=special)
+        return [*self.missing(ids, special=special).before, *ids]
+
+    def missing(self, ids: Sequence[int], *, special: bool = False) -> Surround:
+        """What has yet to be put around the ids of a whole text, which may write it itself."""
+        return self.surround.lacking(ids) if special else self.surround
+
+    @property
+    def form(self) -> str:
+        """What a document looks like, as in ``[CLS] text [SEP]``; empty if it stands alone."""
+        return "" if self.surround == Surround() else self._form(self.surround)
+
+    def _form(self, around: Surround) -> str:
+        before, after = map(self.tokenizer.convert_ids_to_tokens, map(list, around))
+        return " ".join([*before, "text", *after])
+
     def dialogue(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
         """Encode a prompt and its answer, in the form of the chat template if there is one.
 
         The prompt ends where the model would begin to write; the answer takes along how a turn
-        ends. Without a template, turns are lines of text. Raises InvalidCalibration if the template
-        refuses the messages.
+        ends. Without a template, turns are lines of one document. Raises InvalidCalibration if the
+        template refuses the messages.
         """
         if self.tokenizer.chat_template is None:
             prompt = "\n".join(turn.content for turn in dialogue.prompt) + "\n"
-            return self(prompt), self(dialogue.answer)
+            answered = self(dialogue.answer)
+            return self.prompt(prompt), [*answered, *self.surround.after] if answered else []
         given = [turn._asdict() for turn in dialogue.prompt]
         answer = {"role": ASSISTANT, "content": dialogue.answer}
         prompt, whole = self._rendered(given, True), self._rendered([*given, answer], False)
         if not dialogue.answer or not whole.startswith(prompt):
-            return self._marked(prompt), self(dialogue.answer)
-        return self._marked(prompt), self._marked(whole[len(prompt) :])
+            return self.piece(prompt, special=True), self(dialogue.answer)
+        behind = whole[len(prompt) :]
+        return self.piece(prompt, special=True), self.piece(behind, special=True)
 
     def _rendered(self, messages: list[dict[str, str]], opens_answer: bool) -> str:
         from jinja2 import TemplateError
@@ -164,10 +230,6 @@ class Encoder:
             ) from error
         return str(text)
 
-    def _marked(self, text: str) -> list[int]:
-        """Encode text in which the template has written special tokens."""
-        return encode_marked(self.tokenizer, text)
-
 
 def encode_marked(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
     """Encode text in which special tokens are meant. Raises ``InvalidCheckpoint``."""
@@ -182,9 +244,13 @@ def decode_marked(tokenizer: "PreTrainedTokenizerFast", ids: list[int], **settin
         return str(tokenizer.decode(ids, skip_special_tokens=False, **settings))
 
 
-def encoder(tokenizer: "PreTrainedTokenizerFast") -> Encoder:
-    """Turn a tokenizer into a function from text to ids."""
-    return Encoder(tokenizer)
+def encoder(
+    tokenizer: "PreTrainedTokenizerFast",
+    document_tokens: DocumentTokens = "auto",
+    published_without: str = "",
+) -> Encoder:
+    """Turn a tokenizer into a function from text to ids. Arguments as for ``Encoder``."""
+    return Encoder(tokenizer, document_tokens, published_without)
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from qdc.artifact.commit import set_aside_name
 from qdc.artifact.journal import Entry, File, Journal, read_journal
 from qdc.artifact.lock import Lock
 from qdc.artifact.partial import Partial, check_interrupted, partial_folder
-from qdc.artifact.writer import ArtifactWriter
 from qdc.errors import OutputExists, QdcError
 from tests.support.commands import environment
 
@@ -177,8 +177,7 @@ def test_an_artifact_that_was_being_replaced_comes_back(restart: bool, tmp_path:
     (out / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "qdc"}}))
     partial = Partial(out)
     partial.save(journal())
-    writer = ArtifactWriter(out, force=True, folder=partial.artifact)
-    writer._set_aside()
+    out.rename(set_aside_name(partial.artifact))
     partial._lock.release()
     assert not out.exists()
     with Partial(out, resume=not restart, restart=restart):

@@ -1,4 +1,4 @@
-"""The bench that kills compiles, run for real: ten SIGKILLs of a cheap pipeline."""
+"""The benches that kill compiles, run for real: ten SIGKILLs, and five ends of an export."""
 
 from tests.support.commands import python
 
@@ -9,3 +9,11 @@ def test_killed_compiles_are_resumed_to_the_same_bytes() -> None:
     rows = [line.split() for line in found.stdout.splitlines()[1:]]
     assert sum(int(row[-2]) for row in rows) == 10
     assert [row[-1] for row in rows] == [row[-2] for row in rows]
+
+
+def test_commands_that_end_at_a_call_lose_nothing() -> None:
+    found = python("-m", "bench.commits", "--trials", 5, "--only", "export --force, two renames")
+    assert found.returncode == 0, found.stdout + found.stderr
+    [_, row] = found.stdout.splitlines()
+    *_, kills, terms, ints, lost = map(int, row.split()[-5:])
+    assert (kills + terms + ints, lost) == (5, 0)

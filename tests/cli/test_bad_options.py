@@ -1,5 +1,7 @@
 """Options that cannot work: one message that says why, exit code 1."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "damp",
         ),
     ),
-    "short calibration": (("--calibration", "TEXT"), ("tokens", "need one of at least 65")),
+    "short calibration": (("--calibration", "TEXT"), ("tokens", "need at least the 64 tokens")),
     "calibration folder": (("--calibration", "MODEL"), ("found a folder",)),
     "no size": (("--host-memory", "lots"), ("--host-memory is no size: 'lots'", "8G")),
     "resume and restart": (("--resume", "--restart"), ("--resume", "--restart", "leave one out")),
@@ -77,6 +79,43 @@ def test_options_are_refused(
 
 def test_a_place_without_a_name_is_refused(model: Path, refused: Command) -> None:
     assert "/ has no name" in refused("compile", model, "-o", "/", *RTN)
+
+
+def test_a_device_is_no_place_for_what_a_compile_leaves(
+    model: Path, tmp_path: Path, refused: Command
+) -> None:
+    """Dumps and repros would lie beside it: in the folder of the devices."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (Path(os.devnull), pipe):
+        message = refused("compile", model, "-o", place, *RTN, "--stop-after", "rtn-lower")
+        assert f"cannot write to {place}: it is no regular file" in message
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_flag_is_called_as_it_was_given(model: Path, refused: Command) -> None:
+    message = refused("serve", model, "--timeout", "inf", "--grace", "inf")
+    assert "--timeout: input should be a finite number" in message
+    assert "--grace: input should be a finite number" in message
+    assert "patience" not in message
+
+
+def test_a_backend_or_a_strategy_that_there_is_not(refused: Command) -> None:
+    assert "no backend is called 'tritn'" in refused("backends", "tritn")
+    assert "did you mean entropy" in refused("strategies", "entrop")
+
+
+def test_named_backends_and_strategies_alone_are_described(qdc: Command) -> None:
+    shown = qdc("backends", "triton")
+    assert "ahead" in shown
+    assert "reference  " not in shown
+    assert json.loads(qdc("backends", "reference", "--json"))["backends"][0]["name"] == "reference"
+    shown = qdc("strategies", "entropy", "static")
+    assert "\nentropy\n" in shown
+    assert "\nstatic\n" in shown
+    assert "\nfactor\n" not in shown
+    found = json.loads(qdc("strategies", "static", "--json"))["strategies"]
+    assert [each["name"] for each in found] == ["static"]
 
 
 COUNTS = {
@@ -149,7 +188,7 @@ EVALS = {
     "ratio above one": (("--ratios", "1.5"), "--ratios"),
     "long windows": (("--length", "65"), "the model's 64"),
     "no length": (("--length", "0"), "length"),
-    "short text": (("--length", "60"), "need one of at least 60"),
+    "short text": (("--length", "60"), "need at least the 60 tokens"),
 }
 
 
@@ -171,7 +210,7 @@ def test_missing_arguments_are_named(refused: Command) -> None:
     assert "'--out'" in refused("compile", "m")
     assert "'TEXT'" in refused("run", "m")
     assert "'--text'" in refused("eval", "m")
-    assert "unexpected extra argument" in refused("backends", "x")
+    assert "unexpected extra argument" in refused("families", "x")
 
 
 def test_interruption_is_no_bug(

@@ -8,6 +8,7 @@ import pytest
 from qdc.cli import run
 from qdc.report.model import CompileReport
 from tests.cli.conftest import Command
+from tests.support.checkpoints import write_checkpoint
 from tests.support.commands import qdc as command
 from tests.support.compiles import PLAIN
 
@@ -174,3 +175,28 @@ def test_records_that_hold_nothing_are_counted(
     assert capsys.readouterr().err == f"corpus.json: {said} and are left out\n"
     assert run([str(word) for word in ("eval", model, "--text", file, "--windows", 2)]) == 0
     assert capsys.readouterr().err == f"corpus.json: {said} and are left out\n"
+
+
+def test_fields_that_nothing_knows_are_shown_everywhere(tmp_path: Path, qdc: Command) -> None:
+    model = write_checkpoint(
+        tmp_path / "model", edit_config=lambda config: config.update(lora_alpha=16)
+    )
+    told = "config.json has a field that llada does not know, not used: lora_alpha"
+    assert told in " ".join(qdc("compile", model, "-o", tmp_path / "out", *RTN).split())
+    data = json.loads(qdc("compile", model, "-o", tmp_path / "again", *RTN, "--json"))
+    assert data["unused_fields"] == told
+    written = json.loads((tmp_path / "again-report" / "report.json").read_text(encoding="utf-8"))
+    assert written["unused_fields"] == told
+    assert told in (tmp_path / "again-report" / "report.html").read_text(encoding="utf-8")
+    planned = json.loads(qdc("plan", model, "--passes", "rtn-lower,pack", "--json"))
+    assert told in planned["warnings"]
+
+
+def test_a_quantization_that_is_null_is_none(tmp_path: Path, qdc: Command) -> None:
+    model = write_checkpoint(
+        tmp_path / "model", edit_config=lambda config: config.update(quantization_config=None)
+    )
+    assert "quantized" in qdc("compile", model, "-o", tmp_path / "out", *RTN)
+    assert "%blocks.0.q_proj" in qdc("show", model)
+    assert qdc("run", model, "a <mask>(2) b").strip()
+    assert qdc("run", tmp_path / "out", "a <mask>(2) b").strip()

@@ -39,8 +39,8 @@ OPTIONS: dict[str, tuple[type[Options], ...]] = {
 }
 OWN = {
     "compile": {"timings", "remarks"},
-    "run": {"model", "text", "gap", "steps"},
-    "generate": {"model", "prompt", "chat", "verifier"},
+    "run": {"model", "text", "gap", "steps", "special"},
+    "generate": {"model", "prompt", "special", "chat", "system", "turns", "verifier"},
     "eval": {"markdown"},
 }
 """What a command has besides, all of them --json and --help."""

@@ -125,7 +125,7 @@ def test_several_artifacts_are_one_table(
         (("--tasks", "a", "--windows", 3, "--report"), "--windows, --report changes nothing"),
         (("--text", "TEXT", "--mc-num", 3), "--mc-num changes nothing with --text"),
         (("--tasks", "a", "--limit", 0), "--limit 0 is too small"),
-        (("--tasks", "a", "--mc-num", 0), "mc_num"),
+        (("--tasks", "a", "--mc-num", 0), "--mc-num: "),
         (("--tasks", "a", "--scorer", "gpt"), "scorer"),
         (("--tasks", "a", "--generate", "length"), "is no list of options"),
         (("--tasks", "a", "--generate", "size=3"), "size"),

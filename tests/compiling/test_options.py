@@ -113,7 +113,8 @@ def test_the_call_that_asks_for_the_same_can_be_pasted() -> None:
 
 
 def test_overrides_are_the_options_of_each_command() -> None:
-    assert PlanOptions.parse(model_dir="m", samples=3).overrides == {"samples": 3, "length": None}
+    planned = PlanOptions.parse(model_dir="m", samples=3, pack="within").overrides
+    assert planned == {"samples": 3, "length": None, "pack": "within", "isolate": None}
     assert CompileOptions.parse(**NEEDED, seed=1).overrides["seed"] == 1
 
 

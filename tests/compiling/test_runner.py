@@ -11,9 +11,10 @@ from qdc.format.codec import Lowered
 from qdc.ir.annotations import Moment, Packed
 from qdc.numerics.uniform import dense_uniform, fit_uniform
 from qdc.passkit.geometry import behind_prefix, grid, scattered
-from qdc.passkit.windows import draw_windows
+from qdc.passkit.windows import draw_joined
 from qdc.runtime.load import load_artifact, load_checkpoint
 from qdc.streaming.unit import Unit
+from qdc.text.joined import join
 from qdc.text.source import read_text
 from qdc.text.tokenizer import encoder, load_tokenizer
 from tests.support.checkpoints import MASK, write_checkpoint
@@ -61,7 +62,7 @@ def test_calls_come_region_by_region_and_stage_by_stage(model: Path, tmp_path: P
 def samples(model: Path) -> Tensor:
     source = read_text(None)
     encode = encoder(load_tokenizer(model))
-    clean = draw_windows(source.documents, encode, SAMPLES, LENGTH, 0)
+    clean = draw_joined(join(source.documents, encode), SAMPLES, LENGTH, 0).windows
     return scattered(clean, behind_prefix(SAMPLES, LENGTH, 0.25), grid(SAMPLES), MASK, 0)[0]
 
 

@@ -1,5 +1,6 @@
 """Whole compiles on several ranks give the artifact of one; ranks are threads here."""
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,13 @@ def compiled(
     *,
     ordered: bool,
     registry: Registry | None = None,
+    **options: Any,
 ) -> list[CompileReport]:
     """The report of each rank."""
     registry = registry or standard_registry()
 
     def work(world: World) -> CompileReport:
-        job = make_job(model, out, registry, passes=passes, states="f32")
+        job = make_job(model, out, registry, passes=passes, states="f32", **options)
         return run_job(job, None, world)
 
     return on_ranks(ranks, work, ordered=ordered)
@@ -108,6 +110,21 @@ def test_ordered_sums_give_the_bytes_of_one_process(
     assert first.sent_bytes > 0
     assert first.remarks == one.remarks
     assert first.layers == one.layers
+
+
+@pytest.mark.parametrize("pack", [{"pack": "pad"}, {"isolate": True}])
+def test_segments_go_where_their_samples_go(
+    pack: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "texts.jsonl"
+    texts = [f"def f(x{n}):\n    return {'x + ' * (n % 3)}{n}\n" for n in range(8)]
+    text.write_text("\n".join(json.dumps({"text": each}) for each in texts))
+    passes = DEFAULT.replace("length=10", "length=20")
+    for ranks in (1, 3):
+        compiled(
+            model, tmp_path / str(ranks), passes, ranks, ordered=True, calibration=text, **pack
+        )
+    assert files(tmp_path / "1") == files(tmp_path / "3")
 
 
 def test_reduced_sums_give_the_structure_and_nearly_the_scales(model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """Real processes under torchrun, with gloo: one artifact, one error, one exit code."""
 
+import os
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 import torch
@@ -10,7 +15,7 @@ from torch import Tensor
 
 from qdc.cli import run
 from tests.support.checkpoints import write_checkpoint
-from tests.support.commands import python
+from tests.support.commands import environment, python
 from tests.support.compiles import compile_tiny
 
 PASSES = (
@@ -130,3 +135,75 @@ def test_a_number_of_processes_that_is_none_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "many")
     assert run(["compile", str(model), "-o", "out"]) == 1
     assert "WORLD_SIZE is 'many'" in capsys.readouterr().err
+
+
+WAITING = '''
+import os
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from qdc import Pass, Unit
+
+
+class Wait(Pass):
+    """One rank waits in Python, the others for it."""
+
+    name: ClassVar[str] = "wait"
+
+    def run(self, unit: Unit) -> None:
+        """Write down who this is; then wait."""
+        rank = os.environ["RANK"]
+        path = Path(os.environ["QDC_TEST_PLACE"])
+        (path / f".{rank}.new").write_text(str(os.getpid()))
+        (path / f".{rank}.new").rename(path / f"rank-{rank}")
+        if rank == "1":
+            time.sleep(100)
+'''
+
+
+@pytest.mark.parametrize("lost", ["torchrun", "rank 1"])
+def test_processes_that_lose_one_another_stop_with_a_word(
+    lost: str, model: Path, tmp_path: Path
+) -> None:
+    """Whoever is killed, by a signal that nobody can handle: soon nothing runs any more."""
+    plugin = tmp_path / "waiting.py"
+    plugin.write_text(WAITING)
+    place = tmp_path / "place"
+    place.mkdir()
+    with (tmp_path / "errors").open("wb") as errors:
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+             "-m", "qdc", "compile", str(model), "-o", str(place / "out"), "--plugin", str(plugin),
+             "--passes", "wait,rtn-lower,pack"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+            env={**environment(), "QDC_TEST_PLACE": str(place)},
+        )  # fmt: skip
+    files = [place / f"rank-{rank}" for rank in range(2)]
+    await_(lambda: all(file.exists() for file in files))
+    ranks = [int(file.read_text()) for file in files]
+    os.kill(launcher.pid if lost == "torchrun" else ranks[1], SIGKILL)
+    launcher.wait(timeout=60)
+    await_(lambda: not any(map(is_running, ranks)))
+    said = (tmp_path / "errors").read_text()
+    # Whichever process notices first: it looks for torchrun, or its connection is closed.
+    words = ("torchrun has ended, and the", "another process of the compile has gone", "terminated")
+    assert any(word in said for word in words)
+    if lost == "torchrun":
+        assert "Traceback" not in said
+    assert not (place / ".out.partial").exists()
+    assert not (place / "out").exists()
+
+
+def await_(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False

@@ -23,6 +23,7 @@ PAGES = (
     "format.md",
     "huggingface.md",
     "ir.md",
+    "modules.md",
     "planning.md",
     "report.md",
     "writing_backends.md",

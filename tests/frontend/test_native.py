@@ -90,12 +90,9 @@ def test_auto_takes_our_own_where_there_is_one() -> None:
         parse_choice("jit")
 
 
-@pytest.mark.parametrize(
-    ("value", "what"), [(None, "no mask token"), (5000, "mask token 5000 is outside the 2048")]
-)
-def test_a_model_without_mask_token_is_refused(value: int | None, what: str) -> None:
-    native = build_native(configuration("llama", "LlamaForCausalLM", mask_token_id=value))
-    with pytest.raises(UnsupportedModel, match=what) as caught:
+def test_a_mask_token_outside_the_vocabulary_is_refused() -> None:
+    native = build_native(configuration("llama", "LlamaForCausalLM", mask_token_id=5000))
+    with pytest.raises(UnsupportedModel, match="mask token 5000 is outside the 2048") as caught:
         native_facts(native, Path("nowhere"))
     assert caught.value.where == (
         "config.json: mask_token_id",
@@ -282,3 +279,25 @@ def test_the_toy_itself_is_traced() -> None:
     graph = trace_native(native.eval(), FACTS).graph
     assert [region.name for region in graph.regions] == ["layers.0", "layers.1"]
     assert isinstance(native.body.config, PretrainedConfig)
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_fields_that_the_class_does_not_know_are_told(kind: str, tmp_path: Path) -> None:
+    """What transformers itself has written is known; old names that it translates are too."""
+    source = write_native(tmp_path / "model", kind)
+    assert open_model(source)[0].unused_fields == ""
+    more = {"num_labels": 2, "torch_dtype": "float32", "temperature": 2.0, "unset": False}
+    known = rewrite(source, tmp_path / "known", **more)
+    assert open_model(known)[0].unused_fields == ""
+    odd = rewrite(source, tmp_path / "odd", attention_scale=0.5, made_by="me")
+    told = open_model(odd)[0].unused_fields
+    assert told.startswith("config.json has 2 fields that ")
+    assert "does not know, not used: " in told
+    assert {"attention_scale", "made_by"} == set(told.partition("used: ")[2].split(", "))
+
+
+def test_an_older_name_that_transformers_translates_is_used(tmp_path: Path) -> None:
+    source = write_native(tmp_path / "model", "llama")
+    old = rewrite(source, tmp_path / "old", rope_theta=7.0, rope_parameters=None)
+    checkpoint, _ = open_model(old)
+    assert checkpoint.unused_fields == ""

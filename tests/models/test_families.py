@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qdc.errors import UnsupportedModel
+from qdc.frontend.select import build_module, choose, parse_choice
 from qdc.models.experts import routed_share
 from qdc.models.families import BUILT_IN, FAMILIES, REFUSED
 from qdc.models.family import Refusal
@@ -298,6 +299,20 @@ def test_known_families_are_refused_with_a_reason(refusal: Refusal) -> None:
             BUILT_IN.build(config)
         assert refusal.reason in caught.value.what
         assert caught.value.help == refusal.help
+
+
+@pytest.mark.parametrize("choice", ["auto", "fx", "export"])
+@pytest.mark.parametrize("name", ["llada2", "diffusion-gemma"])
+def test_published_configurations_of_refused_families_are_refused(name: str, choice: str) -> None:
+    """By every front end: transformers has a class for one of them."""
+    place = Path(__file__).parents[1] / "fixtures" / "refused" / name / "config.json"
+    config = json.loads(place.read_text(encoding="utf-8"))
+    refusal = BUILT_IN.refusal(config)
+    assert refusal is not None
+    assert refusal.name == name
+    with pytest.raises(UnsupportedModel) as caught:
+        build_module(config, choose(config, parse_choice(choice)))
+    assert choice == "export" or refusal.reason in caught.value.what
 
 
 def test_no_architecture_is_claimed_twice() -> None:

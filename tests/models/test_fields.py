@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from transformers import PretrainedConfig
 
 from qdc.errors import UnsupportedModel
 from qdc.models.families import FAMILIES
 from qdc.models.family import Family
+from qdc.models.other_fields import GENERIC, unused
 from qdc.models.sizes import Sizes
 from qdc.models.variants import SHARED
 from tests.support.published import config_of
@@ -155,7 +157,7 @@ INERT: dict[str, Table] = {
     "dream": QWEN_INERT,
     "sdar": SDAR_INERT,
     "fast-dllm": {**QWEN_INERT, "conplemenrary_mask": False},
-    "llada-moe": {**ROUTER_INERT, "norm_topk_prob": True},
+    "llada-moe": {**ROUTER_INERT, "norm_topk_prob": True, "intermediate_size": 7},
     "sdar-moe": {**SDAR_INERT, **ROUTER_INERT},
 }
 NAMES = sorted(family.name for family in FAMILIES)
@@ -206,6 +208,8 @@ def test_the_tables_are_complete(name: str) -> None:
     assert {*family(name).variants, *SHARED, "layer_types", "rope_scaling", "rope_parameters"} == (
         set(held)
     )
+    assert {*family(name).inert, *GENERIC} == {*INERT[name], *GENERIC}
+    assert set(INERT_IN_ALL) <= GENERIC
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -267,6 +271,106 @@ def test_integers_and_null_stand_for_truth_values(name: str) -> None:
             read(name, **{field: None}) == read(name, **{field: 0}) == read(name, **{field: False})
         )
         assert read(name, **{field: 1}) == read(name, **{field: True})
+
+
+ARITHMETIC: Table = {
+    "attention_scale": 0.5,
+    "attnLogitSoftcapping": 30.0,
+    "embedding_multiplier": 12,
+    "max_seq_len": 9,
+    "block_length": 16,
+    "layer_norm_epsilon": 1e-3,
+    "use_regular_causal": True,
+    "mask_id": 3,
+    "num_key_value_groups": 2,
+    "rope_interleaved": True,
+    "shared_expert_gate": True,
+    "sparse_step_of_experts": 3,
+}
+"""Fields that no family has, and that are about what a network computes."""
+SHOWN: Table = {
+    "trained_by": "somebody",
+    "_commit_hash": "0123",
+    "lora_alpha": 16,
+    "router_z_loss_coef": 0.1,
+    "attention_probs_dropout_prob": 0.5,
+    "hidden_dropout": 0.5,
+    "dataset": [1],
+    "count": 0,
+}
+"""Fields that no family has, and that are about something else."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_of_the_published_configurations_is_known(name: str) -> None:
+    assert family(name).unused(config_of(name)) == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("field", "value"), ARITHMETIC.items(), ids=str)
+def test_an_unknown_field_that_sounds_like_arithmetic_is_refused(
+    name: str, field: str, value: object
+) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        read(name, **{field: value})
+    (told,) = caught.value.where
+    assert told.startswith(f"{field}: unknown")
+    assert repr(value) in told
+    for nothing in (None, False, "", [], {}):
+        assert read(name, **{field: nothing}) == read(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_other_unknown_field_is_shown(name: str) -> None:
+    config = {**config_of(name), **SHOWN, "nothing": None, "temperature": 2.0}
+    assert family(name).read(config) == read(name)
+    assert family(name).unused(config) == tuple(SHOWN)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_size_may_stand_twice_if_it_is_the_same(name: str) -> None:
+    sizes, fields = read(name), set(family(name).fields.present().values())
+    twice: Table = {
+        "hidden_size": sizes.width,
+        "num_hidden_layers": sizes.blocks,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.key_heads,
+        "head_dim": sizes.head_columns,
+    }
+    twice = {field: value for field, value in twice.items() if field not in fields}
+    assert read(name, **twice) == sizes
+    assert family(name).unused({**config_of(name), **twice}) == ()
+    for field, value in twice.items():
+        with pytest.raises(UnsupportedModel, match="variant"):
+            read(name, **{field: value + 2})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_transformers_writes_for_every_model_is_known(name: str) -> None:
+    written = PretrainedConfig(num_labels=3).to_dict()
+    assert family(name).unused({**written, **config_of(name)}) == ()
+
+
+def test_unused_fields_are_told_in_words() -> None:
+    assert unused((), "sdar") == ""
+    assert unused(("a",), "sdar") == (
+        "config.json has a field that sdar does not know, not used: a"
+    )
+    assert unused(("a", "b"), "sdar") == (
+        "config.json has 2 fields that sdar does not know, not used: a, b"
+    )
+    many = unused(("\x1b[2J", *(f"f{number}" for number in range(30))), "sdar")
+    assert many.endswith("f17, f18, and 11 more")
+    assert r"'\x1b[2J'" in many
+
+
+def test_a_mixture_of_sdar_has_the_defaults_of_its_published_class() -> None:
+    config = config_of("sdar-moe")
+    for field in ("norm_topk_prob", "head_dim"):
+        config.pop(field)
+    sizes = family("sdar-moe").read(config)
+    assert sizes.normalized is False
+    assert sizes.head_columns == config["hidden_size"] // config["num_attention_heads"]
 
 
 ODD: list[tuple[str, object]] = [

@@ -190,6 +190,7 @@ CONFIG = {
     "vocab_size": 9, "mask_token_id": 1, "intermediate_size": 10, "moe_intermediate_size": 6,
     "experts": 3,
 }  # fmt: skip
+DENSE_CONFIG = {k: v for k, v in CONFIG.items() if k not in ("experts", "moe_intermediate_size")}
 
 
 @pytest.mark.parametrize("field", ["experts", "moe_intermediate_size"])
@@ -204,8 +205,8 @@ def test_a_mixture_is_never_dense_for_want_of_a_field(field: str, null: bool) ->
 def test_a_length_of_blocks_is_never_all_positions_for_want_of_a_field() -> None:
     blocked = Family(name="b", architectures=("Odd",), fields=Fields(block="window"))
     assert blocked.attention == "block-causal, window of the configuration"
-    assert blocked.read({**CONFIG, "window": 3}).block == 3
-    for config in (CONFIG, {**CONFIG, "window": None}):
+    assert blocked.read({**DENSE_CONFIG, "window": 3}).block == 3
+    for config in (DENSE_CONFIG, {**DENSE_CONFIG, "window": None}):
         with pytest.raises(UnsupportedModel) as caught:
             blocked.read(config)
         assert caught.value.where == ("window: a value is needed",)
@@ -214,14 +215,16 @@ def test_a_length_of_blocks_is_never_all_positions_for_want_of_a_field() -> None
 def test_a_default_without_a_field_holds_for_every_configuration() -> None:
     fixed = Family(name="b", architectures=("Odd",), defaults={"block": 5})
     assert fixed.attention == "block-causal, blocks of 5"
-    assert fixed.build({**CONFIG, "block": 7})[1].attention_block == 5
+    assert fixed.build(DENSE_CONFIG)[1].attention_block == 5
+    with pytest.raises(UnsupportedModel, match="variant"):
+        fixed.read({**DENSE_CONFIG, "block": 7})
 
 
 def test_a_family_may_choose_other_variants_than_usual() -> None:
     named = Family(name="b", architectures=("Odd",), variants={"hidden_act": ("swiglu",)})
-    named.read({**CONFIG, "hidden_act": "swiglu"})
+    named.read({**DENSE_CONFIG, "hidden_act": "swiglu"})
     with pytest.raises(UnsupportedModel) as caught:
-        named.read({**CONFIG, "hidden_act": "silu", "use_sliding_window": True})
+        named.read({**DENSE_CONFIG, "hidden_act": "silu", "use_sliding_window": True})
     assert [where.split(":")[0] for where in caught.value.where] == [
         "hidden_act",
         "use_sliding_window",
@@ -231,21 +234,24 @@ def test_a_family_may_choose_other_variants_than_usual() -> None:
 def test_a_truth_value_is_no_number() -> None:
     for allowed, other in ((1, True), (0, False), (True, 2), (True, None)):
         odd = Family(name="b", architectures=("Odd",), variants={"v": (allowed,)})
-        odd.read({**CONFIG, "v": allowed})
+        odd.read({**DENSE_CONFIG, "v": allowed})
         with pytest.raises(UnsupportedModel, match="variant"):
-            odd.read({**CONFIG, "v": other})
+            odd.read({**DENSE_CONFIG, "v": other})
 
 
 @pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
 def test_a_rotary_base_counts_wherever_it_stands(field: str) -> None:
     plain = Family(name="b", architectures=("Odd",), fields=Fields(theta=""))
-    assert plain.read({**CONFIG, field: {"rope_type": "default", "rope_theta": 7.0}}).theta == 7.0
+    assert (
+        plain.read({**DENSE_CONFIG, field: {"rope_type": "default", "rope_theta": 7.0}}).theta
+        == 7.0
+    )
 
 
 def test_a_plugin_may_implement_what_is_refused() -> None:
     refused = BUILT_IN.refused[0]
     brave = Family(name="brave", architectures=refused.architectures)
-    config = {**CONFIG, "architectures": list(refused.architectures)}
+    config = {**DENSE_CONFIG, "architectures": list(refused.architectures)}
     families = Families((*FAMILIES, brave))
     assert families.find(config) is brave
     assert families.refusal(config) is None

@@ -96,7 +96,7 @@ def test_the_longest_length_is_the_default(model: Path, tmp_path: Path) -> None:
 def test_text_that_is_too_short_is_refused(model: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
-    with pytest.raises(InvalidCalibration, match="the longest of"):
+    with pytest.raises(InvalidCalibration, match="of 5 tokens in all, need at least the 12"):
         moments(model, tmp_path, short, OPTIONS)
 
 

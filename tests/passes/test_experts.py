@@ -21,7 +21,7 @@ from tests.support.experts import HIDDEN, WIDTH, write_mixture
 
 TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 SAMPLES, LENGTH = 5, 12
-OPTIONS = f"samples={SAMPLES} length={LENGTH} batch=2 seed=7"
+OPTIONS = f"samples={SAMPLES} length={LENGTH} batch=2 seed=7 pack=within"
 BLOCK = "model.layers.1"
 
 

@@ -25,7 +25,7 @@ from tests.support.compiles import PLAIN, Spy, compile_tiny, run_passes
 from tests.support.plain import PlainModel
 
 TEXT = "a deterministic walk through the standard library, one word after another. " * 40
-SAMPLES = "samples=16 length=12"
+SAMPLES = "samples=16 length=12 pack=within"
 STAGES = (
     f"stages(calibrate-mcs{{{SAMPLES}}},look{{label=calibrated}},sensitivity,abmp-allocate,"
     "daq-lower{rounds=0 code-sweeps=0 scale-bits=SCALE}),"

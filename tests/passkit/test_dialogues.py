@@ -51,13 +51,13 @@ def test_only_answers_may_be_masked_and_every_window_has_one(
             draw_dialogues(records, encode, samples, length, seed)
     if not enough:
         return
-    tokens, answers = draw_dialogues(records, encode, samples, length, seed)
+    tokens, answers, *_ = draw_dialogues(records, encode, samples, length, seed)
     assert tokens.shape == answers.shape == (samples, length)
     assert torch.equal(answers, tokens % 2 == 1)
     assert answers.any(1).all()
     firsts = [row[0] // 2 for row in tokens.tolist()]
     assert all(sizes[first][1] for first in firsts), "records without an answer are left out"
-    again, _ = draw_dialogues(records, encode, samples, length, seed)
+    again, *_ = draw_dialogues(records, encode, samples, length, seed)
     assert torch.equal(tokens, again)
 
 
@@ -71,11 +71,20 @@ def test_a_long_record_loses_the_start_of_its_prompt() -> None:
 
 def test_windows_start_with_records_of_their_own() -> None:
     records = [record(number, 2, 2) for number in range(20)]
-    tokens, _ = draw_dialogues(records, encode, 10, 8, 0)
+    tokens, _, counts, _ = draw_dialogues(records, encode, 10, 8, 0)
+    assert counts == (20, 80, 20, 0, 0)
     used = (tokens // 2).flatten()[::4].tolist()
     assert sorted(used) == list(range(20)), "no record comes twice before all have come"
-    other, _ = draw_dialogues(records, encode, 10, 8, 1)
+    other, *_ = draw_dialogues(records, encode, 10, 8, 1)
     assert not torch.equal(tokens, other)
+
+
+def test_records_are_counted() -> None:
+    """Two records of ten tokens and one without an answer, in windows of eight."""
+    records = [record(0, 5, 5), record(1, 2, 0), record(2, 5, 5)]
+    counts = draw_dialogues(records, encode, 2, 8, 0).counts
+    assert (counts.used, counts.cut) == (2, 2)
+    assert (counts.looked_at, counts.tokens, counts.unanswered) in ((3, 20, 1), (2, 20, 0))
 
 
 def test_too_few_records_say_how_many() -> None:

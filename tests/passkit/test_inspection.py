@@ -1,5 +1,6 @@
 """Inspection: the figures are those of the values that the stages read."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,10 @@ def test_the_figures_are_those_of_a_whole_forward(model: Path) -> None:
     checkpoint, program = open_model(model)
     source, encode = read_text(None), encoder(load_tokenizer(model))
     sampling = Sampling(samples=3, length=12, ratios=(1.0,), top=2, batch=2)
-    found = inspect(program, checkpoint, source, encode, sampling, CPU)[-1]
+    found = inspect(program, checkpoint, source, encode, sampling, CPU).shifts[-1]
     assert found.layers == ("blocks.1.ff_out",)
 
-    clean, _ = draw_samples(source, encode, program.graph.model, 3, 12, 0, 0)
+    clean = draw_samples(source, encode, program.graph.model, 3, 12, 0, 0).clean
     whole = load_checkpoint(model, "cpu", torch.float32)
     seen: list[torch.Tensor] = []
     whole.get_submodule("model.transformer.blocks.1.ff_out").register_forward_pre_hook(
@@ -49,6 +50,33 @@ def test_the_figures_are_those_of_a_whole_forward(model: Path) -> None:
     assert found.every.distance == pytest.approx(distance.item(), rel=1e-3)
     trace = (moments[1].trace() / moments[0].trace()).log()
     assert found.every.trace == pytest.approx(trace.item(), abs=1e-4)
+
+
+def test_padding_is_in_no_figure(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    texts = [f"x = {'1 + ' * (n % 3)}{n}" for n in range(4)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    checkpoint, program = open_model(model)
+    source, encode = read_source(path, Fields()), encoder(load_tokenizer(model))
+    short, long = (
+        inspect(
+            program,
+            checkpoint,
+            source,
+            encode,
+            Sampling(samples=4, length=length, ratios=(0.5,), top=2, batch=3, pack="pad"),
+            CPU,
+        )
+        for length in (14, 20)
+    )
+    assert short.use.cut == 0
+    assert long.use.padding == short.use.padding + 4 * 6
+    for one, other in zip(short.shifts, long.shifts, strict=True):
+        assert one.masked_tokens == other.masked_tokens
+        assert one.every is not None
+        assert other.every is not None
+        assert one.every.trace == pytest.approx(other.every.trace, abs=1e-4)
+        assert one.every.distance == pytest.approx(other.every.distance, abs=1e-3)
 
 
 def test_only_one_region_is_read_at_a_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +106,8 @@ def test_prompts_are_never_masked(model: Path, tmp_path: Path) -> None:
     path.write_text("\n".join(f'{{"q": "say the word {n}", "a": "{n}"}}' for n in range(30)))
     source, encode = read_source(path, Fields.parse(chat="q,a")), encoder(load_tokenizer(model))
     sampling = Sampling(samples=4, length=24, ratios=(1.0,), top=2)
-    found = inspect(program, checkpoint, source, encode, sampling, CPU)[1]
-    _, answers = draw_samples(source, encode, program.graph.model, 4, 24, 0, 0)
+    found = inspect(program, checkpoint, source, encode, sampling, CPU).shifts[1]
+    answers = draw_samples(source, encode, program.graph.model, 4, 24, 0, 0).maskable
     assert found.masked_tokens == answers.sum()
     assert 0 < found.masked_tokens < 48
     assert found.visible is not None
@@ -90,7 +118,7 @@ def test_an_expert_that_sees_no_tokens_has_no_figures(tmp_path: Path) -> None:
     checkpoint, program = open_model(folder)
     sampling = Sampling(samples=3, length=12, ratios=(0.5,), top=2, batch=2)
     source, encode = read_text(None), encoder(load_tokenizer(folder))
-    found = inspect(program, checkpoint, source, encode, sampling, CPU)
+    found = inspect(program, checkpoint, source, encode, sampling, CPU).shifts
     tokens = {row.layers[0]: row.masked_tokens for row in found if row.ratio}
     experts = [f"model.layers.0.mlp.experts.{number}.gate_proj" for number in range(4)]
     assert sum(tokens[name] for name in experts) == tokens["model.layers.0.self_attn.q_proj"]

@@ -6,7 +6,8 @@ import torch
 from qdc.errors import InvalidCalibration
 from qdc.ir.graph import ModelFacts
 from qdc.passkit.samples import draw_samples
-from qdc.passkit.windows import draw_windows
+from qdc.passkit.windows import draw_joined, draw_within
+from qdc.text.joined import join
 from qdc.text.records import Dialogue, Message
 from qdc.text.source import TextSource, read_text
 from qdc.text.tokenizer import Encoder, encoder, load_tokenizer
@@ -31,15 +32,18 @@ def dialogues(*pairs: tuple[str, str]) -> TextSource:
 
 def test_documents_give_windows_behind_a_prefix(encode: Encoder) -> None:
     source = read_text(None)
-    clean, maskable = draw_samples(source, encode, FACTS, 4, 20, 0, prefix=0.25)
-    assert torch.equal(clean, draw_windows(source.documents, encode, 4, 20, 0))
+    clean, maskable, *_ = draw_samples(source, encode, FACTS, 4, 20, 0, prefix=0.25)
+    drawn = draw_joined(join(source.documents, encode), 4, 20, 0)
+    assert torch.equal(clean, drawn.windows)
+    within = draw_samples(source, encode, FACTS, 4, 20, 0, 0, "within").clean
+    assert torch.equal(within, draw_within(source.documents, encode, 4, 20, 0).windows)
     assert maskable.sum(1).tolist() == [15] * 4
     assert not maskable[:, :5].any()
 
 
 def test_dialogues_give_answers(encode: Encoder) -> None:
     pairs = [(f"what is {n} and {n}", f"it is {2 * n}") for n in range(12)]
-    clean, maskable = draw_samples(dialogues(*pairs), encode, FACTS, 6, 24, 0, prefix=0.25)
+    clean, maskable, *_ = draw_samples(dialogues(*pairs), encode, FACTS, 6, 24, 0, prefix=0.25)
     decoded = encode.tokenizer.decode(clean[maskable].tolist())
     assert "it is" in decoded
     assert "what" not in decoded
@@ -50,12 +54,12 @@ def test_too_few_windows_say_how_many(encode: Encoder) -> None:
     short = "one two three four"
     length = len(encode(short)) - 1
     with pytest.raises(InvalidCalibration) as caught:
-        draw_samples(documents(short), encode, FACTS, 9, length, 0, 0)
+        draw_samples(documents(short), encode, FACTS, 9, length, 0, 0, "within")
     assert caught.value.what == (
         f"found 1 documents that give 2 different windows of {length} tokens, "
         "need at least 5 for 9 samples"
     )
-    draw_samples(documents(short), encode, FACTS, 3, length, 0, 0)
+    draw_samples(documents(short), encode, FACTS, 3, length, 0, 0, "within")
 
 
 def test_tokens_that_the_model_lacks_are_refused(encode: Encoder) -> None:

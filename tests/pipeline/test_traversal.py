@@ -7,7 +7,6 @@ from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
 from qdc.pipeline.traversal import (
     Apply,
-    EndSegment,
     EndStep,
     Event,
     Finish,
@@ -37,10 +36,8 @@ def told(event: Event) -> str:
             return f"leave {region.name}"
         case Finish(region):
             return f"finish {region.name}"
-        case EndSegment():
-            return "end segment"
-        case EndStep(last):
-            return f"end step{' last' if last else ''}"
+        case EndStep(segment, last):
+            return f"end step{' and segment' if segment else ''}{', last' if last else ''}"
 
 
 def story(text: str) -> list[list[str]]:
@@ -69,19 +66,18 @@ def test_stage_by_stage() -> None:
         "release h0.gate+h0.up+h0.down",
         "leave h0",
         "finish h0",
-        "end step last",
+        "end step, last",
     ]
     assert second == [
         *(line.replace("h0", "h1") for line in first[:-1]),
-        "end segment",
-        "end step last",
+        "end step and segment, last",
     ]
 
 
 def test_a_barrier_ends_streams_and_what_is_before_it_waits() -> None:
     before, barrier, after = story(WHOLE)[1:4]
-    assert before[-2:] == ["end segment", "end step"]
-    assert barrier == ["3 allocate all", "end segment", "end step"]
+    assert before[-2:] == ["leave h1", "end step and segment"]
+    assert barrier == ["3 allocate all", "end step and segment"]
     assert after[0] == "4 daq-lower h0"
     assert "finish h1" not in flat(story(WHOLE)[:3])
 
@@ -89,17 +85,16 @@ def test_a_barrier_ends_streams_and_what_is_before_it_waits() -> None:
 def test_regions_are_handed_on_where_a_barrier_is_the_last() -> None:
     text = "calibrate-mcs,sensitivity,measure-orders,allocate{scope=model}"
     *_, first, second = story(text)
-    assert first == ["finish h0", "end step last"]
-    assert second == ["finish h1", "end segment", "end step last"]
+    assert first == ["finish h0", "end step, last"]
+    assert second == ["finish h1", "end step and segment, last"]
 
 
 def test_nothing_to_do_still_hands_the_regions_on() -> None:
     assert flat(story("")) == [
         "finish h0",
-        "end step last",
+        "end step, last",
         "finish h1",
-        "end segment",
-        "end step last",
+        "end step and segment, last",
     ]
 
 

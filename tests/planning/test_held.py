@@ -71,11 +71,24 @@ def test_a_forecast_of_a_stream_holds_what_a_stream_holds(
             stream.enter(stage)
             forecast.enter(stage)
             assert set(stream.kept[0]) == set(forecast.names)
-            assert stream.kept_bytes() == forecast.nbytes()
+            assert stream.kept_bytes() == forecast.kept_bytes()
         stream.leave(region)
         forecast.leave(region)
-        assert stream.kept_bytes() == forecast.nbytes()
-    assert stream.linear_calls == forecast.linear_calls
+        assert stream.kept_bytes() == forecast.kept_bytes()
+    (work,) = forecast.account.work.values()
+    assert stream.linear_calls == work.linears
+
+
+def test_a_forecast_takes_no_longer_for_more_samples(tmp_path: Path) -> None:
+    """None of them is there: a plan may be asked for more than would fit anywhere."""
+    model, many = small_model(tmp_path), 1 << 40
+    few, most = (
+        stream_forecast(model, samples=count, batch=2, held=2, returns=False) for count in (2, many)
+    )
+    for forecast in (few, most):
+        forecast.leave(model.regions[0])
+    assert most.kept_bytes() == many // 2 * few.kept_bytes()
+    assert most.account.work[0].products == many // 2 * few.account.work[0].products
 
 
 def test_the_entrance_of_a_region_counts_where_streams_go_back(tmp_path: Path) -> None:
@@ -92,7 +105,7 @@ def test_the_entrance_of_a_region_counts_where_streams_go_back(tmp_path: Path) -
     states = (
         2 * LENGTH * model.program.graph[model.regions[0].nodes[-1]].type.elements({"B": 1, "L": 1})
     )
-    assert returning.nbytes() - plain.nbytes() == 4 * states
+    assert returning.kept_bytes() - plain.kept_bytes() == 4 * states
     returning.enter(region.stages[0])
     assert returning.boundary < plain.boundary
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qdc.artifact.commit import artifact_digest
 from qdc.compiling.collect import full_text, layer_reports, outside_reports, size_parts
 from qdc.errors import QdcError
 from qdc.format.codec import Lowered
@@ -15,7 +16,7 @@ from qdc.ir.graph import LayerGraph, Region, Stage
 from qdc.ir.tuned import Tuned
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.registry import standard_registry
-from qdc.report.files import artifact_digest, read_report
+from qdc.report.files import read_report
 from qdc.report.model import CompileReport
 from tests.support.compiles import compile_tiny
 from tests.support.graphs import linear, ref, source, structure

@@ -43,7 +43,7 @@ def test_both_files_lie_beside_the_artifact(model: Path, tmp_path: Path) -> None
 
 
 def test_force_replaces_the_report_and_leaves_what_others_put_there(
-    model: Path, tmp_path: Path
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "out"
     compile_tiny(model, out, RTN, write_report=True)
@@ -55,6 +55,7 @@ def test_force_replaces_the_report_and_leaves_what_others_put_there(
     assert pipeline_of(out) == "rtn-lower{bits=4},pack"
     assert names(tmp_path) == ["out", "out-report"]
     assert names(tmp_path / "out-report") == ["notes.txt", "report.html", "report.json"]
+    assert caplog.messages == [], "nothing had to be mended"
 
 
 def test_no_report_of_an_older_artifact_survives(model: Path, tmp_path: Path) -> None:

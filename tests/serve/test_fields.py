@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from qdc.runtime.decoding.not_offered import NOT_OFFERED
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.serve.bodies import ChatRequest, CompletionRequest, read_body
-from qdc.serve.fields import NOT_OFFERED
 from qdc.serve.refusals import Refused
 
 PLAIN: dict[str, Any] = {"model": "m", "prompt": "x"}

@@ -200,3 +200,43 @@ def test_the_example_of_the_page(server: Served, capsys: pytest.CaptureFixture[s
     code = code.replace("http://127.0.0.1:8000", server.url).replace('"out"', repr(server.model))
     exec(compile(code, "serving.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_special_tokens_of_a_prompt_are_meant_where_it_says_so(
+    client: openai.OpenAI, server: Served, opened: Opened
+) -> None:
+    end = opened.tokenizer.eos_token
+    prompt = f"import os{end}{PROMPT}"
+    lengths = []
+    for special in (True, False, None):
+        body = {"steps": 4, "special": special, "add_special_tokens": True}
+        found = client.completions.create(
+            model=server.model, prompt=prompt, max_tokens=12, extra_body=body
+        )
+        assert found.usage is not None
+        lengths.append(found.usage.prompt_tokens)
+    assert lengths[0] == len(opened.encode.prompt(prompt, special=True))
+    assert lengths[1:] == [len(opened.encode(prompt))] * 2
+    assert lengths[0] < lengths[1]
+
+
+def test_special_tokens_that_cannot_be_read_are_refused(
+    client: openai.OpenAI, server: Served, opened: Opened
+) -> None:
+    def refusal(**fields: Any) -> str:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model=server.model, **fields)
+        return str(caught.value)
+
+    mask = opened.tokenizer.mask_token
+    masked = refusal(prompt=f"a {mask}", extra_body={"special": True})
+    assert "the prompt writes the mask token" in masked
+    by_number = refusal(prompt=[5, 6], extra_body={"special": True})
+    assert "special is about prompts of text" in by_number
+    assert "input should be a valid boolean" in refusal(prompt="a", extra_body={"special": 1})
+    with pytest.raises(openai.BadRequestError, match="writes its own special tokens"):
+        client.chat.completions.create(
+            model=server.model,
+            messages=[{"role": "user", "content": "a"}],
+            extra_body={"add_special_tokens": True},
+        )

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from qdc.errors import QdcError
 from qdc.serve.wording import Wording
-from qdc.text.tokenizer import load_tokenizer
+from qdc.text.tokenizer import Encoder, load_tokenizer
 from tests.support.checkpoints import EMBEDDED, MASK, VOCABULARY
+from tests.support.tokenizers import write_tokenizer
 
 WORDING = Wording(load_tokenizer(EMBEDDED))
 
@@ -51,3 +52,20 @@ def test_conversations(tmp_path: Path) -> None:
     template.write_text("{{ raise_exception('no') }}")
     with pytest.raises(QdcError, match="refuses 2 messages"):
         Wording(load_tokenizer(tmp_path)).chat(messages)
+
+
+def test_prompts_stand_behind_what_the_tokenizer_puts_in_front(tmp_path: Path) -> None:
+    """As the server was started, and as a request wants it; nothing stands there twice."""
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, "llama"))
+    wording = Wording(tokenizer)
+    begin, plain = 2, wording.encode("a")
+    assert wording.prompt("a") == [begin, *plain]
+    assert wording.prompt("a", add_special_tokens=False) == plain
+    assert wording.prompt("<s>a", special=True) == [begin, *plain]
+    assert wording.prompt("<s>a") == [begin, *wording.encode("<s>a")]
+    assert wording.chat([{"role": "user", "content": "a"}]) == wording.prompt("a\n")
+    withheld = Wording(tokenizer, Encoder(tokenizer, "auto", "somebody"))
+    assert withheld.prompt("a") == plain
+    assert withheld.prompt("a", add_special_tokens=True) == [begin, *plain]
+    tokenizer.chat_template = "<s>{{ messages[0].content }}"
+    assert Wording(tokenizer).chat([{"role": "user", "content": "a"}]) == [begin, *plain]

@@ -15,7 +15,7 @@ from tests.support.streams import Model, small_model
 
 def limit(monkeypatch: pytest.MonkeyPatch, samples: int) -> list[int]:
     """Let linears run out of memory on more samples than this; gives the sizes that were tried."""
-    execute, tried = Executor._execute, list[int]()
+    execute, tried = Executor.execute, list[int]()
 
     def limited(self: Executor, name: str, environment: Any, *rest: Any) -> Any:
         if self.graph[name].op == "linear":
@@ -25,7 +25,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, samples: int) -> list[int]:
                 raise torch.OutOfMemoryError("CUDA out of memory")
         return execute(self, name, environment, *rest)
 
-    monkeypatch.setattr(Executor, "_execute", limited)
+    monkeypatch.setattr(Executor, "execute", limited)
     return tried
 
 

@@ -5,12 +5,15 @@ from typing import Any
 
 from qdc.backends.reference import Reference
 from qdc.passes import PRESETS
+from qdc.passes.polish import Polish
 from qdc.pipeline.registry import Registry, standard_registry
+from qdc.pipeline.traversal import Scope
 from qdc.planning.configure import configure
 from qdc.planning.forecast import forecast
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook
 from qdc.streaming.account import Account
+from qdc.streaming.forecast import Forecast
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.streamforecast import StreamForecast
 from tests.support.compiles import LENGTH, SAMPLES
@@ -35,4 +38,5 @@ def stream_forecast(
 ) -> StreamForecast:
     """A stream of these samples without data, of a pass of its own."""
     account = Account(model.program, Ledger(shared=True), held=held, returns=returns)
-    return StreamForecast(account, (0, "toy"), samples, TOKENS, batch, original=False)
+    scope = Scope(Polish(), 0, model.program.graph, (), None, whole_region=True)
+    return Forecast.of(scope, account).stream(samples, TOKENS, batch)

@@ -12,6 +12,7 @@ import pytest
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.text.records import Dialogue, Fields, Message
 from qdc.text.source import read_source, read_text
+from qdc.text.stored import Documents
 
 RECORDS: list[dict[str, Any]] = [
     {"text": f"document {number}", "q": "why?", "a": str(number)} for number in range(5)
@@ -59,6 +60,24 @@ def test_of_several_splits_one_is_asked_for(tmp_path: Path) -> None:
     assert caught.value.help.endswith("corpus/train")
     (tmp_path / "corpus" / "dataset_dict.json").write_text('{"splits": ["test", "../x"]}')
     assert len(read_text(tmp_path / "corpus").documents) == 5
+
+
+def test_rows_that_hold_nothing_are_counted(tmp_path: Path) -> None:
+    """Null and blank ones, whatever is drawn; places of the others are those of the file."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = ["one", None, " \n", "", "zwölf", "\u3000"]
+    for kind in (pyarrow.string(), pyarrow.large_string()):
+        table = pyarrow.table({"text": pyarrow.array(texts, kind), "id": [1, 2, 3, 4, None, 6]})
+        parquet.write_table(table, str(tmp_path / "a.parquet"))
+        source = read_text(tmp_path / "a.parquet")
+        assert list(source.documents) == ["one", "zwölf"]
+        assert source.left_out == "4 of 6 records hold nothing"
+        assert isinstance(source.documents, Documents)
+        assert (source.documents.ends.tolist(), source.documents.characters) == ([3, 8], 8)
+    with pytest.raises(InvalidCalibration, match="'id' holds a number, need text") as caught:
+        read_text(tmp_path / "a.parquet", "id")
+    assert caught.value.where == ("a.parquet row 0",)
 
 
 def test_parquet_files(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_field(tmp_path: Path) -> None:
     [
         ("a.txt", b"", "the file holds no text\n  at    a.txt\n  help  give a UTF-8 text file"),
         ("a.txt", b" \n\t", "the file holds no text"),
+        ("a.txt", b"\xef\xbb\xbf\n", "the file holds no text"),
+        ("a.bin", b"ab\xe2\x82", "byte 2 is not UTF-8\n  at    a.bin"),
         ("a.jsonl", b"\n\n", "the file holds no text\n  at    a.jsonl"),
         ("a.bin", b"ab\xff", "byte 2 is not UTF-8\n  at    a.bin"),
         ("a.bin", b"ab\0c", "byte 2 is zero, this is no text\n  at    a.bin"),
@@ -84,8 +86,17 @@ def test_field(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "ab\\ud800"}', "holds half a surrogate pair at character 2"),
     ],
 )
-def test_refused(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
-    """A wrong file is refused by name and place, without its folder."""
+@pytest.mark.parametrize("small", [0, 1 << 22])
+def test_refused(
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    expected: str,
+    small: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wrong file is refused by name and place, without its folder, small or large."""
+    monkeypatch.setattr("qdc.text.source.SMALL", small)
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InvalidCalibration) as caught:

@@ -45,9 +45,9 @@ class DiffusionLM(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Estimate each ``(context, continuation)``; False where greediness is not checked."""
-        encode = self.subject.encode
+        encode, before = self.subject.encode, self.subject.before
         pairs = [encode_pair(encode, *map(str, request.args)) for request in requests]
-        passages = [self._passage(prompt, target) for prompt, target in pairs]
+        passages = [self._passage([*before, *prompt], target) for prompt, target in pairs]
         found = self._score(passages)
         if not self.checks_greedy:
             return [(value, False) for value in found]
@@ -106,10 +106,11 @@ class DiffusionLM(LM):
     def _prefix(self) -> Sequence[int]:
         """What stands in front of a text that has no context.
 
-        Nothing, unless logits are shifted: then something must predict the first token.
+        What stands in front of every text. Without that nothing, unless logits are shifted: then
+        something must predict the first token.
         """
-        if not self.subject.facts.logits_shift:
-            return ()
+        if self.subject.before or not self.subject.facts.logits_shift:
+            return self.subject.before
         return (self.subject.required_end("the first token has nothing that predicts it"),)
 
     def _passage(self, prompt: Sequence[int], target: Sequence[int]) -> Passage:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from qdc.errors import QdcError
 from qdc.evaluation.harness.subject import Subject
 from qdc.runtime.decoding.loop import decode
+from qdc.runtime.decoding.not_offered import NOT_OFFERED, asks_nothing
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
 from qdc.units import Progress
@@ -20,6 +21,13 @@ LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 
 ALL_TOKENS = (0, -1)
 """Values of ``top_k`` that cut nothing: transformers takes the one, vLLM the other."""
+
+
+READ = ("until", *LENGTHS, "do_sample", "temperature", "top_p", "top_k")
+"""Settings of a task that are read."""
+
+HARMLESS = ("use_cache",)
+"""Settings that change no answer."""
 
 
 class Question(NamedTuple):
@@ -44,9 +52,10 @@ def question(
     """What a task asks, under its generation settings.
 
     What the user has set of ``given`` wins. Of the task's settings ``until``, the length
-    (``LENGTHS``), and how to draw count. The prompt is cut on the left to what the model takes.
-    Raises QdcError.
+    (``LENGTHS``), and how to draw count; others are refused, unless they ask for nothing. The
+    prompt is cut on the left to what the model takes. Raises QdcError.
     """
+    _refuse_others(settings)
     fields = {"length": _length(settings), **_drawing(settings)}
     wanted = {} if given is None else given.model_dump(exclude_unset=True)
     options = DecodeOptions.parse(**{**fields, **wanted})
@@ -64,10 +73,40 @@ def question(
         )
     until = settings.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(str(stop) for stop in until)
-    prompt = subject.encode(context)
+    prompt = [*subject.before, *subject.encode(context)]
     kept = tuple(prompt[-room:])
     ends = tuple(stop for stop in stops if stop)
     return Question(kept, options, ends, len(kept) < len(prompt), repeat)
+
+
+def _refuse_others(settings: Mapping[str, Any]) -> None:
+    """Refuse what a task asks for and would not get. Raises QdcError naming all settings."""
+    wrong = []
+    for name, value in settings.items():
+        if name in READ or name in HARMLESS or value is None:
+            continue
+        if name not in NOT_OFFERED:
+            mine = name in DecodeOptions.model_fields
+            why = f"give it in --generate {name}=..." if mine else "unknown, nothing acts on it"
+        elif asks_nothing(name, _plain(value)):
+            continue
+        else:
+            why = NOT_OFFERED[name].why
+        wrong.append(f"{name}: {str(value)[:64]!r}: {why}")
+    if wrong:
+        raise QdcError(
+            "a task asks for generation that is not offered",
+            where=wrong,
+            help="take it out of generation_kwargs, in a copy of the task under --include",
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A setting that stands in a yaml as text, as the number that it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _length(settings: Mapping[str, Any]) -> int:

@@ -53,7 +53,7 @@ def score(
     found = torch.zeros(len(passages), dtype=torch.float64)
     done = 0
     for _, group in groupby(parts, lambda entry: len(entry[1].tokens)):
-        rows = _Rows(model, facts.mask_token_id, options, found)
+        rows = _Rows(model, facts.mask, options, found)
         for number, part in group:
             rows.add(number, part, draw(part, options))
             done += 1
@@ -90,10 +90,10 @@ def is_greedy(model: Logits, whole: Passage, facts: ModelFacts, options: Likelih
         hidden[0, part.start : part.end] = True
         while bool(hidden.any()):
             starts = torch.tensor([part.start])
-            noisy = tokens.masked_fill(hidden, facts.mask_token_id)
-            logits = guided(model, noisy, starts, facts.mask_token_id, options.cfg, hidden).double()
-            if facts.mask_token_id < logits.shape[1]:
-                logits[:, facts.mask_token_id] = -torch.inf
+            noisy = tokens.masked_fill(hidden, facts.mask)
+            logits = guided(model, noisy, starts, facts.mask, options.cfg, hidden).double()
+            if facts.mask < logits.shape[1]:
+                logits[:, facts.mask] = -torch.inf
             confidence, predicted = logits.softmax(1).max(1)
             best = int(confidence.argmax())
             place = int(hidden[0].nonzero()[best, 0])

@@ -12,10 +12,15 @@ from qdc.ir.graph import ModelFacts
 from qdc.models.predictions import Logits
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.strategies import BUILT_IN, Strategies
+from qdc.text.surround import Surround
 from qdc.text.tokenizer import FAILURES, Encoder, encode_marked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+ALONE = Surround()
+"""Nothing stands around a text."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,20 @@ class Subject:
     """Whether prompts are in the chat template, whose special tokens then count as such."""
     strategies: Strategies = field(default_factory=lambda: BUILT_IN)
     """Of decoding, by name."""
+    surround: Surround = ALONE
+    """What stands around a text, of which only what is in front counts: answers are not closed."""
 
     @property
     def encode(self) -> Encode:
-        """Tokens of a text; a special token that is written in a document is text."""
+        """Tokens of a piece of text; a special token that is written in a document is text."""
         if self.chat:
             return lambda text: encode_marked(self.tokenizer, text)
-        return Encoder(self.tokenizer)
+        return Encoder(self.tokenizer, "none")
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """What stands in front of a context; a chat template writes it itself."""
+        return () if self.chat else self.surround.before
 
     @property
     def end(self) -> int | None:

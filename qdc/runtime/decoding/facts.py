@@ -31,7 +31,7 @@ class DecodeFacts(Frozen):
         """Join what a model says of itself with the ends that its tokenizer has."""
         first = () if eos is None else (eos,)
         return cls(
-            mask=facts.mask_token_id,
+            mask=facts.mask,
             vocabulary=facts.vocabulary,
             eos=eos,
             ends=tuple(dict.fromkeys((*first, *ends))),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qdc.checkpoint.folder import Checkpoint, refuse_broken
 from qdc.errors import InvalidCheckpoint, QdcError, UnsupportedModel
-from qdc.frontend.native import find_class, first_line, quiet
+from qdc.frontend.native import find_class
+from qdc.frontend.native_config import first_line, quiet
 from qdc.numerics.finite import is_finite
 from qdc.text.tokenizer import load_tokenizer
 
@@ -85,7 +86,7 @@ def load_verifier(
     """
     source = Checkpoint(folder)
     config = source.config
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise UnsupportedModel(
             "the verifier is quantized; verifiers are loaded as transformers stores them",
             where=[str(folder)],

@@ -20,6 +20,7 @@ from qdc.models.layers import Attention
 from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.families import CASES, write_family
+from tests.support.modules import NanoGPT, filled, ids
 from tests.support.natives import write_native
 from tests.support.packed import packed_artifact
 
@@ -203,3 +204,20 @@ def test_the_command_runs_artifacts_and_no_checkpoints(
     assert len(json.loads(capsys.readouterr().out)["filled"]) == 1
     assert run(["run", str(out.parent / "model"), "ab<mask>", "--backend", "triton"]) == 1
     assert "the model is not compiled, and the backend triton" in capsys.readouterr().err
+
+
+def test_a_module_of_its_users_runs_packed(tmp_path: Path) -> None:
+    """Into a fresh module, the tied head included; buffers keep their values and dtypes."""
+    module = filled(NanoGPT())
+    passes = "quantize-vocab,rtn-lower{bits=4},pack"
+    qdc.compile(module, passes, out=tmp_path / "out", mask_token_id=60, write_report=False)
+    fresh = NanoGPT()
+    packed = qdc.load(tmp_path / "out", module=fresh, backend="triton", dtype=torch.float32)
+    assert packed is fresh
+    assert count(packed, PackedLinear) == 9
+    assert count(packed, PackedEmbedding) == 1
+    reference = qdc.load(tmp_path / "out", module=NanoGPT())
+    tokens = ids(2, 7)
+    torch.testing.assert_close(packed(tokens)[0], reference(tokens)[0], rtol=1e-4, atol=1e-4)
+    assert not any(tensor.is_meta for tensor in packed.state_dict().values())
+    assert torch.equal(fresh.scale, module.scale)

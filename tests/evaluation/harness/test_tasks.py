@@ -139,6 +139,38 @@ def test_a_top_k_that_cuts_nothing_is_none(embedded: Subject, most: int) -> None
     assert question(embedded, "a", {**settings, "top_k": 5}).options.top_k == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1.2), ("repetition_penalty", "1.2"), ("num_beams", 10), ("n", 2),
+        ("min_p", 0.1), ("no_repeat_ngram_size", 3), ("logit_bias", {"5": 1}), ("steps", 4),
+        ("num_beam", 1), ("max_length", 10), ("strategy", "entropy"), ("num_return_sequences", 2),
+    ],
+)  # fmt: skip
+def test_settings_that_would_be_ignored_are_refused(
+    embedded: Subject, name: str, value: object
+) -> None:
+    with pytest.raises(QdcError, match="generation that is not offered") as caught:
+        question(embedded, "a", {"max_gen_toks": 8, "until": ["x"], name: value})
+    assert caught.value.where[0].startswith(f"{name}: ")
+    assert ("--generate" in caught.value.where[0]) == (name in DecodeOptions.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1.0), ("repetition_penalty", "1.0"), ("num_beams", 1), ("min_p", 0),
+        ("num_beams", None), ("num_return_sequences", 1), ("frequency_penalty", 0.0),
+        ("use_cache", True), ("anything", None),
+    ],
+)  # fmt: skip
+def test_settings_that_ask_for_nothing_are_taken(
+    embedded: Subject, name: str, value: object
+) -> None:
+    settings = {"max_gen_toks": 8, "until": ["x"]}
+    assert question(embedded, "a", {**settings, name: value}) == question(embedded, "a", settings)
+
+
 @pytest.mark.parametrize("value", ["many", float("inf"), [8]])
 def test_a_length_that_is_no_number_is_refused(embedded: Subject, value: object) -> None:
     with pytest.raises(QdcError, match=r"a task has max_tokens: .* need a number"):

@@ -1,0 +1,93 @@
+"""Token ids in batches, and their segments: which of the tokens of a row see each other.
+
+A row may hold several documents that are not to see each other, or one document and padding. A
+number for each position, its segment, says so: attention stays within a segment, and positions of
+the segment ``PADDING`` are no data. They are computed, since a batch has one length, and left out
+of everything that is counted, averaged or fitted.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+PADDING = -1
+"""The segment of positions that hold no data."""
+
+
+class Batches(Sequence[Tensor]):
+    """Token ids ``i64[b, length]`` by batch; a slice of them takes its segments along."""
+
+    def __init__(self, tokens: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> None:
+        """Take batches.
+
+        Args:
+            tokens: ``i64[b, length]`` each.
+            segments: of the same shapes; None if all positions of a row see each other.
+        """
+        self.tokens = tuple(tokens)
+        self.segments = None if segments is None else tuple(segments)
+
+    @classmethod
+    def of(cls, batches: Sequence[Tensor]) -> "Batches":
+        """Batches as they are; plain ones have no segments."""
+        return batches if isinstance(batches, Batches) else cls(batches)
+
+    @classmethod
+    def split(cls, tokens: Tensor, segments: Tensor | None, size: int) -> "Batches":
+        """Cut ``i64[samples, length]`` into batches; the last one may be smaller."""
+        return cls(
+            torch.split(tokens, size), None if segments is None else torch.split(segments, size)
+        )
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Batches": ...
+    def __getitem__(self, place: int | slice) -> "Tensor | Batches":
+        """The tokens of one batch, or some batches."""
+        if isinstance(place, slice):
+            return Batches(
+                self.tokens[place], None if self.segments is None else self.segments[place]
+            )
+        return self.tokens[place]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The tokens, batch by batch."""
+        return iter(self.tokens)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.tokens)
+
+    def __add__(self, other: "Batches") -> "Batches":
+        """These batches, then others of the same kind."""
+        tokens = (*self.tokens, *other.tokens)
+        if self.segments is None or other.segments is None:
+            assert self.segments is other.segments, "either all batches have segments, or none has"
+            return Batches(tokens)
+        return Batches(tokens, (*self.segments, *other.segments))
+
+
+class Sight:
+    """What the positions of one batch see of each other."""
+
+    def __init__(self, segments: Tensor) -> None:
+        """Take segments ``i64[b, length]``, on the device of the attention."""
+        self.segments = segments
+        self._same: Tensor | None = None
+
+    @property
+    def same(self) -> Tensor:
+        """``bool[b, 1, length, length]``: who is in one segment with whom.
+
+        Padding sees padding, which nobody reads, so that no row of attention is empty.
+        """
+        if self._same is None:
+            self._same = (self.segments[:, :, None] == self.segments[:, None, :])[:, None]
+        return self._same
+
+    def data(self, rows: Tensor) -> Tensor:
+        """Of places ``i64[n]`` in ``b * length`` those that are no padding."""
+        return rows[self.segments.flatten()[rows] != PADDING]

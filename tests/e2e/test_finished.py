@@ -1,0 +1,112 @@
+"""``--resume`` where nothing is left to do: the same inputs are complete, others are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qdc
+from qdc.cli import run
+from qdc.errors import OutputExists
+from qdc.report.model import CompileReport
+from tests.support.checkpoints import write_checkpoint
+
+PASSES = "quantize-vocab,rtn-lower,pack"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("finished") / "model")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def compile_(model: Path, out: Path, **options: Any) -> CompileReport:
+    return qdc.compile(model, options.pop("passes", PASSES), out=out, **options)
+
+
+def test_a_finished_compile_is_complete(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["compile", str(model), "-o", str(out), "--passes", PASSES, "--resume", "--json"]
+    assert run(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    before = contents(tmp_path)
+    assert run(arguments) == 0
+    again = capsys.readouterr()
+    assert json.loads(again.out) == first
+    assert contents(tmp_path) == before
+    assert run(arguments[:-1]) == 0
+    assert f"written         {out}" in capsys.readouterr().out
+
+
+def test_it_says_so_in_one_line(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compile_(model, tmp_path / "out", write_report=False)
+    assert caplog.messages == []
+    compile_(model, tmp_path / "out", write_report=False, resume=True)
+    assert caplog.messages == [f"{tmp_path / 'out'} is complete: there is nothing to resume"]
+
+
+def test_without_its_report_the_summary_is_read_off_the_artifact(
+    model: Path, tmp_path: Path
+) -> None:
+    first = compile_(model, tmp_path / "out", write_report=False)
+    found = compile_(model, tmp_path / "out", write_report=False, resume=True)
+    costs = {"passes", "peak_bytes", "seconds", "created", "layer_forwards", "remarks"}
+    assert found.model_dump(exclude=costs) == first.model_dump(exclude=costs)
+    assert found.seconds == 0.0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_report_of_another_artifact_is_not_taken_for_its_own(model: Path, tmp_path: Path) -> None:
+    other = compile_(model, tmp_path / "other", passes="rtn-lower{bits=4},pack")
+    compile_(model, tmp_path / "out", write_report=False)
+    (tmp_path / "other-report").rename(tmp_path / "out-report")
+    found = compile_(model, tmp_path / "out", resume=True)
+    assert found.pipeline == PASSES != other.pipeline
+    assert not (tmp_path / "out-report").exists()
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "pipeline: ": {"passes": "rtn-lower{bits=4},pack"},
+    "states: ": {"states": "f32"},
+    "checkpoint_sha256: ": {},
+    "tokenizer.json is another": {},
+    "it is damaged: ": {},
+}
+
+
+@pytest.mark.parametrize("named", CHANGES)
+def test_other_inputs_are_refused_by_name(named: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compile_(model, out)
+    before = contents(out)
+    if "checkpoint" in named:
+        model = write_checkpoint(tmp_path / "m", seed=1)
+    elif "tokenizer" in named:
+        (out / "tokenizer.json").write_bytes(before["tokenizer.json"] + b"\n")
+    elif "damaged" in named:
+        next(out.glob("*.safetensors")).unlink()
+    before = contents(out)
+    with pytest.raises(OutputExists, match="it is not what this compile would make") as caught:
+        compile_(model, out, resume=True, **CHANGES[named])
+    assert any(named in each for each in caught.value.where)
+    assert "--force" in caught.value.help
+    assert contents(out) == before
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_with_force_another_one_is_replaced(model: Path, tmp_path: Path) -> None:
+    compile_(model, tmp_path / "out", passes="rtn-lower{bits=4},pack")
+    found = compile_(model, tmp_path / "out", resume=True, force=True)
+    assert found.pipeline == PASSES
