@@ -85,7 +85,7 @@ def test_whatever_it_is_it_is_read_or_refused(text: str, binary: bool) -> None:
 @pytest.mark.parametrize("text", ['"' + '\\"' * 500_000, '"' * 1_000_001, '"' + "\\" * 999_999])
 def test_quotes_that_nothing_closes_cost_one_walk(text: str) -> None:
     # A walk from each quote would take hours.
-    with pytest.raises(ValueError, match=r"Unterminated|Extra data"):
+    with pytest.raises(ValueError, match=r"Unterminated|Extra data|Invalid"):
         parse_json(text + "[" * (BOUNDS.containers + 1))
 
 

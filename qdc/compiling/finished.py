@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qdc.artifact.commit import artifact_digest, report_folder
 from qdc.artifact.config import QUANTIZATION
+from qdc.artifact.digests import Digests
 from qdc.artifact.writer import is_artifact
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import (
@@ -87,9 +88,11 @@ def finished_report(
 def _changes(out: Path, made_from: dict[str, object], checkpoint: Checkpoint) -> list[str]:
     """What the artifact says of its origin that is another now, and what it lacks."""
     try:
+        digests = Digests.of(out)
+        digests.check(digests.listed or ())
         there = Checkpoint(out)
     except QdcError as error:
-        return [f"it is damaged: {error.what}"]
+        return [f"it is damaged: {error.what}", *error.where]
     said = there.config.get(QUANTIZATION, {})
     now = json.loads(json.dumps(made_from))
     changed = [
@@ -97,9 +100,9 @@ def _changes(out: Path, made_from: dict[str, object], checkpoint: Checkpoint) ->
         for name, value in now.items()
         if said.get(name) != value
     ]
-    for path in checkpoint.tokenizer_files():
-        if digest_of(path) != digest_of(out / path.name):
-            changed.append(f"{path.name} is another")
+    for name, sha256 in checkpoint.tokenizer_digests().items():
+        if sha256 != digest_of(out / name):
+            changed.append(f"{name} is another")
     if not (out / DUMP).is_file() and str(made_from["backend"]) == "reference":
         changed.append(f"it lacks {DUMP}")
     return changed

@@ -83,6 +83,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "checkpoint_sha256: ": {},
     "tokenizer.json is another": {},
     "it is damaged: ": {},
+    "model-00001-of-00003.safetensors": {},
 }
 
 
@@ -94,9 +95,12 @@ def test_other_inputs_are_refused_by_name(named: str, model: Path, tmp_path: Pat
     if "checkpoint" in named:
         model = write_checkpoint(tmp_path / "m", seed=1)
     elif "tokenizer" in named:
-        (out / "tokenizer.json").write_bytes(before["tokenizer.json"] + b"\n")
+        model = write_checkpoint(tmp_path / "m")
+        (model / "tokenizer.json").write_bytes(before["tokenizer.json"] + b"\n")
     elif "damaged" in named:
         next(out.glob("*.safetensors")).unlink()
+    elif named in before:  # a bit that has flipped
+        (out / named).write_bytes(before[named][:-1] + bytes([before[named][-1] ^ 1]))
     before = contents(out)
     with pytest.raises(OutputExists, match="it is not what this compile would make") as caught:
         compile_(model, out, resume=True, **CHANGES[named])
