@@ -20,7 +20,7 @@ The release keeps the first quarter of a sample visible, ``prefix=0.25``, so tha
 than three quarters masked; the default keeps nothing, for the loss where most is masked is lower.
 The paper sees every sample at T times, the release and the default at one time each:
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
-Where the text is prompts and answers, the prompt is the prefix, and only the answer is masked.
+Where the text is prompts and answers, prompts stay visible besides; only answers are masked.
 
 The moment of an expert is that of the tokens routed to it, each counted once whatever its routing
 weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens, and a remark:

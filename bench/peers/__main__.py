@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="gets one folder for each seed")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int)
-    parser.add_argument("--prefix", type=float, default=0.25)
+    parser.add_argument("--prefix", type=float, default=0)
     parser.add_argument(
         "--tokens", type=Path, help="masked samples under 'tokens' in a .safetensors file"
     )

@@ -95,7 +95,7 @@ def _calibration() -> Iterator[Ablation]:
             for name in ("mcs", "uniform", "clean")
         },
     )
-    yield Ablation("visible prefix", "0.25", _each("calibrate", "prefix", (0, 0.25, 0.5), 0.25))
+    yield Ablation("visible prefix", "0", _each("calibrate", "prefix", (0, 0.25, 0.5), 0))
     yield Ablation("samples", "128", _each("calibrate", "samples", (16, 32, 64, 128, 256), 128))
     weights = (0.25, 1, 4)
     yield Ablation("weight of masks", "1", _each("calibrate", "masked-weight", weights, 1))

@@ -29,7 +29,7 @@ from qdc.artifact.commit import (
 from qdc.artifact.journal import JOURNAL, File, Journal, read_journal
 from qdc.artifact.lock import Lock
 from qdc.disk import read_regular, unwritable, write_bytes
-from qdc.errors import InvalidJournal, OutputExists, QdcError
+from qdc.errors import InvalidCalibration, InvalidJournal, OutputExists, QdcError
 from qdc.stopping import undisturbed
 
 LOCK, ARTIFACT, REPORT, NOTE = "lock", "artifact", "report", "commit.json"
@@ -227,7 +227,8 @@ class Partial:
         """Remove everything, or after a failure all but what can be gone on from."""
         with undisturbed():
             try:
-                done = error is None or settle(self.folder, self.out) or self.journal is None
+                done = error is None or settle(self.folder, self.out)
+                done = done or self.journal is None or self._is_futile(error)
                 if done and not _holds_the_only_one(self.folder, self.out):
                     _remove_all(self.folder)
             except OSError:
@@ -237,6 +238,14 @@ class Partial:
                 if not isinstance(error, InvalidJournal):
                     error.add_note(f"{self.journal.progress}; {HOW}")
             self._lock.release()
+
+    def _is_futile(self, error: BaseException | None) -> bool:
+        """Whether the text was refused before anything was drawn of it.
+
+        A journal is of one text, so nothing can go on from this one with a better text.
+        """
+        drawn = self.journal is not None and self.journal.text
+        return isinstance(error, InvalidCalibration) and not drawn
 
     def note_commit(self) -> None:
         """Note which artifact is about to take its place. Raises ``QdcError``."""

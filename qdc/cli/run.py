@@ -6,7 +6,7 @@ from pathlib import Path
 from qdc.cli.models import open_runnable
 from qdc.cli.terminal import given_text, print_json, progress
 from qdc.errors import QdcError
-from qdc.evaluation.infill import enclose, infill, parse_gaps
+from qdc.evaluation.infill import GAP, enclose, infill, parse_gaps
 from qdc.runtime.options import RunOptions
 
 
@@ -31,7 +31,13 @@ def run_command(
     def read(piece: str) -> list[int]:
         return encode.piece(piece, special=special)
 
-    tokens, masked = parse_gaps(wanted, read, opened.facts.mask, gap)
+    mask = opened.facts.mask
+    if GAP not in wanted and not special and mask in encode.piece(wanted, special=True):
+        raise QdcError(
+            "found no gap to fill: the mask token is in the text by its name, which is text",
+            help=f"add --special, which reads special tokens as such, or write {GAP} for a gap",
+        )
+    tokens, masked = parse_gaps(wanted, read, mask, gap)
     around = encode.missing(tokens[0].tolist(), special=special)
     first, end = len(around.before), len(around.before) + tokens.shape[1]
     tokens, masked = enclose(tokens, masked, around)
@@ -45,7 +51,7 @@ def run_command(
             opened,
             tokens,
             masked,
-            opened.facts.mask,
+            mask,
             steps,
             lambda done, total: update("fill the gaps", done, total),
             opened.facts.attention_block,

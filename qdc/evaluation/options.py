@@ -70,7 +70,7 @@ class EvaluationOptions(Options):
         tuple[Path, ...],
         option("MODEL", "Artifacts or model folders", argument=True, repeated=True),
     ]
-    text: Annotated[Path | None, option("FILE", "Held-out text or jsonl file")] = None
+    text: Annotated[Path | None, option("PATH", "Held-out text, records, dataset folder")] = None
     against: Annotated[
         Path | None, option("MODEL", "Compare with this [of several: the first]")
     ] = None

@@ -94,8 +94,8 @@ class ModelFacts(Frozen):
         if self.mask_token_id is None:
             raise UnsupportedModel(
                 "the model has no mask token: it fills no masked places, and nothing decodes it",
-                help="qdc run, generate, serve and tasks are for masked diffusion models; "
-                "qdc eval --text measures the next-token loss of a causal one",
+                help="qdc run, generate, serve, inspect-calibration and tasks are for masked "
+                "diffusion models; qdc eval --text measures the next-token loss of a causal one",
             )
         return self.mask_token_id
 

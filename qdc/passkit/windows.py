@@ -167,5 +167,6 @@ def _too_short(documents: int, longest: int, length: int) -> InvalidCalibration:
     return InvalidCalibration(
         f"found {documents} documents, the longest of {longest} tokens, "
         f"need one of at least {length + 1} tokens",
-        help="give longer text with --calibration, or a smaller length",
+        help="take pack=documents, which joins them, or give longer text with --calibration, "
+        "or a smaller length",
     )

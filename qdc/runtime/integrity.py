@@ -5,11 +5,13 @@ in the IR dump. Artifacts that were written before the first came have the secon
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from qdc.artifact.config import parse_codec, parse_quantization
 from qdc.artifact.digests import DIGESTS, Digests
 from qdc.checkpoint.folder import Checkpoint
+from qdc.checkpoint.held import MODULE
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.format.codec import Codec
 from qdc.ir.annotations import Packed
@@ -21,7 +23,8 @@ from qdc.ir.tuned import Tuned
 from qdc.ir.types import Frozen, TensorRef
 from qdc.numerics.finite import is_finite
 from qdc.pipeline.registry import Registry
-from qdc.runtime.load import OpenedArtifact, open_artifact
+from qdc.runtime.load import compare_tensors, open_artifact
+from qdc.runtime.weights import StoredWeights, Wanted
 from qdc.units import StepProgress
 
 DUMP = "ir.qdc"
@@ -141,15 +144,15 @@ def _compare_tensors(
 ) -> int:
     """Compare tensors, and look at their values; returns how many had a digest."""
     try:
-        opened = open_artifact(folder, registry, verify=False)
-        source = opened.source
+        weights = _open(folder, registry)
     except QdcError as error:
         places = ", ".join(error.where[:3])
         if not found:  # else the reason is known: one of the files that differ
             found["config.json"].append(f"{error.what} {places}".rstrip())
         return 0
+    source, codecs = weights.source, weights.codecs
     compared = 0
-    owners = {file_key(layer, suffix): layer for layer, suffix in _suffixes(opened)}
+    owners = {file_key(layer, suffix): layer for layer, suffix in _suffixes(codecs)}
     for done, name in enumerate(sorted(source.headers)):
         file = source.file(name).name
         try:
@@ -164,23 +167,44 @@ def _compare_tensors(
         if name not in owners and not is_finite(tensor):
             found[file].append(f"{name} holds NaN or infinity")
         progress("compare tensors", done + 1, len(source.headers))
-    _check_values(opened, source, found)
+    _check_values(weights, found)
     return compared
 
 
-def _suffixes(opened: OpenedArtifact) -> Iterator[tuple[str, str]]:
-    for layer, codec in opened.codecs.items():
+def _open(folder: Path, registry: Registry) -> StoredWeights:
+    """What is stored, checked against its model, which of a torch module nobody here can build."""
+    source = Checkpoint(folder)
+    quantization = parse_quantization(source.config)
+    if quantization.frontend != MODULE:
+        return open_artifact(folder, registry, verify=False).weights
+    known = registry.codecs()
+    codecs = {
+        layer: parse_codec(layer, fields, known) for layer, fields in quantization.layers.items()
+    }
+    wanted: dict[str, Wanted] = {
+        file_key(layer, suffix): (stored.dtype, stored.shape)
+        for layer, codec in codecs.items()
+        for suffix, stored in codec.specification().items()
+    }
+    there = {name: header for name, header in source.headers.items() if name in wanted}
+    compare_tensors(wanted, there, InvalidArtifact)
+    return StoredWeights(codecs, quantization.stages, traceable=False, source=source)
+
+
+def _suffixes(codecs: Mapping[str, Codec]) -> Iterator[tuple[str, str]]:
+    for layer, codec in codecs.items():
         for suffix in codec.specification():
             yield layer, suffix
 
 
-def _check_values(opened: OpenedArtifact, source: Checkpoint, found: dict[str, list[str]]) -> None:
+def _check_values(weights: StoredWeights, found: dict[str, list[str]]) -> None:
     """Let each codec look at what it would decode."""
-    for layer, codec in opened.codecs.items():
+    for layer, codec in weights.codecs.items():
         try:
-            opened.weights.stored(layer)
+            weights.stored(layer)
         except QdcError as error:
-            found[source.file(_first(layer, codec)).name].append(f"{layer}: {error.what}")
+            file = weights.source.file(_first(layer, codec)).name
+            found[file].append(f"{layer}: {error.what}")
 
 
 def _first(layer: str, codec: Codec) -> str:

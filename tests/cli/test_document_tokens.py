@@ -100,7 +100,10 @@ def test_run_reads_special_tokens_as_text_unless_they_are_meant(
     qdc("run", bert, f"one {MASK} <mask>")
     [ids] = filled
     assert ids.count(1) == 1
-    assert "found no gap to fill" in refused("run", bert, f"one {MASK}")
+    told = refused("run", bert, f"one {MASK}")
+    assert "found no gap to fill" in told
+    assert "add --special" in told
+    assert "--special" not in refused("run", bert, "one two")
     assert (
         len(json.loads(qdc("run", bert, f"{MASK} one {MASK}", "--special", "--json"))["filled"])
         == 2

@@ -217,8 +217,36 @@ def test_commands_that_need_the_model_say_what_to_do(
         assert "qdc.load(OUT, module=...)" in capsys.readouterr().err
     assert run(["show", str(out)]) == 0
     assert "region" in capsys.readouterr().out
+    assert run(["verify", str(out)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{out} is as it was written"
+    assert int(second.split()[6]) > 10
     with pytest.raises(UnsupportedModel, match="which has no configuration"):
         qdc.load(out)
+
+
+def test_damage_is_found_without_the_module(
+    compiled: Compiled, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without digests of the files too, by those of the compile and by what codecs ask for."""
+    _, _, out, _ = compiled
+    damaged = Path(shutil.copytree(out, tmp_path / "damaged"))
+    (damaged / "qdc.sha256").unlink()
+    layer = next(iter(parse_quantization(Checkpoint(out).config).layers))
+    shard = (
+        damaged / Checkpoint(out).file(next(n for n in Checkpoint(out).headers if layer in n)).name
+    )
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert run(["verify", str(damaged)]) == 1
+    assert "is not the tensor that was compiled" in capsys.readouterr().out
+    config = json.loads((damaged / "config.json").read_text(encoding="utf-8"))
+    layers = config["quantization_config"]["layers"]
+    layers["elsewhere"] = layers.pop(layer)
+    (damaged / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert run(["verify", str(damaged)]) == 1
+    assert "tensors are missing, 0 have no place in the model" in capsys.readouterr().out
 
 
 def test_an_interrupted_compile_is_gone_on_with(

@@ -15,7 +15,7 @@ from torch import Tensor
 import qdc
 from qdc.artifact.journal import JOURNAL, Journal, read_journal
 from qdc.disk import digest_of
-from qdc.errors import InvalidJournal, OutputExists, QdcError
+from qdc.errors import InvalidCalibration, InvalidJournal, OutputExists, QdcError
 from qdc.passes.pack import Pack
 from qdc.passes.quantize_vocab import QuantizeVocab
 from qdc.passes.rtn_lower import RtnLower
@@ -466,3 +466,39 @@ def test_hostile_states_are_refused(
     edit_entry(streams=[{**stream.model_dump(), "batches": [batch]}])(path.parents[1])
     with pytest.raises(InvalidJournal):
         run(model, out, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_refused_text_leaves_nothing_to_go_on_from(
+    resume: bool, model: Path, tmp_path: Path
+) -> None:
+    """It was to be drawn after a finished step; a better text is another compile."""
+    text = tmp_path / "text.txt"
+    text.write_text("short", encoding="utf-8")
+    passes = "quantize-vocab,stages(calibrate-mcs,rtn-lower),pack"
+    out = tmp_path / "out"
+    with pytest.raises(InvalidCalibration, match="found 1 documents") as caught:
+        run(model, out, passes=passes, calibration=text, pack="within")
+    assert "pack=documents" in caught.value.help
+    assert not getattr(caught.value, "__notes__", ())
+    assert list(tmp_path.iterdir()) == [text]
+    text.write_text("some words " * 50, encoding="utf-8")
+    assert run(model, out, passes=passes, calibration=text, resume=resume).resumed == 0
+
+
+def test_text_that_was_drawn_from_is_gone_on_with(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later refusal of it loses nothing of what was done with it."""
+    out, text = tmp_path / "out", tmp_path / "text.txt"
+    text.write_text("some words " * 50, encoding="utf-8")
+
+    def refuse(self: QuantizeVocab, unit: Any) -> None:
+        raise InvalidCalibration("not so")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantizeVocab, "run", refuse)
+        with pytest.raises(InvalidCalibration) as caught:
+            run(model, out, calibration=text)
+    assert "3 of 7 steps are done" in caught.value.__notes__[0]
+    assert run(model, out, calibration=text, resume=True).resumed == 1
