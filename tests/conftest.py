@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ IN_CI = bool(os.environ.get("CI"))
 
 hypothesis.settings.register_profile("qdc", deadline=None, derandomize=IN_CI)
 hypothesis.settings.load_profile("qdc")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all processes that
+# they start; tests of signals need what people have.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Golden:

@@ -16,7 +16,7 @@ Plugins = Annotated[
         "FILE", "Python file: passes, backends, families, strategies", "--plugin", repeated=True
     ),
 ]
-RunBackend = Annotated[str, option("NAME", "Who runs an artifact: reference | triton")]
+RunBackend = Annotated[str, option("NAME", "Runtime: reference | triton")]
 Verify = Annotated[
     bool,
     switch(

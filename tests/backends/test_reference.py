@@ -60,6 +60,7 @@ def test_the_folder_holds_one_shard_a_region_and_one_for_the_rest(compiled: Comp
         "model-00002-of-00003.safetensors",
         "model-00003-of-00003.safetensors",
         "model.safetensors.index.json",
+        "qdc.sha256",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

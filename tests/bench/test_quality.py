@@ -236,8 +236,8 @@ def test_losses_are_those_of_an_evaluation() -> None:
     other.get_submodule("model.transformer.blocks.0").attn_out.weight.mul_(0.5)  # type: ignore[union-attr, operator]
     encode = encoder(load_tokenizer(EMBEDDED))
     windows = held_out_windows(read_text(EMBEDDED / "heldout.jsonl").documents, encode, 32, 4)
-    due = compare(other, model, windows, facts.mask_token_id)
-    mine = [losses(m, windows, facts.mask_token_id) for m in (other, model)]
+    due = compare(other, model, windows, facts.mask)
+    mine = [losses(m, windows, facts.mask) for m in (other, model)]
     result = stub(1).model_copy(update={"candidate": mine[0], "original": mine[1]})
     for row in due.differences:
         found = rise(result, row.ratio)
@@ -249,11 +249,11 @@ def test_drift_is_nothing_for_the_original_and_found_where_it_is() -> None:
     graph = open_model(EMBEDDED)[1].graph
     model, other = (qdc.load_original(EMBEDDED) for _ in range(2))
     windows = torch.randint(5, 500, (3, 24), generator=torch.Generator().manual_seed(0))
-    none = drift(other, model, graph, windows, graph.model.mask_token_id)
+    none = drift(other, model, graph, windows, graph.model.mask)
     assert {*none.layers.values(), *none.regions, none.divergence} == {0.0}
     node = next(node for node in graph.layers() if node.name == "blocks.3.up_proj")
     other.get_parameter(f"{node.path}.weight").mul_(0.9)
-    found = drift(other, model, graph, windows, graph.model.mask_token_id)
+    found = drift(other, model, graph, windows, graph.model.mask)
     assert found.layers.pop(node.name) == pytest.approx(0.01, rel=1e-3)
     assert set(found.layers.values()) == {0.0}
     assert found.regions[:3] == (0, 0, 0)

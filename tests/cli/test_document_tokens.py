@@ -192,7 +192,6 @@ def test_an_artifact_is_read_as_it_was_calibrated(
 
 def test_a_compile_goes_on_with_the_same_special_tokens_alone(llada: Path, tmp_path: Path) -> None:
     from qdc.checkpoint.folder import Checkpoint
-    from qdc.compiling.compiler import _calibration
     from qdc.compiling.job import plan_job
     from qdc.compiling.options import CompileOptions
     from qdc.compiling.origin import identity
@@ -203,7 +202,7 @@ def test_a_compile_goes_on_with_the_same_special_tokens_alone(llada: Path, tmp_p
         options = CompileOptions.parse(model_dir=llada, out=tmp_path / "o", document_tokens=choice)
         job = plan_job(options, standard_registry(()))
         assert f"document_tokens={choice!r}" in job.command
-        found.append(identity(job, _calibration(job), "0", Checkpoint(llada)))
+        found.append(identity(job, job.calibration(), "0", Checkpoint(llada)))
     changed = {name for name in found[0] if found[0][name] != found[1][name]}
     assert changed == {"document-tokens"}
 

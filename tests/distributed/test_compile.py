@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qdc.checkpoint.folder import Checkpoint
-from qdc.compiling import compiler
+from qdc.compiling import job as jobs
 from qdc.compiling.compiler import run_job
 from qdc.distributed.world import World
 from qdc.errors import InvalidCalibration, QdcError
@@ -62,7 +62,7 @@ def _one_trace_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         with lock:
             return trace(*arguments)
 
-    monkeypatch.setattr(compiler, "open_model", traced)
+    monkeypatch.setattr(jobs, "open_model", traced)
 
 
 def compiled(

@@ -1,7 +1,6 @@
 """Torch modules without configuration: compiled from memory, loaded into fresh ones."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from qdc.frontend.given import find_logits
 from qdc.pipeline.registry import standard_registry
 from qdc.report.model import CompileReport
 from qdc.text.tokenizer import load_tokenizer
+from tests.support.artifacts import unsealed
 from tests.support.checkpoints import EMBEDDED
 from tests.support.modules import LENGTH, MASK, WIDTH, NanoGPT, Unconditional, filled, ids
 
@@ -368,7 +368,7 @@ def test_masks_in_calibration_ids_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_refused_with_a_module(tmp_path: Path, compiled: Compiled) -> None:
     make, _, out, _ = compiled
-    shutil.copytree(out, tmp_path / "odd")
+    unsealed(out, tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"]["frontend"] = "export"
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -22,6 +22,7 @@ from qdc.ir.tuned import Tuned
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.streaming.unit import Unit
+from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import make_job, run_passes
 
@@ -207,10 +208,7 @@ def no_list(settings: dict[str, Any]) -> None:
 def test_a_hostile_configuration_is_refused(
     edit: Edit, what: str, compiled: Compiled, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in compiled.out.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = unsealed(compiled.out, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     edit(config["quantization_config"])
     (copy / "config.json").write_text(json.dumps(config))

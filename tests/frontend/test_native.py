@@ -286,7 +286,8 @@ def test_fields_that_the_class_does_not_know_are_told(kind: str, tmp_path: Path)
     """What transformers itself has written is known; old names that it translates are too."""
     source = write_native(tmp_path / "model", kind)
     assert open_model(source)[0].unused_fields == ""
-    more = {"num_labels": 2, "torch_dtype": "float32", "temperature": 2.0, "unset": False}
+    more: dict[str, Any] = {"num_labels": 2, "torch_dtype": "float32", "temperature": 2.0}
+    more["unset"] = False
     known = rewrite(source, tmp_path / "known", **more)
     assert open_model(known)[0].unused_fields == ""
     odd = rewrite(source, tmp_path / "odd", attention_scale=0.5, made_by="me")

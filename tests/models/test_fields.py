@@ -316,7 +316,8 @@ def test_an_unknown_field_that_sounds_like_arithmetic_is_refused(
     (told,) = caught.value.where
     assert told.startswith(f"{field}: unknown")
     assert repr(value) in told
-    for nothing in (None, False, "", [], {}):
+    empty: tuple[object, ...] = (None, False, "", [], {})
+    for nothing in empty:
         assert read(name, **{field: nothing}) == read(name)
 
 
@@ -347,7 +348,7 @@ def test_a_size_may_stand_twice_if_it_is_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_transformers_writes_for_every_model_is_known(name: str) -> None:
-    written = PretrainedConfig(num_labels=3).to_dict()
+    written = PretrainedConfig(id2label={0: "a", 1: "b", 2: "c"}).to_dict()
     assert family(name).unused({**written, **config_of(name)}) == ()
 
 

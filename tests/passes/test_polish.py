@@ -48,7 +48,7 @@ class Measure(Polish):
         reference.start(unit.region)
         outputs = stream.results(unit.region)
         pairs = list(zip(stream.compute(outputs), reference.compute(outputs), strict=True))
-        hidden = stream.tokens == unit.model.mask_token_id
+        hidden = stream.tokens == unit.model.mask
         weights = torch.split(self.weigh(hidden), self.batch)
         _, held = self.split(len(pairs))
         losses = []

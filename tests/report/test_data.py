@@ -160,13 +160,13 @@ def test_matrices_outside_of_the_blocks_are_counted_apart() -> None:
     inner = Region(name="h", nodes=("h",), stages=(Stage(value="x", layers=("h",)),))
     graph = LayerGraph(structure([nodes[0], nodes[1], linear("head", "h", 24, 8)], [inner]))
     packed(graph, "h", 2)
-    before = {part.name: part.nbytes for part in size_parts(graph)}
+    before = {part.name: part.nbytes for part in size_parts(graph, {})}
     assert before["output head, kept"] == 24 * 8 * 2
     packed(graph, "head", 4)
     assert [layer.name for layer in layer_reports(graph)] == ["h"]
     [head] = outside_reports(graph)
     assert (head.name, head.sign_bits) == ("head", 4.0)
-    after = {part.name: part.nbytes for part in size_parts(graph)}
+    after = {part.name: part.nbytes for part in size_parts(graph, {})}
     assert after["vocabulary: signs and codes"] == 24 * 8 * 4 // 8
     assert "output head, kept" not in after
     assert after["linears: scales"] == before["linears: scales"] == 2 * 2 * (16 + 8)
@@ -175,9 +175,9 @@ def test_matrices_outside_of_the_blocks_are_counted_apart() -> None:
 def test_tuned_tensors_count_in_place_of_the_checkpoints() -> None:
     nodes = [source("x", "B", "L", 8), linear("h", "x", 16, 8, bias=True), linear("o", "h", 8, 16)]
     graph = LayerGraph(structure(nodes))
-    before = {part.name: part.nbytes for part in size_parts(graph)}
+    before = {part.name: part.nbytes for part in size_parts(graph, {})}
     assert before == {"output head, kept": 2 * 16 * 8 * 2, "biases, kept": 16 * 2}
     graph.annotate("h", Tuned(roles=("bias",), tensors=(ref("h.bias", 16),)))
     graph.annotate("o", Tuned(roles=("bias",), tensors=(ref("o.bias", 8),)))
-    after = {part.name: part.nbytes for part in size_parts(graph)}
+    after = {part.name: part.nbytes for part in size_parts(graph, {})}
     assert after == {"output head, kept": 2 * 16 * 8 * 2, "biases, tuned": (16 + 8) * 4}

@@ -246,9 +246,11 @@ def test_published_dream_puts_an_end_behind_each_answer(tmp_path: Path) -> None:
     prompt, target = opened.encode("import"), opened.encode(" os")
     whole = Passage((*prompt, *target, opened.decoding.eos), 1, 1 + len(target))
     assert [found] == pytest.approx(score(opened, [whole], opened.facts, options), rel=1e-4)
-    endless = dataclasses.replace(opened, decoding=opened.decoding.model_copy(update={"eos": None}))
+    endless = dataclasses.replace(
+        subject(opened), decoding=opened.decoding.model_copy(update={"eos": None})
+    )
     with pytest.raises(QdcError, match="no end of sequence"):
-        DiffusionLM(subject(endless), options)
+        DiffusionLM(endless, options)
 
 
 def test_dialogues_take_the_chat_template(tmp_path: Path) -> None:
