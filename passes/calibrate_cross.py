@@ -6,7 +6,7 @@ the cross moment (x0 - x) x^T between both streams is kept for a lowering that t
 error of the layers before it back. It runs the model twice.
 
     before   %h0.o = linear %x   w f16[512,512]
-    after        @moment        f32[512,512]   128 samples, 32,768 tokens, 38% masked
+    after        @moment        f32[512,512]   128 samples, 32,768 tokens, 50% masked
                  @cross-moment  f32[512,512]   drift 3.1e-02
 
 Experts as in ``calibrate-mcs``. The two models route for themselves; a token that only the

@@ -5,7 +5,7 @@ Z_ij = W_ij^2 / U_jj^2, where U is the upper Cholesky factor of the inverse of t
 (github.com/ZTA2785/Quant-dLLM). The factor is shared by the layers of a stage.
 
     before   %h0.q = linear %x   w f16[64,512]
-                 @moment    f32[512,512]   128 samples, 32,768 tokens, 38% masked
+                 @moment    f32[512,512]   128 samples, 32,768 tokens, 50% masked
     after        @factor    f32[512,512]   damp 0.01
                  @salience  4 blocks of 128   1.1e+03 .. 9.4e+03
 """

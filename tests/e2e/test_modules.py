@@ -1,6 +1,7 @@
 """Torch modules without configuration: compiled from memory, loaded into fresh ones."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

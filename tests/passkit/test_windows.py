@@ -93,7 +93,8 @@ def test_too_short() -> None:
         draw_within(["abc", "abcdefgh", ""], encode, 2, 8, 0)
     assert str(caught.value) == (
         "error[QDC303] found 3 documents, the longest of 8 tokens, need one of at least 9 tokens\n"
-        "  help  give longer text with --calibration, or a smaller length"
+        "  help  take pack=documents, which joins them, or give longer text with --calibration, "
+        "or a smaller length"
     )
     with pytest.raises(InvalidCalibration, match="found 0 documents"):
         draw_within([], encode, 2, 8, 0)
