@@ -30,13 +30,21 @@ __all__ = [
 WIDTH = 100
 
 
+class _Output(Console):
+    """Leaves the end of a command to the command line, which knows whether a reader has left."""
+
+    def on_broken_pipe(self) -> None:
+        """Let ``BrokenPipeError`` go on, as of any other writer; rich would end the process."""
+        raise  # it is being handled where this is called
+
+
 def console() -> Console:
     """Stdout, as wide as ``COLUMNS`` says or the terminal is; a file gets a fixed width."""
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isdecimal() and int(columns) else None
     if width is None and not sys.stdout.isatty():
         width = WIDTH
-    return Console(width=width, highlight=False, soft_wrap=False, emoji=False)
+    return _Output(width=width, highlight=False, soft_wrap=False, emoji=False)
 
 
 def print_table(to: Console, rows: RenderableType) -> None:

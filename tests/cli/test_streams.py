@@ -54,8 +54,11 @@ def test_progress_is_drawn_on_a_terminal(model: Path, tmp_path: Path) -> None:
     assert out.endswith(b"}\n")
 
 
-def test_a_closed_pipe_is_no_error(artifact: Path) -> None:
-    process = popen("show", artifact, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("command", ["show", "show --json", "verify"])
+def test_a_closed_pipe_is_no_error(command: str, artifact: Path) -> None:
+    """Whether texts, tables or data are written: ``qdc verify out | head -1`` is no bug."""
+    name, *options = command.split()
+    process = popen(name, artifact, *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
