@@ -22,6 +22,8 @@ from qdc.compiling.compiler import compile_model
 from qdc.compiling.options import CompileOptions
 from qdc.report.model import CompileReport
 
+DIGITS = 12
+"""Of a digest, for the eye; ``--json`` and the report have all."""
 NEARLY_ALL = 0.9
 """Relative output error from which on little is left of what a layer did."""
 MOST_NAMED = 3
@@ -87,7 +89,9 @@ def _layers(report: CompileReport) -> Table:
 def _totals(report: CompileReport) -> Table:
     rows = table("summary", "", "")
     if report.calibration is not None:
-        rows.add_row("calibration", report.calibration[:60])
+        name, mark, digest = report.calibration.rpartition(" sha256:")
+        shown = digest if len(digest) <= DIGITS else f"{digest[:DIGITS]}..."
+        rows.add_row("calibration", f"{name}{mark}{shown}")
         if report.calibration_left_out:
             rows.add_row("left out", report.calibration_left_out)
         if report.calibration_form:

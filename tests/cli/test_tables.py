@@ -82,6 +82,13 @@ def test_summary_of_a_compile(golden: Golden) -> None:
     golden(printed(lambda to: print_summary(to, report(), timings=True, remarks=True)))
 
 
+def test_the_name_of_a_text_is_whole_and_its_digest_is_shortened_visibly() -> None:
+    name = "d" * 50 + ".jsonl"
+    found = report(calibration=f"{name} sha256:{'0123456789abcdef' * 4}")
+    text = printed(lambda to: print_summary(to, found, timings=False))
+    assert f"{name} sha256:0123456789ab...\n" in text
+
+
 def test_bits_of_codes_are_called_so() -> None:
     """One layer that is no signs is enough."""
     first, *others = report().layers
