@@ -79,6 +79,7 @@ def held_out(
     windows, inside = joined.take(starts, length)
     use = TextUse(
         pack="documents",
+        judged=True,
         documents=joined.count,
         characters=joined.characters,
         tokens=joined.tokens(),
@@ -119,6 +120,7 @@ def _within(
     chosen = torch.tensor([owners[place] for place in places])
     use = TextUse(
         pack="within",
+        judged=True,
         documents=len(documents),
         characters=stored(documents).characters,
         tokens=total,

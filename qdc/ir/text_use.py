@@ -46,6 +46,8 @@ class TextUse(Frozen):
     """Positions of the windows that hold no token."""
     isolated: bool = False
     """Whether attention stays within a document, or a record."""
+    judged: bool = False
+    """Whether the windows are for evaluation; else they are for calibration."""
 
     @property
     def of_records(self) -> bool:
@@ -79,15 +81,22 @@ class TextUse(Frozen):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What follows from sampling, and is nobody's fault."""
+        """What follows from sampling, and is nobody's fault; and what else there is to choose."""
+        found = []
         padded = self.pack == "pad" and not self.of_records
-        if not (padded or self.pack == "documents") or self.used >= self.documents:
-            return ()
-        needed = self.documents if padded else -(-self.tokens // self.length)
-        return (
-            f"{self.documents - self.used:,} of {self.documents:,} documents are in no window; "
-            f"about {needed:,} windows hold all of the text",
-        )
+        if (padded or self.pack == "documents") and self.used < self.documents:
+            needed = self.documents if padded else -(-self.tokens // self.length)
+            found.append(
+                f"{self.documents - self.used:,} of {self.documents:,} documents are in no window; "
+                f"about {needed:,} windows hold all of the text"
+            )
+        short = self.documents * self.length > self.tokens
+        if self.pack == "documents" and short and not self.judged:
+            found.append(
+                f"a document has about {self.tokens // max(1, self.documents):,} tokens, less than "
+                "a window; if texts stand alone in use, pack=pad calibrates on each alone"
+            )
+        return tuple(found)
 
     @property
     def warnings(self) -> tuple[str, ...]:
