@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from qdc.artifact.config import parse_codec, parse_quantization
 from qdc.artifact.digests import DIGESTS, Digests
 from qdc.checkpoint.folder import Checkpoint
+from qdc.checkpoint.held import MODULE
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.format.codec import Codec
 from qdc.ir.annotations import Packed
@@ -21,7 +23,8 @@ from qdc.ir.tuned import Tuned
 from qdc.ir.types import Frozen, TensorRef
 from qdc.numerics.finite import is_finite
 from qdc.pipeline.registry import Registry
-from qdc.runtime.load import OpenedArtifact, open_artifact
+from qdc.runtime.load import open_artifact
+from qdc.runtime.weights import StoredWeights
 from qdc.units import StepProgress
 
 DUMP = "ir.qdc"
@@ -141,15 +144,17 @@ def _compare_tensors(
 ) -> int:
     """Compare tensors, and look at their values; returns how many had a digest."""
     try:
-        opened = open_artifact(folder, registry, verify=False)
-        source = opened.source
+        weights = _open(folder, registry)
+        source = weights.source
     except QdcError as error:
         places = ", ".join(error.where[:3])
         if not found:  # else the reason is known: one of the files that differ
             found["config.json"].append(f"{error.what} {places}".rstrip())
         return 0
     compared = 0
-    owners = {file_key(layer, suffix): layer for layer, suffix in _suffixes(opened)}
+    owners = {file_key(layer, suffix): layer for layer, suffix in _suffixes(weights)}
+    described = source.config.get(MODULE)
+    buffers = described.get("stored", {}) if isinstance(described, dict) else {}
     for done, name in enumerate(sorted(source.headers)):
         file = source.file(name).name
         try:
@@ -161,26 +166,46 @@ def _compare_tensors(
             compared += 1
             if digest(tensor) != noted[name].digest:
                 found[file].append(f"{name} is not the tensor that was compiled")
-        if name not in owners and not is_finite(tensor):
+        # Buffers of a module may be masks, which hold infinity.
+        if name not in owners and name not in buffers and not is_finite(tensor):
             found[file].append(f"{name} holds NaN or infinity")
         progress("compare tensors", done + 1, len(source.headers))
-    _check_values(opened, source, found)
+    _check_values(weights, found)
     return compared
 
 
-def _suffixes(opened: OpenedArtifact) -> Iterator[tuple[str, str]]:
-    for layer, codec in opened.codecs.items():
+def _open(folder: Path, registry: Registry) -> StoredWeights:
+    """What is stored, held against the model; that of a module only its user can build.
+
+    Raises:
+        QdcError: a part of it cannot be read, or does not fit the model.
+    """
+    source = Checkpoint(folder)
+    quantization = parse_quantization(source.config)
+    if quantization.frontend != MODULE:
+        return open_artifact(folder, registry, verify=False).weights
+    known = registry.codecs()
+    codecs = {n: parse_codec(n, fields, known) for n, fields in quantization.layers.items()}
+    weights = StoredWeights(codecs, quantization.stages, traceable=False, source=source)
+    lacking = [f"{n}.{s}" for n, s in _suffixes(weights) if file_key(n, s) not in source.headers]
+    if lacking:
+        raise InvalidArtifact("tensors of quantized layers are missing", where=lacking)
+    return weights
+
+
+def _suffixes(weights: StoredWeights) -> Iterator[tuple[str, str]]:
+    for layer, codec in weights.codecs.items():
         for suffix in codec.specification():
             yield layer, suffix
 
 
-def _check_values(opened: OpenedArtifact, source: Checkpoint, found: dict[str, list[str]]) -> None:
+def _check_values(weights: StoredWeights, found: dict[str, list[str]]) -> None:
     """Let each codec look at what it would decode."""
-    for layer, codec in opened.codecs.items():
+    for layer, codec in weights.codecs.items():
         try:
-            opened.weights.stored(layer)
+            weights.stored(layer)
         except QdcError as error:
-            found[source.file(_first(layer, codec)).name].append(f"{layer}: {error.what}")
+            found[weights.source.file(_first(layer, codec)).name].append(f"{layer}: {error.what}")
 
 
 def _first(layer: str, codec: Codec) -> str:

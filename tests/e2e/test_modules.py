@@ -383,3 +383,22 @@ def test_a_mask_that_stands_for_text_is_refused(pack: str, tmp_path: Path) -> No
     options: dict[str, Any] = {"passes": passes, "calibration": None, "tokenizer": EMBEDDED}
     with pytest.raises(InvalidCalibration, match="holds the mask token"):
         compile_one(_worded(), tmp_path / "out", length=LENGTH, mask_token_id=sign, **options)
+
+
+def test_a_module_is_verified_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tensors are compared without the module; one flipped bit is found and named."""
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"passes": ROUNDED, "calibration": None, "samples": None}
+    compile_one(filled(NanoGPT()), out, **options)
+    assert run(["verify", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "is as it was written" in said
+    assert " 0 tensors" not in said
+    shard = max(out.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 0x40
+    shard.write_bytes(bytes(data))
+    assert run(["verify", str(out)]) != 0
+    assert shard.name in "".join(capsys.readouterr())
