@@ -92,13 +92,19 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint(buffer: Tensor) -> list[Any]:
-    """Dtype, shape, mean and root mean square: whether two modules compute with the same buffer.
+    """Dtype, shape, and figures: whether two modules compute with the same buffer.
 
-    A digest would also tell apart what another machine rounds otherwise.
+    The figures are the mean, the root mean square, and the mean with weights that rise from place
+    to place, since a table of other order (a mask of the other side, interleaved angles) has the
+    same mean and size. A digest would also tell apart what another machine rounds otherwise.
     """
     values = buffer.detach().to("cpu", torch.float64)
     values = values.nan_to_num(0, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST)
-    figures = (values.mean(), values.square().mean().sqrt()) if values.numel() else (0.0, 0.0)
+    figures: tuple[Tensor | float, ...] = (0.0, 0.0, 0.0)
+    if values.numel():
+        rising = torch.linspace(0, 1, values.numel(), dtype=values.dtype)
+        ordered = (values.flatten() * rising).mean()
+        figures = values.mean(), values.square().mean().sqrt(), ordered
     dtype = "float" if buffer.is_floating_point() else str(buffer.dtype).removeprefix("torch.")
     return [dtype, list(buffer.shape), *(float(f"{float(figure):.4g}") for figure in figures)]
 

@@ -130,6 +130,12 @@ def _measure(
     windows, owners, text = held_out(
         source.documents, candidate.encode, size, asked.windows, asked.pack
     )
+    if facts.mask_token_id is not None and bool((windows == facts.mask_token_id).any()):
+        raise QdcError(
+            "the held-out text, or what the tokenizer puts around it, holds the mask token",
+            where=[source.name],
+            help="only text without it can be masked and compared",
+        )
     documents, drawn = len(source.documents), range(asked.seeds)
     with progress() as update:
 

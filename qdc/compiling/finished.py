@@ -93,6 +93,8 @@ def _changes(out: Path, made_from: dict[str, object], checkpoint: Checkpoint) ->
         there = Checkpoint(out)
     except QdcError as error:
         return [f"it is damaged: {error.what}", *error.where]
+    if digests.listed is None:
+        return ["it has no digests: the qdc that wrote it may have had other defaults"]
     said = there.config.get(QUANTIZATION, {})
     now = json.loads(json.dumps(made_from))
     changed = [

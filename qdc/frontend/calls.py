@@ -4,7 +4,7 @@ An exported graph is finer than a layer graph: it computes with sizes, reads buf
 apart and asserts. ``NodeCalls`` holds those that lead to one tensor, and runs them on real tensors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,18 @@ class NodeCalls:
     def is_linear(self) -> bool:
         """Whether it is one linear with a weight of its own."""
         return len(self.calls) == 1 and self.calls[0].target is LINEAR_CALL
+
+    def written(self) -> Iterator[bytes]:
+        """All that the calls compute with, but for parameters: equal calls give equal bytes.
+
+        A graph shows operations and shapes alone; the epsilon of a norm, the scale of an attention
+        and the values of buffers stand here.
+        """
+        for call in self.calls:
+            yield f"{call.name} {call.target} {call.args} {call.kwargs}".encode()
+        for node, value in self.constants.items():
+            yield f"{node.name} {value.dtype} {list(value.shape)}".encode()
+            yield value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
     def run(
         self,
@@ -144,6 +156,10 @@ def _narrowed(
             f"{list(query.shape)}, its keys {list(key.shape)}"
         )
     mask = arguments[3] if len(arguments) > 3 else keywords.get("attn_mask")
+    if _is_causal(arguments, keywords):  # beside a mask not every kernel takes the flag
+        same = same & same.new_ones(length, length).tril()
+        arguments = (*arguments[:5], False, *arguments[6:]) if len(arguments) > 5 else arguments
+        keywords = {**keywords, "is_causal": False} if "is_causal" in keywords else keywords
     if mask is None:
         mask = same
     elif mask.dtype == torch.bool:
@@ -153,3 +169,7 @@ def _narrowed(
     if len(arguments) > 3:
         return (*arguments[:3], mask, *arguments[4:]), keywords
     return arguments, {**keywords, "attn_mask": mask}
+
+
+def _is_causal(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    return bool(arguments[5] if len(arguments) > 5 else keywords.get("is_causal", False))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qdc.checkpoint.held import HeldModule
 from qdc.errors import QdcError, UnsupportedModel
 from qdc.frontend.body import BodyModel
+from qdc.frontend.calls import NodeCalls
 from qdc.frontend.coverage import check_tensors, mark_kept
 from qdc.frontend.direction import find_attentions
 from qdc.frontend.exported import export_graph
@@ -125,9 +126,23 @@ def open_given(
     unread = {n: UNREAD for n in held.headers if n not in _read(graph)}
     held.leave_out(unread)
     check_tensors(graph, held)
-    held.describe(graph.model.model_dump(mode="json"), traced=sha256(to_bytes(graph)).hexdigest())
+    held.describe(graph.model.model_dump(mode="json"), traced=_digest(graph, traced))
     mark_kept(graph)
     return held, Program(graph, traced.module, traced.nodes)
+
+
+def _digest(graph: LayerGraph, traced: Program) -> str:
+    """Of what is computed: the graph, and all that its nodes call; weights are digested elsewhere.
+
+    Modules of equal weights may differ in what no weight holds: another epsilon, scale, table.
+    """
+    found = sha256(to_bytes(graph))
+    for node in graph:
+        calls = traced.nodes.get(node.name)
+        if isinstance(calls, NodeCalls):
+            for part in calls.written():
+                found.update(len(part).to_bytes(8, "little") + part)
+    return found.hexdigest()
 
 
 def _trace(native: GivenModel, facts: ModelFacts, held: HeldModule) -> Program:

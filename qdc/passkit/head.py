@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, LayerGraph, Stage
+from qdc.models.predictions import sources
 
 POSITIONS = 256
 """Positions whose logits are computed at once: f64[256, vocabulary]."""
@@ -29,6 +30,19 @@ def masked_positions(masked: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield rows and places of ``bool[b, length]``, ``i64`` of at most ``POSITIONS`` each."""
     rows, places = masked.nonzero(as_tuple=True)
     yield from zip(torch.split(rows, POSITIONS), torch.split(places, POSITIONS), strict=True)
+
+
+def sources_within(rows: Tensor, places: Tensor, shift: int, segments: Tensor | None) -> Tensor:
+    """Positions ``i64[n]`` whose logits predict the tokens at ``places`` of ``rows``.
+
+    As in a window of its own, the first token of a segment has none in front of it: the position
+    before belongs to another document, which this one is not to see. ``segments`` are
+    ``i64[b, length]``; None if all positions of a row see each other.
+    """
+    found = sources(places, shift)
+    if segments is None:
+        return found
+    return torch.where(segments[rows, found] == segments[rows, places], found, places)
 
 
 def head_logits(hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

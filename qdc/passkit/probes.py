@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from qdc.ir.graph import Region, Stage
-from qdc.models.predictions import sources
-from qdc.passkit.head import head_logits, masked_positions, output_head
+from qdc.passkit.head import head_logits, masked_positions, output_head, sources_within
+from qdc.streaming.batches import Batches
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
@@ -82,16 +82,19 @@ class Probes:
         """
         mask_id, shift = self.unit.model.mask, self.unit.model.logits_shift
         total, count = 0.0, 0
+        batches = Batches.of(self.batches[: self.probed])
         pairs = zip(
-            self.batches[: self.probed],
+            batches,
+            batches.segments or [None] * len(batches),
             self.original.compute((self.head.value,)),
             self.probes[layer].compute((self.head.value,)),
             strict=False,
         )
-        for tokens, *values in pairs:
+        for tokens, segments, *values in pairs:
             right, wrong = (each[self.head.value] for each in values)
             for row, place in masked_positions(tokens == mask_id):
-                index = (row.to(right.device), sources(place, shift).to(right.device))
+                source = sources_within(row, place, shift, segments)
+                index = (row.to(right.device), source.to(right.device))
                 expected, found = (self._predictions(value[index]) for value in (right, wrong))
                 total += float((expected.exp() * (expected - found)).sum())
                 count += len(row)

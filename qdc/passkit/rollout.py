@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from qdc.models.predictions import sources
 from qdc.passkit.geometry import Masked
-from qdc.passkit.head import head_logits, masked_positions, output_head
+from qdc.passkit.head import head_logits, masked_positions, output_head, sources_within
 from qdc.streaming.batches import Batches
 from qdc.streaming.unit import Unit
 
@@ -86,11 +85,14 @@ def predict(
     unit.count(stream)
     weights = read(stage.layers[0])
     shift = graph.model.logits_shift
-    for (tokens, masked), values in zip(states, stream.compute((stage.value,)), strict=True):
+    apart = [None] * len(states) if segments is None else segments
+    computed = stream.compute((stage.value,))
+    for (tokens, masked), parts, values in zip(states, apart, computed, strict=True):
         hidden = values[stage.value]
         best, sure = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.float64)
         for row, place in masked_positions(masked):
-            reads = hidden[row.to(hidden.device), sources(place, shift).to(hidden.device)]
+            source = sources_within(row, place, shift, parts)
+            reads = hidden[row.to(hidden.device), source.to(hidden.device)]
             logits = head_logits(reads, weights)
             logits[:, graph.model.mask] = -torch.inf
             top, found = logits.max(1)

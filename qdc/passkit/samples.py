@@ -90,6 +90,8 @@ def draw_samples(
             found = _joined(documents, encode, size, seed, prefix, isolate=isolate)
         _check_variety(found.use, source)
     data = found.clean if found.segments is None else found.clean[found.segments != PADDING]
+    if not source.dialogues:
+        _refuse_masks(data, model, source.name, documents=True)
     _check_tokens(data, encode, model, source.name)
     return found
 
@@ -275,17 +277,17 @@ def _check_tokens(
         )
 
 
-def _refuse_masks(clean: Tensor, model: ModelFacts, name: str) -> None:
+def _refuse_masks(clean: Tensor, model: ModelFacts, name: str, *, documents: bool = False) -> None:
+    """Refuse clean samples in which places look masked. Raises InvalidCalibration."""
     if model.mask_token_id is None:
         return
     count = int((clean == model.mask_token_id).sum())
-    if count:
-        rows = name == ROWS
-        what = "the token ids hold" if rows else "the dialogues or the chat template write"
-        raise InvalidCalibration(
-            f"{what} the mask token, {count} times",
-            where=[name],
-            help="give clean ids: qdc masks them itself"
-            if rows
-            else "leave the records that name it out",
-        )
+    if not count:
+        return
+    what, help = "the dialogues or the chat template write", "leave the records that name it out"
+    if name == ROWS:
+        what, help = "the token ids hold", "give clean ids: qdc masks them itself"
+    elif documents:
+        what = "the text, or what the tokenizer puts around it, holds"
+        help = "give the model's own mask_token_id: one that stands for no text and separates none"
+    raise InvalidCalibration(f"{what} the mask token, {count} times", where=[name], help=help)

@@ -153,6 +153,8 @@ def _compare_tensors(
     source, codecs = weights.source, weights.codecs
     compared = 0
     owners = {file_key(layer, suffix): layer for layer, suffix in _suffixes(codecs)}
+    described = source.config.get(MODULE)
+    buffers = described.get("stored", {}) if isinstance(described, dict) else {}
     for done, name in enumerate(sorted(source.headers)):
         file = source.file(name).name
         try:
@@ -164,7 +166,8 @@ def _compare_tensors(
             compared += 1
             if digest(tensor) != noted[name].digest:
                 found[file].append(f"{name} is not the tensor that was compiled")
-        if name not in owners and not is_finite(tensor):
+        # Buffers of a module may be masks, which hold infinity.
+        if name not in owners and name not in buffers and not is_finite(tensor):
             found[file].append(f"{name} holds NaN or infinity")
         progress("compare tensors", done + 1, len(source.headers))
     _check_values(weights, found)

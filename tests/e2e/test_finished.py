@@ -115,3 +115,13 @@ def test_with_force_another_one_is_replaced(model: Path, tmp_path: Path) -> None
     compile_(model, tmp_path / "out", passes="rtn-lower{bits=4},pack")
     found = compile_(model, tmp_path / "out", resume=True, force=True)
     assert found.pipeline == PASSES
+
+
+def test_an_artifact_of_before_is_not_taken_for_this_compile(model: Path, tmp_path: Path) -> None:
+    """It names its pipeline, but not the defaults of its time."""
+    out = tmp_path / "out"
+    compile_(model, out, write_report=False)
+    (out / "qdc.sha256").unlink()
+    with pytest.raises(OutputExists) as caught:
+        compile_(model, out, resume=True, write_report=False)
+    assert "no digests" in " ".join(caught.value.where)

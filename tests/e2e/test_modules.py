@@ -382,3 +382,52 @@ def test_a_folder_is_refused_with_a_module(tmp_path: Path, compiled: Compiled) -
         (tmp_path / "odd" / "config.json").write_text(json.dumps(config), encoding="utf-8")
         with pytest.raises(QdcError, match="describe"):
             qdc.load(tmp_path / "odd", module=make())
+
+
+@pytest.mark.parametrize("what", ["epsilon", "buffer", "nothing"])
+def test_what_no_weight_holds_is_part_of_the_compile(what: str, tmp_path: Path) -> None:
+    """Equal weights, another forward: a resumed compile says so; a table in other order too."""
+    options: dict[str, Any] = {"max_length": LENGTH, "passes": ROUNDED}
+    options |= {"calibration": None, "samples": None}
+    compile_one(filled(Unconditional()), tmp_path / "out", **options)
+    other = filled(Unconditional())
+    if what == "epsilon":
+        next(each for each in other.modules() if isinstance(each, nn.LayerNorm)).eps = 0.1
+    elif what == "buffer":
+        other.backbone.inv_freq.copy_(other.backbone.inv_freq.flip(0).clone())
+        with pytest.raises(QdcError, match="inv_freq: a buffer with other values"):
+            qdc.load(tmp_path / "out", module=other)
+    if what == "nothing":
+        compile_one(other, tmp_path / "out", resume=True, **options)
+        return
+    with pytest.raises(QdcError, match="not what this compile would make"):
+        compile_one(other, tmp_path / "out", resume=True, **options)
+
+
+@pytest.mark.parametrize("pack", ["documents", "pad"])
+def test_a_mask_that_stands_for_text_is_refused(pack: str, tmp_path: Path) -> None:
+    """The token that is also a sign of the text: every such place would look masked."""
+    passes = f"stages(calibrate-mcs{{pack={pack}}},rtn-lower),pack"
+    sign = load_tokenizer(EMBEDDED)(".", add_special_tokens=False)["input_ids"][0]
+    options: dict[str, Any] = {"passes": passes, "calibration": None, "tokenizer": EMBEDDED}
+    with pytest.raises(InvalidCalibration, match="holds the mask token"):
+        compile_one(_worded(), tmp_path / "out", length=LENGTH, mask_token_id=sign, **options)
+
+
+def test_a_module_is_verified_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tensors are compared without the module; one flipped bit is found and named."""
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"passes": ROUNDED, "calibration": None, "samples": None}
+    compile_one(filled(NanoGPT()), out, **options)
+    assert run(["verify", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "is as it was written" in said
+    assert " 0 tensors" not in said
+    shard = max(out.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 0x40
+    shard.write_bytes(bytes(data))
+    assert run(["verify", str(out)]) != 0
+    assert shard.name in "".join(capsys.readouterr())

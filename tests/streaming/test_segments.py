@@ -7,18 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
+from qdc.frontend.calls import _narrowed
 from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.routing import rows_of
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passkit.experts import read, tokens_of
+from qdc.passkit.head import sources_within
 from qdc.passkit.padding import pad
 from qdc.runtime.load import load_checkpoint
 from qdc.streaming.apart import require_apart
-from qdc.streaming.batches import PADDING, Batches
+from qdc.streaming.batches import PADDING, Batches, Sight
 from qdc.streaming.original import original_stream
 from qdc.streaming.states import StateStore
 from qdc.streaming.stream import Stream
@@ -235,3 +238,27 @@ def test_slices_of_batches_keep_their_segments() -> None:
     assert joined.tokens == batches.tokens
     assert joined.segments == batches.segments
     assert [int((part == PADDING).sum()) for part in batches.segments] == [15, 30, 12]
+
+
+def test_first_tokens_of_segments_are_predicted_as_alone() -> None:
+    """Where position i predicts token i + 1, no segment reads the end of the one before it."""
+    segments = torch.tensor([[0, 0, 1, 1, 2], [0, 1, 1, 1, PADDING]])
+    rows, places = torch.ones(2, 5).nonzero(as_tuple=True)
+    found = sources_within(rows, places, 1, segments).view(2, 5)
+    assert found.tolist() == [[0, 0, 2, 2, 4], [0, 1, 1, 2, 4]]
+    assert sources_within(rows, places, 1, None).view(2, 5).tolist() == [[0, 0, 1, 2, 3]] * 2
+    assert torch.equal(sources_within(rows, places, 0, segments), places)
+
+
+def test_a_causal_attention_stays_causal_within_segments() -> None:
+    """In every kernel: not each of them takes the flag beside a mask."""
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    query, key, value = torch.randn(3, 1, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    same = Sight(torch.tensor([[0, 0, 1, 1]])).same
+    arguments, keywords = _narrowed((query, key, value, None, 0.0, True), {}, same)
+    with sdpa_kernel(SDPBackend.MATH):
+        found = attention(*arguments, **keywords)
+    wanted = attention(query, key, value, same & torch.ones(4, 4).tril().bool())
+    assert torch.allclose(found, wanted, atol=1e-6)
+    arguments, keywords = _narrowed((query, key, value), {"is_causal": True}, same)
+    assert torch.allclose(attention(*arguments, **keywords), wanted, atol=1e-6)
