@@ -9,6 +9,7 @@ import pytest
 from qdc.cli import run
 from qdc.compiling.savepoints import Savepoints
 from qdc.pipeline.traversal import Step
+from qdc.text.tokenizer import encoder, load_tokenizer
 from tests.cli.conftest import Command
 from tests.support.checkpoints import write_checkpoint
 
@@ -204,6 +205,18 @@ def test_eval_refuses_models_that_are_not_alike(
 ) -> None:
     other = write_checkpoint(tmp_path / "m", max_length=32)
     assert "do not share" in refused("eval", artifact, "--text", text, "--against", other)
+
+
+def test_eval_refuses_text_that_holds_the_mask(
+    text: Path, tmp_path: Path, refused: Command
+) -> None:
+    """A place that is no mask would be counted as one."""
+    odd = write_checkpoint(tmp_path / "odd")
+    ids = encoder(load_tokenizer(odd))(text.read_text())
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps({**config, "mask_token_id": ids[3]}))
+    message = refused("eval", odd, "--text", text, "--length", "16")
+    assert "holds the mask token" in message
 
 
 def test_missing_arguments_are_named(refused: Command) -> None:
