@@ -212,7 +212,7 @@ def test_eval_refuses_text_that_holds_the_mask(
 ) -> None:
     """A place that is no mask would be counted as one."""
     odd = write_checkpoint(tmp_path / "odd")
-    ids = encoder(load_tokenizer(odd))(text.read_text())
+    ids = encoder(load_tokenizer(odd))("for i in range(10)")
     config = json.loads((odd / "config.json").read_text())
     (odd / "config.json").write_text(json.dumps({**config, "mask_token_id": ids[3]}))
     message = refused("eval", odd, "--text", text, "--length", "16")
