@@ -82,14 +82,7 @@ class TextUse(Frozen):
     @property
     def notes(self) -> tuple[str, ...]:
         """What follows from sampling, and is nobody's fault; and what else there is to choose."""
-        found = []
-        padded = self.pack == "pad" and not self.of_records
-        if (padded or self.pack == "documents") and self.used < self.documents:
-            needed = self.documents if padded else -(-self.tokens // self.length)
-            found.append(
-                f"{self.documents - self.used:,} of {self.documents:,} documents are in no window; "
-                f"about {needed:,} windows hold all of the text"
-            )
+        found = [self._unused] if self._unused and not self._half_unused else []
         short = self.documents * self.length > self.tokens
         if self.pack == "documents" and short and not self.judged:
             found.append(
@@ -99,9 +92,28 @@ class TextUse(Frozen):
         return tuple(found)
 
     @property
+    def _unused(self) -> str:
+        """How much is in no window by the draw alone; nothing if all is."""
+        apart = self.pack in ("pad", "records", "rows")
+        if self.pack == "within" or self.used >= self.documents:
+            return ""
+        needed = self.documents if apart else -(-self.tokens // self.length)
+        return (
+            f"{self.documents - self.used:,} of {self.documents:,} {self.kind} are in no window; "
+            f"about {needed:,} windows hold all of the text"
+        )
+
+    @property
+    def _half_unused(self) -> bool:
+        """Whether the samples of a calibration leave out more than half of what there is."""
+        return not self.judged and 2 * self.used < self.documents
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should change."""
         found, about = [], "" if self.counted else "about "
+        if self._unused and self._half_unused:
+            found.append(f"{self._unused}; raise samples")
         if self.pack == "within" and 2 * self.unusable > self.looked_at:
             found.append(
                 f"{self.unusable:,} of {self.looked_at:,} documents are too short for pack=within, "

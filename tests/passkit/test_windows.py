@@ -181,10 +181,17 @@ def test_short_documents_are_used() -> None:
     assert (use.tokens, use.counted) == (sum(sizes), True)
     few = draw_samples(source, encode, facts, 4, 128, 0, 0).use
     assert 8 <= few.used <= 12
-    assert few.warnings == ()
-    assert few.notes[0].endswith(f"are in no window; about {whole:,} windows hold all of the text")
-    assert few.notes[1].startswith("a document has about 114 tokens, less than a window")
-    assert few.notes[1].endswith("pack=pad calibrates on each alone")
+    [unused] = few.warnings
+    assert unused == (
+        f"{1911 - few.used:,} of 1,911 documents are in no window; "
+        f"about {whole:,} windows hold all of the text; raise samples"
+    )
+    [alone] = few.notes
+    assert alone.startswith("a document has about 114 tokens, less than a window")
+    assert alone.endswith("pack=pad calibrates on each alone")
+    more = draw_samples(source, encode, facts, whole * 2 // 5, 128, 0, 0).use
+    assert more.warnings == ()
+    assert "documents are in no window" in more.notes[0]
     within = draw_samples(source, encode, facts, 4, 128, 0, 0, "within").use
     assert (within.looked_at, within.unusable, within.used) == (1911, 1848, 4)
     assert within.warnings[0].startswith("1,848 of 1,911 documents are too short for pack=within")
