@@ -63,7 +63,7 @@ def samples(model: Path) -> Tensor:
     source = read_text(None)
     encode = encoder(load_tokenizer(model))
     clean = draw_joined(join(source.documents, encode), SAMPLES, LENGTH, 0).windows
-    return scattered(clean, behind_prefix(SAMPLES, LENGTH, 0.25), grid(SAMPLES), MASK, 0)[0]
+    return scattered(clean, behind_prefix(SAMPLES, LENGTH, 0), grid(SAMPLES), MASK, 0)[0]
 
 
 def plain_moment(module: nn.Module, path: str, tokens: Tensor) -> Tensor:
