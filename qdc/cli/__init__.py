@@ -32,9 +32,10 @@ def main() -> None:
     except (KeyboardInterrupt, stopping.Terminated) as error:  # before the command, or behind it
         code = _stopped(error)
     stopping.end_at_once(code)
-    if several():
+    if several() or code in STOPPED:
         # Everything is written, and the group is left. Threads of its sockets may still run, and
-        # an interpreter that ends under them aborts now and then, though all is done.
+        # an interpreter that ends under them aborts now and then, though all is done. One that
+        # ends also puts back what signals do by default, and who asks twice would kill it so.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
