@@ -1,9 +1,11 @@
 """The report of a compile, put together from what it was asked and what it left."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from qdc.artifact.commit import PAGE, artifact_digest, report_folder
 from qdc.artifact.writer import ArtifactWriter
+from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import (
     environment,
     file_reports,
@@ -16,7 +18,9 @@ from qdc.compiling.collect import (
 from qdc.compiling.instruments import Meter, Remarks
 from qdc.compiling.job import Job
 from qdc.frontend.coverage import coverage
+from qdc.ir.graph import LayerGraph
 from qdc.report.model import CompileReport
+from qdc.streaming.calibration import Calibration
 from qdc.streaming.workspace import Workspace
 from qdc.text.tokenizer import Encoder
 
@@ -39,9 +43,7 @@ def compile_report(
         digest: of the checkpoint.
         writer: of the artifact, complete and not yet in its place; None if none is written.
     """
-    graph, text = workspace.program.graph, workspace.calibration
-    source = None if text is None else f"{text.source.name} sha256:{text.source.digest}"
-    encode = text.encode if text is not None and isinstance(text.encode, Encoder) else None
+    graph = workspace.program.graph
     layers = sum(1 for _ in graph.layers())
     parts = () if writer is None else size_parts(graph, workspace.checkpoint.extra)
     reported = writer is not None and job.options.write_report
@@ -49,28 +51,14 @@ def compile_report(
         out=None if writer is None else str(job.out),
         report=str(report_folder(job.out) / PAGE) if reported else None,
         created=datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC"),
-        family=graph.model.family,
-        pipeline=str(job.plan),
-        full_pipeline=full_text(job.plan),
-        backend=str(job.backend) if job.backend is not None else "",
-        device=job.device,
-        environment=environment(job.device),
-        checkpoint=job.title,
-        unused_fields=workspace.checkpoint.unused_fields,
-        checkpoint_sha256=digest,
-        calibration=source,
-        calibration_left_out="" if text is None else text.source.left_out,
-        calibration_form="" if encode is None else encode.form,
-        special_tokens_left_out="" if encode is None else encode.withheld,
+        **asked_for(job, graph, workspace.checkpoint, workspace.calibration, digest),
         calibration_text=tuple(workspace.text),
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),
-        plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),
         outside=tuple(outside_reports(graph)),
         coverage=coverage(graph, workspace.checkpoint),
         passes=pass_reports(job.plan, meter.measured),
         remarks=remarks.lines(),
-        bytes_before=workspace.checkpoint.nbytes,
         bytes_after=0 if writer is None else writer.nbytes,
         tensor_bytes=0 if writer is None else writer.tensor_bytes,
         predicted_bytes=sum(part.nbytes for part in parts),
@@ -80,3 +68,28 @@ def compile_report(
         layer_forwards=workspace.linear_calls / max(1, workspace.samples * layers),
         seconds=0.0,
     )
+
+
+def asked_for(
+    job: Job, graph: LayerGraph, checkpoint: Checkpoint, text: Calibration | None, digest: str
+) -> dict[str, Any]:
+    """The fields of a report that are known before any pass has run."""
+    source = None if text is None else text.source
+    encode = text.encode if text is not None and isinstance(text.encode, Encoder) else None
+    return {
+        "family": graph.model.family,
+        "pipeline": str(job.plan),
+        "full_pipeline": full_text(job.plan),
+        "backend": str(job.backend) if job.backend is not None else "",
+        "device": job.device,
+        "environment": environment(job.device),
+        "checkpoint": job.title,
+        "unused_fields": checkpoint.unused_fields,
+        "checkpoint_sha256": digest,
+        "calibration": None if source is None else f"{source.name} sha256:{source.digest}",
+        "calibration_left_out": "" if source is None else source.left_out,
+        "calibration_form": "" if encode is None else encode.form,
+        "special_tokens_left_out": "" if encode is None else encode.withheld,
+        "plugins": tuple(job.registry.plugins),
+        "bytes_before": checkpoint.nbytes,
+    }

@@ -15,14 +15,13 @@ from qdc.artifact.digests import Digests
 from qdc.artifact.writer import is_artifact
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import (
-    environment,
     file_reports,
-    full_text,
     layer_reports,
     outside_reports,
     pass_reports,
     size_parts,
 )
+from qdc.compiling.compose import asked_for
 from qdc.compiling.instruments import Meter
 from qdc.compiling.job import Job
 from qdc.compiling.origin import facts
@@ -128,28 +127,16 @@ def _read_off(
     parts, files = size_parts(graph, checkpoint.extra), file_reports(out)
     headers = Checkpoint(out).headers.values()
     tensor_bytes = sum(header.elements({}) * BYTES[header.dtype] for header in headers)
-    source = None if calibration is None else calibration.source
     return CompileReport(
         out=str(out),
         created=datetime.fromtimestamp(out.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        family=graph.model.family,
-        pipeline=str(job.plan),
-        full_pipeline=full_text(job.plan),
-        backend=str(job.backend),
-        device=job.device,
-        environment=environment(job.device),
-        checkpoint=job.title,
-        checkpoint_sha256=digest,
-        calibration=None if source is None else f"{source.name} sha256:{source.digest}",
-        calibration_left_out="" if source is None else source.left_out,
+        **asked_for(job, graph, checkpoint, calibration, digest),
         artifact_sha256=artifact_digest(out),
-        plugins=tuple(job.registry.plugins),
         layers=tuple(layer_reports(graph)),
         outside=tuple(outside_reports(graph)),
         coverage=coverage(graph, checkpoint),
         passes=pass_reports(job.plan, Meter(job.plan).measured),
         remarks=(),
-        bytes_before=checkpoint.nbytes,
         bytes_after=sum(file.nbytes for file in files),
         tensor_bytes=tensor_bytes,
         predicted_bytes=sum(part.nbytes for part in parts),

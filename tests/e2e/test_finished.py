@@ -1,6 +1,7 @@
 """``--resume`` where nothing is left to do: the same inputs are complete, others are refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_without_its_report_the_summary_is_read_off_the_artifact(
     assert found.model_dump(exclude=costs) == first.model_dump(exclude=costs)
     assert found.seconds == 0.0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_read_off_says_what_went_in(model: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    shutil.copytree(model, odd)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps({**config, "made_by": "somebody"}))
+    given: dict[str, Any] = {"passes": "calibrate-mcs{samples=4 length=16},rtn-lower,pack"}
+    first = compile_(odd, tmp_path / "out", write_report=False, **given)
+    found = compile_(odd, tmp_path / "out", write_report=False, resume=True, **given)
+    assert "made_by" in found.unused_fields
+    names = {"calibration", "calibration_form", "special_tokens_left_out", "unused_fields"}
+    assert found.model_dump(include=names) == first.model_dump(include=names)
 
 
 def test_a_report_of_another_artifact_is_not_taken_for_its_own(model: Path, tmp_path: Path) -> None:
