@@ -32,7 +32,7 @@ from qdc.ir.tensors import digest
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Step
 from qdc.streaming.batches import Batches
-from qdc.streaming.stream import Trail
+from qdc.streaming.trail import Trail
 
 Notes = Mapping[str, Iterable[Annotation]]
 

@@ -8,7 +8,6 @@ to where it entered the region. ``qdc plan`` goes the same way without data (``s
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from qdc.streaming.batches import PADDING, Batches
 from qdc.streaming.execute import Environment, Executor
 from qdc.streaming.frontier import values_to_keep
 from qdc.streaming.states import Held, StateStore
+from qdc.streaming.trail import Trail
 
 COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
 """Operations whose values may be kept but are not computed twice. Routing is held as weights, never
@@ -31,20 +31,6 @@ Entrance = tuple[int, tuple[str, ...], list[Held], int]
 """Where a region was entered: boundary, names and values that are held there, number of stops."""
 NodeWeights = Callable[[str], Mapping[str, Tensor]]
 """``node name -> tensors by role``, in the compute dtype, as they stand now."""
-
-
-@dataclass(frozen=True)
-class Trail:
-    """The way of a stream: with the weights of now it leads to the same values again."""
-
-    stops: tuple[int, ...]
-    """Every boundary at which values were held; each rounds them."""
-    left: int
-    """Nodes before this place are in a region that is finished."""
-    calls: int
-    """Linears executed, those of ways that were given up included."""
-    routed: int
-    """The same for the linears of experts, counted by tokens."""
 
 
 class Stream:

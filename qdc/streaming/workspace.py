@@ -23,7 +23,8 @@ from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.remark import Remark
 from qdc.streaming.states import StateStore
-from qdc.streaming.stream import NodeWeights, Stream, Trail
+from qdc.streaming.stream import NodeWeights, Stream
+from qdc.streaming.trail import Trail
 
 MakeBatches = Callable[[], Sequence[Tensor]]
 Key = tuple[int, bool]

@@ -333,6 +333,8 @@ class Branching(NanoGPT):
         (NanoGPT(), {"frontend": "fx"}, "traced by torch.export alone", ""),
         (NanoGPT(), {"calibration": None}, "no tokenizer is given", "calibration= as a tensor"),
         (NanoGPT(), {"calibration": torch.rand(2, 16)}, "need integers", ""),
+        (NanoGPT(), {"calibration": ids(8, 16), "pack": "within"}, "pack=within is given", "a row"),
+        (NanoGPT(), {"calibration": ids(8, 16), "pack": "pad"}, "pack=pad is given", "a row"),
         (NanoGPT(), {"calibration": ids(8, 4), "length": 8}, "rows of 4 token ids", "length=4"),
         (NanoGPT(), {"calibration": ids(2, 16)}, "2 rows that give 2 different", ""),
         (NanoGPT(), {"calibration": torch.full((8, 16), MASK)}, "1 different", ""),
@@ -365,6 +367,18 @@ def test_masks_in_calibration_ids_are_refused(tmp_path: Path) -> None:
     rows[3, 2] = MASK
     with pytest.raises(InvalidCalibration, match="the token ids hold the mask token"):
         compile_one(NanoGPT(), tmp_path / "out", calibration=rows)
+
+
+def test_a_flipped_bit_is_refused_unless_nobody_looks(tmp_path: Path, compiled: Compiled) -> None:
+    make, _, out, _ = compiled
+    shutil.copytree(out, tmp_path / "odd")
+    shard = next((tmp_path / "odd").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(QdcError, match="not as the artifact was written"):
+        qdc.load(tmp_path / "odd", module=make())
+    qdc.load(tmp_path / "odd", module=make(), verify=False)
 
 
 def test_a_folder_is_refused_with_a_module(tmp_path: Path, compiled: Compiled) -> None:
