@@ -128,6 +128,8 @@ def test_next_token_loss_is_that_of_transformers(
     assert run(["eval", str(out), *options, "--against", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "next-token loss" in shown
+    assert found["text"]["documents"] == 3
+    assert "text: 3 documents of " in shown
     assert f"{expected:.4f}" in shown
     assert "mask ratio" not in shown
     assert run(["eval", str(out), *options, "--ratios", "0.5"]) != 0

@@ -240,3 +240,11 @@ def test_positions_of_a_counted_text_are_tokens() -> None:
     windows, documents = found.take([4, 0], 3)
     assert windows.tolist() == [[4, 0, 1], [0, 1, 2]]
     assert torch.equal(documents, torch.tensor([[1, 0, 0], [0, 0, 0]]))
+
+
+def test_a_line_of_json_is_counted_before_it_is_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two", "more": [' + "[]," * 300_000 + "[]]}\n")
+    with pytest.raises(InvalidCalibration, match="lists and objects") as caught:
+        read_text(path)
+    assert "line 2" in caught.value.where[0]
