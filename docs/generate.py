@@ -10,7 +10,8 @@ from pathlib import Path
 
 from qdc.backends import BACKENDS
 from qdc.cli.describe import Described, describe
-from qdc.passes import PASSES, PRESETS
+from qdc.passes import PASSES
+from qdc.pipeline.registry import standard_registry
 
 PAGE = Path(__file__).parent / "passes.md"
 START = """\
@@ -40,7 +41,8 @@ def main() -> None:
 def page() -> str:
     """The whole page."""
     parts = [START, "\n## Presets\n\n| Name | Pipeline |\n|---|---|\n"]
-    parts += [f"| `{name}` | `{text}` |\n" for name, text in PRESETS.items()]
+    presets = standard_registry().presets
+    parts += [f"| `{name}` | `{preset.text}` |\n" for name, preset in presets.items()]
     for title, kinds in (("Passes", PASSES), ("Backends", BACKENDS)):
         parts.append(f"\n## {title}\n")
         for kind in kinds:

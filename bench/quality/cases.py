@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdc.passes import PRESETS
+from qdc.pipeline.registry import standard_registry
 
 METHOD, ABLATION, TIMING = "method", "ablation", "timing"
 OURS, BASELINE, PEER = "preset", "baseline", "library"
@@ -62,7 +62,7 @@ LIBRARIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def methods() -> Iterator[Case]:
     """Every preset that qdc has now, those it should have, the baselines and the libraries."""
-    for name in dict.fromkeys((*EXPECTED, *PRESETS)):
+    for name in dict.fromkeys((*EXPECTED, *standard_registry().presets)):
         yield Case(METHOD, OURS, name, pipeline=name)
     for name, text in BASELINES.items():
         yield Case(METHOD, BASELINE, name, pipeline=text)

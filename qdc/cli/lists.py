@@ -15,7 +15,7 @@ def passes_command(
     """List passes and presets, or describe the named ones in full."""
     registry = standard_registry(plugins)
     presets = {
-        n: t for n, t in registry.presets.items() if not provides and (n in names or not names)
+        n: p.text for n, p in registry.presets.items() if not provides and (n in names or not names)
     }
     chosen = [_named(n, registry) for n in names if n not in registry.presets]
     if not names:

@@ -63,11 +63,13 @@ from qdc.numerics.uniform import (
     fit_uniform,
     round_to_grid,
 )
+from qdc.passkit.block_lowering import BlockLowering
 from qdc.passkit.calibration import CalibrationOptions, States
 from qdc.passkit.experts import ExpertOptions, Source
 from qdc.passkit.lowering import Lowering, error_effort, output_error, target
 from qdc.passkit.uniform_lowering import UniformLowering
 from qdc.pipeline.passbase import Kinds, Pass
+from qdc.pipeline.preset import Preset
 from qdc.streaming.batches import Batches
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.stream import Stream
@@ -81,6 +83,7 @@ __all__ = [
     "Field",
     "model_validator",
     "Kinds",
+    "Preset",
     "Unit",
     "Forecast",
     "Work",
@@ -116,6 +119,7 @@ __all__ = [
     "HIGHEST_ORDER",
     # A quantizer: its pass, its format, its annotation.
     "Lowering",
+    "BlockLowering",
     "UniformLowering",
     "target",
     "output_error",

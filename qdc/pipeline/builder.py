@@ -123,7 +123,7 @@ class _Builder:
         return Group(tuple(steps), order)
 
     def preset(self, item: Item) -> Iterator[Pass | Group]:
-        text = self.registry.presets[item.name]
+        text = self.registry.presets[item.name].text
         if item.options:
             raise InvalidPipeline(
                 f"the preset {item.name} takes no options", help=f"write it out: {text}"

@@ -5,13 +5,14 @@ annotations and tensors; it never prints, never forwards the model itself, and k
 state in local variables.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from qdc.ir.annotation import Annotation
+from qdc.pipeline.preset import Preset
 
 if TYPE_CHECKING:
     from qdc.ir.graph import LayerGraph
@@ -67,6 +68,9 @@ class Pass(Configured):
     """Whether it makes no sense on whole regions: it stands inside ``stages(...)`` alone."""
     reads_calibration: ClassVar[bool] = False
     """Whether it draws samples from the calibration text."""
+
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Pipelines that come with the pass, by the names under which users write them."""
 
     def needs(self) -> Kinds:
         """What it reads with these options: ``requires``, and what an option asks for."""

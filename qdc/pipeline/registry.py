@@ -24,6 +24,7 @@ from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.definition import faults
 from qdc.pipeline.passbase import Configured, Pass
 from qdc.pipeline.pluginfile import classes_of, import_file, plugin_file
+from qdc.pipeline.preset import Preset
 from qdc.pipeline.strategybase import Strategy
 from qdc.pipeline.syntax import STAGES, is_name
 from qdc.stopping import is_stop
@@ -85,7 +86,8 @@ class Registry:
 
     def __init__(self) -> None:
         """Start empty; ``standard_registry`` gives the usual content."""
-        self.presets: dict[str, str] = {}
+        self.presets: dict[str, Preset] = {}
+        """Pipelines by name: our own, and those that passes bring."""
         self.plugins: list[str] = []
         """Name and digest of every plugin file, for the report."""
         self._found: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
@@ -142,11 +144,23 @@ class Registry:
             table = self._found[kind]
             self._refuse_second(value, table.get(value.name), value.name, origin)
             table[value.name] = value
+        if PASSES.holds(value):
+            self._add_presets(value, owner)
         if isinstance(value, Family):
             for other in self._found[FAMILIES].values():
                 for name in set(value.architectures) & set(other.architectures):
                     self._refuse_second(value, other, name, origin)
         self._origins.setdefault(value, origin)
+
+    def _add_presets(self, brought_by: type[Pass], owner: str) -> None:
+        """Add the presets of a pass. Raises ``DuplicateName`` for a name that is taken."""
+        for name, preset in brought_by.presets.items():
+            if self.presets.get(name, preset) is not preset:
+                raise _duplicate(name, f"the preset {name}", f"a preset of {owner}")
+            if name in self.passes:
+                taken = self.passes[name]
+                raise _duplicate(name, _owner(taken, self.origin(taken)), f"a preset of {owner}")
+            self.presets[name] = preset
 
     def annotations(self) -> Mapping[str, type[Annotation]]:
         """Every annotation class by tag. Raises ``DuplicateName``."""

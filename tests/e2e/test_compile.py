@@ -15,9 +15,8 @@ from qdc.errors import (
     OutputExists,
     QdcError,
 )
-from qdc.passes import PRESETS
 from tests.support.checkpoints import write_checkpoint
-from tests.support.compiles import compile_tiny, run_passes, spying
+from tests.support.compiles import compile_tiny, pipeline_text, run_passes, spying
 
 Q_PROJ = "model.transformer.blocks.0.q_proj.weight"
 
@@ -77,7 +76,7 @@ def test_another_seed_gives_another_artifact(model: Path, artifact: Path, tmp_pa
 def test_every_pipeline_gives_an_artifact_that_loads(
     passes: str, model: Path, tmp_path: Path
 ) -> None:
-    calibrated = "calibrate" in PRESETS.get(passes, passes)
+    calibrated = "calibrate" in pipeline_text(passes)
     # feedback follows its samples closely: few tokens would show their noise
     options = {"samples": 64} if calibrated else {}
     report = compile_tiny(model, tmp_path / "out", passes, **options)

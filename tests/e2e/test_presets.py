@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import qdc
-from qdc.passes import PRESETS
 from qdc.passes.daq_lower import DaqLower
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import Group
@@ -16,6 +15,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.commands import qdc as command
 from tests.support.compiles import compile_tiny
 
+PRESETS = standard_registry().presets
 METHOD = ("default", "best", "release", "paper")
 
 
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_text_is_a_fixed_point(name: str) -> None:
     registry = standard_registry()
     plan = build_plan(name, registry)
-    assert str(plan) == PRESETS[name]
+    assert str(plan) == PRESETS[name].text
     assert build_plan(str(plan), registry) == plan
 
 
@@ -37,14 +37,14 @@ def test_they_are_printed() -> None:
     shown = command("passes")
     assert shown.returncode == 0
     text = re.sub(r"\s+", "", shown.stdout)
-    for name, pipeline in PRESETS.items():
+    for name, preset in PRESETS.items():
         assert name in text
-        assert re.sub(r"\s+", "", pipeline) in text, name
+        assert re.sub(r"\s+", "", preset.text) in text, name
 
 
 @pytest.mark.parametrize("name", METHOD)
 def test_the_method_compiles_a_tiny_model(name: str, model: Path, tmp_path: Path) -> None:
-    passes = PRESETS[name].replace(",polish,", ",polish{iterations=2},")
+    passes = PRESETS[name].text.replace(",polish,", ",polish{iterations=2},")
     report = compile_tiny(model, tmp_path / "out", passes)
     steps = re.sub(r"\{[^}]*\}", "", passes)
     assert re.sub(r"\{[^}]*\}", "", report.pipeline) == steps

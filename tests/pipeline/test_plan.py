@@ -139,7 +139,7 @@ def test_every_pass_prints_as_its_bare_name_by_default(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(REGISTRY.presets))
 def test_presets_expand_to_their_text_and_hold_together(name: str, registry: Registry) -> None:
     plan = build_plan(name, registry)
-    assert str(plan) == registry.presets[name]
+    assert str(plan) == registry.presets[name].text
     check_order(plan, final=(Packed,), backend="reference")
 
 
@@ -192,7 +192,7 @@ def test_a_bad_override_of_a_preset_points_into_its_text(registry: Registry) -> 
     with pytest.raises(InvalidPipeline) as caught:
         build_plan("pack,default", registry, {"samples": 0})
     _, text, mark = caught.value.help.split("\n")
-    assert text.strip() == registry.presets["default"]
+    assert text.strip() == registry.presets["default"].text
     assert text[mark.index("^") :].startswith("calibrate-cross,")
 
 

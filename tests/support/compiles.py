@@ -10,7 +10,6 @@ from qdc.compiling.instruments import Instrument
 from qdc.compiling.job import Job, plan_job
 from qdc.compiling.options import CompileOptions
 from qdc.ir.graph import Node
-from qdc.passes import PRESETS
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.report.model import CompileReport
@@ -24,10 +23,16 @@ PLAIN = "stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower),pack"
 def compile_tiny(model: Path, out: Path, passes: str = PLAIN, **options: Any) -> CompileReport:
     """Compile with few and short samples, where the pipeline calibrates; write no report."""
     options = {"write_report": False, **options}
-    text = PRESETS.get(passes, passes)
+    text = pipeline_text(passes)
     if "calibrate-" in text or "polish" in text:
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     return qdc.compile(model, passes, out=out, **options)
+
+
+def pipeline_text(passes: str) -> str:
+    """The text that a preset stands for; other text as it is."""
+    presets = standard_registry().presets
+    return presets[passes].text if passes in presets else passes
 
 
 class Spy(Pass):

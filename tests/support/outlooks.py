@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from qdc.backends.reference import Reference
-from qdc.passes import PRESETS
 from qdc.passes.polish import Polish
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.pipeline.traversal import Scope
@@ -16,7 +15,7 @@ from qdc.streaming.account import Account
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.streamforecast import StreamForecast
-from tests.support.compiles import LENGTH, SAMPLES
+from tests.support.compiles import LENGTH, SAMPLES, pipeline_text
 from tests.support.streams import LENGTH as TOKENS
 from tests.support.streams import Model
 
@@ -25,7 +24,7 @@ def forecast_tiny(
     model: Path, passes: str, registry: Registry | None = None, **options: Any
 ) -> Outlook:
     """Foresee what ``compile_tiny`` would do."""
-    text = PRESETS.get(passes, passes)
+    text = pipeline_text(passes)
     if "calibrate-" in text or "polish" in text:
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     asked = PlanOptions.parse(model_dir=model, passes=passes, **options)

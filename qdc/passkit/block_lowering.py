@@ -1,0 +1,138 @@
+"""What quantizers that fit one block of columns after the other share: the loop, and its options.
+
+A published method brings the fit of one block and its levels (``Grid``). With ``feedback=false
+compensation=diag`` the fit is all there is, as most releases have it; with feedback the codes of a
+block are chosen anew, column by column, on the levels that the fit found, and ``rounds``,
+``sweeps`` and ``asymmetry`` are those of the project's own quantizer. Source: related-systems.md A2
+to A5, B4, B5.
+"""
+
+from abc import ABC
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, TypeVar
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from qdc.ir.annotations import Factor
+from qdc.ir.cross import CrossMoment
+from qdc.ir.graph import Node
+from qdc.numerics.asymmetry import asymmetry_term
+from qdc.numerics.columns import block_metric, quantize_block
+from qdc.numerics.feedback import Compensation, quantize_blocks
+from qdc.numerics.grids import Grid
+from qdc.passkit.lowering import Lowering, target
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.forecast import Forecast
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import Work
+
+G = TypeVar("G", bound=Grid)
+COPIES = 5
+"""Copies of a weight that the loop holds: as it is, with errors, written out, and two moving."""
+
+
+class BlockLowering(Lowering, ABC):
+    """A pass that quantizes the blocks of a layer left to right, by a fit of its own."""
+
+    requires: ClassVar[Kinds] = (Factor,)
+
+    compensation: Compensation = Field(
+        default="exact", description="how a block's error moves to later blocks"
+    )
+    feedback: bool = Field(
+        default=True, description="choose codes column by column, seeing each other's errors"
+    )
+    rounds: int = Field(
+        default=2, ge=0, le=100, description="refits of the levels, each with feedback anew"
+    )
+    sweeps: int = Field(
+        default=1, ge=0, le=100, description="sweeps over the columns after each feedback"
+    )
+    asymmetry: float = Field(
+        default=0,
+        ge=0,
+        le=2,
+        description="share of its inputs' drift that a layer takes back",
+    )
+    target: Literal["whole", "sequential"] = Field(
+        default="whole", description="take it back at once, or block by block (GPTAQ's term)"
+    )
+
+    @model_validator(mode="after")
+    def _loop_ignores_nothing(self) -> "BlockLowering":
+        fields = type(self).model_fields
+        if not self.feedback:
+            for option in ("rounds", "sweeps"):
+                if getattr(self, option) != fields[option].default:
+                    raise ValueError(f"feedback=false does not read {option}")
+        if self.target != fields["target"].default and not self.asymmetry:
+            raise ValueError(f"target={self.target} says how asymmetry acts, and asymmetry is 0")
+        return self
+
+    def needs(self) -> Kinds:
+        """What a layer is to take back is in the cross moment."""
+        return (*self.requires, CrossMoment) if self.asymmetry else self.requires
+
+    def loop_effort(self, unit: Forecast, node: Node, width: int) -> tuple[int, Work]:
+        """Bytes and arithmetic of the loop alone, over blocks of ``width`` columns."""
+        weights, squares = node.rows * node.columns, node.columns**2
+        columns = self.feedback * (1 + self.rounds) * (1 + 2 * self.sweeps) * width
+        work = Work(products=weights * node.columns, elements=weights * columns)
+        nbytes = COPIES * unit.weight(node)
+        if self.asymmetry and self.target == "whole":
+            work += Work(products=6 * weights * node.columns)
+        elif self.asymmetry:
+            nbytes += 3 * 4 * squares
+            work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
+        return nbytes, work
+
+    def quantize(
+        self,
+        unit: Unit,
+        node: Node,
+        slices: Sequence[slice],
+        fit: Callable[[int, Tensor, Tensor], tuple[G, Tensor]],
+    ) -> tuple[list[G], Tensor]:
+        """Quantize a layer, block after block.
+
+        Args:
+            unit: of the layer, which carries a factor.
+            node: the layer.
+            slices: columns of the blocks: adjoining, in order, all of them.
+            fit: called as ``fit(index, block, triangle)``: the block as changed by those before it,
+                ``f32[rows, width]``, and its part of the factor, ``f32[width, width]``. Returns its
+                levels, and the block written out on them, which is what the method publishes.
+
+        Returns:
+            The levels of each block, and ``f32[rows, columns]`` on them.
+
+        Raises:
+            OverflowError: a scale does not fit its stored dtype.
+            NotImplementedError: ``rounds`` with levels that cannot be refitted.
+        """
+        upper = unit.get(unit.graph.require(node.name, Factor).tensor)
+        whole = self.target == "whole"
+        weight = target(unit, node, upper, self.asymmetry if whole else 0)
+        term: Tensor | None = None
+        if self.asymmetry and not whole:
+            cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
+            term = asymmetry_term(cross, upper, self.asymmetry)
+        levels: list[G] = []
+
+        def quantize(index: int, block: Tensor) -> Tensor:
+            triangle = upper[slices[index], slices[index]]
+            grid, best = fit(index, block, triangle)
+            if self.feedback:
+                grid, best = quantize_block(
+                    block,
+                    best,
+                    grid,
+                    block_metric(triangle),
+                    rounds=self.rounds,
+                    sweeps=self.sweeps,
+                )
+            levels.append(grid)
+            return best
+
+        return levels, quantize_blocks(weight, upper, slices, self.compensation, quantize, term)
