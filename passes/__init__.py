@@ -39,8 +39,8 @@ PRESETS = {
     "best": Preset(
         "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
         "probe-loss{block=256},allocate{scope=model weights=loss},"
-        "stages(calibrate-cross,sensitivity{damp=0.1 block=256},daq-lower{scale-bits=8 asymmetry=1}),"
-        "polish,pack"
+        "stages(calibrate-cross,sensitivity{damp=0.1 block=256},"
+        "daq-lower{scale-bits=8 asymmetry=1}),polish,pack"
     ),
     "release": Preset(
         "stages{order=outputs-first}(calibrate-mcs{prefix=0.25},sensitivity,"
