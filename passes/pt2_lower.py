@@ -3,8 +3,9 @@
 Source: PT2-LLM, arXiv 2510.03267, and its release (github.com/XIANGLONGYAN/PT2-LLM): iterative
 ternary fitting on the weights, then grid alignment, which refits the levels to the inputs, codes
 fixed; with ``reorder=similarity`` each block takes the columns that are most alike, and their
-order is stored. Ours: the codes are chosen anew column by column (``feedback``), and the levels refitted
-in the metric of what later columns cannot compensate (Schur complement), in the same stored form.
+order is stored. Ours: the codes are chosen anew column by column (``feedback``), and the levels
+refitted in the metric of what later columns cannot compensate (Schur complement), in the same
+stored form.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @factor    f32[512,512]   damp 0.01
@@ -197,9 +198,9 @@ class Pt2Lower(BlockLowering):
         if codec.reordered:
             grids, order, dense = self.quantize_alike(unit, node, fit)
         else:
-            places = torch.arange(node.columns, device=unit.device).split(self.group)
+            every = torch.arange(node.columns, device=unit.device)
             grids, dense = self.quantize(
-                unit, node, slices, lambda index, *given: fit(places[index], *given)
+                unit, node, slices, lambda index, *given: fit(every[slices[index]], *given)
             )
         codes = [grid.encode(dense[:, part]) for grid, part in zip(grids, slices, strict=True)]
         scale = torch.stack([grid.scale for grid in grids], dim=1)
