@@ -1,5 +1,7 @@
 """The ternary codec with shifts: what is stored, what is refused, its form that gradients move."""
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from qdc.errors import InvalidArtifact
+import qdc
+from qdc.backends.triton.parts import refuse_codec
+from qdc.errors import InvalidArtifact, QdcError
 from qdc.format.shiftedternary import ShiftedTernary
+from tests.support.checkpoints import write_checkpoint
+from tests.support.compiles import compile_tiny
 from tests.support.units import noise
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def drawn(codec: ShiftedTernary, seed: int = 0) -> dict[str, Tensor]:
@@ -123,15 +131,16 @@ def test_its_gradients_are_those_of_the_levels(reordered: bool) -> None:
     working = drawn(codec)
     layer = codec.relax(working, noise(3, 20))
     pull = noise(3, 20, 1)
-    (layer.dense() * pull).sum().backward()
+    moved = (layer.scale, layer.shift, layer.latent)
+    by_scale, by_shift, by_latent = torch.autograd.grad((layer.dense() * pull).sum(), moved)
     order = working["permutation"].long() if reordered else torch.arange(20)
     pulled, codes = pull[:, order], working["codes"].float()
     by_group = [(pulled[:, p], codes[:, p]) for p in map(slice, (0, 8, 16), (8, 16, 20))]
     scale = torch.stack([(p * c).sum(1) for p, c in by_group], 1)
     shift = torch.stack([p.sum(1) for p, _ in by_group], 1)
-    torch.testing.assert_close(layer.scale.grad, scale)
-    torch.testing.assert_close(layer.shift.grad, shift)
-    torch.testing.assert_close(layer.latent.grad.flatten(1)[:, :20], pulled)
+    torch.testing.assert_close(by_scale, scale)
+    torch.testing.assert_close(by_shift, shift)
+    torch.testing.assert_close(by_latent.flatten(1)[:, :20], pulled)
 
 
 def test_its_relaxed_form_refuses_levels_beyond_fp16() -> None:
@@ -141,3 +150,27 @@ def test_its_relaxed_form_refuses_levels_beyond_fp16() -> None:
         layer.shift.fill_(1e6)
     with pytest.raises(OverflowError, match="not finite in float16"):
         layer.working()
+
+
+def test_it_has_no_kernel_and_the_backend_says_so() -> None:
+    codec = ShiftedTernary(rows=2, columns=128, group=128)
+    with pytest.raises(QdcError, match="no kernel for layers stored as shifted-ternary") as caught:
+        refuse_codec(codec, "h0.q")
+    assert caught.value.where == ("h0.q",)
+
+
+def test_polish_moves_it_and_what_is_stored_is_what_loads(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", d_model=32, mlp_hidden_size=48, n_layers=1)
+    (tmp_path / "text.txt").write_text("one word after another, again and again. " * 60)
+    lowering = "stages(calibrate-mcs,sensitivity,pt2-lower{group=16 reorder=similarity})"
+    states = []
+    for name, polish in (("plain", ""), ("polished", ",polish{iterations=4 check-every=2}")):
+        given = {"calibration": tmp_path / "text.txt", "samples": 8, "length": 12}
+        report = compile_tiny(model, tmp_path / name, f"{lowering}{polish},pack", **given)
+        assert report.tensor_bytes == report.predicted_bytes
+        states.append(qdc.load(tmp_path / name).state_dict())
+    layer = "model.transformer.blocks.0.ff_proj.weight"
+    assert not torch.equal(states[0][layer], states[1][layer])
+    assert states[1][layer].isfinite().all()
+    with pytest.raises(ValueError, match="this reader knows multi-binary and uniform"):
+        runpy.run_path(str(EXAMPLES / "read_artifact.py"))["read"](tmp_path / "plain")
