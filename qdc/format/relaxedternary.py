@@ -28,7 +28,8 @@ class RelaxedTernary(Relaxation):
             group: columns that share a scale.
         """
         super().__init__()
-        self.group, self.columns = group, weight.shape[1]
+        self.columns = weight.shape[1]
+        self.group = min(group, self.columns)  # a group wider than the layer is not padded to it
         self.permutation = working.get("permutation")
         if self.permutation is not None:
             weight = weight[:, self.permutation.long()]

@@ -94,11 +94,10 @@ class ShiftedTernary(Codec):
 
     def dense(self, working: Tensors) -> Tensor:
         """``scale * code + shift`` in fp32, each column where it belongs."""
-        scale, shift = (
-            working[suffix].float().repeat_interleave(self.group, 1)[:, : self.columns]
-            for suffix in ("scale", "shift")
-        )
-        levels = scale * working["codes"] + shift
+        codes = working["codes"]
+        group = torch.arange(self.columns, device=codes.device) // self.group
+        scale, shift = (working[suffix].float()[:, group] for suffix in ("scale", "shift"))
+        levels = scale * codes + shift
         if not self.reordered:
             return levels
         result = torch.empty_like(levels)

@@ -115,14 +115,16 @@ def test_fields_out_of_range_are_refused(field: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("reordered", [False, True])
-def test_its_relaxed_form_starts_at_the_codes_that_it_got(reordered: bool) -> None:
-    codec = ShiftedTernary(rows=5, columns=40, group=16, reordered=reordered)
+@pytest.mark.parametrize("group", [16, 1 << 16])
+def test_its_relaxed_form_starts_at_the_codes_that_it_got(reordered: bool, group: int) -> None:
+    codec = ShiftedTernary(rows=5, columns=40, group=group, reordered=reordered)
     working = drawn(codec)
     layer = codec.relax(working, noise(5, 40))
     assert torch.equal(layer.dense(), codec.dense(working))
     again = layer.working()
     assert all(torch.equal(again[name], working[name]) for name in working)
     assert all(again[name].dtype == working[name].dtype for name in working)
+    assert layer.latent.numel() < 5 * (40 + 16)
 
 
 @pytest.mark.parametrize("reordered", [False, True])
