@@ -87,6 +87,22 @@ class BlockLowering(Lowering, ABC):
             work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
         return nbytes, work
 
+    def drift_term(
+        self, unit: Unit, node: Node, upper: Tensor, slices: Sequence[slice]
+    ) -> Tensor | None:
+        """What columns hand on of the drift of their inputs; None unless that is asked for.
+
+        Args:
+            unit: of the layer.
+            node: the layer.
+            upper: its factor, ``f32[columns, columns]``.
+            slices: columns of the blocks.
+        """
+        if not self.asymmetry or self.target == "whole":
+            return None
+        cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
+        return asymmetry_term(cross, upper, self.asymmetry)
+
     def quantize(
         self,
         unit: Unit,
@@ -114,10 +130,7 @@ class BlockLowering(Lowering, ABC):
         upper = unit.get(unit.graph.require(node.name, Factor).tensor)
         whole = self.target == "whole"
         weight = target(unit, node, upper, self.asymmetry if whole else 0)
-        term: Tensor | None = None
-        if self.asymmetry and not whole:
-            cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
-            term = asymmetry_term(cross, upper, self.asymmetry)
+        term = self.drift_term(unit, node, upper, slices)
         levels: list[G] = []
 
         def quantize(index: int, block: Tensor) -> Tensor:
