@@ -75,7 +75,7 @@ class Setup:
         return digest_of((self.model_digest, text, told, self.document_tokens))
 
     def work(
-        self, name: str, pipeline: str, seed: int | None, written: str = ""
+        self, name: str, pipeline: str, seed: int | None, written: str = "", mark: str = ""
     ) -> tuple[Work, tuple[str, ...]]:
         """Compile a pipeline with a seed: the work, and notes on what the pipeline does not take.
 
@@ -84,6 +84,7 @@ class Setup:
             pipeline: its text.
             seed: of all that it draws.
             written: what a user wrote, if ``pipeline`` was made from that.
+            mark: keeps apart what is equal but for how it is run.
 
         Raises:
             QdcError: the pipeline cannot be run on this model.
@@ -104,6 +105,7 @@ class Setup:
             seed=seed if "seed" in used else None,
             calibration=self.calibrating if reads else Calibrating(),
             text=self.calibration_digest if reads else "",
+            mark=mark,
         )
         return work, notes
 

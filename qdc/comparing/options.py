@@ -25,7 +25,7 @@ def _as_seeds(given: Any) -> Any:
     """Seeds from ``0,1,2`` or from one number. Raises ``QdcError``."""
     if isinstance(given, int):
         return (given,)
-    parts = as_list(given)
+    parts: Any = as_list(given)
     try:
         return tuple(int(part) for part in parts)
     except (TypeError, ValueError) as error:
