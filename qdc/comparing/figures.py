@@ -26,8 +26,8 @@ from qdc.report.figures import FAINTEST, FILL, TILES
 
 LETTERS = 34
 """Of a name in a figure."""
-LABEL = 15
-"""Height of a label in pixels."""
+LABEL, LETTER = 15, 7
+"""Height of a label and width of a letter in pixels."""
 SPAN = 1e3
 """A map of errors spans at most this ratio."""
 
@@ -121,7 +121,8 @@ def layer_map(errors: Mapping[str, Mapping[str, float]]) -> tuple[str, float, fl
     low = min(max(float(positive.min()), high / SPAN), high / 2)
     kinds = [kind_of(name) for name in layers]
     cell, tall = min(max(620 / len(layers), 3.0), 22.0), 18
-    left, bottom, top, right = 214, 10, 92, 10
+    shown = [shortened(name, LETTERS) for name in errors]
+    left, bottom, top, right = 16 + LETTER * max(map(len, shown)), 10, 72, 40
     width, height = left + right + cell * len(layers), bottom + top + tall * len(errors)
     pixels = np.zeros((*values.shape, 4), np.uint8)
     pixels[..., :3] = FILL
@@ -144,7 +145,7 @@ def layer_map(errors: Mapping[str, Mapping[str, float]]) -> tuple[str, float, fl
             [shortened(kinds[n], 16) for n in starts],
             rotation=40, ha="left", rotation_mode="anchor",
         )  # fmt: skip
-        axes.set_yticks(range(rows), [shortened(name, LETTERS) for name in errors], fontsize=8.5)
+        axes.set_yticks(range(rows), shown, fontsize=8.5)
         axes.xaxis.set_ticks_position("top")
         axes.tick_params(length=0, pad=4)
         for spine in axes.spines.values():
