@@ -57,7 +57,7 @@ def rise_text(row: RiseRow | None) -> str:
     return text if row.deviation is None else f"{text} ± {row.deviation:.4f}"
 
 
-VARIED = ("method", "values", "ratio", "rise", "rise of the other", "difference", "95% interval",
+VARIED = ("method", "values", "ratio", "rise, first", "rise, second", "difference", "95% interval",
           "± seeds")  # fmt: skip
 
 

@@ -12,7 +12,6 @@ import resource
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 from qdc.comparing.judge import judge
+from qdc.comparing.lifeline import end_with_parent
 from qdc.comparing.result import Cost, Layer, Result
 from qdc.comparing.work import Work
 from qdc.compiling.collect import environment
@@ -55,7 +55,7 @@ Maker = Callable[[Work, StepProgress], Made]
 
 def main(arguments: list[str], make: Maker | None = None) -> int:
     """Read the work, write the result; return 0, or 1 if the input is at fault."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     source, target = map(Path, arguments)
     work = Work.model_validate_json(source.read_text(encoding="utf-8"))
     out, sys.stdout = sys.stdout, sys.stderr  # what libraries print is none of the parent's
@@ -173,12 +173,6 @@ class _Teller:
             return
         self.last, self.what = now, what
         print(MARK + json.dumps([what, done, total]), file=self.out, flush=True)
-
-
-def _end_with_parent() -> None:
-    """Wait for the end of stdin, which the parent never writes to: it comes when it has died."""
-    os.read(0, 1)  # a reader with a lock of its own would abort the end of the interpreter
-    os._exit(1)
 
 
 if __name__ == "__main__":
