@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from qdc.comparing.labels import shortened, spread_labels, within
+from qdc.comparing.labels import shortened, spread_labels
 from qdc.evaluation.bootstrap import Interval
 from qdc.report.drawing import (
     ACCENT,
@@ -24,7 +24,7 @@ from qdc.report.drawing import (
 )
 from qdc.report.figures import FAINTEST, FILL, TILES
 
-LETTERS = 34
+LETTERS = 32
 """Of a name in a figure."""
 LABEL, LETTER = 15, 7
 """Height of a label and width of a letter in pixels."""
@@ -58,7 +58,7 @@ def loss_by_bits(points: Sequence[Point], what: str) -> str:
     """
     best = {point.name for point in front(points)}
     height = max(330, LABEL * len(points) + 70)
-    left, right, bottom, top = 62, 292, 46, 14
+    left, right, bottom, top = 62, 306, 46, 14
     width = 940
     inner = width - left - right, height - bottom - top
     with styled("loss by bits", *(tuple(p[:3]) for p in points)):
@@ -78,6 +78,7 @@ def loss_by_bits(points: Sequence[Point], what: str) -> str:
                 zorder=4 if own else 3,
             )  # fmt: skip
         axes.margins(x=0.06, y=0.06)
+        axes.autoscale_view()
         _steps(axes, front(points))
         axes.set_xlabel("effective bits a weight: every stored byte of the layers counted")
         axes.set_ylabel(what)
@@ -89,7 +90,7 @@ def loss_by_bits(points: Sequence[Point], what: str) -> str:
         to_axes = axes.transData + axes.transAxes.inverted()
         spots = [to_axes.transform((p.bits, p.rise)) for p in points]
         apart = LABEL / inner[1]
-        places = within(spread_labels([float(y) for _, y in spots], apart), 0.0, 1.0)
+        places = spread_labels([float(y) for _, y in spots], apart, 0.0, 1.0)
         for point, (x, y), place in zip(points, spots, places, strict=True):
             own = point.name in best
             color = ACCENT if own else MUTED
