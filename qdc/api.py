@@ -8,6 +8,9 @@ from typing import Any, TypeVar, Unpack, overload
 import torch
 from torch import nn
 
+from qdc.comparing.compare import compare_methods
+from qdc.comparing.options import CompareKeywords, CompareOptions
+from qdc.comparing.table import CompareResult
 from qdc.compiling.compiler import compile_model
 from qdc.compiling.given import given_module
 from qdc.compiling.options import CompileKeywords, CompileOptions, ModuleKeywords
@@ -89,6 +92,39 @@ def compile(*given: Any, progress: StepProgress | None = None, **options: Any) -
     with given_module(module, options) as (taken, left):
         asked = CompileOptions.from_call("qdc.compile", title, *rest, **left)
         return compile_model(asked, progress, command="qdc.compile(module, ...)", given=taken)
+
+
+@overload
+def compare(asked: CompareOptions, /, *, progress: StepProgress | None = None) -> CompareResult: ...
+@overload
+def compare(
+    model_dir: PathLike,
+    methods: str | Sequence[str],
+    *,
+    text: PathLike,
+    out: PathLike,
+    progress: StepProgress | None = None,
+    **options: Unpack[CompareKeywords],
+) -> CompareResult: ...
+@_takes(CompareOptions)
+def compare(*given: Any, progress: StepProgress | None = None, **options: Any) -> CompareResult:
+    """Compile a checkpoint by several methods, and judge them on the same masks.
+
+    Arguments are the fields of ``CompareOptions``, of which a ready one may stand in place of all.
+    Each method runs in a process of its own. Results are kept in ``out``: the same call goes on
+    where an earlier one has ended.
+
+    Returns:
+        A row a method, and paired differences of what is varied. ``failed`` are the rows of methods
+        that have failed.
+
+    Raises:
+        QdcError: what is asked for cannot be meant, or the model or a text is at fault.
+        TypeError: an argument is unknown or lacking.
+    """
+    return compare_methods(
+        CompareOptions.from_call("qdc.compare", *given, **options), None, progress
+    )
 
 
 @overload
