@@ -4,6 +4,8 @@ from qdc.pipeline.preset import Preset
 
 from .abmp_allocate import AbmpAllocate
 from .allocate import Allocate
+from .arb_lower import ArbLower
+from .billm_lower import BillmLower
 from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
@@ -28,6 +30,8 @@ PASSES = (
     DaqLower,
     RtnLower,
     GptqLower,
+    BillmLower,
+    ArbLower,
     Polish,
     Pack,
 )
@@ -71,7 +75,7 @@ PRESETS = {
         2,
         "arXiv 2504.02692",
     ),
-    "arb-rc": Preset(
+    "arb-rc-2": Preset(
         "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},"
         "daq-lower{outlier-weight=1 compensation=diag feedback=false}),pack",
         2,
