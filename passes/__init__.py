@@ -12,6 +12,7 @@ from .daq_lower import DaqLower
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
 from .pack import Pack
+from .pb_llm_lower import PbLlmLower
 from .polish import Polish
 from .probe_loss import ProbeLoss
 from .quantize_vocab import QuantizeVocab
@@ -32,6 +33,7 @@ PASSES = (
     GptqLower,
     BillmLower,
     ArbLower,
+    PbLlmLower,
     Polish,
     Pack,
 )

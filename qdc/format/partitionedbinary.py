@@ -20,7 +20,8 @@ from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.fields import pack_codes, unpack_codes
 from qdc.numerics.partition import column_partition
-from qdc.numerics.partitiongrid import BinaryPart, PartitionGrid
+from qdc.numerics.partitiongrid import PartitionGrid
+from qdc.numerics.parts import BinaryPart
 
 ScaleForm = Literal["mean", "column"]
 COMPONENTS = ((0,), (1,), (2, 3), (4, 5))

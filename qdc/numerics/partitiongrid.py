@@ -5,7 +5,6 @@ looks up which part an element is of, rounds it there, and refits the numbers of
 together, in any metric. Source: related-systems.md A4, A5, B5, B6.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
@@ -13,95 +12,8 @@ import torch
 from torch import Tensor
 
 from qdc.numerics.binarygrid import RIDGE
-from qdc.numerics.components import Components
 from qdc.numerics.grids import Grid
-from qdc.numerics.partbinary import PartFit
-from qdc.numerics.rounding import nearest_signs
-
-
-class Part(ABC):
-    """The levels of one part of a block, linear in ``parameters``."""
-
-    parameters: Tensor
-    """f32[K, n], rounded to what is stored."""
-
-    @abstractmethod
-    def nearest(self, column: int, target: Tensor) -> Tensor:
-        """Round f32[n] to the levels of a column, as ``Grid.nearest`` does."""
-
-    @abstractmethod
-    def basis(self, dense: Tensor) -> Tensor:
-        """What the parameters multiply at the codes nearest to ``dense`` f32[n, g]: f32[K, n, g]."""
-
-    @abstractmethod
-    def write(self, basis: Tensor) -> Tensor:
-        """The levels f32[n, g] of a basis, exactly as the codec's ``dense`` writes them."""
-
-    @abstractmethod
-    def with_parameters(self, parameters: Tensor) -> Self:
-        """The part with other parameters f32[K, n], which are rounded. Raises ``OverflowError``."""
-
-
-class BinaryPart(Part):
-    """mean + sum over k of +-row_scale_k col_scale_k, with means or with column scales."""
-
-    def __init__(self, fit: PartFit, *, has_mean: bool) -> None:
-        """Round a fit to fp16. Raises ``OverflowError``; the signs of the fit are not read."""
-        scales = fit.components
-        self.has_mean = has_mean
-        self.mean = rounded(fit.mean)
-        self.row_scale, self.col_scale = rounded(scales.row_scale), rounded(scales.col_scale)
-        parameters = self.row_scale
-        self.parameters = torch.cat([self.mean[None], parameters]) if has_mean else parameters
-
-    def nearest(self, column: int, target: Tensor) -> Tensor:
-        """Round one column to its two or four levels."""
-        first, *second = self.row_scale * self.col_scale[:, column, None]
-        if not second:
-            plus, minus = first + self.mean, self.mean - first
-            return torch.where((target - self.mean) * first >= 0, plus, minus)
-        total, other = first + second[0], first - second[0]
-        levels = torch.stack((total, other, -other, -total)) + self.mean
-        choice = (levels - target).abs_().argmin(0, keepdim=True)
-        return levels.gather(0, choice)[0]
-
-    def signs(self, dense: Tensor) -> Tensor:
-        """Signs of the levels nearest to ``dense``, f32[K, n, g]."""
-        centred = (dense - self.mean[:, None])[:, None]
-        return nearest_signs(centred, self.row_scale[:, :, None], self.col_scale[:, None])[:, :, 0]
-
-    def basis(self, dense: Tensor) -> Tensor:
-        """Ones for the mean; signs times column scales."""
-        return self.basis_of(self.signs(dense))
-
-    def basis_of(self, signs: Tensor) -> Tensor:
-        """The basis at given signs, [K, n, g]."""
-        scaled = signs * self.col_scale[:, None]
-        return torch.cat([torch.ones_like(scaled[:1]), scaled]) if self.has_mean else scaled
-
-    def write(self, basis: Tensor) -> Tensor:
-        """Components in ascending order, then the mean."""
-        total, *others = self.row_scale[:, :, None] * (basis[1:] if self.has_mean else basis)
-        for other in others:
-            total = total + other
-        return total + self.mean[:, None] if self.has_mean else total
-
-    def with_parameters(self, parameters: Tensor) -> Self:
-        """Other means and row scales."""
-        mean, scales = (parameters[0], parameters[1:]) if self.has_mean else (self.mean, parameters)
-        return self._like(mean, scales, self.col_scale)
-
-    def with_columns(self, columns: Tensor) -> Self:
-        """Other column scales f32[K, g], brought to a mean magnitude of 1 where they are not 0."""
-        live = columns != 0
-        mean = columns.abs().sum(1) / live.sum(1).clamp(min=1)
-        unit = torch.where(mean > 0, mean, 1.0)
-        return self._like(self.mean, self.row_scale * unit[:, None], columns / unit[:, None])
-
-    def _like(self, mean: Tensor, rows: Tensor, columns: Tensor) -> Self:
-        signs = torch.empty(0, dtype=torch.int8, device=rows.device)
-        fit = PartFit(mean, Components(signs, rows, columns))
-        return type(self)(fit, has_mean=self.has_mean)
+from qdc.numerics.parts import BinaryPart, Part
 
 
 class PartitionGrid(Grid):
@@ -145,7 +57,8 @@ class PartitionGrid(Grid):
                 for grid, allowed in zip(self.grids, self.allowed, strict=True)
             ]
         )
-        return distance.argmin(0).to(torch.uint8)
+        located: Tensor = distance.argmin(0).to(torch.uint8)
+        return located
 
     def refit(self, block: Tensor, dense: Tensor, metric: Tensor) -> tuple[Self, Tensor]:
         """Refit all rows' parameters by a system each, then column scales by one system."""
@@ -222,11 +135,3 @@ def solve(system: Tensor, right: Tensor) -> Tensor:
     unit.diagonal(dim1=-2, dim2=-1).add_(RIDGE)
     found: Tensor = torch.linalg.solve(unit, right.double() * scale[..., None])
     return (found * (scale * live)[..., None]).float()
-
-
-def rounded(scales: Tensor) -> Tensor:
-    """Round to fp16, in f32. Raises ``OverflowError`` where that is not finite."""
-    half = scales.half().float()
-    if not bool(half.isfinite().all()):
-        raise OverflowError("a scale or mean of the block is not finite in fp16")
-    return half

@@ -27,7 +27,8 @@ from qdc.numerics.partition import (
     magnitude_split,
     salient_columns,
 )
-from qdc.numerics.partitiongrid import BinaryPart, PartitionGrid
+from qdc.numerics.partitiongrid import PartitionGrid
+from qdc.numerics.parts import BinaryPart
 from qdc.passkit.block_lowering import BlockLowering
 from qdc.pipeline.passbase import Kinds
 from qdc.streaming.forecast import Forecast
