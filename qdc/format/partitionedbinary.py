@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from qdc.errors import InvalidArtifact
@@ -38,6 +38,12 @@ class PartitionedBinary(Codec):
     """``mean``: a mean and scales of each row. ``column``: scales of each row and column."""
     salient: int | None = Field(default=None, ge=0, le=SIZE_LIMIT)
     """Salient columns, whose elements have classes too; None where only others have classes."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PartitionedBinary":
+        if (self.salient or 0) > self.columns:
+            raise ValueError(f"{self.salient} salient columns of {self.columns}")
+        return self
 
     @property
     def parts(self) -> int:

@@ -79,7 +79,7 @@ class BinaryPart(Part):
     def write(self, basis: Tensor) -> Tensor:
         """Components in ascending order, then the mean."""
         terms = self.row_scale[:, :, None] * (basis[1:] if self.has_mean else basis)
-        total = terms[0]
+        total: Tensor = terms[0]
         for term in terms[1:]:
             total = total + term
         return total + self.mean[:, None] if self.has_mean else total
