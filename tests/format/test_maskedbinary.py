@@ -85,6 +85,4 @@ def test_a_bitmap_that_marks_another_number_is_refused() -> None:
 @pytest.mark.parametrize("fields", [{"group": -1}, {"salient": 61}, {"salient": -1}])
 def test_fields_out_of_range_are_refused(fields: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
-        MaskedBinary.model_validate(
-            {"rows": 3, "columns": 20, "group": 0, "salient": 0, **fields}
-        )
+        MaskedBinary.model_validate({"rows": 3, "columns": 20, "group": 0, "salient": 0, **fields})

@@ -1,5 +1,7 @@
 """Fits of binary parts: closed forms by hand, steps that never raise the error, Gaussian errors."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,7 +56,7 @@ def test_alternation_never_raises_the_error(order: int) -> None:
     values, mask = noise(7, 60) + 0.05, half_mask(7, 60)
     start, _ = residual(values, mask, order)
     errors = [error(values, mask, alternate(values, mask, start, n)) for n in range(12)]
-    assert all(b <= a * (1 + 1e-6) for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b <= a * (1 + 1e-6) for a, b in pairwise(errors))
     assert errors[-1] < 0.99 * errors[0]
 
 
@@ -75,7 +77,7 @@ def test_rows_and_columns_in_turn_never_raise_the_error(order: int) -> None:
     start, lost = row_column_start(values, mask, order)
     assert float(lost) == pytest.approx(error(values, mask, start), rel=1e-4)
     errors = [error(values, mask, row_column(values, mask, order, n)) for n in range(8)]
-    assert all(b <= a * (1 + 1e-6) for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b <= a * (1 + 1e-6) for a, b in pairwise(errors))
     if order == 1:  # the signs stay those of the weights
         signs = row_column(values, mask, 1, 8).components.signs[0]
         assert torch.equal(signs[mask > 0] > 0, values[mask > 0] >= 0)
@@ -99,7 +101,7 @@ def test_a_refit_in_a_metric_reaches_its_minimum() -> None:
         return ((lost @ metric.double()) * lost).sum(1)
 
     costs = [cost(metric_refit(values, mask, start, metric, n)) for n in (0, 1, 15, 3000)]
-    for before, after in zip(costs, costs[1:], strict=False):
+    for before, after in pairwise(costs):
         assert bool((after <= before * (1 + 1e-5) + 1e-12).all())
     signs = start.components.signs[:, 3].double()
     basis = torch.cat([torch.ones(1, 32, dtype=torch.float64), signs]) * mask[3].double()
