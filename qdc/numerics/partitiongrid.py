@@ -32,7 +32,9 @@ class PartitionGrid(Grid):
                 for formats that store the part of each element anyway.
         """
         self.parts, self.grids, self.allowed, self.free = parts, tuple(grids), allowed, free
-        self._by_column: list[list[int]] = [column.nonzero().flatten().tolist() for column in allowed.T.cpu()]
+        self._by_column: list[list[int]] = [
+            column.nonzero().flatten().tolist() for column in allowed.T.cpu()
+        ]
 
     def nearest(self, column: int, target: Tensor) -> Tensor:
         """Round each element on the levels of its part, or of the nearest part if free."""
