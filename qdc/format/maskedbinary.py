@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import SIZE_LIMIT, Codec, Tensors
+from qdc.format.relaxedparts import RelaxedMasked
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices
@@ -112,6 +113,10 @@ class MaskedBinary(Codec):
         )
         low = scale * working["signs"] + mean
         return torch.where(working["marked"] > 0, step * working["codes"] + minimum, low)
+
+    def relax(self, working: Tensors, weight: Tensor) -> RelaxedMasked:
+        """Latent weights and scales that start at the working tensors; marks stay."""
+        return RelaxedMasked(self.dense, working, weight, self.width, CODE_BITS)
 
     def text(self) -> str:
         """``10.0% in 8 bits   rows whole``, for the annotations of layers stored so."""

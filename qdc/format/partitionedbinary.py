@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import SIZE_LIMIT, Codec, Tensors
+from qdc.format.relaxedparts import RelaxedPartition
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices
@@ -140,6 +141,10 @@ class PartitionedBinary(Codec):
                 total = total + self._by_column(working["mean"][:, :, part])
             result = torch.where(parts == part, total, result)
         return result
+
+    def relax(self, working: Tensors, weight: Tensor) -> RelaxedPartition:
+        """Latent weights and scales that start at the working tensors."""
+        return RelaxedPartition(self.dense, working, weight)
 
     def text(self) -> str:
         """``4 blocks   means``, for the annotations of layers stored so."""
