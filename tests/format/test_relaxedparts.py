@@ -48,7 +48,7 @@ def test_it_starts_where_it_was_and_moves_downhill(step: Pass) -> None:
         [{"params": [tensor], "lr": rates[kind] * size} for kind, tensor, size in layer.trainable()]
     )
     goal = 1.5 * weight
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = (layer.dense() - goal).square().sum()
         torch.autograd.backward(loss)
