@@ -101,12 +101,14 @@ class PbLlmLower(BlockLowering):
         return self.codec(node)
 
     def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
-        """The loop over groups; a refit holds four numbers for each weight, and once more."""
+        """The loop in fp64 metrics of groups; a refit holds four numbers a weight, three times."""
         codec = self.codec(node)
         nbytes, work = self.loop_effort(unit, node, codec.width)
         weights = node.rows * node.columns
+        if self.feedback:
+            nbytes += 3 * 8 * codec.width**2
         if self.feedback and self.rounds:
-            nbytes += 8 * 4 * node.rows * codec.width
+            nbytes += 12 * 4 * node.rows * codec.width
             work += Work(products=8 * self.rounds * weights * codec.width)
         return nbytes + 2 * codec.working_bytes, work + Work(elements=READS * weights)
 

@@ -37,6 +37,8 @@ from qdc.streaming.work import Work
 
 TRIAL_READS = 20
 """About how often one trial of a search reads or writes each weight, for ``qdc plan``."""
+BLOCK_COPIES = 24
+"""Copies of a block that fits and refits of its parts hold."""
 CLASS_ORDER, SALIENT_ORDER = 1, 2
 
 
@@ -143,7 +145,8 @@ class PartitionLowering(BlockLowering):
         elements = node.rows * node.columns * TRIAL_READS * trials
         if self.reads_moment:
             nbytes += 4 * node.columns**2
-        return nbytes + 2 * self.codec(node, 0).working_bytes, work + Work(elements=elements)
+        nbytes += BLOCK_COPIES * 4 * node.rows * BLOCK + 2 * self.codec(node, 0).working_bytes
+        return nbytes, work + Work(elements=elements)
 
     def lower_blocks(self, unit: Unit, node: Node) -> tuple[PartitionedBinary, Tensors]:
         """Quantize a layer, and put its blocks side by side."""
