@@ -87,7 +87,7 @@ def test_nothing_marked_is_binarisation_and_everything_is_gptq() -> None:
 
 def test_errors_on_gaussian_weights() -> None:
     """The tenth of largest size is nearly exact; of the others, |w| varies about its mean."""
-    weight, moment = noise(256, 1024), torch.eye(1024)
+    weight, moment = noise(256, 640), torch.eye(640)
     normal = NormalDist()
     edge = normal.inv_cdf(0.95)
     square = 0.9 - 2 * edge * normal.pdf(edge)
