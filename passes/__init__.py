@@ -4,12 +4,15 @@ from qdc.pipeline.preset import Preset
 
 from .abmp_allocate import AbmpAllocate
 from .allocate import Allocate
+from .arb_lower import ArbLower
+from .billm_lower import BillmLower
 from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
 from .pack import Pack
+from .pb_llm_lower import PbLlmLower
 from .polish import Polish
 from .probe_loss import ProbeLoss
 from .pt2_lower import Pt2Lower
@@ -30,6 +33,9 @@ PASSES = (
     RtnLower,
     GptqLower,
     Pt2Lower,
+    BillmLower,
+    ArbLower,
+    PbLlmLower,
     Polish,
     Pack,
 )
@@ -73,7 +79,7 @@ PRESETS = {
         2,
         "arXiv 2504.02692",
     ),
-    "arb-rc": Preset(
+    "arb-rc-2": Preset(
         "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},"
         "daq-lower{outlier-weight=1 compensation=diag feedback=false}),pack",
         2,
