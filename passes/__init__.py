@@ -15,6 +15,8 @@ from .probe_loss import ProbeLoss
 from .quantize_vocab import QuantizeVocab
 from .rtn_lower import RtnLower
 from .sensitivity import Sensitivity
+from .slim_allocate import SlimAllocate
+from .slim_lower import SlimLower
 
 PASSES = (
     QuantizeVocab,
@@ -28,6 +30,8 @@ PASSES = (
     DaqLower,
     RtnLower,
     GptqLower,
+    SlimAllocate,
+    SlimLower,
     Polish,
     Pack,
 )
