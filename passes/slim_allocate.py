@@ -266,7 +266,10 @@ class SlimAllocate(ExpertOptions):
         stream = self.travel(unit)
         for stage, layers in unit.layers_by_stage():
             stream.enter(stage)
-            self.expect(unit, stage, layers, stream.cost((stage.value,)), stream.tokens_of(stage))
+            rows = max(node.rows for node in layers)
+            nbytes, work = stream.cost((stage.value,))
+            nbytes += DivergenceAccumulator.scratch(stream.sizes["B"] * stream.sizes["L"], rows)
+            self.expect(unit, stage, layers, (nbytes, work), stream.tokens_of(stage))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
 
@@ -303,4 +306,4 @@ class SlimAllocate(ExpertOptions):
             )
             orders = (self.base,) * len(widths)
             unit.annotate(node, Orders(blocks=orders, widths=widths, budget=self.base))
-        unit.work(nbytes + held + DivergenceAccumulator.SCRATCH_BYTES, work)
+        unit.work(nbytes + held, work)

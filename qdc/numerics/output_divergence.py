@@ -66,7 +66,6 @@ class DivergenceAccumulator:
 
     OUTPUTS: ClassVar[int] = 1 << 22
     """Outputs computed at a time: tokens of a batch are split to it."""
-    SCRATCH_BYTES: ClassVar[int] = 5 * 4 * OUTPUTS
 
     def __init__(
         self,
@@ -96,6 +95,11 @@ class DivergenceAccumulator:
         ]
         self._sum = torch.zeros(len(counts), dtype=torch.float64, device=weight.device)
         self._weights = torch.zeros(1, dtype=torch.float64, device=weight.device)
+
+    @classmethod
+    def scratch(cls, tokens: int, rows: int) -> int:
+        """Bytes that ``add`` takes for a moment: five forms of the outputs computed at a time."""
+        return 5 * 4 * min(tokens * rows, max(cls.OUTPUTS, rows))
 
     def add(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """Add the tokens of one batch.
