@@ -1,4 +1,4 @@
-"""Grids with an integer zero point: levels, spans, the search against trying all by hand, refits."""
+"""Grids with an integer zero point: levels, spans, the search against all ranges, refits."""
 
 import pytest
 import torch
@@ -74,6 +74,6 @@ def test_zeros_stay_zeros_and_a_scale_beyond_fp16_is_said() -> None:
         assert not refitted.any()
     with pytest.raises(OverflowError):
         ZeroPointGrid.spanning(torch.tensor([-1e6]), torch.tensor([1e6]), 2)
+    huge = torch.tensor([[-1e6, 1e6]])
     with pytest.raises(OverflowError):
-        huge = torch.tensor([[-1e6, 1e6]])
         search_span(huge, huge[:, 0], huge[:, 1], 2, FACTORS, 2.4)
