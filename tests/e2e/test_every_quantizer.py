@@ -35,8 +35,8 @@ from tests.support.compiles import compile_tiny
 from tests.support.outlooks import forecast_tiny
 
 REGISTRY = standard_registry()
-FEWER = {"polish": "iterations=2"}
-"""What is written in place of an option of a pass that would take long."""
+FEWER = {"polish": ("iterations", 2)}
+"""An option of a pass that would take long, and what it is set to."""
 LINEARS = 7
 """Of a block of the model: all of them are quantized."""
 TOKENS = torch.tensor([[5, 6, 7, 1, 9, 1]])
@@ -59,14 +59,12 @@ def lowerings(name: str) -> list[str]:
 def short(name: str) -> str:
     """The pipeline of a preset, with fewer steps in the passes that take long."""
     text = REGISTRY.presets[name].text
-    for step, fewer in FEWER.items():
-        option = fewer.partition("=")[0]
-
-        def few(match: re.Match[str], step: str = step, fewer: str = fewer) -> str:
-            others = [given for given in (match[1] or "").split() if not given.startswith(option)]
-            return f"{step}{{{' '.join([fewer, *others])}}}"
-
-        text = re.sub(rf"(?<![\w-]){step}(?![\w-])(?:{{([^}}]*)}})?", few, text)
+    for step, (option, value) in FEWER.items():
+        given = re.search(rf"(?<![\w-]){step}(?![\w-])(?:{{([^}}]*)}})?", text)
+        if given is not None:
+            others = [each for each in (given[1] or "").split() if each.partition("=")[0] != option]
+            written = " ".join([f"{option}={value}", *others])
+            text = f"{text[: given.start()]}{step}{{{written}}}{text[given.end() :]}"
     return text
 
 
