@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
+from qdc.format.relaxedwidth import RelaxedWidth
 from qdc.ir.annotations import runs
 from qdc.ir.types import ValueType
 from qdc.numerics.blocks import block_slices, block_widths
@@ -131,9 +132,14 @@ class VariableWidth(Codec):
 
     def dense(self, working: Tensors) -> Tensor:
         """``scale * (code - zero)`` in fp32, exact: 5 and 11 bits."""
-        parts = torch.tensor([zero_parts(b) for b in self.bits], device=working["zero"].device)
-        zero = self._spread(working["zero"].float() / parts)
+        zero = self._spread(working["zero"].float() / self._parts(working["zero"].device))
         return (working["codes"].float() - zero) * self._spread(working["scale"].float())
+
+    def relax(self, working: Tensors, weight: Tensor) -> RelaxedWidth:
+        """Latent weights and scales that start at the working tensors."""
+        device = working["zero"].device
+        top = torch.tensor([2.0**bits - 1 for bits in self.bits], device=device)
+        return RelaxedWidth(working, weight, self.group, self._parts(device), top)
 
     def check(self, stored: Tensors, layer: str) -> None:
         """Compare with the specification, the tags with the configuration's widths.
@@ -159,6 +165,10 @@ class VariableWidth(Codec):
 
     def _tags(self) -> Tensor:
         return torch.tensor([bits - 1 for bits in self.bits], dtype=torch.uint8)
+
+    def _parts(self, device: torch.device) -> Tensor:
+        """Parts of a step that the zero points of each group count, ``i64[G]``."""
+        return torch.tensor([zero_parts(bits) for bits in self.bits], device=device)
 
     def _spread(self, grids: Tensor) -> Tensor:
         """One number a grid, ``f32[rows, G]``, to all columns."""

@@ -42,8 +42,8 @@ def test_the_search_is_the_best_of_all_ranges(bits: int, norm: float) -> None:
     middle = (low + high) / 2 if bits == 1 else 0 * low
     losses = []
     for factor in FACTORS:
-        ends = (middle + factor * (end - middle) for end in (low, high))
-        written = ZeroPointGrid.spanning(*ends, bits).round(block)
+        first, last = (middle + factor * (end - middle) for end in (low, high))
+        written = ZeroPointGrid.spanning(first, last, bits).round(block)
         losses.append((weights * (written - block).abs() ** norm).sum(1))
     best = torch.stack(losses).amin(0)
     torch.testing.assert_close((weights * (found.round(block) - block).abs() ** norm).sum(1), best)

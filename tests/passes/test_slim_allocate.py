@@ -57,7 +57,7 @@ def allocated(model: Path, folder: Path, options: str, block: int = 8) -> Found:
                     note = unit.graph.get(node.name, kind)
                     if note is not None:
                         facts[f"{label}{kind.tag}"] = note
-                        if kind is Moment or kind is Factor:
+                        if isinstance(note, Moment | Factor):
                             facts[f"{label}{kind.tag}-tensor"] = unit.get(note.tensor).clone()
                 facts["weight"] = unit.weight(node)
                 stream = unit.open_streams()[0, False]
