@@ -45,7 +45,7 @@ def test_starts_at_the_codes_that_it_got(columns: int) -> None:
 def test_gradients_go_straight_to_latent_weights_and_exactly_to_scales() -> None:
     codec, working, layer = relaxed(noise(3, 57))
     pull = noise(3, 57, 1)
-    (layer.dense() * pull).sum().backward()
+    (layer.dense() * pull).sum().backward()  # type: ignore[no-untyped-call]
     assert layer.latent.grad is not None
     assert layer.scale.grad is not None
     assert torch.equal(layer.latent.grad, pull)
@@ -65,7 +65,7 @@ def test_what_is_trained_is_stored_as_it_is_seen() -> None:
     optimizer = torch.optim.Adam([layer.latent, layer.scale], lr=2e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        (layer.dense() - weight).square().sum().backward()
+        (layer.dense() - weight).square().sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     found = layer.working()
     assert torch.equal(found["zero"], working["zero"])
