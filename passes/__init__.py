@@ -19,6 +19,8 @@ from .pt2_lower import Pt2Lower
 from .quantize_vocab import QuantizeVocab
 from .rtn_lower import RtnLower
 from .sensitivity import Sensitivity
+from .slim_allocate import SlimAllocate
+from .slim_lower import SlimLower
 
 PASSES = (
     QuantizeVocab,
@@ -36,6 +38,8 @@ PASSES = (
     BillmLower,
     ArbLower,
     PbLlmLower,
+    SlimAllocate,
+    SlimLower,
     Polish,
     Pack,
 )
