@@ -13,6 +13,7 @@ from .pack import Pack
 from .polish import Polish
 from .probe_loss import ProbeLoss
 from .quantize_vocab import QuantizeVocab
+from .quip_lower import QuipLower
 from .rtn_lower import RtnLower
 from .sensitivity import Sensitivity
 
@@ -28,6 +29,7 @@ PASSES = (
     DaqLower,
     RtnLower,
     GptqLower,
+    QuipLower,
     Polish,
     Pack,
 )
