@@ -15,6 +15,8 @@ from .probe_loss import ProbeLoss
 from .quantize_vocab import QuantizeVocab
 from .quip_lower import QuipLower
 from .rtn_lower import RtnLower
+from .sdq_allocate import SdqAllocate
+from .sdq_lower import SdqLower
 from .sensitivity import Sensitivity
 
 PASSES = (
@@ -30,6 +32,8 @@ PASSES = (
     RtnLower,
     GptqLower,
     QuipLower,
+    SdqAllocate,
+    SdqLower,
     Polish,
     Pack,
 )

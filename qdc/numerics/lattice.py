@@ -86,7 +86,7 @@ def nearest_codes(vectors: Tensor) -> Tensor:
     Returns:
         i64[n], codes.
     """
-    parts = [_nearest(part) for part in vectors.split(ROWS)]
+    parts = [_nearest(part) for part in torch.split(vectors, ROWS)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=vectors.device)
 
 

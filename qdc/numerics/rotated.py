@@ -56,7 +56,8 @@ class InputSpace(NamedTuple):
         root = torch.cat([root, self._ordered(pad(own, (len(upper), 0)), padded=True)])
         triangle = torch.linalg.qr(root, mode="r").R
         signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(torch.float64)
-        return (triangle * signs[:, None]).triu_().to(torch.float32)
+        upright: Tensor = (triangle * signs[:, None]).triu_().to(torch.float32)
+        return upright
 
     def _ordered(self, values: Tensor, *, padded: bool = False) -> Tensor:
         wide = values if padded else pad(values, (0, self.padding))

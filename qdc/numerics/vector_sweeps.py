@@ -17,7 +17,8 @@ def moment_of(upper: Tensor) -> Tensor:
     wide = upper.to(torch.float64)
     identity = torch.eye(len(wide), dtype=torch.float64, device=wide.device)
     inverse = torch.linalg.solve_triangular(wide, identity, upper=True)
-    return (inverse @ inverse.T).float()
+    moment: Tensor = (inverse @ inverse.T).float()
+    return moment
 
 
 def vector_sweeps(
