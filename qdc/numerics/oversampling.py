@@ -97,8 +97,13 @@ def largest_remainders(
         # Ratios that were raised to the least one are paid for by the largest.
         steps[int(np.argmax(steps))] -= 1
     left = budget - (steps * sizes).sum()
-    for place in np.argsort(surplus, kind="stable").tolist():
-        if steps[place] < most and sizes[place] <= left:
-            steps[place] += 1
-            left -= sizes[place]
-    return LEAST + steps * grid
+    order = np.argsort(surplus, kind="stable").tolist()
+    while order:
+        # A second turn is for what layers at the highest ratio have left over.
+        order = [place for place in order if steps[place] < most and sizes[place] <= left]
+        for place in order:
+            if sizes[place] <= left:
+                steps[place] += 1
+                left -= sizes[place]
+    ratios: Ratios = LEAST + steps * grid
+    return ratios
