@@ -132,8 +132,8 @@ class SigmaDelta:
     def dense(self, coded: Coded) -> Tensor:
         """Write a block out, f32[n, width].
 
-        All of it in fp64, rounded at the end. Codes times the matrix, scale and mean are exact
-        there, and the transform adds in a fixed order: no machine rounds differently.
+        All of it in fp64, rounded at the end. Codes times the matrix and the scale are exact there,
+        and everything else happens in a fixed order: no machine rounds differently.
         """
         down = downsampling(self.width, self.length).to(coded.codes.device)
         mixed = coded.codes.double() @ down
