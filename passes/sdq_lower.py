@@ -54,13 +54,13 @@ class SdqLower(CompensatedLowering):
     provides: ClassVar[Kinds] = (Sdq,)
     presets: ClassVar[Mapping[str, Preset]] = {
         "sdq": Preset(
-            "sdq-allocate{search=true budget=rounded},"
+            "sdq-allocate{budget=rounded search=true},"
             "stages(calibrate-mcs,sensitivity,sdq-lower{compensation=diag}),pack",
             1.98,
             "arXiv 2510.03275",
         ),
         "sdq-binary": Preset(
-            "sdq-allocate{ratio=1.75 levels=binary search=true budget=rounded},"
+            "sdq-allocate{ratio=1.75 levels=binary budget=rounded search=true},"
             "stages(calibrate-mcs,sensitivity,sdq-lower{compensation=diag}),pack",
             1.75,
             "arXiv 2510.03275",
