@@ -12,6 +12,7 @@ from .measure_orders import MeasureOrders
 from .pack import Pack
 from .polish import Polish
 from .probe_loss import ProbeLoss
+from .pt2_lower import Pt2Lower
 from .quantize_vocab import QuantizeVocab
 from .quip_lower import QuipLower
 from .rtn_lower import RtnLower
@@ -31,6 +32,7 @@ PASSES = (
     DaqLower,
     RtnLower,
     GptqLower,
+    Pt2Lower,
     QuipLower,
     SdqAllocate,
     SdqLower,

@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 import torch
 
 from qdc.format.latticecode import LatticeCode
+from qdc.numerics.asymmetry import asymmetry_term
 from qdc.numerics.hadamard import SEEDS, RandomHadamard, random_seed
 from qdc.numerics.lattice import SIZE, lattice_points, nearest_codes
 from qdc.numerics.rotated import InputSpace, balancing_scale
@@ -39,6 +40,7 @@ from qdc.passkit import (
     Unit,
     Work,
     block_slices,
+    quantize_blocks,
 )
 
 FACTORS = (1.0, 0.9, 1.1, 1.2)
@@ -121,9 +123,11 @@ class QuipLower(CompensatedLowering):
         rotated = Problem(
             outputs.forward(space.weight(problem.weight).T).T.contiguous(),
             space.factor(problem.upper),
-            None if problem.cross is None else space.cross(problem.cross),
         )
-        search = LatticeSearch(self, rotated)
+        cross, term = self.cross(unit, node), None
+        if cross is not None:
+            term = asymmetry_term(space.cross(cross), rotated.upper, self.asymmetry)
+        search = LatticeSearch(self, rotated, term)
         scale, codes = search.run()
         working = {
             "codes": LatticeCode.stored_codes(codes),
@@ -150,9 +154,9 @@ class QuipLower(CompensatedLowering):
 class LatticeSearch:
     """The search for one layer's scale and codes, in rotated coordinates."""
 
-    def __init__(self, step: QuipLower, problem: Problem) -> None:
-        """Set up what every candidate needs."""
-        self.step, self.problem = step, problem
+    def __init__(self, step: QuipLower, problem: Problem, term: Tensor | None = None) -> None:
+        """Set up what every candidate needs; ``term`` is that of ``quantize_blocks``."""
+        self.step, self.problem, self.term = step, problem, term
         self.reverse = step.order == "reversed"
         self.slices = block_slices(problem.weight.shape[1], SIZE)
         self.moment = moment_of(problem.upper)
@@ -179,8 +183,12 @@ class LatticeSearch:
 
     def start(self, scale: Tensor) -> tuple[float, Tensor, Tensor]:
         """One pass of LDLQ: its loss, the scale, and the rounded weight."""
-        dense = self.step.compensate(
-            self.problem, self.slices, lambda index, place: self.rounded(place, scale)
+        dense = quantize_blocks(
+            *self.problem,
+            self.slices,
+            self.step.compensation,
+            lambda index, place: self.rounded(place, scale),
+            self.term,
         )
         return self.loss(dense), scale, dense
 

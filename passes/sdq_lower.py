@@ -36,6 +36,7 @@ from qdc.passkit import (
     Unit,
     Work,
     block_metric,
+    quantize_blocks,
 )
 
 
@@ -106,21 +107,23 @@ class SdqLower(CompensatedLowering):
     def lower(self, unit: Unit, node: Node) -> tuple[Sdq, Tensors]:
         """Code the blocks of a layer left to right."""
         note = unit.graph.require(node.name, Oversampling)
-        problem = self.problem(unit, node)
+        weight, upper = self.problem(unit, node)
         codec = self.codec(node, note)
         # Layers that read one value share its rotation, so that an engine can apply it once.
         seed = random_seed(self.seed, "inputs", node.inputs[0])
-        blocks = codec.blocks(seed, problem.weight.device)
+        blocks = codec.blocks(seed, weight.device)
         found: list[Coded] = []
 
         def quantize(index: int, block: Tensor) -> Tensor:
             part, code = codec.column_blocks[index], blocks[index]
             coded = code.fit(block, note.shape)
             if self.sweeps or self.rounds:
-                metric = block_metric(problem.upper[part, part]).full
+                metric = block_metric(upper[part, part]).full
                 coded = code.refine(block, coded, metric, self.sweeps, self.rounds)
             found.append(coded)
             return code.dense(coded)
 
-        self.compensate(problem, codec.column_blocks, quantize)
+        slices = codec.column_blocks
+        term = self.drift_term(unit, node, upper, slices)
+        quantize_blocks(weight, upper, slices, self.compensation, quantize, term)
         return Sdq(codec=codec), SigmaDeltaCode.working(found, seed)

@@ -76,7 +76,8 @@ def inverse_powers(deviations: Sequence[float] | Ratios, power: float) -> Ratios
     if most == 0:
         return np.ones_like(found)
     weights: Ratios = np.maximum(found / most, 1e-3) ** -power
-    return weights / weights.max()
+    shares: Ratios = weights / weights.max()
+    return shares
 
 
 def on_grid(ratios: Ratios, grid: float, highest: float) -> Ratios:

@@ -38,12 +38,10 @@ class Problem(NamedTuple):
     Attributes:
         weight: f32[rows, columns], what is to be met; dead inputs are 0.
         upper: f32[columns, columns], the factor of the damped inverse moment.
-        cross: f32[columns, columns], what ``asymmetry_term`` reads; None without such a term.
     """
 
     weight: Tensor
     upper: Tensor
-    cross: Tensor | None
 
 
 class CompensatedLowering(Lowering, ABC):
@@ -88,23 +86,28 @@ class CompensatedLowering(Lowering, ABC):
     def problem(self, unit: Unit, node: Node) -> Problem:
         """Read what the loop is to solve for a layer, which carries a factor."""
         upper = unit.get(unit.graph.require(node.name, Factor).tensor)
-        whole = self.target == "whole"
-        weight = target(unit, node, upper, self.asymmetry if whole else 0)
-        cross: Tensor | None = None
-        if self.asymmetry and not whole:
-            cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
-        return Problem(weight, upper, cross)
+        share = self.asymmetry if self.target == "whole" else 0
+        return Problem(target(unit, node, upper, share), upper)
 
-    def compensate(
-        self,
-        problem: Problem,
-        slices: Sequence[slice],
-        quantize: Callable[[int, Tensor], Tensor],
-    ) -> Tensor:
-        """Run ``feedback.quantize_blocks`` on a problem, with the options of the pass."""
-        weight, upper, cross = problem
-        term = None if cross is None else asymmetry_term(cross, upper, self.asymmetry)
-        return quantize_blocks(weight, upper, slices, self.compensation, quantize, term)
+    def cross(self, unit: Unit, node: Node) -> Tensor | None:
+        """The cross moment that ``drift_term`` reads; None where no such term is asked for."""
+        if not self.asymmetry or self.target == "whole":
+            return None
+        return unit.get(unit.graph.require(node.name, CrossMoment).tensor)
+
+    def drift_term(
+        self, unit: Unit, node: Node, upper: Tensor, slices: Sequence[slice]
+    ) -> Tensor | None:
+        """What columns hand on of the drift of their inputs; None unless that is asked for.
+
+        Args:
+            unit: of the layer.
+            node: the layer.
+            upper: its factor, ``f32[columns, columns]``.
+            slices: columns of the blocks.
+        """
+        cross = self.cross(unit, node)
+        return None if cross is None else asymmetry_term(cross, upper, self.asymmetry)
 
 
 class BlockLowering(CompensatedLowering, ABC):
@@ -159,11 +162,12 @@ class BlockLowering(CompensatedLowering, ABC):
             OverflowError: a scale does not fit its stored dtype.
             NotImplementedError: ``rounds`` with levels that cannot be refitted.
         """
-        problem = self.problem(unit, node)
+        weight, upper = self.problem(unit, node)
+        term = self.drift_term(unit, node, upper, slices)
         levels: list[G] = []
 
         def quantize(index: int, block: Tensor) -> Tensor:
-            triangle = problem.upper[slices[index], slices[index]]
+            triangle = upper[slices[index], slices[index]]
             grid, best = fit(index, block, triangle)
             if self.feedback:
                 grid, best = quantize_block(
@@ -177,4 +181,4 @@ class BlockLowering(CompensatedLowering, ABC):
             levels.append(grid)
             return best
 
-        return levels, self.compensate(problem, slices, quantize)
+        return levels, quantize_blocks(weight, upper, slices, self.compensation, quantize, term)

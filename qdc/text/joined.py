@@ -227,6 +227,8 @@ class _Read:
             near = self.documents.part(document, max(0, start - REACH), start)
             first = self.documents.part(document, start, min(size, start + 4))[:1]
             cut = _last_word(near + first, len(near))
+            if cut is None and start <= REACH:
+                cut = 0  # no word begins in the document before this one, its first
             carried = "" if cut is None else near[cut:]
         elif before:
             yield list(before)

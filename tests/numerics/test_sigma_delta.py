@@ -1,5 +1,6 @@
 """Resampling as matrices against FFTs; the sigma-delta loop, its errors, its refinement."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -127,8 +128,9 @@ def test_reproduces_the_reference_errors_on_gaussian_rows(
 def test_refinement_never_raises_the_loss_of_a_row(levels: Levels) -> None:
     block, metric = noise(24, 40), correlated_moment(40)
     code = SigmaDelta(RandomHadamard.of(40, 0), 50, levels)
-    coded, losses = code.fit(block, Shape()), []
-    steps = [
+    coded = code.fit(block, Shape())
+    losses: list[Tensor] = []
+    steps: list[Callable[[Coded], Coded]] = [
         lambda c: c,
         lambda c: code.refitted(block, c, metric),
         lambda c: code.swept(block, c, metric, 1),

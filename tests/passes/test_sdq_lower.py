@@ -179,7 +179,7 @@ def test_a_sample_is_part_of_the_weight() -> None:
     weight = torch.arange(200.0 * 300).reshape(200, 300)
     found = sample(weight, 42)
     assert found.shape == (128 * 2, 128)
-    assert len(found.unique()) == found.numel()
+    assert len(set(found.flatten().tolist())) == found.numel()
     assert sample(weight[:3, :50], 42).shape == (3, 50)
     assert not torch.equal(found, sample(weight, 43))
 
