@@ -17,7 +17,10 @@ from .polish import Polish
 from .probe_loss import ProbeLoss
 from .pt2_lower import Pt2Lower
 from .quantize_vocab import QuantizeVocab
+from .quip_lower import QuipLower
 from .rtn_lower import RtnLower
+from .sdq_allocate import SdqAllocate
+from .sdq_lower import SdqLower
 from .sensitivity import Sensitivity
 from .slim_allocate import SlimAllocate
 from .slim_lower import SlimLower
@@ -40,6 +43,9 @@ PASSES = (
     PbLlmLower,
     SlimAllocate,
     SlimLower,
+    QuipLower,
+    SdqAllocate,
+    SdqLower,
     Polish,
     Pack,
 )

@@ -9,7 +9,7 @@ to A5, B4, B5.
 
 from abc import ABC
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -32,22 +32,25 @@ COPIES = 5
 """Copies of a weight that the loop holds: as it is, with errors, written out, and two moving."""
 
 
-class BlockLowering(Lowering, ABC):
-    """A pass that quantizes the blocks of a layer left to right, by a fit of its own."""
+class Problem(NamedTuple):
+    """What the loop is to solve for one layer.
+
+    Attributes:
+        weight: f32[rows, columns], what is to be met; dead inputs are 0.
+        upper: f32[columns, columns], the factor of the damped inverse moment.
+    """
+
+    weight: Tensor
+    upper: Tensor
+
+
+class CompensatedLowering(Lowering, ABC):
+    """A pass whose blocks hand their errors on, and that may take its inputs' drift back."""
 
     requires: ClassVar[Kinds] = (Factor,)
 
     compensation: Compensation = Field(
         default="exact", description="how a block's error moves to later blocks"
-    )
-    feedback: bool = Field(
-        default=True, description="choose codes column by column, seeing each other's errors"
-    )
-    rounds: int = Field(
-        default=2, ge=0, le=100, description="refits of the levels, each with feedback anew"
-    )
-    sweeps: int = Field(
-        default=1, ge=0, le=100, description="sweeps over the columns after each feedback"
     )
     asymmetry: float = Field(
         default=0,
@@ -60,13 +63,8 @@ class BlockLowering(Lowering, ABC):
     )
 
     @model_validator(mode="after")
-    def _loop_ignores_nothing(self) -> "BlockLowering":
-        fields = type(self).model_fields
-        if not self.feedback:
-            for option in ("rounds", "sweeps"):
-                if getattr(self, option) != fields[option].default:
-                    raise ValueError(f"feedback=false does not read {option}")
-        if self.target != fields["target"].default and not self.asymmetry:
+    def _target_is_read(self) -> "CompensatedLowering":
+        if self.target != type(self).model_fields["target"].default and not self.asymmetry:
             raise ValueError(f"target={self.target} says how asymmetry acts, and asymmetry is 0")
         return self
 
@@ -74,18 +72,28 @@ class BlockLowering(Lowering, ABC):
         """What a layer is to take back is in the cross moment."""
         return (*self.requires, CrossMoment) if self.asymmetry else self.requires
 
-    def loop_effort(self, unit: Forecast, node: Node, width: int) -> tuple[int, Work]:
-        """Bytes and arithmetic of the loop alone, over blocks of ``width`` columns."""
+    def compensation_effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
+        """Bytes and arithmetic of moving errors along, and of the drift's target or term."""
         weights, squares = node.rows * node.columns, node.columns**2
-        columns = self.feedback * (1 + self.rounds) * (1 + 2 * self.sweeps) * width
-        work = Work(products=weights * node.columns, elements=weights * columns)
-        nbytes = COPIES * unit.weight(node)
+        nbytes, work = COPIES * unit.weight(node), Work(products=weights * node.columns)
         if self.asymmetry and self.target == "whole":
             work += Work(products=6 * weights * node.columns)
         elif self.asymmetry:
             nbytes += 3 * 4 * squares
             work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
         return nbytes, work
+
+    def problem(self, unit: Unit, node: Node) -> Problem:
+        """Read what the loop is to solve for a layer, which carries a factor."""
+        upper = unit.get(unit.graph.require(node.name, Factor).tensor)
+        share = self.asymmetry if self.target == "whole" else 0
+        return Problem(target(unit, node, upper, share), upper)
+
+    def cross(self, unit: Unit, node: Node) -> Tensor | None:
+        """The cross moment that ``drift_term`` reads; None where no such term is asked for."""
+        if not self.asymmetry or self.target == "whole":
+            return None
+        return unit.get(unit.graph.require(node.name, CrossMoment).tensor)
 
     def drift_term(
         self, unit: Unit, node: Node, upper: Tensor, slices: Sequence[slice]
@@ -98,10 +106,37 @@ class BlockLowering(Lowering, ABC):
             upper: its factor, ``f32[columns, columns]``.
             slices: columns of the blocks.
         """
-        if not self.asymmetry or self.target == "whole":
-            return None
-        cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
-        return asymmetry_term(cross, upper, self.asymmetry)
+        cross = self.cross(unit, node)
+        return None if cross is None else asymmetry_term(cross, upper, self.asymmetry)
+
+
+class BlockLowering(CompensatedLowering, ABC):
+    """A pass that quantizes the blocks of a layer left to right, by a fit of its own."""
+
+    feedback: bool = Field(
+        default=True, description="choose codes column by column, seeing each other's errors"
+    )
+    rounds: int = Field(
+        default=2, ge=0, le=100, description="refits of the levels, each with feedback anew"
+    )
+    sweeps: int = Field(
+        default=1, ge=0, le=100, description="sweeps over the columns after each feedback"
+    )
+
+    @model_validator(mode="after")
+    def _loop_ignores_nothing(self) -> "BlockLowering":
+        fields = type(self).model_fields
+        if not self.feedback:
+            for option in ("rounds", "sweeps"):
+                if getattr(self, option) != fields[option].default:
+                    raise ValueError(f"feedback=false does not read {option}")
+        return self
+
+    def loop_effort(self, unit: Forecast, node: Node, width: int) -> tuple[int, Work]:
+        """Bytes and arithmetic of the loop alone, over blocks of ``width`` columns."""
+        columns = self.feedback * (1 + self.rounds) * (1 + 2 * self.sweeps) * width
+        nbytes, work = self.compensation_effort(unit, node)
+        return nbytes, work + Work(elements=node.rows * node.columns * columns)
 
     def quantize(
         self,
@@ -127,9 +162,7 @@ class BlockLowering(Lowering, ABC):
             OverflowError: a scale does not fit its stored dtype.
             NotImplementedError: ``rounds`` with levels that cannot be refitted.
         """
-        upper = unit.get(unit.graph.require(node.name, Factor).tensor)
-        whole = self.target == "whole"
-        weight = target(unit, node, upper, self.asymmetry if whole else 0)
+        weight, upper = self.problem(unit, node)
         term = self.drift_term(unit, node, upper, slices)
         levels: list[G] = []
 
