@@ -4,6 +4,7 @@ from qdc.pipeline.preset import Preset
 
 from .abmp_allocate import AbmpAllocate
 from .allocate import Allocate
+from .bpdq_lower import BpdqLower
 from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
@@ -28,6 +29,7 @@ PASSES = (
     DaqLower,
     RtnLower,
     GptqLower,
+    BpdqLower,
     Polish,
     Pack,
 )
