@@ -8,6 +8,7 @@ from .bpdq_lower import BpdqLower
 from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
+from .db_lower import DbLower
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
 from .pack import Pack
@@ -15,6 +16,7 @@ from .polish import Polish
 from .probe_loss import ProbeLoss
 from .quantize_vocab import QuantizeVocab
 from .rtn_lower import RtnLower
+from .sbvr_lower import SbvrLower
 from .sensitivity import Sensitivity
 
 PASSES = (
@@ -30,6 +32,8 @@ PASSES = (
     RtnLower,
     GptqLower,
     BpdqLower,
+    DbLower,
+    SbvrLower,
     Polish,
     Pack,
 )

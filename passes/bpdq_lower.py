@@ -15,17 +15,9 @@ any column is chosen, and sweeps, asymmetry and polish in the same stored form.
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import torch
-
 from qdc.format.bitplanes import MOST_PLANES, BitPlanes
-from qdc.numerics.planegrid import (
-    Coefficients,
-    PlaneGrid,
-    alternate,
-    normal_equations,
-    solve,
-    stored_coefficients,
-)
+from qdc.numerics.planegrid import PlaneGrid, alternate
+from qdc.numerics.planestart import fit_bits
 from qdc.passkit import (
     BlockLowering,
     Field,
@@ -42,8 +34,6 @@ from qdc.passkit import (
     block_slices,
 )
 
-START_BITS = 8
-"""Bits of the codes whose highest planes a group starts at."""
 ITERATIONS = 10
 """Refits of ``start=alternating``, at most."""
 
@@ -65,6 +55,12 @@ class BpdqLower(BlockLowering):
             "stages(calibrate-mcs,sensitivity,bpdq-lower{rounds=10 sweeps=0}),pack",
             2,
             "arXiv 2602.04163",
+        ),
+        "bpdq-shared": Preset(
+            "stages(calibrate-cross,sensitivity{damp=0.1},"
+            "bpdq-lower{start=alternating rounds=5 asymmetry=1}),polish,pack",
+            2,
+            "arXiv 2602.04163, its format",
         ),
     }
 
@@ -104,35 +100,7 @@ class BpdqLower(BlockLowering):
 
     def fit(self, index: int, block: Tensor, triangle: Tensor) -> tuple[PlaneGrid, Tensor]:
         """The levels that a group starts at, and the group on them."""
-        codes = highest_bits(block, self.planes)
-        metric = block_metric(triangle).full if self.start == "bits" else None
-        nothing = block.new_zeros(len(block), self.planes), block.new_zeros(len(block))
-        found = solve(
-            normal_equations(block, codes, self.planes, True, metric),
-            Coefficients(*nothing),
-            self.ridge,
-        )
-        grid = PlaneGrid(stored_coefficients(*found), self.ridge)
         if self.start == "bits":
-            return grid, grid.write(codes)
+            return fit_bits(block, self.planes, self.ridge, block_metric(triangle).full)
+        grid, _ = fit_bits(block, self.planes, self.ridge, None)
         return alternate(block, grid, ITERATIONS)
-
-
-def highest_bits(block: Tensor, planes: int) -> Tensor:
-    """The highest planes of each row's weights on an even grid of 8 bits from least to largest.
-
-    Args:
-        block: f32[n, g].
-        planes: K.
-
-    Returns:
-        u8[n, g], codes; the highest bit is plane 0.
-    """
-    least, largest = block.amin(1, keepdim=True), block.amax(1, keepdim=True)
-    span = largest - least
-    steps = (block - least) / torch.where(span > 0, span, 1.0) * (2**START_BITS - 1)
-    codes = steps.round().to(torch.uint8)
-    found = torch.zeros_like(codes)
-    for k in range(planes):
-        found |= (codes >> (START_BITS - 1 - k) & 1) << k
-    return found
