@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from qdc.format.bitplanes import MOST_PLANES, BitPlanes
-from qdc.numerics.planegrid import PlaneGrid, alternate
-from qdc.numerics.planestart import fit_bits
+from qdc.numerics.planegrid import PlaneGrid
+from qdc.numerics.planestart import fit_bits, fit_with_offset
 from qdc.passkit import (
     BlockLowering,
     Field,
@@ -87,7 +87,7 @@ class BpdqLower(BlockLowering):
         nbytes, work = self.loop_effort(unit, node, self.group)
         refits = 1 + self.feedback * self.rounds
         exact = Work(exact=2 * (unknowns + 2) * refits * weights * self.group)
-        passes = ITERATIONS * 2**self.planes if self.start == "alternating" else 2**self.planes
+        passes = 2 * ITERATIONS * 2**self.planes if self.start == "alternating" else 2**self.planes
         held = node.rows * self.group * 8 * (2 * unknowns + 4)
         return nbytes + weights + held, work + exact + Work(elements=weights * passes)
 
@@ -102,5 +102,4 @@ class BpdqLower(BlockLowering):
         """The levels that a group starts at, and the group on them."""
         if self.start == "bits":
             return fit_bits(block, self.planes, self.ridge, block_metric(triangle).full)
-        grid, _ = fit_bits(block, self.planes, self.ridge, None)
-        return alternate(block, grid, ITERATIONS)
+        return fit_with_offset(block, self.planes, ITERATIONS, self.ridge)

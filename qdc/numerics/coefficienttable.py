@@ -17,13 +17,12 @@ from qdc.numerics.planegrid import (
     Coefficients,
     Equations,
     PlaneGrid,
-    alternate,
     normal_equations,
     plane_levels,
     solve,
     stored_coefficients,
 )
-from qdc.numerics.planestart import fit_bits, fit_without_offset
+from qdc.numerics.planestart import fit_with_offset, fit_without_offset
 
 CHUNK = 1 << 20
 """Pairs of groups and lines that are looked at together."""
@@ -177,7 +176,7 @@ def _split(numbers: Tensor, planes: int) -> Coefficients:
 def _free_fit(block: Tensor, planes: int, offset: bool) -> Coefficients:
     if not offset:
         return fit_without_offset(block, planes, FREE_REFITS, mirror=True)[0].coefficients
-    return alternate(block, fit_bits(block, planes, RIDGE, None)[0], FREE_REFITS)[0].coefficients
+    return fit_with_offset(block, planes, FREE_REFITS, RIDGE)[0].coefficients
 
 
 def _canonical(coefficients: Coefficients) -> Coefficients:

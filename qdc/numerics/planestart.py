@@ -19,6 +19,8 @@ from qdc.numerics.planegrid import (
 
 START_BITS = 8
 """Bits of the codes whose highest planes are taken."""
+OUTERMOST = (0.80, 1.51, 2.15, 2.73)
+"""Outermost of the 2^K best levels of a normal distribution, in deviations, for K = 1 to 4."""
 
 
 def highest_bits(block: Tensor, planes: int) -> Tensor:
@@ -65,6 +67,47 @@ def fit_bits(
     return grid, grid.write(codes)
 
 
+def fit_with_offset(
+    block: Tensor, planes: int, iterations: int, ridge: float
+) -> tuple[PlaneGrid, Tensor]:
+    """Coefficients and an offset of each row by least squares, codes and numbers in turn.
+
+    From two starts, the better of each row: its highest bits, whose cells reach to the largest
+    weight, and even levels as far apart as suits a normal distribution.
+
+    Args:
+        block: f32[n, g].
+        planes: K.
+        iterations: Refits at most, of each.
+        ridge: as of ``PlaneGrid``.
+
+    Returns:
+        The levels, and the block rounded to them.
+
+    Raises:
+        OverflowError: A coefficient is not finite in fp16.
+    """
+    mean = block.mean(1)
+    reach = OUTERMOST[planes - 1] * (block - mean[:, None]).square().mean(1).sqrt()
+    step = 2 * reach / (2**planes - 1)
+    even = torch.stack([step * 2.0**k for k in reversed(range(planes))], dim=1)
+    starts = (
+        fit_bits(block, planes, ridge, None)[0],
+        PlaneGrid(stored_coefficients(even, mean - reach), ridge),
+    )
+    return better_rows(block, *(alternate(block, start, iterations) for start in starts))
+
+
+def better_rows(
+    block: Tensor, first: tuple[PlaneGrid, Tensor], second: tuple[PlaneGrid, Tensor]
+) -> tuple[PlaneGrid, Tensor]:
+    """Of two results, levels and the block on them, the one of less squared error in each row."""
+    better = row_costs(block, second[1], None) < row_costs(block, first[1], None)
+    chosen = second[0].coefficients.where(better, first[0].coefficients)
+    dense = torch.where(better[:, None], second[1], first[1])
+    return PlaneGrid(chosen, first[0].ridge), dense
+
+
 def even_levels(block: Tensor, planes: int, *, mirrored: bool = False) -> PlaneGrid:
     """Even steps around 0 that reach each row's largest weight on one side, without an offset.
 
@@ -100,10 +143,8 @@ def fit_without_offset(
     Raises:
         OverflowError: A coefficient is not finite in fp16.
     """
-    grid, dense = alternate(block, even_levels(block, planes), iterations)
+    found = alternate(block, even_levels(block, planes), iterations)
     if not mirror:
-        return grid, dense
-    other, written = alternate(block, even_levels(block, planes, mirrored=True), iterations)
-    better = row_costs(block, written, None) < row_costs(block, dense, None)
-    chosen = other.coefficients.where(better, grid.coefficients)
-    return PlaneGrid(chosen), torch.where(better[:, None], written, dense)
+        return found
+    other = alternate(block, even_levels(block, planes, mirrored=True), iterations)
+    return better_rows(block, found, other)
