@@ -70,7 +70,7 @@ class SbvrLower(BlockLowering):
     )
     planes: int = Field(default=2, ge=1, le=MOST_PLANES, description="bits of a weight")
     search: Literal["fitted", "published"] = Field(
-        default="fitted", description="all groups at once (ours), or one by one as released: hours"
+        default="fitted", description="all groups at once (ours), or one by one, as published"
     )
     lines: int = Field(
         default=256,
@@ -81,14 +81,19 @@ class SbvrLower(BlockLowering):
     offset: bool = Field(
         default=False, description="a line also holds the value of a weight without a bit (ours)"
     )
+    refits: int = Field(
+        default=2, ge=0, le=100, description="fits of each line to the groups that choose it"
+    )
     seed: int = Field(default=0, ge=0, le=1 << 62, description="of the clusters' first centres")
 
     @model_validator(mode="after")
     def _search_ignores_nothing(self) -> "SbvrLower":
         if self.search == "published" and self.offset:
             raise ValueError("search=published proposes no offset: leave it out, or search=fitted")
-        if self.search == "published" and self.seed:
-            raise ValueError("search=published draws nothing and does not read seed")
+        for option in ("refits", "seed"):
+            default = type(self).model_fields[option].default
+            if self.search == "published" and getattr(self, option) != default:
+                raise ValueError(f"search=published does not read {option}")
         return self
 
     def codec(self, node: Node, lines: int) -> SharedTable:
@@ -117,8 +122,9 @@ class SbvrLower(BlockLowering):
         nbytes, work = self.loop_effort(unit, node, self.group)
         levels = 2**self.planes
         if self.search == "fitted":
-            # Clusters, two refits of the lines, and each block's own look at them.
-            looks = Work(elements=LOOKS * groups * lines * levels + 100 * weights * levels)
+            # Clusters, refits of the lines, and each block's own look at them.
+            pairs = groups * lines * (1 + self.refits)
+            looks = Work(elements=LOOKS * pairs * levels + 100 * weights * levels)
         else:
             looks = Work(elements=LOOKS * groups * 2e5 * levels)
         exact = 2 * (self.planes + 1) * self.feedback * self.rounds * weights * self.group
@@ -136,6 +142,7 @@ class SbvrLower(BlockLowering):
                 self.planes,
                 offset=self.offset,
                 lines=self.most_lines(node),
+                refits=self.refits,
                 seed=self.seed,
             )
 

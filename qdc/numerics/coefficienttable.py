@@ -26,7 +26,8 @@ from qdc.numerics.planestart import fit_with_offset, fit_without_offset
 
 CHUNK = 1 << 20
 """Pairs of groups and lines that are looked at together."""
-FREE_REFITS, CLUSTERINGS, LINE_REFITS = 10, 10, 2
+FREE_REFITS, CLUSTERINGS = 10, 10
+"""Refits of each group's own coefficients at most, and rounds of k-means."""
 
 
 class SortedRows(NamedTuple):
@@ -129,7 +130,14 @@ class TableGrid(PlaneGrid):
 
 
 def fit_table(
-    weight: Tensor, slices: Sequence[slice], planes: int, *, offset: bool, lines: int, seed: int
+    weight: Tensor,
+    slices: Sequence[slice],
+    planes: int,
+    *,
+    offset: bool,
+    lines: int,
+    refits: int,
+    seed: int,
 ) -> CoefficientTable:
     """Fit a table to all groups of a layer.
 
@@ -139,6 +147,7 @@ def fit_table(
         planes: K.
         offset: Whether a line has the value of code 0.
         lines: L, at most as many as there are groups.
+        refits: How often each line is fitted to the groups that choose it.
         seed: Of the groups that the clusters start at.
 
     Raises:
@@ -150,7 +159,7 @@ def fit_table(
     energy = torch.cat([block.square().sum(1) for block in blocks])
     numbers = _clusters(numbers.double(), energy.double(), lines, seed)
     table = CoefficientTable(_split(numbers.float(), planes))
-    for _ in range(LINE_REFITS):
+    for _ in range(refits):
         table = _refit_lines(table, blocks, planes, offset)
     return table
 

@@ -40,7 +40,7 @@ def drawn(codec: BitPlanes, seed: int) -> dict[str, Tensor]:
     offset=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_stored_and_working_form_are_the_same_weight(
     rows: int, columns: int, group: int, planes: int, offset: bool, seed: int
 ) -> None:
@@ -162,17 +162,16 @@ def test_gradients(offset: bool) -> None:
             assert float(layer.offset.grad[2 * row + group]) == pytest.approx(float(part.sum()))
 
 
-@pytest.mark.parametrize("offset", [True, False])
-def test_descent_takes_the_output_nearer(offset: bool) -> None:
+def test_descent_takes_the_output_nearer() -> None:
     weight, inputs = noise(8, 24), noise(64, 4, 2) @ noise(4, 24, 3)
-    codec, working, layer = relaxed(weight, offset)
+    codec, working, layer = relaxed(weight, True)
     target = inputs @ weight.T
     before = float((inputs @ codec.dense(working).T - target).square().mean())
-    rates = {TrainableKind.CODE: 0.02, TrainableKind.SCALE: 0.005}
+    rates = {TrainableKind.CODE: 0.06, TrainableKind.SCALE: 0.015}
     groups = [{"params": [t], "lr": rates[kind] * size} for kind, t, size in layer.trainable()]
     optimizer = torch.optim.Adam(groups)
     best, found = before, working
-    for _ in range(200):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = (inputs @ layer.dense().T - target).square().mean()
         if loss.item() < best:
