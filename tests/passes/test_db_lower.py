@@ -10,12 +10,15 @@ from qdc.passes.db_lower import DbLower
 from tests.support.lowered import error, lowered
 from tests.support.units import correlated_moment, noise
 
-ALONE = {"compensation": "none", "feedback": False}
+
+def alone(**options: object) -> DbLower:
+    """The pass as published: no error moves anywhere."""
+    return DbLower.model_validate({"compensation": "none", "feedback": False, **options})
 
 
 def test_without_refits_it_is_the_published_grid_and_rule() -> None:
     weight = noise(6, 128)
-    dense = lowered(DbLower(iterations=0, **ALONE), weight, torch.eye(128))[1]
+    dense = lowered(alone(iterations=0), weight, torch.eye(128))[1]
     step = (weight.abs().amax(1, keepdim=True) / 2).half().float()
     first, second = (2 * step).half().float(), -step
     one = weight > (first + second) / 2
@@ -29,26 +32,25 @@ def test_without_refits_it_is_the_published_grid_and_rule() -> None:
 def test_error_on_gaussian_weights() -> None:
     """A free pair reaches 0.139 over wide groups, more where a group is short and fits itself."""
     weight, plain = noise(32, 1024), torch.eye(1024)
-    wide = error(DbLower(group=1024, **ALONE), weight, plain)
+    wide = error(alone(group=1024), weight, plain)
     assert wide == pytest.approx(0.139, rel=0.03)
     narrow = [
-        error(DbLower(mirror=mirror, **ALONE), weight[:, :256], torch.eye(256))
-        for mirror in (False, True)
+        error(alone(mirror=mirror), weight[:, :256], torch.eye(256)) for mirror in (False, True)
     ]
     assert narrow[1] < narrow[0] < 0.139
-    first = error(DbLower(iterations=0, **ALONE), weight[:, :256], torch.eye(256))
+    first = error(alone(iterations=0), weight[:, :256], torch.eye(256))
     assert first > 0.151  # the best that its start form can do
 
 
 def test_refits_never_lose() -> None:
     weight, plain = noise(8, 128), torch.eye(128)
-    errors = [error(DbLower(iterations=n, **ALONE), weight, plain) for n in (0, 1, 3, 20)]
+    errors = [error(alone(iterations=n), weight, plain) for n in (0, 1, 3, 20)]
     assert all(after <= before for before, after in itertools.pairwise(errors))
 
 
 def test_shared_is_better_on_correlated_inputs() -> None:
     weight, moment = noise(48, 256), correlated_moment(256)
-    published = error(DbLower(**ALONE), weight, moment)
+    published = error(alone(), weight, moment)
     exact = error(DbLower(feedback=False), weight, moment)
     shared = error(DbLower(mirror=True, rounds=5), weight, moment)
     assert shared < exact < published
@@ -72,5 +74,5 @@ def test_ragged_sizes_and_zero_blocks(rows: int, columns: int) -> None:
 def test_a_row_that_leans_to_one_side_is_met_by_the_mirrored_grid() -> None:
     weight = -torch.tensor([[2.0, 1.0, 0.0, -1.0] * 8])
     plain = torch.eye(32)
-    assert error(DbLower(mirror=True, **ALONE), weight, plain) == 0
-    assert error(DbLower(iterations=0, **ALONE), weight, plain) > 0
+    assert error(alone(mirror=True), weight, plain) == 0
+    assert error(alone(iterations=0), weight, plain) > 0
