@@ -58,7 +58,7 @@ class BpdqLower(BlockLowering):
         ),
         "bpdq-shared": Preset(
             "stages(calibrate-cross,sensitivity{damp=0.1},"
-            "bpdq-lower{start=alternating rounds=5 asymmetry=1}),polish,pack",
+            "bpdq-lower{rounds=5 asymmetry=1 start=alternating}),pack",
             2,
             "arXiv 2602.04163, its format",
         ),

@@ -56,7 +56,7 @@ class DbLower(BlockLowering):
         ),
         "db-llm-shared": Preset(
             "stages(calibrate-cross,sensitivity{damp=0.1},"
-            "db-lower{mirror=true rounds=5 asymmetry=1}),polish,pack",
+            "db-lower{rounds=5 asymmetry=1 mirror=true}),polish,pack",
             2,
             "arXiv 2402.11960, its format",
         ),

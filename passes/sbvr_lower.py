@@ -59,7 +59,7 @@ class SbvrLower(BlockLowering):
         ),
         "sbvr-shared": Preset(
             "stages(calibrate-cross,sensitivity{damp=0.1},"
-            "sbvr-lower{offset=true rounds=5 asymmetry=1}),pack",
+            "sbvr-lower{rounds=5 asymmetry=1 offset=true}),pack",
             2,
             "arXiv 2509.18172, its format with offsets",
         ),

@@ -76,7 +76,9 @@ class CoefficientSearch:
             return self._accept(int(errors.argmin()), float(errors.min()))
         fine = len(self.table) < WARM_UP or self.hits > OFTEN * self.groups
         best: tuple[float, Tensor] | None = None
-        for proposals in proposed(group[0], self.planes, FINER if fine else 1).split(PROPOSALS):
+        for proposals in torch.split(
+            proposed(group[0], self.planes, FINER if fine else 1), PROPOSALS
+        ):
             found = line_errors(rows, _levels(proposals))[0]
             least = int(found.argmin())
             if best is None or float(found[least]) < best[0]:
