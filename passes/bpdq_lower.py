@@ -56,6 +56,11 @@ class BpdqLower(BlockLowering):
             2,
             "arXiv 2602.04163",
         ),
+        "bpdq-256": Preset(
+            "stages(calibrate-mcs,sensitivity,bpdq-lower{rounds=10 sweeps=0 group=256}),pack",
+            2,
+            "arXiv 2602.04163, groups of 256",
+        ),
         "bpdq-shared": Preset(
             "stages(calibrate-cross,sensitivity{damp=0.1},"
             "bpdq-lower{rounds=5 asymmetry=1 start=alternating}),pack",
