@@ -6,9 +6,11 @@ from .abmp_allocate import AbmpAllocate
 from .allocate import Allocate
 from .arb_lower import ArbLower
 from .billm_lower import BillmLower
+from .bpdq_lower import BpdqLower
 from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
+from .db_lower import DbLower
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
 from .pack import Pack
@@ -19,6 +21,7 @@ from .pt2_lower import Pt2Lower
 from .quantize_vocab import QuantizeVocab
 from .quip_lower import QuipLower
 from .rtn_lower import RtnLower
+from .sbvr_lower import SbvrLower
 from .sdq_allocate import SdqAllocate
 from .sdq_lower import SdqLower
 from .sensitivity import Sensitivity
@@ -46,6 +49,9 @@ PASSES = (
     QuipLower,
     SdqAllocate,
     SdqLower,
+    BpdqLower,
+    DbLower,
+    SbvrLower,
     Polish,
     Pack,
 )
