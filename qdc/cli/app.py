@@ -85,8 +85,8 @@ def compare(
     \b
     Examples:
       qdc compare MODEL --methods default,gptq --text held.jsonl --out DIR
-      qdc compare MODEL --methods all --seeds 0,1,2 --jobs 2 --text held.jsonl --out DIR
-      qdc compare MODEL --methods gptq --vary geometry=clean,mcs --text T --out DIR
+      qdc compare MODEL --methods all --seeds 0,1,2 --jobs 2 --text T --out DIR
+      qdc compare MODEL --methods gptq --vary geometry=clean,mcs --text T -o DIR
     """  # noqa: D301
     if json and markdown:
         raise QdcError("--json and --markdown exclude each other", help="leave one out")

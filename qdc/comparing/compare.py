@@ -4,6 +4,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 
+import torch
+
 from qdc.comparing.folder import RESULTS, open_folder, write_outcome
 from qdc.comparing.jobs import Setup, asked, rows, setup_of
 from qdc.comparing.judge import read_held_out
@@ -91,10 +93,11 @@ def _run(
         todo += [job for job in jobs if job.path not in there and _lacks_artifact(job)]
     if not todo:
         return Outcome()
+    threads = options.threads or max(1, torch.get_num_threads() // options.jobs)
     listener = nullcontext(_Counting(progress, len(todo)))
     try:
         with listener if shown is None else shown(len(todo), options.jobs) as told:
-            outcome = run_all(todo, setup.out, options.jobs, options.threads_each, told)
+            outcome = run_all(todo, setup.out, options.jobs, threads, told)
     except BaseException as error:
         kept = len(jobs) - len(pending(setup.out, jobs))
         error.add_note(

@@ -1,6 +1,5 @@
 """What a comparison may be asked for: the options of ``qdc.compare`` and of ``qdc compare``."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypedDict
@@ -99,9 +98,9 @@ class CompareOptions(Options):
         DEFAULT_FIELD
     )
     jobs: Annotated[int, option("N", "Processes at a time")] = 1
-    threads: Annotated[
-        int | None, option("N", "Threads of each [default: all, shared among them]")
-    ] = None
+    threads: Annotated[int | None, option("N", "Threads of each [default: this one's, shared]")] = (
+        None
+    )
     device: Device = "cpu"
     tag: Annotated[str, option("TEXT", "Marks results; another tag computes anew", shown="")] = ""
     keep_artifacts: Annotated[bool, switch("Keep what was compiled, in DIR/artifacts")] = False
@@ -134,11 +133,6 @@ class CompareOptions(Options):
             if wrong:
                 raise QdcError(text, help=help)
         return self
-
-    @property
-    def threads_each(self) -> int:
-        """Threads of each process, as given or the usual share."""
-        return self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
 
 
 class CompareKeywords(TypedDict, total=False):
