@@ -83,8 +83,14 @@ class PartitionLowering(BlockLowering):
     def _partition_ignores_nothing(self) -> "PartitionLowering":
         if self.metric == "magnitude" and self.search != "salience":
             raise ValueError("metric=magnitude does not read search: the salience is the weight")
-        if not self.splits and self.percentiles != "zeroed":
-            raise ValueError("splits=0 does not read percentiles")
+        for searched in ("salient", "splits"):
+            if not getattr(self, searched) and self.percentiles != "zeroed":
+                raise ValueError(f"{searched}=0 does not read percentiles")
+        if not (self.salient or self.splits) and (self.metric, self.search) != (
+            "hessian",
+            "salience",
+        ):
+            raise ValueError("without salient columns and splits neither metric nor search is read")
         if self.reassign and not self.feedback:
             raise ValueError("feedback=false does not read reassign")
         return self
