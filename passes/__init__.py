@@ -4,6 +4,7 @@ from qdc.pipeline.preset import Preset
 
 from .abmp_allocate import AbmpAllocate
 from .allocate import Allocate
+from .aqlm_lower import AqlmLower
 from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
@@ -28,6 +29,7 @@ PASSES = (
     DaqLower,
     RtnLower,
     GptqLower,
+    AqlmLower,
     Polish,
     Pack,
 )
