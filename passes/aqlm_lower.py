@@ -75,14 +75,16 @@ class AqlmLower(Lowering):
     presets: ClassVar[Mapping[str, Preset]] = {
         "aqlm": Preset("stages(calibrate-mcs,aqlm-lower),polish,pack", 2, "arXiv 2401.06118"),
         "aqlm-shared": Preset(
-            "stages(calibrate-cross,sensitivity{damp=0.1},aqlm-lower{damped=true "
-            "start=conditional update=solve feedback=true asymmetry=1}),polish,pack",
+            "stages(calibrate-cross,sensitivity{damp=0.1},aqlm-lower{"
+            "start=conditional cluster-steps=25 update=solve feedback=true damped=true "
+            "asymmetry=1}),polish,pack",
             2,
             "arXiv 2401.06118",
         ),
         "aqlm-narrow": Preset(
             "stages(calibrate-cross,sensitivity{damp=0.1},aqlm-lower{codebooks=1 group=4 "
-            "damped=true start=conditional update=solve feedback=true asymmetry=1}),polish,pack",
+            "start=conditional cluster-steps=25 update=solve feedback=true damped=true "
+            "asymmetry=1}),polish,pack",
             2,
             "arXiv 2401.06118",
         ),
