@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from qdc.errors import InvalidArtifact
-from qdc.format.additive import AdditiveCodebooks
+from qdc.format.additive import AdditiveCodebooks, CodeBits
 from qdc.format.multibinary import MultiBinary
 from qdc.format.relaxation import TrainableKind
 from qdc.numerics.additive import Additive
@@ -20,7 +20,8 @@ from tests.support.units import noise
 
 @st.composite
 def codecs(draw: st.DrawFn) -> AdditiveCodebooks:
-    bits = draw(st.sampled_from([1, 2, 4, 8, 16]))
+    widths: list[CodeBits] = [1, 2, 4, 8, 16]
+    bits = draw(st.sampled_from(widths))
     return AdditiveCodebooks(
         rows=draw(st.integers(1, 6)),
         columns=draw(st.integers(1, 40)),
