@@ -4,6 +4,7 @@ from qdc.pipeline.preset import Preset
 
 from .abmp_allocate import AbmpAllocate
 from .allocate import Allocate
+from .aqlm_lower import AqlmLower
 from .arb_lower import ArbLower
 from .billm_lower import BillmLower
 from .bpdq_lower import BpdqLower
@@ -52,6 +53,7 @@ PASSES = (
     BpdqLower,
     DbLower,
     SbvrLower,
+    AqlmLower,
     Polish,
     Pack,
 )
