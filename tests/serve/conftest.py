@@ -41,12 +41,13 @@ class Served:
 
 
 @contextmanager
-def running(folder: Path, *options: object) -> Iterator[Served]:
+def running(folder: Path, *options: object, **variables: str) -> Iterator[Served]:
     """Start a server on a free port; it must end with 0 and without a traceback."""
     command = [sys.executable, "-m", "qdc", "serve", folder, "--port", 0, "--json", *options]
     process = subprocess.Popen(
         list(map(str, command)),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**environment(), **variables},
     )  # fmt: skip
     assert process.stdout is not None
     lines = ""
@@ -68,7 +69,7 @@ def running(folder: Path, *options: object) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    options = ("--batch", 32, "--timeout", PATIENCE, "--max-body", MAX_BODY)
+    options = ("--batch", 32, "--timeout", PATIENCE, "--max-body", MAX_BODY, "--client-queue", 256)
     with running(EMBEDDED, *options) as served:
         yield served
 
