@@ -12,11 +12,11 @@ from pathlib import Path
 
 import openai
 import pytest
-from torch import Tensor
 
-import qdc
+from bench.requests.kinds import KEYS, MOST_BODY
+from bench.requests.server import make
 from qdc.cli.models import Opened, open_runnable
-from tests.support.checkpoints import EMBEDDED, write_checkpoint
+from tests.support.checkpoints import EMBEDDED
 from tests.support.commands import environment
 from tests.support.threads import one_thread
 
@@ -24,7 +24,6 @@ __all__ = ["one_thread"]
 
 PATIENCE = 1.0
 MAX_BODY = 64 << 10
-HOT = 2000
 
 
 @dataclass(frozen=True)
@@ -79,30 +78,17 @@ def server() -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with four keys, from each place one or two; it answers one request at a time.
+    """A server with keys from each place, those of the bench among them; one request at a time.
 
-    It has an artifact that gives NaN for prompts with the token ``HOT``.
+    It has an artifact that gives NaN for prompts with the token ``HOT`` of the bench.
     """
     folder = tmp_path_factory.mktemp("keys")
-    write_checkpoint(
-        folder / "model", d_model=32, mlp_hidden_size=32, n_layers=1, max_length=256, edit=overflow
-    )
-    qdc.compile(folder / "model", "rtn-lower,pack", out=folder / "hot", write_report=False)
-    (folder / "keys").write_text("\nof-a-file\r\n  second \n\n", encoding="utf-8")
-    options = ("--batch", 1, "--api-key", "of-a-line", "--api-key-file", folder / "keys")
-    with running(folder / "hot", *options, QDC_API_KEY="of-a-variable") as served:
+    hot, keys = make(folder), folder / "keys"
+    keys.write_text("\nof-a-file\r\n  second \n\n" + "\n".join(KEYS), encoding="utf-8")
+    options = ("--batch", 1, "--max-body", MOST_BODY, "--api-key", "of-a-line")
+    variables = {"QDC_API_KEY": "of-a-variable"}
+    with running(hot, *options, "--api-key-file", keys, **variables) as served:
         yield served
-
-
-def overflow(tensors: dict[str, Tensor]) -> None:
-    """One channel that is 0 but for one token, of which the first norm makes infinity."""
-    embedding, norm = (
-        next(tensor for name, tensor in tensors.items() if name.endswith(end))
-        for end in ("wte.weight", "blocks.0.attn_norm.weight")
-    )
-    embedding[:, 0] = 0
-    embedding[HOT, 0] = 8
-    norm[0] = 3e38
 
 
 @pytest.fixture(scope="session")

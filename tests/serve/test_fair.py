@@ -7,12 +7,12 @@ import httpx
 
 from tests.serve.conftest import Served
 
-FLOOD = 12
+FLOOD = 8
 
 
 def test_a_flood_of_one_key_does_not_keep_another_waiting(locked: Served) -> None:
     """It is served after the request that runs, and no more of the flood's than one besides."""
-    body = {"model": locked.model, "prompt": "x", "max_tokens": 40, "steps": 40}
+    body = {"model": locked.model, "prompt": "x", "max_tokens": 24, "steps": 24}
     path = f"{locked.url}/v1/completions"
 
     async def test() -> tuple[int, int]:
