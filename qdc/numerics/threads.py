@@ -1,9 +1,9 @@
 """How many threads small work is worth.
 
-A block is quantized column by column, and a column is a few hundred thousand additions at most: a
-thread that waits at the end of each for one that another program has pushed off its core waits a
-hundred times as long as the work takes. On two cores with other work on them, a column of 768 rows
-and 128 columns took 23 µs with one thread and 3.4 ms with two.
+A thread that has to wait for another one, which some other program has pushed off its core, waits a
+hundred times as long as small work takes. On two cores with other work on them, an addition to 768
+rows and 128 columns took 23 µs with one thread and 3.4 ms with two; there are thousands of them in
+a layer that is quantized column by column.
 """
 
 from collections.abc import Iterator
@@ -12,19 +12,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-SMALL = 1 << 18
+SMALL_BLOCK = 1 << 18
 """Numbers of a block, below which its columns are quantized on one thread: 2,048 rows of 128."""
+SMALL_LAYER = 1 << 19
+"""Weights of a layer, below which all of its arithmetic is done on one thread: 724 a side."""
 
 
 @contextmanager
-def column_threads(block: Tensor) -> Iterator[None]:
-    """Compute on one thread, if steps are over ``block`` at most and it is small; then as before.
+def one_thread(*, where: bool) -> Iterator[None]:
+    """Compute on one thread ``where`` it is wanted; then as before.
 
-    Products over a whole layer belong outside. The number of threads is the process's own, so this
-    is for the thread that compiles.
+    The number of threads is the process's own, so this is for the thread that compiles.
     """
     before = torch.get_num_threads()
-    if before == 1 or block.device.type != "cpu" or block.numel() >= SMALL:
+    if before == 1 or not where:
         yield
         return
     torch.set_num_threads(1)
@@ -32,3 +33,8 @@ def column_threads(block: Tensor) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def is_small(block: Tensor) -> bool:
+    """Whether steps over the columns of a block are better done by one thread."""
+    return block.device.type == "cpu" and block.numel() < SMALL_BLOCK

@@ -15,7 +15,7 @@ from qdc.numerics.feedback import (
     quantize_on_grids,
     residual_cost,
 )
-from qdc.numerics.threads import SMALL
+from qdc.numerics.threads import SMALL_BLOCK
 
 RULES: tuple[Compensation, ...] = get_args(Compensation)
 
@@ -212,7 +212,7 @@ def test_feedback_on_grids_beats_rounding_to_them() -> None:
     assert cost(weight, dense, metric) < 0.8 * cost(weight, plain, metric)
 
 
-@pytest.mark.parametrize(("rows", "inside"), [(5, 1), (SMALL // 8, 2)])
+@pytest.mark.parametrize(("rows", "inside"), [(5, 1), (SMALL_BLOCK // 8, 2)])
 def test_small_blocks_are_quantized_on_one_thread(rows: int, inside: int) -> None:
     """Threads that wait for each other after every column cost more than they compute."""
     weight, _, upper = problem(0, rows=rows)
