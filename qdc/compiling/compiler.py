@@ -30,9 +30,10 @@ from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import Region
+from qdc.ir.graph import ModelFacts, Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
+from qdc.passkit.calibration import CalibrationOptions
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
@@ -107,6 +108,8 @@ def run_job(
         step.check(program.graph)
     calibration = job.calibration()
     same(world, _agreed(job, checkpoint, calibration))
+    if calibration is not None and not job.options.resume:
+        _look_at_text(job.plan, calibration, program.graph.model)
     digest = from_first(
         world,
         lambda: checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total)),
@@ -180,6 +183,16 @@ def _everywhere(
     shared: Shared = {"processes": world.size, "sent_bytes": int(sent)}
     text = from_first(world, lambda: make(shared).model_dump_json())
     return CompileReport.model_validate_json(text)
+
+
+def _look_at_text(plan: Plan, calibration: Calibration, model: ModelFacts) -> None:
+    """Draw what passes will ask for, before the first of them takes its time.
+
+    Raises ``InvalidCalibration`` for a text that is too short, too little, or of other tokens.
+    """
+    for step in plan.passes():
+        if isinstance(step, CalibrationOptions):
+            step.draw_clean(calibration, model)
 
 
 def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -> dict[str, str]:
