@@ -58,9 +58,11 @@ def generate_command(
     if as_json:
         print_json({"text": answer, **_figures(found, len(tokens), options.length)})
         return
-    if sys.stdout.isatty() and not written.messages:
-        console().print(Text(written.text, style="dim"), end="", soft_wrap=True)
-    sys.stdout.write(answer + "\n")
+    if sys.stdout.isatty():
+        # As the live view drew it: lines break between words, at the edge of the terminal.
+        console().print(Text(written.text, style="dim").append(answer, style="not dim"))
+    else:
+        sys.stdout.write(answer + "\n")
     sys.stdout.flush()
     sys.stderr.write(
         f"{found.written} tokens, {found.steps} steps, {found.forwards} forwards, "

@@ -20,7 +20,6 @@ app = typer.Typer(
     name="qdc",
     cls=Group,
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
