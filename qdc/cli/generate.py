@@ -50,7 +50,7 @@ def generate_command(
         if verifier is None
         else load_verifier(verifier, opened.device, opened.tokenizer, opened.facts.vocabulary)
     )
-    with _shown(opened, added, as_json) as watch:
+    with shown(opened, added, as_json=as_json) as watch:
         found = decode(
             opened.module, [tokens], options, opened.decoding, watch, checks, strategies=strategies
         )
@@ -87,7 +87,7 @@ def _figures(found: Decoded, prompt: int, length: int) -> dict[str, object]:
 
 
 @contextmanager
-def _shown(opened: Opened, hidden: int, as_json: bool) -> Iterator[Watch]:
+def shown(opened: Opened, hidden: int, *, as_json: bool = False) -> Iterator[Watch]:
     """Draw each state on a terminal, without its first ``hidden`` tokens; else show a bar."""
     if as_json or not sys.stdout.isatty():
         with progress() as update:

@@ -42,15 +42,7 @@ def read_prompt(asked: Asked, running: RunOptions) -> Written:
         if asked.prompt is None:
             raise QdcError("there is no prompt", help="give a text, or - for stdin")
         return Written(_not_empty(given_text(asked.prompt)), asked.special)
-    messages = [] if asked.turns is None else read_turns(asked.turns)
-    if asked.system is not None:
-        if any(each.role == SYSTEM for each in messages):
-            raise QdcError(
-                "--system gives a system message, and the turns have one",
-                where=[str(asked.turns)],
-                help="leave one of them out",
-            )
-        messages.insert(0, Message(SYSTEM, asked.system))
+    messages = list(read_history(asked))
     if asked.prompt is not None:
         messages.append(Message(USER, _not_empty(given_text(asked.prompt))))
     if not messages or messages[-1].role != USER:
@@ -62,10 +54,24 @@ def read_prompt(asked: Asked, running: RunOptions) -> Written:
     return Written(messages=tuple(messages))
 
 
+def read_history(asked: Asked) -> tuple[Message, ...]:
+    """The messages before what is answered: a system message, and turns. Raises ``QdcError``."""
+    messages = [] if asked.turns is None else read_turns(asked.turns)
+    if asked.system is not None:
+        if any(each.role == SYSTEM for each in messages):
+            raise QdcError(
+                "--system gives a system message, and the turns have one",
+                where=[str(asked.turns)],
+                help="leave one of them out",
+            )
+        messages.insert(0, Message(SYSTEM, asked.system))
+    return tuple(messages)
+
+
 def _not_empty(prompt: str) -> str:
     if not prompt.strip():
         raise QdcError(
-            "PROMPT is empty, and an answer to nothing is noise",
+            "the prompt is empty, and an answer to nothing is noise",
             help="give a text to continue, as in 'def read(path):', or - to read stdin",
         )
     return prompt

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from qdc.artifact.card import Figures, card_text
+from qdc.artifact.digests import CARD
 from qdc.artifact.emission import Emission
 from qdc.artifact.partial import Partial, repair
 from qdc.artifact.writer import ArtifactWriter
 from qdc.checkpoint.folder import Checkpoint
-from qdc.compiling.collect import full_text
+from qdc.compiling.collect import full_text, layer_reports
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
 from qdc.compiling.finished import finished_report
@@ -30,7 +32,7 @@ from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import ModelFacts, Region
+from qdc.ir.graph import LayerGraph, ModelFacts, Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.passkit.calibration import CalibrationOptions
@@ -162,6 +164,9 @@ def run_job(
         runner.run(region_done, savepoints.save if alone else lambda step: None, first)
         _verify(job, workspace)
         job.backend.finish(emission)
+        writer.file(
+            CARD, card_text(checkpoint, origin, _figures(program.graph, checkpoint, writer))
+        )
         writer.seal()
 
         def finished(shared: Shared) -> CompileReport:
@@ -172,6 +177,22 @@ def run_job(
             return report
 
         return _everywhere(world, workspace, finished)
+
+
+def _figures(graph: LayerGraph, checkpoint: Checkpoint, writer: ArtifactWriter) -> Figures:
+    """What the card of the artifact says in numbers."""
+    rows = tuple(layer_reports(graph))
+    weights = sum(row.weights for row in rows)
+    signs = all(row.bits_word == "sign bits" for row in rows)
+    return Figures(
+        layers=len(rows),
+        weights=weights,
+        bits_word="sign bits" if signs else "code bits",
+        bits=sum(row.payload_bits for row in rows) / max(1, weights),
+        effective_bits=8 * sum(row.nbytes for row in rows) / max(1, weights),
+        bytes_before=checkpoint.nbytes,
+        tensor_bytes=writer.tensor_bytes,
+    )
 
 
 def _everywhere(

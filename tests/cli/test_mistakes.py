@@ -100,7 +100,7 @@ def test_name_of_a_strategy_and_of_a_pass(model: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("chat", [True, False])
 def test_empty_prompt(chat: bool) -> None:
     asked = Asked(" \n", special=False, chat=chat, system=None, turns=None)
-    with pytest.raises(QdcError, match="PROMPT is empty"):
+    with pytest.raises(QdcError, match="the prompt is empty"):
         read_prompt(asked, RunOptions())
 
 
