@@ -68,7 +68,7 @@ def test_commands_and_code_of_the_card_work(
     monkeypatch.chdir(out.parent)
     text = card.replace("FOLDER", "out")
     (code,) = (part.partition("```")[0] for part in text.split("```python\n")[1:])
-    exec(code, {})  # noqa: S102
+    exec(code, {})
     assert "qdc chat out" in text
     assert run(["run", "out", "for i in <mask>(10):"]) == 0
     assert run(["verify", "out"]) == 0
