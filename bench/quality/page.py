@@ -5,13 +5,13 @@ from pathlib import Path
 
 from bench.common.files import write
 from bench.common.markdown import replace_part
+from qdc.comparing.result import Result
 
 from . import plots
 from .ablations import ablations
 from .cases import METHOD, TIMING
 from .jobs import Job, Settings
 from .panels import ablation_bars
-from .result import Result
 from .tables import (
     ablation_tables,
     checklist,

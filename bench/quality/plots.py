@@ -19,13 +19,12 @@ from bench.common.style import (
     ORDERS,
     figure,
     plain_numbers,
-    spread_labels,
     styled,
     svg,
 )  # fmt: skip
-
-from .result import Result
-from .statistics import gap
+from qdc.comparing.labels import spread_labels
+from qdc.comparing.result import Result
+from qdc.comparing.statistics import gap
 
 Methods = Mapping[str, Sequence[Result]]
 """Results over seeds by name."""

@@ -19,6 +19,7 @@ BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = (
     "allocation.md",
     "calibration.md",
+    "compare.md",
     "decoding.md",
     "format.md",
     "huggingface.md",
@@ -51,7 +52,9 @@ def test_code_on_the_page_runs(
 ) -> None:
     """A block that starts with a file name becomes that file; every other one is executed."""
     width = NARROW if page == "allocation.md" else 256
-    write_checkpoint(tmp_path / "examples" / "tiny-llada", d_model=width, mlp_hidden_size=384)
+    model = tmp_path / "examples" / "tiny-llada"
+    write_checkpoint(model, d_model=width, mlp_hidden_size=384)
+    shutil.copyfile(ROOT / "examples" / "tiny-llada" / "heldout.jsonl", model / "heldout.jsonl")
     shutil.copytree(ROOT / "examples" / "plugins", tmp_path / "examples" / "plugins")
     monkeypatch.chdir(tmp_path)
     for number, (language, text) in enumerate(blocks(page)):
