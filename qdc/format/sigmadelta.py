@@ -127,7 +127,7 @@ class SigmaDeltaCode(Codec):
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedSigmaDelta:
         """Latent numbers, scales and means that start at the working tensors."""
         blocks = self.blocks(int(working["seed"]), weight.device)
-        return RelaxedSigmaDelta(working, weight, blocks)
+        return RelaxedSigmaDelta(working, blocks)
 
     @staticmethod
     def working(blocks: Sequence[Coded], seed: int) -> dict[str, Tensor]:

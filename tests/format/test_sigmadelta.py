@@ -99,7 +99,7 @@ def test_what_no_writer_writes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("levels", ["ternary", "binary"])
-def test_a_relaxation_starts_at_the_codes_and_moves_towards_the_weight(levels: Levels) -> None:
+def test_a_relaxation_starts_at_the_codes_and_gradients_move_them(levels: Levels) -> None:
     codec = SigmaDeltaCode(rows=6, columns=160, length=160, levels=levels)
     working, weight = made(codec, 3), noise(6, 160)
     layer = codec.relax(working, weight)
