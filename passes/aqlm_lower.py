@@ -189,7 +189,8 @@ class AqlmLower(Lowering):
         )
         states = 4 * self.beam * weights
         costs = 2 * 4 * min(COSTS, searched * self.beam)
-        nbytes = (10 * 4 + 3 * 8) * weights + (3 * 4 + 2 * 8) * squares + states + costs
+        matrices = (3 * 4 + 2 * 8 + self.factored * (4 + 8)) * squares
+        nbytes = (10 * 4 + 3 * 8) * weights + matrices + states + costs
         return nbytes + 3 * 8 * self.codebooks * vectors, work
 
     def lower(self, unit: Unit, node: Node) -> tuple[Aqlm, Tensors]:
