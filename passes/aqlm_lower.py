@@ -77,14 +77,14 @@ class AqlmLower(Lowering):
         "aqlm-shared": Preset(
             "stages(calibrate-cross,sensitivity{damp=0.1},aqlm-lower{"
             "start=conditional cluster-steps=25 update=solve feedback=true damped=true "
-            "asymmetry=1}),polish,pack",
+            "asymmetry=1}),pack",
             2,
             "arXiv 2401.06118",
         ),
         "aqlm-narrow": Preset(
             "stages(calibrate-cross,sensitivity{damp=0.1},aqlm-lower{codebooks=1 group=4 "
             "start=conditional cluster-steps=25 update=solve feedback=true damped=true "
-            "asymmetry=1}),polish,pack",
+            "asymmetry=1}),pack",
             2,
             "arXiv 2401.06118",
         ),
