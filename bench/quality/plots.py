@@ -45,7 +45,7 @@ def loss_by_bits(methods: Methods) -> str:
                 None if math.isnan(found.deviation) else found.deviation,
             )
         )
-    what = "gap: rise of the masked cross-entropy at ratio 0.5, nats a token"
+    what = "gap at ratio 0.5, nats a token"
     return standalone(figures.loss_by_bits(points, what))
 
 

@@ -216,6 +216,9 @@ def rows(found: Sequence[Variant], seeds: Sequence[int], setup: Setup) -> Iterat
     """Each variant with its jobs; what cannot be run on the model has an error instead."""
     for variant in found:
         notes = [f"has no option {option}" for option in variant.lacks]
+        notes += [
+            f"is run without {option}, which it does not go with" for option in variant.dropped
+        ]
         if variant.error:
             yield Row(variant, (), tuple(notes), variant.error)
             continue
