@@ -178,7 +178,8 @@ class SdqAllocate(Pass):
         longest = max(node.columns / node.rows for node in nodes)
         likely = [node for node in nodes if node.columns / node.rows == longest]
         node = likely[below(len(likely), 1, "sdq layer", self.seed)[0]]
-        blocks = sample(unit.weight(node), self.seed)
+        (weight,) = unit.row_parts(node, node.rows)
+        blocks = sample(weight, self.seed)
         rotation = RandomHadamard.of(blocks.shape[1], random_seed("sdq", self.seed), unit.device)
         code = SigmaDelta(
             rotation, int(BLOCK * self.ratio) * len(rotation.signs) // BLOCK, self.levels

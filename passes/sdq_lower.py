@@ -67,8 +67,9 @@ class SdqLower(CompensatedLowering):
             "arXiv 2510.03275",
         ),
         "sdq-shared": Preset(
-            "sdq-allocate{scope=layer},stages(calibrate-cross,sensitivity{damp=0.1},"
-            "sdq-lower{asymmetry=1 sweeps=2 rounds=2}),pack",
+            "sdq-allocate{scope=layer sd-scale=0.95 p-scale=0.85},"
+            "stages(calibrate-cross,sensitivity{damp=0.1},"
+            "sdq-lower{asymmetry=1 sweeps=2 rounds=4}),pack",
             1.98,
             "arXiv 2510.03275, our loop",
         ),

@@ -131,8 +131,6 @@ def compare(
     model_dir: PathLike,
     methods: str | Sequence[str],
     *,
-    text: PathLike,
-    out: PathLike,
     progress: StepProgress | None = None,
     **options: Unpack[CompareKeywords],
 ) -> CompareResult: ...

@@ -52,8 +52,10 @@ class Display(Listener):
         self._end(job, f"done    {job.path}   {text}", "")
 
     def failed(self, job: Job, error: str) -> None:
-        """Say the first line of the error; the table has all of it."""
-        self._end(job, f"failed  {job.path}: {error.splitlines()[0]}", "red")
+        """Say what the error comes to; the table has all of it."""
+        first, *more = error.splitlines()
+        said = f"{first}: {more[-1]}" if more and first.startswith("exit status") else first
+        self._end(job, f"failed  {job.path}: {said}", "red")
 
     def _end(self, job: Job, text: str, style: str) -> None:
         with self.lock:

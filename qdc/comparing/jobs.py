@@ -9,7 +9,8 @@ from typing import Any
 from qdc.checkpoint.folder import Checkpoint
 from qdc.comparing.methods import Method, checked, overrides, parse_methods
 from qdc.comparing.options import CompareOptions
-from qdc.comparing.runner import SCRATCH, Job
+from qdc.comparing.runner import Job
+from qdc.comparing.scratch import scratch_folder
 from qdc.comparing.vary import Axis, Variant, parse_axis, variants
 from qdc.comparing.work import Calibrating, Judging, Work, digest_of
 from qdc.compiling.collect import full_text
@@ -153,7 +154,7 @@ class Setup:
             document_tokens=self.document_tokens,
             judging=self.judging,
             original=self.out.resolve() / f"original-{self.judged}.json",
-            scratch=self.out.resolve() / SCRATCH,
+            scratch=scratch_folder(self.out.resolve()),
             keep=None if self.artifacts is None else self.artifacts.resolve() / digest,
             device=self.device,
             plugins=tuple(path.resolve() for path in self.plugins),
@@ -215,6 +216,9 @@ def rows(found: Sequence[Variant], seeds: Sequence[int], setup: Setup) -> Iterat
     """Each variant with its jobs; what cannot be run on the model has an error instead."""
     for variant in found:
         notes = [f"has no option {option}" for option in variant.lacks]
+        notes += [
+            f"is run without {option}, which it does not go with" for option in variant.dropped
+        ]
         if variant.error:
             yield Row(variant, (), tuple(notes), variant.error)
             continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from qdc.comparing.hooks import Look, watching
 from qdc.comparing.result import Drift, Losses
 from qdc.evaluation.evaluate import BATCH, RATIOS, SEEDS
 from qdc.evaluation.masked_loss import Logits, Sums, masked_sums, ratio_mask
+from qdc.frontend.select import holder
 from qdc.ir.graph import LayerGraph, Node
 from qdc.models.predictions import predictions
 
@@ -130,10 +132,11 @@ def drift(
         hidden, shift = torch.ones_like(clean, dtype=torch.bool), NEXT_TOKEN_SHIFT
         hidden[:, 0] = False
     layers = {node.name: _Share() for node in graph.layers()}
+    here, there = holder(candidate), holder(original)
     compared = {
-        node.path: _against(candidate.get_submodule(node.path), layers[node.name])
+        node.path: _against(here.get_submodule(node.path), layers[node.name])
         for node in graph.layers()
-        if _is_module(candidate, node) and _is_module(original, node)
+        if _is_module(here, node) and _is_module(there, node)
     }
     regions = [_Share() for _ in graph.regions]
     blocks = [graph.structure.prefix + region.name for region in graph.regions]
@@ -143,14 +146,12 @@ def drift(
         tokens, masked = clean[part].to(device), hidden[part].to(device)
         if mask_id is not None:
             tokens = tokens.masked_fill(masked, mask_id)
-        with watching(original, compared):
+        with watching(there, compared):
             outputs, logits = _blocks(original, blocks, tokens)
         own, predicted = _blocks(candidate, blocks, tokens)
-        for share, here, there in zip(regions, own, outputs, strict=True):
-            share.add(here[masked], there[masked])
-        expected = predictions(logits, masked, shift).double().log_softmax(-1)
-        found = predictions(predicted, masked, shift).double().log_softmax(-1)
-        divergence += float((expected.exp() * (expected - found)).sum())
+        for share, found, due in zip(regions, own, outputs, strict=True):
+            share.add(found[masked], due[masked])
+        divergence += _divergence(*(predictions(x, masked, shift) for x in (logits, predicted)))
     return Drift(
         layers={name: share.value for name, share in layers.items() if share.total},
         regions=tuple(share.value for share in regions),
@@ -174,6 +175,12 @@ class _Share:
         return self.lost / self.total
 
 
+def _divergence(due: Tensor, found: Tensor) -> float:
+    """Sum of KL(due || found) over tokens, both logits ``[tokens, vocabulary]``."""
+    expected, mine = due.double().log_softmax(-1), found.double().log_softmax(-1)
+    return float((expected.exp() * (expected - mine)).sum())
+
+
 def _is_module(model: nn.Module, node: Node) -> bool:
     """Whether the layer can be watched: experts of some families are slices of one tensor."""
     try:
@@ -190,6 +197,11 @@ def _against(peer: nn.Module, share: _Share) -> Look:
 def _blocks(model: nn.Module, paths: Sequence[str], tokens: Tensor) -> tuple[list[Tensor], Tensor]:
     """The output of each block, and the logits."""
     found: list[Tensor] = []
-    with watching(model, dict.fromkeys(paths, lambda read, output: found.append(output))):
+
+    def keep(read: Tensor, output: Any) -> None:
+        # Some classes of transformers give a tuple, whose first is the residual stream.
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    with watching(holder(model), dict.fromkeys(paths, keep)):
         logits: Tensor = model(tokens)
     return found, logits

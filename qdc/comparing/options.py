@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypedDict
+from typing import Annotated, Any, ClassVar, Required, Self, TypedDict
 
 from pydantic import BeforeValidator, model_validator
 
@@ -138,6 +138,8 @@ class CompareOptions(Options):
 class CompareKeywords(TypedDict, total=False):
     """What type checkers and editors know of the keywords of ``qdc.compare``."""
 
+    text: Required[PathLike]
+    out: Required[PathLike]
     seeds: int | str | Sequence[int]
     vary: str | Sequence[str]
     calibration: PathLike | None

@@ -61,7 +61,7 @@ def _plots(compared: CompareResult, measured: Sequence[MethodRow]) -> list[dict[
             if (rise := row.at(ratio)) is not None and row.effective_bits is not None
         ]
         if points:
-            what = "rise of the cross-entropy over the original, nats a token"
+            what = "rise of the cross-entropy, nats a token"
             found.append({"ratio": ratio, "svg": Markup(figures.loss_by_bits(points, what))})
     return found
 

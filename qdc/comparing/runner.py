@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qdc.comparing.result import Result, read
+from qdc.comparing.scratch import clear
 from qdc.comparing.work import Work
 from qdc.comparing.worker import MARK
 from qdc.errors import printable
@@ -26,8 +26,6 @@ LAST = 12
 GRACE = 5.0
 """Seconds that a process may take to end when it is told to."""
 WORKER = "qdc.comparing.worker"
-SCRATCH = "scratch"
-"""The folder, beside the results, of what processes need for a while."""
 
 _children: set["subprocess.Popen[bytes]"] = set()
 
@@ -130,7 +128,7 @@ def run_all(
             finally:
                 pool.shutdown()
     finally:
-        shutil.rmtree(out / SCRATCH, ignore_errors=True)
+        clear(out)
     return outcome
 
 

@@ -1,5 +1,6 @@
 """``--vary option=a,b``: each method that has the option is run once with each value."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -7,7 +8,7 @@ from itertools import product
 from qdc.comparing.methods import Method, checked, steps_with
 from qdc.errors import InvalidPipeline, QdcError, UnknownName, nearest
 from qdc.pipeline.builder import configured
-from qdc.pipeline.passbase import Pass
+from qdc.pipeline.passbase import Pass, option_text
 from qdc.pipeline.plan import Group, Plan
 from qdc.pipeline.registry import Registry
 from qdc.pipeline.syntax import Item
@@ -35,6 +36,8 @@ class Variant:
     lacks: tuple[str, ...] = ()
     """Options that no pass of it has."""
     error: str = ""
+    dropped: tuple[str, ...] = ()
+    """Options that a pass does not take together with the values, and that were left out."""
 
     @property
     def name(self) -> str:
@@ -98,32 +101,55 @@ def _of(method: Method, axes: Sequence[Axis], registry: Registry) -> Iterator[Va
         return
     for values in product(*(axis.values for axis in mine)):
         settings = {axis.option: value for axis, value in zip(mine, values, strict=True)}
+        dropped: list[str] = []
         try:
-            plan = checked(_changed(method.plan, settings), registry)
+            plan = checked(_changed(method.plan, settings, dropped), registry)
         except QdcError as error:
             yield Variant(method, settings, lacks=lacks, error=str(error))
         else:
-            yield Variant(method, settings, str(plan), plan, lacks)
+            left_out = tuple(dict.fromkeys(dropped))
+            yield Variant(method, settings, str(plan), plan, lacks, dropped=left_out)
 
 
-def _changed(plan: Plan, settings: Mapping[str, str]) -> Plan:
+def _changed(plan: Plan, settings: Mapping[str, str], dropped: list[str]) -> Plan:
     return Plan(
         tuple(
-            replace(item, passes=tuple(_set(step, settings) for step in item.passes))
+            replace(item, passes=tuple(_set(step, settings, dropped) for step in item.passes))
             if isinstance(item, Group)
-            else _set(item, settings)
+            else _set(item, settings, dropped)
             for item in plan.items
         )
     )
 
 
-def _set(step: Pass, settings: Mapping[str, str]) -> Pass:
-    """The pass with other values of the options that it has. Raises ``InvalidPipeline``."""
+def _set(step: Pass, settings: Mapping[str, str], dropped: list[str]) -> Pass:
+    """The pass with other values of the options that it has.
+
+    Where it refuses them beside one other option of its own, as ``geometry=clean`` refuses a
+    ``prefix`` that only masks have, that one is left out and noted in ``dropped``.
+
+    Raises ``InvalidPipeline``.
+    """
     fields = {name.replace("_", "-") for name in type(step).model_fields}
     given: dict[str, str | tuple[str, ...]] = {k: v for k, v in settings.items() if k in fields}
     if not given:
         return step
     text = f"{step.name}{{{' '.join(f'{key}={value}' for key, value in given.items())}}}"
-    made = configured(type(step), Item(step.name, 0, given), text, step.model_dump())
+    item, own = Item(step.name, 0, given), step.model_dump()
+    try:
+        return _made(step, item, text, own)
+    except InvalidPipeline:
+        for name, value in step.options().items():
+            field = name.replace("-", "_")
+            rest = {key: kept for key, kept in own.items() if key != field}
+            with contextlib.suppress(InvalidPipeline):
+                made = _made(step, item, text, rest)
+                dropped.append(f"{name}={option_text(value)}")
+                return made
+        raise
+
+
+def _made(step: Pass, item: Item, text: str, given: Mapping[str, object]) -> Pass:
+    made = configured(type(step), item, text, given)
     assert isinstance(made, Pass)
     return made

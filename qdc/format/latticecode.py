@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import SIZE_LIMIT, Codec, Tensors
+from qdc.format.relaxedlattice import RelaxedLattice
 from qdc.ir.types import ValueType
 from qdc.numerics.hadamard import random_signs, transform_size, walsh_hadamard
 from qdc.numerics.lattice import SIZE, lattice_points
@@ -99,6 +100,11 @@ class LatticeCode(Codec):
         """The scale over the norm of both transforms, rounded to fp32."""
         norm = math.sqrt(transform_size(self.rows) * transform_size(self.columns))
         return float(torch.tensor(float(scale) / norm, dtype=torch.float32))
+
+    def relax(self, working: Tensors, weight: Tensor) -> RelaxedLattice:
+        """The scale alone, which starts at the working tensors'."""
+        one = torch.ones_like(working["scale"])
+        return RelaxedLattice(working, self.dense({**working, "scale": one}))
 
     @staticmethod
     def stored_codes(codes: Tensor) -> Tensor:

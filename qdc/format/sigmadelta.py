@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
+from qdc.format.relaxedsigmadelta import RelaxedSigmaDelta
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import BLOCK, block_slices
@@ -122,6 +123,11 @@ class SigmaDeltaCode(Codec):
                 made[sizes] = SigmaDelta(rotation, sizes[1], self.levels)
             found.append(made[sizes])
         return found
+
+    def relax(self, working: Tensors, weight: Tensor) -> RelaxedSigmaDelta:
+        """Latent numbers, scales and means that start at the working tensors."""
+        blocks = self.blocks(int(working["seed"]), weight.device)
+        return RelaxedSigmaDelta(working, blocks)
 
     @staticmethod
     def working(blocks: Sequence[Coded], seed: int) -> dict[str, Tensor]:

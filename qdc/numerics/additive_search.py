@@ -95,9 +95,7 @@ def _sweep_rows(
             best = torch.where(least < 0, best, before)
         else:
             since, parent, best = _best_states(since, change)
-            codes, gradient, old = _follow(codes, parent), _follow(gradient, parent), _follow(
-                old, parent
-            )  # fmt: skip
+            codes, gradient, old = (_follow(held, parent) for held in (codes, gradient, old))
         codes[:, :, book, at] = best
         moved = old - entries(table, best)
         gradient += moved @ problem.moment[part]

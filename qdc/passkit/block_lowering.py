@@ -44,14 +44,46 @@ class Problem(NamedTuple):
     upper: Tensor
 
 
-class CompensatedLowering(Lowering, ABC):
-    """A pass whose blocks hand their errors on, and that may take its inputs' drift back."""
+class CompensationOptions(Lowering, ABC):
+    """How blocks hand their errors on.
 
-    requires: ClassVar[Kinds] = (Factor,)
+    The options of the loop are in classes of their own because their order is that of a pipeline's
+    text: a class that mixes them has those of its last base first.
+    """
 
     compensation: Compensation = Field(
         default="exact", description="how a block's error moves to later blocks"
     )
+
+
+class FeedbackOptions(CompensationOptions, ABC):
+    """How the codes of a block are chosen."""
+
+    feedback: bool = Field(
+        default=True, description="choose codes column by column, seeing each other's errors"
+    )
+    rounds: int = Field(
+        default=2, ge=0, le=100, description="refits of the levels, each with feedback anew"
+    )
+    sweeps: int = Field(
+        default=1, ge=0, le=100, description="sweeps over the columns after each feedback"
+    )
+
+    @model_validator(mode="after")
+    def _loop_ignores_nothing(self) -> "FeedbackOptions":
+        fields = type(self).model_fields
+        if not self.feedback:
+            for option in ("rounds", "sweeps"):
+                if getattr(self, option) != fields[option].default:
+                    raise ValueError(f"feedback=false does not read {option}")
+        return self
+
+
+class DriftOptions(Lowering, ABC):
+    """How a layer takes the drift of its inputs back."""
+
+    requires: ClassVar[Kinds] = (Factor,)
+
     asymmetry: float = Field(
         default=0,
         ge=0,
@@ -63,7 +95,7 @@ class CompensatedLowering(Lowering, ABC):
     )
 
     @model_validator(mode="after")
-    def _target_is_read(self) -> "CompensatedLowering":
+    def _target_is_read(self) -> "DriftOptions":
         if self.target != type(self).model_fields["target"].default and not self.asymmetry:
             raise ValueError(f"target={self.target} says how asymmetry acts, and asymmetry is 0")
         return self
@@ -71,17 +103,6 @@ class CompensatedLowering(Lowering, ABC):
     def needs(self) -> Kinds:
         """What a layer is to take back is in the cross moment."""
         return (*self.requires, CrossMoment) if self.asymmetry else self.requires
-
-    def compensation_effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
-        """Bytes and arithmetic of moving errors along, and of the drift's target or term."""
-        weights, squares = node.rows * node.columns, node.columns**2
-        nbytes, work = COPIES * unit.weight(node), Work(products=weights * node.columns)
-        if self.asymmetry and self.target == "whole":
-            work += Work(products=6 * weights * node.columns)
-        elif self.asymmetry:
-            nbytes += 3 * 4 * squares
-            work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
-        return nbytes, work
 
     def problem(self, unit: Unit, node: Node) -> Problem:
         """Read what the loop is to solve for a layer, which carries a factor."""
@@ -110,27 +131,23 @@ class CompensatedLowering(Lowering, ABC):
         return None if cross is None else asymmetry_term(cross, upper, self.asymmetry)
 
 
-class BlockLowering(CompensatedLowering, ABC):
+class CompensatedLowering(DriftOptions, CompensationOptions, ABC):
+    """A pass whose blocks hand their errors on, and that may take its inputs' drift back."""
+
+    def compensation_effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
+        """Bytes and arithmetic of moving errors along, and of the drift's target or term."""
+        weights, squares = node.rows * node.columns, node.columns**2
+        nbytes, work = COPIES * unit.weight(node), Work(products=weights * node.columns)
+        if self.asymmetry and self.target == "whole":
+            work += Work(products=6 * weights * node.columns)
+        elif self.asymmetry:
+            nbytes += 3 * 4 * squares
+            work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
+        return nbytes, work
+
+
+class BlockLowering(CompensatedLowering, FeedbackOptions, ABC):
     """A pass that quantizes the blocks of a layer left to right, by a fit of its own."""
-
-    feedback: bool = Field(
-        default=True, description="choose codes column by column, seeing each other's errors"
-    )
-    rounds: int = Field(
-        default=2, ge=0, le=100, description="refits of the levels, each with feedback anew"
-    )
-    sweeps: int = Field(
-        default=1, ge=0, le=100, description="sweeps over the columns after each feedback"
-    )
-
-    @model_validator(mode="after")
-    def _loop_ignores_nothing(self) -> "BlockLowering":
-        fields = type(self).model_fields
-        if not self.feedback:
-            for option in ("rounds", "sweeps"):
-                if getattr(self, option) != fields[option].default:
-                    raise ValueError(f"feedback=false does not read {option}")
-        return self
 
     def loop_effort(self, unit: Forecast, node: Node, width: int) -> tuple[int, Work]:
         """Bytes and arithmetic of the loop alone, over blocks of ``width`` columns."""

@@ -18,6 +18,11 @@ from matplotlib.figure import Figure
 
 INK, MUTED, LINE, ACCENT, SURFACE = "#100001", "#100002", "#100003", "#100004", "#100005"
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface"}
+LIGHT = {
+    "ink": "#16181d", "muted": "#626a78", "line": "#dfe3ea", "accent": "#3453d9",
+    "surface": "#ffffff",
+}  # fmt: skip
+"""The variables of the style sheet on a light ground."""
 PIXEL = 1 / 96
 """One CSS pixel in inches."""
 STYLE = {
@@ -104,3 +109,11 @@ def log_ticks(low: float, high: float) -> list[float]:
         if len(ticks) <= 5:
             return ticks or [low, high]
     return ticks[:: -(-len(ticks) // 5)]
+
+
+def standalone(drawing: str) -> str:
+    """A drawing as a file of its own, on a light ground, for what has no style sheet."""
+    for variable, color in LIGHT.items():
+        drawing = drawing.replace(f"var(--{variable})", color)
+    drawing = drawing.replace("<svg ", f'<svg style="background:{LIGHT["surface"]}" ', 1)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{drawing}\n'

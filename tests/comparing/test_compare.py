@@ -13,7 +13,7 @@ import pytest
 
 import qdc
 from qdc.cli import run
-from qdc.comparing import runner
+from qdc.comparing import runner, scratch
 from qdc.comparing.result import Result
 from qdc.comparing.table import CompareResult
 from qdc.errors import OutputExists, QdcError, UnknownName
@@ -42,7 +42,7 @@ class GiveUp(Pass):
 METHODS = (
     "data-free,small=stages(calibrate-mcs,rtn-lower{group=32}),pack,broken=give-up,rtn-lower,pack"
 )
-SHORT = {"samples": 4, "length": 16, "windows": 8, "held_length": 16, "masks": 1}
+SHORT: dict[str, Any] = {"samples": 4, "length": 16, "windows": 8, "held_length": 16, "masks": 1}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
 
 
@@ -168,7 +168,7 @@ def test_data_and_page_lie_in_the_folder(compared: Run) -> None:
         found = Result.model_validate_json((out / "results" / name).read_bytes())
         assert f"{found.digest}.json" == name
         assert found.cost.peak_bytes > 10**7
-    assert not (out / "results" / runner.SCRATCH).exists()
+    assert not (out / "results" / scratch.FOLDER).exists()
 
 
 def test_what_is_done_is_not_done_again(

@@ -39,6 +39,14 @@ def test_a_value_replaces_what_the_method_has_written(registry: Registry) -> Non
     assert "feedback=false" in other.pipeline
 
 
+def test_an_option_that_goes_not_with_a_value_is_left_out_and_named(registry: Registry) -> None:
+    clean, masked = made(registry, "release", "geometry=clean,mcs")
+    assert clean.dropped == ("prefix=0.25",)
+    assert "prefix" not in clean.pipeline
+    assert masked.dropped == ()
+    assert "prefix=0.25" in masked.pipeline
+
+
 def test_axes_are_crossed(registry: Registry) -> None:
     found = made(registry, "gptq", "geometry=clean,mcs", "search=clip,minmax")
     assert [dict(each.settings) for each in found] == [

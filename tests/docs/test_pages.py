@@ -35,7 +35,7 @@ PAGES = (
 )
 
 NARROW = 64
-"""Width of the model for a page that measures every order of every block, twice."""
+"""Width of the model for a page that measures every order of every block, twice, or compares."""
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -51,7 +51,7 @@ def test_code_on_the_page_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A block that starts with a file name becomes that file; every other one is executed."""
-    width = NARROW if page == "allocation.md" else 256
+    width = NARROW if page in ("allocation.md", "compare.md") else 256
     model = tmp_path / "examples" / "tiny-llada"
     write_checkpoint(model, d_model=width, mlp_hidden_size=384)
     shutil.copyfile(ROOT / "examples" / "tiny-llada" / "heldout.jsonl", model / "heldout.jsonl")

@@ -84,3 +84,21 @@ def test_what_no_writer_writes_is_refused() -> None:
             codec.check({**stored, suffix: tensor}, "layer")
     with pytest.raises(ValidationError):
         LatticeCode(rows=1 << 21, columns=8)
+
+
+def test_a_relaxation_moves_the_scale_alone() -> None:
+    codec = LatticeCode(rows=6, columns=24)
+    working = made(codec, 2)
+    layer = codec.relax(working, torch.zeros(6, 24))
+    torch.testing.assert_close(layer.dense(), codec.dense(working))
+    assert all(torch.equal(layer.working()[name], working[name]) for name in working)
+    ((_, scale, size),) = layer.trainable()
+    assert size == float(working["scale"])
+    with torch.no_grad():
+        scale.mul_(2)
+    twice = codec.dense(layer.working())
+    torch.testing.assert_close(twice, 2 * codec.dense(working), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        scale.mul_(1e8)
+    with pytest.raises(OverflowError):
+        layer.working()

@@ -8,8 +8,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from qdc.errors import InvalidArtifact
+from qdc.format.relaxedsigmadelta import RelaxedSigmaDelta
 from qdc.format.sigmadelta import SigmaDeltaCode
 from qdc.numerics.sigma_delta import Coded, Levels
+from tests.support.units import noise
 
 
 def made(codec: SigmaDeltaCode, seed: int) -> dict[str, Tensor]:
@@ -94,3 +96,37 @@ def test_what_no_writer_writes_is_refused() -> None:
     for length in (127, 1025):
         with pytest.raises(ValidationError):
             SigmaDeltaCode(rows=1, columns=128, length=length)
+
+
+@pytest.mark.parametrize("levels", ["ternary", "binary"])
+def test_a_relaxation_starts_at_the_codes_and_gradients_move_them(levels: Levels) -> None:
+    codec = SigmaDeltaCode(rows=6, columns=160, length=160, levels=levels)
+    working, weight = made(codec, 3), noise(6, 160)
+    layer = codec.relax(working, weight)
+    torch.testing.assert_close(layer.dense(), codec.dense(working), rtol=0, atol=1e-5)
+    again = layer.working()
+    assert again.keys() == working.keys()
+    assert all(torch.equal(again[name], working[name]) for name in working)
+    before = float((layer.dense().detach() - weight).square().sum())
+    optimizer = torch.optim.Adam([p for _, p, _ in layer.trainable()], lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.autograd.backward((layer.dense() - weight).square().sum())
+        optimizer.step()
+    moved = layer.working()
+    assert not torch.equal(moved["codes"], working["codes"])
+    codec.pack_exactly(moved, "layer")
+    assert float((codec.dense(moved) - weight).square().sum()) < 0.5 * before
+
+
+def test_a_relaxation_has_the_derivatives_of_scale_and_mean() -> None:
+    codec = SigmaDeltaCode(rows=2, columns=40, length=160)
+    working, weight = made(codec, 5), noise(2, 40)
+    layer = codec.relax(working, weight)
+    assert isinstance(layer, RelaxedSigmaDelta)
+    torch.autograd.backward((layer.dense() * weight).sum())
+    for name, tensor in (("scale", layer.scale), ("mean", layer.mean)):
+        moved = {**working, name: working[name].float() + 0.5}
+        change = (codec.dense(moved) - codec.dense(working)) * weight
+        assert tensor.grad is not None
+        torch.testing.assert_close(tensor.grad[:, 0], change.sum(1) / 0.5, rtol=1e-3, atol=1e-5)

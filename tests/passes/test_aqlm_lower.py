@@ -76,6 +76,16 @@ def test_any_width_and_single_rows(options: dict[str, Any], columns: int) -> Non
         note.codec.pack_exactly(note.working(unit.tensors), name)
 
 
+def test_as_many_entries_as_vectors_hold_the_layer_itself() -> None:
+    weight = noise(24, 40)
+    unit = lower({"q": weight}, correlated_moment(40), bits=16, codebooks=1, epochs=0)
+    note = unit.graph.require("q", Aqlm)
+    working = note.working(unit.tensors)
+    assert (note.codec.entries, working["codes"].dtype) == (24 * 5, torch.int32)
+    torch.testing.assert_close(result(unit), weight, rtol=2e-3, atol=1e-6)
+    note.codec.pack_exactly(working, "q")
+
+
 def test_is_better_than_rounding_columns_at_fewer_bits_of_scales() -> None:
     weight, moment = noise(128, 64), correlated_moment(64)
     rounded = make_unit(GptqLower(group=64, search="clip", zero="packed"), {"q": weight})
