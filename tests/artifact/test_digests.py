@@ -74,12 +74,13 @@ def test_every_backend_is_sealed(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_flipped_bits_are_refused_or_harmless_and_found(copy: Path) -> None:
-    """Three flips in every file; ``bench.flips`` makes more."""
-    counts = flip_all(copy, 3 * len(list(copy.iterdir())), 0, control=False)
+    """Three flips in every file that has a digest; ``bench.flips`` makes more."""
+    counts = flip_all(copy, 3 * (len(list(copy.iterdir())) - 1), 0, control=False)
+    assert CARD not in counts
     assert {count.flips for count in counts.values()} == {3}
-    assert [name for name, count in counts.items() if count.found < count.flips] == [CARD]
+    assert [name for name, count in counts.items() if count.found < count.flips] == []
     assert [name for name, count in counts.items() if count.wrong or count.shown] == []
-    assert {name for name, count in counts.items() if count.harmless} <= {"ir.qdc", DIGESTS, CARD}
+    assert {name for name, count in counts.items() if count.harmless} <= {"ir.qdc", DIGESTS}
 
 
 def zero_norm(tensors: dict[str, Tensor]) -> None:

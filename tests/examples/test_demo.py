@@ -1,14 +1,16 @@
 """The last line of ``make demo`` is a command that can be copied as it stands."""
 
+import runpy
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from examples import demo
 from qdc.cli.terminal import console
 
+demo = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "examples" / "demo.py")))
 LONG = Path("a/folder/with/a/name/so/long/that/no/terminal/of/eighty/columns/holds/the/line")
 
 
