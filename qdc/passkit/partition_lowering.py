@@ -93,6 +93,8 @@ class PartitionLowering(BlockLowering):
             raise ValueError("without salient columns and splits neither metric nor search is read")
         if self.reassign and not self.feedback:
             raise ValueError("feedback=false does not read reassign")
+        if self.reassign and not self.splits:
+            raise ValueError("splits=0 does not read reassign: a column has one class")
         return self
 
     @property
