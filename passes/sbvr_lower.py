@@ -84,7 +84,7 @@ class SbvrLower(BlockLowering):
     refits: int = Field(
         default=2, ge=0, le=100, description="fits of each line to the groups that choose it"
     )
-    seed: int = Field(default=0, ge=0, le=1 << 62, description="of the clusters' first centres")
+    seed: int = Field(default=0, ge=0, lt=1 << 32, description="of the clusters' first centres")
 
     @model_validator(mode="after")
     def _search_ignores_nothing(self) -> "SbvrLower":
