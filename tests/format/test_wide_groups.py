@@ -16,24 +16,26 @@ from qdc.format.shiftedternary import ShiftedTernary
 from qdc.format.variablewidth import VariableWidth
 
 ROWS, COLUMNS, WIDE = 3, 8, 1 << 16
-SIZE = {"rows": ROWS, "columns": COLUMNS}
 CODECS: list[Codec] = [
-    BitPlanes(**SIZE, group=WIDE, planes=2, offset=True),
-    SharedTable(**SIZE, group=WIDE, planes=2, offset=True, lines=2),
-    VariableWidth(**SIZE, group=WIDE, bits=(2,)),
-    PartitionedBinary(**SIZE, block=WIDE, form="mean"),
-    MaskedBinary(**SIZE, group=WIDE, salient=0),
-    ShiftedTernary(**SIZE, group=WIDE),
+    kind.model_validate({"rows": ROWS, "columns": COLUMNS, **fields})
+    for kind, fields in (
+        (BitPlanes, {"group": WIDE, "planes": 2, "offset": True}),
+        (SharedTable, {"group": WIDE, "planes": 2, "offset": True, "lines": 2}),
+        (VariableWidth, {"group": WIDE, "bits": (2,)}),
+        (PartitionedBinary, {"block": WIDE, "form": "mean"}),
+        (MaskedBinary, {"group": WIDE, "salient": 0}),
+        (ShiftedTernary, {"group": WIDE}),
+    )
 ]
 LARGEST = 32 * ROWS * COLUMNS
 DTYPES = {"u8": torch.uint8, "f16": torch.float16}
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers the most numbers that any result has."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numbers = 0
 
     def __torch_dispatch__(
