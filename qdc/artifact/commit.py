@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from qdc.artifact import exchange as system
+from qdc.artifact.digests import CARD
 from qdc.disk import read_regular, sync_folder
 from qdc.errors import QdcError
 from qdc.stopping import undisturbed
@@ -95,14 +96,14 @@ def place_report(staged: Path, out: Path) -> None:
 
 
 def artifact_digest(folder: Path) -> str:
-    """SHA-256 over names and bytes of the files other than shards.
+    """SHA-256 over names and bytes of the files other than shards and the card.
 
     Among them is the IR dump, which names the digest of every packed tensor. Raises ``QdcError``
     for a file that cannot be read, or is larger than any of them can be.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix != ".safetensors" and path.is_file():
+        if path.suffix != ".safetensors" and path.name != CARD and path.is_file():
             try:
                 data = read_regular(path, LARGEST)
             except OSError as error:
