@@ -7,6 +7,8 @@ from .allocate import Allocate
 from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
+from .gguf_lower import GgufLower
+from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
 from .pack import Pack
@@ -18,6 +20,7 @@ from .sensitivity import Sensitivity
 
 PASSES = (
     QuantizeVocab,
+    GgufVocab,
     CalibrateMcs,
     CalibrateCross,
     Sensitivity,
@@ -28,6 +31,7 @@ PASSES = (
     DaqLower,
     RtnLower,
     GptqLower,
+    GgufLower,
     Polish,
     Pack,
 )

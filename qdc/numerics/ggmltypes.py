@@ -7,7 +7,7 @@ ggml does. Source: engines-2026.md, GGUF; layouts compared with ggml itself, byt
 (``tests/numerics/test_ggmltypes.py``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -33,6 +33,18 @@ class Fields(NamedTuple):
     scales: Tensor | None = None
     dmin: Tensor | None = None
     minima: Tensor | None = None
+
+    @classmethod
+    def joined(cls, blocks: "Sequence[Fields]") -> "Fields":
+        """Blocks of the same rows side by side."""
+        parts = zip(*blocks, strict=True)
+        first = blocks[0]
+        return cls(
+            *(
+                None if of_first is None else torch.cat([part for part in each if part is not None], 1)
+                for of_first, each in zip(first, parts, strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)
