@@ -5,8 +5,8 @@ multiply them. llama.cpp rounds each weight once, with the diagonal of the momen
 its importance. Here codes are chosen column by column, each seeing the errors of the others, and
 the integers and super-scales of a block are refitted in the metric of what later columns cannot
 compensate (Schur complement), drift taken back by ``asymmetry``. What is stored is a block of ggml,
-byte for byte, and fills the tensor of a GGUF file. ``mix`` stores what llama.cpp's Q2_K files hold
-in Q3_K as Q3_K: values, outputs of the attention, and ``down``. A layer whose columns are no whole
+byte for byte, and fills the tensor of a GGUF file. ``type=Q2_K`` is the mix that llama.cpp calls so:
+values, outputs of the attention and ``down`` in Q3_K. A layer whose columns are no whole
 blocks is stored as Q8_0, and a remark says so. Source of the loop: related-systems.md A4, A5.
 
     before   %h0.q = linear %x   w f16[64,512]
@@ -37,7 +37,6 @@ from qdc.passkit import (
     Work,
     block_metric,
     block_slices,
-    model_validator,
 )
 
 LOOP = "stages(calibrate-cross,sensitivity{damp=0.1},gguf-lower{%s}),pack"
@@ -57,22 +56,16 @@ class GgufLower(BlockLowering):
     provides: ClassVar[Kinds] = (GgmlBlocks,)
     presets: ClassVar = {
         "gguf": Preset("gguf-vocab," + LOOP % "asymmetry=1"),
-        "gguf-q3": Preset("gguf-vocab," + LOOP % "type=Q3_K mix=false asymmetry=1"),
-        "gguf-ternary": Preset("gguf-vocab," + LOOP % "type=TQ2_0 mix=false asymmetry=1"),
+        "gguf-q3": Preset("gguf-vocab," + LOOP % "type=Q3_K asymmetry=1"),
+        "gguf-ternary": Preset("gguf-vocab," + LOOP % "type=TQ2_0 asymmetry=1"),
     }
 
-    type: Literal["Q2_K", "Q3_K", "TQ2_0", "Q2_0", "Q1_0"] = Field(
-        default="Q2_K", description="of the blocks, as llama.cpp names it"
+    rounds: int = Field(
+        default=3, ge=0, le=100, description="refits of the levels, each with feedback anew"
     )
-    mix: bool = Field(
-        default=True, description="Q3_K where llama.cpp's Q2_K files have it; for type=Q2_K alone"
+    type: Literal["Q2_K", "Q2_K_S", "Q3_K", "TQ2_0", "Q2_0", "Q1_0"] = Field(
+        default="Q2_K", description="of the blocks; Q2_K holds some layers in Q3_K, Q2_K_S none"
     )
-
-    @model_validator(mode="after")
-    def _mix_is_read(self) -> "GgufLower":
-        if self.type != "Q2_K" and self.mix and "mix" in self.model_fields_set:
-            raise ValueError(f"mix belongs to type=Q2_K, and the type is {self.type}")
-        return self
 
     def check(self, graph: LayerGraph) -> None:
         """Every layer has whole blocks of some type."""
@@ -87,9 +80,9 @@ class GgufLower(BlockLowering):
 
     def wanted(self, graph: LayerGraph, node: Node) -> TypeName:
         """The type that a layer has if its columns are whole blocks of it."""
-        if self.type == "Q2_K" and self.mix and naming_role(graph.model.family, node.path) in MIXED:
+        if self.type == "Q2_K" and naming_role(graph.model.family, node.path) in MIXED:
             return "Q3_K"
-        return self.type
+        return "Q2_K" if self.type == "Q2_K_S" else self.type
 
     def stored_type(self, graph: LayerGraph, node: Node) -> TypeName | None:
         """The type that a layer is stored in; None if there is none."""
