@@ -19,8 +19,9 @@ from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.types import Parameter
 from qdc.numerics.uniform import fit_uniform
-from qdc.passkit import vocabulary_lowering
+from qdc.passes import quantize_vocab
 from qdc.passes.quantize_vocab import QuantizeVocab, Vocabulary
+from qdc.passkit import vocabulary_lowering
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.streaming.unit import Unit
