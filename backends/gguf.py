@@ -10,6 +10,8 @@ import logging
 from collections.abc import Mapping
 from typing import ClassVar
 
+from pydantic import Field
+
 from qdc.artifact.commit import SingleFile
 from qdc.artifact.config import plain_config
 from qdc.artifact.emission import Emission
@@ -22,12 +24,10 @@ from qdc.gguf.writing import Decoded, write_gguf
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph
 from qdc.models.families import BUILT_IN
-from qdc.passkit import Field
 from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights
 
 from .reference import Reference
-
 
 log = logging.getLogger(__name__)
 

@@ -128,7 +128,10 @@ class Engine:
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids."""
-        numbers, room = (ctypes.c_int32 * len(ids))(*ids), ctypes.create_string_buffer(64 * len(ids))
+        numbers, room = (
+            (ctypes.c_int32 * len(ids))(*ids),
+            ctypes.create_string_buffer(64 * len(ids)),
+        )
         count = self.calls.llama_detokenize(
             self.vocabulary, numbers, len(ids), room, len(room), ctypes.c_bool(False),
             ctypes.c_bool(True),

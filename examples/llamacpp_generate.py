@@ -14,7 +14,9 @@ import numpy as np
 from llamacpp import Engine
 
 
-def generate(engine: Engine, prompt: list[int], tokens: int, steps: int, shift: int = 0) -> list[int]:
+def generate(
+    engine: Engine, prompt: list[int], tokens: int, steps: int, shift: int = 0
+) -> list[int]:
     """Token ids behind the prompt, in ``steps`` forwards.
 
     Args:
@@ -46,7 +48,10 @@ def main() -> None:
     given = parser.parse_args()
     engine = Engine(given.model, 256)
     prompt = engine.encode(given.prompt)
-    print(given.prompt + engine.decode(generate(engine, prompt, given.tokens, given.steps, given.shift)))
+    print(
+        given.prompt
+        + engine.decode(generate(engine, prompt, given.tokens, given.steps, given.shift))
+    )
 
 
 if __name__ == "__main__":

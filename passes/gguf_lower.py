@@ -5,8 +5,8 @@ multiply them. llama.cpp rounds each weight once, with the diagonal of the momen
 its importance. Here codes are chosen column by column, each seeing the errors of the others, and
 the integers and super-scales of a block are refitted in the metric of what later columns cannot
 compensate (Schur complement), drift taken back by ``asymmetry``. What is stored is a block of ggml,
-byte for byte, and fills the tensor of a GGUF file. ``type=Q2_K`` is the mix that llama.cpp calls so:
-values, outputs of the attention and ``down`` in Q3_K. A layer whose columns are no whole
+byte for byte, and fills the tensor of a GGUF file. ``type=Q2_K`` is the mix that llama.cpp calls
+so: values, outputs of the attention and ``down`` in Q3_K. A layer whose columns are no whole
 blocks is stored as Q8_0, and a remark says so. Source of the loop: related-systems.md A4, A5.
 
     before   %h0.q = linear %x   w f16[64,512]

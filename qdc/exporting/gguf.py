@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdc.artifact.config import QUANTIZATION, plain_config
 from qdc.artifact.commit import SingleFile
+from qdc.artifact.config import QUANTIZATION, plain_config
 from qdc.artifact.partial import Partial, repair
 from qdc.artifact.writer import ArtifactWriter, check_target
 from qdc.errors import ExportDiffers
@@ -109,9 +109,7 @@ def _verify(path: Path, model: Naming, weights: Weights, notify: StepProgress) -
     return Verification(tensors=len(places))
 
 
-def _expected(
-    package: Any, layer: str, part: Tensor, weights: Weights, reordered: Any
-) -> Tensor:
+def _expected(package: Any, layer: str, part: Tensor, weights: Weights, reordered: Any) -> Tensor:
     if isinstance(weights.codecs.get(layer), Ggml):
         found: Tensor = reordered(weights.stored(layer)["blocks"])
         return found

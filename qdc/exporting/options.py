@@ -50,8 +50,8 @@ class ExportOptions(Options):
         option(
             "NAME",
             "dense: an ordinary checkpoint; gguf: a file for llama.cpp",
-            more="dense: every weight is decoded, under the key names of the checkpoint. gguf: blocks "
-            "of ggml are copied as they are, every other weight is decoded",
+            more="dense: every weight is decoded, under the key names of the checkpoint. gguf: "
+            "blocks of ggml are copied as they are, every other weight is decoded",
         ),
     ] = "dense"
     dtype: Annotated[

@@ -1,4 +1,4 @@
-"""Blocks of ggml that gradients can move: latent weights, super-scales, sub-block scales, minima."""
+"""Blocks of ggml that gradients can move: latent weights, and every scale and minimum."""
 
 import torch
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
 """Which tensor of a GGUF file a parameter of the model is, for the families that llama.cpp knows.
 
-Source: engines-2026.md, GGUF. What llama.cpp's graph for an architecture leaves out is refused here,
+Source: engines-2026.md, GGUF. What llama.cpp's graph for an architecture leaves out is refused,
 with the reason: a file that loads and computes something else would be worse than none.
 """
 
@@ -105,9 +105,7 @@ def _problems(architecture: str, sizes: Sizes) -> Iterator[str]:
         yield "queries and keys are normed, and it does not norm them"
 
 
-def _places(
-    architecture: str, names: Names, sizes: Sizes
-) -> Iterator[tuple[str, Place]]:
+def _places(architecture: str, names: Names, sizes: Sizes) -> Iterator[tuple[str, Place]]:
     pairs = architecture in ROTATED_IN_PAIRS
     yield names.embedding, Place("token_embd")
     for index in range(sizes.blocks):
@@ -129,7 +127,11 @@ def _places(
         if sizes.is_sparse(index):
             inside[names.router] = Place("ffn_gate_inp")
             for expert in range(sizes.experts or 0):
-                parts = {"gate": names.expert_gate, "up": names.expert_up, "down": names.expert_down}
+                parts = {
+                    "gate": names.expert_gate,
+                    "up": names.expert_up,
+                    "down": names.expert_down,
+                }
                 for part, name in parts.items():
                     path = f"{names.experts}.{expert}.{name}"
                     inside[path] = Place(f"ffn_{part}_exps", expert=expert)

@@ -138,8 +138,12 @@ def _entries(
     if without:
         raise InvalidArtifact("tensors have no place in a GGUF file", where=without)
     biased = {getattr(model.family.names, role) for role in model.family.biases}
-    added = [key for parts in found.values() for key, _ in parts
-             if key.endswith(".bias") and not any(key.endswith(f"{n}.bias") for n in biased)]  # fmt: skip
+    added = [
+        key
+        for parts in found.values()
+        for key, _ in parts
+        if key.endswith(".bias") and not key.endswith(tuple(f"{name}.bias" for name in biased))
+    ]
     if added:
         raise UnsupportedModel(
             f"llama.cpp's graph for {model.architecture} has no such biases",

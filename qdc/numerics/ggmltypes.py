@@ -1,9 +1,9 @@
 """Block types of ggml: how the bytes of a block become levels, exactly as ggml decodes them.
 
-Every type here is one formula with parts left out: a weight is ``d * scale * code - dmin * minimum``,
-where ``d`` and ``dmin`` are fp16 numbers of a block, and ``scale`` and ``minimum`` small integers of
-each sub-block in it. ``d * scale * code`` is exact in fp32 but for Q6_K, which rounds once, as
-ggml does. Source: engines-2026.md, GGUF; layouts compared with ggml itself, byte by byte
+Every type here is one formula with parts left out. A weight is ``d * scale * code - dmin * least``:
+``d`` and ``dmin`` are fp16 numbers of a block, ``scale`` and ``least`` small integers of each
+sub-block in it. ``d * scale * code`` is exact in fp32 but for Q6_K, which rounds once, as ggml
+does. Source: engines-2026.md, GGUF; layouts compared with ggml itself, byte by byte
 (``tests/numerics/test_ggmltypes.py``).
 """
 
@@ -41,7 +41,9 @@ class Fields(NamedTuple):
         first = blocks[0]
         return cls(
             *(
-                None if of_first is None else torch.cat([part for part in each if part is not None], 1)
+                None
+                if of_first is None
+                else torch.cat([part for part in each if part is not None], 1)
                 for of_first, each in zip(first, parts, strict=True)
             )
         )
@@ -175,7 +177,9 @@ def _unpack_q2_k(blocks: Tensor) -> Fields:
 
 
 def _pack_q2_k(fields: Fields) -> Tensor:
-    assert fields.scales is not None and fields.minima is not None and fields.dmin is not None
+    assert fields.scales is not None
+    assert fields.minima is not None
+    assert fields.dmin is not None
     both = fields.scales.to(torch.uint8) | fields.minima << 4
     codes = _gather(fields.codes.to(torch.uint8).flatten(-2), 2, 32)
     return torch.cat([both, codes, half_bytes(fields.d), half_bytes(fields.dmin)], -1)

@@ -166,7 +166,9 @@ class SubblockGrid(Grid):
             minima[:, part] = (minima[:, part] + normal.minimum).clamp(min=0)
             energies[:, part], ones[:, part] = normal.energy, normal.ones
             moved = minima[:, part] - levels.minimum[:, part]
-            change = moved[:, None] - (steps[:, part] - levels.step[:, part])[:, None] * codes[:, part]
+            change = (
+                moved[:, None] - (steps[:, part] - levels.step[:, part])[:, None] * codes[:, part]
+            )
             gradient += change @ metric[own]
         if kind.scales[0] == 0:
             steps.clamp_(min=0)

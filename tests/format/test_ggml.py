@@ -11,7 +11,9 @@ from qdc.numerics.ggmltypes import TYPES, TypeName
 from qdc.numerics.subblockgrid import SubblockGrid
 
 
-def lowered(name: TypeName, rows: int, blocks: int, seed: int = 0) -> tuple[Ggml, torch.Tensor, dict[str, torch.Tensor]]:
+def lowered(
+    name: TypeName, rows: int, blocks: int, seed: int = 0
+) -> tuple[Ggml, torch.Tensor, dict[str, torch.Tensor]]:
     kind = TYPES[name]
     weight = torch.randn(rows, blocks * kind.width, generator=torch.Generator().manual_seed(seed))
     codec = Ggml(rows=rows, columns=weight.shape[1], type=name)

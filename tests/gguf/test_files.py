@@ -101,13 +101,15 @@ def test_a_compile_writes_the_same_file(model: Path, exported: Path, tmp_path: P
         compile_tiny(model, out, SHORT, backend="gguf")
     compile_tiny(model, out, SHORT, backend="gguf", force=True)
     out.write_bytes(b"something else")
-    with pytest.raises(OutputExists, match="no .gguf file"):
+    with pytest.raises(OutputExists, match=r"no \.gguf file"):
         compile_tiny(model, out, SHORT, backend="gguf", force=True)
     assert out.read_bytes() == b"something else"
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [(None, "F16"), ("q8_0", "Q8_0")])
-def test_other_codecs_are_decoded(model: Path, tmp_path: Path, dtype: str | None, kind: str) -> None:
+def test_other_codecs_are_decoded(
+    model: Path, tmp_path: Path, dtype: str | None, kind: str
+) -> None:
     compile_tiny(model, tmp_path / "out", "data-free")
     report = qdc.export(
         tmp_path / "out", out=tmp_path / "a.gguf", format="gguf", dtype=dtype, verify=True
@@ -123,7 +125,10 @@ def test_decoded_layers_are_said_aloud(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     compile_tiny(model, tmp_path / "a.gguf", "data-free", backend="gguf{dense=Q8_0}")
-    assert "7 layers are stored as no block of ggml and stand decoded in the file, as Q8_0" in caplog.text
+    assert (
+        "7 layers are stored as no block of ggml and stand decoded in the file, as Q8_0"
+        in caplog.text
+    )
 
 
 def test_experts_of_a_block_are_one_tensor(tmp_path: Path) -> None:
@@ -164,7 +169,12 @@ def test_a_tokenizer_that_llamacpp_does_not_know_is_refused(model: Path, tmp_pat
     for path in model.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     described = json.loads((tmp_path / "tokenizer.json").read_text())
-    split = {"type": "Split", "pattern": {"Regex": "[a-c]+"}, "behavior": "Isolated", "invert": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "[a-c]+"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     described["pre_tokenizer"] = {
         "type": "Sequence",
         "pretokenizers": [split, described["pre_tokenizer"] | {"use_regex": False}],

@@ -12,7 +12,14 @@ from qdc.numerics.subblockgrid import SubblockGrid, row_costs
 
 KINDS = [kind for kind in TYPES.values() if kind.name != "Q8_0"]
 by_name = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-GAUSSIAN = {"Q1_0": 0.363, "Q2_0": 0.126, "TQ2_0": 0.137, "Q2_K": 0.0724, "Q3_K": 0.0208, "Q6_K": 3e-4}
+GAUSSIAN = {
+    "Q1_0": 0.363,
+    "Q2_0": 0.126,
+    "TQ2_0": 0.137,
+    "Q2_K": 0.0724,
+    "Q3_K": 0.0208,
+    "Q6_K": 3e-4,
+}
 """Relative squared error of the first fit on Gaussian weights, measured; llama.cpp's own quantizer
 has 0.0722 for Q2_K, 0.0209 for Q3_K and 0.65 for TQ2_0 on the same."""
 

@@ -25,7 +25,9 @@ needs_engine = pytest.mark.skipif(
 )
 
 
-def write_plain(folder: Path, path: Path, dense: Decoded = "F16", pre: str | None = None) -> Written:
+def write_plain(
+    folder: Path, path: Path, dense: Decoded = "F16", pre: str | None = None
+) -> Written:
     """Write an uncompiled checkpoint as a GGUF file."""
     source = Checkpoint(folder)
     model = naming(source.config, BUILT_IN)
