@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Self
 
+import torch
 from pydantic import model_validator
 from torch import Tensor
 
@@ -80,7 +81,7 @@ class Ggml(Codec):
 
     def fields(self, blocks: Tensor) -> Fields:
         """What the bytes ``u8[rows, bytes of a row]`` say."""
-        return self.block_type.unpack(blocks.unflatten(1, (-1, self.block_type.nbytes)))
+        return self.block_type.unpack(torch.unflatten(blocks, 1, (-1, self.block_type.nbytes)))
 
     def working(self, fields: Fields) -> dict[str, Tensor]:
         """The working tensors of fields."""

@@ -47,8 +47,9 @@ class Place(NamedTuple):
         """The rows of a weight, a bias or blocks in the order in which llama.cpp rotates them."""
         if not self.heads:
             return rows
-        halves = rows.unflatten(0, (self.heads, 2, -1))
-        return halves.transpose(1, 2).flatten(0, 2).contiguous()
+        halves = torch.unflatten(rows, 0, (self.heads, 2, -1))
+        found: Tensor = halves.transpose(1, 2).flatten(0, 2).contiguous()
+        return found
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ does. Source: engines-2026.md, GGUF; layouts compared with ggml itself, byte by 
 (``tests/numerics/test_ggmltypes.py``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -37,16 +37,15 @@ class Fields(NamedTuple):
     @classmethod
     def joined(cls, blocks: "Sequence[Fields]") -> "Fields":
         """Blocks of the same rows side by side."""
-        parts = zip(*blocks, strict=True)
-        first = blocks[0]
-        return cls(
-            *(
-                None
-                if of_first is None
-                else torch.cat([part for part in each if part is not None], 1)
-                for of_first, each in zip(first, parts, strict=True)
-            )
-        )
+
+        def side_by_side(parts: Iterable[Tensor | None]) -> Tensor | None:
+            there = [part for part in parts if part is not None]
+            return torch.cat(there, 1) if there else None
+
+        codes, d, *others = (side_by_side(parts) for parts in zip(*blocks, strict=True))
+        assert codes is not None
+        assert d is not None
+        return cls(codes, d, *others)
 
 
 @dataclass(frozen=True)
@@ -110,14 +109,15 @@ def _spread(values: Tensor, bits: int, run: int) -> Tensor:
 
     ``u8[..., n] -> u8[..., n * 8 / bits]``.
     """
-    runs = values.unflatten(-1, (-1, 1, run))
+    runs = torch.unflatten(values, -1, (-1, 1, run))
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=values.device)[:, None]
-    return (runs >> shifts & 2**bits - 1).flatten(-3)
+    fields: Tensor = runs >> shifts & 2**bits - 1
+    return fields.flatten(-3)
 
 
 def _gather(codes: Tensor, bits: int, run: int) -> Tensor:
     """The inverse of ``_spread``."""
-    fields = codes.unflatten(-1, (-1, 8 // bits, run))
+    fields = torch.unflatten(codes, -1, (-1, 8 // bits, run))
     packed = torch.zeros_like(fields[..., 0, :])
     for place in range(8 // bits):
         packed |= fields[..., place, :] << place * bits
@@ -168,7 +168,7 @@ def _unpack_q2_k(blocks: Tensor) -> Fields:
     both, codes = blocks[..., :16], _spread(blocks[..., 16:80], 2, 32)
     halves = as_half(blocks[..., 80:84])
     return Fields(
-        codes.to(torch.int8).unflatten(-1, (16, 16)),
+        torch.unflatten(codes.to(torch.int8), -1, (16, 16)),
         halves[..., 0],
         (both & 15).to(torch.int8),
         halves[..., 1],
@@ -191,7 +191,7 @@ def _unpack_q3_k(blocks: Tensor) -> Fields:
     # Four low bits of a scale in eight bytes, its two high bits in four.
     scales = _spread(blocks[..., 96:104], 4, 8) | _spread(blocks[..., 104:108], 2, 4) << 4
     return Fields(
-        (low + 4 * high - 4).unflatten(-1, (16, 16)),
+        torch.unflatten(low + 4 * high - 4, -1, (16, 16)),
         as_half(blocks[..., 108:110])[..., 0],
         scales.to(torch.int8) - 32,
     )
@@ -210,7 +210,7 @@ def _unpack_q6_k(blocks: Tensor) -> Fields:
     low, high = _spread(blocks[..., :128], 4, 64), _spread(blocks[..., 128:192], 2, 32)
     codes = (low | high << 4).to(torch.int8) - 32
     return Fields(
-        codes.unflatten(-1, (16, 16)),
+        torch.unflatten(codes, -1, (16, 16)),
         as_half(blocks[..., 208:210])[..., 0],
         blocks[..., 192:208].contiguous().view(torch.int8),
     )

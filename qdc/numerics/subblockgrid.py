@@ -94,7 +94,7 @@ class SubblockGrid(Grid):
         Raises:
             OverflowError: a super-scale is not finite in fp16.
         """
-        parts, costs = block.unflatten(1, (-1, kind.sub)), weights.reshape(-1, kind.sub)
+        parts, costs = torch.unflatten(block, 1, (-1, kind.sub)), weights.reshape(-1, kind.sub)
         levels = _searched(parts, costs, kind)
         codes = round_to_levels(parts, levels, kind)
         energy = (costs * codes.square()).sum(-1)
@@ -122,7 +122,9 @@ class SubblockGrid(Grid):
 
     def codes(self, dense: Tensor) -> Tensor:
         """The codes, f32[n, S, w], of values that lie on the levels."""
-        return round_to_levels(dense.unflatten(1, (-1, self.kind.sub)), self.levels, self.kind)
+        return round_to_levels(
+            torch.unflatten(dense, 1, (-1, self.kind.sub)), self.levels, self.kind
+        )
 
     def encode(self, dense: Tensor) -> Fields:
         """The fields of a block of one for each row, which write ``dense`` out."""

@@ -18,7 +18,7 @@ def lowered(
     weight = torch.randn(rows, blocks * kind.width, generator=torch.Generator().manual_seed(seed))
     codec = Ggml(rows=rows, columns=weight.shape[1], type=name)
     parts = []
-    for part in weight.split(kind.width, 1):
+    for part in torch.split(weight, kind.width, 1):
         grid = SubblockGrid.fit(part, kind, torch.ones(kind.width))
         parts.append(grid.encode(grid.written(grid.codes(part))))
     return codec, weight, codec.working(type(parts[0]).joined(parts))
@@ -72,6 +72,6 @@ def test_gradients_bring_a_relaxation_nearer() -> None:
     start = float(loss(codec.dense(working)))
     for _ in range(40):
         optimizer.zero_grad()
-        loss(relaxed.dense()).backward()
+        torch.autograd.backward(loss(relaxed.dense()))
         optimizer.step()
     assert float(loss(codec.dense(relaxed.working()))) < 0.8 * start
