@@ -7,7 +7,6 @@ the end the file is made of them, and takes its place alone: OUT is the file. La
 """
 
 import logging
-from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -22,8 +21,9 @@ from qdc.gguf.package import gguf_package
 from qdc.gguf.vocabulary import read_vocabulary
 from qdc.gguf.writing import Decoded, write_gguf
 from qdc.ir.annotations import Packed
-from qdc.ir.graph import LayerGraph
+from qdc.ir.graph import Region
 from qdc.models.families import BUILT_IN
+from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights
 
@@ -32,7 +32,7 @@ from .reference import Reference
 log = logging.getLogger(__name__)
 
 
-class Gguf(Reference):
+class Gguf(Backend):
     """Write one GGUF file for llama.cpp."""
 
     name: ClassVar[str] = "gguf"
@@ -49,13 +49,13 @@ class Gguf(Reference):
         model = naming(checkpoint.config, registry.families)
         read_vocabulary(checkpoint.folder, model, self.pre_tokenizer)
 
-    def layout(self, graph: LayerGraph) -> Mapping[str, tuple[str, ...]] | None:
-        """Tensors are in one file, which is no safetensors file."""
-        return None
+    def emit_region(self, emission: Emission, region: Region) -> None:
+        """Write the region as the portable folder has it."""
+        Reference().emit_region(emission, region)
 
     def finish(self, emission: Emission) -> None:
         """Finish the folder, and make the file of it."""
-        super().finish(emission)
+        Reference().finish(emission)
         graph, writer = emission.graph, emission.writer
         codecs = {
             node.path: graph.require(node.name, Lowered).codec

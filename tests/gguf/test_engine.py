@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,8 +42,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def reference(model: nn.Module, ids: list[int]) -> np.ndarray:  # type: ignore[type-arg]
-    logits: np.ndarray = model(torch.tensor([ids]))[0].numpy()  # type: ignore[type-arg]
+def reference(model: nn.Module, ids: list[int]) -> np.ndarray[Any, Any]:
+    logits: np.ndarray[Any, Any] = model(torch.tensor([ids]))[0].numpy()
     return logits
 
 
@@ -71,11 +72,12 @@ def test_logits_are_the_reference_s(artifact: Path, ids: list[int], tmp_path: Pa
 
 def rounded(inputs: Tensor) -> Tensor:
     """As the engine reads inputs of k-quants: 8 bits, one scale for 256 columns."""
-    parts = inputs.unflatten(-1, (-1, 256))
+    parts = torch.unflatten(inputs, -1, (-1, 256))
     place = parts.abs().argmax(-1, keepdim=True)
     largest = parts.gather(-1, place)
     scale = -127 / torch.where(largest == 0, 1.0, largest)
-    return ((parts * scale).round() / scale).flatten(-2)
+    found: Tensor = ((parts * scale).round() / scale).flatten(-2)
+    return found
 
 
 @pytest.mark.parametrize("family", ["llada", "dream", "llada-moe"])
