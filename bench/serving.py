@@ -32,7 +32,7 @@ WORDS = ("def", " read", " write", "(", ")", " import", " os", " class", " retur
 
 def start(model: Path, batch: int) -> tuple["subprocess.Popen[str]", str]:
     """Serve a model on a free port."""
-    options = ("--port", "0", "--json", "--batch", str(batch))
+    options = ("--port", "0", "--json", "--batch", str(batch), "--client-queue", "256")
     process = subprocess.Popen(
         [sys.executable, "-m", "qdc", "serve", str(model), *options],
         stdout=subprocess.PIPE,

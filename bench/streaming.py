@@ -18,9 +18,9 @@ from torch import Tensor
 
 import qdc
 from bench.common.clocks import Stopwatch
-from bench.common.hooks import watching
 from bench.common.processes import EMBEDDED
 from bench.common.samples import calibration_states
+from qdc.comparing.hooks import watching
 from qdc.frontend.opening import open_model
 from qdc.numerics.moment import MomentAccumulator
 from qdc.streaming.stream import Stream

@@ -51,7 +51,10 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def decode_layer(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:
     """``float32[rows, columns]`` from an entry of ``layers`` and the layer's tensors."""
-    return {"multi-binary": multi_binary, "uniform": uniform}[layer["codec"]](layer, stored)
+    known = {"multi-binary": multi_binary, "uniform": uniform}
+    if layer["codec"] not in known:
+        raise ValueError(f"this reader knows {' and '.join(known)}, not {layer['codec']!r}")
+    return known[layer["codec"]](layer, stored)
 
 
 def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:

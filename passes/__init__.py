@@ -4,19 +4,32 @@ from qdc.pipeline.preset import Preset
 
 from .abmp_allocate import AbmpAllocate
 from .allocate import Allocate
+from .aqlm_lower import AqlmLower
+from .arb_lower import ArbLower
+from .billm_lower import BillmLower
+from .bpdq_lower import BpdqLower
 from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
+from .db_lower import DbLower
 from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
 from .pack import Pack
+from .pb_llm_lower import PbLlmLower
 from .polish import Polish
 from .probe_loss import ProbeLoss
+from .pt2_lower import Pt2Lower
 from .quantize_vocab import QuantizeVocab
+from .quip_lower import QuipLower
 from .rtn_lower import RtnLower
+from .sbvr_lower import SbvrLower
+from .sdq_allocate import SdqAllocate
+from .sdq_lower import SdqLower
 from .sensitivity import Sensitivity
+from .slim_allocate import SlimAllocate
+from .slim_lower import SlimLower
 
 PASSES = (
     QuantizeVocab,
@@ -32,6 +45,19 @@ PASSES = (
     RtnLower,
     GptqLower,
     GgufLower,
+    Pt2Lower,
+    BillmLower,
+    ArbLower,
+    PbLlmLower,
+    SlimAllocate,
+    SlimLower,
+    QuipLower,
+    SdqAllocate,
+    SdqLower,
+    BpdqLower,
+    DbLower,
+    SbvrLower,
+    AqlmLower,
     Polish,
     Pack,
 )
@@ -75,7 +101,7 @@ PRESETS = {
         2,
         "arXiv 2504.02692",
     ),
-    "arb-rc": Preset(
+    "arb-rc-2": Preset(
         "stages(calibrate-mcs,sensitivity,abmp-allocate{ratio=0},"
         "daq-lower{outlier-weight=1 compensation=diag feedback=false}),pack",
         2,

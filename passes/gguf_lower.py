@@ -56,8 +56,8 @@ class GgufLower(BlockLowering):
     provides: ClassVar[Kinds] = (GgmlBlocks,)
     presets: ClassVar = {
         "gguf": Preset("gguf-vocab," + LOOP % "asymmetry=1"),
-        "gguf-q3": Preset("gguf-vocab," + LOOP % "type=Q3_K asymmetry=1"),
-        "gguf-ternary": Preset("gguf-vocab," + LOOP % "type=TQ2_0 asymmetry=1"),
+        "gguf-q3": Preset("gguf-vocab," + LOOP % "asymmetry=1 type=Q3_K"),
+        "gguf-ternary": Preset("gguf-vocab," + LOOP % "asymmetry=1 type=TQ2_0"),
     }
 
     rounds: int = Field(

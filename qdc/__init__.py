@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 from qdc.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from qdc.api import compile, export, load, load_original
+    from qdc.api import compare, compile, export, load, load_original
+    from qdc.comparing.options import CompareOptions
+    from qdc.comparing.table import CompareResult
     from qdc.compiling.options import CompileOptions
     from qdc.errors import QdcError
     from qdc.exporting.options import ExportOptions
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from qdc.streaming.unit import Unit
 
 _HOME = {
+    "compare": "qdc.api",
     "compile": "qdc.api",
     "export": "qdc.api",
     "load": "qdc.api",
@@ -25,6 +28,8 @@ _HOME = {
     "Annotation": "qdc.ir.annotation",
     "Backend": "qdc.pipeline.backendbase",
     "Codec": "qdc.format.codec",
+    "CompareOptions": "qdc.comparing.options",
+    "CompareResult": "qdc.comparing.table",
     "CompileOptions": "qdc.compiling.options",
     "CompileReport": "qdc.report.model",
     "ExportOptions": "qdc.exporting.options",
@@ -38,6 +43,8 @@ __all__ = [
     "Annotation",
     "Backend",
     "Codec",
+    "CompareOptions",
+    "CompareResult",
     "CompileOptions",
     "CompileReport",
     "ExportOptions",
@@ -46,6 +53,7 @@ __all__ = [
     "Pass",
     "QdcError",
     "Unit",
+    "compare",
     "compile",
     "export",
     "load",

@@ -1,16 +1,22 @@
 """The Python interface: compile a model, load what came out, load what went in."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
 import torch
 from torch import nn
 
+from qdc.cli.blame import plugin_of
+from qdc.comparing.compare import compare_methods
+from qdc.comparing.options import CompareKeywords, CompareOptions
+from qdc.comparing.table import CompareResult
 from qdc.compiling.compiler import compile_model
 from qdc.compiling.given import given_module
 from qdc.compiling.options import CompileKeywords, CompileOptions, ModuleKeywords
+from qdc.errors import QdcError
 from qdc.exporting.dense import export_artifact
 from qdc.exporting.options import ExportKeywords, ExportOptions
 from qdc.exporting.report import ExportReport
@@ -21,6 +27,7 @@ from qdc.report.model import CompileReport
 from qdc.runtime.device import find_device
 from qdc.runtime.given import load_module
 from qdc.runtime.load import load_artifact, load_checkpoint
+from qdc.stopping import is_stop
 from qdc.units import StepProgress
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,6 +49,29 @@ def _takes(kind: type[Options]) -> Callable[[Function], Function]:
         return function
 
     return decorate
+
+
+@contextmanager
+def _plugins_end_no_process() -> Iterator[None]:
+    """Make an error of what would end the caller's process, or be no error to it.
+
+    Raises:
+        QdcError: a plugin raised ``SystemExit``, or else what is no ``Exception``. Signals of the
+            caller, and what its own code raises, go their way.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        owner = "" if is_stop(error) else plugin_of(error)
+        if not owner:
+            raise
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise QdcError(
+            f"{owner}, would have ended the process: {what}",
+            help="a plugin returns, or raises an Exception; this is a bug of the plugin",
+        ) from error
 
 
 @overload
@@ -82,13 +112,47 @@ def compile(*given: Any, progress: StepProgress | None = None, **options: Any) -
     """
     module = options.get("module", given[0] if given else None)
     if not isinstance(module, nn.Module):
-        return compile_model(CompileOptions.from_call("qdc.compile", *given, **options), progress)
+        asked = CompileOptions.from_call("qdc.compile", *given, **options)
+        with _plugins_end_no_process():
+            return compile_model(asked, progress)
     rest = given[1:] if given and given[0] is module else given
     options.pop("module", None)
     title = Path(type(module).__name__)
     with given_module(module, options) as (taken, left):
         asked = CompileOptions.from_call("qdc.compile", title, *rest, **left)
-        return compile_model(asked, progress, command="qdc.compile(module, ...)", given=taken)
+        with _plugins_end_no_process():
+            return compile_model(asked, progress, command="qdc.compile(module, ...)", given=taken)
+
+
+@overload
+def compare(asked: CompareOptions, /, *, progress: StepProgress | None = None) -> CompareResult: ...
+@overload
+def compare(
+    model_dir: PathLike,
+    methods: str | Sequence[str],
+    *,
+    progress: StepProgress | None = None,
+    **options: Unpack[CompareKeywords],
+) -> CompareResult: ...
+@_takes(CompareOptions)
+def compare(*given: Any, progress: StepProgress | None = None, **options: Any) -> CompareResult:
+    """Compile a checkpoint by several methods, and judge them on the same masks.
+
+    Arguments are the fields of ``CompareOptions``, of which a ready one may stand in place of all.
+    Each method runs in a process of its own. Results are kept in ``out``: the same call goes on
+    where an earlier one has ended.
+
+    Returns:
+        A row a method, and paired differences of what is varied. ``failed`` are the rows of methods
+        that have failed.
+
+    Raises:
+        QdcError: what is asked for cannot be meant, or the model or a text is at fault.
+        TypeError: an argument is unknown or lacking.
+    """
+    return compare_methods(
+        CompareOptions.from_call("qdc.compare", *given, **options), None, progress
+    )
 
 
 @overload
@@ -111,7 +175,8 @@ def export(*given: Any, progress: StepProgress | None = None, **options: Any) ->
         TypeError: an argument is unknown or lacking.
     """
     asked = ExportOptions.from_call("qdc.export", *given, **options)
-    return export_artifact(asked, standard_registry(asked.plugins), progress)
+    with _plugins_end_no_process():
+        return export_artifact(asked, standard_registry(asked.plugins), progress)
 
 
 def load(
@@ -151,10 +216,12 @@ def load(
             run it here; or the module is not like the one that was compiled.
     """
     device = find_device(device)
-    registry = standard_registry(_paths(plugins))
-    if module is not None:
-        return load_module(Path(artifact), module, registry, device, dtype, backend, verify=verify)
-    return load_artifact(Path(artifact), registry, device, dtype, backend, verify=verify)
+    folder = Path(artifact)
+    with _plugins_end_no_process():
+        registry = standard_registry(_paths(plugins))
+        if module is not None:
+            return load_module(folder, module, registry, device, dtype, backend, verify=verify)
+        return load_artifact(folder, registry, device, dtype, backend, verify=verify)
 
 
 def load_original(
@@ -173,8 +240,9 @@ def load_original(
         QdcError: the checkpoint is damaged, incomplete, or an artifact.
     """
     device = find_device(device)
-    families = standard_registry(_paths(plugins)).families
-    return load_checkpoint(Path(model_dir), device, dtype, parse_choice(frontend), families)
+    with _plugins_end_no_process():
+        families = standard_registry(_paths(plugins)).families
+        return load_checkpoint(Path(model_dir), device, dtype, parse_choice(frontend), families)
 
 
 def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:

@@ -115,6 +115,12 @@ class NotPositiveDefinite(QdcError):
     code = "QDC311"
 
 
+class NotFinite(QdcError):
+    """Logits of a model that are infinite or not a number."""
+
+    code = "QDC312"
+
+
 class InvalidArtifact(QdcError):
     """An artifact that is damaged, incomplete or newer than this qdc."""
 

@@ -2,6 +2,5 @@
 
 ``processes`` starts and bounds them, ``clocks`` times, ``checkpoint`` writes random models and
 ``shapes`` names the linears of published ones, ``samples`` draws text, ``pipelines`` asks what a
-pipeline takes, ``hooks`` looks into modules, ``statistics`` ranks, ``files`` keeps results,
-``markdown`` and ``style`` show them.
+pipeline takes, ``statistics`` ranks, ``files`` keeps results, ``markdown`` and ``style`` show them.
 """

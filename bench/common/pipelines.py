@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from qdc.comparing import methods
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.registry import standard_registry
 
@@ -32,9 +33,7 @@ def step(name: str, options: str) -> str:
 
 def taken(pipeline: str, options: Iterable[str]) -> set[str]:
     """Those options that some pass of the pipeline has: a compile refuses any other."""
-    steps = build_plan(pipeline, standard_registry()).passes()
-    fields = {name for step in steps for name in type(step).model_fields}
-    return fields.intersection(options)
+    return methods.taken(build_plan(pipeline, standard_registry()), list(options))
 
 
 def overrides(pipeline: str, seed: int | None, samples: int | None) -> dict[str, int]:

@@ -81,23 +81,3 @@ def plain_numbers(axes: Axes, which: str) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=50))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def spread_labels(wanted: list[float], apart: float) -> list[float]:
-    """Move places ``wanted``, in any order, until neighbours are ``apart``; the order is kept.
-
-    Overlapping labels form a block that is centred on the mean of what its members want.
-    """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[tuple[float, list[int]]] = []
-    for index in order:
-        centre, members = wanted[index], [index]
-        while blocks and centre - blocks[-1][0] < apart * (len(members) + len(blocks[-1][1])) / 2:
-            members = blocks.pop()[1] + members
-            centre = sum(wanted[i] for i in members) / len(members)
-        blocks.append((centre, members))
-    placed = [0.0] * len(wanted)
-    for centre, members in blocks:
-        for turn, index in enumerate(members):
-            placed[index] = centre + (turn - (len(members) - 1) / 2) * apart
-    return placed

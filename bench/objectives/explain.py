@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.common.files import write
-from bench.common.hooks import watching
 from bench.objectives.gradient import Curvature, slopes
 from bench.objectives.measure import Spectrum, stretched
 from bench.objectives.model import Samples, Subject, Weights, kind
 from bench.objectives.rise import Gap, Logits
+from qdc.comparing.hooks import watching
 
 WINDOWS, RATIO, STATES = 16, 0.5, 16
 SHARES = (0.5,)

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.common.hooks import watching
 from bench.objectives.measure import Measures
 from bench.objectives.model import Samples, Subject, Weights
+from qdc.comparing.hooks import watching
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import qdc
-from bench.common.hooks import Look, watching
 from bench.common.samples import calibration_states, held_out
+from qdc.comparing.hooks import Look, watching
 from qdc.evaluation.masked_loss import ratio_mask
 from qdc.frontend.opening import open_model
 from qdc.models.layers import RMSNorm

@@ -8,7 +8,7 @@ Each method and calibration seed is a job in a process of its own, whose result 
 ``bench/out/quality``; what is there already is not computed again. The page ``docs/quality.md`` and
 its plots are written from these files alone.
 
-``cases`` and ``ablations`` say what is measured, ``jobs`` turns a case into work with a digest,
-``worker`` does it, ``runner`` keeps the processes, ``statistics`` and ``targets`` compute,
-``plots``, ``panels`` and ``page`` show.
+It is a user of ``qdc.comparing``, which runs jobs, measures and computes. ``cases`` and
+``ablations`` say what is measured, ``jobs`` turns a case into work, ``worker`` does that of
+libraries, ``targets`` judges, ``tables``, ``plots``, ``panels`` and ``page`` show.
 """

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.common.processes import EMBEDDED, ROOT
+from qdc.comparing.display import display
+from qdc.comparing.runner import finished, pending, run_all
 
 from . import ablations, cases
 from .jobs import Job, Settings, resolve
 from .page import write_page
-from .runner import finished, pending, run_all
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Ended politely, the run takes its processes with it.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         todo = pending(given.out, wanted)
-        outcome = run_all(todo, given.out, given.jobs, given.threads)
+        with display(len(todo), given.jobs) as shown:
+            outcome = run_all(todo, given.out, given.jobs, given.threads, shown)
         failed = outcome.failed
         for path, error in failed.items():
             print(f"\n{path}: {error}", file=sys.stderr)

@@ -9,7 +9,8 @@ from qdc.pipeline.registry import standard_registry
 METHOD, ABLATION, TIMING = "method", "ablation", "timing"
 OURS, BASELINE, PEER = "preset", "baseline", "library"
 EXPECTED = (
-    "release", "paper", "default", "best", "uniform", "rtn", "gptq", "gptaq", "arb-rc", "data-free",
+    "release", "paper", "default", "best", "uniform", "rtn", "gptq", "gptaq", "arb-rc-2",
+    "data-free",
 )  # fmt: skip
 """Presets that a page without would be incomplete."""
 TIMED = ("release", "default", "best", "autoround")

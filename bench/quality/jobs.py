@@ -1,49 +1,29 @@
 """From a case to work with a digest: what would give the same figures is the same job."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from bench.common.pipelines import overrides, taken
 from bench.peers import PEERS
-from qdc.compiling.collect import full_text
+from qdc.comparing.jobs import Setup
+from qdc.comparing.methods import taken
+from qdc.comparing.runner import WORKER
+from qdc.comparing.runner import Job as AnyJob
+from qdc.comparing.work import Calibrating, Judging, Work
 from qdc.errors import QdcError
-from qdc.frontend.opening import open_model
-from qdc.ir.graph import LayerGraph
 from qdc.pipeline.builder import build_plan
-from qdc.pipeline.plan import check_order
 from qdc.pipeline.registry import Registry, standard_registry
 
 from .cases import TIMING, TIMING_THREADS, Case
-from .result import Record
 
 SEEDLESS = ("hqq",)
 """Libraries that read no samples: one seed is all."""
-
-
-class Work(Record):
-    """All that a worker is told."""
-
-    digest: str
-    name: str
-    model: Path
-    held_out: Path
-    pipeline: str = ""
-    peer: str = ""
-    options: dict[str, Any]
-    what: str
-    seed: int | None
-    samples: int | None
-    windows: int
-    """0 leaves the evaluation out."""
-    original: Path
-    """Where the original model's losses are kept between jobs."""
-    peers_python: Path
+LIBRARY_WORKER = "bench.quality.worker"
+MASKS = 3
+"""Drawings of each window and ratio."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +40,12 @@ class Settings:
     tag: str = ""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One case with one seed; ``work`` is None where it cannot be run, and ``missing`` says why."""
+@dataclass(frozen=True, kw_only=True)
+class Job(AnyJob):
+    """One case with one seed."""
 
     case: Case
     seed: int | None
-    work: Work | None
-    missing: str = field(default="")
-
-    @property
-    def path(self) -> str:
-        """``method/default/seed0``."""
-        return self.case.path + ("" if self.seed is None else f"/seed{self.seed}")
-
-    @property
-    def threads(self) -> int | None:
-        """Threads that the case asks for; None for those of the run."""
-        return TIMING_THREADS if self.case.kind == TIMING else None
 
 
 def resolve(cases: Iterable[Case], seeds: Iterable[int], settings: Settings) -> Iterator[Job]:
@@ -87,32 +55,38 @@ def resolve(cases: Iterable[Case], seeds: Iterable[int], settings: Settings) -> 
         try:
             needed: list[int | None] = list(wanted) if _takes_seed(case) else [None]
             for seed in needed[:1] if case.kind == TIMING else needed:
-                yield Job(case, seed, _work(case, seed, settings))
+                yield _job(case, seed, _work(case, seed, settings))
         except QdcError as error:
-            yield Job(case, None, None, error.what)
+            yield _job(case, None, None, error.what)
+
+
+def _job(case: Case, seed: int | None, work: Work | None, missing: str = "") -> Job:
+    """``method/default/seed0``; timings run alone."""
+    return Job(
+        path=case.path + ("" if seed is None else f"/seed{seed}"),
+        work=work,
+        missing=missing,
+        alone=TIMING_THREADS if case.kind == TIMING else None,
+        module=LIBRARY_WORKER if case.peer else WORKER,
+        case=case,
+        seed=seed,
+    )
 
 
 def _work(case: Case, seed: int | None, settings: Settings) -> Work:
-    samples = settings.samples if "samples=" not in case.pipeline else None
-    what = _peer(case, settings) if case.peer else _pipeline(case, seed, samples, settings.model)
-    windows = 0 if case.kind == TIMING else settings.windows
-    held_out = hashlib.sha256(settings.held_out.read_bytes()).hexdigest()
-    judged = (_model_digest(settings.model), held_out, settings.windows)
-    parts = (what, seed, samples, windows, judged, settings.tag, case.kind == TIMING)
-    return Work(
-        digest=_digest(parts),
-        name=case.path,
-        model=settings.model.resolve(),
-        held_out=settings.held_out.resolve(),
-        pipeline=case.pipeline,
-        peer=case.peer,
-        options=case.options,
-        what=what,
+    timed = case.kind == TIMING
+    setup = _setup(settings.model, settings.held_out, settings.out, settings.windows,
+                   settings.samples, settings.tag, judged=not timed)  # fmt: skip
+    if not case.peer:
+        return setup.work(case.path, case.pipeline, seed, mark=TIMING if timed else "")[0]
+    told = {"peer": case.peer, "options": case.options, "python": str(settings.peers_python)}
+    return setup.other(
+        case.path,
+        _peer(case, settings),
         seed=seed,
-        samples=samples,
-        windows=windows,
-        original=settings.out.resolve() / f"original-{_digest(judged)}.json",
-        peers_python=settings.peers_python,
+        calibration=setup.calibrating,
+        extra=told,
+        mark=TIMING if timed else "",
     )
 
 
@@ -123,27 +97,10 @@ def _peer(case: Case, settings: Settings) -> str:
     return f"{case.peer} {json.dumps(defaults | case.options, sort_keys=True)}"
 
 
-def _pipeline(case: Case, seed: int | None, samples: int | None, model: Path) -> str:
-    """The pipeline with every option, so that a changed default is another job."""
-    registry = _registry()
-    given: dict[str, object] = {**overrides(case.pipeline, seed, samples)}
-    plan = build_plan(case.pipeline, registry, given)
-    backend = registry.find_backend("reference")
-    check_order(plan, final=backend.requires, backend=backend.name)
-    graph = _graph(model)
-    for step in plan.passes():
-        step.check(graph)
-    return full_text(plan)
-
-
 def _takes_seed(case: Case) -> bool:
     if case.peer:
         return case.peer not in SEEDLESS
-    return bool(taken(case.pipeline, ["seed"]))
-
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return bool(taken(build_plan(case.pipeline, _registry()), ["seed"]))
 
 
 @cache
@@ -152,10 +109,23 @@ def _registry() -> Registry:
 
 
 @cache
-def _graph(folder: Path) -> LayerGraph:
-    return open_model(folder)[1].graph
-
-
-@cache
-def _model_digest(folder: Path) -> str:
-    return open_model(folder)[0].scan(lambda done, total: None)
+def _setup(
+    model: Path,
+    held_out: Path,
+    out: Path,
+    windows: int,
+    samples: int | None,
+    tag: str,
+    *,
+    judged: bool,
+) -> Setup:
+    """Windows hold parts of one document alone, so that figures of other days are of the same."""
+    judging = Judging(text=held_out.resolve(), windows=windows, pack="within", masks=MASKS)
+    return Setup(
+        model=model,
+        out=out,
+        registry=_registry(),
+        calibrating=Calibrating(samples=samples),
+        judging=judging if judged else None,
+        tag=tag,
+    )

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from bench.common.files import write
 from bench.common.markdown import replace_part
+from qdc.comparing.result import Result
 
 from . import plots
 from .ablations import ablations
 from .cases import METHOD, TIMING
 from .jobs import Job, Settings
 from .panels import ablation_bars
-from .result import Result
 from .tables import (
     ablation_tables,
     checklist,
@@ -62,7 +62,7 @@ def write_page(
     page = docs / PAGE
     text = page.read_text(encoding="utf-8")
     parts = _parts(jobs, results, found, families, settings)
-    drawn = _plots(found, families)
+    drawn = _plots(found)
     for name, part in parts.items():
         plot, caption = CAPTIONS.get(name, ("", ""))
         picture = f"![{caption}](quality/{plot}.svg)\n\n" if plot in drawn else ""
@@ -92,12 +92,12 @@ def _parts(
     }
 
 
-def _plots(found: Found, families: Mapping[str, str]) -> dict[str, str]:
+def _plots(found: Found) -> dict[str, str]:
     """Every plot for which there are results."""
     methods = _named(found, METHOD)
     drawn: dict[str, str] = {}
     if methods:
-        drawn["loss-by-bits"] = plots.loss_by_bits(methods, families)
+        drawn["loss-by-bits"] = plots.loss_by_bits(methods)
     layers = {name: methods[name] for name in SHOWN_LAYERS if name in methods}
     if layers:
         drawn["error-by-layer"] = plots.error_by_layer(layers)

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 
 from bench.common.style import BAR, BASE_BAR, INK, MUTED, figure, styled, svg
-
-from .result import Result
-from .statistics import difference, gap
+from qdc.comparing.result import Result
+from qdc.comparing.statistics import difference, gap
 
 Variants = Mapping[str, Sequence[Result]]
 COLUMNS = 3

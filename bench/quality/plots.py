@@ -13,75 +13,40 @@ from bench.common.statistics import spearman
 from bench.common.style import (
     FAMILY,
     GRID,
-    INK,
     LINES,
     MUTED,
     ORDERS,
     figure,
     plain_numbers,
-    spread_labels,
     styled,
     svg,
 )  # fmt: skip
-
-from .result import Result
-from .statistics import gap
+from qdc.comparing import figures
+from qdc.comparing.figures import Point
+from qdc.comparing.result import Result
+from qdc.comparing.statistics import difference, gap
+from qdc.report.drawing import standalone
 
 Methods = Mapping[str, Sequence[Result]]
 """Results over seeds by name."""
 
 
-def loss_by_bits(methods: Methods, families: Mapping[str, str]) -> str:
-    """The gap of every method against its effective bits; bars are deviations over seeds."""
-    with styled():
-        drawn = figure(7.2, max(4.2, 0.21 * len(methods) + 0.8))
-        axes = drawn.add_axes((0, 0, 0.7, 1))
-        points = {
-            name: (statistics.fmean(r.effective_bits for r in results), gap(results))
-            for name, results in methods.items()
-        }
-        axes.set_yscale("log")
-        for name, (bits, found) in points.items():
-            own = families[name] == "preset"
-            axes.errorbar(
-                bits, found.mean, yerr=None if math.isnan(found.deviation) else found.deviation,
-                fmt="o", color=FAMILY[families[name]], markersize=7 if own else 5.5,
-                capsize=3, elinewidth=1.3, markeredgecolor="white", markeredgewidth=0.8,
-                zorder=4 if own else 3,
-            )  # fmt: skip
-        axes.margins(x=0.07, y=0.08)
-        axes.set_xlabel("effective bits a weight: signs or codes, scales, tags, padding")
-        axes.set_ylabel("gap: rise of the masked cross-entropy at ratio 0.5, nats a token")
-        plain_numbers(axes, "y")
-        axes.autoscale_view()
-        names = list(points)
-        height = drawn.get_figheight()
-        to_axes = axes.transData + axes.transAxes.inverted()
-        spots = [to_axes.transform((points[n][0], points[n][1].mean)) for n in names]
-        places = spread_labels([float(y) for _, y in spots], 0.165 / height)
-        for name, (x, y), place in zip(names, spots, places, strict=True):
-            axes.annotate(
-                f"{name}  {points[name][1].mean:.3f}", (x, y), (1.045, place),
-                xycoords="axes fraction", textcoords="axes fraction", va="center", fontsize=8,
-                color=INK if families[name] == "preset" else MUTED,
-                fontweight="bold" if families[name] == "preset" else "normal",
-                arrowprops={
-                    "arrowstyle": "-", "color": FAMILY[families[name]], "lw": 0.5, "alpha": 0.55,
-                    "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5),
-                },
-                annotation_clip=False, zorder=2,
-            )  # fmt: skip
-        shown = [f for f in FAMILY if f in families.values()]
-        handles = [Line2D([], [], color=FAMILY[f], marker="o", ls="", label=f) for f in shown]
-        axes.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=3,
-            fontsize=8,
-            borderpad=0,
+def loss_by_bits(methods: Methods) -> str:
+    """The gap of every method against its effective bits, as ``qdc compare`` draws it."""
+    points = []
+    for name, results in methods.items():
+        found, apart = gap(results), difference(results, None)
+        points.append(
+            Point(
+                name,
+                statistics.fmean(r.effective_bits for r in results),
+                found.mean,
+                apart.interval,
+                None if math.isnan(found.deviation) else found.deviation,
+            )
         )
-        return svg(drawn)
+    what = "gap at ratio 0.5, nats a token"
+    return standalone(figures.loss_by_bits(points, what))
 
 
 def error_by_layer(methods: Methods) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench.common.markdown import table
 from bench.common.statistics import spearman
+from qdc.comparing.result import Result
+from qdc.comparing.statistics import MIDDLE, Spread, difference, gap, window_error
 from qdc.evaluation.evaluate import RATIOS
 
 from .jobs import Job, Settings
-from .result import Result
-from .statistics import MIDDLE, Spread, difference, gap, window_error
 from .targets import Found, Target
 
 Methods = Mapping[str, Sequence[Result]]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .result import Result
-from .statistics import difference, gap, quotient
+from qdc.comparing.result import Result
+from qdc.comparing.statistics import difference, gap, quotient
 
 Found = Mapping[str, Sequence[Result]]
 """Results over seeds, by the path of their case."""

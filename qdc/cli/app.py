@@ -17,7 +17,9 @@ from qdc.cli.options import (
     ShowOptions,
     app,
 )
+from qdc.comparing.options import CompareOptions
 from qdc.compiling.options import CompileOptions
+from qdc.errors import QdcError
 from qdc.planning.options import PlanOptions
 
 
@@ -69,6 +71,28 @@ def plan(options: PlanOptions, json: Json = False) -> None:
     from qdc.cli.plan import plan_command
 
     plan_command(options, as_json=json)
+
+
+@app.command()
+@from_fields
+def compare(
+    options: CompareOptions,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown tables")] = False,
+    json: Json = False,
+) -> None:
+    """Compile by several methods, judge them side by side.
+
+    \b
+    Examples:
+      qdc compare MODEL --methods default,gptq --text held.jsonl --out DIR
+      qdc compare MODEL --methods all --seeds 0,1,2 --jobs 2 --text T --out DIR
+      qdc compare MODEL --methods gptq --vary geometry=clean,mcs --text T -o DIR
+    """  # noqa: D301
+    if json and markdown:
+        raise QdcError("--json and --markdown exclude each other", help="leave one out")
+    from qdc.cli.compare import compare_command
+
+    compare_command(options, as_json=json, as_markdown=markdown)
 
 
 @app.command()

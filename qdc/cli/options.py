@@ -133,6 +133,7 @@ def root(
     qdc generate OUT "a prompt"        write on, and watch it unmask
     qdc serve OUT                      OpenAI's protocol, and a page
     qdc eval OUT --text held.jsonl --against MODEL
+    qdc compare MODEL --methods all --text held.jsonl --out DIR
     qdc show OUT --only 'blocks.0.*'   read the IR
     qdc verify OUT                     find bits that have flipped
     qdc opt DUMP --passes TEXT         run passes on it

@@ -1,5 +1,6 @@
 """``qdc serve``: load a model and answer requests over HTTP."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from qdc.runtime.decoding.verifier import load_verifier
 
 try:
     from qdc.serve.app import Service, make_app
+    from qdc.serve.clients import Keys, read_keys
     from qdc.serve.engine import Engine
     from qdc.serve.limits import ServeOptions
     from qdc.serve.server import bind, serve, url
@@ -29,6 +31,7 @@ except ImportError as error:
 
 def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
     """Take the port, load, serve until a signal."""
+    keys = Keys(read_keys(asked.api_keys, asked.api_key_file, os.environ))
     with bind(asked.host, asked.port) as taken:
         opened = open_runnable(
             asked.model,
@@ -58,7 +61,12 @@ def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
             )  # fmt: skip
 
         title = asked.name or asked.model.resolve().name
-        engine = Engine(run, bounds)
+        remedy = (
+            f"qdc verify tells whether the artifact {title} is damaged"
+            if opened.compiled
+            else f"check the weights of {title} for overflow"
+        )
+        engine = Engine(run, bounds, remedy)
         service = Service(
             title,
             engine,
@@ -67,6 +75,7 @@ def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
             bounds,
             checks is not None,
             opened.compiled,
+            keys,
             opened.strategies,
         )
         address = url(taken)
@@ -77,8 +86,8 @@ def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
                 sys.stdout.flush()
                 return
             sys.stderr.write(f"serving {title} at {address} (Ctrl-C stops)\n")
-            if not _is_local(taken.getsockname()[0]):
-                sys.stderr.write("whoever reaches this port may use it: there is no password\n")
+            if not keys and not _is_local(taken.getsockname()[0]):
+                sys.stderr.write("whoever reaches this port may use it: there is no --api-key\n")
             sys.stderr.flush()
 
         serve(make_app(service), engine, taken, bounds, ready)

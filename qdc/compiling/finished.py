@@ -37,6 +37,8 @@ from qdc.streaming.calibration import Calibration
 
 log = logging.getLogger(__name__)
 DUMP = "ir.qdc"
+UNUSUAL = ("document_tokens",)
+"""What an artifact names only if it is not as usual; lacking now, it is another than before."""
 
 
 def finished_report(
@@ -95,7 +97,7 @@ def _changes(out: Path, made_from: dict[str, object], checkpoint: Checkpoint) ->
     if digests.listed is None:
         return ["it has no digests: the qdc that wrote it may have had other defaults"]
     said = there.config.get(QUANTIZATION, {})
-    now = json.loads(json.dumps(made_from))
+    now = {**dict.fromkeys(UNUSUAL), **json.loads(json.dumps(made_from))}
     changed = [
         f"{name}: {_short(said.get(name))} -> {_short(value)}"
         for name, value in now.items()

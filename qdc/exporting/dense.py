@@ -52,11 +52,11 @@ def export_artifact(
         OutputExists: something else is at ``out``.
         ExportDiffers: ``verify`` has found a difference.
     """
+    _refuse_inside(options.artifact, options.out)
     if options.format == "gguf":
         return export_gguf(options, registry, progress)
     artifact, out, dtype = options.artifact, options.out, options.decoded
     notify = progress or (lambda what, done, total: None)
-    _refuse_inside(artifact, out)
     repair(out)
     check_target(out, force=options.force)
     if options.verify:

@@ -18,7 +18,7 @@ DTYPES: dict[Format, tuple[Dtype, ...]] = {"dense": ("bf16", "f16", "f32"), "ggu
 
 def _one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
     def check(given: Any) -> Any:
-        if given not in known:
+        if given is not None and given not in known:
             text = f"no {what} is called {given!r}"
             raise UnknownName(text, help=f"known: {', '.join(known)}")
         return given
@@ -56,7 +56,7 @@ class ExportOptions(Options):
     ] = "dense"
     dtype: Annotated[
         Dtype | None,
-        _one_of("dtype", (*get_args(Dtype), None)),
+        _one_of("dtype", get_args(Dtype)),
         option(
             "NAME",
             "Of decoded tensors: bf16, f16, f32; with gguf f16, q8_0",

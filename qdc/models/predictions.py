@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from qdc.errors import QdcError
+from qdc.errors import NotFinite
 
 Logits = Callable[[Tensor], Tensor]
 """A model: ``i64[batch, T] -> [batch, T, vocabulary]``.
@@ -41,10 +41,10 @@ def predictions(logits: Tensor, wanted: Tensor, shift: int) -> Tensor:
 
 
 def require_finite(logits: Tensor) -> None:
-    """Raise QdcError if any of ``[positions, vocabulary]`` is infinite or not a number."""
+    """Raise NotFinite if any of ``[positions, vocabulary]`` is infinite or not a number."""
     bad = int((~logits.isfinite()).any(-1).sum())
     if bad:
-        raise QdcError(
+        raise NotFinite(
             f"the logits of {bad} of {len(logits)} masked positions are not finite",
             help="check the weights for overflow, or compile with more damping",
         )

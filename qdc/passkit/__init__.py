@@ -63,7 +63,7 @@ from qdc.numerics.uniform import (
     fit_uniform,
     round_to_grid,
 )
-from qdc.passkit.block_lowering import BlockLowering
+from qdc.passkit.block_lowering import BlockLowering, CompensatedLowering, Problem
 from qdc.passkit.calibration import CalibrationOptions, States
 from qdc.passkit.experts import ExpertOptions, Source
 from qdc.passkit.lowering import Lowering, error_effort, output_error, target
@@ -121,6 +121,8 @@ __all__ = [
     # A quantizer: its pass, its format, its annotation.
     "Lowering",
     "BlockLowering",
+    "CompensatedLowering",
+    "Problem",
     "UniformLowering",
     "VocabularyLowering",
     "LoweredVocabulary",

@@ -9,7 +9,7 @@ to A5, B4, B5.
 
 from abc import ABC
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -32,14 +32,33 @@ COPIES = 5
 """Copies of a weight that the loop holds: as it is, with errors, written out, and two moving."""
 
 
-class BlockLowering(Lowering, ABC):
-    """A pass that quantizes the blocks of a layer left to right, by a fit of its own."""
+class Problem(NamedTuple):
+    """What the loop is to solve for one layer.
 
-    requires: ClassVar[Kinds] = (Factor,)
+    Attributes:
+        weight: f32[rows, columns], what is to be met; dead inputs are 0.
+        upper: f32[columns, columns], the factor of the damped inverse moment.
+    """
+
+    weight: Tensor
+    upper: Tensor
+
+
+class CompensationOptions(Lowering, ABC):
+    """How blocks hand their errors on.
+
+    The options of the loop are in classes of their own because their order is that of a pipeline's
+    text: a class that mixes them has those of its last base first.
+    """
 
     compensation: Compensation = Field(
         default="exact", description="how a block's error moves to later blocks"
     )
+
+
+class FeedbackOptions(CompensationOptions, ABC):
+    """How the codes of a block are chosen."""
+
     feedback: bool = Field(
         default=True, description="choose codes column by column, seeing each other's errors"
     )
@@ -49,6 +68,22 @@ class BlockLowering(Lowering, ABC):
     sweeps: int = Field(
         default=1, ge=0, le=100, description="sweeps over the columns after each feedback"
     )
+
+    @model_validator(mode="after")
+    def _loop_ignores_nothing(self) -> "FeedbackOptions":
+        fields = type(self).model_fields
+        if not self.feedback:
+            for option in ("rounds", "sweeps"):
+                if getattr(self, option) != fields[option].default:
+                    raise ValueError(f"feedback=false does not read {option}")
+        return self
+
+
+class DriftOptions(Lowering, ABC):
+    """How a layer takes the drift of its inputs back."""
+
+    requires: ClassVar[Kinds] = (Factor,)
+
     asymmetry: float = Field(
         default=0,
         ge=0,
@@ -60,13 +95,8 @@ class BlockLowering(Lowering, ABC):
     )
 
     @model_validator(mode="after")
-    def _loop_ignores_nothing(self) -> "BlockLowering":
-        fields = type(self).model_fields
-        if not self.feedback:
-            for option in ("rounds", "sweeps"):
-                if getattr(self, option) != fields[option].default:
-                    raise ValueError(f"feedback=false does not read {option}")
-        if self.target != fields["target"].default and not self.asymmetry:
+    def _target_is_read(self) -> "DriftOptions":
+        if self.target != type(self).model_fields["target"].default and not self.asymmetry:
             raise ValueError(f"target={self.target} says how asymmetry acts, and asymmetry is 0")
         return self
 
@@ -74,18 +104,56 @@ class BlockLowering(Lowering, ABC):
         """What a layer is to take back is in the cross moment."""
         return (*self.requires, CrossMoment) if self.asymmetry else self.requires
 
-    def loop_effort(self, unit: Forecast, node: Node, width: int) -> tuple[int, Work]:
-        """Bytes and arithmetic of the loop alone, over blocks of ``width`` columns."""
+    def problem(self, unit: Unit, node: Node) -> Problem:
+        """Read what the loop is to solve for a layer, which carries a factor."""
+        upper = unit.get(unit.graph.require(node.name, Factor).tensor)
+        share = self.asymmetry if self.target == "whole" else 0
+        return Problem(target(unit, node, upper, share), upper)
+
+    def cross(self, unit: Unit, node: Node) -> Tensor | None:
+        """The cross moment that ``drift_term`` reads; None where no such term is asked for."""
+        if not self.asymmetry or self.target == "whole":
+            return None
+        return unit.get(unit.graph.require(node.name, CrossMoment).tensor)
+
+    def drift_term(
+        self, unit: Unit, node: Node, upper: Tensor, slices: Sequence[slice]
+    ) -> Tensor | None:
+        """What columns hand on of the drift of their inputs; None unless that is asked for.
+
+        Args:
+            unit: of the layer.
+            node: the layer.
+            upper: its factor, ``f32[columns, columns]``.
+            slices: columns of the blocks.
+        """
+        cross = self.cross(unit, node)
+        return None if cross is None else asymmetry_term(cross, upper, self.asymmetry)
+
+
+class CompensatedLowering(DriftOptions, CompensationOptions, ABC):
+    """A pass whose blocks hand their errors on, and that may take its inputs' drift back."""
+
+    def compensation_effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
+        """Bytes and arithmetic of moving errors along, and of the drift's target or term."""
         weights, squares = node.rows * node.columns, node.columns**2
-        columns = self.feedback * (1 + self.rounds) * (1 + 2 * self.sweeps) * width
-        work = Work(products=weights * node.columns, elements=weights * columns)
-        nbytes = COPIES * unit.weight(node)
+        nbytes, work = COPIES * unit.weight(node), Work(products=weights * node.columns)
         if self.asymmetry and self.target == "whole":
             work += Work(products=6 * weights * node.columns)
         elif self.asymmetry:
             nbytes += 3 * 4 * squares
             work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
         return nbytes, work
+
+
+class BlockLowering(CompensatedLowering, FeedbackOptions, ABC):
+    """A pass that quantizes the blocks of a layer left to right, by a fit of its own."""
+
+    def loop_effort(self, unit: Forecast, node: Node, width: int) -> tuple[int, Work]:
+        """Bytes and arithmetic of the loop alone, over blocks of ``width`` columns."""
+        columns = self.feedback * (1 + self.rounds) * (1 + 2 * self.sweeps) * width
+        nbytes, work = self.compensation_effort(unit, node)
+        return nbytes, work + Work(elements=node.rows * node.columns * columns)
 
     def quantize(
         self,
@@ -111,13 +179,8 @@ class BlockLowering(Lowering, ABC):
             OverflowError: a scale does not fit its stored dtype.
             NotImplementedError: ``rounds`` with levels that cannot be refitted.
         """
-        upper = unit.get(unit.graph.require(node.name, Factor).tensor)
-        whole = self.target == "whole"
-        weight = target(unit, node, upper, self.asymmetry if whole else 0)
-        term: Tensor | None = None
-        if self.asymmetry and not whole:
-            cross = unit.get(unit.graph.require(node.name, CrossMoment).tensor)
-            term = asymmetry_term(cross, upper, self.asymmetry)
+        weight, upper = self.problem(unit, node)
+        term = self.drift_term(unit, node, upper, slices)
         levels: list[G] = []
 
         def quantize(index: int, block: Tensor) -> Tensor:

@@ -227,11 +227,11 @@ class Registry:
 def standard_registry(plugins: Sequence[Path] = ()) -> Registry:
     """Built-ins, installed entry points, then the given files. Raises ``DuplicateName``."""
     registry = Registry()
+    registry.presets.update(import_module("qdc.passes").PRESETS)
     for kind in KINDS:
         place, _, listed = kind.built_in.partition(":")
         for value in getattr(import_module(place), listed):
             registry.add(value)
-    registry.presets.update(import_module("qdc.passes").PRESETS)
     for kind in KINDS:
         for entry in entry_points(group=kind.group):
             registry.add(_installed(entry), entry.value)

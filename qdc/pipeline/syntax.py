@@ -5,17 +5,20 @@
     step     ::= name options?
     options  ::= '{' key '=' value (',' value)* (' ' key '=' ...)* '}'
 
-Backends and strategies share the form of one item. Errors point at the place with a caret.
+Backends and strategies share the form of one item. A list of pipelines is items as well, and each
+may have a label in front: ``label=item``. Errors point at the place with a caret.
 """
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from qdc.errors import InvalidPipeline
 
 STAGES = "stages"
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _VALUE = re.compile(r"[^\s,{}()\"=]+")
+_LABEL = re.compile(r"([^\s,{}()=\"][^,{}()=\"]*?)\s*=")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -37,6 +40,14 @@ class StagesItem:
     options: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
 
 
+class Labelled(NamedTuple):
+    """An item of a list of pipelines: its label or nothing, and how it is written without it."""
+
+    label: str
+    item: Item | StagesItem
+    text: str
+
+
 def parse(text: str) -> tuple[Item | StagesItem, ...]:
     """Parse pipeline text. Raises ``InvalidPipeline`` with a caret under the mistake."""
     reader = _Reader(text)
@@ -54,6 +65,16 @@ def parse_item(text: str, kind: str = "pass") -> Item:
     item = reader.step()
     reader.expect_end()
     return item
+
+
+def parse_list(text: str) -> tuple[Labelled, ...]:
+    """Parse the items of several pipelines. Raises ``InvalidPipeline`` as ``parse``."""
+    reader = _Reader(text)
+    items = [reader.labelled()]
+    while reader.take(","):
+        items.append(reader.labelled())
+    reader.expect_end()
+    return tuple(items)
 
 
 def is_name(text: str) -> bool:
@@ -77,6 +98,15 @@ class _Reader:
         while self.take(","):
             items.append(self.item())
         return tuple(items)
+
+    def labelled(self) -> Labelled:
+        self.skip()
+        found = _LABEL.match(self.text, self.place)
+        if found is not None:
+            self.place = found.end()
+        start = self.skip()
+        item = self.item()
+        return Labelled(found.group(1) if found else "", item, self.text[start : self.place])
 
     def item(self) -> Item | StagesItem:
         start = self.skip()

@@ -1,51 +1,33 @@
 """The figures of a report, as SVG text that takes its colours and its font from the page.
 
-Drawn without pyplot and without a display. Text stays text; each colour is a stand-in that becomes
-a variable of the page's style sheet, so that one drawing serves light and dark. Nothing here draws
-a name that the user chose: captions are the page's.
+Nothing here draws a name that the user chose: captions are the page's.
 """
 
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-INK, MUTED, LINE, ACCENT, SURFACE = "#100001", "#100002", "#100003", "#100004", "#100005"
-VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface"}
+from qdc.report.drawing import (
+    ACCENT,
+    LINE,
+    MUTED,
+    SURFACE,
+    bare_frame,
+    canvas,
+    log_ticks,
+    styled,
+    svg,
+)
+
 FILL = (92, 124, 250)
 """The accent of heat maps, which are pixels and know no style sheet; legible on either ground."""
 ORDER_OPACITY = {1: 0.11, 2: 0.36, 3: 0.76, 4: 1.0}
 FAINTEST = 0.06
-PIXEL = 1 / 96
-"""One CSS pixel in inches."""
 TILES = 4000
 """Up to this many cells are drawn with a gap between them."""
-STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "text.color": MUTED,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "axes.linewidth": 1.0,
-    "lines.solid_capstyle": "round",
-}
-
 Rows = Sequence[Sequence[float]]
 """One row a layer, one value a block; rows may differ in length."""
 
@@ -69,8 +51,8 @@ def error_map(rows: Rows, widest: int, low: float, high: float) -> str:
 
 def depth_lines(lines: Sequence[Sequence[float]], chosen: int, low: float, high: float) -> str:
     """Error by depth of one kind of layer among all kinds, which are drawn faintly."""
-    with _style("depth", chosen):
-        figure, axes = _figure(236, 142, left=42, bottom=36, top=8, right=8)
+    with styled("depth", chosen):
+        figure, axes = canvas(236, 142, left=42, bottom=36, top=8, right=8)
         for place, values in enumerate(lines):
             own = place == chosen
             axes.plot(
@@ -80,23 +62,23 @@ def depth_lines(lines: Sequence[Sequence[float]], chosen: int, low: float, high:
             )  # fmt: skip
         axes.set_yscale("log")
         axes.set_ylim(low / 1.15, high * 1.15)
-        axes.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+        axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.03)
         axes.grid(axis="y", color=LINE, linewidth=0.6, alpha=0.6)
-        _frame(axes)
+        bare_frame(axes)
         axes.set_xlabel("depth", labelpad=2)
-        return _svg(figure)
+        return svg(figure)
 
 
 def loss_lines(
     ratios: Sequence[float], compiled: Sequence[float], original: Sequence[float] | None
 ) -> str:
     """Loss by mask ratio, of the artifact and of the model that it was compared with."""
-    with _style("loss"):
-        figure, axes = _figure(460, 250, left=46, bottom=38, top=14, right=74)
+    with styled("loss"):
+        figure, axes = canvas(460, 250, left=46, bottom=38, top=14, right=74)
         for values, color, label in ((original, MUTED, "original"), (compiled, ACCENT, "compiled")):
             if values is None:
                 continue
@@ -113,14 +95,14 @@ def loss_lines(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y", color=LINE, linewidth=0.6, alpha=0.6)
         axes.margins(x=0.06, y=0.12)
-        _frame(axes)
-        return _svg(figure)
+        bare_frame(axes)
+        return svg(figure)
 
 
 def rise_bars(ratios: Sequence[float], rises: Sequence[float], errors: Sequence[float]) -> str:
     """Rise of the loss by mask ratio, with two standard errors either way."""
-    with _style("rise"):
-        figure, axes = _figure(360, 250, left=46, bottom=38, top=14, right=12)
+    with styled("rise"):
+        figure, axes = canvas(360, 250, left=46, bottom=38, top=14, right=12)
         places = range(len(ratios))
         axes.bar(places, rises, width=0.5, color=ACCENT, alpha=0.28)
         axes.errorbar(
@@ -135,8 +117,8 @@ def rise_bars(ratios: Sequence[float], rises: Sequence[float], errors: Sequence[
         axes.grid(axis="y", color=LINE, linewidth=0.6, alpha=0.6)
         axes.set_axisbelow(True)
         axes.set_xlim(-0.6, len(ratios) - 0.4)
-        _frame(axes)
-        return _svg(figure)
+        bare_frame(axes)
+        return svg(figure)
 
 
 def _grid(rows: Rows) -> NDArray[np.float64]:
@@ -154,9 +136,9 @@ def _heat_map(opacity: NDArray[np.float64], rows: Rows, widest: int, salt: str) 
     pixels = np.zeros((layers, blocks, 4), np.uint8)
     pixels[..., :3] = FILL
     pixels[..., 3] = np.round(255 * np.nan_to_num(opacity)).astype(np.uint8)
-    with _style(salt, *(tuple(row) for row in rows)):
+    with styled(salt, *(tuple(row) for row in rows)):
         width, height = max(wide * blocks, 96.0), high * layers
-        figure, axes = _figure(width + 38, height + 36, left=32, bottom=32, top=4, right=6)
+        figure, axes = canvas(width + 38, height + 36, left=32, bottom=32, top=4, right=6)
         axes.imshow(pixels, interpolation="none", aspect="auto")
         if layers * blocks <= TILES:
             axes.hlines(np.arange(layers - 1) + 0.5, -0.5, blocks - 0.5, color=SURFACE, lw=1.5)
@@ -168,75 +150,7 @@ def _heat_map(opacity: NDArray[np.float64], rows: Rows, widest: int, salt: str) 
         axes.set_ylabel("depth", labelpad=3)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return _svg(figure)
-
-
-def _figure(
-    width: float, height: float, *, left: int, bottom: int, top: int, right: int
-) -> tuple[Figure, Axes]:
-    """One pair of axes with fixed margins; everything in CSS pixels."""
-    figure = Figure(figsize=(width * PIXEL, height * PIXEL), dpi=96)
-    FigureCanvasSVG(figure)
-    box = (
-        left / width,
-        bottom / height,
-        (width - left - right) / width,
-        (height - bottom - top) / height,
-    )
-    figure.patch.set_visible(False)
-    axes = figure.add_axes(box)
-    axes.patch.set_visible(False)
-    return figure, axes
-
-
-def _frame(axes: Axes) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(length=0, pad=5)
-
-
-@contextmanager
-def _style(*salt: object) -> Iterator[None]:
-    """Settings of one drawing, whatever the user's own matplotlibrc says.
-
-    The salt keeps the identifiers of drawings on one page apart.
-    """
-    settings: Any = {**STYLE, "svg.hashsalt": repr(salt)}
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(settings)
-        yield
-
-
-def _svg(figure: Figure) -> str:
-    """The drawing as an element to put into a page."""
-    file = io.StringIO()
-    figure.savefig(
-        file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[\w.]+_\d+"', "<g", text)
-    text = re.sub(r'(width|height)="([\d.]+)pt"', _in_pixels, text)
-    for color, variable in VARIABLES.items():
-        text = text.replace(color, f"var(--{variable})")
-    return text.strip()
-
-
-def _in_pixels(match: re.Match[str]) -> str:
-    return f'{match[1]}="{float(match[2]) * 96 / 72:g}"'
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between the bounds: 1, 2, 5 of each power of ten, or fewer."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [d * 10.0**p for p in powers for d in digits if low <= d * 10.0**p <= high]
-        if len(ticks) <= 5:
-            return ticks or [low, high]
-    return ticks[:: -(-len(ticks) // 5)]
+        return svg(figure)
 
 
 def _clamp(value: float, low: float, high: float) -> float:

@@ -19,6 +19,7 @@ from qdc.runtime.decoding.strategies import (
     shared_options,
 )
 from qdc.serve.bodies import ChatRequest, CompletionRequest, Request, WatchRequest, read_body
+from qdc.serve.clients import Keys
 from qdc.serve.engine import Engine
 from qdc.serve.guard import Guard
 from qdc.serve.intake import DEFAULT_LENGTH, Gone, Intake, Read, receive, while_there
@@ -27,6 +28,7 @@ from qdc.serve.page import page
 from qdc.serve.refusals import Refused, internal
 from qdc.serve.replies import Kind, Reply
 from qdc.serve.streams import EventStream, chunks, steps
+from qdc.serve.turns import Turns
 from qdc.serve.wording import Wording
 
 
@@ -41,6 +43,7 @@ class Service:
     limits: Limits
     verifies: bool = False
     compiled: bool = False
+    keys: Keys = field(default_factory=Keys)
     strategies: Strategies = field(default_factory=lambda: BUILT_IN)
 
 
@@ -54,6 +57,7 @@ def make_app(service: Service) -> ASGIApp:
         service.limits,
         service.verifies,
         service.strategies,
+        Turns(service.limits),
     )
     offered = {
         name: shared_options(kind)
@@ -90,7 +94,7 @@ def make_app(service: Service) -> ASGIApp:
             )
 
     async def answer(request: Http, body: Request, read: Read) -> Response:
-        ticket = await intake.queue(body, read)
+        ticket = await intake.queue(request, body, read)
         kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
         reply = Reply(kind, service.name, len(ticket.prompt), body.include_usage)
         await while_there(request, ticket, whole=not body.stream)
@@ -146,7 +150,7 @@ def make_app(service: Service) -> ASGIApp:
         read = intake.conversation(body.messages or ())
         if body.prompt is not None:
             read = intake.text(body.prompt)
-        ticket = await intake.queue(body, read)
+        ticket = await intake.queue(request, body, read)
         await while_there(request, ticket, whole=False)
         reply = Reply("text", service.name, len(ticket.prompt))
         return EventStream(steps(ticket, reply, service.wording), ticket)
@@ -168,4 +172,4 @@ def make_app(service: Service) -> ASGIApp:
     async def failed(request: Http, error: Exception) -> Response:
         return JSONResponse(internal().body, 500)  # uvicorn logs the traceback
 
-    return Guard(app, service.limits.hosts)
+    return Guard(app, service.limits.hosts, service.keys)

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from qdc.jsontext import UnfitJson, check_size
+from qdc.jsontext import UnfitJson, parse_json
 from qdc.runtime.decoding.not_offered import NOT_OFFERED, asks_nothing
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.serve.fields import CALLED_ELSEWHERE, HARMLESS
@@ -32,6 +32,9 @@ ALL_TOKENS = (0, -1)
 
 LEAST_MASS = 5e-324
 """Stands for a ``top_p`` of 0: the fewest tokens that hold it are the most probable one."""
+
+LONGEST = 300
+"""Characters of a message about a body, which may repeat a name from it."""
 
 Sent = TypeVar("Sent", bound="Body")
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -232,14 +235,21 @@ class WatchRequest(Body):
 
 
 def read_body(kind: type[Sent], data: bytes) -> Sent:
-    """Parse a request. Raises ``Refused`` for what is no JSON, or not of its form."""
+    """Parse a request, as artifacts are parsed: no name of an object may have two values.
+
+    Raises ``Refused`` for what is no JSON, holds too much, or is not of its form.
+    """
     try:
-        check_size(data)
+        parse_json(data)
         return kind.model_validate_json(data)
     except UnfitJson as error:
-        raise Refused(400, f"the body {error}", code="invalid_request") from error
+        raise Refused(400, f"the body {error}"[:LONGEST], code="invalid_request") from error
     except ValidationError as error:
         raise from_validation(error) from error
+    except ValueError as error:
+        raise Refused(
+            400, f"the body is no JSON: {error}"[:LONGEST], code="invalid_request"
+        ) from error
 
 
 def _require_neutral(name: str, value: Any) -> None:

@@ -1,23 +1,30 @@
 """The queue, and the one thread that runs the model.
 
-Requests are answered in the order in which they came. With the first go those that wait behind it
-and have an equal shape: the same number of prompt tokens and the same options, seeds aside. What a
-row draws follows from its own seed and positions, so its company changes nothing but the rounding
-of the model.
+Clients are served in turns, and the requests of one in the order in which they came. With the first
+go those that wait behind it and have an equal shape: the same number of prompt tokens and the same
+options, seeds aside. What a row draws follows from its own seed and positions, so its company
+changes nothing but the rounding of the model.
 """
 
 import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
-from qdc.errors import QdcError
+from qdc.errors import NotFinite, QdcError
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
+from qdc.serve.fairqueue import FairQueue
 from qdc.serve.limits import Limits
-from qdc.serve.refusals import from_error, internal, queue_is_full, stopping
+from qdc.serve.refusals import (
+    broken_model,
+    client_queue_is_full,
+    from_error,
+    internal,
+    queue_is_full,
+    stopping,
+)
 from qdc.serve.ticket import AnswerProgress, Ticket
 
 Run = Callable[[Sequence[Sequence[int]], DecodeOptions, Sequence[int], Watch], Decoded]
@@ -34,11 +41,11 @@ class _Stopped(Exception):
 class Engine:
     """Takes tickets from any thread and answers them in its own."""
 
-    def __init__(self, run: Run, limits: Limits) -> None:
-        """Start the thread."""
-        self._run, self._limits = run, limits
+    def __init__(self, run: Run, limits: Limits, remedy: str) -> None:
+        """Start the thread. Where the model itself is at fault, ``remedy`` says what to do."""
+        self._run, self._limits, self._remedy = run, limits, remedy
         self._ready = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: FairQueue[Ticket] = FairQueue()
         self._running: list[Ticket] = []
         self._closed = self._aborted = False
         self._seconds = 0.0
@@ -68,15 +75,18 @@ class Engine:
                 raise stopping()
             self._drop_cancelled()
             if len(self._waiting) >= self._limits.queue:
-                raise queue_is_full(self._wait())
-            self._waiting.append(ticket)
+                raise queue_is_full(self._wait(len(self._waiting)))
+            own, most = self._waiting.count(ticket.client), self._limits.client_queue
+            if own >= most:
+                raise client_queue_is_full(most, self._wait(own * self._waiting.clients))
+            self._waiting.push(ticket.client, ticket)
             self._ready.notify()
 
     def close(self) -> None:
         """Take no more, refuse those that wait, and let the running batch end."""
         with self._ready:
             self._closed = True
-            refused, self._waiting = list(self._waiting), deque()
+            refused = self._waiting.clear()
             self._ready.notify()
         for ticket in refused:
             ticket.refuse(stopping())
@@ -90,13 +100,13 @@ class Engine:
         """Wait for the thread."""
         self._thread.join(seconds)
 
-    def _wait(self) -> int:
-        """Seconds until about half of the queue is gone."""
-        batches = len(self._waiting) / self._limits.batch / 2
+    def _wait(self, requests: int) -> int:
+        """Seconds until about half of these requests are gone."""
+        batches = requests / self._limits.batch / 2
         return max(1, min(LONGEST_WAIT, math.ceil(batches * self._seconds)))
 
     def _drop_cancelled(self) -> None:
-        self._waiting = deque(ticket for ticket in self._waiting if ticket.is_open)
+        self._waiting.keep(lambda ticket: ticket.is_open)
 
     def _work(self) -> None:
         while True:
@@ -111,15 +121,9 @@ class Engine:
             self._running = []
 
     def _take(self) -> list[Ticket]:
-        """The first ticket and its likes, in their order."""
+        """The next ticket and its likes."""
         self._drop_cancelled()
-        taken: list[Ticket] = []
-        left: deque[Ticket] = deque()
-        for ticket in self._waiting:
-            fits = not taken or _shape(ticket) == _shape(taken[0])
-            (taken if fits and len(taken) < self._limits.batch else left).append(ticket)
-        self._waiting = left
-        return taken
+        return self._waiting.take(self._limits.batch, lambda a, b: a.shape == b.shape)
 
     def _answer(self, batch: list[Ticket]) -> None:
         self.batches += 1
@@ -152,6 +156,9 @@ class Engine:
                     ticket.finish(answer)
         except _Stopped:
             pass
+        except NotFinite as error:
+            refusal = broken_model(error.what, self._remedy)
+            log.error("%s", refusal.message)
         except QdcError as error:
             refusal = from_error(error)
         except BaseException:  # as tokenizers panics; without this thread nobody is answered
@@ -161,7 +168,3 @@ class Engine:
             if ticket.is_open:
                 ticket.refuse(refusal)
         self._seconds = time.perf_counter() - started
-
-
-def _shape(ticket: Ticket) -> tuple[int, DecodeOptions]:
-    return len(ticket.prompt), ticket.options.model_copy(update={"seed": 0})

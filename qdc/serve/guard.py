@@ -1,13 +1,21 @@
 """What is checked of every request before anything reads it."""
 
-import ipaddress
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qdc.serve.refusals import Refused
+from qdc.serve.clients import Keys
+from qdc.serve.hosts import Place, parse_place
+from qdc.serve.origins import is_foreign
+from qdc.serve.refusals import (
+    Refused,
+    foreign_page,
+    malformed_host,
+    no_such_key,
+    unknown_host,
+)
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -20,17 +28,29 @@ HEADERS = {
 }
 """Sent with every response that does not set its own."""
 
+OPEN = frozenset((("GET", "/"), ("GET", "/health")))
+"""What needs no key: the page, which asks for one, and whether the server is alive."""
+
+CLIENT = "client"
+"""In the state of a request: as whose it is queued."""
+
 
 class Guard:
-    """Refuses names of strangers and sets the headers of security.
+    """Refuses strangers and sets the headers of security.
 
     A page of a stranger can let its own name point at this machine (DNS rebinding); its requests
     carry that name. Addresses and ``localhost`` need no name server, so they are safe.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        """Pass requests for these names on, besides ``localhost`` and addresses."""
-        self._app = app
+    def __init__(self, app: ASGIApp, hosts: Sequence[str], keys: Keys) -> None:
+        """Pass requests for these names on, besides ``localhost`` and addresses.
+
+        Args:
+            app: what answers.
+            hosts: names, of which ``*`` is any.
+            keys: of which a request must have one, if there are any.
+        """
+        self._app, self._keys = app, keys
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,28 +66,38 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        host = Headers(scope=scope).get("host", "")
-        if self._knows(host):
+        try:
+            scope.setdefault("state", {})[CLIENT] = self._check(scope)
+        except Refused as refusal:
+            response = JSONResponse(refusal.body, refusal.status, refusal.headers)
+            await response(scope, receive, send_with_headers)
+        else:
             await self._app(scope, receive, send_with_headers)
-            return
-        refusal = Refused(
-            421,
-            "this server does not answer under that name; ask for localhost or an address, or "
-            "start it with --allow-host",
-            code="unknown_host",
-        )
-        response = JSONResponse(refusal.body, refusal.status, {"Connection": "close"})
-        await response(scope, receive, send_with_headers)
 
-    def _knows(self, host: str) -> bool:
-        name = host.lower()
-        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-        return "*" in self._hosts or name in self._hosts or _is_address(name)
+    def _check(self, scope: Scope) -> str:
+        """As whose a request is queued. Raises ``Refused``."""
+        headers = Headers(scope=scope)
+        host = self._host(headers)
+        if is_foreign(scope["method"], headers, host):
+            raise foreign_page()
+        given = headers.getlist("authorization")
+        owner = self._keys.owner(given[0]) if len(given) == 1 else None
+        if self._keys and owner is None and (scope["method"], scope["path"]) not in OPEN:
+            raise no_such_key(given=bool(given))
+        address = scope["client"][0] if scope.get("client") else ""
+        return self._keys.client(owner, address)
 
+    def _host(self, headers: Headers) -> Place:
+        """Where a request goes; h11 has refused one of HTTP/1.1 without ``Host`` or with two.
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+        Raises ``Refused``.
+        """
+        given = headers.getlist("host")
+        if not "".join(given):
+            raise unknown_host()  # of HTTP/1.0, or empty
+        place = parse_place(given[0]) if len(given) == 1 else None
+        if place is None:
+            raise malformed_host()
+        if not ("*" in self._hosts or place.name in self._hosts or place.is_address):
+            raise unknown_host()
+        return place

@@ -14,9 +14,11 @@ from qdc.runtime.decoding.strategies import Strategies, make_strategy, needs_ver
 from qdc.serve.bodies import Body, Message
 from qdc.serve.engine import Engine
 from qdc.serve.finaltext import FinalText
+from qdc.serve.guard import CLIENT
 from qdc.serve.limits import Limits
 from qdc.serve.refusals import Refused, from_error
 from qdc.serve.ticket import Ticket
+from qdc.serve.turns import Turns
 from qdc.serve.wording import Wording
 
 DEFAULT_LENGTH: int = DecodeOptions.model_fields["length"].default
@@ -66,13 +68,18 @@ class Intake:
     verifies: bool
     """An autoregressive verifier is there."""
     strategies: Strategies
+    turns: Turns
 
-    async def queue(self, body: Body, read: Read) -> Ticket:
-        """Queue a prompt. Raises ``Refused``."""
-        try:
-            tokens = await asyncio.to_thread(read)  # a long text keeps nobody else waiting
-        except QdcError as error:
-            raise from_error(error) from error
+    async def queue(self, request: Http, body: Body, read: Read) -> Ticket:
+        """Queue a prompt. Raises ``Refused``, and ``Gone`` if the client did not wait for that."""
+        client: str = getattr(request.state, CLIENT)
+        async with self.turns.turn(client):
+            if await request.is_disconnected():
+                raise Gone
+            try:
+                tokens = await asyncio.to_thread(read)  # a long text keeps nobody else waiting
+            except QdcError as error:
+                raise from_error(error) from error
         room = self.limits.max_length - len(tokens)
         length = body.length
         if room < (length or 1):
@@ -87,7 +94,7 @@ class Intake:
         options = body.options(min(DEFAULT_LENGTH, room) if length is None else length)
         self._check_strategy(options)
         final = FinalText(self.wording.decode, body.stops)
-        ticket = Ticket(tokens, options, final, self.facts.ends)
+        ticket = Ticket(tokens, options, final, self.facts.ends, client)
         self.engine.submit(ticket)
         return ticket
 

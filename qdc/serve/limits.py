@@ -39,6 +39,16 @@ class _Bounds(Options):
         option("SIZE", "Of a request, as in 512K or 1M", verbatim=True, shown="256K"),
     ] = 256 << 10
     queue: Annotated[int, Field(ge=1), option("N", "Requests that may wait", ranged=True)] = 256
+    client_queue: Annotated[
+        int,
+        Field(ge=1),
+        option(
+            "N",
+            "Of those, of one client",
+            more="A client is a key, where the server has several, or an address",
+            ranged=True,
+        ),
+    ] = 64
     batch: Annotated[int, Field(ge=1), option("N", "Decoded at once", ranged=True)] = 8
     connections: Annotated[int, Field(ge=1), option("N", "Open at once", ranged=True)] = 1024
     patience: Annotated[
@@ -81,6 +91,22 @@ class ServeOptions(_Bounds):
     name: Annotated[
         str | None,
         option("NAME", "Of the model [default: the folder's]", before="hosts"),
+    ] = None
+    api_keys: Annotated[
+        tuple[str, ...],
+        BeforeValidator(as_list),
+        option(
+            "KEY",
+            "Ask for this key, or another one given",
+            "--api-key",
+            more="As Authorization: Bearer KEY. All processes of the machine see it here; in a "
+            "file, or in the variable QDC_API_KEY, they do not",
+            repeated=True,
+            before="max_body",
+        ),
+    ] = ()
+    api_key_file: Annotated[
+        Path | None, option("FILE", "Of keys, one a line", before="max_body")
     ] = None
     max_length: Annotated[
         int | None,

@@ -50,9 +50,13 @@ class Ticket:
         options: DecodeOptions,
         final: FinalText,
         ends: Collection[int] = (),
+        client: str = "",
     ) -> None:
         """Make a ticket of the running event loop."""
         self.prompt, self.options, self.final = prompt, options, final
+        self.client = client
+        self.shape = len(prompt), options.model_copy(update={"seed": 0})
+        """What tickets that are decoded together have in common."""
         self.progress: AnswerProgress | None = None
         self.outcome: Outcome | None = None
         self.refusal: Refused | None = None

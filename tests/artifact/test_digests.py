@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -261,3 +263,22 @@ def test_finite_is_what_isfinite_says(dtype: torch.dtype) -> None:
                 odd[-1] = number
                 assert not is_finite(odd.reshape(shape))
     assert is_finite(torch.tensor([1, 2]))
+
+
+def test_files_are_compared_on_all_processors(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four files at once on four processors; the barrier breaks if they come one by one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
+    barrier = threading.Barrier(4, timeout=5)
+
+    def differs(self: Digests, name: str, stop: Callable[[], bool]) -> str:
+        barrier.wait()
+        return ""
+
+    monkeypatch.setattr(Digests, "differs", differs)
+    digests = Digests.of(artifact)
+    assert digests.listed is not None
+    shards = sorted(digests.listed)[:4]
+    with Digests(artifact, dict.fromkeys(shards, "")).beside(shards):
+        pass

@@ -16,7 +16,6 @@ from bench import floors, scaling, streaming
 from bench.common.checkpoint import build
 from bench.common.clocks import Stopwatch
 from bench.common.files import write
-from bench.common.hooks import watching
 from bench.common.markdown import table
 from bench.common.pipelines import overrides, pipeline
 from bench.common.processes import (
@@ -31,6 +30,7 @@ from bench.common.processes import (
 from bench.common.samples import held_out
 from bench.common.shapes import DREAM, LLADA, linears
 from bench.common.statistics import pearson, spearman
+from qdc.comparing.hooks import watching
 from qdc.frontend.opening import open_model
 
 MODULES = [found.name for found in pkgutil.walk_packages(bench.__path__, "bench.")]

@@ -16,20 +16,21 @@ import pytest
 import torch
 
 import qdc
-from bench.common import style
 from bench.common.files import write
 from bench.common.markdown import END, MARK, replace_part
 from bench.common.statistics import spearman
-from bench.quality import ablations, cases, runner, targets
+from bench.quality import ablations, cases, targets
 from bench.quality.__main__ import main
 from bench.quality.cases import METHOD, Case
 from bench.quality.jobs import Job, Settings, resolve
-from bench.quality.measure import drift, losses
 from bench.quality.page import write_page
-from bench.quality.result import Cost, Drift, Layer, Losses, Result, read
-from bench.quality.runner import finished, pending, result_path, run_all
-from bench.quality.statistics import difference, gap, quotient, rise, window_error
 from bench.quality.tables import method_table
+from qdc.comparing import runner
+from qdc.comparing.labels import spread_labels
+from qdc.comparing.measure import drift, losses
+from qdc.comparing.result import Cost, Drift, Layer, Losses, Result, read
+from qdc.comparing.runner import Listener, finished, pending, result_path, run_all
+from qdc.comparing.statistics import difference, gap, quotient, rise, window_error
 from qdc.evaluation.evaluate import compare, held_out_windows
 from qdc.frontend.opening import open_model
 from qdc.text.source import read_text
@@ -170,7 +171,7 @@ def test_run_goes_on_where_it_stopped(settings: Settings, monkeypatch: pytest.Mo
     jobs = jobs_of(settings, *both)
     ran: list[str] = []
 
-    def work(job: Job, out: Path, threads: int) -> Result:
+    def work(job: Job, out: Path, threads: int, told: Listener) -> Result:
         assert job.work is not None
         ran.append(job.case.name)
         if job.case.name == "b" and len(ran) < 3:
@@ -206,7 +207,7 @@ def test_failed_process_leaves_its_last_lines(
     [job] = jobs_of(settings, method("a", "rtn-lower,pack"))
     seen: list[int] = []
 
-    def fail(command: Sequence[str], threads: int) -> tuple[int, str]:
+    def fail(command: Sequence[str], threads: int, *rest: object) -> tuple[int, str]:
         seen.append(threads)
         return 3, "first\nout of luck\n"
 
@@ -341,7 +342,7 @@ def test_table_sorts_methods_and_shows_seeds() -> None:
 
 def test_labels_keep_their_order_and_distance() -> None:
     wanted = [0.5, 0.1, 0.52, 0.51, 0.9]
-    placed = style.spread_labels(wanted, 0.1)
+    placed = spread_labels(wanted, 0.1)
     ranked = sorted(range(5), key=lambda i: wanted[i])
     gaps = [placed[b] - placed[a] for a, b in pairwise(ranked)]
     assert min(gaps) >= 0.1 - 1e-9

@@ -14,6 +14,7 @@ import qdc
 from qdc.cli import run
 from qdc.cli.fields import from_fields
 from qdc.cli.options import InspectionOptions, OptOptions, ShowOptions, app
+from qdc.comparing.options import CompareOptions
 from qdc.compiling.compiler import compile_model
 from qdc.compiling.options import CompileOptions
 from qdc.evaluation.options import EvaluationOptions
@@ -28,6 +29,7 @@ from tests.cli.conftest import Command
 OPTIONS: dict[str, tuple[type[Options], ...]] = {
     "compile": (CompileOptions,),
     "plan": (PlanOptions,),
+    "compare": (CompareOptions,),
     "show": (ShowOptions,),
     "opt": (OptOptions,),
     "run": (RunOptions,),
@@ -42,6 +44,7 @@ OWN = {
     "run": {"model", "text", "gap", "steps", "special"},
     "generate": {"model", "prompt", "special", "chat", "system", "turns", "verifier"},
     "eval": {"markdown"},
+    "compare": {"markdown"},
 }
 """What a command has besides, all of them --json and --help."""
 SILENT = {"stop_early"}

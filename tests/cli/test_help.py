@@ -9,8 +9,8 @@ from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
 COMMANDS = (
-    "compile", "plan", "show", "opt", "passes", "backends", "families", "strategies", "run",
-    "generate", "eval", "report", "inspect-calibration", "verify", "export", "serve",
+    "compile", "plan", "compare", "show", "opt", "passes", "backends", "families", "strategies",
+    "run", "generate", "eval", "report", "inspect-calibration", "verify", "export", "serve",
 )  # fmt: skip
 SCREEN = 48
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import qdc
 from qdc.cli import run
+from qdc.errors import QdcError
 from tests.support.commands import environment
 
 RAISED = {
@@ -74,6 +76,37 @@ def test_a_compile_that_a_plugin_ends_has_not_succeeded(
     assert output == ""
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out-repro").exists() == (kind == "pass")
+
+
+@pytest.mark.parametrize("end", ["sys.exit(0)", "raise GeneratorExit", "raise Odd('odd')"])
+@pytest.mark.parametrize("kind", ["pass", "backend"])
+def test_a_plugin_does_not_end_who_compiles_from_python(
+    kind: str, end: str, model: Path, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "ends.py"
+    plugin.write_text(START + (PASS if kind == "pass" else BACKEND).format(end=end))
+    passes, backend = ("rtn-lower,ends,pack", "reference")
+    if kind == "backend":
+        passes, backend = ("rtn-lower,pack", "ends")
+    with pytest.raises(QdcError) as caught:
+        qdc.compile(model, passes, backend, out=tmp_path / "out", plugins=[plugin])
+    told = f"the plugin ends.py, line {{}}, would have ended the process: {RAISED[end]}"
+    lines = range(1, 40)
+    assert caught.value.what in {told.format(line) for line in lines}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit(3)])
+def test_who_compiles_from_python_may_end_it(
+    end: BaseException, model: Path, tmp_path: Path
+) -> None:
+    """Its own code, as that which shows the progress, is no plugin."""
+
+    def progress(*arguments: object) -> None:
+        raise end
+
+    with pytest.raises(end if isinstance(end, type) else type(end)):
+        qdc.compile(model, "rtn-lower,pack", out=tmp_path / "out", progress=progress)
 
 
 @pytest.mark.parametrize("end", ["sys.exit(0)", "raise Odd('odd')"])

@@ -48,7 +48,7 @@ TYPOS = {
     ),
     "show tags": (("show", "ARTIFACT", "--tags", "ordres"), "'ordres'", "did you mean orders?"),
     "passes name": (("passes", "daq-lowr"), "'daq-lowr'", "daq-lower"),
-    "passes provides": (("passes", "--provides", "salienc"), "'salienc'", "did you mean salience?"),
+    "passes provides": (("passes", "--provides", "salienc"), "'salienc'", "did you mean salience"),
     "run model": (("run", "ouut", "a <mask>"), "ouut", ""),
     "run device": (("run", "ARTIFACT", "a <mask>", "--device", "cup"), "'cup'", HELP_DEVICE),
     "eval text": (("eval", "ARTIFACT", "--text", "hedlout.jsonl"), "hedlout.jsonl", "jsonl"),

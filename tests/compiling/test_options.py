@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 import qdc
-from qdc import CompileOptions, ExportOptions, QdcError
+from qdc import CompareOptions, CompileOptions, ExportOptions, QdcError
+from qdc.comparing.options import CompareKeywords
 from qdc.compiling.job import plan_job
 from qdc.compiling.options import CompileKeywords
 from qdc.errors import InvalidCalibration, InvalidPipeline
@@ -21,6 +22,7 @@ from qdc.streaming.memory import states_memory
 FUNCTIONS: dict[str, tuple[Any, type[Options], Any]] = {
     "compile": (qdc.compile, CompileOptions, CompileKeywords),
     "export": (qdc.export, ExportOptions, ExportKeywords),
+    "compare": (qdc.compare, CompareOptions, CompareKeywords),
 }
 NEEDED: dict[str, Any] = {"model_dir": "m", "out": "o"}
 

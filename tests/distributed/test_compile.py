@@ -42,6 +42,8 @@ PIPELINES = {
     "default": DEFAULT,
     "measured": MEASURED,
     "gptq": f"stages(calibrate-mcs{{{SAMPLES} timesteps=2}},sensitivity,gptq-lower),pack",
+    "slim": f"stages(calibrate-mcs{{{SAMPLES}}},sensitivity{{block=8}},"
+    f"slim-allocate{{{SAMPLES} damp-in-place=0.1}},slim-lower{{steps=4}}),pack",
     "regions": f"calibrate-mcs{{{SAMPLES}}},sensitivity,stages(abmp-allocate,daq-lower),pack",
     "data-free": "rtn-lower,pack",
 }
@@ -95,7 +97,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [("default", 7), ("measured", 2), ("gptq", 3), ("regions", 2), ("data-free", 2)],
+    [("default", 7), ("measured", 2), ("gptq", 3), ("slim", 3), ("regions", 2), ("data-free", 2)],
 )
 def test_ordered_sums_give_the_bytes_of_one_process(
     name: str, ranks: int, model: Path, tmp_path: Path

@@ -19,6 +19,7 @@ BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = (
     "allocation.md",
     "calibration.md",
+    "compare.md",
     "decoding.md",
     "format.md",
     "huggingface.md",
@@ -34,7 +35,7 @@ PAGES = (
 )
 
 NARROW = 64
-"""Width of the model for a page that measures every order of every block, twice."""
+"""Width of the model for a page that measures every order of every block, twice, or compares."""
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -50,8 +51,10 @@ def test_code_on_the_page_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A block that starts with a file name becomes that file; every other one is executed."""
-    width = NARROW if page == "allocation.md" else 256
-    write_checkpoint(tmp_path / "examples" / "tiny-llada", d_model=width, mlp_hidden_size=384)
+    width = NARROW if page in ("allocation.md", "compare.md") else 256
+    model = tmp_path / "examples" / "tiny-llada"
+    write_checkpoint(model, d_model=width, mlp_hidden_size=384)
+    shutil.copyfile(ROOT / "examples" / "tiny-llada" / "heldout.jsonl", model / "heldout.jsonl")
     shutil.copytree(ROOT / "examples" / "plugins", tmp_path / "examples" / "plugins")
     monkeypatch.chdir(tmp_path)
     for number, (language, text) in enumerate(blocks(page)):

@@ -125,6 +125,20 @@ def test_other_inputs_are_refused_by_name(named: str, model: Path, tmp_path: Pat
     assert not (tmp_path / ".out.partial").exists()
 
 
+def test_tokens_around_texts_that_are_no_longer_asked_for_are_another_input(
+    model: Path, tmp_path: Path
+) -> None:
+    """An artifact names them only if they were; a compile without must not take it for its own."""
+    given: dict[str, Any] = {"passes": "calibrate-mcs{samples=4 length=16},rtn-lower,pack"}
+    for before, now in (("none", "auto"), ("auto", "none")):
+        out = tmp_path / before
+        compile_(model, out, write_report=False, document_tokens=before, **given)
+        compile_(model, out, resume=True, write_report=False, document_tokens=before, **given)
+        with pytest.raises(OutputExists) as caught:
+            compile_(model, out, resume=True, write_report=False, document_tokens=now, **given)
+        assert "document_tokens: " in " ".join(caught.value.where)
+
+
 def test_with_force_another_one_is_replaced(model: Path, tmp_path: Path) -> None:
     compile_(model, tmp_path / "out", passes="rtn-lower{bits=4},pack")
     found = compile_(model, tmp_path / "out", resume=True, force=True)

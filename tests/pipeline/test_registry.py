@@ -111,7 +111,7 @@ def write_plugin(folder: Path, name: str, cls: str = "Mine", file: str = "mine.p
 def test_built_ins_are_there() -> None:
     registry = standard_registry()
     ours = {"default", "best", "release", "paper", "uniform"}
-    assert set(registry.presets) >= ours | {"rtn", "gptq", "gptaq", "arb-rc", "data-free"}
+    assert set(registry.presets) >= ours | {"rtn", "gptq", "gptaq", "arb-rc-2", "data-free"}
     assert registry.find_pass("pack").name == "pack"
     assert registry.find_backend("reference").name == "reference"
     assert {"multi-binary", "uniform"} <= set(registry.codecs())
@@ -184,7 +184,7 @@ def test_a_pass_cannot_take_the_name_of_a_preset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "nearest"),
-    [("referense", "did you mean reference?"), ("zz", "known: reference, triton")],
+    [("referense", "did you mean reference?"), ("zz", "known: gguf, reference, triton")],
 )
 def test_an_unknown_backend_offers_the_nearest(text: str, nearest: str) -> None:
     with pytest.raises(UnknownName) as caught:

@@ -13,6 +13,8 @@ from pathlib import Path
 import openai
 import pytest
 
+from bench.requests.kinds import KEYS, MOST_BODY
+from bench.requests.server import make
 from qdc.cli.models import Opened, open_runnable
 from tests.support.checkpoints import EMBEDDED
 from tests.support.commands import environment
@@ -41,12 +43,13 @@ class Served:
 
 
 @contextmanager
-def running(folder: Path, *options: object) -> Iterator[Served]:
+def running(folder: Path, *options: object, **variables: str) -> Iterator[Served]:
     """Start a server on a free port; it must end with 0 and without a traceback."""
     command = [sys.executable, "-m", "qdc", "serve", folder, "--port", 0, "--json", *options]
     process = subprocess.Popen(
         list(map(str, command)),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**environment(), **variables},
     )  # fmt: skip
     assert process.stdout is not None
     lines = ""
@@ -68,8 +71,23 @@ def running(folder: Path, *options: object) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    options = ("--batch", 32, "--timeout", PATIENCE, "--max-body", MAX_BODY)
+    options = ("--batch", 32, "--timeout", PATIENCE, "--max-body", MAX_BODY, "--client-queue", 256)
     with running(EMBEDDED, *options) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with keys from each place, those of the bench among them; one request at a time.
+
+    It has an artifact that gives NaN for prompts with the token ``HOT`` of the bench.
+    """
+    folder = tmp_path_factory.mktemp("keys")
+    hot, keys = make(folder), folder / "keys"
+    keys.write_text("\nof-a-file\r\n  second \n\n" + "\n".join(KEYS), encoding="utf-8")
+    options = ("--batch", 1, "--max-body", MOST_BODY, "--api-key", "of-a-line")
+    variables = {"QDC_API_KEY": "of-a-variable"}
+    with running(hot, *options, "--api-key-file", keys, **variables) as served:
         yield served
 
 

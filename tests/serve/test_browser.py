@@ -136,3 +136,35 @@ def test_light_dark_and_narrow(page: Page, tmp_path_factory: pytest.TempPathFact
     page.set_viewport_size({"width": 360, "height": 640})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     expect(page.locator("#send")).to_be_in_viewport()
+
+
+def test_the_page_asks_for_a_key(browser: Browser, locked: Served) -> None:
+    """By hand, wrong and right; then it is known, until the tab is closed; or by the address."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(locked.url)
+    expect(page.locator("#key")).to_be_focused()
+    expect(page.locator("#form")).to_be_hidden()
+    assert page.get_by_role("alert").count() == 0
+    for key in ("file", "of-a-file"):
+        page.locator("#key").fill(key)
+        page.locator("#key").press("Enter")
+        if key == "file":
+            expect(page.get_by_role("alert")).to_contain_text("not one of this server")
+    expect(page.locator("#name")).to_have_text(locked.model)
+    expect(page.locator("#entry")).to_be_hidden()
+    assert page.get_by_role("alert").count() == 0
+    page.reload()
+    expect(page.locator("#name")).to_have_text(locked.model)
+    page.locator("#length").fill("4")
+    page.locator("#prompt").fill("import os")
+    page.locator("#prompt").press("Enter")
+    expect(page.locator(".figures")).to_contain_text("4 tokens ·", timeout=30_000)
+    context.close()
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{locked.url}/#key=of-a-file")
+    expect(page.locator("#name")).to_have_text(locked.model)
+    assert page.url == f"{locked.url}/", "the key does not stay in the address"
+    assert page.locator("#strategy option").count() > 3
+    context.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qdc.errors import QdcError
+from qdc.errors import NotFinite, QdcError
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
 from qdc.serve.engine import Engine
@@ -52,10 +52,12 @@ class Model:
         return Decoded(tokens, answers, tokens.numel(), options.length, options.length, 0.1)
 
 
-def ticket(seed: int, prompt: int = 2, stops: Sequence[str] = (), **fields: Any) -> Ticket:
+def ticket(
+    seed: int, prompt: int = 2, stops: Sequence[str] = (), client: str = "", **fields: Any
+) -> Ticket:
     options = DecodeOptions(**{"length": LENGTH, "seed": seed, **fields})
     final = FinalText(lambda tokens: "".join(map(str, tokens)), stops)
-    return Ticket([5] * prompt, options, final, [END])
+    return Ticket([5] * prompt, options, final, [END], client)
 
 
 def within(
@@ -65,7 +67,9 @@ def within(
 
     def run() -> None:
         model = Model()
-        engine = Engine(model, Limits.model_validate({"max_length": 64, "batch": 3, **limits}))
+        engine = Engine(
+            model, Limits.model_validate({"max_length": 64, "batch": 3, **limits}), "verify it"
+        )
         try:
             asyncio.run(asyncio.wait_for(test(engine, model), 30))
         finally:
@@ -136,6 +140,66 @@ def test_a_full_queue() -> None:
     within(test, queue=2)()
 
 
+def test_a_flood_delays_others_by_one_batch() -> None:
+    """Sixty-four requests of one client wait, none of which fits together with another."""
+
+    async def test(engine: Engine, model: Model) -> None:
+        flood = [ticket(seed, prompt=1 + seed % 32, client="a") for seed in range(64)]
+        for each in flood:
+            engine.submit(each)
+        await begun(model, 1)
+        late = [ticket(100 + n, prompt=40, client=name) for n, name in enumerate("bcb")]
+        for each in late:
+            engine.submit(each)
+        model.may.release(1000)
+        await asyncio.gather(*(each.end() for each in (*flood, *late)))
+        place = {seed: n for n, batch in enumerate(model.batches) for seed in batch}
+        assert place[100] == 1
+        assert place[101] == 1, "of equal shape"
+        assert place[102] == 1
+        assert [seed for batch in model.batches for seed in batch if seed < 32] == [*range(32)]
+
+    within(test, queue=100)()
+
+
+def test_clients_take_turns_and_share_batches() -> None:
+    async def test(engine: Engine, model: Model) -> None:
+        first = ticket(1, client="a")
+        engine.submit(first)
+        await begun(model, 1)
+        odd = [ticket(20 + n, prompt=9 + n, client="b") for n in range(2)]
+        more = [ticket(seed, client="a") for seed in range(2, 9)]
+        same = [ticket(30 + n, client="c") for n in range(2)]
+        for each in (*more, *odd, *same):
+            engine.submit(each)
+        model.may.release(1000)
+        await asyncio.gather(*(each.end() for each in (first, *more, *odd, *same)))
+        # b and c have their turn before a, of whose line one shares the batch of c.
+        assert model.batches == [[1], [20], [30, 2, 31], [3, 4, 5], [21], [6, 7, 8]]
+
+    within(test)()
+
+
+def test_a_client_has_a_queue_of_its_own() -> None:
+    async def test(engine: Engine, model: Model) -> None:
+        engine.submit(ticket(1, client="a"))
+        await begun(model, 1)
+        for seed in (2, 3):
+            engine.submit(ticket(seed, client="a"))
+        with pytest.raises(Refused, match="2 of your own requests are waiting") as caught:
+            engine.submit(ticket(4, client="a"))
+        assert (caught.value.status, caught.value.code) == (429, "client_queue_full")
+        assert int(caught.value.headers["Retry-After"]) >= 1
+        other = ticket(5, client="b")
+        engine.submit(other)
+        with pytest.raises(Refused, match="too many requests"):
+            engine.submit(ticket(6, client="c"))
+        model.may.release(1000)
+        await other.end()
+
+    within(test, queue=3, client_queue=2)()
+
+
 def test_a_batch_that_nobody_waits_for_is_left() -> None:
     async def test(engine: Engine, model: Model) -> None:
         gone, next_one = ticket(1), ticket(2, prompt=3)
@@ -175,6 +239,7 @@ def test_an_answer_ends_when_its_end_is_decided() -> None:
     ("error", "status", "message"),
     [
         (QdcError("too odd", help="be even"), 400, "too odd; be even"),
+        (NotFinite("too hot"), 500, "too hot; the fault is the model's: verify it"),
         (ValueError("secret"), 500, "the server failed"),
         (Panic("secret"), 500, "the server failed"),
     ],

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qdc.format.codec import BitsWord
+
 
 class Record(BaseModel):
     """Frozen data that a JSON file can hold."""
@@ -12,11 +14,16 @@ class Record(BaseModel):
 
 
 class Losses(Record):
-    """Masked cross-entropy at one mask ratio, window by window, summed over masks and tokens."""
+    """Cross-entropy of tokens, window by window, summed over masks and tokens, in nats."""
 
-    ratio: float
+    ratio: float | None
+    """Share of the tokens that are masked; None for the next token of a causal model."""
     tokens: tuple[int, ...]
     losses: tuple[float, ...]
+    agreed: tuple[float, ...] = ()
+    """Tokens whose most probable value is the original's; of one ratio of a candidate alone."""
+    divergences: tuple[float, ...] = ()
+    """Kullback-Leibler divergences from the original's predictions, where ``agreed`` is there."""
 
 
 class Drift(Record):
@@ -29,6 +36,8 @@ class Drift(Record):
     on its own."""
     divergence: float
     """Kullback-Leibler divergence from the original's predictions of masked tokens, in nats."""
+    unseen: tuple[str, ...] = ()
+    """Layers that no input of these windows came to, or that are no module: they have no error."""
 
 
 class Cost(Record):
@@ -65,12 +74,16 @@ class Result(Record):
     environment: dict[str, str]
     cost: Cost
     sign_bits: float
+    """Bits of signs or codes a quantized weight; ``bits_word`` says which."""
     effective_bits: float
     file_bytes: int | None
     """All tensor data of the artifact; None for a library, which has none of ours."""
     layers: dict[str, Layer]
     passes: dict[str, float]
     """Seconds of each pass."""
+    bits_word: BitsWord = "code bits"
+    owners: tuple[int, ...] = ()
+    """The document of each window; empty if windows stand for themselves."""
     candidate: tuple[Losses, ...] = ()
     original: tuple[Losses, ...] = ()
     drift: Drift | None = None
@@ -81,5 +94,5 @@ def read(path: Path) -> Result | None:
     """Read a result; None if it is missing or not one that this version wrote."""
     try:
         return Result.model_validate_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, UnicodeDecodeError, ValidationError):
         return None

@@ -1,4 +1,4 @@
-"""The preset arb-rc: ARB-LLM's row-column form without partitions, written out by hand."""
+"""The preset arb-rc-2: ARB-LLM's row-column form without partitions, written out by hand."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def arb_rc(block: np.ndarray, order: int, sweeps: int) -> np.ndarray:
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_unit_weights_reduce_to_it(order: int) -> None:
-    plan = build_plan("arb-rc", standard_registry())
+    plan = build_plan("arb-rc-2", standard_registry())
     (step,) = [s for s in plan.passes() if isinstance(s, DaqLower)]
     step = step.model_copy(update={"sweeps": 4, "tolerance": 0.0})
     weight, moment = noise(10, 160), correlated_moment(160)

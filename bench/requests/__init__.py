@@ -1,0 +1,1 @@
+"""Send a server what no decent client sends, and see that each gets the answer that is due."""
