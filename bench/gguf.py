@@ -37,6 +37,8 @@ from qdc.runtime.load import open_artifact
 
 RATIO = 0.5
 PRESETS = {"Q2_K": "gguf", "Q3_K": "gguf-q3", "TQ2_0": "gguf-ternary"}
+IQ2_XXS = 16
+"""Its number among ggml's types: vectors of a lattice in the bytes of TQ2_0."""
 Moments = Mapping[str, Tensor]
 
 
@@ -49,6 +51,8 @@ class Row(NamedTuple):
     ours: float
     visible: float
     masked: float
+    lattice: float | None = None
+    """Of IQ2_XXS, which has the bytes of TQ2_0: its vectors with the masked matrix."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,6 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
                 _loss(_quantized(engine, given.model, codecs, moments), windows, mask) - base
                 for moments in (visible, masked)
             ]
+            if kind == "TQ2_0":
+                peer = _quantized(engine, given.model, codecs, masked, lattice=True)
+                theirs.append(_loss(peer, windows, mask) - base)
             nbytes = sum(codec.nbytes for codec in codecs.values())
             rows.append(Row(kind, seed, nbytes, ours, *theirs))
             print(rows[-1], file=sys.stderr, flush=True)
@@ -99,12 +106,13 @@ def _table(rows: list[Row]) -> str:
     lines = []
     for kind in dict.fromkeys(row.kind for row in rows):
         of = [row for row in rows if row.kind == kind]
-        better = [min(row.visible, row.masked) for row in of]
-        ratio = statistics.fmean(row.ours for row in of) / statistics.fmean(better)
-        cells = [statistics.fmean(getattr(row, name) for row in of) for name in Row._fields[3:]]
-        lines.append([kind, str(len(of)), f"{of[0].nbytes:,}", *(f"{c:.4f}" for c in cells),
-                      f"{ratio:.2f}"])  # fmt: skip
-    titles = ["type", "seeds", "bytes", "ours", "its, visible", "its, masked", "ours / its better"]
+        columns = [[getattr(row, name) for row in of] for name in Row._fields[3:]]
+        means = [None if None in values else statistics.fmean(values) for values in columns]
+        ratio = means[0] / min(mean for mean in means[1:] if mean is not None)
+        cells = ["" if mean is None else f"{mean:.4f}" for mean in means]
+        lines.append([kind, str(len(of)), f"{of[0].nbytes:,}", *cells, f"{ratio:.2f}"])
+    titles = ["type", "seeds", "bytes", "ours", "its, visible", "its, masked", "IQ2_XXS, masked",
+              "ours / its best"]  # fmt: skip
     return table(titles, lines)
 
 
@@ -143,15 +151,26 @@ def _moments(model: nn.Module, tokens: Tensor) -> Moments:
 
 
 def _quantized(
-    engine: Any, folder: Path, codecs: Mapping[str, Codec], moments: Moments
+    engine: Any,
+    folder: Path,
+    codecs: Mapping[str, Codec],
+    moments: Moments,
+    *,
+    lattice: bool = False,
 ) -> nn.Module:
-    """The original with every layer as llama.cpp's quantizer writes it in the same type."""
+    """The original with every layer as llama.cpp's quantizer writes it in the same type.
+
+    With ``lattice`` the layers of the blocks are IQ2_XXS instead.
+    """
     model = qdc.load_original(folder)
     for path, codec in codecs.items():
         assert isinstance(codec, Ggml)
         weight = model.get_submodule(path).weight
         # Its files have no importances for the vocabulary either.
         inside = "blocks" in path
+        if lattice and inside:
+            weight.data = _lattice(engine, weight.data, moments[path])
+            continue
         blocks = quantize_rows(engine, weight.data, codec, moments[path] if inside else None)
         weight.data = codec.dense({"blocks": blocks})
     return model
@@ -174,6 +193,24 @@ def quantize_rows(engine: Any, weight: Tensor, codec: Ggml, importance: Tensor |
     )
     assert written == target.nbytes
     return torch.from_numpy(target)
+
+
+def _lattice(engine: Any, weight: Tensor, importance: Tensor) -> Tensor:
+    """A weight in llama.cpp's IQ2_XXS and back, ``f32[rows, columns]``."""
+    rows, columns = weight.shape
+    source = np.ascontiguousarray(weight.float().numpy())
+    target = np.zeros(rows * columns // 256 * 66, np.uint8)
+    found = np.zeros((rows, columns), np.float32)
+    weights = np.ascontiguousarray(importance.numpy())
+    pointers = [each.ctypes.data_as(ctypes.c_void_p) for each in (source, target, weights, found)]
+    engine.ggml_quantize_chunk.restype = ctypes.c_size_t
+    written = engine.ggml_quantize_chunk(
+        IQ2_XXS, pointers[0], pointers[1], ctypes.c_int64(0), ctypes.c_int64(rows),
+        ctypes.c_int64(columns), pointers[2],
+    )  # fmt: skip
+    assert written == target.nbytes
+    engine.dequantize_row_iq2_xxs(pointers[1], pointers[3], ctypes.c_int64(found.size))
+    return torch.from_numpy(found)
 
 
 def _engine() -> Any:

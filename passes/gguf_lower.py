@@ -55,7 +55,7 @@ class GgufLower(BlockLowering):
     name: ClassVar[str] = "gguf-lower"
     provides: ClassVar[Kinds] = (GgmlBlocks,)
     presets: ClassVar = {
-        "gguf": Preset("gguf-vocab," + LOOP % "asymmetry=1"),
+        "gguf": Preset("gguf-vocab," + LOOP % "asymmetry=1", takes="gguf-lower"),
         "gguf-q3": Preset("gguf-vocab," + LOOP % "asymmetry=1 type=Q3_K"),
         "gguf-ternary": Preset("gguf-vocab," + LOOP % "asymmetry=1 type=TQ2_0"),
     }

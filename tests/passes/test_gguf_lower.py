@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.errors import UnsupportedModel
+from qdc.errors import InvalidPipeline, UnsupportedModel
 from qdc.gguf.names import naming_role
 from qdc.ir.annotations import Factor
 from qdc.ir.cross import CrossMoment
@@ -15,6 +15,8 @@ from qdc.numerics.feedback import residual_cost
 from qdc.numerics.ggmltypes import TYPES
 from qdc.passes.gguf_lower import GgmlBlocks, GgufLower
 from qdc.passes.pack import Pack
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.registry import standard_registry
 from qdc.streaming.unit import Unit
 from tests.support.units import annotate_all, correlated_moment, make_unit, noise, put_statistics
 
@@ -105,3 +107,16 @@ def test_zero_weights_and_dead_inputs_stay_zero() -> None:
     assert bool((found[1] == 0).all())
     assert found.shape == (3, 256)
     assert TYPES["Q2_K"].nbytes == 84
+
+
+def test_the_preset_hands_its_options_on() -> None:
+    registry = standard_registry()
+    plan = build_plan("gguf{type=TQ2_0 rounds=1}", registry)
+    assert str(plan) == (
+        "gguf-vocab,stages(calibrate-cross,sensitivity{damp=0.1},"
+        "gguf-lower{rounds=1 asymmetry=1 type=TQ2_0}),pack"
+    )
+    with pytest.raises(InvalidPipeline, match="gguf-lower has no option"):
+        build_plan("gguf{group=64}", registry)
+    with pytest.raises(InvalidPipeline, match="takes no options"):
+        build_plan("gguf-q3{rounds=1}", registry)
