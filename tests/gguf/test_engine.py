@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qdc
 from qdc.text.tokenizer import encoder, load_tokenizer
-from tests.support.checkpoints import EMBEDDED
+from tests.support.checkpoints import EMBEDDED, write_checkpoint
 from tests.support.compiles import compile_tiny
 from tests.support.families import CASES, write_family
 from tests.support.ggufs import apart, engine, example, needs_engine, needs_gguf, write_plain
@@ -19,6 +19,8 @@ from tests.support.ggufs import apart, engine, example, needs_engine, needs_gguf
 pytestmark = [needs_gguf, needs_engine]
 ROUNDED = 3e-3
 """What fp16 weights and attention may change in logits, relative to their spread."""
+EIGHT_BITS = 0.04
+"""The same of inputs that are rounded to 8 bits."""
 LINES = 1000
 
 
@@ -78,6 +80,25 @@ def rounded(inputs: Tensor) -> Tensor:
     scale = -127 / torch.where(largest == 0, 1.0, largest)
     found: Tensor = ((parts * scale).round() / scale).flatten(-2)
     return found
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "model"
+    return write_checkpoint(folder, d_model=256, mlp_hidden_size=256, n_layers=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["Q2_K_S", "Q3_K", "TQ2_0", "Q2_0", "Q1_0"])
+def test_the_engine_computes_with_every_type(kind: str, small: Path, tmp_path: Path) -> None:
+    """Also with code 3 of TQ2_0 and Q2_0, which its own quantizers never write."""
+    lower = f"gguf-lower{{type={kind} feedback=false}}"
+    passes = f"gguf-vocab{{head=Q8_0}},stages(calibrate-mcs,sensitivity,{lower}),pack"
+    compile_tiny(small, tmp_path / "out", passes)
+    qdc.export(tmp_path / "out", out=tmp_path / "a.gguf", format="gguf")
+    ids = [int(each) for each in np.random.default_rng(0).integers(2, 2000, 48)]
+    expected = reference(qdc.load(tmp_path / "out"), ids)
+    assert apart(engine(tmp_path / "a.gguf", 64)(ids), expected) < EIGHT_BITS
 
 
 @pytest.mark.parametrize("family", ["llada", "dream", "llada-moe"])
