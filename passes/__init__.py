@@ -12,6 +12,8 @@ from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
 from .db_lower import DbLower
+from .gguf_lower import GgufLower
+from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
 from .pack import Pack
@@ -31,6 +33,7 @@ from .slim_lower import SlimLower
 
 PASSES = (
     QuantizeVocab,
+    GgufVocab,
     CalibrateMcs,
     CalibrateCross,
     Sensitivity,
@@ -41,6 +44,7 @@ PASSES = (
     DaqLower,
     RtnLower,
     GptqLower,
+    GgufLower,
     Pt2Lower,
     BillmLower,
     ArbLower,

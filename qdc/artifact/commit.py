@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from qdc.artifact import exchange as system
 from qdc.artifact.digests import CARD
@@ -21,6 +22,20 @@ LARGEST = 1 << 28
 REPLACED = "replaced"
 """What is added to the folder's name for the artifact that stood in its place."""
 DATA, PAGE = "report.json", "report.html"
+WITH_TENSORS = (".safetensors", ".gguf")
+"""Ends of the names of files with tensors, which may be larger."""
+
+
+class SingleFile(NamedTuple):
+    """A file that takes the place of the folder it was made in.
+
+    Attributes:
+        name: in the folder.
+        magic: bytes with which it begins, by which one is known that may be replaced.
+    """
+
+    name: str
+    magic: bytes
 
 
 def report_folder(out: Path) -> Path:
@@ -52,6 +67,13 @@ def put_in_place(made: Path, out: Path) -> None:
             except BaseException:
                 restore(out, aside)
                 raise
+    sync_folder(out.parent)
+
+
+def put_file_in_place(made: Path, out: Path) -> None:
+    """Make one file appear at ``out``, and replace a file there, in one step. Raises OSError."""
+    with undisturbed():
+        made.replace(out)
     sync_folder(out.parent)
 
 
@@ -96,14 +118,14 @@ def place_report(staged: Path, out: Path) -> None:
 
 
 def artifact_digest(folder: Path) -> str:
-    """SHA-256 over names and bytes of the files other than shards and the card.
+    """SHA-256 over names and bytes of the files other than those with tensors and the card.
 
     Among them is the IR dump, which names the digest of every packed tensor. Raises ``QdcError``
     for a file that cannot be read, or is larger than any of them can be.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix != ".safetensors" and path.name != CARD and path.is_file():
+        if path.suffix not in WITH_TENSORS and path.name != CARD and path.is_file():
             try:
                 data = read_regular(path, LARGEST)
             except OSError as error:

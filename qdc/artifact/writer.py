@@ -16,7 +16,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qdc.artifact.commit import discard, put_in_place, set_aside_name
+from qdc.artifact.commit import (
+    SingleFile,
+    discard,
+    put_file_in_place,
+    put_in_place,
+    set_aside_name,
+)
 from qdc.artifact.digests import CARD, DIGESTS, digests_text
 from qdc.checkpoint.compiled import METHOD
 from qdc.disk import (
@@ -40,18 +46,26 @@ EXPORT = "qdc-export.json"
 class ArtifactWriter:
     """A folder in the making; ``commit`` makes it appear, ``abort`` leaves no trace."""
 
-    def __init__(self, out: Path, *, force: bool = False, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        force: bool = False,
+        folder: Path | None = None,
+        single: SingleFile | None = None,
+    ) -> None:
         """Check the target. Raises ``QdcError`` unless it is free, empty, or may be replaced.
 
         Args:
             out: where the artifact will lie.
             force: whether it may replace another.
             folder: where it is made, in the same file system; one beside ``out`` if not given.
+            single: the one file that will lie at ``out``, if it is not the folder.
         """
-        self.out, self.force = out.absolute(), force
+        self.out, self.force, self.single = out.absolute(), force, single
         self.tensor_bytes = 0
         """Bytes of tensor data written."""
-        check_target(self.out, force=force)
+        check_target(self.out, force=force, single=single)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.folder = folder or Path(
@@ -131,8 +145,15 @@ class ArtifactWriter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files so far."""
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        """Bytes of all files so far that will lie at ``out``."""
+        return sum(path.stat().st_size for path in self.files)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files so far that will lie at ``out``, by name."""
+        if self.single is not None:
+            return [self.folder / self.single.name]
+        return sorted(self.folder.iterdir())
 
     def commit(self) -> None:
         """Put the folder in its place; an older artifact there is replaced as a whole.
@@ -141,9 +162,13 @@ class ArtifactWriter:
             OutputExists: something else has come there in the meantime.
             QdcError: the file system refuses; what was there is there again.
         """
-        check_target(self.out, force=self.force)
+        check_target(self.out, force=self.force, single=self.single)
         sync_folder(self.folder)
         try:
+            if self.single is not None:
+                put_file_in_place(self.folder / self.single.name, self.out)
+                discard(self.folder, self.out)
+                return
             open_folder(self.folder)
             put_in_place(self.folder, self.out)
         except OSError as error:
@@ -156,12 +181,34 @@ class ArtifactWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def check_target(out: Path, *, force: bool) -> None:
+def check_target(out: Path, *, force: bool, single: SingleFile | None = None) -> None:
     """Refuse a target that holds something or cannot be looked at. Raises ``QdcError``."""
     try:
-        _check_target(out, force=force)
+        if single is not None:
+            _check_file(out, single, force=force)
+        else:
+            _check_target(out, force=force)
     except OSError as error:
         raise unwritable(out, error) from error
+
+
+def _check_file(out: Path, single: SingleFile, *, force: bool) -> None:
+    if not out.exists() and not out.is_symlink():
+        return
+    if not out.is_file() or out.is_symlink():
+        raise OutputExists(f"{out} is there and is no file", help="choose another -o")
+    with out.open("rb") as file:
+        ours = file.read(len(single.magic)) == single.magic
+    if not ours:
+        raise OutputExists(
+            f"{out} is there and is no {Path(single.name).suffix} file"
+            + ("; --force does not replace it" * force),
+            help="choose another -o, or remove the file yourself",
+        )
+    if not force:
+        raise OutputExists(
+            f"{out} is there already", help="choose another -o, or replace it with --force"
+        )
 
 
 def _check_target(out: Path, *, force: bool) -> None:

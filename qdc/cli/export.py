@@ -16,19 +16,29 @@ def export_command(options: ExportOptions, *, as_json: bool) -> None:
         return
     print_lines(console(), *_summary(report))
     if report.verification is not None:
-        _print_proof(report.verification, options.dtype)
+        _print_proof(report.verification, report.dtype)
 
 
 def _summary(report: ExportReport) -> list[str]:
     files = "1 file" if report.shards == 1 else f"{report.shards} files"
-    return [
-        f"wrote {report.out}",
-        f"  {report.tensors} tensors of {report.dtype}, {size(report.nbytes)} in {files}",
-    ]
+    lines = [f"wrote {report.out}"]
+    if not report.types:
+        tensors = f"{report.tensors} tensors of {report.dtype}"
+        return [*lines, f"  {tensors}, {size(report.nbytes)} in {files}"]
+    lines.append(f"  {report.tensors} tensors, {size(report.nbytes)} in {files}")
+    total = sum(report.types.values())
+    lines += [f"  {kind}: {count:,} weights, {count / total:.1%}"
+              for kind, count in report.types.items()]  # fmt: skip
+    if report.decoded:
+        lines.append(f"  {report.decoded} quantized layers are no blocks of ggml: decoded")
+    return lines
 
 
 def _print_proof(proof: Verification, dtype: str) -> None:
     rounded = "" if dtype == "f32" else f", rounded to {dtype}"
+    if not proof.probes:
+        print_lines(console(), f"  {proof.tensors} tensors equal the artifact's{rounded}")
+        return
     print_lines(
         console(),
         f"  {proof.tensors} tensors equal the artifact's{rounded}",

@@ -150,11 +150,9 @@ def _options(step: Configured) -> dict[str, str]:
     }
 
 
-def file_reports(folder: Path) -> tuple[FileReport, ...]:
-    """Name and size of each file of a folder, by name."""
-    return tuple(
-        FileReport(name=path.name, nbytes=path.stat().st_size) for path in sorted(folder.iterdir())
-    )
+def file_reports(paths: Iterable[Path]) -> tuple[FileReport, ...]:
+    """Name and size of each file."""
+    return tuple(FileReport(name=path.name, nbytes=path.stat().st_size) for path in paths)
 
 
 def environment(device: str) -> dict[str, str]:

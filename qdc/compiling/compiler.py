@@ -108,6 +108,8 @@ def run_job(
     refuse_masks(job.plan, program.graph)
     for step in job.plan.passes():
         step.check(program.graph)
+    if job.backend is not None:
+        job.backend.check_model(checkpoint, job.registry)
     calibration = job.calibration()
     same(world, _agreed(job, checkpoint, calibration))
     if calibration is not None and not job.options.resume:
@@ -147,7 +149,12 @@ def run_job(
                 return _timed(report, dumper, time.perf_counter() - started, shared)
 
             return _everywhere(world, workspace, without_artifact)
-        writer = ArtifactWriter(job.out, force=job.options.force, folder=partial.artifact)
+        writer = ArtifactWriter(
+            job.out,
+            force=job.options.force,
+            folder=partial.artifact,
+            single=job.backend.single_file,
+        )
         origin = facts(job, calibration, digest, checkpoint, causal=program.graph.model.causal)
         emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
         region_done = _emitter(job.backend, emission, workspace)

@@ -63,7 +63,7 @@ def compile_report(
         tensor_bytes=0 if writer is None else writer.tensor_bytes,
         predicted_bytes=sum(part.nbytes for part in parts),
         parts=parts,
-        files=() if writer is None else file_reports(writer.folder),
+        files=() if writer is None else file_reports(writer.files),
         peak_bytes=meter.look(workspace.device),
         layer_forwards=workspace.linear_calls / max(1, workspace.samples * layers),
         seconds=0.0,

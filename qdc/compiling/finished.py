@@ -126,7 +126,7 @@ def _read_off(
     out = job.out
     dump = out / DUMP
     graph = read(dump, job.registry.annotations()) if dump.is_file() else program.graph
-    parts, files = size_parts(graph, checkpoint.extra), file_reports(out)
+    parts, files = size_parts(graph, checkpoint.extra), file_reports(sorted(out.iterdir()))
     headers = Checkpoint(out).headers.values()
     tensor_bytes = sum(header.elements({}) * BYTES[header.dtype] for header in headers)
     return CompileReport(

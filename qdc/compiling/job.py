@@ -150,7 +150,7 @@ def _check_places(job: Job) -> None:
     if job.backend is not None:
         check_interrupted(job.out, resume=asked.resume, restart=asked.restart)
         if not (asked.resume and is_artifact(job.out)):  # which may be this one, finished
-            check_target(job.out, force=asked.force)
+            check_target(job.out, force=asked.force, single=job.backend.single_file)
         if asked.write_report:
             check_report_target(job.out)
     elif not job.out.is_dir():

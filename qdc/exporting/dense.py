@@ -15,6 +15,7 @@ from qdc.artifact.config import QUANTIZATION, plain_config
 from qdc.artifact.partial import Partial, repair
 from qdc.artifact.writer import CONFIG, EXPORT, ArtifactWriter, check_target
 from qdc.errors import InvalidArtifact, OutputExists, QdcError
+from qdc.exporting.gguf import export_gguf
 from qdc.exporting.options import ExportOptions
 from qdc.exporting.report import ExportReport, Verification
 from qdc.exporting.verify import verify
@@ -51,9 +52,11 @@ def export_artifact(
         OutputExists: something else is at ``out``.
         ExportDiffers: ``verify`` has found a difference.
     """
-    artifact, out, dtype = options.artifact, options.out, options.dtype
+    _refuse_inside(options.artifact, options.out)
+    if options.format == "gguf":
+        return export_gguf(options, registry, progress)
+    artifact, out, dtype = options.artifact, options.out, options.decoded
     notify = progress or (lambda what, done, total: None)
-    _refuse_inside(artifact, out)
     repair(out)
     check_target(out, force=options.force)
     if options.verify:
@@ -159,7 +162,7 @@ def _report(
     return ExportReport(
         out=str(options.out),
         format=options.format,
-        dtype=options.dtype,
+        dtype=options.decoded,
         tensors=len(opened.names),
         nbytes=writer.tensor_bytes,
         shards=shards,

@@ -10,13 +10,15 @@ from qdc.errors import QdcError, UnknownName
 from qdc.options import Options, PathLike, option, switch
 from qdc.runtime.options import Plugins
 
-Format = Literal["dense"]
-Dtype = Literal["bf16", "f16", "f32"]
+Format = Literal["dense", "gguf"]
+Dtype = Literal["bf16", "f16", "f32", "q8_0"]
+DTYPES: dict[Format, tuple[Dtype, ...]] = {"dense": ("bf16", "f16", "f32"), "gguf": ("f16", "q8_0")}
+"""What each format takes, its default first."""
 
 
 def _one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
     def check(given: Any) -> Any:
-        if given not in known:
+        if given is not None and given not in known:
             text = f"no {what} is called {given!r}"
             raise UnknownName(text, help=f"known: {', '.join(known)}")
         return given
@@ -36,10 +38,10 @@ class ExportOptions(Options):
         Path,
         option(
             "OUT",
-            "Folder to write",
+            "Folder to write; with --format gguf the file",
             "-o",
             "--out",
-            more="The checkpoint appears there when it is complete",
+            more="It appears there when it is complete",
         ),
     ]
     format: Annotated[
@@ -47,13 +49,28 @@ class ExportOptions(Options):
         _one_of("format", get_args(Format)),
         option(
             "NAME",
-            "dense: an ordinary checkpoint",
-            more="Every weight is decoded, under the key names of the checkpoint",
+            "dense: an ordinary checkpoint; gguf: a file for llama.cpp",
+            more="dense: every weight is decoded, under the key names of the checkpoint. gguf: "
+            "blocks of ggml are copied as they are, every other weight is decoded",
         ),
     ] = "dense"
     dtype: Annotated[
-        Dtype, _one_of("dtype", get_args(Dtype)), option("NAME", "Of all tensors: bf16, f16, f32")
-    ] = "bf16"
+        Dtype | None,
+        _one_of("dtype", get_args(Dtype)),
+        option(
+            "NAME",
+            "Of decoded tensors: bf16, f16, f32; with gguf f16, q8_0",
+            more="The first that the format has, if not given",
+        ),
+    ] = None
+    pre_tokenizer: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "llama.cpp's name of how a text is split",
+            more="With gguf; read off the tokenizer if not given",
+        ),
+    ] = None
     verify: Annotated[
         bool,
         switch(
@@ -73,6 +90,22 @@ class ExportOptions(Options):
         ),
     ] = True
 
+    @property
+    def decoded(self) -> Dtype:
+        """The dtype of decoded tensors."""
+        return self.dtype or DTYPES[self.format][0]
+
+    @model_validator(mode="after")
+    def _format_takes_it(self) -> Self:
+        if self.decoded not in DTYPES[self.format]:
+            raise QdcError(
+                f"--format {self.format} has no dtype {self.dtype}",
+                help=f"it has {', '.join(DTYPES[self.format])}",
+            )
+        if self.pre_tokenizer is not None and self.format != "gguf":
+            raise QdcError("--pre-tokenizer is read with --format gguf alone")
+        return self
+
     @model_validator(mode="after")
     def _proof_of_what(self) -> Self:
         if self.verify and not self.digests:
@@ -88,7 +121,8 @@ class ExportKeywords(TypedDict, total=False):
 
     out: Required[PathLike]
     format: str
-    dtype: str
+    dtype: str | None
+    pre_tokenizer: str | None
     verify: bool
     digests: bool
     force: bool

@@ -45,6 +45,10 @@ class ExportReport(Frozen):
     nbytes: int
     """Bytes of all tensors."""
     shards: int
+    types: dict[str, int] = Field(default_factory=dict)
+    """Of a GGUF file: weights of each type."""
+    decoded: int = 0
+    """Of a GGUF file: quantized layers that stand decoded in it."""
     qdc_version: str
     pipeline: str = ""
     """Of the compile, as the artifact says."""

@@ -68,6 +68,7 @@ from qdc.passkit.calibration import CalibrationOptions, States
 from qdc.passkit.experts import ExpertOptions, Source
 from qdc.passkit.lowering import Lowering, error_effort, output_error, target
 from qdc.passkit.uniform_lowering import UniformLowering
+from qdc.passkit.vocabulary_lowering import LoweredVocabulary, VocabularyLowering
 from qdc.pipeline.passbase import Kinds, Pass
 from qdc.pipeline.preset import Preset
 from qdc.streaming.batches import Batches
@@ -123,6 +124,8 @@ __all__ = [
     "CompensatedLowering",
     "Problem",
     "UniformLowering",
+    "VocabularyLowering",
+    "LoweredVocabulary",
     "target",
     "output_error",
     "error_effort",

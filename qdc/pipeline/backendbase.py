@@ -18,9 +18,12 @@ from qdc.ir.graph import LayerGraph, Region
 from qdc.pipeline.passbase import Configured, Kinds
 
 if TYPE_CHECKING:
+    from qdc.artifact.commit import SingleFile
     from qdc.artifact.emission import Emission
+    from qdc.checkpoint.folder import Checkpoint
     from qdc.format.codec import Codec
     from qdc.format.weights import Weights
+    from qdc.pipeline.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,17 @@ class Backend(Configured, ABC):
 
     requires: ClassVar[Kinds] = (Packed,)
     """Annotations that every quantized layer must carry."""
+    single_file: ClassVar["SingleFile | None"] = None
+    """The one file that takes the place of OUT, if it is not the folder."""
 
     def check(self, codecs: Mapping[str, "Codec"]) -> None:
         """Refuse layers that it cannot run, from their codecs by path. Raises ``QdcError``.
 
         A backend that only writes takes every codec, as it is.
         """
+
+    def check_model(self, checkpoint: "Checkpoint", registry: "Registry") -> None:
+        """Refuse a model that it cannot write, before anything runs. Raises ``QdcError``."""
 
     def runtime(self, device: torch.device, dtype: torch.dtype | None) -> Runtime:
         """How it runs what it wrote, and what every other backend of the format wrote.

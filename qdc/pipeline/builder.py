@@ -1,6 +1,7 @@
 """From pipeline text to a plan of configured passes: names, options, presets, overrides."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -71,6 +72,22 @@ def configured(
     return _validated(kind, {**(given or {}), **values}, caret(text, item.place))
 
 
+def _handed_on(
+    parsed: Sequence[Item | StagesItem], taker: str, options: Mapping[str, str | tuple[str, ...]]
+) -> Iterator[Item | StagesItem]:
+    """The items with options of a preset at the pass that takes them, before its own."""
+    for item in parsed:
+        if isinstance(item, StagesItem):
+            inside = [_with(each, taker, options) for each in item.items]
+            yield replace(item, items=tuple(inside))
+        else:
+            yield _with(item, taker, options)
+
+
+def _with(item: Item, taker: str, options: Mapping[str, str | tuple[str, ...]]) -> Item:
+    return replace(item, options={**item.options, **options}) if item.name == taker else item
+
+
 class _Builder:
     def __init__(self, text: str, registry: Registry, overrides: Mapping[str, object]) -> None:
         self.text, self.registry, self.overrides = text, registry, overrides
@@ -123,13 +140,13 @@ class _Builder:
         return Group(tuple(steps), order)
 
     def preset(self, item: Item) -> Iterator[Pass | Group]:
-        text = self.registry.presets[item.name].text
-        if item.options:
+        preset = self.registry.presets[item.name]
+        if item.options and not preset.takes:
             raise InvalidPipeline(
-                f"the preset {item.name} takes no options", help=f"write it out: {text}"
+                f"the preset {item.name} takes no options", help=f"write it out: {preset.text}"
             )
-        outer, self.text = self.text, text
-        yield from self.items(parse(text))
+        outer, self.text = self.text, preset.text
+        yield from self.items(_handed_on(parse(preset.text), preset.takes, item.options))
         self.text = outer
 
     def step(self, item: Item) -> Pass:

@@ -138,7 +138,7 @@ class Registry:
                 where=[owner],
                 help="name it by words with dashes, such as my-allocate",
             )
-        if written and value.name in self.presets:
+        if PASSES.holds(value) and value.name in self.presets:
             raise _duplicate(value.name, f"the preset {value.name}", owner)
         for kind in kinds:
             table = self._found[kind]

@@ -29,7 +29,11 @@ def test_mistakes_are_refused(
     artifact: Path, model: Path, tmp_path: Path, refused: Command
 ) -> None:
     out = tmp_path / "dense"
-    assert "known: dense" in refused("export", artifact, "-o", out, "--format", "gguf")
+    assert "known: dense, gguf" in refused("export", artifact, "-o", out, "--format", "awq")
+    taken = refused("export", artifact, "-o", out, "--format", "gguf", "--dtype", "bf16")
+    assert "it has f16, q8_0" in taken
+    inside = artifact / "a.gguf"
+    assert "lie in each other" in refused("export", artifact, "-o", inside, "--format", "gguf")
     assert "plain checkpoint" in refused("export", model, "-o", out)
     assert "lie in each other" in refused("export", artifact, "-o", artifact, "--force")
     assert not out.exists()

@@ -21,6 +21,7 @@ from qdc.ir.types import Parameter
 from qdc.numerics.uniform import fit_uniform
 from qdc.passes import quantize_vocab
 from qdc.passes.quantize_vocab import QuantizeVocab, Vocabulary
+from qdc.passkit import vocabulary_lowering
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.streaming.unit import Unit
@@ -166,7 +167,7 @@ def test_parts_of_a_matrix_do_not_show(
         sizes.append(block.numel())
         return fit_uniform(block, bits)
 
-    monkeypatch.setattr(quantize_vocab, "PART", 24 * 300)
+    monkeypatch.setattr(vocabulary_lowering, "PART", 24 * 300)
     monkeypatch.setattr(quantize_vocab, "fit_uniform", watched)
     compile_tiny(model, tmp_path / "out", f"quantize-vocab,{PLAIN}")
     assert max(sizes) == 24 * 300

@@ -1,0 +1,78 @@
+"""One GGUF file, which llama.cpp loads: blocks of ggml as they are, all else decoded.
+
+Regions are written as the portable folder has them, so that an interrupted compile can go on; at
+the end the file is made of them, and takes its place alone: OUT is the file. Layers that
+``gguf-lower`` and ``gguf-vocab`` have quantized are copied; those of other codecs are decoded to
+``dense``, which takes up to eight times their bytes.
+"""
+
+import logging
+from typing import ClassVar
+
+from pydantic import Field
+
+from qdc.artifact.commit import SingleFile
+from qdc.artifact.config import plain_config
+from qdc.artifact.emission import Emission
+from qdc.checkpoint.folder import Checkpoint
+from qdc.format.codec import Lowered
+from qdc.gguf.names import naming
+from qdc.gguf.package import gguf_package
+from qdc.gguf.vocabulary import read_vocabulary
+from qdc.gguf.writing import Decoded, write_gguf
+from qdc.ir.annotations import Packed
+from qdc.ir.graph import Region
+from qdc.models.families import BUILT_IN
+from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.registry import Registry
+from qdc.runtime.weights import StoredWeights
+
+from .reference import Reference
+
+log = logging.getLogger(__name__)
+
+
+class Gguf(Backend):
+    """Write one GGUF file for llama.cpp."""
+
+    name: ClassVar[str] = "gguf"
+    single_file: ClassVar[SingleFile] = SingleFile("model.gguf", b"GGUF")
+
+    dense: Decoded = Field(default="F16", description="type of matrices that are no blocks of ggml")
+    pre_tokenizer: str | None = Field(
+        default=None, description="llama.cpp's name of how a text is split; none: the tokenizer's"
+    )
+
+    def check_model(self, checkpoint: Checkpoint, registry: Registry) -> None:
+        """Refuse families, tokenizers and options that llama.cpp does not know."""
+        gguf_package()
+        model = naming(checkpoint.config, registry.families)
+        read_vocabulary(checkpoint.folder, model, self.pre_tokenizer)
+
+    def emit_region(self, emission: Emission, region: Region) -> None:
+        """Write the region as the portable folder has it."""
+        Reference().emit_region(emission, region)
+
+    def finish(self, emission: Emission) -> None:
+        """Finish the folder, and make the file of it."""
+        Reference().finish(emission)
+        graph, writer = emission.graph, emission.writer
+        codecs = {
+            node.path: graph.require(node.name, Lowered).codec
+            for node in graph
+            if graph.get(node.name, Packed) is not None and graph.owner(node.name) == node.name
+        }
+        source = Checkpoint(writer.folder)
+        model = naming(plain_config(source.config), BUILT_IN)
+        vocabulary = read_vocabulary(writer.folder, model, self.pre_tokenizer)
+        path = writer.folder / self.single_file.name
+        weights = StoredWeights(codecs, source=source)
+        name = writer.out.stem
+        found = write_gguf(path, model, source, weights, vocabulary, name=name, dense=self.dense)
+        writer.tensor_bytes = found.nbytes
+        if found.decoded:
+            log.warning(
+                "%d layers are stored as no block of ggml and stand decoded in the file, as %s",
+                len(found.decoded),
+                self.dense,
+            )
