@@ -171,9 +171,9 @@ def run_job(
         runner.run(region_done, savepoints.save if alone else lambda step: None, first)
         _verify(job, workspace)
         job.backend.finish(emission)
-        writer.file(
-            CARD, card_text(checkpoint, origin, _figures(program.graph, checkpoint, writer))
-        )
+        if job.backend.single_file is None:
+            figures = _figures(program.graph, checkpoint, writer)
+            writer.file(CARD, card_text(checkpoint, origin, figures))
         writer.seal()
 
         def finished(shared: Shared) -> CompileReport:

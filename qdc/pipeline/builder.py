@@ -146,7 +146,7 @@ class _Builder:
                 f"the preset {item.name} takes no options", help=f"write it out: {preset.text}"
             )
         outer, self.text = self.text, preset.text
-        yield from self.items(_handed_on(parse(preset.text), preset.takes, item.options))
+        yield from self.items(tuple(_handed_on(parse(preset.text), preset.takes, item.options)))
         self.text = outer
 
     def step(self, item: Item) -> Pass:

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,9 +97,12 @@ def test_oldest_turns_are_left_out_and_that_is_said(
 ) -> None:
     """The model reads 64 tokens; a turn of the user goes with its answer."""
     read = []
-    monkeypatch.setattr(
-        chat, "chat_tokens", lambda tokenizer, m: read.append(m) or chat_tokens(tokenizer, m)
-    )
+
+    def noted(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+        read.append(messages)
+        return chat_tokens(tokenizer, messages)
+
+    monkeypatch.setattr(chat, "chat_tokens", noted)
     say(monkeypatch, *("some words of a turn that is rather long" for _ in range(4)))
     assert run(["chat", str(talker), *SHORT, "--system", "s"]) == 0
     assert "oldest messages are left out" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from qdc.compiling.compiler import run_job
 from qdc.errors import InvalidCalibration, QdcError, UnsupportedModel, nearest
 from qdc.exporting.options import Format
 from qdc.passkit import CalibrationOptions
+from qdc.passkit.samples import Samples, draw_samples
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.options import RunOptions
@@ -86,7 +88,7 @@ def test_format_lists_what_there_is(
 ) -> None:
     text = said(capsys, "compile", model, "-o", tmp_path / "out", "--format", "gguf")
     assert "Possible options" not in text
-    for name in (*standard_registry().backends, *Format.__args__):
+    for name in (*standard_registry().backends, *get_args(Format)):
         assert name in text
 
 
@@ -182,15 +184,13 @@ def test_text_is_looked_at_before_the_first_pass(model: Path, tmp_path: Path) ->
 def test_samples_are_drawn_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qdc.passkit import calibration
+    drawn = []
 
-    drawn, draw = [], calibration.draw_samples
-
-    def counted(*given: object, **named: object) -> object:
+    def counted(*given: Any, **named: Any) -> Samples:
         drawn.append(given)
-        return draw(*given, **named)  # type: ignore[arg-type]
+        return draw_samples(*given, **named)
 
-    monkeypatch.setattr(calibration, "draw_samples", counted)
+    monkeypatch.setattr("qdc.passkit.calibration.draw_samples", counted)
     compile_tiny(model, tmp_path / "out")
     assert len(drawn) == 1
     assert issubclass(standard_registry().passes["calibrate-mcs"], CalibrationOptions)
@@ -206,7 +206,7 @@ def test_mistake_found_late_leaves_nothing_that_blocks(model: Path, tmp_path: Pa
     passes = (
         "spy-all{label=early},spy-all{label=late},stages(calibrate-mcs,sensitivity,gptq-lower),pack"
     )
-    few = {"samples": 4, "length": 16}
+    few: dict[str, Any] = {"samples": 4, "length": 16}
     with pytest.raises(UnsupportedModel):
         run_job(make_job(model, tmp_path / "out", spying(refuse), passes=passes, **few))
     assert not partial_folder(tmp_path / "out").exists()
