@@ -5,11 +5,17 @@ make demo          or          python examples/demo.py --out out/demo
 
 import argparse
 import json
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
+
+from rich.console import Console
 
 import qdc
 from qdc.cli.compile import print_summary
-from qdc.cli.terminal import console, progress
+from qdc.cli.terminal import console, print_lines, progress
 from qdc.evaluation.infill import infill, parse_gaps
 from qdc.text.tokenizer import encoder, load_tokenizer
 
@@ -36,8 +42,28 @@ def main() -> None:
     for label, model in (("before", qdc.load_original(MODEL)), ("after", qdc.load(options.out))):
         filled = infill(model, tokens, gaps, mask)
         to.print(f"{label:<10}{tokenizer.decode(filled[0].tolist())!r}", markup=False)
-    held_out = MODEL / "heldout.jsonl"
-    to.print(f"\nnext: qdc eval {options.out} --against {MODEL} --text {held_out}", markup=False)
+    print_next(to, options.out)
+
+
+def print_next(to: Console, out: Path) -> None:
+    """Print what to type now, on one line however narrow the terminal is."""
+    print_lines(to, "", f"next: {next_line(out)}")
+
+
+def next_line(out: Path) -> str:
+    """What to type now; it runs as it is printed, whether or not the environment is active."""
+    arguments = ["eval", out, "--against", MODEL, "--text", MODEL / "heldout.jsonl"]
+    return shlex.join([*command(), *map(str, arguments)])
+
+
+def command() -> list[str]:
+    """How the shell finds the ``qdc`` of this environment: by its name, or by its place."""
+    here = Path(sys.executable).absolute()
+    script, found = here.with_name("qdc"), shutil.which("qdc")
+    if found is not None and Path(found).absolute() == script:
+        return ["qdc"]
+    words = [script] if script.is_file() else [here, "-m", "qdc"]
+    return [os.path.relpath(word) if word in (script, here) else str(word) for word in words]
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class AqlmLower(Lowering):
     asymmetry: float = Field(
         default=0, ge=0, le=2, description="share of its inputs' drift that a layer takes back"
     )
-    seed: int = Field(default=0, ge=0, lt=1 << 63, description="of first centres and orders")
+    seed: int = Field(default=0, ge=0, lt=1 << 32, description="of first centres and orders")
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "AqlmLower":

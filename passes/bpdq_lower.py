@@ -77,7 +77,10 @@ class BpdqLower(BlockLowering):
         default="bits", description="highest bits of the weights, or levels fitted to them (ours)"
     )
     ridge: float = Field(
-        default=1e-4, ge=0, le=1, description="share of its mean diagonal added to a refit's system"
+        default=1e-4,
+        ge=1e-12,
+        le=1,
+        description="share of its mean diagonal added to a refit's system",
     )
 
     def forecast_codec(self, unit: Forecast | Unit, node: Node) -> BitPlanes:

@@ -49,12 +49,12 @@ class DbLower(BlockLowering):
     name: ClassVar[str] = "db-lower"
     provides: ClassVar[Kinds] = (Db,)
     presets: ClassVar[Mapping[str, Preset]] = {
-        "db-llm": Preset(
+        "fdb": Preset(
             "stages(calibrate-mcs,sensitivity,db-lower{compensation=none feedback=false}),pack",
             2,
             "arXiv 2402.11960, without training",
         ),
-        "db-llm-shared": Preset(
+        "fdb-shared": Preset(
             "stages(calibrate-cross,sensitivity{damp=0.1},"
             "db-lower{rounds=5 asymmetry=1 mirror=true}),polish,pack",
             2,

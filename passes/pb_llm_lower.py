@@ -37,6 +37,7 @@ from qdc.passkit import (
     Unit,
     Work,
     block_slices,
+    model_validator,
     target,
 )
 
@@ -84,6 +85,18 @@ class PbLlmLower(BlockLowering):
     span: Literal["marked", "all"] = Field(
         default="marked", description="weights of a row that the 8-bit grid spans"
     )
+
+    @model_validator(mode="after")
+    def _share_ignores_nothing(self) -> "PbLlmLower":
+        unread = {
+            "low=0": ("metric", "mean") if self.low == 0 else (),
+            "low=1": ("metric", "span") if self.low == 1 else (),
+        }
+        for why, options in unread.items():
+            for option in options:
+                if getattr(self, option) != type(self).model_fields[option].default:
+                    raise ValueError(f"{why} does not read {option}")
+        return self
 
     def codec(self, node: Node) -> MaskedBinary:
         """The format of a layer: how many elements are marked follows from its shape."""

@@ -131,6 +131,8 @@ class Pt2Lower(BlockLowering):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Pt2Lower":
+        if not self.iterations and (self.update, self.keep) != ("joint", "last"):
+            raise ValueError("iterations=0 reads neither update nor keep")
         if self.aga == "none" and self.fallback != "row":
             raise ValueError("aga=none does not read fallback")
         if self.aga == "none" and self.reorder == "none" and self.spare != "none":

@@ -91,14 +91,14 @@ class SdqAllocate(Pass):
         default=Shape().p_cut, ge=0, lt=1, description="quantile below which a code is 0"
     )
     search: bool = Field(default=False, description="search these three on one layer instead")
-    seed: int = Field(default=42, ge=0, lt=SEEDS, description="what the search looks at")
+    seed: int = Field(default=42, ge=0, lt=SEEDS, description="what search=true looks at")
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "SdqAllocate":
+        # A seed that nothing draws by is no mistake: --seed gives it to every pass of a pipeline.
         unread = {
             "scope=layer": ("budget", "grid") if self.scope == "layer" else (),
             "search=true": ("sd_scale", "p_scale", "p_cut") if self.search else (),
-            "search=false": () if self.search else ("seed",),
             "levels=binary": ("p_cut",) if self.levels == "binary" else (),
         }
         for why, options in unread.items():

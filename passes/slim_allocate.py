@@ -247,7 +247,7 @@ class SlimAllocate(ExpertOptions):
                 unit.annotate(node, Orders(blocks=orders, widths=widths, budget=self.base))
                 if factor is not None:
                     unit.annotate(node, factor)
-                if len(counts) == 1:
+                if not counts[-1]:
                     unit.remark("missed", node, reason="too few blocks", blocks=len(orders))
                     continue
                 moved, first = counts[place], float(mean[0])

@@ -159,7 +159,8 @@ def _shortened(text: str, most: int) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known names are close to ``name``, or list some; a text for ``help``."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    longer = [known for known in names if name and known.startswith(f"{name}-")]
+    close = [*longer, *(n for n in get_close_matches(name, names, 3, 0.5) if n not in longer)][:3]
     if close:
         return f"did you mean {' or '.join(close)}?"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

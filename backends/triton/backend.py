@@ -17,6 +17,7 @@ from qdc.backends.reference import Reference
 from qdc.errors import QdcError
 from qdc.format.codec import Codec, Lowered
 from qdc.ir.graph import Region
+from qdc.version import install
 
 from .listing import NAME, list_kernels
 from .parts import refuse_codecs
@@ -39,7 +40,7 @@ class Triton(Reference):
     @model_validator(mode="after")
     def _compiler_is_there(self) -> "Triton":
         if self.ahead and find_spec("triton") is None:
-            raise ValueError("ahead needs the package triton: pip install 'qdc[triton]'")
+            raise ValueError(f"ahead needs the package triton: {install('triton')}")
         return self
 
     def check(self, codecs: Mapping[str, Codec]) -> None:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import torch
 
 from qdc.errors import QdcError
+from qdc.version import install
 
 INTERPRETER = "TRITON_INTERPRET"
 """Environment variable of Triton; must be set before the kernels are first imported."""
@@ -27,7 +28,7 @@ def require_triton(device: torch.device) -> None:
     if find_spec("triton") is None:
         raise QdcError(
             "the backend triton needs the package triton, which is not installed",
-            help=f"pip install 'qdc[triton]'; {REFERENCE}",
+            help=f"{install('triton')}; {REFERENCE}",
         )
     if device.type != "cuda" and not interpreting():
         raise QdcError(

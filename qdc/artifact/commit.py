@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qdc.artifact import exchange as system
+from qdc.artifact.digests import CARD
 from qdc.disk import read_regular, sync_folder
 from qdc.errors import QdcError
 from qdc.stopping import undisturbed
@@ -117,14 +118,14 @@ def place_report(staged: Path, out: Path) -> None:
 
 
 def artifact_digest(folder: Path) -> str:
-    """SHA-256 over names and bytes of the files other than those with tensors.
+    """SHA-256 over names and bytes of the files other than those with tensors and the card.
 
     Among them is the IR dump, which names the digest of every packed tensor. Raises ``QdcError``
     for a file that cannot be read, or is larger than any of them can be.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix not in WITH_TENSORS and path.is_file():
+        if path.suffix not in WITH_TENSORS and path.name != CARD and path.is_file():
             try:
                 data = read_regular(path, LARGEST)
             except OSError as error:

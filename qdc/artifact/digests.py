@@ -21,6 +21,8 @@ from qdc.errors import InvalidArtifact
 from qdc.modelfiles import open_inside, read_inside
 
 DIGESTS = "qdc.sha256"
+CARD = "README.md"
+"""For people, who may change it: no digest covers it."""
 COMPANIONS = (*TOKENIZER_FILES, *BYTE_PAIR_FILES)
 """Files beside the weights that decide what a text becomes."""
 LARGEST, PIECE = 1 << 22, 1 << 22

@@ -29,7 +29,15 @@ from qdc.artifact.commit import (
 from qdc.artifact.journal import JOURNAL, File, Journal, read_journal
 from qdc.artifact.lock import Lock
 from qdc.disk import read_regular, unwritable, write_bytes
-from qdc.errors import InvalidCalibration, InvalidJournal, OutputExists, QdcError
+from qdc.errors import (
+    InvalidCalibration,
+    InvalidJournal,
+    InvalidPipeline,
+    OutputExists,
+    QdcError,
+    UnknownName,
+    UnsupportedModel,
+)
 from qdc.stopping import undisturbed
 
 LOCK, ARTIFACT, REPORT, NOTE = "lock", "artifact", "report", "commit.json"
@@ -240,12 +248,15 @@ class Partial:
             self._lock.release()
 
     def _is_futile(self, error: BaseException | None) -> bool:
-        """Whether the text was refused before anything was drawn of it.
+        """Whether the text was refused before anything was drawn of it, or an option or the model.
 
-        A journal is of one text, so nothing can go on from this one with a better text.
+        A journal is of one text, one model and one pipeline, so nothing can go on from this one
+        with better ones.
         """
         drawn = self.journal is not None and self.journal.text
-        return isinstance(error, InvalidCalibration) and not drawn
+        if isinstance(error, InvalidCalibration):
+            return not drawn
+        return isinstance(error, InvalidPipeline | UnsupportedModel | UnknownName)
 
     def note_commit(self) -> None:
         """Note which artifact is about to take its place. Raises ``QdcError``."""

@@ -23,7 +23,7 @@ from qdc.artifact.commit import (
     put_in_place,
     set_aside_name,
 )
-from qdc.artifact.digests import DIGESTS, digests_text
+from qdc.artifact.digests import CARD, DIGESTS, digests_text
 from qdc.checkpoint.compiled import METHOD
 from qdc.disk import (
     LARGEST_JSON,
@@ -139,8 +139,8 @@ class ArtifactWriter:
         return self._digests[name]
 
     def seal(self) -> None:
-        """Write the digests of all files, as the last of them. Raises ``QdcError``."""
-        names = (path.name for path in self.folder.iterdir() if path.name != DIGESTS)
+        """Write the digests of all files but the card, as the last of them. Raises ``QdcError``."""
+        names = (path.name for path in self.folder.iterdir() if path.name not in (DIGESTS, CARD))
         self.file(DIGESTS, digests_text({name: self.digest(name) for name in names}))
 
     @property

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from qdc.checkpoint.layout import INDEX, locate, not_readable, open_tensors, refuse_cache
+from qdc.checkpoint.elsewhere import no_folder, refuse_cache
+from qdc.checkpoint.layout import INDEX, locate, not_readable, open_tensors
 from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER
 from qdc.errors import InvalidCheckpoint, nearest
 from qdc.ir.types import Parameter
@@ -46,11 +47,7 @@ class Checkpoint:
         """Read configuration and headers. Raises ``InvalidCheckpoint`` naming the file at fault."""
         self.folder = folder
         if not folder.is_dir():
-            problem = "is a file, not a model folder" if folder.exists() else "is not there"
-            raise InvalidCheckpoint(
-                f"{folder} {problem}",
-                help="give a local folder that holds config.json and *.safetensors",
-            )
+            raise no_folder(folder)
         refuse_cache(folder)
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self._files = self._locate()
@@ -252,6 +249,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = parse_json(read_inside(path, LARGEST_JSON))
     except OSError as error:
+        if not path.parent.exists():
+            raise no_folder(path.parent) from error
+        refuse_cache(path.parent)
         raise not_readable(path, error) from error
     except UnfitJson as error:
         raise InvalidCheckpoint(f"{path.name} {error}", where=[str(path)]) from error

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from qdc.checkpoint.elsewhere import how_to_convert
 from qdc.disk import LARGEST_JSON, LFS, POINTER
 from qdc.errors import InvalidCheckpoint
 from qdc.jsontext import UnfitJson, check_size
@@ -114,28 +115,6 @@ def not_readable(path: Path, error: OSError) -> InvalidCheckpoint:
     )
 
 
-def refuse_cache(folder: Path) -> None:
-    """Say where the model is, for a folder of the hub's cache that holds it further down.
-
-    Raises:
-        InvalidCheckpoint: the folder has no configuration, and folders in it have one.
-    """
-    if (folder / "config.json").exists():
-        return
-    inside = sorted(folder.glob("snapshots/*/config.json"))
-    if not inside and folder.name == "snapshots":
-        inside = sorted(folder.glob("*/config.json"))
-    if not inside:
-        inside = sorted(folder.glob("models--*/snapshots/*/config.json"))
-    if inside:
-        places = [str(path.parent) for path in inside]
-        raise InvalidCheckpoint(
-            f"{folder} is a folder of the hub's cache; the model lies in one of its snapshots/",
-            where=places,
-            help=f"give {places[0]}" if len(places) == 1 else "give one of these",
-        )
-
-
 def _unreadable(path: Path) -> InvalidCheckpoint:
     """Why a file is no safetensors file: what it begins with, or that nobody may read it."""
     try:
@@ -161,7 +140,7 @@ def _without_weights(folder: Path) -> InvalidCheckpoint:
     return InvalidCheckpoint(
         f"the folder holds neither {SINGLE} nor {INDEX}",
         where=[str(folder), *others],
-        help="qdc reads safetensors only; convert other formats first",
+        help=how_to_convert(folder, others),
     )
 
 

@@ -167,7 +167,14 @@ def _usage_text(error: Exception) -> str:
     message = str(error.format_message())  # type: ignore[attr-defined]
     text = f"error[QDC001] {message[:1].lower()}{message[1:]}".rstrip(".")
     context = getattr(error, "ctx", None)
-    return text if context is None else f"{text}\n  help  {context.command_path} --help"
+    if context is None:
+        return text
+    from qdc.cli.elsewhere import found_elsewhere
+
+    instead = found_elsewhere(str(context.info_name), str(getattr(error, "option_name", "")))
+    if instead:
+        text = f"{text.partition(' (Possible')[0].partition(' Did you mean')[0].rstrip('.')}"
+    return f"{text}\n  help  {instead or f'{context.command_path} --help'}"
 
 
 def _fail(error: BaseException, text: str) -> int:

@@ -100,6 +100,37 @@ def generate(
     generate_command(model, asked, options, running, verifier=verifier, as_json=json)
 
 
+@app.command()
+@from_fields
+def chat(
+    model: Runnable,
+    *,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message")] = None,
+    turns: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Turns to go on from: jsonl of role, content"),
+    ] = None,
+    options: DecodeOptions,
+    running: RunOptions,
+    json: Json = False,
+) -> None:
+    """Talk with a model, line by line.
+
+    Each line is a message of yours; the model reads all that was said before, in its chat template.
+    /new begins anew, /exit or the end of stdin ends. With --json both turns are printed as
+    lines of JSON, which --turns reads again.
+
+    \b
+    Examples:
+      qdc chat out
+      qdc chat out --system "Be brief." --length 64 --block 32
+      printf 'Hello\\nAnd again?\\n' | qdc chat out --turns before.jsonl
+    """  # noqa: D301
+    from qdc.cli.chat import chat_command
+
+    chat_command(model, options, running, system, turns, as_json=json)
+
+
 @app.command(name="eval")
 @from_fields
 def evaluate(

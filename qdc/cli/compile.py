@@ -13,6 +13,7 @@ from qdc.cli.terminal import (
     console,
     print_json,
     print_lines,
+    print_pipeline,
     print_table,
     progress,
     size,
@@ -57,7 +58,8 @@ def print_summary(
     if report.layers:
         print_table(to, _layers(report))
         to.print()
-    print_lines(to, f"pipeline  {report.pipeline}", "")
+    print_pipeline(to, "pipeline  ", report.pipeline)
+    to.print()
     print_table(to, _totals(report))
     if timings:
         to.print()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from qdc.artifact.card import note_loss
 from qdc.cli.evaluation_tables import print_comparison, print_comparisons, print_evaluation
 from qdc.cli.models import Opened, open_runnable
 from qdc.cli.next_token_tables import print_next, print_next_comparisons
@@ -198,3 +199,19 @@ def _add(
             help="evaluate again",
         )
     write_report(report.model_copy(update={"evaluation": found}), model)
+    note_loss(model, tuple(_for_the_card(found)))
+
+
+def _for_the_card(found: EvaluationReport) -> Iterator[str]:
+    """The losses as lines of markdown, for the artifact's own card."""
+    compared = found.result if isinstance(found.result, Comparison) else None
+    result = found.result.candidate if isinstance(found.result, Comparison) else found.result
+    yield (
+        f"Masked cross-entropy in nats a token, on {result.windows} windows of {result.length} "
+        f"tokens of `{found.text.replace('`', chr(39))}`, {found.seeds} drawings of masks each:"
+    )
+    yield from ("", "| mask ratio | loss |" + " rise over the base model |" * bool(compared))
+    yield "|---|---|" + "---|" * bool(compared)
+    rises = [f" {row.rise:+.4f} |" for row in compared.differences] if compared else []
+    for at, row in enumerate(result.ratios):
+        yield f"| {row.ratio:g} | {row.loss:.4f} |" + (rises[at] if rises else "")

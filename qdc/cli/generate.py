@@ -50,7 +50,7 @@ def generate_command(
         if verifier is None
         else load_verifier(verifier, opened.device, opened.tokenizer, opened.facts.vocabulary)
     )
-    with _shown(opened, added, as_json) as watch:
+    with shown(opened, added, as_json=as_json) as watch:
         found = decode(
             opened.module, [tokens], options, opened.decoding, watch, checks, strategies=strategies
         )
@@ -58,9 +58,11 @@ def generate_command(
     if as_json:
         print_json({"text": answer, **_figures(found, len(tokens), options.length)})
         return
-    if sys.stdout.isatty() and not written.messages:
-        console().print(Text(written.text, style="dim"), end="", soft_wrap=True)
-    sys.stdout.write(answer + "\n")
+    if sys.stdout.isatty():
+        # As the live view drew it: lines break between words, at the edge of the terminal.
+        console().print(Text(written.text, style="dim").append(answer, style="not dim"))
+    else:
+        sys.stdout.write(answer + "\n")
     sys.stdout.flush()
     sys.stderr.write(
         f"{found.written} tokens, {found.steps} steps, {found.forwards} forwards, "
@@ -85,7 +87,7 @@ def _figures(found: Decoded, prompt: int, length: int) -> dict[str, object]:
 
 
 @contextmanager
-def _shown(opened: Opened, hidden: int, as_json: bool) -> Iterator[Watch]:
+def shown(opened: Opened, hidden: int, *, as_json: bool = False) -> Iterator[Watch]:
     """Draw each state on a terminal, without its first ``hidden`` tokens; else show a bar."""
     if as_json or not sys.stdout.isatty():
         with progress() as update:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdc.cli.describe import Described, Option, describe, tags
-from qdc.cli.terminal import console, print_json, print_lines, print_table, table
+from qdc.cli.terminal import console, print_json, print_lines, print_pipeline, print_table, table
 from qdc.errors import QdcError, UnknownName, nearest
 from qdc.pipeline.registry import Registry, standard_registry
 
@@ -34,7 +34,8 @@ def passes_command(
     if presets:
         console().print("\npresets", style="bold")
         width = max(map(len, presets))
-        print_lines(console(), *(f"{name:<{width}}  {text}" for name, text in presets.items()))
+        for name, text in presets.items():
+            print_pipeline(console(), f"{name:<{width}}  ", text)
 
 
 def backends_command(names: Sequence[str], plugins: Sequence[Path], as_json: bool) -> None:

@@ -20,7 +20,6 @@ app = typer.Typer(
     name="qdc",
     cls=Group,
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -131,6 +130,7 @@ def root(
     qdc compile MODEL -o OUT           trace, quantize, pack, write an artifact
     qdc run OUT "a text with <mask>"   fill the gaps
     qdc generate OUT "a prompt"        write on, and watch it unmask
+    qdc chat OUT                       talk, line by line
     qdc serve OUT                      OpenAI's protocol, and a page
     qdc eval OUT --text held.jsonl --against MODEL
     qdc compare MODEL --methods all --text held.jsonl --out DIR

@@ -3,7 +3,15 @@
 from rich.console import Console
 from rich.table import Table
 
-from qdc.cli.terminal import console, print_json, print_lines, print_table, size, table
+from qdc.cli.terminal import (
+    at_commas,
+    console,
+    print_json,
+    print_lines,
+    print_table,
+    size,
+    table,
+)
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.configure import configure
 from qdc.planning.forecast import forecast
@@ -11,6 +19,8 @@ from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook, RegionKind
 from qdc.streaming.ledger import Peak
 
+LABELS = 15
+"""Columns in front of the text of the summary: its longest label, and the space behind it."""
 PARTS = 5
 """Parts of a peak that are shown."""
 
@@ -31,7 +41,7 @@ def print_outlook(to: Console, outlook: Outlook) -> None:
     """Print tables of what was foreseen."""
     print_table(to, _kinds(outlook))
     to.print()
-    print_table(to, _summary(outlook))
+    print_table(to, _summary(outlook, to.width))
     to.print()
     print_table(to, _passes(outlook))
     for warning in outlook.warnings:
@@ -49,12 +59,12 @@ def _kinds(outlook: Outlook) -> Table:
     return rows
 
 
-def _summary(outlook: Outlook) -> Table:
+def _summary(outlook: Outlook, width: int) -> Table:
     rows = table("plan", "", "")
     rows.add_row("model", outlook.family)
     if outlook.assumed:
         rows.add_row("assumed", outlook.assumed)
-    rows.add_row("pipeline", outlook.pipeline)
+    rows.add_row("pipeline", "\n".join(at_commas(outlook.pipeline, width - LABELS)))
     for regions in outlook.regions:
         rows.add_row("regions", _regions(regions))
     rows.add_row("quantized", f"{outlook.weights:,} weights in {outlook.layers:,} layers")

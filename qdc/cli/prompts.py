@@ -41,7 +41,21 @@ def read_prompt(asked: Asked, running: RunOptions) -> Written:
     if not asked.chat:
         if asked.prompt is None:
             raise QdcError("there is no prompt", help="give a text, or - for stdin")
-        return Written(given_text(asked.prompt), asked.special)
+        return Written(_not_empty(given_text(asked.prompt)), asked.special)
+    messages = list(read_history(asked))
+    if asked.prompt is not None:
+        messages.append(Message(USER, _not_empty(given_text(asked.prompt))))
+    if not messages or messages[-1].role != USER:
+        said = f"the last turn is of role '{messages[-1].role}'" if messages else "there is none"
+        raise QdcError(
+            f"the conversation has no turn of the user to answer: {said}",
+            help="give PROMPT, or turns of which the last one is the user's",
+        )
+    return Written(messages=tuple(messages))
+
+
+def read_history(asked: Asked) -> tuple[Message, ...]:
+    """The messages before what is answered: a system message, and turns. Raises ``QdcError``."""
     messages = [] if asked.turns is None else read_turns(asked.turns)
     if asked.system is not None:
         if any(each.role == SYSTEM for each in messages):
@@ -51,15 +65,16 @@ def read_prompt(asked: Asked, running: RunOptions) -> Written:
                 help="leave one of them out",
             )
         messages.insert(0, Message(SYSTEM, asked.system))
-    if asked.prompt is not None:
-        messages.append(Message(USER, given_text(asked.prompt)))
-    if not messages or messages[-1].role != USER:
-        said = f"the last turn is of role '{messages[-1].role}'" if messages else "there is none"
+    return tuple(messages)
+
+
+def _not_empty(prompt: str) -> str:
+    if not prompt.strip():
         raise QdcError(
-            f"the conversation has no turn of the user to answer: {said}",
-            help="give PROMPT, or turns of which the last one is the user's",
+            "the prompt is empty, and an answer to nothing is noise",
+            help="give a text to continue, as in 'def read(path):', or - to read stdin",
         )
-    return Written(messages=tuple(messages))
+    return prompt
 
 
 def prompt_tokens(written: Written, opened: Opened) -> tuple[list[int], int]:

@@ -12,6 +12,7 @@ from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Watch
 from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
 from qdc.runtime.decoding.verifier import load_verifier
+from qdc.version import install
 
 try:
     from qdc.serve.app import Service, make_app
@@ -25,7 +26,7 @@ except ImportError as error:
         raise
     raise QdcError(
         f"qdc serve needs {error.name}, which is not installed",
-        help="pip install 'qdc[serve]'",
+        help=install("serve"),
     ) from error
 
 

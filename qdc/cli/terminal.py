@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from qdc.errors import QdcError
 from qdc.units import StepProgress, size
 
 __all__ = [
+    "at_commas",
     "console",
     "given_text",
     "print_json",
     "print_lines",
+    "print_pipeline",
     "print_table",
     "progress",
     "size",
@@ -28,6 +31,8 @@ __all__ = [
 ]
 
 WIDTH = 100
+BETWEEN_PASSES = re.compile(r"(?:\{[^}]*\}|[^,{])+,?|.")
+"""A part of a pipeline up to a comma, which in braces is one between the values of an option."""
 
 
 class _Output(Console):
@@ -76,6 +81,26 @@ def print_lines(to: Console, *lines: str) -> None:
     """Print lines as they are, however long: nothing is wrapped, cut or read as markup."""
     for line in lines:
         to.print(line, markup=False, soft_wrap=True)
+
+
+def at_commas(pipeline: str, width: int) -> list[str]:
+    """Lines of a pipeline's text, broken behind commas between passes where it is too long.
+
+    What is put together again is the same pipeline: it may stand over several lines.
+    """
+    lines = [""]
+    for part in BETWEEN_PASSES.findall(pipeline):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return lines
+
+
+def print_pipeline(to: Console, label: str, pipeline: str) -> None:
+    """Print a pipeline behind its label; on a terminal it is broken at its commas, none else."""
+    lines = at_commas(pipeline, to.width - len(label)) if to.is_terminal else [pipeline]
+    indent = " " * len(label)
+    print_lines(to, *(f"{indent if at else label}{line}" for at, line in enumerate(lines)))
 
 
 def tell_left_out(name: str, left_out: str) -> None:

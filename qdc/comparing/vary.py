@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import combinations, product
 
 from qdc.comparing.methods import Method, checked, steps_with
 from qdc.errors import InvalidPipeline, QdcError, UnknownName, nearest
@@ -125,8 +125,9 @@ def _changed(plan: Plan, settings: Mapping[str, str], dropped: list[str]) -> Pla
 def _set(step: Pass, settings: Mapping[str, str], dropped: list[str]) -> Pass:
     """The pass with other values of the options that it has.
 
-    Where it refuses them beside one other option of its own, as ``geometry=clean`` refuses a
-    ``prefix`` that only masks have, that one is left out and noted in ``dropped``.
+    Where it refuses them beside one other option of its own or two, as ``geometry=clean`` refuses a
+    ``prefix`` that only masks have, and ``feedback=false`` both ``rounds`` and ``sweeps``, these
+    are left out and noted in ``dropped``.
 
     Raises ``InvalidPipeline``.
     """
@@ -139,12 +140,13 @@ def _set(step: Pass, settings: Mapping[str, str], dropped: list[str]) -> Pass:
     try:
         return _made(step, item, text, own)
     except InvalidPipeline:
-        for name, value in step.options().items():
-            field = name.replace("-", "_")
-            rest = {key: kept for key, kept in own.items() if key != field}
+        options = step.options()
+        for names in (*combinations(options, 1), *combinations(options, 2)):
+            left_out = {name.replace("-", "_") for name in names}
+            rest = {key: kept for key, kept in own.items() if key not in left_out}
             with contextlib.suppress(InvalidPipeline):
                 made = _made(step, item, text, rest)
-                dropped.append(f"{name}={option_text(value)}")
+                dropped.extend(f"{name}={option_text(options[name])}" for name in names)
                 return made
         raise
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from qdc.artifact.card import Figures, card_text
+from qdc.artifact.digests import CARD
 from qdc.artifact.emission import Emission
 from qdc.artifact.partial import Partial, repair
 from qdc.artifact.writer import ArtifactWriter
 from qdc.checkpoint.folder import Checkpoint
-from qdc.compiling.collect import full_text
+from qdc.compiling.collect import full_text, layer_reports
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
 from qdc.compiling.finished import finished_report
@@ -30,9 +32,10 @@ from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import Region
+from qdc.ir.graph import LayerGraph, ModelFacts, Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
+from qdc.passkit.calibration import CalibrationOptions
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
@@ -109,6 +112,8 @@ def run_job(
         job.backend.check_model(checkpoint, job.registry)
     calibration = job.calibration()
     same(world, _agreed(job, checkpoint, calibration))
+    if calibration is not None and not job.options.resume:
+        _look_at_text(job.plan, calibration, program.graph.model)
     digest = from_first(
         world,
         lambda: checkpoint.scan(lambda done, total: notify("read the checkpoint", done, total)),
@@ -166,6 +171,9 @@ def run_job(
         runner.run(region_done, savepoints.save if alone else lambda step: None, first)
         _verify(job, workspace)
         job.backend.finish(emission)
+        writer.file(
+            CARD, card_text(checkpoint, origin, _figures(program.graph, checkpoint, writer))
+        )
         writer.seal()
 
         def finished(shared: Shared) -> CompileReport:
@@ -178,6 +186,22 @@ def run_job(
         return _everywhere(world, workspace, finished)
 
 
+def _figures(graph: LayerGraph, checkpoint: Checkpoint, writer: ArtifactWriter) -> Figures:
+    """What the card of the artifact says in numbers."""
+    rows = tuple(layer_reports(graph))
+    weights = sum(row.weights for row in rows)
+    signs = all(row.bits_word == "sign bits" for row in rows)
+    return Figures(
+        layers=len(rows),
+        weights=weights,
+        bits_word="sign bits" if signs else "code bits",
+        bits=sum(row.payload_bits for row in rows) / max(1, weights),
+        effective_bits=8 * sum(row.nbytes for row in rows) / max(1, weights),
+        bytes_before=checkpoint.nbytes,
+        tensor_bytes=writer.tensor_bytes,
+    )
+
+
 def _everywhere(
     world: World, workspace: Workspace, make: Callable[[Shared], CompileReport]
 ) -> CompileReport:
@@ -187,6 +211,16 @@ def _everywhere(
     shared: Shared = {"processes": world.size, "sent_bytes": int(sent)}
     text = from_first(world, lambda: make(shared).model_dump_json())
     return CompileReport.model_validate_json(text)
+
+
+def _look_at_text(plan: Plan, calibration: Calibration, model: ModelFacts) -> None:
+    """Draw what passes will ask for, before the first of them takes its time.
+
+    Raises ``InvalidCalibration`` for a text that is too short, too little, or of other tokens.
+    """
+    for step in plan.passes():
+        if isinstance(step, CalibrationOptions):
+            step.draw_clean(calibration, model)
 
 
 def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qdc.compiling.instruments import Instrument
 from qdc.ir.graph import Region
+from qdc.numerics.threads import SMALL_LAYER, one_thread
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.traversal import (
     Apply,
@@ -87,8 +88,9 @@ class Runner:
         for instrument in self.instruments:
             instrument.before(place, unit)
         try:
-            unit.step.run(unit)
-            unit.settle()
+            with one_thread(where=_is_small(unit)):
+                unit.step.run(unit)
+                unit.settle()
             for instrument in self.instruments:
                 instrument.after(place, unit)
         except BaseException as error:  # as of a pass that calls sys.exit
@@ -96,3 +98,10 @@ class Runner:
                 for instrument in self.instruments:
                     instrument.failed(place, unit, error)
             raise
+
+
+def _is_small(unit: Unit) -> bool:
+    """Whether a pass does nothing but small steps: on small layers, and without samples."""
+    largest = max((node.rows * node.columns for node in unit.layers()), default=SMALL_LAYER)
+    on_cpu = unit.device.type == "cpu"
+    return on_cpu and not unit.step.reads_calibration and largest < SMALL_LAYER

@@ -129,4 +129,5 @@ class BitPlanes(Codec):
 
     def _over_columns(self, numbers: Tensor) -> Tensor:
         """Numbers of groups, f16[rows, G], repeated over their columns, f32[rows, columns]."""
-        return numbers.float().repeat_interleave(self.group, dim=1)[:, : self.columns]
+        width = min(self.group, self.columns)  # a group wider than the layer is not written out
+        return numbers.float().repeat_interleave(width, dim=1)[:, : self.columns]

@@ -183,7 +183,8 @@ class PartitionedBinary(Codec):
 
     def _by_column(self, values: Tensor) -> Tensor:
         """Numbers ``f16[rows, blocks]`` at each column of their block, ``f32[rows, columns]``."""
-        return values.float().repeat_interleave(self.block, 1)[:, : self.columns]
+        width = min(self.block, self.columns)  # a block wider than the layer is not written out
+        return values.float().repeat_interleave(width, 1)[:, : self.columns]
 
     def _column_scales(self, working: Tensors, part: int) -> list[Tensor]:
         """What the row scales of each component of a part are multiplied by, ``f32[columns]``."""

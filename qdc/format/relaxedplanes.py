@@ -29,7 +29,7 @@ class RelaxedPlanes(Relaxation):
         """
         super().__init__()
         self.rows, self.columns = weight.shape
-        self.group = group
+        self.group = min(group, self.columns)  # a group wider than the layer is not padded to it
         planes = working["coefficient"].shape[1]
         coefficient = working["coefficient"].float().transpose(1, 2).reshape(-1, planes)
         self.coefficient = nn.Parameter(coefficient.contiguous())

@@ -31,7 +31,8 @@ class RelaxedWidth(Relaxation):
             top: f32[G], the highest code of each group.
         """
         super().__init__()
-        self.group, self.columns = group, weight.shape[1]
+        self.columns = weight.shape[1]
+        self.group = min(group, self.columns)  # a group wider than the layer is not written out
         self.scale = nn.Parameter(working["scale"].float())
         self.stored_zero = working["zero"]
         self.zero = self._spread(self.stored_zero.float() / parts)

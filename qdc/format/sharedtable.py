@@ -135,7 +135,8 @@ class SharedTable(Codec):
 
     def _over_columns(self, numbers: Tensor) -> Tensor:
         """Numbers of groups, f32[rows, G], repeated over their columns, f32[rows, columns]."""
-        return numbers.repeat_interleave(self.group, dim=1)[:, : self.columns]
+        width = min(self.group, self.columns)  # a group wider than the layer is not written out
+        return numbers.repeat_interleave(width, dim=1)[:, : self.columns]
 
 
 def _indices(stored: Tensor) -> Tensor:

@@ -172,4 +172,5 @@ class VariableWidth(Codec):
 
     def _spread(self, grids: Tensor) -> Tensor:
         """One number a grid, ``f32[rows, G]``, to all columns."""
-        return grids.repeat_interleave(self.group, 1)[:, : self.columns]
+        width = min(self.group, self.columns)  # a group wider than the layer is not written out
+        return grids.repeat_interleave(width, 1)[:, : self.columns]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from qdc.errors import QdcError
+from qdc.version import install
 
 
 def gguf_package() -> Any:
@@ -12,6 +13,6 @@ def gguf_package() -> Any:
     except ImportError as error:
         raise QdcError(
             "the package gguf is not installed, which writes GGUF files",
-            help="pip install 'qdc[gguf]'",
+            help=install("gguf"),
         ) from error
     return gguf

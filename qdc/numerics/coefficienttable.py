@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qdc.numerics.additive import sums_by_code
 from qdc.numerics.planegrid import (
     RIDGE,
     Coefficients,
@@ -208,13 +209,25 @@ def _clusters(points: Tensor, energy: Tensor, lines: int, seed: int) -> Tensor:
         parts = chunks(len(points), lines)
         nearest = torch.cat([torch.cdist(points[rows], centres).argmin(1) for rows in parts])
         shares = torch.zeros(lines, dtype=points.dtype, device=points.device)
-        shares.index_add_(0, nearest, energy)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points * energy[:, None])
+        _add_up(shares[:, None], energy[:, None], nearest)
+        sums = torch.zeros_like(centres)
+        _add_up(sums, points * energy[:, None], nearest)
         # A centre that no group is nearest to stays where it is.
         centres = torch.where(
             shares[:, None] > 0, sums / shares.clamp(min=1e-300)[:, None], centres
         )
     return centres
+
+
+def _add_up(totals: Tensor, values: Tensor, index: Tensor) -> None:
+    """Add the values of each line, f64[n, q], to its total, f64[L, q] in place.
+
+    ``index_add_`` adds in random order on CUDA, where ``sums_by_code`` does not.
+    """
+    if totals.device.type == "cpu":
+        totals.index_add_(0, index, values)
+    else:
+        totals += sums_by_code(values, index, len(totals))
 
 
 def _refit_lines(
@@ -229,8 +242,8 @@ def _refit_lines(
         index = table.nearest_lines(block)
         grid = TableGrid(table, index)
         part = normal_equations(block, grid.encode(grid.round(block)), planes, offset, None)
-        gram.index_add_(0, index, part.gram)
-        right.index_add_(0, index, part.right)
+        _add_up(gram.flatten(1), part.gram.flatten(1), index)
+        _add_up(right, part.right, index)
     found = joined(solve(Equations(gram, right), table.lines, RIDGE))
     chosen = gram.diagonal(dim1=1, dim2=2).sum(1) > 0
     # What fp16 does not hold is refused by the rounding.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qdc.numerics.columns import block_metric, quantize_block
 from qdc.numerics.grids import Grid
+from qdc.numerics.threads import is_small, one_thread
 
 G = TypeVar("G", bound=Grid)
 Compensation = Literal["exact", "diag", "none"]
@@ -60,7 +61,8 @@ def quantize_blocks(
         if asymmetry is not None:
             current = _drifted(current, asymmetry[part, part])
             rest[:, part.stop :] += current @ asymmetry[part, part.stop :]
-        quantized = quantize(index, current.clone(memory_format=torch.contiguous_format))
+        with one_thread(where=is_small(current)):
+            quantized = quantize(index, current.clone(memory_format=torch.contiguous_format))
         if quantized.shape != current.shape:
             raise ValueError(
                 f"block {index}: quantized {tuple(quantized.shape)}, not {tuple(current.shape)}"

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
-from qdc.ir.graph import LayerGraph, Node, Stage
+from qdc.ir.graph import LayerGraph, ModelFacts, Node, Stage
 from qdc.ir.text_use import Pack
 from qdc.passkit import geometry
 from qdc.passkit.rollout import rollout
-from qdc.passkit.samples import draw_samples
+from qdc.passkit.samples import Samples, draw_samples
 from qdc.pipeline.passbase import Pass
 from qdc.streaming.batches import PADDING, Batches
+from qdc.streaming.calibration import Calibration
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.unit import Unit
@@ -132,7 +133,7 @@ class CalibrationOptions(Pass):
             raise InvalidCalibration(
                 f"samples of {self.length} tokens are asked for, "
                 f"the model takes {graph.model.max_length}",
-                help="choose a smaller length, or leave it out",
+                help=f"the longest is --length {graph.model.max_length}, which it is if not given",
             )
 
     def without_masks(self) -> Self | None:
@@ -153,13 +154,7 @@ class CalibrationOptions(Pass):
         """
         if self.segmented:
             unit.check_apart(isolate=self.isolate)
-        text = unit.calibration()
-        rows, longest = text.source.rows, unit.model.max_length
-        length = self.length or (longest if rows is None else min(longest, rows.shape[1]))
-        clean, maskable, use, segments = draw_samples(
-            text.source, text.encode, unit.model, self.samples, length, self.seed, self._prefix(),
-            self.pack, isolate=self.isolate,
-        )  # fmt: skip
+        clean, maskable, use, segments = self.draw_clean(unit.calibration(), unit.model)
         unit.note_text(use)
         repeated = self.timesteps or 1
         clean, maskable = (t.repeat_interleave(repeated, 0) for t in (clean, maskable))
@@ -170,6 +165,23 @@ class CalibrationOptions(Pass):
         if segments is not None:
             weights = weights * (segments != PADDING)
         return States(clean, tokens, masked, weights, segments)
+
+    def draw_clean(self, text: Calibration, model: ModelFacts) -> Samples:
+        """Draw the samples without masks; the same ones are drawn once of a text.
+
+        Raises:
+            InvalidCalibration: the text is too short, too little, or not what the tokenizer knows.
+        """
+        rows, longest = text.source.rows, model.max_length
+        length = self.length or (longest if rows is None else min(longest, rows.shape[1]))
+        asked = (self.samples, length, self.seed, self._prefix(), self.pack, self.isolate)
+        if asked not in text.drawn:
+            text.drawn[asked] = draw_samples(
+                text.source, text.encode, model, *asked[:-1], isolate=self.isolate
+            )
+        found = text.drawn[asked]
+        assert isinstance(found, Samples)
+        return found
 
     @property
     def segmented(self) -> bool:

@@ -16,7 +16,7 @@ from qdc.format.codec import Lowered, Tensors
 from qdc.format.partitionedbinary import PartitionedBinary, ScaleForm
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import Node
-from qdc.numerics.blocks import BLOCK, block_slices
+from qdc.numerics.blocks import BLOCK, block_slices, block_widths
 from qdc.numerics.importance import importance
 from qdc.numerics.partbinary import PartFit
 from qdc.numerics.partition import (
@@ -93,6 +93,8 @@ class PartitionLowering(BlockLowering):
             raise ValueError("without salient columns and splits neither metric nor search is read")
         if self.reassign and not self.feedback:
             raise ValueError("feedback=false does not read reassign")
+        if self.reassign and not self.splits:
+            raise ValueError("splits=0 does not read reassign: a column has one class")
         return self
 
     @property
@@ -139,9 +141,21 @@ class PartitionLowering(BlockLowering):
             salient=salient if self.classes_of_salient else None,
         )
 
-    def forecast_codec(self, unit: Forecast | Unit, node: Node) -> PartitionedBinary | None:
-        """Known from the shape, unless salient columns that are yet to be found have classes."""
-        return None if self.classes_of_salient and self.salient else self.codec(node, 0)
+    def forecast_codec(self, unit: Forecast | Unit, node: Node) -> PartitionedBinary:
+        """Known from the shape, but for classes in salient columns that are yet to be found."""
+        return self.codec(node, 0)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Say also how much such classes store at most."""
+        super().forecast(unit)
+        if self.classes_of_salient:
+            most = (self.codec(node, self.most_salient(node)).nbytes for node in unit.layers())
+            none = (self.codec(node, 0).nbytes for node in unit.layers())
+            unit.orders_vary(0, sum(most) - sum(none))
+
+    def most_salient(self, node: Node) -> int:
+        """Salient columns of a layer at most: each block keeps one that is not."""
+        return sum(min(self.salient, width - 1) for width in block_widths(node.columns))
 
     def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
         """The loop, and the searches: each trial reads the weight a number of times."""

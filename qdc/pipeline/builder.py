@@ -163,6 +163,7 @@ class _Builder:
             )
         self.used.update(taken)
         values = {**made.model_dump(), **{k.replace("-", "_"): v for k, v in taken.items()}}
+        _refuse_values(kind, values, taken)
         result = _validated(kind, values, caret(self.text, item.place)) if taken else made
         if not isinstance(result, Pass):
             raise TypeError(f"{item.name} is registered as a pass and is none")
@@ -182,6 +183,38 @@ def _shaped(kind: object, value: str | tuple[str, ...]) -> object:
         return None
     shaped = (_shaped(member, value) for member in inside)
     return next((found for found in shaped if found is not value), value)
+
+
+def _refuse_values(
+    kind: type[Configured], values: Mapping[str, object], taken: Mapping[str, object]
+) -> None:
+    """Refuse what was given as an option of the command, not in the text that names the pass.
+
+    Raises ``InvalidPipeline`` that names the options and the nearest values that the pass takes.
+    """
+    try:
+        kind.model_validate(dict(values))
+    except ValidationError as error:
+        fields = {name.replace("-", "_"): name for name in taken}
+        found = [e for e in error.errors() if e["loc"] and e["loc"][0] in fields]
+        wrong = [f"--{fields[str(e['loc'][0])]} {e['input']}" for e in found]
+        if wrong:
+            raise InvalidPipeline(
+                f"{kind.name} does not take {' and '.join(wrong)}",
+                help="; ".join(_nearest_value(f"--{fields[str(e['loc'][0])]}", e) for e in found),
+            ) from error
+
+
+def _nearest_value(option: str, error: Mapping[str, Any]) -> str:
+    """``the least is --samples 1``; what pydantic says, where the reason is no bound."""
+    bounds = error.get("ctx", {})
+    for name, text, step in (
+        ("ge", "least", 0), ("gt", "least", 1), ("le", "largest", 0), ("lt", "largest", -1),
+    ):  # fmt: skip
+        if isinstance(bounds.get(name), int):
+            return f"the {text} is {option} {bounds[name] + step}"
+    said = str(error["msg"])
+    return f"{option}: {said[:1].lower()}{said[1:]}"
 
 
 def _validated(kind: type[Configured], values: Mapping[str, object], place: str) -> Configured:

@@ -12,6 +12,7 @@ from qdc.format.codec import BitsWord
 from qdc.frontend.coverage import Covered
 from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
+from qdc.units import size
 
 SCHEMA = 1
 DERIVED = ("bits_word", "sign_bits", "effective_bits", "error_by_kind")
@@ -180,6 +181,23 @@ class CompileReport(Frozen):
         """Every stored bit a quantized weight of the repeated blocks."""
         weights = sum(layer.weights for layer in self.layers)
         return 8 * sum(layer.nbytes for layer in self.layers) / max(1, weights)
+
+    def __str__(self) -> str:
+        """What came out, in a few lines; the fields and ``repr`` have everything."""
+        lines = [f"{self.family} compiled to {self.out}" if self.out else f"{self.family} compiled"]
+        if self.layers:
+            weights = sum(layer.weights for layer in self.layers)
+            lines.append(
+                f"{len(self.layers)} layers, {weights:,} weights: {float(self.sign_bits):.6g} "
+                f"{self.bits_word} a weight, {self.effective_bits:.4f} effective"
+            )
+            errors = "   ".join(f"{kind} {e:.4f}" for kind, e in self.error_by_kind().items())
+            lines.append(f"output error  {errors or 'not measured'}")
+        if self.out:
+            lines.append(f"{size(self.bytes_before)} before, {size(self.bytes_after)} after")
+        lines.append(f"{self.seconds:.1f} s on {self.device}, at most {size(self.peak_bytes)}")
+        lines += [f"pipeline  {self.pipeline}", *([f"report  {self.report}"] * bool(self.report))]
+        return "\n".join(lines)
 
     def error_by_kind(self) -> dict[str, float]:
         """Mean relative output error of the layers of each kind, where it was measured."""

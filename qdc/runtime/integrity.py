@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qdc.artifact.config import parse_codec, parse_quantization
-from qdc.artifact.digests import DIGESTS, Digests
+from qdc.artifact.digests import CARD, DIGESTS, Digests
 from qdc.checkpoint.folder import Checkpoint
 from qdc.checkpoint.held import MODULE
 from qdc.errors import InvalidArtifact, QdcError
@@ -81,7 +81,7 @@ def examine(folder: Path, registry: Registry, progress: StepProgress) -> Integri
     noted = _noted(folder, registry, found)
     tensors = _compare_tensors(folder, registry, noted, found, progress)
     listed = digests.listed or {}
-    there = sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
+    there = sorted(path.name for path in folder.iterdir() if path.name not in (DIGESTS, CARD))
     return Integrity(
         artifact=str(folder),
         files=len(listed),

@@ -1,7 +1,7 @@
 """What samples are drawn from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qdc.text.source import TextSource
 
@@ -12,3 +12,6 @@ class Calibration:
 
     source: TextSource
     encode: Callable[[str], list[int]]
+    drawn: dict[tuple[object, ...], object] = field(default_factory=dict, compare=False)
+    """Samples of this text by what was asked for: the text is looked at before the first pass, and
+    passes that ask for the same do not draw again."""

@@ -16,11 +16,11 @@ from qdc.errors import InvalidCalibration, QdcError, nearest
 from qdc.jsontext import UnfitJson, parse_json
 from qdc.text.records import HOW
 from qdc.text.stored import Numbers
+from qdc.version import install
 
 ARROW, PARQUET, LINES = ".arrow", ".parquet", ".jsonl"
 STATE, SPLITS = "state.json", "dataset_dict.json"
 MOST_FILES = 1 << 15
-INSTALL = "pip install 'qdc[data]'"
 
 
 class DatasetFiles(NamedTuple):
@@ -97,7 +97,7 @@ def open_rows(files: DatasetFiles, columns: Sequence[str], *, blank: bool = Fals
         raise QdcError(
             f"{files.kind} files need pyarrow, which is not installed",
             where=[files.folder.name],
-            help=f"{INSTALL}, or give a .jsonl file",
+            help=f"{install('data')}, or give a .jsonl file",
         ) from error
     try:
         if files.kind == ARROW:

@@ -54,6 +54,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_the_folder_holds_one_shard_a_region_and_one_for_the_rest(compiled: Compiled) -> None:
     assert sorted(p.name for p in compiled.out.iterdir()) == [
+        "README.md",
         "config.json",
         "ir.qdc",
         "model-00001-of-00003.safetensors",

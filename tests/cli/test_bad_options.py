@@ -28,7 +28,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nested stages": (("--passes", "stages(stages(rtn-lower)),pack"), ("cannot be nested",)),
     "preset with options": (("--passes", "default{x=1}"), ("takes no options",)),
     "value of a wrong type": (("--passes", "rtn-lower{bits=two},pack"), ("bits", "'two'")),
-    "value out of range": (("--samples", "0"), ("samples", "greater than or equal to 1")),
+    "value out of range": (("--samples", "0"), ("--samples 0", "the least is --samples 1")),
     "no number": (("--samples", "many"), ("--samples", "qdc compile --help")),
     "given twice": (("--passes", "calibrate-mcs{seed=1}", "--seed", "2"), ("seed", "--seed")),
     "samples for nobody": ((*RTN, "--samples", "3"), ("no pass", "--samples")),

@@ -34,6 +34,7 @@ OPTIONS: dict[str, tuple[type[Options], ...]] = {
     "opt": (OptOptions,),
     "run": (RunOptions,),
     "generate": (DecodeOptions, RunOptions),
+    "chat": (DecodeOptions, RunOptions),
     "eval": (EvaluationOptions,),
     "inspect-calibration": (InspectionOptions,),
     "export": (ExportOptions,),
@@ -43,6 +44,7 @@ OWN = {
     "compile": {"timings", "remarks"},
     "run": {"model", "text", "gap", "steps", "special"},
     "generate": {"model", "prompt", "special", "chat", "system", "turns", "verifier"},
+    "chat": {"model", "system", "turns"},
     "eval": {"markdown"},
     "compare": {"markdown"},
 }

@@ -10,7 +10,7 @@ from tests.support.commands import python, qdc
 
 COMMANDS = (
     "compile", "plan", "compare", "show", "opt", "passes", "backends", "families", "strategies",
-    "run", "generate", "eval", "report", "inspect-calibration", "verify", "export", "serve",
+    "run", "generate", "chat", "eval", "report", "inspect-calibration", "verify", "export", "serve",
 )  # fmt: skip
 SCREEN = 48
 

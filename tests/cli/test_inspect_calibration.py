@@ -12,6 +12,8 @@ FEW = ("--samples", 4, "--length", 24, "--top", 3)
 
 def test_the_table_names_every_stage_and_ratio(model: Path, qdc: Command) -> None:
     text = qdc("inspect-calibration", model, *FEW, "--ratios", "0.2,1")
+    conclusion, _, text = text.partition("\n\n")
+    assert conclusion.startswith("masks move what the layers read")
     assert text.startswith("4 windows of 24 tokens from embedded: mean over 8 stages\n")
     summary, _, each = text.partition("every stage")
     assert [line.split()[0] for line in summary.splitlines()[2:5]] == ["0", "0.2", "1"]

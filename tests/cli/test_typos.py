@@ -11,7 +11,7 @@ HELP_FIELD, HELP_DEVICE = "did you mean text?", "known: cpu, cuda, auto"
 EVAL = ("eval", "ARTIFACT", "--text", "TEXT")
 COMPILE = ("compile", "MODEL", "-o", "OUT")
 TYPOS = {
-    "command": (("complie", "m"), "no such command 'complie'", "did you mean 'compile'?"),
+    "command": (("complie", "m"), "no such command 'complie'", "did you mean 'compile'"),
     "option name": ((*COMPILE, "--sampels", "4"), "--sampels", "--samples"),
     "option of the program": (("--versoin",), "--versoin", "--version"),
     "pass": ((*COMPILE, "--passes", "rtn-lwoer,pack"), "'rtn-lwoer'", "did you mean rtn-lower"),

@@ -63,6 +63,14 @@ def test_a_value_that_some_methods_refuse_is_their_error_alone(registry: Registr
     assert "quantize-vocab refuses bits" in found[2].error
 
 
+def test_two_options_that_a_value_leaves_unread_are_left_out_and_named(registry: Registry) -> None:
+    found = made(registry, "bpdq,pt2", "feedback=true,false")
+    assert not any(each.error for each in found)
+    assert [each.dropped for each in found] == [(), ("rounds=10", "sweeps=0"), (), ()]
+    assert "feedback=false" in found[1].pipeline
+    assert "rounds" not in found[1].pipeline
+
+
 @pytest.mark.parametrize(
     ("axis", "kind", "said"),
     [

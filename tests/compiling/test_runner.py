@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qdc.errors import InvalidGraph
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import Moment, Packed
+from qdc.numerics.threads import SMALL_LAYER
 from qdc.numerics.uniform import dense_uniform, fit_uniform
 from qdc.passkit.geometry import behind_prefix, grid, scattered
 from qdc.passkit.windows import draw_joined
@@ -230,3 +231,18 @@ def test_lowering_twice_does_not_gather_tensors(model: Path, tmp_path: Path) -> 
     run_passes(model, tmp_path / "b", spying(look), "rtn-lower{bits=4},pack,spy")
     assert once == held
     assert len(set(held)) == 1
+
+
+@pytest.mark.parametrize(("small", "threads"), [(SMALL_LAYER, 1), (1, 2)])
+def test_passes_over_small_layers_run_on_one_thread(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int, threads: int
+) -> None:
+    """On a machine that is busy, threads that wait for each other cost more than they compute."""
+    monkeypatch.setattr("qdc.compiling.runner.SMALL_LAYER", small)
+    torch.set_num_threads(2)
+    seen: set[int] = set()
+    note = spying(lambda label, unit: seen.add(torch.get_num_threads()))
+    run_passes(model, tmp_path, note, "spy{label=a}", stop_after="spy")
+    assert seen == {threads}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)

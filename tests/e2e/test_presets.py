@@ -33,6 +33,16 @@ def test_the_text_is_a_fixed_point(name: str) -> None:
     assert build_plan(str(plan), registry) == plan
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_takes_the_seed_of_the_command_line(seed: int) -> None:
+    """A comparison gives one to every method that draws: no pass may mind that it has no use."""
+    registry = standard_registry()
+    for name, preset in registry.presets.items():
+        plan = build_plan(name, registry)
+        if any("seed" in type(step).model_fields for step in plan.passes()):
+            build_plan(preset.text, registry, {"seed": seed})
+
+
 def test_they_are_printed() -> None:
     shown = command("passes")
     assert shown.returncode == 0

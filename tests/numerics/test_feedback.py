@@ -15,6 +15,7 @@ from qdc.numerics.feedback import (
     quantize_on_grids,
     residual_cost,
 )
+from qdc.numerics.threads import SMALL_BLOCK
 
 RULES: tuple[Compensation, ...] = get_args(Compensation)
 
@@ -209,3 +210,26 @@ def test_feedback_on_grids_beats_rounding_to_them() -> None:
     )
     _, dense = quantize_on_grids(weight, upper, slices, fitted)
     assert cost(weight, dense, metric) < 0.8 * cost(weight, plain, metric)
+
+
+@pytest.mark.parametrize(("rows", "inside"), [(5, 1), (SMALL_BLOCK // 8, 2)])
+def test_small_blocks_are_quantized_on_one_thread(rows: int, inside: int) -> None:
+    """Threads that wait for each other after every column cost more than they compute."""
+    weight, _, upper = problem(0, rows=rows)
+    seen = []
+
+    def quantize(index: int, block: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        if index:
+            raise OverflowError
+        return block.round()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(OverflowError):
+            quantize_blocks(weight, upper, block_slices(16, 8), "exact", quantize)
+        assert seen == [inside, inside]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

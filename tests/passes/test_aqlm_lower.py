@@ -177,6 +177,7 @@ def test_weights_that_no_fp16_scale_holds_are_reported_together() -> None:
         ({"bits": 1, "beam": 3}, "2 entries"),
         ({"bits": 3}, "bits"),
         ({"group": 0}, "group"),
+        ({"seed": 1 << 32}, "seed"),  # torch would take it for 0
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:

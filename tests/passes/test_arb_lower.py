@@ -1,5 +1,6 @@
 """arb-lower: ARB-RC by hand, what each step of the paper gains, the column-group bitmap."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from qdc.passes.billm_lower import BillmLower
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order
 from qdc.pipeline.registry import standard_registry
+from tests.support.checkpoints import write_checkpoint
+from tests.support.compiles import compile_tiny
+from tests.support.outlooks import forecast_tiny
 from tests.support.partitions import (
     Array,
     agree,
@@ -134,6 +138,15 @@ def test_classes_in_salient_columns_are_stored_and_counted(scales: str) -> None:
     plain, without = lowered(ArbLower, weight, moment, **PUBLISHED, scales=scales, salient=20)
     assert note.codec.nbytes > plain.graph.require("q", Arb).codec.nbytes
     assert cost(unit, weight, dense) < 1.2 * cost(plain, weight, without)
+
+
+def test_the_plan_bounds_what_classes_in_salient_columns_store(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", d_model=32, mlp_hidden_size=160, n_layers=1)
+    passes = "stages(calibrate-mcs,sensitivity,arb-lower{splits=3 salient-classes=true}),pack"
+    outlook = forecast_tiny(model, passes)
+    report = compile_tiny(model, tmp_path / "out", passes)
+    assert all(kind.codec is not None for kind in outlook.kinds if kind.kind.startswith("blocks."))
+    assert outlook.tensor_bytes < report.tensor_bytes <= outlook.tensor_bytes + outlook.more
 
 
 @pytest.mark.parametrize("scales", ["mean", "column"])

@@ -127,6 +127,7 @@ def test_weights_beyond_fp16_are_refused_by_name() -> None:
         {"salient": 0, "percentiles": "masked"},
         {"salient": 0, "splits": 0, "search": "weights"},
         {"feedback": False, "reassign": True},
+        {"splits": 0, "reassign": True},
         {"feedback": False, "sweeps": 3},
         {"salient": -1},
     ],

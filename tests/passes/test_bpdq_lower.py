@@ -66,7 +66,14 @@ def test_weights_beyond_fp16_name_the_layer() -> None:
     assert caught.value.where == ("%q",)
 
 
-@pytest.mark.parametrize("wrong", [{"group": 12}, {"planes": 5}, {"ridge": -1}, {"start": "zero"}])
+def test_planes_that_coincide_are_told_apart_by_the_least_ridge() -> None:
+    """A row of two values has equal planes: without a ridge its system has no solution."""
+    weight = torch.where(noise(2, 16) > 0, 1.0, -1.0)
+    _, dense = lowered(BpdqLower(ridge=1e-12), weight, torch.eye(16))
+    assert torch.equal(dense, weight)
+
+
+@pytest.mark.parametrize("wrong", [{"group": 12}, {"planes": 5}, {"ridge": 0}, {"start": "zero"}])
 def test_options_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         BpdqLower.model_validate(wrong)

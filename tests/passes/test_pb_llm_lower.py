@@ -122,7 +122,17 @@ def test_odd_shapes_and_rows_of_zeros(shape: tuple[int, int], low: float) -> Non
     assert not dense[-1].any()
 
 
-@pytest.mark.parametrize("options", [{"low": 1.1}, {"group": -1}, {"feedback": False, "rounds": 1}])
-def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"low": 1.1},
+        {"group": -1},
+        {"feedback": False, "rounds": 1},
+        {"low": 0, "mean": "zeroed"},
+        {"low": 1, "span": "all"},
+        {"low": 1, "metric": "magnitude"},
+    ],
+)
+def test_options_out_of_range_or_without_effect_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PbLlmLower.model_validate(options)

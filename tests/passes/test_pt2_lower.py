@@ -191,6 +191,8 @@ def test_ignored_options_are_refused() -> None:
     for options, why in (
         ({"fallback": "block"}, "aga=none does not read fallback"),
         ({"spare": "products"}, "both are off"),
+        ({"iterations": 0, "update": "alternating"}, "reads neither update nor keep"),
+        ({"iterations": 0, "keep": "previous"}, "reads neither update nor keep"),
         ({"carry": "blocks"}, "target=whole does not read carry"),
         ({"target": "sequential"}, "asymmetry is 0"),
         ({"feedback": False, "rounds": 1}, "does not read rounds"),

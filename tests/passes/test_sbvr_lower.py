@@ -86,7 +86,12 @@ def test_ragged_sizes_and_zero_blocks(rows: int, columns: int, offset: bool) -> 
     assert torch.equal(lowered(step, weight, moment)[1], dense)
 
 
-@pytest.mark.parametrize("wrong", [{"offset": True}, {"seed": 1}, {"refits": 3}])
+def test_a_seed_that_torch_would_cut_off_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed"):
+        SbvrLower(seed=1 << 32)
+
+
+@pytest.mark.parametrize("wrong", [{"offset": True}, {"refits": 3}])
 def test_what_the_published_search_does_not_read_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="search=published"):
         SbvrLower.model_validate({"search": "published", **wrong})

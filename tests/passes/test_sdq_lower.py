@@ -189,7 +189,6 @@ def test_a_sample_is_part_of_the_weight() -> None:
     [
         ({"scope": "layer", "grid": 0.5}, "does not read grid"),
         ({"search": True, "p_cut": 0.4}, "does not read p-cut"),
-        ({"seed": 3}, "does not read seed"),
         ({"levels": "binary", "p_cut": 0.4}, "does not read p-cut"),
         ({"ratio": 0.9}, "greater than or equal to 1"),
     ],

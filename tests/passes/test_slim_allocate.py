@@ -179,6 +179,18 @@ def test_too_few_groups_are_said_and_stay(model: Path, tmp_path: Path) -> None:
     assert all("too few blocks" in remark for remark in said)
 
 
+def test_the_only_count_of_the_release_is_no_lack_of_groups(model: Path, tmp_path: Path) -> None:
+    """Of four groups it tries one count alone, which moves two of them."""
+    passes = (
+        "stages(calibrate-mcs,sensitivity{block=8},slim-allocate{counts=release},"
+        "slim-lower{steps=4}),pack"
+    )
+    report = compile_tiny(model, tmp_path / "out", passes)
+    said = [r for r in report.remarks if "slim-allocate" in r]
+    assert len(said) == 7
+    assert not any("too few blocks" in remark for remark in said)
+
+
 def test_what_cannot_be_is_refused() -> None:
     registry = standard_registry()
     for options in ("rank=final", "damp-in-place=-1", "counts=some"):

@@ -88,4 +88,4 @@ def test_without_the_extra(
     for name in [name for name in sys.modules if name.startswith(("qdc.serve.", "qdc.cli.serve"))]:
         monkeypatch.delitem(sys.modules, name)
     assert run(["serve", str(model)]) == 1
-    assert "pip install 'qdc[serve]'" in capsys.readouterr().err
+    assert "pip install 'qdc-compiler[serve]'" in capsys.readouterr().err

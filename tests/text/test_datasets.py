@@ -113,7 +113,7 @@ def test_without_the_library_the_command_is_told(
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(QdcError, match="need pyarrow, which is not installed") as caught:
         read_text(tmp_path)
-    assert "pip install 'qdc[data]'" in caught.value.help
+    assert "pip install 'qdc-compiler[data]'" in caught.value.help
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "data.arrow"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdc.errors import QdcError, UnknownName, nearest
 from qdc.evaluation.harness.offline import hub_is_out_of_reach, switched_off
+from qdc.version import install
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -152,7 +153,7 @@ class Tasks:
 def require_lm_eval() -> None:
     """Raise ``QdcError`` without the harness."""
     if find_spec("lm_eval") is None:
-        raise QdcError("tasks need lm-eval, which is not installed", help="pip install 'qdc[eval]'")
+        raise QdcError("tasks need lm-eval, which is not installed", help=install("eval"))
 
 
 def _line(error: BaseException) -> str:

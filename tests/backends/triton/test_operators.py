@@ -162,4 +162,4 @@ def test_without_triton_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("qdc.backends.triton.support.find_spec", lambda name: None)
     with pytest.raises(QdcError, match="not installed") as caught:
         PackedLinear([binary_layer(1, 8, 64, 64, (1,)).part], torch.float16, "cpu")
-    assert "qdc[triton]" in str(caught.value.help)
+    assert "qdc-compiler[triton]" in str(caught.value.help)

@@ -321,7 +321,7 @@ def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("qdc.evaluation.harness.tasks.find_spec", lambda name: None)
     with pytest.raises(QdcError) as found:
         require_lm_eval()
-    assert found.value.help == "pip install 'qdc[eval]'"
+    assert found.value.help.endswith("pip install 'qdc-compiler[eval]'")
 
 
 def test_the_examples_hold_no_code() -> None:
