@@ -146,7 +146,8 @@ class _Builder:
                 f"the preset {item.name} takes no options", help=f"write it out: {preset.text}"
             )
         outer, self.text = self.text, preset.text
-        yield from self.items(_handed_on(parse(preset.text), preset.takes, item.options))
+        handed = _handed_on(parse(preset.text), preset.takes, item.options)
+        yield from self.items(list(handed))
         self.text = outer
 
     def step(self, item: Item) -> Pass:
