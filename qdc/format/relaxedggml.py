@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from qdc.format.relaxation import Relaxation, TrainableKind
 from qdc.numerics.ggmltypes import BlockType, Fields
-from qdc.numerics.subblockgrid import Levels, round_to_levels
+from qdc.numerics.subblockfit import Levels, round_to_levels
 
 MARGIN = 0.49
 """How far from its level, in steps, a weight counts at most where another level follows."""

@@ -163,8 +163,3 @@ def naming_role(family: str, path: str) -> str:
     }
     inside = path.removeprefix(f"{names.blocks}.")
     return next((role for name, role in roles.items() if inside.endswith(f".{name}")), "")
-
-
-def stacked(parts: list[Tensor]) -> Tensor:
-    """The experts of a block as one tensor, or the one part there is."""
-    return parts[0] if len(parts) == 1 else torch.stack(parts)

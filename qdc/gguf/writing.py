@@ -1,6 +1,6 @@
 """Write a model as one GGUF file, a tensor at a time: blocks as they are stored, or decoded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -216,15 +216,4 @@ def _part(
 
 def _flat(tensor: Tensor) -> np.ndarray[Any, Any]:
     found: np.ndarray[Any, Any] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return found
-
-
-def summary(written: Written) -> Mapping[str, str]:
-    """Lines about a file: its types, and what stands decoded in it."""
-    total = sum(written.types.values())
-    found = {
-        kind: f"{count:,} weights, {count / total:.1%}" for kind, count in written.types.items()
-    }
-    if written.decoded:
-        found["decoded"] = f"{len(written.decoded)} layers of codecs that no engine reads"
     return found

@@ -14,21 +14,18 @@ from torch import Tensor
 
 from qdc.numerics.ggmltypes import BlockType, Fields
 from qdc.numerics.grids import Grid
+from qdc.numerics.subblockfit import (
+    TINY,
+    Levels,
+    divisor,
+    half,
+    round_to_levels,
+    searched,
+    shared,
+)
 
-SHRINKS = (1.15, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4)
-"""Shares of a sub-block's range that the first fit tries."""
-SHARES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)
-"""The same for super-scales: shares of the one that the largest sub-block would need."""
 PASSES = 2
 """Of a refit over the sub-blocks, each followed by one for the super-scales."""
-TINY = 1e-30
-
-
-class Levels(NamedTuple):
-    """The levels ``step * code - minimum`` of each sub-block, both ``f32[..., S]``."""
-
-    step: Tensor
-    minimum: Tensor
 
 
 class Super(NamedTuple):
@@ -58,23 +55,6 @@ class Super(NamedTuple):
         )
 
 
-def round_to_levels(values: Tensor, levels: Levels, kind: BlockType) -> Tensor:
-    """Nearest codes, as f32; 0 where the step is 0.
-
-    Args:
-        values: f32[..., S, w].
-        levels: of the sub-blocks.
-        kind: gives the range of the codes.
-    """
-    step, minimum = levels.step[..., None], levels.minimum[..., None]
-    lowest, highest = kind.codes
-    live = step != 0
-    places = (values + minimum) / torch.where(live, step, 1.0)
-    if kind.step == 2:
-        return torch.where(places < 0, -1.0, 1.0)
-    return places.round_().clamp_(lowest, highest).mul_(live)
-
-
 class SubblockGrid(Grid):
     """The levels of one block of ggml for each row."""
 
@@ -95,16 +75,16 @@ class SubblockGrid(Grid):
             OverflowError: a super-scale is not finite in fp16.
         """
         parts, costs = torch.unflatten(block, 1, (-1, kind.sub)), weights.reshape(-1, kind.sub)
-        levels = _searched(parts, costs, kind)
+        levels = searched(parts, costs, kind)
         codes = round_to_levels(parts, levels, kind)
         energy = (costs * codes.square()).sum(-1)
         if kind.scales is None:
-            d, scales = _half(levels.step[:, 0]), torch.ones_like(levels.step)
+            d, scales = half(levels.step[:, 0]), torch.ones_like(levels.step)
         else:
-            d, scales = _shared(levels.step, energy, *kind.scales)
+            d, scales = shared(levels.step, energy, *kind.scales)
         dmin, minima = torch.zeros_like(d), torch.zeros_like(scales)
         if kind.minima:
-            dmin, minima = _shared(levels.minimum, costs.sum(-1).expand_as(energy), 0, kind.minima)
+            dmin, minima = shared(levels.minimum, costs.sum(-1).expand_as(energy), 0, kind.minima)
         if not bool(d.isfinite().all() & dmin.isfinite().all()):
             raise OverflowError("a scale of a block is not finite in fp16")
         return cls(kind, Super(d, scales, dmin, minima))
@@ -174,11 +154,11 @@ class SubblockGrid(Grid):
             gradient += change @ metric[own]
         if kind.scales[0] == 0:
             steps.clamp_(min=0)
-        d, scales = _shared(steps, energies, *kind.scales)
+        d, scales = shared(steps, energies, *kind.scales)
         if not kind.minima:
             yield self.stored._replace(d=d, scales=scales)
             return
-        yield Super(d, scales, *_shared(minima, ones, 0, kind.minima))
+        yield Super(d, scales, *shared(minima, ones, 0, kind.minima))
 
     def _integers(self, block: Tensor, codes: Tensor, metric: Tensor, stored: Super) -> Super:
         """Choose the integers of each sub-block anew, all others fixed; no row's cost rises."""
@@ -188,7 +168,7 @@ class SubblockGrid(Grid):
         levels = stored.levels()
         scales, minima = stored.scales.clone(), stored.minima.clone()
         gradient = (block - type(self)(kind, stored).written(codes)) @ metric
-        d, dmin = _divisor(stored.d), _divisor(stored.dmin)
+        d, dmin = divisor(stored.d), divisor(stored.dmin)
         for part, own in enumerate(_parts(kind)):
             step, minimum = levels.step[:, part], levels.minimum[:, part]
             normal = _normal(codes[:, part], gradient[:, own], metric[own, own], kind)
@@ -220,7 +200,7 @@ class SubblockGrid(Grid):
         weighted, target = up @ metric.double(), block.double()
         energy, reached = (weighted * up).sum(1), (weighted * target).sum(1)
         if not self.kind.minima:
-            return stored._replace(d=_half((reached / energy.clamp(min=TINY)).float()))
+            return stored._replace(d=half((reached / energy.clamp(min=TINY)).float()))
         down = stored.minima[..., None].expand_as(codes).flatten(1).double()
         lowered = down @ metric.double()
         weight, mixed = (lowered * down).sum(1), (lowered * up).sum(1)
@@ -229,8 +209,8 @@ class SubblockGrid(Grid):
         solvable = determinant > 1e-9 * energy * weight
         safe = torch.where(solvable, determinant, 1.0)
         d = (reached * weight - offset * mixed) / safe
-        d = _half(torch.where(solvable, d, reached / energy.clamp(min=TINY)).float())
-        dmin = _half(((d.double() * mixed - offset) / weight.clamp(min=TINY)).float())
+        d = half(torch.where(solvable, d, reached / energy.clamp(min=TINY)).float())
+        dmin = half(((d.double() * mixed - offset) / weight.clamp(min=TINY)).float())
         return stored._replace(d=d, dmin=torch.where(weight > 0, dmin, stored.dmin))
 
 
@@ -268,88 +248,6 @@ def _normal(codes: Tensor, gradient: Tensor, metric: Tensor, kind: BlockType) ->
     return _Normal(energy, mixed, ones, by_code, by_one, step, minimum)
 
 
-def _searched(parts: Tensor, costs: Tensor, kind: BlockType) -> Levels:
-    """The best step and minimum of each sub-block f32[n, S, w], not yet rounded."""
-    best = Levels(torch.zeros_like(parts[..., 0]), torch.zeros_like(parts[..., 0]))
-    least = torch.full_like(best.step, torch.inf)
-    for start in _ranges(parts, kind):
-        for levels in (start, _least_squares(parts, costs, start, kind)):
-            codes = round_to_levels(parts, levels, kind)
-            error = codes * levels.step[..., None] - levels.minimum[..., None] - parts
-            loss = (error.square() * costs).sum(-1)
-            better = loss < least
-            least = torch.where(better, loss, least)
-            best = Levels(*(torch.where(better, b, a) for a, b in zip(best, levels, strict=True)))
-    return best
-
-
-def _ranges(parts: Tensor, kind: BlockType) -> Iterator[Levels]:
-    """Levels that span a share of the range of each sub-block."""
-    low, high = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0)
-    lowest, highest = kind.codes
-    nothing = torch.zeros_like(low)
-    if kind.step == 2:
-        yield Levels(parts.abs().mean(-1), nothing)
-        return
-    for share in SHRINKS:
-        if kind.minima:
-            yield Levels((high - low) * share / (highest - lowest), -low * share)
-            continue
-        reach = share * torch.maximum(high, -low) / max(-lowest, highest)
-        yield Levels(reach, nothing)
-        if kind.scales is None or kind.scales[0] < 0:
-            yield Levels(-reach, nothing)
-
-
-def _least_squares(parts: Tensor, costs: Tensor, levels: Levels, kind: BlockType) -> Levels:
-    """The best levels for the codes that ``levels`` gives, errors of columns apart."""
-    codes = round_to_levels(parts, levels, kind)
-    energy = (costs * codes.square()).sum(-1)
-    reached = (costs * codes * parts).sum(-1)
-    if not kind.minima:
-        return Levels(reached / energy.clamp(min=TINY), levels.minimum)
-    total, mean = costs.sum(-1).expand_as(energy), (costs * codes).sum(-1)
-    offset = (costs * parts).sum(-1)
-    determinant = energy * total - mean.square()
-    solvable = determinant > 1e-5 * energy * total
-    safe = torch.where(solvable, determinant, 1.0)
-    step = torch.where(solvable, (reached * total - offset * mean) / safe, levels.step)
-    minimum = ((step * mean - offset) / total).clamp(min=0)
-    # The minimum may have been held at 0, which gives another best step.
-    step = (reached + minimum * mean) / energy.clamp(min=TINY)
-    return Levels(step.clamp(min=0), minimum)
-
-
-def _shared(values: Tensor, weights: Tensor, lowest: int, highest: int) -> tuple[Tensor, Tensor]:
-    """Write numbers f32[n, S] as one fp16 number a row times integers, errors weighted.
-
-    Returns:
-        The number f32[n], and the integers f32[n, S].
-    """
-    place = values.abs().argmax(1, keepdim=True)
-    extreme = values.gather(1, place)[:, 0]
-    best = torch.zeros_like(extreme), torch.zeros_like(values)
-    least = torch.full_like(extreme, torch.inf)
-    ends = (highest,) if lowest == 0 else (highest, lowest)
-    for end in ends:
-        for share in SHARES:
-            number = _half(extreme * share / end)
-            for _ in range(2):
-                whole = (values / _divisor(number)[:, None]).round().clamp(lowest, highest)
-                loss = ((number[:, None] * whole - values).square() * weights).sum(1)
-                better = loss < least
-                least = torch.where(better, loss, least)
-                best = (
-                    torch.where(better, number, best[0]),
-                    torch.where(better[:, None], whole, best[1]),
-                )
-                energy = (weights * whole.square()).sum(1)
-                number = _half((weights * whole * values).sum(1) / energy.clamp(min=TINY))
-    if not bool(_half(extreme / highest).isfinite().all()):
-        raise OverflowError("a scale of a block is not finite in fp16")
-    return best
-
-
 def row_costs(block: Tensor, dense: Tensor, metric: Tensor) -> Tensor:
     """``f64[n]``: E M E^T of each row."""
     error = (block - dense).double()
@@ -358,11 +256,3 @@ def row_costs(block: Tensor, dense: Tensor, metric: Tensor) -> Tensor:
 
 def _parts(kind: BlockType) -> list[slice]:
     return [slice(start, start + kind.sub) for start in range(0, kind.width, kind.sub)]
-
-
-def _divisor(values: Tensor) -> Tensor:
-    return torch.where(values != 0, values, 1.0)
-
-
-def _half(values: Tensor) -> Tensor:
-    return values.half().float()
