@@ -199,7 +199,9 @@ def test_the_plan_foresees_what_is_stored(name: str, model: Path, compiled: Comp
     inside = [kind for kind in outlook.kinds if kind.kind.startswith("blocks.")]
     codecs = {kind.codec for kind in inside if kind.codec is not None}
     assert codecs <= {layer.codec for layer in report.layers}
-    assert outlook.forwards == pytest.approx(report.layer_forwards, rel=0.1)
+    # A polish that gains nothing does not look at its result once more.
+    unseen = any(remark.startswith("missed polish") for remark in report.remarks)
+    assert outlook.forwards == pytest.approx(report.layer_forwards + unseen, rel=0.1)
 
 
 @every_preset
