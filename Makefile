@@ -14,10 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format golden docs quality clean
+.PHONY: help demo test test-slow lint format golden docs quality clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(DEMO) ## compile a small model and show what became of it
 	@$(BIN)/python examples/demo.py
@@ -25,6 +25,9 @@ demo: $(DEMO) ## compile a small model and show what became of it
 # A process for each core, one thread in each: two threads of one process gain little here.
 test: lint ## check everything: style, types, imports, behaviour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-slow: $(TEST) ## run the tests that make test leaves out: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: $(TEST) ## check style, types and imports only
 	$(BIN)/ruff check

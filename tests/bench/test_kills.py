@@ -1,8 +1,11 @@
 """The benches that kill compiles, run for real: ten SIGKILLs, and five ends of an export."""
 
+import pytest
+
 from tests.support.commands import python
 
 
+@pytest.mark.slow
 def test_killed_compiles_are_resumed_to_the_same_bytes() -> None:
     found = python("-m", "bench.kills", "--kills", 10, "--pipelines", "rtn")
     assert found.returncode == 0, found.stdout + found.stderr

@@ -79,6 +79,7 @@ def test_two_processes_give_the_bytes_of_one(model: Path, alone: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_structure_and_scales_of_one(
     model: Path, alone: Path, tmp_path: Path
 ) -> None:

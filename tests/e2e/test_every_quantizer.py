@@ -1,7 +1,7 @@
 """What every preset that quantizes must obey, whoever brought it, on a tiny model.
 
 A preset is compiled once and looked at from all sides; of each lowering one preset is compiled
-again. Whoever adds a quantizer writes nothing here.
+again, and the others are slow tests. Whoever adds a quantizer writes nothing here.
 """
 
 import json
@@ -74,7 +74,9 @@ TWICE = sorted(
     for kind in {kind for name in PRESETS for kind in lowerings(name)}
 )
 """The shortest preset of each lowering."""
-every_preset = pytest.mark.parametrize("name", PRESETS)
+every_preset = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in TWICE)) for n in PRESETS]
+)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def test_runs_through_plugin_on_the_real_command(model: Path, tmp_path: Path) ->
     assert qdc.load(out)(torch.zeros(1, 4, dtype=torch.int64)).isfinite().all()
 
 
+@pytest.mark.slow
 def test_runs_as_an_installed_entry_point(model: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / "protect-1.0.dist-info").mkdir(parents=True)

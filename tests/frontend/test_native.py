@@ -281,7 +281,10 @@ def test_the_toy_itself_is_traced() -> None:
     assert isinstance(native.body.config, PretrainedConfig)
 
 
-@pytest.mark.parametrize("kind", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[pytest.mark.slow] * (k != "qwen2")) for k in CONFIGURATIONS],
+)
 def test_fields_that_the_class_does_not_know_are_told(kind: str, tmp_path: Path) -> None:
     """What transformers itself has written is known; old names that it translates are too."""
     source = write_native(tmp_path / "model", kind)

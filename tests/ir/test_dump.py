@@ -15,7 +15,7 @@ from tests.ir.dumps import SMALL, TAGS, content, repacked, small
 from tests.ir.generated import KNOWN, graphs
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(graphs())
 def test_round_trip(graph: LayerGraph) -> None:
     data = to_bytes(graph)

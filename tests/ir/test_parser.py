@@ -25,7 +25,7 @@ from tests.support.graphs import annotated, linear, source, structure, two_block
 GOLDEN = TESTS / "golden"
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(graphs())
 def test_round_trip(graph: LayerGraph) -> None:
     verify(graph)
