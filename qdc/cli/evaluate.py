@@ -96,7 +96,7 @@ def _results(
     for path in candidates:
         candidate = open_runnable(
             path, asked.device, asked.plugins, asked.backend, asked.document_tokens,
-            verify=asked.verify,
+            verify=asked.verify, exact=True,
         )  # fmt: skip
         if reference is not None:
             original = original or open_runnable(
@@ -105,6 +105,7 @@ def _results(
                 asked.plugins,
                 document_tokens=asked.document_tokens,
                 verify=asked.verify,
+                exact=True,
             )
             check_alike(candidate, original)
         yield _measure(candidate, original, source, asked, path.name)

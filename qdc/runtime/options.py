@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from qdc.options import Options, as_paths, option, switch
+from qdc.runtime.auto import AUTO
 from qdc.text.options import AroundTexts
 
 Device = Annotated[str, option("NAME", "cpu | cuda | auto", more="auto is CUDA where it is there")]
@@ -16,7 +17,14 @@ Plugins = Annotated[
         "FILE", "Python file: passes, backends, families, strategies", "--plugin", repeated=True
     ),
 ]
-RunBackend = Annotated[str, option("NAME", "Runtime: reference | triton")]
+RunBackend = Annotated[
+    str,
+    option(
+        "NAME",
+        "Runtime: auto | cpu | triton | reference",
+        more="auto computes from packed weights on a CPU, and decodes them all on a GPU",
+    ),
+]
 Verify = Annotated[
     bool,
     switch(
@@ -31,7 +39,7 @@ class RunOptions(Options):
     """How a model is run."""
 
     device: Device = "cpu"
-    backend: RunBackend = "reference"
+    backend: RunBackend = AUTO
     document_tokens: AroundTexts = "auto"
     plugins: Plugins = ()
     verify: Verify = True
