@@ -24,10 +24,10 @@ from qdc.frontend.select import parse_choice
 from qdc.options import Options, PathLike
 from qdc.pipeline.registry import standard_registry
 from qdc.report.model import CompileReport
-from qdc.runtime.auto import AUTO
 from qdc.runtime.device import find_device
 from qdc.runtime.given import load_module
 from qdc.runtime.load import load_artifact, load_checkpoint
+from qdc.runtime.options import AUTO
 from qdc.stopping import is_stop
 from qdc.units import StepProgress
 

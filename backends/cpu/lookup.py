@@ -1,11 +1,15 @@
 """Products with bit planes and codes of 1, 2 and 4 bits, by tables: the kernels for AVX-512.
 
-Four bits of a row name one of 16 numbers: sums of the inputs of their columns, with signs or codes.
-The 16 are computed once for a row of activations and serve all rows of the weight, 32 of them with
-one instruction. A *unit* is 16 bytes of a row: 128 columns of one plane, or 128 / bits columns of
-codes. Within a unit sums are whole numbers of 16 bits, exact in any order: inputs times column
-scales are rounded once to as many steps as the sum of their magnitudes allows, so that no sum can
-overflow. The error of that, at most 3.3 / 2896 of their norm, is that of rounding them to bf16.
+Some bits of a row name one of a table's numbers: sums of the inputs of their columns, with signs or
+codes. A table is computed once for a row of activations and serves all rows of the weight, 32 of
+them with one instruction, whose index has five bits: of signs five are taken, of wider codes four,
+so that no code is cut. A *unit* is 16 bytes of a row: 128 columns of one plane, or 128 / bits
+columns of codes. Tables are made for some units and some rows of activations at a time, so that
+they stay in the cache next to the processor.
+
+Within a unit sums are whole numbers of 16 bits, exact in any order: inputs times column scales are
+rounded once to as many steps as the sum of their magnitudes allows, so that no sum can overflow.
+The error of that, at most 3.3 / 2896 of their norm, is that of rounding them to bf16.
 """
 
 from collections.abc import Sequence
@@ -31,31 +35,44 @@ from .emitter import (
 )
 
 OPERANDS = (
-    "inputs", "input_bytes", "count", "chunk",  # fp32 [count, columns]; rows of a pass
+    "inputs", "input_bytes", "count", "chunk", "span",  # fp32 [count, columns]; of a pass
     "groups", "units", "unit_bytes", "unit_inputs", "unit_scales",  # i64 [units] each
     "columns", "bits", "row_bytes", "rows", "padded",  # column scales fp32 [units, 128]; planes
     "scales", "places", "bias",  # fp16 [groups, padded] twice, fp32 [padded]
-    "tables", "steps", "sums",  # i16 [units, chunk, 32, 16]; fp32 [units, chunk] twice
+    "tables", "steps", "sums",  # i16 [span, chunk, numbers of all tables]; fp32 [span, chunk] twice
     "result",  # fp32 [count, padded]
 )  # fmt: skip
 WORDS = 4
 """Vectors of 32 rows that are looked up together: a table is loaded once for them."""
 GROUP_ROWS = 32 * WORDS
-GROUP_BYTES = 512 * WORDS
-"""Of the bits of a unit."""
+PART_BYTES = 9 * 64
+"""Of the bits of a unit and 32 rows: 8 words, and what three times five bits leave of each."""
+GROUP_BYTES = PART_BYTES * WORDS
 MOST_GROUPS = 4
 """Groups of rows that take turns at a table while it is near."""
 SCRATCH = {"words": GROUP_BYTES, "scales": 4 * GROUP_ROWS, "places": 4 * GROUP_ROWS}
 """Bytes of a group that a thread holds."""
 TOGETHER = (2, 1)
 """Rows of activations that are looked up with one index."""
-TABLE_BYTES = 32 * 16 * 2
-"""Of a unit and a row of activations."""
-LIMIT = 32703.0
-"""Sum of the magnitudes of a unit before they are rounded: 64 halves more stay below 2^15."""
-WORD, WIDE, TABLE = vector(I16, 32), vector(F32, 16), vector(I16, 16)
+WORD, WIDE, HALF = vector(I16, 32), vector(F32, 16), vector(I16, 16)
 PERMUTE = "llvm.x86.avx512.permvar.hi.512"
 ADD_PAIRS = "llvm.x86.avx512.pmaddw.d.512"
+
+
+def table_bytes(bits: int) -> int:
+    """Of all tables of a unit and a row of activations: 26 of 32 numbers, or 32 of 16."""
+    return 26 * 64 if bits < 2 else 32 * 32
+
+
+def _largest(bits: int) -> int:
+    """Largest factor of an input: 1 for signs; codes count from the middle, in halves."""
+    return 2 ** max(bits, 1) - 1
+
+
+def _limit(bits: int) -> float:
+    """Sum of magnitudes of a unit before they are rounded: with all halves it stays below 2^15."""
+    columns = 128 // max(bits, 1)
+    return 32767.0 - _largest(bits) * columns / 2
 
 
 def write(module: Value, bits: int, place: str) -> str:
@@ -76,17 +93,23 @@ def write(module: Value, bits: int, place: str) -> str:
     at = function.at
     rounded = function.scratch(256)
     scratch = {name: function.scratch(MOST_GROUPS * size) for name, size in SCRATCH.items()}
-    from_unit, to_unit = function.share(given["units"], thread, threads)
     groups = at.sdiv(given["padded"], number(GROUP_ROWS))
     from_group, to_group = function.share(groups, thread, threads)
-    with function.loop(number(0), given["count"], given["chunk"]) as turn:
-        here = least(function, at.sub(given["count"], turn.index), given["chunk"])
-        rows = (turn.index, here)
-        _write_tables(function, given, (bits, place), rows, (from_unit, to_unit), rounded)
+    kind = (bits, place)
+    with (
+        function.loop(number(0), given["count"], given["chunk"]) as turn,
+        function.loop(number(0), given["units"], given["span"]) as span,
+    ):
+        rows = (turn.index, least(function, at.sub(given["count"], turn.index), given["chunk"]))
+        some = least(function, at.sub(given["units"], span.index), given["span"])
+        from_unit, to_unit = function.share(some, thread, threads)
+        _write_tables(function, given, kind, rows, (span.index, from_unit, to_unit), rounded)
         wait(function, barrier)
         with function.loop(from_group, to_group, given["groups"]) as tile:
             stop = least(function, at.add(tile.index, given["groups"]), to_group)
-            _write_tile(function, given, (bits, place), rows, (tile.index, stop), scratch)
+            tile_groups = (tile.index, stop)
+            _start_tile(function, given, rows, tile_groups, span.index)
+            _write_tile(function, given, kind, rows, tile_groups, (span.index, some), scratch)
         wait(function, barrier)
     at.ret_void()
     write_entries(module, name)
@@ -98,19 +121,19 @@ def _write_tables(
     given: dict[str, Value],
     kind: tuple[int, str],
     rows: tuple[Value, Value],
-    units: tuple[Value, Value],
+    units: tuple[Value, Value, Value],
     rounded: Value,
 ) -> None:
     """All tables of some units, for some rows of activations."""
     at = function.at
     (bits, place), (first, here) = kind, rows
     inputs, columns = function.pointer(given["inputs"]), function.pointer(given["columns"])
-    vectors = 8 // max(bits, 1)
-    with function.loop(*units) as unit:
-        start = function.load(
-            I64, function.pointer(given["unit_inputs"]), at.shl(unit.index, number(3))
-        )
-        scale = function.offset(columns, function.times(unit.index, 512))
+    vectors, limit = 8 // max(bits, 1), ir.Constant(F32, _limit(bits))
+    span, from_unit, to_unit = units
+    with function.loop(from_unit, to_unit) as unit:
+        which = at.add(span, unit.index)
+        start = function.load(I64, function.pointer(given["unit_inputs"]), at.shl(which, number(3)))
+        scale = function.offset(columns, function.times(which, 512))
         with function.loop(number(0), here) as row:
             moved = at.mul(at.add(first, row.index), given["input_bytes"])
             source = function.offset(function.offset(inputs, moved), function.times(start, 4))
@@ -120,50 +143,94 @@ def _write_tables(
                 scales = [function.load(WIDE, scale, number(64 * i)) for i in range(vectors)]
                 values = [at.fmul(x, c) for x, c in zip(values, scales, strict=True)]
             sizes = [function.call("llvm.fabs.v16f32", WIDE, [x]) for x in values]
-            size = at.fmul(function.sum(_added(function, sizes)), ir.Constant(F32, _largest(bits)))
-            positive = at.fcmp_ordered(">", size, ir.Constant(F32, 0.0))
-            steps = at.select(
-                positive, at.fdiv(ir.Constant(F32, LIMIT), size), ir.Constant(F32, 0.0)
+            size = at.fmul(
+                function.sum(_added(function, sizes)), ir.Constant(F32, float(_largest(bits)))
             )
-            number_ = at.add(at.mul(unit.index, given["chunk"]), row.index)
-            step = at.fdiv(size, ir.Constant(F32, LIMIT))
+            positive = at.fcmp_ordered(">", size, ir.Constant(F32, 0.0))
+            steps = at.select(positive, at.fdiv(limit, size), ir.Constant(F32, 0.0))
+            place_ = at.add(at.mul(unit.index, given["chunk"]), row.index)
+            step = at.fdiv(size, limit)
             if bits:
                 step = at.fmul(step, ir.Constant(F32, 0.5))
-            function.store(step, function.pointer(given["steps"]), function.times(number_, 4))
+            function.store(step, function.pointer(given["steps"]), function.times(place_, 4))
             if place != "none":
                 total = function.sum(_added(function, plain))
-                function.store(total, function.pointer(given["sums"]), function.times(number_, 4))
+                function.store(total, function.pointer(given["sums"]), function.times(place_, 4))
             many = function.splat(steps, 16)
             for i, value in enumerate(values):
                 whole = function.call("llvm.rint.v16f32", WIDE, [at.fmul(value, many)])
                 saturated = function.call("llvm.fptosi.sat.v16i32.v16f32", vector(I32, 16), [whole])
-                function.store(at.trunc(saturated, TABLE), rounded, number(32 * i), align=32)
+                function.store(at.trunc(saturated, HALF), rounded, number(32 * i), align=32)
             target = function.offset(
-                function.pointer(given["tables"]), function.times(number_, TABLE_BYTES)
+                function.pointer(given["tables"]), function.times(place_, table_bytes(bits))
             )
             _write_sums(function, bits, rounded, target)
 
 
-def _largest(bits: int) -> float:
-    """Largest factor of an input: 1 for signs; codes count from the middle, in halves."""
-    return float(2 ** max(bits, 1) - 1)
-
-
 def _write_sums(function: Function, bits: int, rounded: Value, target: Value) -> None:
-    """The 16 sums of each four bits."""
+    """The numbers of all tables of a unit."""
     at = function.at
-    width = max(bits, 1)
-    members = 4 // width
+    if bits < 2:
+        with function.loop(number(0), number(8)) as word:
+            for third in range(3):
+                columns = [at.add(function.times(word.index, 32), number(2 * (5 * third + k)))
+                           for k in range(5)]  # fmt: skip
+                place = at.add(function.times(word.index, 192), number(64 * third))
+                _write_table(function, 1, WORD, rounded, columns, target, place)
+        rest = [number(2 * (16 * word + 15)) for word in range(8)]
+        for which, columns in enumerate((rest[:5], rest[5:])):
+            _write_table(function, 1, WORD, rounded, columns, target, number(64 * (24 + which)))
+        return
+    members = 4 // bits
     with function.loop(number(0), number(32)) as table:
-        total = None
-        for member in range(members):
-            place = function.times(table.index, 2 * members)
-            value = function.load(I16, rounded, at.add(place, number(2 * member)))
-            mask = 2**width - 1
-            factors = [2 * (entry >> width * member & mask) - mask for entry in range(16)]
-            product = at.mul(function.splat(value, 16), ir.Constant(TABLE, factors))
-            total = product if total is None else at.add(total, product)
-        function.store(total, target, function.times(table.index, 32), align=32)
+        first = function.times(table.index, 2 * members)
+        columns = [at.add(first, number(2 * member)) for member in range(members)]
+        place = function.times(table.index, 32)
+        _write_table(function, bits, HALF, rounded, columns, target, place)
+
+
+def _write_table(
+    function: Function,
+    bits: int,
+    kind: Value,
+    rounded: Value,
+    columns: Sequence[Value],
+    target: Value,
+    place: Value,
+) -> None:
+    """One table: the sums for all codes of some columns; an index may have more bits than these."""
+    at = function.at
+    total, mask = None, 2**bits - 1
+    for member, column in enumerate(columns):
+        value = function.load(I16, rounded, column)
+        codes = [entry >> bits * member & mask for entry in range(kind.count)]
+        factors = ir.Constant(kind, [2 * code - mask for code in codes])
+        product = at.mul(function.splat(value, kind.count), factors)
+        total = product if total is None else at.add(total, product)
+    function.store(total, target, place, align=32)
+
+
+def _start_tile(
+    function: Function,
+    given: dict[str, Value],
+    rows: tuple[Value, Value],
+    groups: tuple[Value, Value],
+    first_unit: Value,
+) -> None:
+    """Begin some groups of rows of the result with the bias, before the first units."""
+    at = function.at
+    first, here = rows
+    result = function.pointer(given["result"])
+    begins = at.icmp_signed("==", first_unit, number(0))
+    stop = at.select(begins, groups[1], groups[0])
+    with function.loop(groups[0], stop) as group:
+        row = function.times(group.index, GROUP_ROWS)
+        bias = function.offset(function.pointer(given["bias"]), function.times(row, 4))
+        start = [function.load(WIDE, bias, number(64 * i)) for i in range(2 * WORDS)]
+        with function.loop(number(0), here) as each:
+            target = _result(function, given, result, at.add(first, each.index), row)
+            for i, value in enumerate(start):
+                function.store(value, target, number(64 * i))
 
 
 def _write_tile(
@@ -172,22 +239,16 @@ def _write_tile(
     kind: tuple[int, str],
     rows: tuple[Value, Value],
     groups: tuple[Value, Value],
+    units: tuple[Value, Value],
     scratch: dict[str, Value],
 ) -> None:
-    """Some groups of rows of the result, for some rows of activations."""
+    """Add some units to some groups of rows of the result, for some rows of activations."""
     at = function.at
     (first, here), (from_group, to_group) = rows, groups
     result = function.pointer(given["result"])
-    with function.loop(from_group, to_group) as group:
-        row = function.times(group.index, GROUP_ROWS)
-        bias = function.offset(function.pointer(given["bias"]), function.times(row, 4))
-        start = [function.load(WIDE, bias, number(64 * i)) for i in range(2 * WORDS)]
-        with function.loop(number(0), here) as each:
-            target = _result(function, given, result, at.add(first, each.index), row)
-            for i, value in enumerate(start):
-                function.store(value, target, number(64 * i))
-    with function.loop(number(0), given["units"]) as unit:
-        eight = at.shl(unit.index, number(3))
+    first_unit, some = units
+    with function.loop(number(0), some) as unit:
+        eight = at.shl(at.add(first_unit, unit.index), number(3))
         shift = function.load(I64, function.pointer(given["unit_bytes"]), eight)
         scale = function.load(I64, function.pointer(given["unit_scales"]), eight)
         source = function.offset(function.pointer(given["bits"]), shift)
@@ -197,8 +258,8 @@ def _write_tile(
             words = function.offset(scratch["words"], function.times(place, GROUP_BYTES))
             with function.loop(number(0), number(WORDS)) as part:
                 begin = at.add(row, function.times(part.index, 32))
-                to = function.offset(words, function.times(part.index, 512))
-                _transpose(function, given, source, begin, to)
+                to = function.offset(words, function.times(part.index, PART_BYTES))
+                _transpose(function, given, source, begin, to, kind[0] < 2)
             for name in ("scales", "places")[: 1 if kind[1] == "none" else 2]:
                 to = function.offset(scratch[name], function.times(place, 4 * GROUP_ROWS))
                 _widen(function, given, name, scale, row, to)
@@ -214,7 +275,7 @@ def _write_tile(
                         name: function.offset(scratch[name], function.times(place, size))
                         for name, size in SCRATCH.items()
                     }
-                    sums = _look_up(function, given, base, near["words"], many)
+                    sums = _look_up(function, given, kind[0], base, near["words"], many)
                     for i in range(many):
                         which = at.add(first, at.add(each.index, number(i)))
                         target = _result(function, given, result, which, row)
@@ -243,9 +304,16 @@ def _widen(
 
 
 def _transpose(
-    function: Function, given: dict[str, Value], source: Value, begin: Value, to: Value
+    function: Function,
+    given: dict[str, Value],
+    source: Value,
+    begin: Value,
+    to: Value,
+    fives: bool,
 ) -> None:
     """16 bytes of each of 32 rows to 8 vectors, each with one 16-bit word of all rows.
+
+    Where five bits are taken at a time, a ninth has the last bit of each word.
 
     Even places hold the rows 0 to 15, odd ones 16 to 31, so that the sums of both are widened to 32
     bits without being moved.
@@ -267,8 +335,15 @@ def _transpose(
         quarters.append(function.shuffle(halves[0], halves[1], range(32)))
     for bits in (16, 32, 64):
         quarters = _interleave(function, quarters, bits)
-    for place, value in enumerate(quarters):
-        function.store(at.bitcast(value, WORD), to, number(64 * place), align=64)
+    words = [at.bitcast(value, WORD) for value in quarters]
+    for place, word in enumerate(words):
+        function.store(word, to, number(64 * place), align=64)
+    if fives:
+        rest = at.lshr(words[0], filled(WORD, 15))
+        for place, word in list(enumerate(words))[1:]:
+            bit = at.and_(at.lshr(word, filled(WORD, 15 - place)), filled(WORD, 1 << place))
+            rest = at.or_(rest, bit)
+        function.store(rest, to, number(64 * 8), align=64)
 
 
 def _interleave(function: Function, values: list[Value], bits: int) -> list[Value]:
@@ -293,32 +368,56 @@ def _interleave(function: Function, values: list[Value], bits: int) -> list[Valu
 
 
 def _look_up(
-    function: Function, given: dict[str, Value], base: Value, words: Value, rows: int
+    function: Function, given: dict[str, Value], bits: int, base: Value, words: Value, rows: int
 ) -> list[list[Value]]:
     """Sums of a unit, i16[32] for each row of activations and group of rows of the weight."""
     at = function.at
-    tables = function.offset(function.pointer(given["tables"]), function.times(base, TABLE_BYTES))
+    size = table_bytes(bits)
+    tables = function.offset(function.pointer(given["tables"]), function.times(base, size))
     zero = filled(WORD, 0)
-    with function.loop(number(0), number(8), carried=[zero] * (rows * WORDS)) as word:
-        at_words, at_tables = function.times(word.index, 64), function.times(word.index, 128)
-        indices = [
-            function.load(WORD, words, at.add(at_words, number(512 * i)), align=64)
+    width, each = (5, 3) if bits < 2 else (4, 4)
+
+    def indices(place: Value) -> list[Value]:
+        return [
+            function.load(WORD, words, at.add(place, number(PART_BYTES * i)), align=64)
             for i in range(WORDS)
         ]
-        sums = list(word.values)
-        for nibble in range(4):
-            if nibble:
-                indices = [at.lshr(value, filled(WORD, 4)) for value in indices]
-            for m in range(rows):
-                place = at.add(at_tables, number(TABLE_BYTES * m + 32 * nibble))
-                half = function.load(TABLE, tables, place, align=32)
-                # Twice, for an index has five bits: the fifth belongs to the next four.
-                table = function.shuffle(half, half, [*range(16)] * 2)
-                for i in range(WORDS):
-                    found = function.call(PERMUTE, WORD, [table, indices[i]])
-                    sums[m * WORDS + i] = at.add(sums[m * WORDS + i], found)
-        word.values = sums
-    return [word.values[m * WORDS : (m + 1) * WORDS] for m in range(rows)]
+
+    def add(sums: Sequence[Value], found: Sequence[Value], place: Value) -> list[Value]:
+        added = list(sums)
+        for m in range(rows):
+            table = _table(function, bits, tables, at.add(place, number(size * m)))
+            for i in range(WORDS):
+                value = function.call(PERMUTE, WORD, [table, found[i]])
+                added[m * WORDS + i] = at.add(added[m * WORDS + i], value)
+        return added
+
+    def shifted(found: Sequence[Value]) -> list[Value]:
+        return [at.lshr(value, filled(WORD, width)) for value in found]
+
+    step = size // 8 if bits >= 2 else 192
+    with function.loop(number(0), number(8), carried=[zero] * (rows * WORDS)) as word:
+        found = indices(function.times(word.index, 64))
+        place = function.times(word.index, step)
+        sums: Sequence[Value] = word.values
+        for part in range(each):
+            found = shifted(found) if part else found
+            sums = add(sums, found, at.add(place, number(step // each * part)))
+        word.values = list(sums)
+    sums = word.values
+    if bits < 2:
+        found = indices(number(64 * 8))
+        sums = add(sums, found, number(64 * 24))
+        sums = add(sums, shifted(found), number(64 * 25))
+    return [list(sums[m * WORDS : (m + 1) * WORDS]) for m in range(rows)]
+
+
+def _table(function: Function, bits: int, tables: Value, place: Value) -> Value:
+    if bits < 2:
+        return function.load(WORD, tables, place, align=64)
+    half = function.load(HALF, tables, place, align=32)
+    # Twice, for an index has five bits: the fifth belongs to the next four.
+    return function.shuffle(half, half, [*range(16)] * 2)
 
 
 def _add_up(

@@ -79,7 +79,8 @@ class PackedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.codec.name}"
 
     def _held(self) -> dict[str, Tensor]:
-        return {name: self.get_buffer(name) for name in self._names}
+        buffers = self._buffers
+        return {name: tensor for name in self._names if (tensor := buffers[name]) is not None}
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-1:] != (self.in_features,):
@@ -98,8 +99,8 @@ class PackedLinear(nn.Module):
                 help="call the model under torch.no_grad(), or load it with backend='reference'",
             )
         for name, kind in self._kinds.items():
-            held = self.get_buffer(name)
-            if held.dtype != kind or held.device.type != "cpu":
+            held = self._buffers[name]
+            if held is None or held.dtype != kind or held.device.type != "cpu":
                 raise QdcError(
                     "a packed model was cast or moved",
                     help="load it again with the dtype and the device that are wanted",

@@ -23,13 +23,13 @@ from .workspace import reserve
 Arithmetic = Literal["fast", "f32"]
 TILE_BYTES = 4 << 20
 """Of the buffer that weights are written to: so much that it stays in the cache."""
-TABLES_BYTES = 4 << 20
-"""Of the tables of a pass."""
-MOST_TOGETHER = 32
+TABLES_BYTES = 3 << 18
+"""Of the tables of a pass: a cache of a processor's own has 1 MiB and more."""
+MOST_TOGETHER = 64
 """Rows of activations of a pass."""
 FEW = 8
 """Rows up to which weights are multiplied as they come."""
-OCTET_ROWS, OCTET_ROWS_NARROW = 48, 8
+OCTET_ROWS, OCTET_ROWS_NARROW = 64, 8
 """Rows up to which whole numbers are faster: with pieces of 256 columns and more, and with less."""
 MATRIX_ROWS = 32
 """Rows from which a processor with a matrix unit is faster by tiles."""
@@ -89,17 +89,20 @@ def _look_up_is_faster(layer: Layer, layout: Layout, rows: int) -> bool:
 
 def _look_up(layer: Layer, layout: Layout, values: Tensor) -> Tensor:
     from . import kernels
-    from .lookup import MOST_GROUPS
+    from .lookup import MOST_GROUPS, table_bytes
 
     inputs, kept = padded_inputs(values, layout), layer.kept
     count, units = values.shape[0], len(kept["unit_bytes"])
-    chunk = _pass_rows(count, units * 1024)
+    size = table_bytes(layout.bits)
+    chunk = _pass_rows(count, size)
+    span = max(1, min(units, TABLES_BYTES // (chunk * size)))
     result = torch.empty(count, layout.padded)
     kernels.lookup(layout.bits, layout.place)(
         inputs=inputs.data_ptr(),
         input_bytes=4 * layout.padded_columns,
         count=count,
         chunk=chunk,
+        span=span,
         groups=MOST_GROUPS if count > 2 else 1,
         units=units,
         unit_bytes=kept["unit_bytes"].data_ptr(),
@@ -113,9 +116,9 @@ def _look_up(layer: Layer, layout: Layout, values: Tensor) -> Tensor:
         scales=kept["scales"].data_ptr(),
         places=_address(kept, "places"),
         bias=layer.bias.data_ptr(),
-        tables=reserve("tables", (units, chunk, 32, 16), torch.int16).data_ptr(),
-        steps=reserve("steps", (units, chunk), torch.float32).data_ptr(),
-        sums=reserve("sums", (units, chunk), torch.float32).data_ptr(),
+        tables=reserve("tables", (span, chunk, size // 2), torch.int16).data_ptr(),
+        steps=reserve("steps", (span, chunk), torch.float32).data_ptr(),
+        sums=reserve("sums", (span, chunk), torch.float32).data_ptr(),
         result=result.data_ptr(),
     )
     return result[:, : layout.rows]

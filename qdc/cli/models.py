@@ -20,12 +20,13 @@ from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
 from qdc.models.document_tokens import DocumentTokens
 from qdc.pipeline.registry import standard_registry
-from qdc.runtime.auto import AUTO, chosen_backend
+from qdc.runtime.auto import chosen_backend
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.speech import decode_facts
 from qdc.runtime.decoding.strategies import Strategies
 from qdc.runtime.device import find_device
 from qdc.runtime.load import front_end_of, load_artifact, load_checkpoint
+from qdc.runtime.options import AUTO
 from qdc.text.tokenizer import Encoder, decode_marked, load_tokenizer
 
 if TYPE_CHECKING:

@@ -17,9 +17,8 @@ from qdc.evaluation.harness.options import (
 )
 from qdc.ir.text_use import HeldOutPack
 from qdc.options import Options, as_list, option, switch
-from qdc.runtime.auto import AUTO
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.runtime.options import Device, Plugins, RunBackend, Verify
+from qdc.runtime.options import AUTO, Device, Plugins, RunBackend, Verify
 from qdc.text.options import AroundTexts, TextField
 from qdc.text.records import DEFAULT_FIELD
 

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 import torch
 
 from qdc.format.codec import Codec
+from qdc.runtime.options import AUTO
 from qdc.version import install
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 PACKED, DENSE = "cpu", "reference"
 PACKED_EXACT = "cpu{arithmetic=f32}"
 """Products in fp32, as dense weights have them: for figures that are compared."""

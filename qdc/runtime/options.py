@@ -6,7 +6,6 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from qdc.options import Options, as_paths, option, switch
-from qdc.runtime.auto import AUTO
 from qdc.text.options import AroundTexts
 
 Device = Annotated[str, option("NAME", "cpu | cuda | auto", more="auto is CUDA where it is there")]
@@ -17,6 +16,8 @@ Plugins = Annotated[
         "FILE", "Python file: passes, backends, families, strategies", "--plugin", repeated=True
     ),
 ]
+AUTO = "auto"
+"""Whoever runs fastest where the model is; ``qdc.runtime.auto`` says who."""
 RunBackend = Annotated[
     str,
     option(

@@ -7,8 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from qdc.errors import QdcError
 from qdc.options import Options, as_list, option
-from qdc.runtime.auto import AUTO
-from qdc.runtime.options import Device, Plugins, RunBackend, Verify
+from qdc.runtime.options import AUTO, Device, Plugins, RunBackend, Verify
 from qdc.text.options import AroundTexts
 from qdc.units import parse_size
 

@@ -185,3 +185,17 @@ def test_misuse_is_refused() -> None:
         module(torch.zeros(2, 300, requires_grad=True))
     with pytest.raises(QdcError, match="cast or moved"):
         module.to(torch.bfloat16)(torch.zeros(2, 300))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_sums_that_are_as_large_as_they_can_be_do_not_overflow(bits: int) -> None:
+    """Every rounding goes up, and all codes are the largest."""
+    columns = 128 // bits
+    codec = UniformGrid(rows=3, columns=columns, group=columns, bits=bits)
+    stored = random_stored(codec)
+    stored["codes"].fill_(255)
+    module = PackedLinear(codec, stored, None, torch.float32, "fast")
+    x = torch.full((1, columns), 0.6)
+    x[0, 0] = 32767 / (2**bits - 1) - columns / 2 - 0.6 * (columns - 1)
+    wanted = x.double() @ codec.dense(codec.unpack(stored)).double().T
+    torch.testing.assert_close(module(x).double(), wanted, rtol=4e-3, atol=0)
