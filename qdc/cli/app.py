@@ -41,7 +41,7 @@ def compile(
     \b
     Examples:
       qdc compile examples/tiny-llada -o out
-      qdc compile MODEL -o out --calibration docs.jsonl --samples 64 --seed 1
+      qdc compile MODEL -o out --effort low --calibration docs.jsonl --seed 1
       qdc compile MODEL -o out --calibration chats --chat-fields prompt,answer
       qdc compile MODEL -o out --passes 'stages(calibrate-mcs,sensitivity,
                    abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
@@ -65,6 +65,7 @@ def plan(options: PlanOptions, json: Json = False) -> None:
     \b
     Examples:
       qdc plan MODEL
+      qdc plan MODEL --effort low
       qdc plan MODEL --passes best --samples 64 --length 2048 --json
       qdc plan MODEL --host-memory 8G --device cpu
     """  # noqa: D301

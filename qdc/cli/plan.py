@@ -13,7 +13,6 @@ from qdc.cli.terminal import (
     table,
 )
 from qdc.pipeline.registry import standard_registry
-from qdc.planning.configure import configure
 from qdc.planning.forecast import forecast
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook, RegionKind
@@ -28,9 +27,7 @@ PARTS = 5
 def plan_command(options: PlanOptions, *, as_json: bool) -> None:
     """Foresee a compile and print it."""
     registry = standard_registry(options.plugins)
-    plan, backend = configure(options, registry)
-    assert backend is not None, "a plan is cut nowhere"
-    outlook = forecast(options, plan, backend, registry.families)
+    outlook = forecast(options, registry)
     if as_json:
         print_json(outlook.as_data())
     else:
@@ -64,6 +61,7 @@ def _summary(outlook: Outlook, width: int) -> Table:
     rows.add_row("model", outlook.family)
     if outlook.assumed:
         rows.add_row("assumed", outlook.assumed)
+    rows.add_row("effort", outlook.effort)
     rows.add_row("pipeline", "\n".join(at_commas(outlook.pipeline, width - LABELS)))
     for regions in outlook.regions:
         rows.add_row("regions", _regions(regions))

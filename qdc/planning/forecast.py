@@ -9,11 +9,12 @@ from qdc.frontend.encoding import open_encoder
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
-from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.blocks import block_slices
-from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
+from qdc.pipeline.registry import Registry
+from qdc.planning.configure import configure
+from qdc.planning.effort import said
 from qdc.planning.headers import open_headers
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import (
@@ -34,25 +35,26 @@ from qdc.streaming.memory import resident_bytes
 from qdc.text.tokenizer import Encoder
 
 
-def forecast(
-    options: PlanOptions, plan: Plan, backend: Backend, families: Families = BUILT_IN
-) -> Outlook:
+def forecast(options: PlanOptions, registry: Registry) -> Outlook:
     """Work a compile out without running it.
 
     Args:
         options: what a compile would be asked for; the model may be a folder with a configuration
             and just the index of its shards, and the speed of the device is measured for a fraction
             of a second.
-        plan: its pipeline, whose order was checked.
-        backend: gives the files.
-        families: the model families that are known.
+        registry: knows passes, backends and model families.
 
     Raises:
-        QdcError: the checkpoint, a file of calibration text, or a pass that refuses the model.
+        QdcError: what is asked for, the checkpoint, a file of calibration text, or a pass that
+            refuses the model.
     """
+    configure(options, registry)  # Refuses before anything is read.
+    families = registry.families
     model, device, states = options.model_dir, find_device(options.device), options.states
     calibration, fields, states_limit = options.calibration, options.fields, options.states_limit
     checkpoint, program, assumed = open_headers(model, families)
+    plan, backend = configure(options, registry, longest=program.graph.model.max_length)
+    assert backend is not None, "a plan is cut nowhere"
     refuse_masks(plan, program.graph)
     for step in plan.passes():
         step.check(program.graph)
@@ -86,6 +88,7 @@ def forecast(
     forwards = sum(work.linears for work in account.work.values())
     return Outlook(
         family=graph.model.family,
+        effort=said(options.effort, plan, options.settled),
         pipeline=str(plan),
         backend=str(backend),
         device=device,

@@ -58,6 +58,8 @@ class Outlook(Frozen):
     """A compile, foreseen."""
 
     family: str
+    effort: str
+    """What the effort chose, and what was given."""
     pipeline: str
     backend: str
     device: str

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from qdc.backends.reference import Reference
 from qdc.passes.polish import Polish
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.pipeline.traversal import Scope
-from qdc.planning.configure import configure
 from qdc.planning.forecast import forecast
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook
@@ -28,8 +26,7 @@ def forecast_tiny(
     if "calibrate-" in text or "polish" in text:
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     asked = PlanOptions.parse(model_dir=model, passes=passes, **options)
-    plan, _ = configure(asked, registry or standard_registry())
-    return forecast(asked, plan, Reference())
+    return forecast(asked, registry or standard_registry())
 
 
 def stream_forecast(
