@@ -20,7 +20,7 @@ from qdc.cli.options import (
 from qdc.comparing.options import CompareOptions
 from qdc.compiling.options import CompileOptions
 from qdc.errors import QdcError
-from qdc.planning.options import PlanOptions
+from qdc.planning.options import ForecastOptions
 
 
 @app.command()
@@ -59,7 +59,7 @@ def compile(
 
 @app.command()
 @from_fields
-def plan(options: PlanOptions, json: Json = False) -> None:
+def plan(options: ForecastOptions, json: Json = False) -> None:
     """Predict sizes, memory and time of a compile.
 
     \b
@@ -68,6 +68,7 @@ def plan(options: PlanOptions, json: Json = False) -> None:
       qdc plan MODEL --effort low
       qdc plan MODEL --passes best --samples 64 --length 2048 --json
       qdc plan MODEL --host-memory 8G --device cpu
+      qdc plan MODEL --gpu 4090 --effort high
     """  # noqa: D301
     from qdc.cli.plan import plan_command
 

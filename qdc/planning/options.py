@@ -133,3 +133,28 @@ class PlanOptions(Options):
     def overrides(self) -> dict[str, object]:
         """What goes to every pass that has an option of this name."""
         return {name: getattr(self, name) for name in OVERRIDES if name in type(self).model_fields}
+
+
+class ForecastOptions(PlanOptions):
+    """What ``qdc plan`` takes: a compile, and the machine that it is foreseen for."""
+
+    manual: ClassVar[str] = "qdc plan --help names the options"
+
+    gpu: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "A card elsewhere: h100, a100, 4090, ...",
+            more="By its data sheet; nothing of it was measured",
+            before="plugins",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_machine(self) -> Self:
+        if self.gpu is not None and "device" in self.model_fields_set:
+            raise QdcError(
+                f"--device {self.device} is of this machine, and --gpu {self.gpu} of another",
+                help="leave one of them out",
+            )
+        return self
