@@ -135,7 +135,10 @@ def test_linears_stay_integers_and_the_rest_is_decoded(artifact: Path, tmp_path:
     assert written.config["dtype"] == "float16"
     lines = _summary(report)
     assert "  7 layers of 2 bits, groups of 32, symmetric, scales of f16: " in lines[2]
-    assert lines[3:] == ["  2 quantized layers outside the blocks: decoded", f"  {report.served_by}"]
+    assert lines[3:] == [
+        "  2 quantized layers outside the blocks: decoded",
+        f"  {report.served_by}",
+    ]
     told = json.loads((tmp_path / "packed" / EXPORT).read_text(encoding="utf-8"))
     assert told == {k: v for k, v in report.as_data().items() if k != "out"}
     names = {path.name for path in (tmp_path / "packed").iterdir()}
