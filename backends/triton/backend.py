@@ -17,6 +17,7 @@ from qdc.backends.reference import Reference
 from qdc.errors import QdcError
 from qdc.format.codec import Codec, Lowered
 from qdc.ir.graph import Region
+from qdc.pipeline.running import Running
 from qdc.version import install
 
 from .listing import NAME, list_kernels
@@ -65,6 +66,10 @@ class Triton(Reference):
         from .runtime import PackedRuntime
 
         return PackedRuntime(device, torch.bfloat16 if dtype is None else dtype, wanted())
+
+    def resident(self, running: Running) -> None:
+        """Nothing is said: it runs on a GPU alone."""
+        return
 
     def emit_region(self, emission: Emission, region: Region) -> None:
         """Write the region's shard, if the kernels can run all of it."""
