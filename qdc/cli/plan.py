@@ -22,6 +22,7 @@ from qdc.planning.outlook import Choice, Outlook, RegionKind, RuntimeMemory, Ver
 from qdc.planning.running import RunOutlook, foresee_running, is_compiled
 from qdc.planning.verdict import judged
 from qdc.streaming.ledger import Peak
+from qdc.units import duration
 
 LABELS = 15
 """Columns in front of the text of the summary: its longest label, and the space behind it."""
@@ -231,11 +232,3 @@ def _passes(outlook: Outlook) -> Table:
             duration(cost.seconds) if known else "unknown",
         )  # fmt: skip
     return rows
-
-
-def duration(seconds: float) -> str:
-    """``12 s``, ``3.4 min``, ``2.1 h``, ``5 days``."""
-    for name, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length or (name != "days" and seconds >= length):
-            return f"{seconds / length:.1f} {name}"
-    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
