@@ -60,7 +60,9 @@ def compile(
 @app.command()
 @from_fields
 def plan(options: ForecastOptions, json: Json = False) -> None:
-    """Predict sizes, memory and time of a compile.
+    """Predict sizes, memory and time of a compile, or of running.
+
+    Of an artifact it says what memory running it takes; --length is that of the forward.
 
     \b
     Examples:
@@ -69,6 +71,7 @@ def plan(options: ForecastOptions, json: Json = False) -> None:
       qdc plan MODEL --passes best --samples 64 --length 2048 --json
       qdc plan MODEL --host-memory 8G --device cpu
       qdc plan MODEL --gpu 4090 --effort high
+      qdc plan out
     """  # noqa: D301
     from qdc.cli.plan import plan_command
 

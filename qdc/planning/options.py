@@ -38,7 +38,7 @@ class PlanOptions(Options):
 
     model_dir: Annotated[
         Path,
-        option("MODEL", "Folder: config.json, and shards or just their index", argument=True),
+        option("MODEL", "Folder: config.json, shards or just their index", argument=True),
     ]
     passes: Annotated[str, option("TEXT", "Preset or pass{option=value},...")] = "default"
     effort: Annotated[
@@ -140,6 +140,14 @@ class ForecastOptions(PlanOptions):
 
     manual: ClassVar[str] = "qdc plan --help names the options"
 
+    model_dir: Annotated[
+        Path,
+        option(
+            "MODEL",
+            "Folder: config.json, shards or just their index; or artifact",
+            argument=True,
+        ),
+    ]
     gpu: Annotated[
         str | None,
         option(
