@@ -32,7 +32,8 @@ def values(steps: list[tuple[str, str]], instruction: str) -> list[str]:
 
 def arguments(steps: list[tuple[str, str]]) -> dict[str, str]:
     """What ``ARG`` lines give."""
-    return dict(tuple(value.split("=", 1)) for value in values(steps, "ARG"))
+    pairs = (value.partition("=") for value in values(steps, "ARG"))
+    return {name: default for name, _, default in pairs}
 
 
 def test_instructions_are_known_and_in_order(steps: list[tuple[str, str]]) -> None:
