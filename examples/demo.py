@@ -32,8 +32,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()
 
+    # An artifact that is there, and what an interrupted demo has left, is begun anew.
+    anew = {"force": True, "restart": True}
     with progress() as update:
-        report = qdc.compile(MODEL, passes="default", out=options.out, force=True, progress=update)
+        report = qdc.compile(MODEL, "default", out=options.out, progress=update, **anew)
     to = console()
     print_summary(to, report)
 
@@ -70,4 +72,9 @@ def command() -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except qdc.QdcError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
