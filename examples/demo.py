@@ -13,6 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+# As the command does: threads that wait for each other sleep. It is read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import qdc
 from qdc.cli.compile import print_summary
 from qdc.cli.terminal import console, print_lines, progress
@@ -29,8 +32,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()
 
+    # An artifact that is there, and what an interrupted demo has left, is begun anew.
+    anew = {"force": True, "restart": True}
     with progress() as update:
-        report = qdc.compile(MODEL, passes="default", out=options.out, force=True, progress=update)
+        report = qdc.compile(MODEL, "default", out=options.out, progress=update, **anew)
     to = console()
     print_summary(to, report)
 
@@ -67,4 +72,9 @@ def command() -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except qdc.QdcError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -5,7 +5,7 @@ layers. The loader builds and checks the model and knows nothing of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +15,9 @@ from torch import nn
 from qdc.errors import QdcError
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph, Region
+from qdc.pipeline.foreseen import FileSize, Foreseen
 from qdc.pipeline.passbase import Configured, Kinds
+from qdc.pipeline.running import Resident, Running
 
 if TYPE_CHECKING:
     from qdc.artifact.commit import SingleFile
@@ -86,10 +88,28 @@ class Backend(Configured, ABC):
             help="load with the backend reference",
         )
 
+    def resident(self, running: Running) -> Resident | None:
+        """What its runtime holds of a model on a CPU, for ``qdc plan``; stated by the runtime.
+
+        None, as it is, where it does not run on a CPU or does not say.
+        """
+        return None
+
     def layout(self, graph: LayerGraph) -> Mapping[str, tuple[str, ...]] | None:
         """For each safetensors file the nodes whose tensors it holds, for ``qdc plan``.
 
         None, as it is, where the backend does not say.
+        """
+        return None
+
+    def beside(self, foreseen: Foreseen) -> Sequence[FileSize] | None:
+        """Files that it writes besides those of ``layout``, for ``qdc plan``.
+
+        Index, card and digests are no part of them; whoever compiles writes those.
+        None, as it is, where the backend does not say.
+
+        Args:
+            foreseen: the compiled model; what cannot be counted is noted in its ``unread``.
         """
         return None
 
