@@ -100,7 +100,7 @@ def test_forecast_is_near_to_what_a_process_takes(tmp_path: Path) -> None:
         tmp_path / "m", d_model=1024, mlp_hidden_size=2816, n_heads=16, n_layers=6, max_length=512
     )
     compile_tiny(model, tmp_path / "out", "rtn-lower,pack")
-    script = [sys.executable, "-c", MEASURE, tmp_path / "out", "512", "reference"]
+    script: list[str | Path] = [sys.executable, "-c", MEASURE, tmp_path / "out", "512", "reference"]
     measured = json.loads(subprocess.check_output(script, env=environment(), text=True))
     planned = json.loads(command("plan", tmp_path / "out", "--json").stdout)
     [dense] = (each for each in planned["runtimes"] if each["backend"] == "reference")
