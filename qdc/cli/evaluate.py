@@ -101,7 +101,7 @@ def _results(
         with _loading(path, update):
             candidate = open_runnable(
                 path, asked.device, asked.plugins, asked.backend, asked.document_tokens,
-                verify=asked.verify,
+                verify=asked.verify, exact=True,
             )  # fmt: skip
         if reference is not None:
             if original is None:
@@ -109,6 +109,7 @@ def _results(
                     original = open_runnable(
                         reference, asked.device, asked.plugins,
                         document_tokens=asked.document_tokens, verify=asked.verify,
+                        exact=True,
                     )  # fmt: skip
             check_alike(candidate, original)
         yield _measure(candidate, original, source, asked, path.name, update)
