@@ -43,8 +43,7 @@ def compile(
       qdc compile examples/tiny-llada -o out
       qdc compile MODEL -o out --calibration docs.jsonl --samples 64 --seed 1
       qdc compile MODEL -o out --calibration chats --chat-fields prompt,answer
-      qdc compile MODEL -o out --passes 'stages(calibrate-mcs,sensitivity,
-                   abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
+      qdc compile MODEL -o out --passes 'stages(calibrate-mcs,rtn-lower),pack'
       qdc compile MODEL -o out --dump-after all --timings
       qdc compile MODEL -o out --resume
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
