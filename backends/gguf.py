@@ -7,6 +7,7 @@ the end the file is made of them, and takes its place alone: OUT is the file. La
 """
 
 import logging
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -19,11 +20,12 @@ from qdc.format.codec import Lowered
 from qdc.gguf.names import naming
 from qdc.gguf.package import gguf_package
 from qdc.gguf.vocabulary import read_vocabulary
-from qdc.gguf.writing import Decoded, write_gguf
+from qdc.gguf.writing import Decoded, file_bytes, write_gguf
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import Region
 from qdc.models.families import BUILT_IN
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.foreseen import FileSize, Foreseen
 from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights
 
@@ -48,6 +50,23 @@ class Gguf(Backend):
         gguf_package()
         model = naming(checkpoint.config, registry.families)
         read_vocabulary(checkpoint.folder, model, self.pre_tokenizer)
+
+    def beside(self, foreseen: Foreseen) -> list[FileSize] | None:
+        """The one file: sizes of tensors follow from shapes, the head is written and measured.
+
+        Raises ``UnsupportedModel`` for what llama.cpp does not know.
+        """
+        gguf_package()
+        model = naming(foreseen.checkpoint.config, foreseen.families)
+        if not any(foreseen.checkpoint.tokenizer_files()):
+            foreseen.unread.append("the GGUF file, whose head holds a tokenizer that is not here")
+            return None
+        vocabulary = read_vocabulary(foreseen.folder, model, self.pre_tokenizer)
+        nbytes, tensors = file_bytes(
+            model, foreseen.stored, foreseen.codecs, vocabulary,
+            name=Path(self.single_file.name).stem, dense=self.dense,
+        )  # fmt: skip
+        return [FileSize(self.single_file.name, nbytes, tensors)]
 
     def emit_region(self, emission: Emission, region: Region) -> None:
         """Write the region as the portable folder has it."""

@@ -4,19 +4,23 @@ One shard a region and one for the rest; ``config.json`` names each layer's code
 ``docs/format.md`` gives every tensor, shape, bit order and formula.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 
 from qdc.artifact.config import FORMAT_VERSION, GUARD, QUANTIZATION
 from qdc.artifact.emission import Emission
-from qdc.artifact.writer import CONFIG
+from qdc.artifact.writer import CONFIG, json_bytes
 from qdc.checkpoint.compiled import METHOD
 from qdc.ir.dump import to_bytes
 from qdc.ir.graph import LINEAR, LayerGraph, Region
 from qdc.ir.routing import ROUTER
 from qdc.pipeline.backendbase import Backend, Runtime
+from qdc.pipeline.foreseen import FileSize, Foreseen
 from qdc.runtime.dense import DenseRuntime
+
+DUMP = "ir.qdc"
 
 
 class Reference(Backend):
@@ -47,34 +51,57 @@ class Reference(Backend):
         writer.shard(_shard_name(graph, len(graph.regions)), tensors)
         writer.index()
         layers, biases = emission.layers(), emission.added_biases()
-        writer.json(
-            CONFIG,
-            {
-                **emission.checkpoint.config,
-                **GUARD,
-                QUANTIZATION: {
-                    "quant_method": METHOD,
-                    "format_version": FORMAT_VERSION,
-                    **emission.facts,
-                    "stages": [
-                        [graph[name].path for name in stage.layers]
-                        for region in graph.regions
-                        for stage in region.stages
-                    ],
-                    "modules_to_not_convert": [
-                        node.path
-                        for node in graph
-                        if node.op in (LINEAR, ROUTER)
-                        and graph[graph.owner(node.name)].path not in layers
-                    ],
-                    **({"added_biases": biases} if biases else {}),
-                    "layers": layers,
-                },
-            },
-        )
+        checkpoint, facts = emission.checkpoint, emission.facts
+        writer.json(CONFIG, _configuration(graph, checkpoint.config, facts, layers, biases))
         for name, data in emission.checkpoint.tokenizer_bytes():
             writer.file(name, data)
-        writer.file("ir.qdc", to_bytes(graph))
+        writer.file(DUMP, to_bytes(graph))
+
+    def beside(self, foreseen: Foreseen) -> list[FileSize]:
+        """Configuration, tokenizer and dump; of the dump what passes do not foretell is guessed."""
+        layers = {
+            path: {"codec": codec.name, **codec.model_dump(mode="json")}
+            for path, codec in foreseen.codecs.items()
+        }
+        graph, checkpoint = foreseen.graph, foreseen.checkpoint
+        config = _configuration(graph, checkpoint.config, foreseen.facts, layers, [])
+        found = [FileSize(CONFIG, len(json_bytes(config)))]
+        files = tuple(checkpoint.tokenizer_files())
+        if not files:
+            foreseen.unread.append("the tokenizer, of which no file is here")
+        found += [FileSize(path.name, path.stat().st_size) for path in files]
+        return [*found, FileSize(DUMP, len(to_bytes(graph)))]
+
+
+def _configuration(
+    graph: LayerGraph,
+    config: Mapping[str, object],
+    facts: Mapping[str, object],
+    layers: Mapping[str, Mapping[str, object]],
+    biases: list[str],
+) -> dict[str, object]:
+    """The configuration of an artifact: the checkpoint's own, and all about its layers."""
+    return {
+        **config,
+        **GUARD,
+        QUANTIZATION: {
+            "quant_method": METHOD,
+            "format_version": FORMAT_VERSION,
+            **facts,
+            "stages": [
+                [graph[name].path for name in stage.layers]
+                for region in graph.regions
+                for stage in region.stages
+            ],
+            "modules_to_not_convert": [
+                node.path
+                for node in graph
+                if node.op in (LINEAR, ROUTER) and graph[graph.owner(node.name)].path not in layers
+            ],
+            **({"added_biases": biases} if biases else {}),
+            "layers": layers,
+        },
+    }
 
 
 def _outside(graph: LayerGraph) -> tuple[str, ...]:

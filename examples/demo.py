@@ -13,6 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+# As the command does: threads that wait for each other sleep. It is read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import qdc
 from qdc.cli.compile import print_summary
 from qdc.cli.terminal import console, print_lines, progress

@@ -12,6 +12,7 @@ from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
 from .db_lower import DbLower
+from .engine_lower import EngineLower
 from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
@@ -45,6 +46,7 @@ PASSES = (
     RtnLower,
     GptqLower,
     GgufLower,
+    EngineLower,
     Pt2Lower,
     BillmLower,
     ArbLower,

@@ -47,7 +47,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     given = DEFAULTS | options
     original, native = open_pair(model_folder, samples[:2])
     tokenizer = load_tokenizer(model_folder)
-    _check_padding(tokenizer.pad_token_id, samples)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(_unused(len(tokenizer), samples))
     blocks = BlockWatch(original, native, samples)
     batches = list(torch.split(samples, given["batch_size"]))
     with Stopwatch() as watch:
@@ -76,14 +76,19 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     )
 
 
-def _check_padding(padding: object, samples: Tensor) -> None:
-    """Refuse samples of which the library would leave more out of its loss than the last place.
+def _unused(vocabulary: int, samples: Tensor) -> int:
+    """Give a token that occurs in no sample, for the library to call padding.
 
-    Without a padding token it takes equal tokens at the end, which masks often are, for padding.
+    It leaves padding out of its loss, and the padding token of a model may end documents too, as
+    it does in samples of joined ones. Without any it takes equal tokens at the end for padding,
+    which masks often are. Raises QdcError if every token occurs.
     """
-    if not isinstance(padding, int) or bool((samples == padding).any()):
+    seen = torch.zeros(vocabulary, dtype=torch.bool)
+    seen[samples.flatten()] = True
+    if bool(seen.all()):
         raise QdcError(
-            f"the padding token {padding} is absent or occurs in the samples, so that the library "
-            "would leave tokens out of its loss",
-            help="benchmark a model whose tokenizer has a padding token of its own",
+            "every token occurs in the samples, so that the library would leave some out of its "
+            "loss as padding",
+            help="benchmark with fewer samples",
         )
+    return int(seen.int().argmin())

@@ -25,6 +25,7 @@ from qdc.artifact.commit import (
 )
 from qdc.artifact.digests import CARD, DIGESTS, digests_text
 from qdc.checkpoint.compiled import METHOD
+from qdc.checkpoint.layout import INDEX
 from qdc.disk import (
     LARGEST_JSON,
     digest_of,
@@ -117,17 +118,11 @@ class ArtifactWriter:
 
     def json(self, name: str, data: object) -> None:
         """Write one JSON file, keys in their order."""
-        self.file(name, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+        self.file(name, json_bytes(data))
 
     def index(self) -> None:
         """Write the index that says which shard holds which tensor."""
-        self.json(
-            "model.safetensors.index.json",
-            {
-                "metadata": {"total_size": self.tensor_bytes},
-                "weight_map": dict(sorted(self._shards.items())),
-            },
-        )
+        self.json(INDEX, index_data(self._shards, self.tensor_bytes))
 
     def digest(self, name: str) -> str:
         """SHA-256 of a file that is written; made once. Raises ``InvalidArtifact``."""
@@ -179,6 +174,19 @@ class ArtifactWriter:
     def abort(self) -> None:
         """Remove everything that was written, or that was replaced by it."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def json_bytes(data: object) -> bytes:
+    """JSON as it stands in an artifact's files."""
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def index_data(shards: Mapping[str, str], tensor_bytes: int) -> dict[str, object]:
+    """What the index says: of each tensor its file, and the bytes of all."""
+    return {
+        "metadata": {"total_size": tensor_bytes},
+        "weight_map": dict(sorted(shards.items())),
+    }
 
 
 def check_target(out: Path, *, force: bool, single: SingleFile | None = None) -> None:

@@ -15,6 +15,7 @@ import traceback
 
 from qdc import stopping
 from qdc.cli.ranks import is_first, leave, several, shows_errors, watch_parent
+from qdc.cli.waiting import wait_asleep
 
 INTERRUPTED, TERMINATED = 130, 143
 STOPPED = (INTERRUPTED, TERMINATED)
@@ -24,6 +25,7 @@ BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    wait_asleep()  # before anything loads torch
     stopping.install()
     try:
         if several():

@@ -20,7 +20,7 @@ from qdc.cli.options import (
 from qdc.comparing.options import CompareOptions
 from qdc.compiling.options import CompileOptions
 from qdc.errors import QdcError
-from qdc.planning.options import PlanOptions
+from qdc.planning.options import ForecastOptions
 
 
 @app.command()
@@ -41,7 +41,7 @@ def compile(
     \b
     Examples:
       qdc compile examples/tiny-llada -o out
-      qdc compile MODEL -o out --calibration docs.jsonl --samples 64 --seed 1
+      qdc compile MODEL -o out --effort low --calibration docs.jsonl --seed 1
       qdc compile MODEL -o out --calibration chats --chat-fields prompt,answer
       qdc compile MODEL -o out --passes 'stages(calibrate-mcs,rtn-lower),pack'
       qdc compile MODEL -o out --dump-after all --timings
@@ -58,14 +58,16 @@ def compile(
 
 @app.command()
 @from_fields
-def plan(options: PlanOptions, json: Json = False) -> None:
+def plan(options: ForecastOptions, json: Json = False) -> None:
     """Predict sizes, memory and time of a compile.
 
     \b
     Examples:
       qdc plan MODEL
+      qdc plan MODEL --effort low
       qdc plan MODEL --passes best --samples 64 --length 2048 --json
       qdc plan MODEL --host-memory 8G --device cpu
+      qdc plan MODEL --gpu 4090 --effort high
     """  # noqa: D301
     from qdc.cli.plan import plan_command
 

@@ -90,6 +90,8 @@ def _layers(report: CompileReport) -> Table:
 
 def _totals(report: CompileReport) -> Table:
     rows = table("summary", "", "")
+    if report.effort:
+        rows.add_row("effort", report.effort)
     if report.calibration is not None:
         name, mark, digest = report.calibration.rpartition(" sha256:")
         shown = digest if len(digest) <= DIGITS else f"{digest[:DIGITS]}..."

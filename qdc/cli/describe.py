@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from qdc.pipeline.passbase import Configured, Kinds, Pass, option_text
+from qdc.pipeline.passbase import Configured, Kinds, Pass, option_text, summary
 
 NAMES = {"integer": "integer", "number": "number", "boolean": "true | false"}
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -58,7 +58,7 @@ def describe(kind: type[Configured]) -> Described:
     properties = kind.model_json_schema()["properties"] if kind.model_fields else {}
     return Described(
         name=kind.name,
-        summary=(inspect.getdoc(kind) or "").split("\n")[0].rstrip("."),
+        summary=summary(kind),
         reads=tuple(tags(getattr(kind, "requires", ()))),
         writes=tuple(tags((*getattr(kind, "provides", ()), *getattr(kind, "annotates", ())))),
         whole_model=kind.barrier if issubclass(kind, Pass) else None,

@@ -1,4 +1,4 @@
-"""``qdc export``: write an artifact as an ordinary checkpoint, and say what was proved."""
+"""``qdc export``: write an artifact as others load it, and say what was proved."""
 
 from qdc.cli.terminal import console, print_json, print_lines, print_table, progress, size, table
 from qdc.exporting.dense import export_artifact
@@ -22,6 +22,8 @@ def export_command(options: ExportOptions, *, as_json: bool) -> None:
 def _summary(report: ExportReport) -> list[str]:
     files = "1 file" if report.shards == 1 else f"{report.shards} files"
     lines = [f"wrote {report.out}"]
+    if report.packed:
+        return [*lines, *_packed(report, files)]
     if not report.types:
         tensors = f"{report.tensors} tensors of {report.dtype}"
         return [*lines, f"  {tensors}, {size(report.nbytes)} in {files}"]
@@ -32,6 +34,18 @@ def _summary(report: ExportReport) -> list[str]:
     if report.decoded:
         lines.append(f"  {report.decoded} quantized layers are no blocks of ggml: decoded")
     return lines
+
+
+def _packed(report: ExportReport, files: str) -> list[str]:
+    """Lines about packed integers: their form, what stands decoded, and who runs them."""
+    lines = [
+        f"  {size(report.nbytes)} in {files}",
+        f"  {report.packed} layers of {report.packed_as}: "
+        f"{report.effective_bits:.4g} bits a weight in all",
+    ]
+    if report.decoded:
+        lines.append(f"  {report.decoded} quantized layers outside the blocks: decoded")
+    return [*lines, f"  {report.served_by}"]
 
 
 def _print_proof(proof: Verification, dtype: str) -> None:

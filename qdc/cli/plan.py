@@ -13,10 +13,11 @@ from qdc.cli.terminal import (
     table,
 )
 from qdc.pipeline.registry import standard_registry
-from qdc.planning.configure import configure
 from qdc.planning.forecast import forecast
-from qdc.planning.options import PlanOptions
-from qdc.planning.outlook import Outlook, RegionKind
+from qdc.planning.machine import Machine
+from qdc.planning.options import ForecastOptions
+from qdc.planning.outlook import Choice, Outlook, RegionKind, Verdict
+from qdc.planning.verdict import judged
 from qdc.streaming.ledger import Peak
 
 LABELS = 15
@@ -25,12 +26,12 @@ PARTS = 5
 """Parts of a peak that are shown."""
 
 
-def plan_command(options: PlanOptions, *, as_json: bool) -> None:
+def plan_command(options: ForecastOptions, *, as_json: bool) -> None:
     """Foresee a compile and print it."""
     registry = standard_registry(options.plugins)
-    plan, backend = configure(options, registry)
-    assert backend is not None, "a plan is cut nowhere"
-    outlook = forecast(options, plan, backend, registry.families)
+    gpu, device = options.gpu, options.device
+    machine = Machine.here(device) if gpu is None else Machine.elsewhere(gpu)
+    outlook = judged(options, registry, machine, forecast(options, registry, machine))
     if as_json:
         print_json(outlook.as_data())
     else:
@@ -46,6 +47,8 @@ def print_outlook(to: Console, outlook: Outlook) -> None:
     print_table(to, _passes(outlook))
     for warning in outlook.warnings:
         print_lines(to, f"warning   {warning}")
+    to.print()
+    print_table(to, _verdict(outlook))
 
 
 def _kinds(outlook: Outlook) -> Table:
@@ -64,6 +67,7 @@ def _summary(outlook: Outlook, width: int) -> Table:
     rows.add_row("model", outlook.family)
     if outlook.assumed:
         rows.add_row("assumed", outlook.assumed)
+    rows.add_row("effort", outlook.effort)
     rows.add_row("pipeline", "\n".join(at_commas(outlook.pipeline, width - LABELS)))
     for regions in outlook.regions:
         rows.add_row("regions", _regions(regions))
@@ -79,14 +83,12 @@ def _summary(outlook: Outlook, width: int) -> Table:
     rows.add_row("host memory", _peak(outlook.host))
     if outlook.device_memory is not None:
         rows.add_row("device memory", _peak(outlook.device_memory))
-    rows.add_row("disk", _disk(outlook))
     if outlook.samples:
         rows.add_row("calibration", f"{outlook.samples:,} samples of {outlook.length:,} tokens")
         for use in outlook.calibration_text:
             rows.add_row("text", "\n".join((*use.said, *use.notes)))
         rows.add_row("forwards", f"{outlook.forwards:.3f} of each layer and sample")
     rows.add_row("operations", f"{outlook.flops:.3g}")
-    rows.add_row("time", f"about {duration(outlook.seconds)} on this {outlook.device}, an estimate")
     if outlook.unknown:
         rows.add_row(
             "unknown", f"what {', '.join(outlook.unknown)} hold and compute: they implement no "
@@ -103,12 +105,15 @@ def _regions(kind: RegionKind) -> str:
 
 def _after(outlook: Outlook) -> str:
     if not outlook.shards:
-        return "unknown: a pass or the backend does not say what it stores"
-    exact = f"{size(outlook.file_bytes)} in {len(outlook.shards)} files, tensors "
-    exact += size(outlook.tensor_bytes)
+        silent = "a pass does not say what it stores"
+        return f"unknown: {'; '.join(outlook.uncounted) or silent}"
+    count = len(outlook.shards) + len(outlook.beside)
+    about = "about " * bool(outlook.beside)
+    text = f"{about}{size(outlook.written_bytes)} in {count} file{'s' * (count > 1)}, tensors "
+    text += size(outlook.tensor_bytes)
     if outlook.fewer or outlook.more:
-        exact += f"; {size(outlook.fewer)} less to {size(outlook.more)} more as orders fall"
-    return exact
+        text += f"; {size(outlook.fewer)} less to {size(outlook.more)} more as orders fall"
+    return "\n".join((text, *(f"without {what}" for what in outlook.uncounted)))
 
 
 def _peak(peak: Peak) -> str:
@@ -117,12 +122,52 @@ def _peak(peak: Peak) -> str:
     return f"{size(peak.nbytes)} at {peak.moment}\n" + "\n".join(f"  {part}" for part in parts)
 
 
-def _disk(outlook: Outlook) -> str:
-    scratch = f"{size(outlook.scratch_bytes)} for a while" if outlook.scratch_bytes else ""
-    if not outlook.shards:
-        return scratch or "unknown"
-    written = size(outlook.file_bytes + outlook.more)
-    return f"{written} and the configuration" + (f", {scratch}" if scratch else "")
+def _verdict(outlook: Outlook) -> Table:
+    """Does it fit, how long does it take, how much disk; and what else would do."""
+    found = outlook.verdict
+    assert found is not None, "only a plan with a verdict is printed"
+    unknown = ", unknown what is without a forecast" * bool(outlook.unknown)
+    rows = table("verdict", "", "")
+    rows.add_row("fits", f"{_fit(found, outlook)}{unknown}")
+    kind = "an estimate" if outlook.measured else "an estimate from data-sheet peaks, not measured"
+    time = f"about {duration(outlook.seconds)} on {outlook.machine}, {kind}"
+    rows.add_row("time", f"{time}{unknown}")
+    rows.add_row("disk", _disk(outlook, found.free_disk))
+    for choice in found.choices:
+        rows.add_row("instead", _choice(choice))
+    if not found.fits and not found.choices:
+        rows.add_row("instead", "nothing smaller was found that fits; a larger machine")
+    return rows
+
+
+def _fit(found: Verdict, outlook: Outlook) -> str:
+    """``yes: 0.64 GB of memory, of 25 GB``, for host and device."""
+    parts = [_need(outlook.host.nbytes, "memory", found.memory)]
+    if outlook.device_memory is not None:
+        parts.append(_need(outlook.device_memory.nbytes, "device memory", found.device_memory))
+    answer = "yes" if found.fits else f"no, too little {' and '.join(found.lacking)}"
+    free = found.free_memory
+    if found.fits and free is not None and free < outlook.host.nbytes:
+        answer = f"yes, but {size(free)} of memory are free now"
+    return f"{answer}: {', '.join(parts)}"
+
+
+def _need(needed: int, what: str, there: int | None) -> str:
+    return f"{size(needed)} of {what}" + ("" if there is None else f" of {size(there)}")
+
+
+def _disk(outlook: Outlook, free: int | None) -> str:
+    scratch = f", {size(outlook.scratch_bytes)} for a while" if outlook.scratch_bytes else ""
+    written = size(outlook.written_bytes + outlook.more) if outlook.shards else "unknown"
+    return f"{written}{scratch}" + ("" if free is None else f"; {size(free)} are free here")
+
+
+def _choice(choice: Choice) -> str:
+    memory = f"{size(choice.host_bytes)} of memory"
+    if choice.device_bytes is not None:
+        memory += f" and {size(choice.device_bytes)} of the device's"
+    time = f"about {duration(choice.seconds)}"
+    return f"{choice.options}\n{memory}, {time}, {size(choice.disk_bytes)} of disk"
 
 
 def _passes(outlook: Outlook) -> Table:

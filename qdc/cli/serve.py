@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from qdc.cli.models import open_runnable
 from qdc.cli.terminal import print_json
 from qdc.errors import QdcError
+from qdc.runtime.decoding.fill import fill
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Watch
@@ -17,7 +18,7 @@ from qdc.version import install
 try:
     from qdc.serve.app import Service, make_app
     from qdc.serve.clients import Keys, read_keys
-    from qdc.serve.engine import Engine
+    from qdc.serve.engine import Engine, Gaps
     from qdc.serve.limits import ServeOptions
     from qdc.serve.server import bind, serve, url
     from qdc.serve.wording import Wording
@@ -51,10 +52,16 @@ def serve_command(asked: ServeOptions, *, as_json: bool) -> None:
 
         def run(
             prompts: Sequence[Sequence[int]],
+            gaps: Gaps,
             options: DecodeOptions,
             seeds: Sequence[int],
             watch: Watch,
         ) -> Decoded:
+            if gaps is not None:
+                return fill(
+                    opened.module, prompts, gaps, options, opened.decoding, watch, seeds,
+                    opened.strategies,
+                )  # fmt: skip
             asked = needs_verifier(type(make_strategy(options, opened.strategies)))
             return decode(
                 opened.module, prompts, options, opened.decoding, watch,

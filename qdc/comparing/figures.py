@@ -1,7 +1,7 @@
 """The figures of a comparison: loss against bits, and the error of each layer by method."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +16,12 @@ from qdc.report.drawing import (
     LINE,
     MUTED,
     SURFACE,
+    CellTitle,
     bare_frame,
     canvas,
+    cell_titles,
     log_ticks,
+    make_room,
     styled,
     svg,
 )
@@ -87,6 +90,7 @@ def loss_by_bits(points: Sequence[Point], what: str) -> str:
         axes.grid(color=LINE, linewidth=0.6, alpha=0.6)
         axes.set_axisbelow(True)
         bare_frame(axes)
+        make_room(figure, axes)
         to_axes = axes.transData + axes.transAxes.inverted()
         spots = [to_axes.transform((p.bits, p.rise)) for p in points]
         apart = LABEL / inner[1]
@@ -105,7 +109,12 @@ def loss_by_bits(points: Sequence[Point], what: str) -> str:
                 transform=axes.transAxes, va="center", fontsize=8.5, color=INK if own else MUTED,
                 fontweight="bold" if own else "normal",
             )  # fmt: skip
-        return svg(figure)
+        named = "; ".join(f"{p.name}, {p.bits:.3f} bits, rise {p.rise:.4f}" for p in front(points))
+        return svg(
+            figure,
+            "Loss against bits",
+            f"{len(points)} methods. On the front: {named}. The table has all of them.",
+        )
 
 
 def layer_map(errors: Mapping[str, Mapping[str, float]]) -> tuple[str, float, float] | None:
@@ -151,7 +160,12 @@ def layer_map(errors: Mapping[str, Mapping[str, float]]) -> tuple[str, float, fl
         axes.tick_params(length=0, pad=4)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return svg(figure), low, high
+        cells = cell_titles(axes, rows, columns, _titles(errors, layers))
+        said = (
+            f"{rows} methods and {columns} layers, from {low:.3g} or less to {high:.3g}. The "
+            "higher the error, the fuller the colour."
+        )
+        return svg(figure, "Error of each layer by method", said, cells), low, high
 
 
 def ordered_layers(errors: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -164,6 +178,21 @@ def ordered_layers(errors: Mapping[str, Mapping[str, float]]) -> list[str]:
 def kind_of(layer: str) -> str:
     """The name of a layer without its numbers: ``blocks.3.q_proj`` is a ``q_proj``."""
     return layer.rsplit(".", 1)[-1]
+
+
+def _titles(
+    errors: Mapping[str, Mapping[str, float]], layers: Sequence[str]
+) -> Iterator[CellTitle]:
+    """One title a cell; with more cells than ``TILES`` one a method, which keeps the page small."""
+    each = len(errors) * len(layers) <= TILES
+    for row, (name, mine) in enumerate(errors.items()):
+        if not each:
+            ends = f"{min(mine.values()):.3g} to {max(mine.values()):.3g}" if mine else "no error"
+            yield CellTitle(row, 0, len(layers), f"{name}: {ends}")
+            continue
+        for column, layer in enumerate(layers):
+            said = f"error {mine[layer]:.3g}" if layer in mine else "no error measured"
+            yield CellTitle(row, column, 1, f"{name}, {layer}: {said}")
 
 
 def _steps(axes: Axes, best: Sequence[Point]) -> None:

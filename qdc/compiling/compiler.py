@@ -105,6 +105,7 @@ def run_job(
             help="resume it without torchrun, or discard it with --restart",
         )
     checkpoint, program = job.open()
+    job = job.fitted(program.graph.model)
     refuse_masks(job.plan, program.graph)
     for step in job.plan.passes():
         step.check(program.graph)

@@ -78,6 +78,7 @@ def asked_for(
     encode = text.encode if text is not None and isinstance(text.encode, Encoder) else None
     return {
         "family": graph.model.family,
+        "effort": job.effort,
         "pipeline": str(job.plan),
         "full_pipeline": full_text(job.plan),
         "backend": str(job.backend) if job.backend is not None else "",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qdc.artifact.partial import check_interrupted
@@ -18,10 +18,12 @@ from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
 from qdc.frontend.select import Choice, choose, parse_choice
 from qdc.frontend.tracer import Program
+from qdc.ir.graph import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import Registry
 from qdc.planning.configure import configure
+from qdc.planning.effort import said
 from qdc.report.files import check_report_target
 from qdc.runtime.device import find_device
 from qdc.streaming.calibration import Calibration
@@ -83,6 +85,18 @@ class Job:
             options.model_dir, options.document_tokens, self.front_end, self.registry.families
         )
         return Calibration(source, encode)
+
+    def fitted(self, model: ModelFacts) -> "Job":
+        """The same, with no longer samples by ``effort`` than the model and its rows have."""
+        rows = None if self.given is None else self.given.rows
+        longest = model.max_length if rows is None else min(model.max_length, rows.shape[1])
+        plan, _ = configure(self.options, self.registry, self.options.stop_after, longest)
+        return replace(self, plan=plan)
+
+    @property
+    def effort(self) -> str:
+        """What the effort has chosen, in words."""
+        return said(self.options.effort, self.plan, self.options.settled)
 
     @property
     def dump_folder(self) -> Path:

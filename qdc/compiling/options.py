@@ -131,6 +131,7 @@ class CommonKeywords(TypedDict, total=False):
     """What type checkers and editors know of the keywords of ``qdc.compile``."""
 
     out: Required[PathLike]
+    effort: str
     text_field: str
     chat_fields: str | None
     document_tokens: str

@@ -1,7 +1,9 @@
-"""Write an artifact as an ordinary checkpoint: dense weights under the checkpoint's key names.
+"""Write an artifact as a checkpoint for others, under the checkpoint's own key names.
 
-Tensors are decoded and written shard by shard, so that no more than one shard is in memory. The
-folder appears when it is complete, and with ``verify`` only if its logits are the artifact's.
+Its weights are dense, or packed integers of ``compressed-tensors`` (``packing``). Tensors are made
+and written shard by shard, so that no more than one shard is in memory. The folder appears when it
+is complete, and with ``verify`` only if its weights, and the logits of dense ones, are the
+artifact's.
 """
 
 from collections.abc import Mapping
@@ -17,9 +19,13 @@ from qdc.artifact.writer import CONFIG, EXPORT, ArtifactWriter, check_target
 from qdc.errors import InvalidArtifact, OutputExists, QdcError
 from qdc.exporting.gguf import export_gguf
 from qdc.exporting.options import ExportOptions
+from qdc.exporting.packing import Packing
+from qdc.exporting.packing_proof import verify_packed
 from qdc.exporting.report import ExportReport, Verification
+from qdc.exporting.serving import served_by
 from qdc.exporting.verify import verify
 from qdc.frontend.native import NativeModel
+from qdc.ir.keys import layer_of
 from qdc.ir.tensors import LONG, torch_dtype
 from qdc.numerics.finite import is_finite
 from qdc.pipeline.registry import Registry
@@ -29,6 +35,7 @@ from qdc.stopping import check
 from qdc.units import StepProgress
 from qdc.version import __version__
 
+PACKED = "compressed-tensors"
 SHARD = 1 << 30
 """Bytes of tensors that a file holds at most, unless one tensor alone has more."""
 
@@ -49,13 +56,14 @@ def export_artifact(
 
     Raises:
         InvalidArtifact: the artifact is damaged, or says what no ordinary checkpoint can say.
+        QdcError: layers have no form that the format knows, or its package is not installed.
         OutputExists: something else is at ``out``.
         ExportDiffers: ``verify`` has found a difference.
     """
     _refuse_inside(options.artifact, options.out)
     if options.format == "gguf":
         return export_gguf(options, registry, progress)
-    artifact, out, dtype = options.artifact, options.out, options.decoded
+    artifact, out = options.artifact, options.out
     notify = progress or (lambda what, done, total: None)
     repair(out)
     check_target(out, force=options.force)
@@ -70,18 +78,23 @@ def export_artifact(
             where=biases,
             help="load it with qdc.load, or compile without the pass that adds them",
         )
+    packing = Packing.of(opened, options.dtype) if options.format == PACKED else None
+    dtype = packing.dtype if packing else options.decoded
     with Partial(out) as partial:
         writer = ArtifactWriter(out, force=options.force, folder=partial.artifact)
         with opened.verified():
-            shards = _write_shards(opened, writer, torch_dtype(dtype), shard_bytes, notify)
+            shards = _write_shards(opened, writer, torch_dtype(dtype), shard_bytes, notify, packing)
         writer.index()
-        writer.json(CONFIG, _config(opened, dtype))
+        writer.json(CONFIG, _config(opened, dtype) | _packed_config(packing))
         for name, data in opened.source.tokenizer_bytes():
             writer.file(name, data)
         proof = None
-        if options.verify:
+        if options.verify and packing:
+            proof = verify_packed(opened, partial.artifact, packing, notify)
+        elif options.verify:
             proof = verify(opened, partial.artifact, registry, dtype, notify)
-        report = _report(opened, writer, options, shards, proof)
+        report = _report(opened, writer, options, dtype, shards, proof)
+        report = report.model_copy(update=_packed_report(opened, packing))
         writer.json(EXPORT, {k: v for k, v in report.as_data().items() if k != "out"})
         writer.commit()
     return report
@@ -93,14 +106,22 @@ def _write_shards(
     dtype: torch.dtype,
     limit: int,
     notify: StepProgress,
+    packing: Packing | None = None,
 ) -> int:
-    parts = plan_shards(opened.names, dtype.itemsize, limit)
+    if packing is None:
+        parts = plan_shards(opened.names, dtype.itemsize, limit)
+    else:
+        parts = plan_shards(_packed_sizes(opened, packing, dtype.itemsize), 1, limit)
+    packed = packing.layers if packing else {}
     done, total = 0, sum(map(len, parts))
     for number, names in enumerate(parts):
         tensors = {}
         for name in names:
             check()
-            tensors[name] = _rounded(name, opened.tensor(name), dtype)
+            if packing and layer_of(name) in packed:
+                tensors |= packing.tensors(opened.weights, layer_of(name))
+            else:
+                tensors[name] = _rounded(name, opened.tensor(name), dtype)
             done += 1
             notify("decode and write", done, total)
         writer.shard(f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors", tensors)
@@ -129,6 +150,37 @@ def plan_shards(
     return parts
 
 
+def _packed_sizes(
+    opened: OpenedArtifact, packing: Packing, itemsize: int
+) -> dict[str, tuple[int, ...]]:
+    """Bytes of what stands for every tensor, as shapes of one dimension."""
+    return {
+        name: (
+            packing.nbytes(layer_of(name))
+            if layer_of(name) in packing.layers
+            else itemsize * torch.Size(shape).numel(),
+        )
+        for name, shape in opened.names.items()
+    }
+
+
+def _packed_config(packing: Packing | None) -> dict[str, Any]:
+    return {} if packing is None else {QUANTIZATION: packing.quantization_config()}
+
+
+def _packed_report(opened: OpenedArtifact, packing: Packing | None) -> dict[str, Any]:
+    """What the report says of packed layers, and of who can run them."""
+    if packing is None:
+        return {}
+    return {
+        "packed": len(packing.layers),
+        "packed_as": str(packing),
+        "effective_bits": packing.effective_bits,
+        "decoded": len(packing.decoded),
+        "served_by": served_by(plain_config(opened.source.config)),
+    }
+
+
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = tensor.to(dtype)
     if not is_finite(rounded):
@@ -155,6 +207,7 @@ def _report(
     opened: OpenedArtifact,
     writer: ArtifactWriter,
     options: ExportOptions,
+    dtype: str,
     shards: int,
     proof: Verification | None,
 ) -> ExportReport:
@@ -162,7 +215,7 @@ def _report(
     return ExportReport(
         out=str(options.out),
         format=options.format,
-        dtype=options.decoded,
+        dtype=dtype,
         tensors=len(opened.names),
         nbytes=writer.tensor_bytes,
         shards=shards,

@@ -10,9 +10,13 @@ from qdc.errors import QdcError, UnknownName
 from qdc.options import Options, PathLike, option, switch
 from qdc.runtime.options import Plugins
 
-Format = Literal["dense", "gguf"]
+Format = Literal["dense", "gguf", "compressed-tensors"]
 Dtype = Literal["bf16", "f16", "f32", "q8_0"]
-DTYPES: dict[Format, tuple[Dtype, ...]] = {"dense": ("bf16", "f16", "f32"), "gguf": ("f16", "q8_0")}
+DTYPES: dict[Format, tuple[Dtype, ...]] = {
+    "dense": ("bf16", "f16", "f32"),
+    "gguf": ("f16", "q8_0"),
+    "compressed-tensors": ("bf16", "f16", "f32"),
+}
 """What each format takes, its default first."""
 
 
@@ -49,9 +53,12 @@ class ExportOptions(Options):
         _one_of("format", get_args(Format)),
         option(
             "NAME",
-            "dense: an ordinary checkpoint; gguf: a file for llama.cpp",
+            "dense: an ordinary checkpoint; gguf: a file for llama.cpp; compressed-tensors: packed "
+            "integers for vLLM and SGLang",
             more="dense: every weight is decoded, under the key names of the checkpoint. gguf: "
-            "blocks of ggml are copied as they are, every other weight is decoded",
+            "blocks of ggml are copied as they are, every other weight is decoded. "
+            "compressed-tensors: uniform grids of the blocks stay integers (compile with --passes "
+            "engine), every other weight is decoded",
         ),
     ] = "dense"
     dtype: Annotated[
@@ -60,7 +67,8 @@ class ExportOptions(Options):
         option(
             "NAME",
             "Of decoded tensors: bf16, f16, f32; with gguf f16, q8_0",
-            more="The first that the format has, if not given",
+            more="The first that the format has, if not given; with compressed-tensors the first "
+            "that holds every scale",
         ),
     ] = None
     pre_tokenizer: Annotated[
@@ -76,7 +84,8 @@ class ExportOptions(Options):
         switch(
             "Prove that tensors and logits are the artifact's",
             more="Its weights rounded to dtype, before the folder appears; takes one dense copy of "
-            "the model in fp32",
+            "the model in fp32. compressed-tensors: what the library of that name decodes, each "
+            "weight",
         ),
     ] = False
     force: Annotated[bool, switch("Replace an artifact or an export at OUT")] = False

@@ -48,7 +48,15 @@ class ExportReport(Frozen):
     types: dict[str, int] = Field(default_factory=dict)
     """Of a GGUF file: weights of each type."""
     decoded: int = 0
-    """Of a GGUF file: quantized layers that stand decoded in it."""
+    """Of a GGUF file and of packed integers: quantized layers that stand decoded in it."""
+    packed: int = 0
+    """Layers that stand as packed integers of ``compressed-tensors``."""
+    packed_as: str = ""
+    """Their form, in words."""
+    effective_bits: float | None = None
+    """Bits of one of their weights, scales, zero points and shapes counted."""
+    served_by: str = ""
+    """Who runs them, in words."""
     qdc_version: str
     pipeline: str = ""
     """Of the compile, as the artifact says."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from qdc.format.relaxation import Relaxation, TrainableKind
+from qdc.numerics.integergrid import Scales, shortened
 from qdc.numerics.uniform import round_to_grid
 
 MARGIN = 0.49
@@ -19,15 +20,19 @@ START = 0.5
 class RelaxedUniform(Relaxation):
     """All groups of a layer side by side, ``[rows, G, group]``; integer zero points stay fixed."""
 
-    def __init__(self, working: Mapping[str, Tensor], weight: Tensor, bits: int) -> None:
+    def __init__(
+        self, working: Mapping[str, Tensor], weight: Tensor, bits: int, scales: Scales = "f16"
+    ) -> None:
         """Start from a lowered layer.
 
         Args:
             working: ``codes``, ``scale``, and ``minimum`` or ``zero``, as the codec has them.
             weight: f32[rows, columns], the original weight: latent weights start near it.
             bits: of a code.
+            scales: what scales are rounded to, as the codec says.
         """
         super().__init__()
+        self.scales: Scales = scales
         codes = working["codes"].float()
         self.bits, self.columns = bits, weight.shape[1]
         self.shape = codes.shape
@@ -79,8 +84,8 @@ class RelaxedUniform(Relaxation):
 
     @torch.no_grad()
     def working(self) -> dict[str, Tensor]:
-        """Scales and minima in fp16, a scale not below 0; codes the nearest on those grids."""
-        scale = self.scale.clamp(min=0).half()
+        """Scales and minima as they are stored, a scale not below 0; codes the nearest on them."""
+        scale = shortened(self.scale.clamp(min=0), self.scales).half()
         fields = {"scale": scale}
         if self.minimum is not None:
             fields["minimum"] = self.minimum.half()

@@ -11,9 +11,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 from torch.nn.functional import pad
 
+from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxeduniform import RelaxedUniform
 from qdc.ir.types import ValueType
+from qdc.numerics.integergrid import Scales, shortened
 from qdc.numerics.uniform import (
     Uniform,
     Zero,
@@ -36,12 +38,22 @@ class UniformGrid(Codec):
     bits: Literal[1, 2, 4, 8]
     zero: Zero = "float"
     """How the place of a grid is stored: an fp16 minimum, or the code that stands for 0."""
+    scales: Scales = "f16"
+    """What scales are: numbers of fp16, or such as are numbers of bf16 too; stored in fp16."""
 
     @model_serializer(mode="wrap")
     def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``zero`` out where it says nothing, as artifacts before it did."""
+        """Leave out what says nothing, as artifacts before these fields did."""
         data: dict[str, Any] = dump(self)
-        return {k: v for k, v in data.items() if (k, v) != ("zero", "float")}
+        silent = {("zero", "float"), ("scales", "f16")}
+        return {k: v for k, v in data.items() if (k, v) not in silent}
+
+    def check(self, stored: Tensors, layer: str) -> None:
+        """As every codec, and that the scales are what they are said to be."""
+        super().check(stored, layer)
+        scale = stored["scale"].float()
+        if not torch.equal(shortened(scale, self.scales), scale):
+            raise InvalidArtifact("scale holds numbers that are none of bf16", where=[layer])
 
     @staticmethod
     def working(grids: Sequence[Uniform], group: int, zero: Zero = "float") -> dict[str, Tensor]:
@@ -115,12 +127,13 @@ class UniformGrid(Codec):
 
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedUniform:
         """Latent weights, scales and minima that start at the working tensors."""
-        return RelaxedUniform(working, weight, self.bits)
+        return RelaxedUniform(working, weight, self.bits, self.scales)
 
     def text(self) -> str:
         """``8 groups of 64   2 bits``, for the annotations of layers stored so."""
         zero = "" if self.zero == "float" else "   packed zero points"
-        return f"{self.groups} groups of {self.group}   {self.bits} bits{zero}"
+        short = "" if self.scales == "f16" else "   scales of bf16"
+        return f"{self.groups} groups of {self.group}   {self.bits} bits{zero}{short}"
 
     @property
     def _fields(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Write a model as one GGUF file, a tensor at a time: blocks as they are stored, or decoded."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidArtifact, UnsupportedModel
+from qdc.format.codec import Codec
 from qdc.format.ggml import Ggml
 from qdc.format.weights import Weights
 from qdc.gguf.keys import write_keys
@@ -18,6 +20,7 @@ from qdc.gguf.names import Naming, Place
 from qdc.gguf.package import gguf_package
 from qdc.gguf.vocabulary import Vocabulary
 from qdc.ir.keys import file_key, layer_of
+from qdc.ir.types import ValueType
 from qdc.numerics.finite import is_finite
 from qdc.stopping import check
 
@@ -84,7 +87,7 @@ def write_gguf(
         QdcError: the package gguf is missing.
     """
     package = gguf_package()
-    entries = list(_entries(model, source, weights, dense))
+    entries = list(_entries(model, source.headers, weights.codecs, dense))
     written = Written(tensors=len(entries), nbytes=sum(entry.nbytes for entry in entries))
     for entry in entries:
         count = int(np.prod(entry.shape))
@@ -93,20 +96,9 @@ def write_gguf(
     codecs = weights.codecs
     written.decoded = [each for each in layers
                        if each in codecs and not isinstance(codecs[each], Ggml)]  # fmt: skip
-    inside = {entry.type: 0 for entry in entries if entry.name.startswith("blk.")}
-    most = max(inside, key=lambda kind: written.types[kind] * (kind != "F32"))
     writer = package.GGUFWriter(str(path), model.architecture)
     try:
-        write_keys(writer, model, name, FILE_TYPES[most])
-        vocabulary.write(writer)
-        for entry in entries:
-            # A dtype that is not u8 says that the shape is that of the weights.
-            writer.add_tensor_info(
-                entry.name, entry.shape, np.dtype(np.float32), entry.nbytes, entry.number
-            )
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        _write_head(writer, model, vocabulary, name, entries)
         for entry in entries:
             check()
             data = _data(package, entry, weights)
@@ -116,8 +108,59 @@ def write_gguf(
     return written
 
 
+def file_bytes(
+    model: Naming,
+    stored: Mapping[str, ValueType],
+    codecs: Mapping[str, Codec],
+    vocabulary: Vocabulary,
+    *,
+    name: str,
+    dense: Decoded = "F16",
+) -> tuple[int, int]:
+    """Bytes of the file that ``write_gguf`` would write, and of its tensors without padding.
+
+    Arguments and errors are those of ``write_gguf``; of the tensors the headers are enough.
+    """
+    package = gguf_package()
+    entries = list(_entries(model, stored, codecs, dense))
+    with tempfile.TemporaryDirectory(prefix="qdc-gguf-") as folder:
+        path = Path(folder) / "head.gguf"
+        writer = package.GGUFWriter(str(path), model.architecture)
+        try:
+            _write_head(writer, model, vocabulary, name, entries)
+        finally:
+            writer.close()
+        head = path.stat().st_size
+    # Each tensor begins and ends where the alignment has a multiple.
+    alignment = int(package.GGUF_DEFAULT_ALIGNMENT)
+    padded = (-(-entry.nbytes // alignment) * alignment for entry in entries)
+    whole = -(-head // alignment) * alignment + sum(padded)
+    return whole, sum(entry.nbytes for entry in entries)
+
+
+def _write_head(
+    writer: Any, model: Naming, vocabulary: Vocabulary, name: str, entries: Sequence[Entry]
+) -> None:
+    """Write all that stands before the tensors' data."""
+    types: dict[str, int] = {}
+    for entry in entries:
+        types[entry.type] = types.get(entry.type, 0) + int(np.prod(entry.shape))
+    inside = {entry.type: 0 for entry in entries if entry.name.startswith("blk.")}
+    most = max(inside, key=lambda kind: types[kind] * (kind != "F32"))
+    write_keys(writer, model, name, FILE_TYPES[most])
+    vocabulary.write(writer)
+    for entry in entries:
+        # A dtype that is not u8 says that the shape is that of the weights.
+        writer.add_tensor_info(
+            entry.name, entry.shape, np.dtype(np.float32), entry.nbytes, entry.number
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+
+
 def _entries(
-    model: Naming, source: Checkpoint, weights: Weights, dense: Decoded
+    model: Naming, stored: Mapping[str, ValueType], codecs: Mapping[str, Codec], dense: Decoded
 ) -> Iterator[Entry]:
     """Every tensor of the file, in the order of the model.
 
@@ -127,14 +170,14 @@ def _entries(
     found: dict[str, list[tuple[str, Place]]] = {}
     known: set[str] = set()
     for path, place in model.places.items():
-        codec = weights.codecs.get(path)
+        codec = codecs.get(path)
         for role in ("weight", "bias"):
             key = file_key(path, role)
-            if key in source or (codec is not None and role == "weight"):
+            if key in stored or (codec is not None and role == "weight"):
                 found.setdefault(f"{place.name}.{role}", []).append((key, place))
                 known.add(key)
         known |= {file_key(path, suffix) for suffix in codec.specification()} if codec else set()
-    without = sorted(set(source.headers) - known)
+    without = sorted(set(stored) - known)
     if without:
         raise InvalidArtifact("tensors have no place in a GGUF file", where=without)
     biased = {getattr(model.family.names, role) for role in model.family.biases}
@@ -151,24 +194,24 @@ def _entries(
             help="compile without the pass that adds them",
         )
     for name, parts in found.items():
-        yield _entry(name, parts, source, weights, dense)
+        yield _entry(name, parts, stored, codecs, dense)
 
 
 def _entry(
     name: str,
     parts: list[tuple[str, Place]],
-    source: Checkpoint,
-    weights: Weights,
+    stored: Mapping[str, ValueType],
+    codecs: Mapping[str, Codec],
     dense: Decoded,
 ) -> Entry:
     key, place = parts[0]
-    codec = weights.codecs.get(layer_of(key))
-    shape = (codec.rows, codec.columns) if codec else tuple(map(int, source.headers[key].shape))
+    codec = codecs.get(layer_of(key))
+    shape = (codec.rows, codec.columns) if codec else tuple(map(int, stored[key].shape))
     if place.expert is not None:
         shape = (len(parts), *shape)
     kinds = {
         codec.type if isinstance(codec, Ggml) else ""
-        for codec in (weights.codecs.get(layer_of(each)) for each, _ in parts)
+        for codec in (codecs.get(layer_of(each)) for each, _ in parts)
     }
     if len(kinds) > 1:
         raise InvalidArtifact(

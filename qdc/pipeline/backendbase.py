@@ -5,7 +5,7 @@ layers. The loader builds and checks the model and knows nothing of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +15,7 @@ from torch import nn
 from qdc.errors import QdcError
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph, Region
+from qdc.pipeline.foreseen import FileSize, Foreseen
 from qdc.pipeline.passbase import Configured, Kinds
 
 if TYPE_CHECKING:
@@ -90,6 +91,17 @@ class Backend(Configured, ABC):
         """For each safetensors file the nodes whose tensors it holds, for ``qdc plan``.
 
         None, as it is, where the backend does not say.
+        """
+        return None
+
+    def beside(self, foreseen: Foreseen) -> Sequence[FileSize] | None:
+        """Files that it writes besides those of ``layout``, for ``qdc plan``.
+
+        Index, card and digests are no part of them; whoever compiles writes those.
+        None, as it is, where the backend does not say.
+
+        Args:
+            foreseen: the compiled model; what cannot be counted is noted in its ``unread``.
         """
         return None
 

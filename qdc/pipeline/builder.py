@@ -16,7 +16,10 @@ from qdc.pipeline.syntax import STAGES, Item, StagesItem, caret, parse, parse_it
 
 
 def build_plan(
-    text: str, registry: Registry, overrides: Mapping[str, object] | None = None
+    text: str,
+    registry: Registry,
+    overrides: Mapping[str, object] | None = None,
+    preferred: Mapping[str, object] | None = None,
 ) -> Plan:
     """Parse a pipeline, expand its presets, configure its passes.
 
@@ -24,13 +27,18 @@ def build_plan(
         text: as in ``default`` or ``stages(calibrate-mcs{samples=64},...),pack``.
         registry: where names are looked up.
         overrides: option values that go to every pass that has such an option.
+        preferred: the same where neither the text nor an override gives one, and only where some
+            pass has it.
 
     Raises:
         InvalidPipeline: bad text, a bad option, or an override that no pass takes.
         UnknownName: an unknown pass, with the nearest names.
     """
-    wanted = {key: value for key, value in (overrides or {}).items() if value is not None}
-    builder = _Builder(text, registry, wanted)
+    wanted, usual = (
+        {key: value for key, value in (given or {}).items() if value is not None}
+        for given in (overrides, preferred)
+    )
+    builder = _Builder(text, registry, wanted, usual)
     plan = Plan(tuple(builder.items(parse(text))))
     unused = sorted(set(wanted) - builder.used)
     if unused:
@@ -89,8 +97,15 @@ def _with(item: Item, taker: str, options: Mapping[str, str | tuple[str, ...]]) 
 
 
 class _Builder:
-    def __init__(self, text: str, registry: Registry, overrides: Mapping[str, object]) -> None:
-        self.text, self.registry, self.overrides = text, registry, overrides
+    def __init__(
+        self,
+        text: str,
+        registry: Registry,
+        overrides: Mapping[str, object],
+        preferred: Mapping[str, object],
+    ) -> None:
+        self.text, self.registry = text, registry
+        self.overrides, self.preferred = overrides, preferred
         self.used: set[str] = set()
 
     def items(self, parsed: Sequence[Item | StagesItem]) -> Iterator[Pass | Group]:
@@ -152,9 +167,8 @@ class _Builder:
     def step(self, item: Item) -> Pass:
         kind = self.registry.find_pass(item.name)
         made = configured(kind, item, self.text)
-        taken = {
-            k: v for k, v in self.overrides.items() if k.replace("-", "_") in kind.model_fields
-        }
+        fields = {name.replace("_", "-") for name in kind.model_fields}
+        taken = {k: v for k, v in self.overrides.items() if k.replace("_", "-") in fields}
         twice = sorted(set(taken) & set(item.options))
         if twice:
             raise InvalidPipeline(
@@ -162,6 +176,9 @@ class _Builder:
                 help="leave one of them out",
             )
         self.used.update(taken)
+        for key, value in self.preferred.items():
+            if key in fields and key not in item.options:
+                taken.setdefault(key, value)
         values = {**made.model_dump(), **{k.replace("-", "_"): v for k, v in taken.items()}}
         _refuse_values(kind, values, taken)
         result = _validated(kind, values, caret(self.text, item.place)) if taken else made

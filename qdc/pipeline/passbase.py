@@ -5,6 +5,7 @@ annotations and tensors; it never prints, never forwards the model itself, and k
 state in local variables.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -42,6 +43,11 @@ class Configured(BaseModel):
         """``name`` or ``name{option=value option=value}``."""
         given = " ".join(f"{key}={option_text(value)}" for key, value in self.options().items())
         return f"{self.name}{{{given}}}" if given else self.name
+
+
+def summary(kind: type[Configured]) -> str:
+    """The first line of its docstring, which lists show."""
+    return (inspect.getdoc(kind) or "").split("\n")[0].rstrip(".")
 
 
 class Pass(Configured):

@@ -5,11 +5,15 @@ from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.plan import Plan, check_order
 from qdc.pipeline.registry import Registry
+from qdc.planning.effort import EFFORTS
 from qdc.planning.options import PlanOptions
 
 
 def configure(
-    options: PlanOptions, registry: Registry, stop_after: str | None = None
+    options: PlanOptions,
+    registry: Registry,
+    stop_after: str | None = None,
+    longest: int | None = None,
 ) -> tuple[Plan, Backend | None]:
     """Configure passes and backend, and check that each finds what it reads.
 
@@ -17,11 +21,15 @@ def configure(
         options: what a user asks for.
         registry: where names are looked up.
         stop_after: the last pass to run; without a backend then, for no artifact is written.
+        longest: tokens that the model takes, once it is open; an effort asks for no more.
 
     Raises:
         QdcError: unknown names, bad options, unmet requirements, an option that nothing takes.
     """
-    plan = build_plan(options.passes, registry, options.overrides)
+    effort = EFFORTS[options.effort].preferred(longest)
+    plan = build_plan(options.pipeline, registry, options.overrides, effort)
+    if longest is None:
+        _refuse_idle(options, registry, plan)
     backend: Backend | None = build_backend(options.backend, registry)
     if stop_after is not None:
         plan, backend = plan.cut(plan.place_of(stop_after)), None
@@ -35,3 +43,15 @@ def configure(
             help=f"the pipeline is: {plan}",
         )
     return plan, backend
+
+
+def _refuse_idle(options: PlanOptions, registry: Registry, plan: Plan) -> None:
+    """Refuse an effort that is asked for and finds nothing to choose. Raises ``QdcError``."""
+    if options.effort == "normal":
+        return
+    if plan == build_plan(options.passes, registry, options.overrides):
+        raise InvalidPipeline(
+            f"--effort {options.effort} changes nothing: all that it chooses is given, or no pass "
+            "takes it",
+            help=f"leave it out; the pipeline is: {plan}",
+        )

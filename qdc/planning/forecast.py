@@ -1,94 +1,93 @@
 """From a model folder and a pipeline to an outlook: nothing but headers is read."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 
+from qdc.backends.reference import Reference
+from qdc.checkpoint.folder import Checkpoint
 from qdc.frontend.coverage import Covered, coverage
 from qdc.frontend.encoding import open_encoder
+from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
-from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.blocks import block_slices
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.foreseen import Foreseen
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
+from qdc.pipeline.registry import Registry
+from qdc.planning.companions import companions, note_lowered
+from qdc.planning.configure import configure
+from qdc.planning.effort import said
 from qdc.planning.headers import open_headers
+from qdc.planning.machine import Machine
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import (
+    BesideSize,
     LayerKind,
     Outlook,
     PassCost,
     RegionKind,
+    ShardSize,
 )
-from qdc.planning.rates import Rates, measure
-from qdc.planning.storage import shards
-from qdc.planning.text import look_at_text
+from qdc.planning.rates import Rates
+from qdc.planning.storage import shards, stored
+from qdc.planning.text import Looked, look_at_text
 from qdc.planning.walk import walk
-from qdc.planning.warnings import memory_warnings, shape_warnings
-from qdc.runtime.device import find_device
+from qdc.planning.warnings import shape_warnings
 from qdc.streaming.account import WAITING, Account
+from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import resident_bytes
+from qdc.text.source import EMBEDDED
 from qdc.text.tokenizer import Encoder
+from qdc.version import __version__
 
 
 def forecast(
-    options: PlanOptions, plan: Plan, backend: Backend, families: Families = BUILT_IN
+    options: PlanOptions, registry: Registry, machine: Machine | None = None, *, text: bool = True
 ) -> Outlook:
     """Work a compile out without running it.
 
     Args:
         options: what a compile would be asked for; the model may be a folder with a configuration
-            and just the index of its shards, and the speed of the device is measured for a fraction
+            and just the index of its shards.
+        registry: knows passes, backends and model families.
+        machine: where it would run; this one if not given, whose speed is measured for a fraction
             of a second.
-        plan: its pipeline, whose order was checked.
-        backend: gives the files.
-        families: the model families that are known.
+        text: whether the calibration text is looked at.
 
     Raises:
-        QdcError: the checkpoint, a file of calibration text, or a pass that refuses the model.
+        QdcError: what is asked for, the checkpoint, a file of calibration text, or a pass that
+            refuses the model.
     """
-    model, device, states = options.model_dir, find_device(options.device), options.states
-    calibration, fields, states_limit = options.calibration, options.fields, options.states_limit
-    checkpoint, program, assumed = open_headers(model, families)
-    refuse_masks(plan, program.graph)
-    for step in plan.passes():
-        step.check(program.graph)
-    # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
-
-    def read() -> Encoder:
-        return open_encoder(model, options.document_tokens, families=families)
-
-    uses, about_text = look_at_text(plan, program.graph.model, read, calibration, fields)
-    where = torch.device(device)
-    limits = {} if states_limit is None else {WAITING: states_limit}
-    ledger = Ledger(shared=where.type == "cpu", limits=limits)
-    base = resident_bytes()
-    ledger.hold("process", "process", base)
-    ledger.moment = "reading the checkpoint"
-    largest = max(parameter.nbytes for parameter in checkpoint.headers.values())
-    ledger.work("a tensor of the checkpoint", 2 * largest, "host")
-    width = torch.empty(0, dtype=torch_dtype(states)).element_size()
-    account = Account(program, ledger, held=width, returns=plan.returns())
-    walk(plan, account)
-    backend.check(
-        {program.graph[name].path: codec for name, codec in account.codecs.items() if codec}
-    )
-    layout = backend.layout(program.graph)
-    # A pass without a forecast may keep layers, or store them otherwise.
-    known = not account.unknown and None not in account.codecs.values()
-    files = shards(account, layout) if layout is not None and known else []
-    samples, length = max(account.drawn.values(), default=(0, 0))
+    configure(options, registry)  # Refuses before anything is read.
+    machine = machine or Machine.here(options.device)
+    checkpoint, program, assumed = open_headers(options.model_dir, registry.families)
     graph = program.graph
+    plan, backend = configure(options, registry, longest=graph.model.max_length)
+    assert backend is not None, "a plan is cut nowhere"
+    refuse_masks(plan, graph)
+    for step in plan.passes():
+        step.check(graph)
+    # First, for it reads a tokenizer, as a compile does: the process is as large as it will be.
+    uses, about_text = _text(options, registry, plan, graph) if text else ((), ())
+    account, base = _walked(options, machine, checkpoint, program, plan)
+    ledger = account.ledger
+    backend.check({graph[name].path: codec for name, codec in account.codecs.items() if codec})
+    files = _Files.of(options, registry, plan, backend, account, checkpoint)
+    samples, length = max(account.drawn.values(), default=(0, 0))
     layers = list(graph.layers())
     forwards = sum(work.linears for work in account.work.values())
     return Outlook(
         family=graph.model.family,
+        effort=said(options.effort, plan, options.settled),
         pipeline=str(plan),
         backend=str(backend),
-        device=device,
+        device=machine.device,
         assumed=assumed,
         coverage=tuple(_fates(account)),
         regions=tuple(region_kinds(graph)),
@@ -97,26 +96,133 @@ def forecast(
         weights=sum(node.rows * node.columns for node in layers),
         blocks=sum(_blocks(account, node) for node in layers),
         bytes_before=checkpoint.nbytes,
-        shards=tuple(files),
+        shards=files.shards,
+        beside=files.beside,
+        uncounted=files.uncounted,
         fewer=sum(fewer for fewer, _ in account.slack),
         more=sum(more for _, more in account.slack),
         host=ledger.peak("host"),
         device_memory=None if ledger.shared else ledger.peak("device"),
         process_bytes=base,
-        scratch_bytes=account.scratch_bytes + ledger.on_disk,
+        scratch_bytes=account.scratch_bytes + ledger.on_disk + files.for_a_while,
         samples=samples,
         length=length,
         calibration_text=uses,
         forwards=forwards / max(1, samples * len(layers)),
-        passes=tuple(_costs(plan, account, measure(where))),
+        passes=tuple(_costs(plan, account, machine.rates)),
         unknown=tuple(account.unknown),
         warnings=(
             *(field for field in (checkpoint.unused_fields,) if field),
             *shape_warnings(account, samples * length),
-            *memory_warnings(ledger),
             *about_text,
         ),
+        machine=machine.title,
+        measured=machine.measured,
     )
+
+
+def _text(options: PlanOptions, registry: Registry, plan: Plan, graph: LayerGraph) -> Looked:
+    """What samples will be made of. Raises ``QdcError`` for a file that cannot be read."""
+
+    def read() -> Encoder:
+        return open_encoder(options.model_dir, options.document_tokens, families=registry.families)
+
+    return look_at_text(plan, graph.model, read, options.calibration, options.fields)
+
+
+def _walked(
+    options: PlanOptions, machine: Machine, checkpoint: Checkpoint, program: Program, plan: Plan
+) -> tuple[Account, int]:
+    """All that the passes foretell, and the bytes of the process that they come to."""
+    ledger = Ledger(shared=machine.shared, limits={WAITING: options.states_limit})
+    base = resident_bytes()
+    ledger.hold("process", "process", base)
+    ledger.moment = "reading the checkpoint"
+    largest = max(parameter.nbytes for parameter in checkpoint.headers.values())
+    ledger.work("a tensor of the checkpoint", 2 * largest, "host")
+    width = torch.empty(0, dtype=torch_dtype(options.states)).element_size()
+    account = Account(program, ledger, held=width, returns=plan.returns())
+    walk(plan, account)
+    return account, base
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What will lie on the disk."""
+
+    shards: tuple[ShardSize, ...] = ()
+    beside: tuple[BesideSize, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    for_a_while: int = 0
+    """Bytes of files that are gone at the end."""
+
+    @classmethod
+    def of(
+        cls,
+        options: PlanOptions,
+        registry: Registry,
+        plan: Plan,
+        backend: Backend,
+        account: Account,
+        checkpoint: Checkpoint,
+    ) -> "_Files":
+        """Nothing is known where a pass has no forecast: it may keep layers, or store otherwise."""
+        graph = account.program.graph
+        codecs = {name: codec for name, codec in account.codecs.items() if codec is not None}
+        if account.unknown or len(codecs) < len(account.codecs):
+            return cls()
+        written = stored(account, [node.name for node in graph])
+        foreseen = Foreseen(
+            checkpoint=checkpoint,
+            graph=graph,
+            codecs={graph[name].path: codec for name, codec in codecs.items()},
+            stored=dict(written),
+            facts=_facts(options, registry, plan, backend),
+            families=registry.families,
+        )
+        graph.after = str(plan)
+        note_lowered(graph, codecs, registry)
+        layout = Reference().layout(graph) if backend.single_file else backend.layout(graph)
+        if layout is None:
+            return cls(
+                uncounted=(f"files: the backend {backend.name} does not say what it writes",)
+            )
+        parts = {shard.name: shard for shard in shards(account, layout)}
+        tensors = {name: [key for key, _ in stored(account, layout[name])] for name in parts}
+        beside = companions(backend, foreseen, {n: (parts[n], tensors[n]) for n in parts})
+        unread = tuple(foreseen.unread)
+        if backend.single_file is None:
+            files = tuple(BesideSize(name=file.name, nbytes=file.nbytes) for file in beside)
+            return cls(tuple(parts.values()), files, unread)
+        whole = tuple(
+            ShardSize(name=f.name, tensor_bytes=f.tensor_bytes, file_bytes=f.nbytes) for f in beside
+        )
+        # The one file is made of a whole folder, which is then removed.
+        return cls(whole, (), unread, sum(shard.file_bytes for shard in parts.values()))
+
+
+def _facts(
+    options: PlanOptions, registry: Registry, plan: Plan, backend: Backend
+) -> dict[str, object]:
+    """What the configuration will say of its origin, with digests of the right length."""
+    source = options.calibration
+    calibration = {
+        "name": EMBEDDED if source is None else source.name,
+        "sha256": NO_DIGEST,
+        "fields": list(options.fields.chat or (options.fields.text,)),
+    }
+    asked = options.document_tokens
+    return {
+        "qdc_version": __version__,
+        "pipeline": str(plan),
+        "frontend": "fx",
+        "backend": str(backend),
+        "checkpoint_sha256": NO_DIGEST,
+        "states": options.states,
+        "calibration": calibration if any(p.reads_calibration for p in plan.passes()) else None,
+        "plugins": registry.plugins,
+        **({} if asked == "auto" else {"document_tokens": asked}),
+    }
 
 
 def region_kinds(graph: LayerGraph) -> Iterator[RegionKind]:

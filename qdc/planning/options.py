@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, model_validator
 from qdc.errors import QdcError
 from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
+from qdc.planning.effort import EFFORTS, Level, as_level
 from qdc.runtime.options import Device, Plugins
 from qdc.streaming.memory import states_memory
 from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField, read_fields
@@ -40,6 +41,17 @@ class PlanOptions(Options):
         option("MODEL", "Folder: config.json, and shards or just their index", argument=True),
     ]
     passes: Annotated[str, option("TEXT", "Preset or pass{option=value},...")] = "default"
+    effort: Annotated[
+        Level,
+        BeforeValidator(as_level),
+        option(
+            "NAME",
+            "Time, memory: low | normal | high",
+            more="low: default on 16 samples of 512 tokens, or of the model's longest; normal: the "
+            "defaults; high: best on 256 samples. --passes, --samples, --length and the options of "
+            "a pipeline win over it",
+        ),
+    ] = "normal"
     backend: Annotated[
         str,
         option("NAME", "Who writes the artifact", more="As name, or as name{option=value}"),
@@ -116,6 +128,42 @@ class PlanOptions(Options):
         return states_memory() if self.host_memory is None else self.host_memory
 
     @property
+    def pipeline(self) -> str:
+        """The pipeline's text: as given, else that of the effort."""
+        return self.passes if "passes" in self.model_fields_set else EFFORTS[self.effort].passes
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """What the user gave of all that an effort chooses."""
+        named = {"passes"} & self.model_fields_set
+        return frozenset(named | {n for n in ("samples", "length") if getattr(self, n) is not None})
+
+    @property
     def overrides(self) -> dict[str, object]:
         """What goes to every pass that has an option of this name."""
         return {name: getattr(self, name) for name in OVERRIDES if name in type(self).model_fields}
+
+
+class ForecastOptions(PlanOptions):
+    """What ``qdc plan`` takes: a compile, and the machine that it is foreseen for."""
+
+    manual: ClassVar[str] = "qdc plan --help names the options"
+
+    gpu: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "A card elsewhere: h100, a100, 4090, ...",
+            more="By its data sheet; nothing of it was measured",
+            before="plugins",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_machine(self) -> Self:
+        if self.gpu is not None and "device" in self.model_fields_set:
+            raise QdcError(
+                f"--device {self.device} is of this machine, and --gpu {self.gpu} of another",
+                help="leave one of them out",
+            )
+        return self

@@ -40,6 +40,43 @@ class ShardSize(Frozen):
     file_bytes: int
 
 
+class BesideSize(Frozen):
+    """One file without tensors, or the one file of a backend that writes no folder."""
+
+    name: str
+    nbytes: int
+
+
+class Choice(Frozen):
+    """Other options for the same compile, and what it would take with them."""
+
+    options: str
+    fits: bool
+    host_bytes: int
+    device_bytes: int | None
+    disk_bytes: int
+    seconds: float
+
+
+class Verdict(Frozen):
+    """Whether the compile fits the machine, and what else would."""
+
+    fits: bool
+    """As far as is known; what the machine has of None was not judged."""
+    lacking: tuple[str, ...]
+    """What there is too little of: memory, device memory, disk."""
+    memory: int | None
+    """Bytes that the host has."""
+    free_memory: int | None
+    """Of them, those that are free now."""
+    device_memory: int | None
+    """Bytes that the device has of its own."""
+    free_disk: int | None
+    """Bytes where the command ran."""
+    choices: tuple[Choice, ...] = ()
+    """Where it does not fit, or takes more than a day; all of these fit."""
+
+
 class PassCost(Frozen):
     """Arithmetic of one pass over all its units."""
 
@@ -58,6 +95,8 @@ class Outlook(Frozen):
     """A compile, foreseen."""
 
     family: str
+    effort: str
+    """What the effort chose, and what was given."""
     pipeline: str
     backend: str
     device: str
@@ -74,6 +113,10 @@ class Outlook(Frozen):
     bytes_before: int
     shards: tuple[ShardSize, ...]
     """Empty where the backend or a pass does not say what it stores."""
+    beside: tuple[BesideSize, ...] = ()
+    """Files without tensors; the IR dump is near to its size, the others have theirs."""
+    uncounted: tuple[str, ...] = ()
+    """Files that could not be counted, in words."""
     fewer: int = 0
     """Bytes by which the shards may be smaller, where orders are not known beforehand."""
     more: int = 0
@@ -95,6 +138,11 @@ class Outlook(Frozen):
     unknown: tuple[str, ...] = ()
     """Passes that do not say what they do: memory, time and perhaps sizes are without them."""
     warnings: tuple[str, ...] = ()
+    machine: str = ""
+    """The machine that time is of, in words."""
+    measured: bool = True
+    """Whether the rates behind it were measured; else they are peaks of a data sheet."""
+    verdict: Verdict | None = None
     schema_version: int = Field(default=1)
 
     @property
@@ -106,6 +154,16 @@ class Outlook(Frozen):
     def file_bytes(self) -> int:
         """Files with tensors."""
         return sum(shard.file_bytes for shard in self.shards)
+
+    @property
+    def written_bytes(self) -> int:
+        """All files that are counted."""
+        return self.file_bytes + sum(file.nbytes for file in self.beside)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Most bytes on the disk at a time, what waits there for a while included."""
+        return self.written_bytes + self.more + self.scratch_bytes
 
     @property
     def seconds(self) -> float:
@@ -122,6 +180,8 @@ class Outlook(Frozen):
         return {
             "tensor_bytes": self.tensor_bytes,
             "file_bytes": self.file_bytes,
+            "written_bytes": self.written_bytes,
+            "disk_bytes": self.disk_bytes,
             "seconds": self.seconds,
             "flops": self.flops,
             **self.model_dump(mode="json"),

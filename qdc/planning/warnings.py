@@ -4,9 +4,6 @@ from collections.abc import Iterator
 
 from qdc.ir.annotations import Moment, Orders
 from qdc.streaming.account import Account
-from qdc.streaming.ledger import Ledger
-from qdc.streaming.memory import machine_memory
-from qdc.units import size
 
 
 def shape_warnings(account: Account, tokens: int) -> Iterator[str]:
@@ -39,15 +36,4 @@ def shape_warnings(account: Account, tokens: int) -> Iterator[str]:
             f"an expert gets about {max(pooled.values()):,} tokens, fewer than the inputs of "
             f"{len(pooled)} layers of experts, which then are calibrated on all tokens; "
             "raise --samples or --length"
-        )
-
-
-def memory_warnings(ledger: Ledger) -> Iterator[str]:
-    """A peak that the machine does not have."""
-    there = machine_memory()
-    needed = ledger.peak("host").nbytes
-    if needed > there:
-        yield (
-            f"needs {size(needed)} of host memory, and the machine has {size(there)}; "
-            "lower --host-memory, --samples or --length"
         )

@@ -4,12 +4,13 @@ Drawn without pyplot and without a display. Text stays text; each colour is a st
 a variable of the page's style sheet, so that one drawing serves light and dark.
 """
 
+import html
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ LIGHT = {
 """The variables of the style sheet on a light ground."""
 PIXEL = 1 / 96
 """One CSS pixel in inches."""
+DIGIT = 7
+"""Width of a digit of a tick in CSS pixels, in the widest font that a page may be shown in."""
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -40,6 +43,16 @@ STYLE = {
     "axes.linewidth": 1.0,
     "lines.solid_capstyle": "round",
 }
+
+
+class CellTitle(NamedTuple):
+    """What is said of some cells of a row."""
+
+    row: int
+    column: int
+    wide: int
+    """Cells."""
+    text: str
 
 
 def canvas(
@@ -67,6 +80,21 @@ def bare_frame(axes: Axes) -> None:
     axes.tick_params(length=0, pad=5)
 
 
+def make_room(figure: Figure, axes: Axes) -> None:
+    """Widen the left margin where the numbers beside the axis need more than it has."""
+    low, high = sorted(axes.get_ylim())
+    places = axes.get_yticks()
+    numbers = axes.yaxis.get_major_formatter().format_ticks(list(places))
+    shown = [text for place, text in zip(places, numbers, strict=True) if low <= place <= high]
+    beside = 16 if axes.get_ylabel() else 4
+    needed = (DIGIT * max(map(len, shown), default=0) + 5 + beside) / (
+        figure.get_figwidth() / PIXEL
+    )
+    box = axes.get_position()
+    if needed > box.x0:
+        axes.set_position((needed, box.y0, box.x1 - needed, box.height))
+
+
 @contextmanager
 def styled(*salt: object) -> Iterator[None]:
     """Settings of one drawing, whatever the user's own matplotlibrc says.
@@ -80,8 +108,15 @@ def styled(*salt: object) -> Iterator[None]:
         yield
 
 
-def svg(figure: Figure) -> str:
-    """The drawing as an element to put into a page."""
+def svg(figure: Figure, title: str, description: str, cells: str = "") -> str:
+    """The drawing as an element to put into a page.
+
+    Args:
+        figure: what is drawn.
+        title: its name for whoever does not see it.
+        description: what it shows, in words and numbers.
+        cells: of ``cell_titles``, put on top.
+    """
     file = io.StringIO()
     figure.savefig(
         file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -94,7 +129,33 @@ def svg(figure: Figure) -> str:
     text = re.sub(r'(width|height)="([\d.]+)pt"', _in_pixels, text)
     for color, variable in VARIABLES.items():
         text = text.replace(color, f"var(--{variable})")
-    return text.strip()
+    spoken = f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>"
+    text = re.sub(r"<svg\b([^>]*)>", lambda tag: f'<svg role="img"{tag[1]}>{spoken}', text, count=1)
+    return text.strip().removesuffix("</svg>") + f"{cells}</svg>"
+
+
+def cell_titles(axes: Axes, rows: int, columns: int, titles: Iterable[CellTitle]) -> str:
+    """Invisible cells above a heat map that fills its axes; a browser shows the title of each.
+
+    Args:
+        axes: of the heat map; their place must not change any more.
+        rows: of the heat map.
+        columns: of the heat map.
+        titles: any text, which is escaped here.
+    """
+    box = axes.get_position()
+    assert isinstance(axes.figure, Figure)
+    width, height = (72 * inches for inches in axes.figure.get_size_inches())
+    place = f"translate({box.x0 * width:.5g} {(1 - box.y1) * height:.5g})"
+    cell = f"scale({box.width * width / columns:.6g} {box.height * height / rows:.6g})"
+    drawn = "".join(
+        f'<path d="M{each.column} {each.row}h{each.wide}v1h-{each.wide}z">'
+        f"<title>{html.escape(each.text)}</title></path>"
+        for each in titles
+    )
+    return (
+        f'<g class="cells" fill="none" pointer-events="fill" transform="{place} {cell}">{drawn}</g>'
+    )
 
 
 def _in_pixels(match: re.Match[str]) -> str:

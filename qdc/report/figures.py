@@ -1,10 +1,12 @@
 """The figures of a report, as SVG text that takes its colours and its font from the page.
 
-Nothing here draws a name that the user chose: captions are the page's.
+Nothing here draws or says a name that the user chose: captions are the page's. Titles and
+descriptions are for readers of screens; cells of heat maps have titles that browsers show.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -15,9 +17,12 @@ from qdc.report.drawing import (
     LINE,
     MUTED,
     SURFACE,
+    CellTitle,
     bare_frame,
     canvas,
+    cell_titles,
     log_ticks,
+    make_room,
     styled,
     svg,
 )
@@ -27,7 +32,7 @@ FILL = (92, 124, 250)
 ORDER_OPACITY = {1: 0.11, 2: 0.36, 3: 0.76, 4: 1.0}
 FAINTEST = 0.06
 TILES = 4000
-"""Up to this many cells are drawn with a gap between them."""
+"""Up to this many cells are drawn with a gap between them, and each has its own title."""
 Rows = Sequence[Sequence[float]]
 """One row a layer, one value a block; rows may differ in length."""
 
@@ -37,7 +42,14 @@ def order_map(rows: Rows, widest: int) -> str:
     opacity = _grid(rows)
     for order, value in ORDER_OPACITY.items():
         opacity[opacity == order] = value
-    return _heat_map(opacity, rows, widest, "orders")
+    return _heat_map(
+        opacity,
+        rows,
+        widest,
+        "orders",
+        "Orders of blocks by depth",
+        lambda order: f"order {order:g}",
+    )
 
 
 def error_map(rows: Rows, widest: int, low: float, high: float) -> str:
@@ -46,7 +58,8 @@ def error_map(rows: Rows, widest: int, low: float, high: float) -> str:
     with np.errstate(divide="ignore", invalid="ignore"):
         place = np.log(np.maximum(values, low) / low) / max(math.log(high / low), 1e-9)
     opacity = FAINTEST + (1 - FAINTEST) * np.clip(place, 0, 1)
-    return _heat_map(opacity, rows, widest, "errors")
+    title = "Errors of blocks by depth"
+    return _heat_map(opacity, rows, widest, "errors", title, lambda error: f"{error:.3g}")
 
 
 def depth_lines(lines: Sequence[Sequence[float]], chosen: int, low: float, high: float) -> str:
@@ -70,7 +83,16 @@ def depth_lines(lines: Sequence[Sequence[float]], chosen: int, low: float, high:
         axes.grid(axis="y", color=LINE, linewidth=0.6, alpha=0.6)
         bare_frame(axes)
         axes.set_xlabel("depth", labelpad=2)
-        return svg(figure)
+        make_room(figure, axes)
+        own_line = lines[chosen]
+        worst = max(range(len(own_line)), key=own_line.__getitem__)
+        return svg(
+            figure,
+            "Error by depth",
+            f"One kind of layer among {len(lines)}, on a logarithmic axis. Its error is "
+            f"{own_line[0]:.3g} at depth 0 and {own_line[-1]:.3g} at depth {len(own_line) - 1}, "
+            f"highest at depth {worst}: {own_line[worst]:.3g}.",
+        )
 
 
 def loss_lines(
@@ -78,7 +100,7 @@ def loss_lines(
 ) -> str:
     """Loss by mask ratio, of the artifact and of the model that it was compared with."""
     with styled("loss"):
-        figure, axes = canvas(460, 250, left=46, bottom=38, top=14, right=74)
+        figure, axes = canvas(410, 250, left=46, bottom=38, top=14, right=62)
         for values, color, label in ((original, MUTED, "original"), (compiled, ACCENT, "compiled")):
             if values is None:
                 continue
@@ -96,7 +118,12 @@ def loss_lines(
         axes.grid(axis="y", color=LINE, linewidth=0.6, alpha=0.6)
         axes.margins(x=0.06, y=0.12)
         bare_frame(axes)
-        return svg(figure)
+        make_room(figure, axes)
+        pairs = [
+            f"{ratio:g}: {loss:.4f}" + ("" if original is None else f", original {original[n]:.4f}")
+            for n, (ratio, loss) in enumerate(zip(ratios, compiled, strict=True))
+        ]
+        return svg(figure, "Loss by mask ratio", f"In nats a token, at {'; at '.join(pairs)}.")
 
 
 def rise_bars(ratios: Sequence[float], rises: Sequence[float], errors: Sequence[float]) -> str:
@@ -118,7 +145,14 @@ def rise_bars(ratios: Sequence[float], rises: Sequence[float], errors: Sequence[
         axes.set_axisbelow(True)
         axes.set_xlim(-0.6, len(ratios) - 0.4)
         bare_frame(axes)
-        return svg(figure)
+        make_room(figure, axes)
+        bars = [
+            f"{ratio:g}: {rise:+.4f}, standard error {error:.4f}"
+            for ratio, rise, error in zip(ratios, rises, errors, strict=True)
+        ]
+        return svg(
+            figure, "Rise of the loss by mask ratio", f"In nats a token, at {'; at '.join(bars)}."
+        )
 
 
 def _grid(rows: Rows) -> NDArray[np.float64]:
@@ -129,8 +163,18 @@ def _grid(rows: Rows) -> NDArray[np.float64]:
     return grid
 
 
-def _heat_map(opacity: NDArray[np.float64], rows: Rows, widest: int, salt: str) -> str:
-    """Draw cells of one colour; the more opaque, the higher. A cell has its size at every width."""
+def _heat_map(
+    opacity: NDArray[np.float64],
+    rows: Rows,
+    widest: int,
+    salt: str,
+    title: str,
+    said: Callable[[float], str],
+) -> str:
+    """Draw cells of one colour; the more opaque, the higher. A cell has its size at every width.
+
+    ``said`` is what the title of a cell says of its value.
+    """
     layers, blocks = opacity.shape
     wide, high = _clamp(880 / widest, 6, 26), _clamp(300 / layers, 5, 22)
     pixels = np.zeros((layers, blocks, 4), np.uint8)
@@ -150,7 +194,39 @@ def _heat_map(opacity: NDArray[np.float64], rows: Rows, widest: int, salt: str) 
         axes.set_ylabel("depth", labelpad=3)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return svg(figure)
+        make_room(figure, axes)
+        cells = cell_titles(axes, layers, blocks, _titles(rows, said))
+        return svg(figure, title, _described(rows, said), cells)
+
+
+def _titles(rows: Rows, said: Callable[[float], str]) -> Iterator[CellTitle]:
+    """One title for each run of equal cells; with more cells than ``TILES`` one a row.
+
+    Either keeps the page small.
+    """
+    each = sum(map(len, rows)) <= TILES
+    for depth, row in enumerate(rows):
+        if not each:
+            ends = f"{said(min(row))} to {said(max(row))}"
+            yield CellTitle(depth, 0, len(row), f"depth {depth}, {len(row)} blocks: {ends}")
+            continue
+        start = 0
+        for value, run in groupby(row):
+            wide = len(list(run))
+            where = f"block {start}" if wide == 1 else f"blocks {start} to {start + wide - 1}"
+            yield CellTitle(depth, start, wide, f"depth {depth}, {where}: {said(value)}")
+            start += wide
+
+
+def _described(rows: Rows, said: Callable[[float], str]) -> str:
+    """The size of a heat map, and where its highest value is."""
+    depth = max(range(len(rows)), key=lambda n: max(rows[n]))
+    block = max(range(len(rows[depth])), key=rows[depth].__getitem__)
+    least = min(map(min, rows))
+    return (
+        f"{len(rows)} layers of up to {max(map(len, rows))} blocks, from {said(least)} to "
+        f"{said(rows[depth][block])}, which is first reached at depth {depth}, block {block}."
+    )
 
 
 def _clamp(value: float, low: float, high: float) -> float:

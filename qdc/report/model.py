@@ -107,6 +107,8 @@ class CompileReport(Frozen):
     created: str = ""
     """Date and time, UTC."""
     family: str
+    effort: str = ""
+    """What ``--effort`` chose, and what was given; empty in reports of before there was one."""
     pipeline: str
     full_pipeline: str = ""
     """The pipeline with every option written out; pasteable."""

@@ -11,23 +11,25 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
 from qdc.runtime.decoding.facts import DecodeFacts
-from qdc.runtime.decoding.options import CACHES
-from qdc.runtime.decoding.strategies import (
-    BUILT_IN,
-    Strategies,
-    needs_verifier,
-    shared_options,
+from qdc.runtime.decoding.strategies import BUILT_IN, Strategies
+from qdc.serve.bodies import (
+    ChatRequest,
+    CompletionRequest,
+    FillRequest,
+    Request,
+    WatchRequest,
+    read_body,
 )
-from qdc.serve.bodies import ChatRequest, CompletionRequest, Request, WatchRequest, read_body
 from qdc.serve.clients import Keys
 from qdc.serve.engine import Engine
 from qdc.serve.guard import Guard
-from qdc.serve.intake import DEFAULT_LENGTH, Gone, Intake, Read, receive, while_there
+from qdc.serve.intake import Gone, Intake, Read, receive, while_there
 from qdc.serve.limits import Limits
+from qdc.serve.offer import offer
 from qdc.serve.page import page
 from qdc.serve.refusals import Refused, internal
 from qdc.serve.replies import Kind, Reply
-from qdc.serve.streams import EventStream, chunks, steps
+from qdc.serve.streams import EventStream, chunks, fillings, steps
 from qdc.serve.turns import Turns
 from qdc.serve.wording import Wording
 
@@ -59,11 +61,7 @@ def make_app(service: Service) -> ASGIApp:
         service.strategies,
         Turns(service.limits),
     )
-    offered = {
-        name: shared_options(kind)
-        for name, kind in service.strategies.items()
-        if service.verifies or not needs_verifier(kind)
-    }
+    offered = offer(service.strategies, service.limits, verifies=service.verifies)
     started = int(time.time())
 
     def model() -> dict[str, Any]:
@@ -74,13 +72,9 @@ def make_app(service: Service) -> ASGIApp:
             "owned_by": "qdc",
             "qdc": {
                 "compiled": service.compiled,
-                "max_length": service.limits.max_length,
-                "default_length": min(DEFAULT_LENGTH, service.limits.max_length),
                 "attention_block": service.facts.attention_block,
                 "chat_template": service.wording.has_template,
-                "strategies": list(offered),
-                "strategy_options": offered,
-                "caches": list(CACHES),
+                **offered,
             },
         }
 
@@ -93,7 +87,7 @@ def make_app(service: Service) -> ASGIApp:
                 code="model_not_found",
             )
 
-    async def answer(request: Http, body: Request, read: Read) -> Response:
+    async def answer(request: Http, body: Request, read: Read[list[int]]) -> Response:
         ticket = await intake.queue(request, body, read)
         kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
         reply = Reply(kind, service.name, len(ticket.prompt), body.include_usage)
@@ -154,6 +148,13 @@ def make_app(service: Service) -> ASGIApp:
         await while_there(request, ticket, whole=False)
         reply = Reply("text", service.name, len(ticket.prompt))
         return EventStream(steps(ticket, reply, service.wording), ticket)
+
+    @app.post("/fill")
+    async def fill(request: Http) -> Response:
+        body = read_body(FillRequest, await receive(request, service.limits))
+        ticket = await intake.queue_gaps(request, body)
+        await while_there(request, ticket, whole=False)
+        return EventStream(fillings(ticket, service.wording), ticket)
 
     @app.exception_handler(Refused)
     async def refused(request: Http, error: Refused) -> Response:

@@ -3,8 +3,10 @@
 The options of decoding stand beside them (``extra_body`` of the ``openai`` client).
 """
 
+import re
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,7 +20,7 @@ from pydantic import (
 from qdc.jsontext import UnfitJson, parse_json
 from qdc.runtime.decoding.not_offered import NOT_OFFERED, asks_nothing
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.serve.fields import CALLED_ELSEWHERE, HARMLESS
+from qdc.serve.fields import CALLED_ELSEWHERE, FILL_CALLED_ELSEWHERE, HARMLESS
 from qdc.serve.refusals import Refused, from_validation
 
 CHOSEN = frozenset(DecodeOptions.model_fields) - {"length", "temperature", "top_p", "seed"}
@@ -36,7 +38,10 @@ LEAST_MASS = 5e-324
 LONGEST = 300
 """Characters of a message about a body, which may repeat a name from it."""
 
-Sent = TypeVar("Sent", bound="Body")
+GAP = re.compile("_{3,}")
+"""How a gap is written."""
+
+Sent = TypeVar("Sent", bound="Decoded")
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Item = TypeVar("Item")
 Listed = Annotated[list[Item], Field(fail_fast=True)]
@@ -94,16 +99,49 @@ class Message(_Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-class Body(BaseModel):
-    """What all requests for an answer share."""
+class Decoded(BaseModel):
+    """What all requests to a model share: how it decodes."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
 
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    called_elsewhere: ClassVar[Mapping[str, str]] = CALLED_ELSEWHERE
+
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+
+    def options(self, length: int) -> DecodeOptions:
+        """How to decode ``length`` tokens.
+
+        Raises ``Refused`` for a field that is unknown or not offered, or a value that does not fit.
+        """
+        given = {
+            "temperature": self.temperature,
+            "top_p": LEAST_MASS if self.top_p == 0 else self.top_p,
+            "seed": None if self.seed == NO_SEED else self.seed,
+        }
+        for name, value in (self.model_extra or {}).items():
+            if name == "top_k" and type(value) is int and value in ALL_TOKENS:
+                continue
+            if name in CHOSEN:
+                given[name] = value
+            elif name in NOT_OFFERED:
+                _require_neutral(name, value)
+            elif name not in HARMLESS:
+                known = {*type(self).model_fields, *CHOSEN}
+                raise _unknown(name[:64], known, self.called_elsewhere)
+        fields = {name: value for name, value in given.items() if value is not None}
+        try:
+            return DecodeOptions.model_validate({**fields, "length": length}, strict=True)
+        except ValidationError as error:
+            raise from_validation(error) from error
+
+
+class Body(Decoded):
+    """What all requests for an answer share."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
     stop: Annotated[list[Stop], Field(max_length=4), BeforeValidator(_listed)] | None = None
 
     @model_validator(mode="after")
@@ -122,31 +160,6 @@ class Body(BaseModel):
     def stops(self) -> tuple[str, ...]:
         """Strings in front of which the answer ends."""
         return tuple(self.stop or ())
-
-    def options(self, length: int) -> DecodeOptions:
-        """How to decode an answer of ``length`` tokens.
-
-        Raises ``Refused`` for a field that is unknown or not offered, or a value that does not fit.
-        """
-        given = {
-            "temperature": self.temperature,
-            "top_p": LEAST_MASS if self.top_p == 0 else self.top_p,
-            "seed": None if self.seed == NO_SEED else self.seed,
-        }
-        for name, value in (self.model_extra or {}).items():
-            if name == "top_k" and type(value) is int and value in ALL_TOKENS:
-                continue
-            if name in CHOSEN:
-                given[name] = value
-            elif name in NOT_OFFERED:
-                _require_neutral(name, value)
-            elif name not in HARMLESS:
-                raise _unknown(name[:64], {*type(self).model_fields, *CHOSEN})
-        fields = {name: value for name, value in given.items() if value is not None}
-        try:
-            return DecodeOptions.model_validate({**fields, "length": length}, strict=True)
-        except ValidationError as error:
-            raise from_validation(error) from error
 
 
 class Request(Body):
@@ -234,6 +247,22 @@ class WatchRequest(Body):
         return self
 
 
+class FillRequest(Decoded):
+    """``POST /fill``: a text with gaps, of which every step is shown."""
+
+    called_elsewhere: ClassVar[Mapping[str, str]] = FILL_CALLED_ELSEWHERE
+
+    text: str | Listed[str]
+    """Three underscores or more are a gap; of pieces, one stands between each two."""
+    gap_tokens: int = Field(default=1, ge=1)
+    """Tokens of each gap."""
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text around the gaps, in order."""
+        return GAP.split(self.text) if isinstance(self.text, str) else self.text
+
+
 def read_body(kind: type[Sent], data: bytes) -> Sent:
     """Parse a request, as artifacts are parsed: no name of an object may have two values.
 
@@ -262,10 +291,10 @@ def _require_neutral(name: str, value: Any) -> None:
         )
 
 
-def _unknown(name: str, known: set[str]) -> Refused:
+def _unknown(name: str, known: set[str], elsewhere: Mapping[str, str]) -> Refused:
     """Refuse a field; only a slip of the pen is told another name, for others mean other things."""
     close = get_close_matches(name, sorted(known), n=1, cutoff=0.85)
     told = f"did you mean {close[0]}?" if close else "leave it out; nothing here acts on it"
-    if name in CALLED_ELSEWHERE:
-        told = f"here it is called {CALLED_ELSEWHERE[name]}"
+    if name in elsewhere:
+        told = f"here it is called {elsewhere[name]}"
     return Refused(400, f"unknown field {name!r}; {told}", param=name, code="unknown_field")

@@ -2,8 +2,8 @@
 
 Clients are served in turns, and the requests of one in the order in which they came. With the first
 go those that wait behind it and have an equal shape: the same number of prompt tokens and the same
-options, seeds aside. What a row draws follows from its own seed and positions, so its company
-changes nothing but the rounding of the model.
+options, seeds aside; texts with gaps go with their own kind. What a row draws follows from its own
+seed and positions, so its company changes nothing but the rounding of the model.
 """
 
 import logging
@@ -27,8 +27,12 @@ from qdc.serve.refusals import (
 )
 from qdc.serve.ticket import AnswerProgress, Ticket
 
-Run = Callable[[Sequence[Sequence[int]], DecodeOptions, Sequence[int], Watch], Decoded]
-"""``(prompts, options, one seed a prompt, watch)``: what decodes a batch."""
+Gaps = Sequence[Sequence[bool]] | None
+Run = Callable[[Sequence[Sequence[int]], Gaps, DecodeOptions, Sequence[int], Watch], Decoded]
+"""``(texts, gaps, options, one seed a text, watch)``: what decodes a batch.
+
+Texts with gaps are filled, those without (None for the whole batch) are answered.
+"""
 
 LONGEST_WAIT = 60
 log = logging.getLogger(__name__)
@@ -133,8 +137,8 @@ class Engine:
             if self._aborted:
                 raise _Stopped
             seconds = time.perf_counter() - started
-            length = batch[0].options.length
-            tokens, masked = state.tokens[:, -length:], state.masked[:, -length:]
+            width = batch[0].width
+            tokens, masked = state.tokens[:, -width:], state.masked[:, -width:]
             rows = zip(batch, tokens.tolist(), masked.tolist(), strict=True)
             for ticket, row, open_places in rows:
                 if ticket.is_open:
@@ -150,7 +154,8 @@ class Engine:
         try:
             prompts = [ticket.prompt for ticket in batch]
             seeds = [ticket.options.seed for ticket in batch]
-            answers = self._run(prompts, batch[0].options, seeds, watch).answers
+            gaps = [ticket.gaps for ticket in batch if ticket.gaps is not None] or None
+            answers = self._run(prompts, gaps, batch[0].options, seeds, watch).answers
             for ticket, answer in zip(batch, answers, strict=True):
                 if ticket.is_open:
                     ticket.finish(answer)

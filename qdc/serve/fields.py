@@ -20,3 +20,10 @@ CALLED_ELSEWHERE: Mapping[str, str] = {
     "stop_strings": "stop",
 }
 """Names that other servers give to fields of this one."""
+
+FILL_CALLED_ELSEWHERE: Mapping[str, str] = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "length", "n_predict"), "gap_tokens"),
+    "prompt": "text",
+    "random_seed": "seed",
+}
+"""The same for texts with gaps."""

@@ -3,28 +3,32 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
 
 from qdc.errors import InvalidPipeline, QdcError, UnknownName
+from qdc.pipeline.strategybase import Strategy
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.strategies import Strategies, make_strategy, needs_verifier
-from qdc.serve.bodies import Body, Message
+from qdc.serve.bodies import Body, FillRequest, Message
 from qdc.serve.engine import Engine
 from qdc.serve.finaltext import FinalText
+from qdc.serve.gaps import GappedText
 from qdc.serve.guard import CLIENT
 from qdc.serve.limits import Limits
 from qdc.serve.refusals import Refused, from_error
-from qdc.serve.ticket import Ticket
+from qdc.serve.ticket import AnswerTicket, FillTicket, Ticket
 from qdc.serve.turns import Turns
 from qdc.serve.wording import Wording
 
 DEFAULT_LENGTH: int = DecodeOptions.model_fields["length"].default
 
-Read = Callable[[], list[int]]
-"""Gives the tokens of a prompt; called in a thread of its own."""
+Found = TypeVar("Found")
+Read = Callable[[], Found]
+"""Gives the tokens of a prompt, or of a text with gaps; called in a thread of its own."""
 
 
 class Gone(Exception):
@@ -70,36 +74,81 @@ class Intake:
     strategies: Strategies
     turns: Turns
 
-    async def queue(self, request: Http, body: Body, read: Read) -> Ticket:
+    async def queue(self, request: Http, body: Body, read: Read[list[int]]) -> AnswerTicket:
         """Queue a prompt. Raises ``Refused``, and ``Gone`` if the client did not wait for that."""
         client: str = getattr(request.state, CLIENT)
-        async with self.turns.turn(client):
-            if await request.is_disconnected():
-                raise Gone
-            try:
-                tokens = await asyncio.to_thread(read)  # a long text keeps nobody else waiting
-            except QdcError as error:
-                raise from_error(error) from error
+        tokens = await self._read(request, client, read)
         room = self.limits.max_length - len(tokens)
         length = body.length
         if room < (length or 1):
             asked = "and no answer fits" if length is None else f"and an answer of {length}"
-            raise Refused(
-                400,
-                f"a prompt of {len(tokens)} tokens {asked}: the server takes "
-                f"{self.limits.max_length} in all",
-                code="context_length_exceeded",
-                param="max_tokens" if length is not None else None,
+            raise self._too_long(
+                f"a prompt of {len(tokens)} tokens {asked}",
+                "max_tokens" if length is not None else None,
             )
         options = body.options(min(DEFAULT_LENGTH, room) if length is None else length)
         self._check_strategy(options)
         final = FinalText(self.wording.decode, body.stops)
-        ticket = Ticket(tokens, options, final, self.facts.ends, client)
+        ticket = AnswerTicket(tokens, options, final, self.facts.ends, client)
         self.engine.submit(ticket)
         return ticket
 
-    def _check_strategy(self, options: DecodeOptions) -> None:
-        """Refuse an unknown strategy, and options that it does not read. Raises ``Refused``."""
+    async def queue_gaps(self, request: Http, body: FillRequest) -> FillTicket:
+        """Queue a text with gaps. Raises as ``queue`` does."""
+        client: str = getattr(request.state, CLIENT)
+        pieces, size = body.pieces, body.gap_tokens
+        count = len(pieces) - 1
+        if count < 1:
+            raise Refused(
+                400,
+                "found no gap to fill; write ___ where text is missing, as in for i ___ range(10):",
+                param="text",
+                code="invalid_request",
+            )
+        if count * size > self.limits.max_length:  # before a list of them is made
+            raise self._too_long(f"{count} gaps of {size} tokens", "gap_tokens")
+        options = body.options(count * size)
+        _check_fills(options, self._check_strategy(options))
+
+        def read() -> GappedText:
+            return self.wording.gapped(pieces, size, self.facts.mask)
+
+        text = await self._read(request, client, read)
+        if len(text.tokens) > self.limits.max_length:
+            raise self._too_long(f"a text of {len(text.tokens)} tokens with its gaps", "text")
+        if text.tokens.count(self.facts.mask) > count * size:
+            raise self._writes_mask("text", "gaps are written ___")
+        ticket = FillTicket(text, options, client)
+        self.engine.submit(ticket)
+        return ticket
+
+    async def _read(self, request: Http, client: str, read: Read[Found]) -> Found:
+        """Have the tokenizer read in turn. Raises ``Refused``, and ``Gone`` without a client."""
+        async with self.turns.turn(client):
+            if await request.is_disconnected():
+                raise Gone
+            try:
+                return await asyncio.to_thread(read)  # a long text keeps nobody else waiting
+            except QdcError as error:
+                raise from_error(error) from error
+
+    def _too_long(self, what: str, param: str | None) -> Refused:
+        return Refused(
+            400,
+            f"{what}: the server takes {self.limits.max_length} in all",
+            code="context_length_exceeded",
+            param=param,
+        )
+
+    def _writes_mask(self, param: str, why: str) -> Refused:
+        text = f"the {param} writes the mask token, and {why}"
+        return Refused(400, text, param=param, code="unsupported")
+
+    def _check_strategy(self, options: DecodeOptions) -> type[Strategy]:
+        """The strategy that is meant.
+
+        Raises ``Refused`` for an unknown one, and for options that it does not read.
+        """
         try:
             strategy = make_strategy(options, self.strategies)
         except (UnknownName, InvalidPipeline) as error:
@@ -116,10 +165,11 @@ class Intake:
                 param="strategy",
                 code="unsupported",
             )
+        return type(strategy)
 
     def text(
         self, text: str, *, special: bool = False, add_special_tokens: bool | None = None
-    ) -> Read:
+    ) -> Read[list[int]]:
         """Read a prompt. What it gives raises ``Refused`` where the prompt writes the mask."""
 
         def read() -> list[int]:
@@ -127,25 +177,31 @@ class Intake:
                 text, special=special, add_special_tokens=add_special_tokens
             )
             if self.facts.mask in tokens:
-                raise Refused(
-                    400,
-                    "the prompt writes the mask token, and nothing in front of an answer is filled",
-                    param="prompt",
-                    code="unsupported",
-                )
+                raise self._writes_mask("prompt", "nothing in front of an answer is filled")
             return tokens
 
         return read
 
-    def conversation(self, messages: Sequence[Message]) -> Read:
+    def conversation(self, messages: Sequence[Message]) -> Read[list[int]]:
         """Read a conversation in the form of the chat template."""
         return lambda: self.wording.chat([message.plain() for message in messages])
 
-    def numbers(self, tokens: list[int]) -> Read:
+    def numbers(self, tokens: list[int]) -> Read[list[int]]:
         """Take tokens as they are. Raises ``Refused`` for one that the model does not have."""
         if any(not 0 <= token < self.facts.vocabulary for token in tokens):
             raise Refused(400, f"tokens are numbers below {self.facts.vocabulary}", param="prompt")
         return lambda: tokens
+
+
+def _check_fills(options: DecodeOptions, strategy: type[Strategy]) -> None:
+    """Refuse what has no meaning in a text with gaps. Raises ``Refused``."""
+    wrong = None
+    if needs_verifier(strategy):
+        wrong = "strategy", "apd writes behind a prompt, and a gap has text behind it; take another"
+    elif not options.stop_early:
+        wrong = "stop_early", "stop_early is about answers, and a gap ends nothing; leave it out"
+    if wrong is not None:
+        raise Refused(400, wrong[1], param=wrong[0], code="unsupported")
 
 
 async def while_there(request: Http, ticket: Ticket, *, whole: bool) -> None:

@@ -6,13 +6,23 @@ import re
 from functools import cache
 from importlib.resources import files
 
+STYLE = "page.css"
+SCRIPTS = ("memory.js", "server.js", "settings.js", "turns.js", "conversation.js", "page.js")
+"""Parts of the one script, in their order."""
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 @cache
 def page() -> tuple[str, str]:
     """The HTML, and its content security policy."""
-    html = (files("qdc.serve") / "page.html").read_text(encoding="utf-8")
+    assets = files("qdc.serve") / "assets"
+
+    def read(*names: str) -> str:
+        return "".join((assets / name).read_text(encoding="utf-8") for name in names)
+
+    html = read("page.html")
+    html = html.replace("<style></style>", f"<style>\n{read(STYLE)}</style>")
+    html = html.replace("<script></script>", f"<script>\n{read(*SCRIPTS)}</script>")
     digests = {tag: _digest(text) for tag, text in INLINE.findall(html)}
     policy = (
         "default-src 'none'; "

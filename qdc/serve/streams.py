@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from qdc.serve.refusals import Refused
 from qdc.serve.replies import Reply
-from qdc.serve.ticket import Ticket
+from qdc.serve.ticket import AnswerProgress, AnswerTicket, FillTicket, Outcome, Ticket
 from qdc.serve.wording import Wording
 
 SEPARATORS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
@@ -33,7 +33,7 @@ class EventStream(StreamingResponse):
             self._ticket.cancel()
 
 
-async def chunks(ticket: Ticket, reply: Reply) -> AsyncIterator[str]:
+async def chunks(ticket: AnswerTicket, reply: Reply) -> AsyncIterator[str]:
     """Final text as it grows, in OpenAI's form; an error ends the stream."""
     opening = reply.opening()
     if opening is not None:
@@ -57,25 +57,70 @@ async def chunks(ticket: Ticket, reply: Reply) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
-async def steps(ticket: Ticket, reply: Reply, wording: Wording) -> AsyncIterator[str]:
-    """Each state as the text of every token, ``null`` where it is masked; then the answer.
+async def steps(ticket: AnswerTicket, reply: Reply, wording: Wording) -> AsyncIterator[str]:
+    """Each state as the text of every token, ``null`` where it is masked; then the answer."""
+
+    def shown(progress: AnswerProgress) -> dict[str, Any]:
+        return {"tokens": wording.pieces(progress.tokens, progress.masked)}
+
+    def last(outcome: Outcome) -> dict[str, Any]:
+        return {
+            "text": ticket.final.text,
+            "finish_reason": outcome.finish,
+            "usage": reply.usage(outcome),
+        }
+
+    async for each in _states(ticket, shown, last):
+        yield each
+
+
+async def fillings(ticket: FillTicket, wording: Wording) -> AsyncIterator[str]:
+    """Each state as the text of every token in a gap, ``null`` where it is masked; then the text.
+
+    The last event has the text of each gap too: read by itself, so that it fits what a client has
+    around it.
+    """
+    text = ticket.text
+
+    def shown(progress: AnswerProgress) -> dict[str, Any]:
+        states = zip(text.by_gap(progress.tokens), text.by_gap(progress.masked), strict=True)
+        return {"gaps": [wording.pieces(tokens, masked) for tokens, masked in states]}
+
+    def last(outcome: Outcome) -> dict[str, Any]:
+        found = [wording.pieces(gap, [False] * text.size) for gap in text.portions(ticket.filled)]
+        usage = Reply("text", "", text.given).usage(outcome)
+        return {
+            "text": wording.decode(text.filled(ticket.filled)),
+            "gaps": ["".join(piece or "" for piece in gap) for gap in found],
+            "usage": usage,
+        }
+
+    async for each in _states(ticket, shown, last):
+        yield each
+
+
+async def _states(
+    ticket: Ticket,
+    shown: Callable[[AnswerProgress], dict[str, Any]],
+    last: Callable[[Outcome], dict[str, Any]],
+) -> AsyncIterator[str]:
+    """What the two functions make of each state and of the end, each called in a thread.
 
     States that a slow client has no time for are left out.
     """
-    shown = None
+    before = None
     try:
         while True:
             outcome, progress = ticket.outcome, ticket.progress
-            if progress is not None and progress is not shown:
-                shown = progress
-                pieces = await asyncio.to_thread(wording.pieces, progress.tokens, progress.masked)
+            if progress is not None and progress is not before:
+                before = progress
                 yield event(
                     {
                         "step": progress.step,
                         "steps": progress.steps,
                         "forwards": progress.forwards,
                         "seconds": round(progress.seconds, 4),
-                        "tokens": pieces,
+                        **await asyncio.to_thread(shown, progress),
                     }
                 )
             if outcome is not None:
@@ -84,13 +129,7 @@ async def steps(ticket: Ticket, reply: Reply, wording: Wording) -> AsyncIterator
     except Refused as refusal:
         yield event(refusal.body)
         return
-    yield event(
-        {
-            "text": ticket.final.text,
-            "finish_reason": outcome.finish,
-            "usage": reply.usage(outcome),
-        }
-    )
+    yield event(await asyncio.to_thread(last, outcome))
 
 
 def event(data: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qdc.runtime.decoding.speech import chat_tokens
 from qdc.serve.finaltext import INCOMPLETE
+from qdc.serve.gaps import GappedText
 from qdc.text.tokenizer import Encoder, decode_marked
 
 if TYPE_CHECKING:
@@ -58,6 +59,25 @@ class Wording:
             return self.prompt("".join(f"{message['content']}\n" for message in messages))
         with self._lock:
             return chat_tokens(self._tokenizer, messages)
+
+    def gapped(self, pieces: Sequence[str], size: int, mask: int) -> GappedText:
+        """Read a whole text with a gap of ``size`` tokens between each two pieces.
+
+        Pieces are read one by one, as they stand; a special token that is written in one is text.
+        """
+        with self._lock:
+            read = [self._encode(piece) if piece else [] for piece in pieces]
+            before, after = self._encode.surround
+        tokens, gaps = list(before), [False] * len(before)
+        for number, piece in enumerate(read):
+            if number:
+                tokens += [mask] * size
+                gaps += [True] * size
+            tokens += piece
+            gaps += [False] * len(piece)
+        return GappedText(
+            [*tokens, *after], [*gaps, *[False] * len(after)], size, len(before), len(after)
+        )
 
     def decode(self, tokens: list[int]) -> str:
         """Write text. Spaces are never tidied up, so more tokens never change what was written."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container says what it allows: control groups of version 2 and 1."""
+MEMINFO = Path("/proc/meminfo")
 STATM = Path("/proc/self/statm")
 USUAL = 400_000_000
 """Bytes of a process that has imported torch, where the system does not say."""
@@ -23,6 +24,16 @@ def machine_memory(limits: tuple[str, ...] = LIMITS) -> int:
         if text.isdecimal():  # "max" where there is no limit
             found.append(int(text))
     return min(found)
+
+
+def free_memory() -> int | None:
+    """Bytes that could be taken now without swapping; None where the system does not say."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.split() for line in lines if line.startswith("MemAvailable:"))
+    return next((int(words[1]) * 1024 for words in found), None)
 
 
 def states_memory() -> int:

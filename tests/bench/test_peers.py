@@ -3,7 +3,6 @@
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ from bench.peers.result import (
 from qdc.errors import QdcError
 from qdc.frontend.opening import open_model
 from qdc.streaming.unit import Unit
-from tests.support.checkpoints import EMBEDDED, END, write_checkpoint
+from tests.support.checkpoints import EMBEDDED, write_checkpoint
 from tests.support.compiles import run_passes, spying
 
 LIBRARIES = {"autoround": "auto_round", "gptq": "llmcompressor", "hqq": "hqq"}
@@ -154,14 +153,11 @@ def test_missing_library_says_how_to_install_it(
     assert LIBRARIES[peer] in caught.value.what
 
 
-def test_padding_among_the_samples_is_refused(
-    probe: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "auto_round", ModuleType("auto_round"))
-    padded = probe.clone()
-    padded[0, 3] = END
-    with pytest.raises(QdcError, match="padding token 0 is absent or occurs"):
-        import_module("bench.peers.autoround").quantize(EMBEDDED, padded, 0)
+def test_padding_is_a_token_that_no_sample_holds() -> None:
+    unused = import_module("bench.peers.autoround")._unused
+    assert unused(6, torch.tensor([[0, 1], [5, 3]])) == 2
+    with pytest.raises(QdcError, match="every token occurs"):
+        unused(3, torch.tensor([[0, 1, 2]]))
 
 
 def test_command_prints_the_error(

@@ -20,7 +20,7 @@ from qdc.compiling.options import CompileOptions
 from qdc.evaluation.options import EvaluationOptions
 from qdc.exporting.options import ExportOptions
 from qdc.options import Options, as_list, as_paths, option, switch
-from qdc.planning.options import PlanOptions
+from qdc.planning.options import ForecastOptions
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.options import RunOptions
 from qdc.serve.limits import ServeOptions
@@ -28,7 +28,7 @@ from tests.cli.conftest import Command
 
 OPTIONS: dict[str, tuple[type[Options], ...]] = {
     "compile": (CompileOptions,),
-    "plan": (PlanOptions,),
+    "plan": (ForecastOptions,),
     "compare": (CompareOptions,),
     "show": (ShowOptions,),
     "opt": (OptOptions,),

@@ -9,8 +9,8 @@ from playwright.sync_api import Browser, sync_playwright
 from qdc.comparing.figures import Point, front, layer_map, loss_by_bits, ordered_layers
 from qdc.comparing.labels import shortened, spread_labels
 from qdc.comparing.page import render
-from tests.comparing.examples import comparison, failed_row, method_row, variation
-from tests.report.test_browser import chromium
+from tests.comparing.examples import KINDS, comparison, failed_row, method_row, variation
+from tests.report.test_browser import CUT_OFF, chromium
 
 __all__ = ["chromium"]
 
@@ -57,6 +57,11 @@ def _look(browser: Browser, page: Path, width: int) -> None:
     assert HOSTILE in shown.inner_text("#table")
     plots = shown.locator("section svg")
     assert plots.count() == 4, "three ratios and the layers"
+    assert shown.evaluate(CUT_OFF) == []
+    titles = shown.locator("#layers .cells title").all_text_contents()
+    assert len(titles) == (MANY + 1) * 6 * len(KINDS)
+    assert titles[0].startswith("method-0 com, blocks.0.q_proj: error 0.0")
+    assert titles[-1].startswith(f"{HOSTILE}, blocks.5.ff_out: error 0.")
     boxes = shown.evaluate(
         "[...document.querySelector('#plot svg').querySelectorAll('text')].map(t => {"
         "const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]})"

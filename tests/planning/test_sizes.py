@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 import qdc
+from qdc.backends.reference import DUMP
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.types import ValueType
 from qdc.planning.storage import PLACES, header_bytes
@@ -40,6 +41,12 @@ def test_every_file_is_as_large_as_predicted(passes: str, model: Path, tmp_path:
     outlook = forecast_tiny(model, passes)
     report = compile_tiny(model, tmp_path / "out", passes)
     assert {shard.name: shard.file_bytes for shard in outlook.shards} == files(report)
+    exact = {file.name: file.nbytes for file in outlook.beside if file.name != DUMP}
+    written = {file.name: file.nbytes for file in report.files}
+    assert written.items() >= exact.items()
+    assert written.keys() == {shard.name for shard in outlook.shards} | {*exact, DUMP}
+    [dump] = [file.nbytes for file in outlook.beside if file.name == DUMP]
+    assert dump == pytest.approx(written[DUMP], rel=0.15)
     assert outlook.tensor_bytes == report.tensor_bytes == report.predicted_bytes
     assert (outlook.fewer, outlook.more) == (0, 0)
     assert outlook.unknown == ()

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from playwright.sync_api import sync_playwright
 
 from qdc.report.model import CompileReport
 from qdc.report.page import render
-from tests.report.test_page import HOSTILE, evaluated
+from tests.report.test_page import HOSTILE, evaluated, layer
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
@@ -122,14 +123,53 @@ def test_it_is_drawn_in_light_and_dark(
     assert np.median(dark) < 0.2
 
 
-def test_it_fits_a_narrow_screen(chromium: str, compiled: CompileReport, tmp_path: Path) -> None:
-    assert compiled.report is not None
-    probe = tmp_path / "probe.html"
-    page = Path(compiled.report).read_text(encoding="utf-8")
-    page = page.replace("default-src 'none'", "script-src 'unsafe-inline'")
-    script = "<script>document.title = 'wide ' + document.documentElement.scrollWidth</script>"
-    probe.write_text(page.replace("</body>", f"{script}</body>"), encoding="utf-8")
-    dom, _ = browse(
-        chromium, tmp_path / "profile", probe.as_uri(), "--dump-dom", "--window-size=600,900"
+def test_nothing_is_cut_off_and_cells_say_their_values(
+    chromium: str, compiled: CompileReport, tmp_path: Path
+) -> None:
+    """On a screen and on a phone, with errors of which the axis has long numbers."""
+    layers = tuple(
+        layer(depth, kind, 3, 3e-5 * 40**place).model_copy(
+            update={"block_errors": (1e-5, 2e-5, 3e-5)}
+        )
+        for place, kind in enumerate("ab")
+        for depth in (0, 1)
     )
-    assert "<title>wide 600</title>" in dom
+    report = compiled.model_copy(update={"layers": layers, "evaluation": evaluated(compared=True)})
+    path = tmp_path / "report.html"
+    path.write_text(render(report), encoding="utf-8")
+    with sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        browser = driver.chromium.launch(executable_path=chromium, args=arguments)
+        page = browser.new_page()
+        page.goto(path.as_uri())
+        for width in (390, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            assert page.evaluate(CUT_OFF) == []
+        assert "0.0001" in page.locator("#error .facets").first.inner_text()
+        drawings = page.get_by_role("img")
+        assert drawings.count() == page.locator("svg").count() == 8
+        assert page.locator("svg > title + desc").count() == 8
+        assert page.evaluate(TITLES) == [
+            ["#bits", "depth 0, block 1: order 2"], ["#error", "depth 0, block 1: 2e-05"]
+        ]  # fmt: skip
+        browser.close()
+
+
+CUT_OFF = """[...document.querySelectorAll('svg')].flatMap(svg => {
+  const frame = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter(text => {
+    const box = text.getBoundingClientRect();
+    return box.left < frame.left - 1 || box.right > frame.right + 1
+      || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
+  }).map(text => text.textContent);
+})"""
+"""Texts of drawings that stand out of them."""
+TITLES = """['#bits', '#error'].map(id => {
+  const found = document.querySelector(id + ' .cells').ownerSVGElement;
+  found.scrollIntoView({block: 'center', behavior: 'instant'});
+  const box = found.querySelector('image').getBoundingClientRect();
+  const hit = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 4);
+  return [id, hit.querySelector('title').textContent];
+})"""
+"""What a mouse sees that rests on the first of two layers, in the middle of three blocks."""

@@ -1,8 +1,10 @@
 """The page in headless Chromium: a person types, and watches tokens unmask."""
 
+import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import httpx
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -33,7 +35,10 @@ def page(browser: Browser, server: Served) -> Iterator[Page]:
     """The page, without a complaint, and without a request to anybody else."""
     complaints: list[str] = []
     asked: list[str] = []
-    context = browser.new_context(viewport={"width": 900, "height": 700})
+    context = browser.new_context(
+        viewport={"width": 900, "height": 700},
+        permissions=["clipboard-read", "clipboard-write"],
+    )
     found = context.new_page()
     found.on("console", lambda message: complaints.append(message.text))
     found.on("pageerror", lambda error: complaints.append(str(error)))
@@ -78,17 +83,121 @@ def test_tokens_unmask_while_one_watches(page: Page, opened: Opened) -> None:
 
 
 def test_errors_are_shown(page: Page) -> None:
+    long = "<b>x</b>" * 60
+    page.locator("#prompt").fill(long)
+    page.locator("#prompt").press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("the server takes 256 in all")
+    expect(page.locator("#prompt")).to_have_value(long)
+    assert page.locator("#log b").count() == 0
+    page.locator("#prompt").fill("x")
+    page.locator("#length").fill("4")
     page.locator("#more summary").click()
     page.locator("#cfg").fill("200")
-    page.locator("#prompt").fill("<b>x</b>")
-    page.locator("#prompt").press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("cfg: input should be less than")
-    expect(page.locator("#prompt")).to_have_value("<b>x</b>")
-    assert page.locator("#log b").count() == 0
+    page.locator("#more summary").click()
+    page.locator("#send").click()
+    expect(page.locator("#cfg")).to_be_focused()
+    assert page.locator("#cfg").evaluate("field => field.validity.rangeOverflow")
+    assert page.locator("#cfg").get_attribute("title") == "0 to 100"
     page.locator("#cfg").fill("")
-    page.locator("#length").fill("4")
     page.locator("#send").click()
     expect(page.locator(".figures").last).to_contain_text("4 tokens ·", timeout=30_000)
+
+
+def test_gaps_are_filled_in_place_and_outlive_a_reload(page: Page, server: Served) -> None:
+    page.locator("#mode").select_option("fill")
+    page.locator("#strategy").select_option("entropy")
+    expect(page.locator("#about")).to_have_text("Places of the least entropy.")
+    page.locator("#gap").fill("2")
+    page.locator("#prompt").fill("<i>no gap</i>")
+    page.locator("#prompt").press("Enter")
+    assert page.locator("article").count() == 0
+    given = "<i>a</i> = ___\nb = _____;"
+    page.locator("#prompt").fill(given)
+    page.locator("#prompt").press("Enter")
+    expect(page.locator(".figures")).to_contain_text("4 tokens ·", timeout=30_000)
+    expect(page.locator("#send")).to_be_enabled(timeout=30_000)
+    body = {"text": given, "gap_tokens": 2, "strategy": "entropy"}
+    answer = httpx.post(f"{server.url}/fill", json=body).text
+    due = json.loads(answer.rstrip().rpartition("\n")[2].removeprefix("data: "))["text"]
+    expect(page.locator("mark")).to_have_count(2)
+    assert page.locator(".text").text_content() == due
+    page.get_by_role("button", name="Copy the answer").click()
+    expect(page.locator("#status")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == due
+    page.locator("#prompt").fill("not sent")
+    page.reload()
+    expect(page.locator("mark")).to_have_count(2)
+    assert page.locator(".text").text_content() == due
+    assert page.locator("#log i").count() == 0
+    assert page.evaluate("[mode, strategy, gap].map(field => field.value)") == [
+        "fill", "entropy", "2"
+    ]  # fmt: skip
+    expect(page.locator("#prompt")).to_have_value("not sent")
+    page.locator("#clear").click()
+    assert "mark" not in page.evaluate("sessionStorage['qdc conversation']")
+    page.locator("#undo button").click()
+    assert page.locator(".text").text_content() == due
+
+
+def test_turns_are_edited_and_written_again(page: Page) -> None:
+    page.locator("#mode").select_option("chat")
+    expect(page.locator("#note")).to_contain_text("This model has no chat template.")
+    page.locator("#length").fill("3")
+    sent: list[Any] = []
+    page.on("request", lambda request: sent.append(request.post_data_json))
+
+    def done(turns: int) -> list[str]:
+        expect(page.locator(".answer")).to_have_count(turns)
+        expect(page.locator("#send")).to_be_enabled(timeout=30_000)
+        return page.locator(".mine").all_inner_texts()
+
+    for number, text in enumerate(("one", "two")):
+        page.locator("#prompt").fill(text)
+        page.locator("#prompt").press("Enter")
+        done(number + 1)
+    page.get_by_role("button", name="Write this answer again").last.click()
+    assert done(2) == ["one", "two"]
+    assert sent[2].pop("seed") >= 0
+    assert sent[2] == sent[1]
+    expect(page.locator(".figures").last).to_contain_text("the same as before")
+    page.get_by_role("button", name="Edit your text").first.click()
+    expect(page.locator("#prompt")).to_have_value("one")
+    page.locator("#prompt").fill("three")
+    page.locator("#prompt").press("Enter")
+    assert done(1) == ["three"]
+    assert sent[3]["messages"] == [{"role": "user", "content": "three"}]
+    expect(page.locator("#undo")).to_contain_text("1 turn replaced, 1 behind it removed.")
+    page.locator("#undo button").click()
+    assert done(2) == ["one", "two"]
+
+
+def test_what_is_stored_is_not_trusted(page: Page) -> None:
+    """Another server may have had this address; and no conversation is too long to store."""
+    page.evaluate(
+        """() => {
+          const turn = {mode: 'text', prompt: '<b>x</b>', text: '<img src=x onerror=alert(1)>',
+                        tokens: [], gaps: [], line: '', error: ''};
+          const wrong = [null, 1, {}, {...turn, mode: 'toString'}, {...turn, text: 5},
+                         {...turn, tokens: [{}]}, {...turn, mode: 'fill', gaps: [['a']]}];
+          const whole = {turns: [...wrong, turn], lost: 'x', draft: {}};
+          const fields = {strategy: 'none', steps: {}, cache: 'no'};
+          addEventListener('pagehide', () => {
+            sessionStorage['qdc conversation'] = JSON.stringify(whole);
+            sessionStorage['qdc settings'] = JSON.stringify(fields);
+          });
+        }"""
+    )
+    page.reload()
+    expect(page.locator(".mine")).to_have_text("<b>x</b>")
+    expect(page.locator("#log > .hint")).to_contain_text("7 earlier turns were not kept")
+    assert page.locator("#log :is(b, img)").count() == 0
+    page.evaluate(
+        "turns = Array.from({length: 9}, () => newTurn('text', 'y'.repeat(1e5))); lost = 2"
+    )
+    page.reload()
+    expect(page.locator("#log > .hint")).to_contain_text("8 earlier turns were not kept")
+    assert page.locator(".mine").count() == 3
+    assert page.evaluate("sessionStorage['qdc conversation'].length") < 410_000
 
 
 def test_escape_stops(page: Page) -> None:
@@ -136,6 +245,19 @@ def test_light_dark_and_narrow(page: Page, tmp_path_factory: pytest.TempPathFact
     page.set_viewport_size({"width": 360, "height": 640})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     expect(page.locator("#send")).to_be_in_viewport()
+    expect(page.locator("#strategy")).to_be_hidden()
+    page.locator("#settings").click()
+    page.locator("#strategy").select_option("random")
+    expect(page.locator("#about")).to_have_text("Places in random order.")
+    page.locator("#length").fill("999")
+    page.keyboard.press("Escape")
+    expect(page.locator("#strategy")).to_be_hidden()
+    page.locator("#prompt").fill("x")
+    page.locator("#send").click()
+    expect(page.locator("#length")).to_be_focused()
+    assert page.locator("#sheet").evaluate("sheet => sheet.matches(':modal')")
+    page.set_viewport_size({"width": 900, "height": 700})
+    expect(page.get_by_role("group", name="Settings")).to_be_visible()
 
 
 def test_the_page_asks_for_a_key(browser: Browser, locked: Served) -> None:
@@ -151,6 +273,7 @@ def test_the_page_asks_for_a_key(browser: Browser, locked: Served) -> None:
         page.locator("#key").press("Enter")
         if key == "file":
             expect(page.get_by_role("alert")).to_contain_text("not one of this server")
+            assert page.evaluate("sessionStorage['qdc key']") is None
     expect(page.locator("#name")).to_have_text(locked.model)
     expect(page.locator("#entry")).to_be_hidden()
     assert page.get_by_role("alert").count() == 0
@@ -160,6 +283,17 @@ def test_the_page_asks_for_a_key(browser: Browser, locked: Served) -> None:
     page.locator("#prompt").fill("import os")
     page.locator("#prompt").press("Enter")
     expect(page.locator(".figures")).to_contain_text("4 tokens ·", timeout=30_000)
+    page.evaluate("sessionStorage['qdc key'] = 'old'")
+    page.reload()
+    expect(page.locator("#entry")).to_be_visible()
+    assert page.locator("article").count() == 0, "nothing is shown to whoever has no key"
+    page.locator("#key").fill("of-a-file")
+    page.locator("#key").press("Enter")
+    expect(page.locator(".figures")).to_contain_text("4 tokens ·")
+    page.locator("#leave").click()
+    expect(page.locator("#entry")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+    assert page.locator("article").count() == 0
     context.close()
     context = browser.new_context()
     page = context.new_page()

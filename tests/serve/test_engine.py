@@ -11,11 +11,11 @@ import torch
 from qdc.errors import NotFinite, QdcError
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
-from qdc.serve.engine import Engine
+from qdc.serve.engine import Engine, Gaps
 from qdc.serve.finaltext import FinalText
 from qdc.serve.limits import Limits
 from qdc.serve.refusals import Refused
-from qdc.serve.ticket import Ticket
+from qdc.serve.ticket import AnswerTicket
 
 LENGTH = 3
 MASK, END = 9, 0
@@ -36,6 +36,7 @@ class Model:
     def __call__(
         self,
         prompts: Sequence[Sequence[int]],
+        gaps: Gaps,
         options: DecodeOptions,
         seeds: Sequence[int],
         watch: Watch,
@@ -54,10 +55,10 @@ class Model:
 
 def ticket(
     seed: int, prompt: int = 2, stops: Sequence[str] = (), client: str = "", **fields: Any
-) -> Ticket:
+) -> AnswerTicket:
     options = DecodeOptions(**{"length": LENGTH, "seed": seed, **fields})
     final = FinalText(lambda tokens: "".join(map(str, tokens)), stops)
-    return Ticket([5] * prompt, options, final, [END], client)
+    return AnswerTicket([5] * prompt, options, final, [END], client)
 
 
 def within(
@@ -110,7 +111,7 @@ def test_a_seed_that_is_given_and_one_that_is_not_run_together() -> None:
         first = ticket(5)
         engine.submit(first)
         await begun(model, 1)
-        bare = Ticket([5, 5], DecodeOptions(length=LENGTH), FinalText(str))
+        bare = AnswerTicket([5, 5], DecodeOptions(length=LENGTH), FinalText(str))
         for each in (bare, ticket(3)):
             engine.submit(each)
         model.may.release(100)

@@ -19,7 +19,15 @@ from qdc.serve.hosts import Place, parse_place
 from qdc.serve.origins import is_foreign
 from tests.serve.conftest import Served
 
-POSTING = ("/v1/chat/completions", "/v1/completions", "/generate", "/", "/nowhere", "/v1/models")
+POSTING = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/generate",
+    "/fill",
+    "/",
+    "/nowhere",
+    "/v1/models",
+)
 EVIL = "https://evil.example"
 
 

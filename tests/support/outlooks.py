@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from qdc.backends.reference import Reference
 from qdc.passes.polish import Polish
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.pipeline.traversal import Scope
-from qdc.planning.configure import configure
 from qdc.planning.forecast import forecast
+from qdc.planning.machine import Machine
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook
+from qdc.planning.rates import Rates
 from qdc.streaming.account import Account
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.ledger import Ledger
@@ -19,17 +19,26 @@ from tests.support.compiles import LENGTH, SAMPLES, pipeline_text
 from tests.support.streams import LENGTH as TOKENS
 from tests.support.streams import Model
 
+MACHINE = Machine(
+    "cpu", "a test", Rates(1e9, 1e9, 1e9), measured=True,
+    memory=1 << 34, free_memory=1 << 34, device_memory=None, disk=1 << 40,
+)  # fmt: skip
+"""Whose speed is not measured."""
+
 
 def forecast_tiny(
-    model: Path, passes: str, registry: Registry | None = None, **options: Any
+    model: Path,
+    passes: str,
+    registry: Registry | None = None,
+    machine: Machine = MACHINE,
+    **options: Any,
 ) -> Outlook:
     """Foresee what ``compile_tiny`` would do."""
     text = pipeline_text(passes)
     if "calibrate-" in text or "polish" in text:
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     asked = PlanOptions.parse(model_dir=model, passes=passes, **options)
-    plan, _ = configure(asked, registry or standard_registry())
-    return forecast(asked, plan, Reference())
+    return forecast(asked, registry or standard_registry(), machine)
 
 
 def stream_forecast(

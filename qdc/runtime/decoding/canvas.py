@@ -64,14 +64,9 @@ def lay_out(
         starts = lengths.max() - lengths
         begin, size = int(lengths.max()), min(block or length, length)
     else:
-        if grid % (block or grid):
-            raise QdcError(
-                f"blocks of {block} do not divide the model's attention blocks of {grid}",
-                help=f"take a block that divides {grid}, or leave it out",
-            )
         number = lengths // grid
         starts = (number.max() - number) * grid
-        begin, size = int(number.max()) * grid, block or grid
+        begin, size = int(number.max()) * grid, block_size(block, grid) or grid
     ends = starts + lengths + length
     column = torch.arange(int(ends.max()))[None]
     visible = (column >= starts[:, None]) & (column < ends[:, None])
@@ -95,21 +90,36 @@ def lay_out(
     )
 
 
-def lay_out_gaps(tokens: Tensor, masked: Tensor, block: int | None, mask: int) -> Canvas:
-    """Take one text ``i64[1, T]`` with places to fill, ``bool[1, T]``, block by block."""
-    length = tokens.shape[1]
+def lay_out_gaps(
+    tokens: Tensor, masked: Tensor, block: int | None, mask: int, seeds: Sequence[int] = (0,)
+) -> Canvas:
+    """Take texts ``i64[batch, T]`` with places to fill, ``bool[batch, T]``, block by block."""
+    rows, length = tokens.shape
     size = block or max(1, length)
     spans = [(first, min(first + size, length)) for first in range(0, length, size)]
     return Canvas(
         tokens=tokens.masked_fill(masked, mask),
         masked=masked.clone(),
         visible=torch.ones_like(masked),
-        positions=torch.arange(length)[None],
-        seeds=[0],
+        positions=torch.arange(length).expand(rows, -1),
+        seeds=list(seeds),
         spans=[span for span in spans if bool(masked[:, slice(*span)].any())],
-        starts=torch.tensor([0]),
-        ends=torch.tensor([length]),
+        starts=torch.zeros(rows, dtype=torch.int64),
+        ends=torch.full((rows,), length),
     )
+
+
+def block_size(block: int | None, grid: int | None) -> int | None:
+    """The block that was asked for, or that of the model's attention; None for one of all.
+
+    Raises ``QdcError`` for a block that does not divide the model's.
+    """
+    if grid is not None and grid % (block or grid):
+        raise QdcError(
+            f"blocks of {block} do not divide the model's attention blocks of {grid}",
+            help=f"take a block that divides {grid}, or leave it out",
+        )
+    return block or grid
 
 
 def _check(prompts: Sequence[Sequence[int]], length: int, facts: DecodeFacts) -> None:

@@ -54,7 +54,7 @@ def decode(
     Raises:
         QdcError: a prompt, an option or the model does not fit; says what to do.
     """
-    each = _seeds(prompts, options, seeds)
+    each = row_seeds(prompts, options, seeds)
     strategy = make_strategy(options, strategies)
     check_verifier(strategy, present=verifier is not None)
     if isinstance(strategy, Apd):
@@ -208,9 +208,10 @@ class Loop:
         return total
 
 
-def _seeds(
+def row_seeds(
     prompts: Sequence[Sequence[int]], options: DecodeOptions, seeds: Sequence[int] | None
 ) -> list[int]:
+    """The seed of each row. Raises ``QdcError`` unless there is one a prompt."""
     if seeds is None:
         return [options.seed] * len(prompts)
     if len(seeds) != len(prompts):

@@ -1,0 +1,62 @@
+"""What the server says of its model to clients and to its page."""
+
+from typing import Any
+
+from qdc.pipeline.passbase import summary
+from qdc.pipeline.strategybase import Strategy
+from qdc.runtime.decoding.options import CACHES, DecodeOptions
+from qdc.runtime.decoding.strategies import Strategies, needs_verifier, shared_options
+from qdc.serve.intake import DEFAULT_LENGTH
+from qdc.serve.limits import Limits
+
+BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+"""Of a number, by their names in JSON schema."""
+COUNTED = ("steps", "block")
+"""Options that count places: more of them than the server takes tokens means nothing."""
+
+
+def offer(strategies: Strategies, limits: Limits, *, verifies: bool) -> dict[str, Any]:
+    """Lengths, strategies with what each reads and is, caches, and bounds of what is a number.
+
+    Args:
+        strategies: all that there are, by name.
+        limits: of the server.
+        verifies: whether strategies that need a verifier can run.
+    """
+    offered = {
+        name: kind for name, kind in strategies.items() if verifies or not needs_verifier(kind)
+    }
+    return {
+        "max_length": limits.max_length,
+        "default_length": min(DEFAULT_LENGTH, limits.max_length),
+        "strategies": list(offered),
+        "strategy_options": {name: shared_options(kind) for name, kind in offered.items()},
+        "strategy_defaults": {name: _defaults(kind) for name, kind in offered.items()},
+        "strategy_summaries": {name: summary(kind) for name, kind in offered.items()},
+        "fill_strategies": [name for name, kind in offered.items() if not needs_verifier(kind)],
+        "caches": list(CACHES),
+        "bounds": bounds(limits),
+    }
+
+
+def _defaults(kind: type[Strategy]) -> dict[str, Any]:
+    """What a strategy takes where one of the options that it has from all is not given."""
+    fields = {name: kind.model_fields.get(name) for name in shared_options(kind)}
+    return {
+        name: field.default
+        for name, field in fields.items()
+        if field is not None and field.default is not None
+    }
+
+
+def bounds(limits: Limits) -> dict[str, dict[str, float]]:
+    """Bounds of numbers in requests, by field, in the words of JSON schema."""
+    found: dict[str, dict[str, float]] = {}
+    for name, schema in DecodeOptions.model_json_schema()["properties"].items():
+        forms = [form for form in schema.get("anyOf", [schema]) if "type" in form]
+        number = next((form for form in forms if form["type"] in ("integer", "number")), None)
+        if number is not None and name != "length":
+            found[name] = {key: number[key] for key in BOUNDS if key in number}
+    for name in ("max_tokens", "gap_tokens", *COUNTED):
+        found[name] = {"minimum": 1, "maximum": limits.max_length}
+    return found
