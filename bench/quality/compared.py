@@ -4,7 +4,7 @@ python -m bench.quality.compared DIR/compare.json
 python -m bench.quality.compared DIR/compare.json --vary by-geometry.json --vary by-feedback.json
 python -m bench.quality.compared DIR/compare.json --part pretrained
 
-The others are what ``qdc compare --vary ... --json`` printed. ``--part`` says which part of the page
+The others are what ``qdc compare --vary ... --json`` printed. ``--part`` says which part of a page
 it is: the quantizers on the embedded model, or the methods on the pretrained causal model that
 ``bench.smollm2`` makes.
 """

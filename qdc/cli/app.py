@@ -45,7 +45,6 @@ def compile(
       qdc compile MODEL -o out --calibration chats --chat-fields prompt,answer
       qdc compile MODEL -o out --passes 'stages(calibrate-mcs,rtn-lower),pack'
       qdc compile MODEL -o out --dump-after all --timings
-      qdc compile MODEL -o out --resume
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
       torchrun --nproc-per-node 4 -m qdc compile MODEL -o out --device cuda
     """  # noqa: D301
