@@ -13,6 +13,7 @@ from qdc.cli.next_token_tables import print_next, print_next_comparisons
 from qdc.cli.report import report_of
 from qdc.cli.terminal import console, print_json, progress, tell_left_out
 from qdc.errors import QdcError
+from qdc.evaluation.batches import fitting_batch
 from qdc.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, held_out
 from qdc.evaluation.next_token import compare_next, evaluate_next, require_causal
 from qdc.evaluation.options import EvaluationOptions
@@ -108,7 +109,8 @@ def _results(
                 with _loading(reference, update):
                     original = open_runnable(
                         reference, asked.device, asked.plugins,
-                        document_tokens=asked.document_tokens, verify=asked.verify, exact=True,
+                        document_tokens=asked.document_tokens, verify=asked.verify,
+                        exact=True,
                     )  # fmt: skip
             check_alike(candidate, original)
         yield _measure(candidate, original, source, asked, path.name, update)
@@ -143,22 +145,23 @@ def _measure(
             help="only text without it can be masked and compared",
         )
     documents, drawn = len(source.documents), range(asked.seeds)
+    batch = fitting_batch(asked.batch, size, facts.vocabulary)
 
     def tick(done: int, total: int) -> None:
         update(f"evaluate {name}"[:22], done, total)
 
     if facts.mask_token_id is None:
-        settings = (asked.batch, tick, documents, owners, text)
+        settings = (batch, tick, documents, owners, text)
         if original is None:
             return evaluate_next(candidate, windows, *settings)
         return compare_next(candidate, original, windows, *settings)
     if original is None:
         return evaluate(
-            candidate, windows, facts.mask_token_id, asked.ratios, drawn, asked.batch,
+            candidate, windows, facts.mask_token_id, asked.ratios, drawn, batch,
             progress=tick, documents=documents, owners=owners, text=text,
         )  # fmt: skip
     return compare(
-        candidate, original, windows, facts.mask_token_id, asked.ratios, drawn, asked.batch,
+        candidate, original, windows, facts.mask_token_id, asked.ratios, drawn, batch,
         progress=tick, documents=documents, owners=owners, text=text,
         infills=_infills(windows, asked.infills), block=facts.attention_block,
         decoded=lambda done, total: update("fill gaps", done, total),
