@@ -7,6 +7,7 @@ from pydantic import Field
 
 from qdc.backends.reference import Reference
 from qdc.errors import QdcError
+from qdc.pipeline.running import Resident, Running
 
 if TYPE_CHECKING:
     from qdc.pipeline.backendbase import Runtime
@@ -43,3 +44,9 @@ class Cpu(Reference):
                 help="load with the backend reference",
             )
         return CpuRuntime(device, kind, self.arithmetic)
+
+    def resident(self, running: Running) -> Resident | None:
+        """What is mapped, the scales, and a small workspace."""
+        from .memory import resident
+
+        return resident(running)

@@ -66,7 +66,7 @@ def table_bytes(bits: int) -> int:
 
 def _largest(bits: int) -> int:
     """Largest factor of an input: 1 for signs; codes count from the middle, in halves."""
-    return 2 ** max(bits, 1) - 1
+    return (1 << max(bits, 1)) - 1
 
 
 def _limit(bits: int) -> float:

@@ -3,11 +3,11 @@
     python -m bench.cpu --linears
     python -m bench.cpu --whole --folder /var/tmp
 
-Linears of LLaDA-8B are timed in turns with torch's bf16 linear and, where they are importable, with
-the 2-bit products of OpenVINO and ONNX Runtime; a ratio is the median of those of the turns. One
-thread is timed by its own clock, which stands while other programs have the core. ``--whole``
-writes random artifacts of two and four regions with a vocabulary of 8 bits (1.4 GB), and runs each
-in fresh processes to the first token.
+Linears of LLaDA-8B are timed in turns with torch's bf16 linear and, with ``--peers``, the 2-bit
+products of OpenVINO and ONNX Runtime where they are importable; a ratio is the median of those of
+the turns. One thread is timed by the processor's time, which stands while other programs have the
+core. ``--whole`` writes random artifacts of two and four regions with a vocabulary of 8 bits, and
+runs each in fresh processes to the first token.
 """
 
 import argparse

@@ -89,18 +89,16 @@ def _by_tiles(packed: PackedLinear, x: torch.Tensor) -> torch.Tensor:
 
 
 def _in_turns(row: Row, calls: dict[str, Callable[[], object]], turns: int) -> None:
-    """One thread is timed by its own clock, which stands while others have the core."""
-    clock = time.thread_time if row.threads == 1 else time.perf_counter
+    """One thread is timed by the processor's time, which stands while others have the core."""
+    clock = time.process_time if row.threads == 1 else time.perf_counter
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
         names = list(calls)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            # Libraries with threads of their own are timed by the wall clock.
-            own = clock if name in (BASELINE, PACKED, TILES) else time.perf_counter
-            begun = own()
+            begun = clock()
             calls[name]()
             if turn:  # the first compiles and warms up
-                taken[name].append(own() - begun)
+                taken[name].append(clock() - begun)
     for name, seconds in taken.items():
         row.seconds[name] = statistics.median(seconds)
         pairs = zip(taken[BASELINE], seconds, strict=True)

@@ -18,14 +18,7 @@ Plugins = Annotated[
 ]
 AUTO = "auto"
 """Whoever runs fastest where the model is; ``qdc.runtime.auto`` says who."""
-RunBackend = Annotated[
-    str,
-    option(
-        "NAME",
-        "Runtime: auto | cpu | triton | reference",
-        more="auto computes from packed weights on a CPU, and decodes them all on a GPU",
-    ),
-]
+RunBackend = Annotated[str, option("NAME", "auto | cpu | triton | reference")]
 Verify = Annotated[
     bool,
     switch(

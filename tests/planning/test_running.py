@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import qdc
+from qdc.backends.cpu.modules import PackedLinear
 from qdc.errors import QdcError
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.options import ForecastOptions
@@ -22,7 +23,7 @@ from tests.support.outlooks import forecast_tiny
 
 MEASURE = """
 import json, sys, torch, qdc
-model = qdc.load(sys.argv[1])
+model = qdc.load(sys.argv[1], backend=sys.argv[3])
 with torch.inference_mode():
     model(torch.ones(1, int(sys.argv[2]), dtype=torch.int64))
 lines = open("/proc/self/status").read().splitlines()
@@ -38,20 +39,32 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def running(artifact: Path, **given: object) -> RuntimeMemory:
-    """What the dense runtime needs."""
+def running(artifact: Path, backend: str = "reference", **given: object) -> RuntimeMemory:
+    """What a runtime needs."""
     options = ForecastOptions.parse(model_dir=artifact, **given)
     found = foresee_running(options, standard_registry())
-    return next(each for each in found.runtimes if each.backend == "reference")
+    return next(each for each in found.runtimes if each.backend == backend)
 
 
 def test_dense_runtime_holds_every_weight_in_fp32(artifact: Path) -> None:
-    module = qdc.load(artifact)
+    module = qdc.load(artifact, backend="reference")
     found = running(artifact, length=16)
     assert found.parts["dense weights"] == sum(4 * p.numel() for p in module.parameters())
     logits = 4 * 16 * VOCABULARY
     assert logits < found.parts["activations"] < 2 * logits
     assert found.peak_bytes >= found.running_bytes > found.process_bytes > 1e8
+
+
+def test_packed_runtime_holds_what_is_stored(artifact: Path) -> None:
+    pytest.importorskip("llvmlite")
+    module, found = qdc.load(artifact, backend="cpu"), running(artifact, "cpu", length=16)
+    packed = [part for part in module.modules() if isinstance(part, PackedLinear)]
+    buffers = [dict(part.named_buffers(recurse=False)) for part in packed]
+    codes = sum(held["bits"].nbytes for held in buffers)
+    assert found.parts["planes and codes"] == codes
+    others = sum(t.nbytes for held in buffers for t in held.values()) - codes
+    assert found.parts["scales"] == others
+    assert found.parts["other weights"] == sum(4 * p.numel() for p in module.parameters())
 
 
 def test_of_a_model_it_is_that_of_the_artifact_to_come(artifact: Path) -> None:
@@ -87,7 +100,7 @@ def test_forecast_is_near_to_what_a_process_takes(tmp_path: Path) -> None:
         tmp_path / "m", d_model=1024, mlp_hidden_size=2816, n_heads=16, n_layers=6, max_length=512
     )
     compile_tiny(model, tmp_path / "out", "rtn-lower,pack")
-    script = [sys.executable, "-c", MEASURE, tmp_path / "out", "512"]
+    script: list[str | Path] = [sys.executable, "-c", MEASURE, tmp_path / "out", "512", "reference"]
     measured = json.loads(subprocess.check_output(script, env=environment(), text=True))
     planned = json.loads(command("plan", tmp_path / "out", "--json").stdout)
     [dense] = (each for each in planned["runtimes"] if each["backend"] == "reference")

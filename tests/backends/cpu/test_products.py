@@ -1,6 +1,7 @@
 """Products with packed weights against the dense formula in fp64, whichever way they take."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -188,7 +189,7 @@ def test_misuse_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_sums_that_are_as_large_as_they_can_be_do_not_overflow(bits: int) -> None:
+def test_sums_that_are_as_large_as_they_can_be_do_not_overflow(bits: Literal[1, 2, 4]) -> None:
     """Every rounding goes up, and all codes are the largest."""
     columns = 128 // bits
     codec = UniformGrid(rows=3, columns=columns, group=columns, bits=bits)
