@@ -15,7 +15,7 @@ COPY pyproject.toml MANIFEST.in README.md LICENSE /src/
 COPY qdc /src/qdc
 COPY passes /src/passes
 COPY backends /src/backends
-RUN pip install --no-cache-dir "/src[serve]"
+RUN pip install --no-cache-dir "/src[serve,cpu]"
 
 # Whoever runs it is nobody in particular: files that matplotlib keeps go where anybody may write.
 ENV MPLCONFIGDIR=/tmp/matplotlib

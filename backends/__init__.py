@@ -1,7 +1,8 @@
 """The backends that come with qdc."""
 
+from .cpu.backend import Cpu
 from .gguf import Gguf
 from .reference import Reference
 from .triton.backend import Triton
 
-BACKENDS = (Reference, Triton, Gguf)
+BACKENDS = (Reference, Cpu, Triton, Gguf)

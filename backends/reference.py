@@ -18,7 +18,8 @@ from qdc.ir.graph import LINEAR, LayerGraph, Region
 from qdc.ir.routing import ROUTER
 from qdc.pipeline.backendbase import Backend, Runtime
 from qdc.pipeline.foreseen import FileSize, Foreseen
-from qdc.runtime.dense import DenseRuntime
+from qdc.pipeline.running import Resident, Running
+from qdc.runtime.dense import DenseRuntime, resident
 
 DUMP = "ir.qdc"
 
@@ -31,6 +32,10 @@ class Reference(Backend):
     def runtime(self, device: torch.device, dtype: torch.dtype | None) -> Runtime:
         """Dense weights, in fp32 if not told otherwise."""
         return DenseRuntime(device, torch.float32 if dtype is None else dtype)
+
+    def resident(self, running: Running) -> Resident | None:
+        """As the dense runtime says; who extends this one by another runtime speaks for itself."""
+        return resident(running) if type(self).runtime is Reference.runtime else None
 
     def layout(self, graph: LayerGraph) -> dict[str, tuple[str, ...]]:
         """A file for each region, and one for what lies outside."""

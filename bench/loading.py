@@ -11,28 +11,20 @@ which decodes nothing: there the digests weigh most.
 
 import argparse
 import gc
-import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import qdc
-from bench.common.checkpoint import configuration
+from bench.common.artifacts import regions_of, write_random
 from bench.common.markdown import table
 from bench.common.processes import EMBEDDED
-from qdc.artifact.config import FORMAT_VERSION, GUARD, QUANTIZATION
 from qdc.artifact.digests import Digests
-from qdc.artifact.writer import CONFIG, ArtifactWriter
-from qdc.checkpoint.compiled import METHOD
-from qdc.format.multibinary import MultiBinary
-from qdc.ir.keys import file_key
 from qdc.ir.tensors import torch_dtype
 
 WIDTH, HIDDEN, VOCABULARY, BLOCK = 4096, 12288, 2048, 128
@@ -59,7 +51,7 @@ def main() -> int:
             loader(out, True)  # what Python loads late
             rows.append(("embedded", name, *_measure(loader, out, given.repeats)))
         if given.gigabytes:
-            out = write_random(Path(scratch) / "random", given.gigabytes)
+            out = write_random(Path(scratch) / "random", regions_of(given.gigabytes))
             for name, loader in loaders.items():
                 rows.append((f"random, {given.dtype}", name, *_measure(loader, out, given.large)))
     head = ("artifact", "by", "MB", "s without", "with", "more", "CPU s without", "with", "more",
@@ -107,65 +99,6 @@ def _packed(folder: Path, verify: bool) -> nn.Module:
     finally:
         qdc.hf.verify_files()
     return model
-
-
-def write_random(out: Path, gigabytes: float) -> Path:
-    """Write an artifact of random planes and scales of order 2; region by region, sealed."""
-    region = sum(codec.nbytes for _, codec in _layers(0))
-    regions = max(1, round(gigabytes * 1e9 / region))
-    writer = ArtifactWriter(out)
-    generator = torch.Generator().manual_seed(0)
-    layers: dict[str, dict[str, Any]] = {}
-    for number in range(regions):
-        tensors: dict[str, Tensor] = {}
-        for path, codec in _layers(number):
-            layers[path] = {"codec": codec.name, **codec.model_dump(mode="json")}
-            for suffix, kind in codec.specification().items():
-                shape = [int(size) for size in kind.shape]
-                tensors[file_key(path, suffix)] = _random(suffix, shape, codec, generator)
-        for norm in ("attn_norm", "ff_norm"):
-            tensors[f"model.transformer.blocks.{number}.{norm}.weight"] = torch.ones(WIDTH)
-        writer.shard(f"model-{number + 1:05d}-of-{regions + 1:05d}.safetensors", tensors)
-    rest = {"ln_f": torch.ones(WIDTH)} | {
-        name: torch.randn((VOCABULARY, WIDTH), generator=generator).bfloat16()
-        for name in ("wte", "ff_out")
-    }
-    writer.shard(
-        f"model-{regions + 1:05d}-of-{regions + 1:05d}.safetensors",
-        {f"model.transformer.{name}.weight": tensor for name, tensor in rest.items()},
-    )
-    writer.index()
-    config = configuration(regions=regions, width=WIDTH, hidden=HIDDEN, vocabulary=VOCABULARY)
-    quantization = {
-        "quant_method": METHOD, "format_version": FORMAT_VERSION, "frontend": "fx",
-        "layers": layers,
-    }  # fmt: skip
-    writer.json(CONFIG, {**config, **GUARD, QUANTIZATION: quantization})
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(EMBEDDED / name, writer.folder / name)
-    writer.seal()
-    writer.commit()
-    return out
-
-
-def _layers(number: int) -> Iterator[tuple[str, MultiBinary]]:
-    shapes = dict.fromkeys(ATTENTION, (WIDTH, WIDTH))
-    shapes |= dict.fromkeys(("ff_proj", "up_proj"), (HIDDEN, WIDTH)) | {"ff_out": (WIDTH, HIDDEN)}
-    for name, (rows, columns) in shapes.items():
-        codec = MultiBinary(
-            rows=rows, columns=columns, block=BLOCK, orders=(2,) * (columns // BLOCK)
-        )
-        yield f"model.transformer.blocks.{number}.{name}", codec
-
-
-def _random(
-    suffix: str, shape: list[int], codec: MultiBinary, generator: torch.Generator
-) -> Tensor:
-    if suffix == "orders":
-        return torch.tensor(codec.orders, dtype=torch.uint8)
-    if suffix == "planes":
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return torch.rand(shape, generator=generator).half() * 0.01
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,6 +27,7 @@ from qdc.report.model import CompileReport
 from qdc.runtime.device import find_device
 from qdc.runtime.given import load_module
 from qdc.runtime.load import load_artifact, load_checkpoint
+from qdc.runtime.options import AUTO
 from qdc.stopping import is_stop
 from qdc.units import StepProgress
 
@@ -184,7 +185,7 @@ def load(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     *,
-    backend: str = "reference",
+    backend: str = AUTO,
     plugins: PathLike | Sequence[PathLike] = (),
     module: nn.Module | None = None,
     verify: bool = True,
@@ -199,9 +200,10 @@ def load(
         artifact: folder that ``compile`` wrote, with whichever backend.
         device: where the weights go.
         dtype: of the weights that are not packed, and of the logits; if not given that of the
-            backend: fp32 of ``reference``, bf16 of ``triton``.
-        backend: who runs it: ``reference`` decodes every weight when it loads, ``triton`` computes
-            from packed weights on a GPU.
+            backend: fp32 of ``cpu`` and ``reference``, bf16 of ``triton``.
+        backend: who runs it: ``cpu`` computes from packed weights on a CPU, with products in 16
+            bits where that is faster, ``triton`` on a GPU; ``reference`` decodes every weight when
+            it loads. ``auto`` is ``cpu`` on a CPU, if llvmlite is installed, else ``reference``.
         plugins: files that define codecs of third-party passes, further backends or families.
         module: for an artifact of a module: one that is built as the compiled one was, whatever
             its weights. It is given those of the artifact, and returned.

@@ -19,6 +19,10 @@ IN_CI = bool(os.environ.get("CI"))
 hypothesis.settings.register_profile("qdc", deadline=None, derandomize=IN_CI)
 hypothesis.settings.load_profile("qdc")
 
+# On a crowded machine a short command takes the half minute after which it says how far it is;
+# the tests of just that turn it on again.
+os.environ.setdefault("QDC_PROGRESS", "off")
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all processes that
 # they start; tests of signals need what people have.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -62,7 +62,7 @@ def test_torch_is_the_tested_one_and_first(steps: list[tuple[str, str]]) -> None
     assert arguments(steps)["TORCH_VERSION"] == tested.group(1)
     installs = [line for line in values(steps, "RUN") if line.startswith("pip install")]
     assert '"torch==$TORCH_VERSION"' in installs[0]
-    assert installs[1].endswith('"/src[serve]"')
+    assert installs[1].endswith('"/src[serve,cpu]"')
     assert len(installs) == 2
 
 

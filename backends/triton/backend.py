@@ -13,10 +13,12 @@ import torch
 from pydantic import Field, model_validator
 
 from qdc.artifact.emission import Emission
+from qdc.artifact.writer import json_bytes
 from qdc.backends.reference import Reference
 from qdc.errors import QdcError
 from qdc.format.codec import Codec, Lowered
 from qdc.ir.graph import Region
+from qdc.pipeline.foreseen import FileSize, Foreseen
 from qdc.version import install
 
 from .listing import NAME, list_kernels
@@ -65,6 +67,14 @@ class Triton(Reference):
         from .runtime import PackedRuntime
 
         return PackedRuntime(device, torch.bfloat16 if dtype is None else dtype, wanted())
+
+    def beside(self, foreseen: Foreseen) -> list[FileSize]:
+        """The files of the reference backend, and ``kernels.json``; without ``ahead`` exactly."""
+        joined = foreseen.facts.get("frontend") == "fx"
+        listed = list_kernels(foreseen.graph, foreseen.codecs, joined).model_dump(mode="json")
+        if self.ahead:
+            foreseen.unread.append("what compiled kernels add to kernels.json")
+        return [*super().beside(foreseen), FileSize(NAME, len(json_bytes(listed)))]
 
     def emit_region(self, emission: Emission, region: Region) -> None:
         """Write the region's shard, if the kernels can run all of it."""

@@ -2,8 +2,11 @@
 
 python -m bench.quality.compared DIR/compare.json
 python -m bench.quality.compared DIR/compare.json --vary by-geometry.json --vary by-feedback.json
+python -m bench.quality.compared DIR/compare.json --part pretrained
 
-The others are what ``qdc compare --vary ... --json`` printed.
+The others are what ``qdc compare --vary ... --json`` printed. ``--part`` says which part of a page
+it is: the quantizers on the embedded model, or the methods on the pretrained causal model that
+``bench.smollm2`` makes.
 """
 
 import argparse
@@ -19,9 +22,12 @@ from qdc.comparing.sheet import ratio_text
 from qdc.comparing.table import CompareResult, MethodRow, RiseRow
 from qdc.report.drawing import standalone
 
-PART = "bench.quality: quantizers"
+PARTS = {
+    "quantizers": ("bench.quality: quantizers", "quantizers.svg"),
+    "pretrained": ("bench.quality: pretrained causal model", "pretrained.svg"),
+}
+"""Of the page, with the plot of each."""
 VARIED = "bench.quality: options"
-PLOT = "quantizers.svg"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,11 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     docs = given.docs
     page = docs / "quality.md"
     text = page.read_text(encoding="utf-8")
-    text = replace_part(text, PART, methods(compared))
+    part, drawn = PARTS[given.part]
+    text = replace_part(text, part, methods(compared, drawn))
     if given.vary:
         varied = [options(read(path)) for path in given.vary]
         text = replace_part(text, VARIED, "\n\n".join(varied))
-    write(standalone(plot(compared)), docs / "quality" / PLOT)
+    write(standalone(plot(compared)), docs / "quality" / drawn)
     write(text, page)
     return 0
 
@@ -45,24 +52,25 @@ def read(path: Path) -> CompareResult:
     return CompareResult.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-def methods(compared: CompareResult) -> str:
+def methods(compared: CompareResult, drawn: str) -> str:
     """The setting in a line, the plot and the table: a row for each method that was measured."""
     rows = [row for row in compared.rows if row.rises]
     head = (
-        "preset", "nominal", "code bits", "effective", "file, MB",
+        "method", "nominal", "code bits", "effective", "file, MB",
         *(f"rise at {ratio_text(each.ratio)}" for each in compared.original),
         "s.e.", "KL", "top-1", "processor s", "memory, MB",
     )  # fmt: skip
     original = ", ".join(f"{r.loss:.3f} at {ratio_text(r.ratio)}" for r in compared.original)
+    masks = "" if compared.ratio is None else f", {compared.masks} drawing of masks a ratio"
     setting = (
         f"{compared.created[:10]}, qdc {compared.qdc}, calibration seeds "
-        f"{', '.join(map(str, compared.seeds))}; {'; '.join(compared.held_out_text.said)}, "
-        f"{compared.masks} drawing of masks a ratio; loss of the original {original}."
+        f"{', '.join(map(str, compared.seeds))}; {'; '.join(compared.held_out_text.said)}"
+        f"{masks}; loss of the original {original}."
     )
     return "\n\n".join(
         [
             setting,
-            f"![Loss against effective bits of every quantizer](quality/{PLOT})",
+            f"![Loss against effective bits of every quantizer](quality/{drawn})",
             table(head, (cells(row, compared) for row in rows)),
         ]
     )
@@ -134,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.quality.compared", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("compared", type=Path, help="compare.json of a comparison")
+    parser.add_argument("--part", choices=PARTS, default="quantizers", help="of the page")
     parser.add_argument("--vary", type=Path, action="append", default=[], help="of an option")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of quality.md")
     return parser

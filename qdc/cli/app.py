@@ -43,10 +43,8 @@ def compile(
       qdc compile examples/tiny-llada -o out
       qdc compile MODEL -o out --effort low --calibration docs.jsonl --seed 1
       qdc compile MODEL -o out --calibration chats --chat-fields prompt,answer
-      qdc compile MODEL -o out --passes 'stages(calibrate-mcs,sensitivity,
-                   abmp-allocate{ratio=0.1},daq-lower{sweeps=30}),pack'
+      qdc compile MODEL -o out --passes 'stages(calibrate-mcs,rtn-lower),pack'
       qdc compile MODEL -o out --dump-after all --timings
-      qdc compile MODEL -o out --resume
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
       torchrun --nproc-per-node 4 -m qdc compile MODEL -o out --device cuda
     """  # noqa: D301
@@ -60,7 +58,9 @@ def compile(
 @app.command()
 @from_fields
 def plan(options: ForecastOptions, json: Json = False) -> None:
-    """Predict sizes, memory and time of a compile.
+    """Predict sizes, memory and time of a compile, or of running.
+
+    Of an artifact it says what memory running it takes; --length is that of the forward.
 
     \b
     Examples:
@@ -69,6 +69,7 @@ def plan(options: ForecastOptions, json: Json = False) -> None:
       qdc plan MODEL --passes best --samples 64 --length 2048 --json
       qdc plan MODEL --host-memory 8G --device cpu
       qdc plan MODEL --gpu 4090 --effort high
+      qdc plan out
     """  # noqa: D301
     from qdc.cli.plan import plan_command
 

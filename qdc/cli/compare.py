@@ -48,7 +48,8 @@ def print_compared(to: Console, compared: CompareResult, *, markdown: bool = Fal
 
 def _title(compared: CompareResult) -> str:
     use = compared.held_out_text
+    masks = "" if compared.ratio is None else f", {compared.masks} masks each"
     return (
         f"{compared.model}   {len(compared.rows)} methods   {use.windows} windows of {use.length} "
-        f"tokens, {compared.masks} masks each"
+        f"tokens{masks}"
     )

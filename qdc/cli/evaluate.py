@@ -1,6 +1,7 @@
 """``qdc eval --text``: masked cross-entropy on held-out text."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from qdc.cli.next_token_tables import print_next, print_next_comparisons
 from qdc.cli.report import report_of
 from qdc.cli.terminal import console, print_json, progress, tell_left_out
 from qdc.errors import QdcError
+from qdc.evaluation.batches import fitting_batch
 from qdc.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, held_out
 from qdc.evaluation.next_token import compare_next, evaluate_next, require_causal
 from qdc.evaluation.options import EvaluationOptions
@@ -19,6 +21,7 @@ from qdc.evaluation.results import NextToken, NextTokenComparison
 from qdc.report.files import write_report
 from qdc.report.model import CompileReport, EvaluationReport
 from qdc.text.source import TextSource, read_text
+from qdc.units import StepProgress
 
 Result = Evaluation | Comparison | NextToken | NextTokenComparison
 OF_MASKS = ("ratios", "seeds", "infills", "report")
@@ -33,7 +36,8 @@ def evaluate_command(asked: EvaluationOptions, *, as_json: bool, as_markdown: bo
     reference, candidates = split(asked)
     source = read_text(asked.text, asked.text_field)
     tell_left_out(source.name, source.left_out)
-    results = list(_results(candidates, reference, source, asked))
+    with progress() as update:
+        results = list(_results(candidates, reference, source, asked, update))
     if len(candidates) > 1:
         assert reference is not None
         pairs = list(zip(candidates, results, strict=True))
@@ -90,24 +94,26 @@ def _results(
     reference: Path | None,
     source: TextSource,
     asked: EvaluationOptions,
+    update: StepProgress,
 ) -> Iterator[Result]:
     """Measure one candidate after the other: two models at most are in memory."""
     original = None
     for path in candidates:
-        candidate = open_runnable(
-            path, asked.device, asked.plugins, asked.backend, asked.document_tokens,
-            verify=asked.verify,
-        )  # fmt: skip
+        with _loading(path, update):
+            candidate = open_runnable(
+                path, asked.device, asked.plugins, asked.backend, asked.document_tokens,
+                verify=asked.verify, exact=True,
+            )  # fmt: skip
         if reference is not None:
-            original = original or open_runnable(
-                reference,
-                asked.device,
-                asked.plugins,
-                document_tokens=asked.document_tokens,
-                verify=asked.verify,
-            )
+            if original is None:
+                with _loading(reference, update):
+                    original = open_runnable(
+                        reference, asked.device, asked.plugins,
+                        document_tokens=asked.document_tokens, verify=asked.verify,
+                        exact=True,
+                    )  # fmt: skip
             check_alike(candidate, original)
-        yield _measure(candidate, original, source, asked, path.name)
+        yield _measure(candidate, original, source, asked, path.name, update)
         del candidate
 
 
@@ -117,6 +123,7 @@ def _measure(
     source: TextSource,
     asked: EvaluationOptions,
     name: str,
+    update: StepProgress,
 ) -> Result:
     facts = candidate.facts
     if facts.mask_token_id is None:
@@ -138,27 +145,35 @@ def _measure(
             help="only text without it can be masked and compared",
         )
     documents, drawn = len(source.documents), range(asked.seeds)
-    with progress() as update:
+    batch = fitting_batch(asked.batch, size, facts.vocabulary)
 
-        def tick(done: int, total: int) -> None:
-            update(f"evaluate {name}"[:22], done, total)
+    def tick(done: int, total: int) -> None:
+        update(f"evaluate {name}"[:22], done, total)
 
-        if facts.mask_token_id is None:
-            settings = (asked.batch, tick, documents, owners, text)
-            if original is None:
-                return evaluate_next(candidate, windows, *settings)
-            return compare_next(candidate, original, windows, *settings)
+    if facts.mask_token_id is None:
+        settings = (batch, tick, documents, owners, text)
         if original is None:
-            return evaluate(
-                candidate, windows, facts.mask_token_id, asked.ratios, drawn, asked.batch,
-                progress=tick, documents=documents, owners=owners, text=text,
-            )  # fmt: skip
-        return compare(
-            candidate, original, windows, facts.mask_token_id, asked.ratios, drawn, asked.batch,
+            return evaluate_next(candidate, windows, *settings)
+        return compare_next(candidate, original, windows, *settings)
+    if original is None:
+        return evaluate(
+            candidate, windows, facts.mask_token_id, asked.ratios, drawn, batch,
             progress=tick, documents=documents, owners=owners, text=text,
-            infills=_infills(windows, asked.infills), block=facts.attention_block,
-            decoded=lambda done, total: update("fill gaps", done, total),
         )  # fmt: skip
+    return compare(
+        candidate, original, windows, facts.mask_token_id, asked.ratios, drawn, batch,
+        progress=tick, documents=documents, owners=owners, text=text,
+        infills=_infills(windows, asked.infills), block=facts.attention_block,
+        decoded=lambda done, total: update("fill gaps", done, total),
+    )  # fmt: skip
+
+
+@contextmanager
+def _loading(path: Path, update: StepProgress) -> Iterator[None]:
+    """Show that a model is loaded, which takes a while and reports nothing on its way."""
+    update(f"load {path.name}", 0, 0)
+    yield
+    update(f"load {path.name}", 1, 1)
 
 
 def _refuse_masks(asked: EvaluationOptions) -> None:

@@ -20,18 +20,20 @@ from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
 from qdc.models.document_tokens import DocumentTokens
 from qdc.pipeline.registry import standard_registry
+from qdc.runtime.auto import chosen_backend
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.speech import decode_facts
 from qdc.runtime.decoding.strategies import Strategies
 from qdc.runtime.device import find_device
 from qdc.runtime.load import front_end_of, load_artifact, load_checkpoint
+from qdc.runtime.options import AUTO
 from qdc.text.tokenizer import Encoder, decode_marked, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 REFERENCE = "reference"
-"""The backend that is chosen where none is."""
+"""The backend that decodes all weights: what others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,17 @@ def open_runnable(
     folder: Path,
     device: str,
     plugins: Sequence[Path],
-    backend: str = REFERENCE,
+    backend: str = AUTO,
     document_tokens: DocumentTokens = "auto",
     *,
     verify: bool = True,
+    exact: bool = False,
 ) -> Opened:
     """Load either kind of folder; an artifact is run by the backend of this name.
 
-    With ``verify`` the files of an artifact must have the digests that it was written with. Says
-    on stderr which special tokens of the tokenizer are left out.
+    With ``verify`` the files of an artifact must have the digests that it was written with. With
+    ``exact`` the backend that ``auto`` stands for multiplies in fp32. Says on stderr which special
+    tokens of the tokenizer are left out.
 
     Raises ``QdcError`` saying what is wrong with it.
     """
@@ -88,12 +92,15 @@ def open_runnable(
         _refuse_file(folder)
     config = read_json(folder / "config.json")
     compiled = config.get("quantization_config") is not None
+    asked = backend
+    if exact and (chosen := chosen_backend(backend, device, None, exact=True)) != REFERENCE:
+        backend = chosen
     if compiled:
         if verify:
             Digests.of(folder).check_companions()
         module = load_artifact(folder, registry, device, None, backend, verify=verify)
     else:
-        _refuse_plain(folder, backend)
+        _refuse_plain(folder, asked)
         module = load_checkpoint(folder, device, torch.float32, families=registry.families)
     families = registry.families
     front_end = (
@@ -129,7 +136,7 @@ def open_runnable(
 
 def _refuse_plain(folder: Path, backend: str) -> None:
     """A checkpoint has nothing for a backend to run."""
-    if backend != REFERENCE:
+    if backend not in (AUTO, REFERENCE):
         raise QdcError(
             f"the model is not compiled, and the backend {backend} runs artifacts",
             where=[str(folder)],

@@ -1,5 +1,7 @@
 """``qdc plan``: what a compile would store, hold and take, before it is run."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +18,11 @@ from qdc.pipeline.registry import standard_registry
 from qdc.planning.forecast import forecast
 from qdc.planning.machine import Machine
 from qdc.planning.options import ForecastOptions
-from qdc.planning.outlook import Choice, Outlook, RegionKind, Verdict
+from qdc.planning.outlook import Choice, Outlook, RegionKind, RuntimeMemory, Verdict
+from qdc.planning.running import RunOutlook, foresee_running, is_compiled
 from qdc.planning.verdict import judged
 from qdc.streaming.ledger import Peak
+from qdc.units import duration
 
 LABELS = 15
 """Columns in front of the text of the summary: its longest label, and the space behind it."""
@@ -27,8 +31,15 @@ PARTS = 5
 
 
 def plan_command(options: ForecastOptions, *, as_json: bool) -> None:
-    """Foresee a compile and print it."""
+    """Foresee a compile, or what running an artifact takes, and print it."""
     registry = standard_registry(options.plugins)
+    if is_compiled(options.model_dir):
+        found = foresee_running(options, registry)
+        if as_json:
+            print_json(found.as_data())
+        else:
+            print_running(console(), found)
+        return
     gpu, device = options.gpu, options.device
     machine = Machine.here(device) if gpu is None else Machine.elsewhere(gpu)
     outlook = judged(options, registry, machine, forecast(options, registry, machine))
@@ -45,10 +56,49 @@ def print_outlook(to: Console, outlook: Outlook) -> None:
     print_table(to, _summary(outlook, to.width))
     to.print()
     print_table(to, _passes(outlook))
+    if outlook.running:
+        to.print()
+        print_table(to, _running(outlook.running, outlook.tokens))
     for warning in outlook.warnings:
         print_lines(to, f"warning   {warning}")
     to.print()
     print_table(to, _verdict(outlook))
+
+
+def print_running(to: Console, found: RunOutlook) -> None:
+    """Print what running an artifact takes."""
+    rows = table("artifact", "", "")
+    rows.add_row("model", found.family)
+    rows.add_row("pipeline", "\n".join(at_commas(found.pipeline, to.width - LABELS)))
+    rows.add_row("tensors", size(found.tensor_bytes))
+    print_table(to, rows)
+    to.print()
+    print_table(to, _running(found.runtimes, found.tokens))
+    to.print()
+    rows = table("verdict", "", "")
+    for each in found.runtimes:
+        fits = each.peak_bytes <= found.memory
+        free = found.free_memory
+        answer = "yes" if fits else "no"
+        if fits and free is not None and free < each.peak_bytes:
+            answer = f"yes, but {size(free)} are free now"
+        rows.add_row(
+            "fits", f"{answer}: {_need(each.peak_bytes, 'memory', found.memory)} by {each.backend}"
+        )
+    print_table(to, rows)
+
+
+def _running(runtimes: Sequence[RuntimeMemory], tokens: int) -> Table:
+    """What each runtime holds, in a process that does nothing else."""
+    title = f"running on a CPU, a forward of {tokens:,} tokens"
+    rows = table(title, "runtime", "memory", "of that", right=(1,))
+    for each in runtimes:
+        parts = {"process": each.process_bytes, **each.parts}
+        text = ", ".join(f"{kind} {size(nbytes)}" for kind, nbytes in parts.items())
+        if each.peak_bytes > each.running_bytes:
+            text += f"; {size(each.peak_bytes)} while it loads"
+        rows.add_row(each.backend, size(each.running_bytes), text)
+    return rows
 
 
 def _kinds(outlook: Outlook) -> Table:
@@ -182,11 +232,3 @@ def _passes(outlook: Outlook) -> Table:
             duration(cost.seconds) if known else "unknown",
         )  # fmt: skip
     return rows
-
-
-def duration(seconds: float) -> str:
-    """``12 s``, ``3.4 min``, ``2.1 h``, ``5 days``."""
-    for name, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length or (name != "days" and seconds >= length):
-            return f"{seconds / length:.1f} {name}"
-    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"

@@ -69,7 +69,7 @@ def tasks_command(options: EvaluationOptions, *, as_json: bool, as_markdown: boo
     for path, runner in chosen:
         opened = open_runnable(
             path, options.device, options.plugins, runner, options.document_tokens,
-            verify=options.verify,
+            verify=options.verify, exact=True,
         )  # fmt: skip
         marks = (opened.facts, opened.encode.document(PROBE))
         if known is not None and marks != known:

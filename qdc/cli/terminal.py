@@ -1,19 +1,17 @@
-"""Tables on stdout, progress on stderr."""
+"""Tables on stdout; progress, which is on stderr, is in ``progress``."""
 
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from qdc.cli.progress import progress
 from qdc.errors import QdcError
-from qdc.units import StepProgress, size
+from qdc.units import size
 
 __all__ = [
     "at_commas",
@@ -132,28 +130,3 @@ def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
 def print_json(data: object) -> None:
     """Print data as JSON on stdout."""
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def progress(*, shown: bool = True) -> Iterator[StepProgress]:
-    """Yield a function ``(what, done, total)``; draws only if stderr is a terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    bar = Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    tasks: dict[str, int] = {}
-
-    def update(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(bar.task_ids[tasks[what]], completed=done, total=total)
-
-    with bar:
-        yield update

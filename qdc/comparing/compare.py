@@ -14,6 +14,7 @@ from qdc.comparing.options import CompareOptions
 from qdc.comparing.runner import Job, Listener, Outcome, finished, pending, run_all
 from qdc.comparing.summary import loss_rows, method_rows, variations
 from qdc.comparing.table import CompareResult
+from qdc.errors import QdcError
 from qdc.pipeline.registry import standard_registry
 from qdc.text.records import Fields
 from qdc.text.source import read_source
@@ -42,6 +43,9 @@ def compare_methods(
     axes, found = asked(options, registry)
     setup = setup_of(options, registry, options.out / RESULTS)
     assert setup.judging is not None
+    masked = setup.graph.model.mask_token_id is not None
+    if not masked:
+        _refuse_masks(options)
     held_out, source = read_held_out(
         options.model_dir, setup.graph.model, setup.judging, options.document_tokens,
         registry.families,
@@ -51,7 +55,6 @@ def compare_methods(
     jobs = [job for row in table for job in row.jobs]
     outcome = _run(options, jobs, setup, shown, progress)
     results = finished(setup.out, jobs)
-    masked = setup.graph.model.mask_token_id is not None
     ratio = middle(setup.judging.ratios) if masked else None
     text = read_source(
         setup.calibrating.text, Fields.parse(options.text_field, options.chat_fields)
@@ -77,6 +80,16 @@ def compare_methods(
     )
     write_outcome(compared, options.out)
     return compared
+
+
+def _refuse_masks(options: CompareOptions) -> None:
+    """Refuse options of masked losses for a model without mask token."""
+    given = [f"--{name}" for name in ("ratios", "masks") if name in options.model_fields_set]
+    if given:
+        raise QdcError(
+            f"{', '.join(given)} is about masked tokens, and the model has no mask token",
+            help="leave it out: methods are judged by their next-token loss",
+        )
 
 
 def _run(

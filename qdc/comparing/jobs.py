@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qdc.checkpoint.folder import Checkpoint
-from qdc.comparing.methods import Method, checked, overrides, parse_methods
+from qdc.comparing.methods import Method, checked, overrides, parse_methods, steps_with
 from qdc.comparing.options import CompareOptions
 from qdc.comparing.runner import Job
 from qdc.comparing.scratch import scratch_folder
@@ -209,13 +209,18 @@ def asked(options: CompareOptions, registry: Registry) -> tuple[tuple[Axis, ...]
     """What is varied, and all that is compared. Raises ``QdcError`` for what cannot be meant."""
     axes = tuple(parse_axis(text) for text in options.vary)
     methods: tuple[Method, ...] = parse_methods(options.methods, registry)
-    return axes, list(variants(methods, axes, registry))
+    given = {} if options.geometry is None else {"geometry": options.geometry}
+    for name, value in given.items():
+        if not any(steps_with(method.plan, name) for method in methods):
+            raise QdcError(f"--{name} {value}: no method draws samples", help="leave it out")
+    return axes, list(variants(methods, axes, registry, given))
 
 
 def rows(found: Sequence[Variant], seeds: Sequence[int], setup: Setup) -> Iterator[Row]:
     """Each variant with its jobs; what cannot be run on the model has an error instead."""
     for variant in found:
         notes = [f"has no option {option}" for option in variant.lacks]
+        notes += [f"it writes its own {option}" for option in variant.kept]
         notes += [
             f"is run without {option}, which it does not go with" for option in variant.dropped
         ]

@@ -15,6 +15,8 @@ from qdc.comparing.result import Losses
 from qdc.comparing.work import Judging, Work
 from qdc.disk import replace_bytes
 from qdc.errors import QdcError
+from qdc.evaluation.batches import fitting_batch
+from qdc.evaluation.evaluate import BATCH
 from qdc.evaluation.held_out import HeldOut, held_out
 from qdc.evaluation.next_token import require_causal
 from qdc.frontend.encoding import open_encoder
@@ -77,20 +79,22 @@ def judge(work: Work, candidate: nn.Module, tell: StepProgress) -> dict[str, Any
     module = load_checkpoint(work.model, device, torch.float32, families=families)
     original = OnDevice(module, device, shift)
     asked = (text.windows, mask, judging.ratios, judging.masks)
+    batch = fitting_batch(BATCH, text.windows.shape[1], graph.model.vocabulary)
     counts = (len(text.windows), len(judging.ratios), judging.masks)
 
     def counted(what: str, *, compared: bool) -> "_Counter":
-        total = forwards(*counts, compared=compared, masked=mask is not None)
+        total = forwards(*counts, compared=compared, masked=mask is not None, batch=batch)
         return _Counter(tell, what, total)
 
     with _alone(work.original):
         due = _kept(work.original)
         if due is None:
-            due = losses(original, *asked, done=counted("original", compared=False))
+            due = losses(original, *asked, done=counted("original", compared=False), batch=batch)
             data = KEPT.dump_json(due, indent=1) + b"\n"
             replace_bytes(work.original, data)
     made = OnDevice(candidate, device, shift)
-    found = losses(made, *asked, original=original, done=counted("evaluate", compared=True))
+    told = counted("evaluate", compared=True)
+    found = losses(made, *asked, original=original, done=told, batch=batch)
     tell("layers", 0, 1)
     return {
         "owners": tuple(text.owners.tolist()),

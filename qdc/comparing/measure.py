@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from qdc.comparing.hooks import Look, watching
 from qdc.comparing.result import Drift, Losses
+from qdc.evaluation.batches import fitting_batch
 from qdc.evaluation.evaluate import BATCH, RATIOS, SEEDS
-from qdc.evaluation.masked_loss import Logits, Sums, masked_sums, ratio_mask
+from qdc.evaluation.masked_loss import Logits, Sums, divergences, masked_sums, ratio_mask
 from qdc.frontend.select import holder
 from qdc.ir.graph import LayerGraph, Node
 from qdc.models.predictions import predictions
@@ -47,6 +48,7 @@ def losses(
     masks: int = len(SEEDS),
     original: Logits | None = None,
     done: Callable[[], None] = lambda: None,
+    batch: int = BATCH,
 ) -> tuple[Losses, ...]:
     """Cross-entropy of every window ``i64[w, length]``, on the masks of ``qdc eval``.
 
@@ -60,22 +62,25 @@ def losses(
         masks: drawings of each ratio.
         original: agreement with it is measured at the middle ratio.
         done: called after each forward.
+        batch: windows of a forward.
     """
     if mask_id is None:
         predicted = torch.ones_like(windows, dtype=torch.bool)
         predicted[:, 0] = False
-        return (_summed(model, original, windows, [predicted], None, None, done),)
+        return (_summed(model, original, windows, [predicted], None, None, done, batch),)
     found = []
     for ratio in ratios:
         drawn = [ratio_mask(len(windows), windows.shape[1], ratio, seed) for seed in range(masks)]
         against = original if ratio == middle(ratios) else None
-        found.append(_summed(model, against, windows, drawn, mask_id, ratio, done))
+        found.append(_summed(model, against, windows, drawn, mask_id, ratio, done, batch))
     return tuple(found)
 
 
-def forwards(windows: int, ratios: int, masks: int, *, compared: bool, masked: bool) -> int:
+def forwards(
+    windows: int, ratios: int, masks: int, *, compared: bool, masked: bool, batch: int = BATCH
+) -> int:
     """How many times ``losses`` calls ``done``."""
-    batches = -(-windows // BATCH)
+    batches = -(-windows // batch)
     if not masked:
         return batches * (2 if compared else 1)
     return batches * masks * (ratios + compared)
@@ -89,13 +94,14 @@ def _summed(
     mask_id: int | None,
     ratio: float | None,
     done: Callable[[], None],
+    batch: int,
 ) -> Losses:
     """Sums over some masks at one ratio."""
     models = (model,) if original is None else (model, original)
     shift = NEXT_TOKEN_SHIFT if mask_id is None else None
     parts: list[Sums] = [
         masked_sums(
-            models, windows, mask, mask_id, BATCH, done, compared=len(models) > 1, shift=shift
+            models, windows, mask, mask_id, batch, done, compared=len(models) > 1, shift=shift
         )
         for mask in masks
     ]
@@ -141,8 +147,9 @@ def drift(
     regions = [_Share() for _ in graph.regions]
     blocks = [graph.structure.prefix + region.name for region in graph.regions]
     divergence = 0.0
-    for start in range(0, len(clean), DRIFT_BATCH):
-        part = slice(start, start + DRIFT_BATCH)
+    batch = fitting_batch(DRIFT_BATCH, clean.shape[1], graph.model.vocabulary)
+    for start in range(0, len(clean), batch):
+        part = slice(start, start + batch)
         tokens, masked = clean[part].to(device), hidden[part].to(device)
         if mask_id is not None:
             tokens = tokens.masked_fill(masked, mask_id)
@@ -151,7 +158,8 @@ def drift(
         own, predicted = _blocks(candidate, blocks, tokens)
         for share, found, due in zip(regions, own, outputs, strict=True):
             share.add(found[masked], due[masked])
-        divergence += _divergence(*(predictions(x, masked, shift) for x in (logits, predicted)))
+        due, found = (predictions(x, masked, shift) for x in (logits, predicted))
+        divergence += float(divergences(due, found).sum())
     return Drift(
         layers={name: share.value for name, share in layers.items() if share.total},
         regions=tuple(share.value for share in regions),
@@ -173,12 +181,6 @@ class _Share:
     @property
     def value(self) -> float:
         return self.lost / self.total
-
-
-def _divergence(due: Tensor, found: Tensor) -> float:
-    """Sum of KL(due || found) over tokens, both logits ``[tokens, vocabulary]``."""
-    expected, mine = due.double().log_softmax(-1), found.double().log_softmax(-1)
-    return float((expected.exp() * (expected - mine)).sum())
 
 
 def _is_module(model: nn.Module, node: Node) -> bool:

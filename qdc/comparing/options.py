@@ -14,6 +14,9 @@ from qdc.runtime.options import Device, Plugins
 from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField, read_fields
 from qdc.text.records import DEFAULT_FIELD
 
+OF_SAMPLES = {"samples", "length", "pack", "isolate", "geometry"}
+"""Options that go to every pass that has them."""
+
 
 def _as_texts(given: Any) -> Any:
     """One text where several may stand."""
@@ -83,6 +86,14 @@ class CompareOptions(Options):
         Pack | None, option("NAME", "Documents in a sequence: documents, within, pad")
     ] = None
     isolate: Annotated[bool | None, switch("Documents of a sequence do not see each other")] = None
+    geometry: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "Which tokens are masked in calibration: mcs, clean, ...",
+            more="clean masks none, as for a model without mask token",
+        ),
+    ] = None
     ratios: Annotated[
         tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")
     ] = (0.15, 0.5, 0.85)
@@ -110,7 +121,9 @@ class CompareOptions(Options):
     def _nothing_is_contradicted(self) -> Self:
         read_fields(self.calibration, self.text_field, self.chat_fields)
         varied = {text.partition("=")[0].strip().replace("-", "_") for text in self.vary}
-        both = sorted(varied & {"samples", "length", "pack", "isolate"} & self.model_fields_set)
+        both = sorted(
+            varied & {"samples", "length", "pack", "isolate", "geometry"} & self.model_fields_set
+        )
         if "seed" in varied or both:
             name = "seeds" if "seed" in varied else both[0]
             raise QdcError(
@@ -150,6 +163,7 @@ class CompareKeywords(TypedDict, total=False):
     length: int | None
     pack: str | None
     isolate: bool | None
+    geometry: str | None
     ratios: str | Sequence[float]
     masks: int
     windows: int

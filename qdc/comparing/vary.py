@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 
-from qdc.comparing.methods import Method, checked, steps_with
+from qdc.comparing.methods import Method, checked, steps_with, written
 from qdc.errors import InvalidPipeline, QdcError, UnknownName, nearest
 from qdc.pipeline.builder import configured
 from qdc.pipeline.passbase import Pass, option_text
@@ -38,6 +38,8 @@ class Variant:
     error: str = ""
     dropped: tuple[str, ...] = ()
     """Options that a pass does not take together with the values, and that were left out."""
+    kept: tuple[str, ...] = ()
+    """Options that all methods are given, and that this one's own text writes."""
 
     @property
     def name(self) -> str:
@@ -57,14 +59,25 @@ def parse_axis(text: str) -> Axis:
 
 
 def variants(
-    methods: Sequence[Method], axes: Sequence[Axis], registry: Registry
+    methods: Sequence[Method],
+    axes: Sequence[Axis],
+    registry: Registry,
+    given: Mapping[str, str] | None = None,
 ) -> tuple[Variant, ...]:
     """Every method with every value of the axes that it has.
+
+    Args:
+        methods: what is varied.
+        axes: options, each with its values.
+        registry: where names are looked up.
+        given: options, by their names in pipeline text, that go to every pass that has them; where
+            a pipeline writes its own value, that stays.
 
     Raises:
         UnknownName: no method has an option of that name.
         InvalidPipeline: every method that has the option refuses a value, or one axis stands twice.
     """
+    shared = given or {}
     names = [axis.option for axis in axes]
     if len(set(names)) < len(names):
         raise InvalidPipeline("--vary names one option twice", help="give all values in one list")
@@ -80,35 +93,49 @@ def variants(
                 f"--vary: no pass of any method has an option {axis.option!r}",
                 help=nearest(axis.option, known),
             )
-    found = tuple(each for method in methods for each in _of(method, axes, registry))
+    found = tuple(each for method in methods for each in _of(method, axes, registry, shared))
     for axis in axes:
         for value in axis.values:
             mine = [each for each in found if each.settings.get(axis.option) == value]
-            if mine and all(each.error for each in mine):
-                raise InvalidPipeline(
-                    f"--vary {axis.option}={value}: no method can be run with it",
-                    where=[each.name for each in mine],
-                    help=mine[0].error,
-                )
+            _refuse_useless(mine, f"--vary {axis.option}={value}")
+    for option, value in shared.items():
+        mine = [e for e in found if steps_with(e.method.plan, option) and option not in e.kept]
+        _refuse_useless(mine, f"--{option} {value}")
     return found
 
 
-def _of(method: Method, axes: Sequence[Axis], registry: Registry) -> Iterator[Variant]:
+def _refuse_useless(found: Sequence[Variant], what: str) -> None:
+    """Raise ``InvalidPipeline`` where all that have an option refuse its value."""
+    if found and all(each.error for each in found):
+        raise InvalidPipeline(
+            f"{what}: no method can be run with it",
+            where=[each.name for each in found],
+            help=found[0].error,
+        )
+
+
+def _of(
+    method: Method, axes: Sequence[Axis], registry: Registry, given: Mapping[str, str]
+) -> Iterator[Variant]:
     mine = [axis for axis in axes if steps_with(method.plan, axis.option)]
     lacks = tuple(axis.option for axis in axes if axis not in mine)
-    if not mine:
-        yield Variant(method, {}, method.pipeline, method.plan, lacks)
+    own = written(method.pipeline, registry) if given else set()
+    there = {k: v for k, v in given.items() if steps_with(method.plan, k)}
+    kept = tuple(name for name in there if name.replace("-", "_") in own)
+    shared = {name: value for name, value in there.items() if name not in kept}
+    if not mine and not shared:
+        yield Variant(method, {}, method.pipeline, method.plan, lacks, kept=kept)
         return
     for values in product(*(axis.values for axis in mine)):
         settings = {axis.option: value for axis, value in zip(mine, values, strict=True)}
         dropped: list[str] = []
         try:
-            plan = checked(_changed(method.plan, settings, dropped), registry)
+            plan = checked(_changed(method.plan, {**shared, **settings}, dropped), registry)
         except QdcError as error:
             yield Variant(method, settings, lacks=lacks, error=str(error))
         else:
             left_out = tuple(dict.fromkeys(dropped))
-            yield Variant(method, settings, str(plan), plan, lacks, dropped=left_out)
+            yield Variant(method, settings, str(plan), plan, lacks, dropped=left_out, kept=kept)
 
 
 def _changed(plan: Plan, settings: Mapping[str, str], dropped: list[str]) -> Plan:

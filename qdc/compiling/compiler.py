@@ -19,7 +19,7 @@ from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
 from qdc.compiling.finished import finished_report
 from qdc.compiling.given import Given
-from qdc.compiling.instruments import GraphVerifier, Instrument, Meter, Remarks
+from qdc.compiling.instruments import GraphVerifier, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
 from qdc.compiling.options import CompileOptions
 from qdc.compiling.origin import facts, identity
@@ -27,11 +27,12 @@ from qdc.compiling.repro import Repro
 from qdc.compiling.resuming import Resumption
 from qdc.compiling.runner import RegionDone, Runner
 from qdc.compiling.savepoints import Savepoints
+from qdc.compiling.ticker import Ticker
+from qdc.compiling.timeleft import Expected
 from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
-from qdc.frontend.tracer import Program
 from qdc.ir.graph import LayerGraph, ModelFacts, Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
@@ -40,6 +41,7 @@ from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
+from qdc.planning.expected import expected_seconds
 from qdc.report.files import ReportWriter, discard_other_report, discard_report
 from qdc.report.model import CompileReport
 from qdc.runtime.device import exact_products
@@ -123,7 +125,7 @@ def run_job(
     places = job.dump_places if world.first else frozenset[int]()
     dumper = Dumper(job.plan, job.dump_folder, places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
-    ticker = _Ticker(notify, job.plan, program)
+    ticker = Ticker(notify, job.plan.applications(program.graph), lambda: _expected(job))
     instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, GraphVerifier())
     with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
         if partial is not None and partial.journal is None and job.options.resume:
@@ -167,7 +169,7 @@ def run_job(
         if partial.journal is not None:
             resumption = Resumption(savepoints, partial.journal, job.registry.annotations())
             first = resumption.restore(region_done, (repro, GraphVerifier()))
-            ticker.done = sum(row.units for row in meter.measured)
+            ticker.go_on(sum(row.units for row in meter.measured))
         # Of several processes each holds a part of the states: there is nothing to go on from.
         runner.run(region_done, savepoints.save if alone else lambda step: None, first)
         _verify(job, workspace)
@@ -295,14 +297,13 @@ def _scratch(job: Job, partial: Partial | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-class _Ticker(Instrument):
-    """Count pass applications for the progress bar."""
-
-    def __init__(self, notify: StepProgress, plan: Plan, program: Program) -> None:
-        self.notify, self.done = notify, 0
-        self.total = plan.applications(program.graph)
-
-    def after(self, place: int, unit: object) -> None:
-        """One more application is done."""
-        self.done += 1
-        self.notify("run the passes", self.done, self.total)
+def _expected(job: Job) -> Expected | None:
+    """What each application of a pass may take; None where that is not known beforehand."""
+    if job.given is not None:  # to trace a module once more could take longer than it tells
+        return None
+    try:
+        _, program = job.open()
+        device = torch.device(job.device)
+        return expected_seconds(program, job.plan, device, job.options.states)
+    except QdcError:
+        return None

@@ -139,6 +139,7 @@ class CommonKeywords(TypedDict, total=False):
     length: int | None
     pack: str | None
     isolate: bool | None
+    geometry: str | None
     seed: int | None
     states: str
     host_memory: str | int | None

@@ -15,6 +15,7 @@ __all__ = [
     "Logits",
     "Sums",
     "bound_masks",
+    "divergences",
     "masked_sums",
     "ratio_mask",
 ]
@@ -118,12 +119,17 @@ def _agreement(found: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
             f"found logits for {found.shape[1]} and for {expected.shape[1]} tokens",
             help="compare models of one vocabulary",
         )
-    divergences = []
+    return found.argmax(1) == expected.argmax(1), divergences(expected, found)
+
+
+def divergences(expected: Tensor, found: Tensor) -> Tensor:
+    """KL(expected || found) of each row of logits ``[m, v]``: ``f64[m]``, in nats."""
+    parts = [torch.zeros(0, dtype=torch.float64, device=found.device)]
     for start in range(0, len(found), SLICE):
         due = expected[start : start + SLICE].double().log_softmax(1)
         got = found[start : start + SLICE].double().log_softmax(1)
-        divergences.append((due.exp() * (due - got)).sum(1).clamp(min=0))
-    return found.argmax(1) == expected.argmax(1), torch.cat(divergences)
+        parts.append((due.exp() * (due - got)).sum(1).clamp(min=0))
+    return torch.cat(parts)
 
 
 def _checked(logits: Tensor, clean: Tensor, hidden: Tensor, shift: int) -> Tensor:

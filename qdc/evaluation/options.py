@@ -18,7 +18,7 @@ from qdc.evaluation.harness.options import (
 from qdc.ir.text_use import HeldOutPack
 from qdc.options import Options, as_list, option, switch
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.runtime.options import Device, Plugins, RunBackend, Verify
+from qdc.runtime.options import AUTO, Device, Plugins, RunBackend, Verify
 from qdc.text.options import AroundTexts, TextField
 from qdc.text.records import DEFAULT_FIELD
 
@@ -123,7 +123,7 @@ class EvaluationOptions(Options):
     seed: Seed = 1234
     batch: Batch = 16
     device: Device = "cpu"
-    backend: RunBackend = "reference"
+    backend: RunBackend = AUTO
     report: Annotated[bool, switch("Add the figures to the artifact's report")] = False
     plugins: Plugins = ()
     verify: Verify = True

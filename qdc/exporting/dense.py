@@ -115,7 +115,7 @@ def _write_shards(
     packed = packing.layers if packing else {}
     done, total = 0, sum(map(len, parts))
     for number, names in enumerate(parts):
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name in names:
             check()
             if packing and layer_of(name) in packed:

@@ -24,6 +24,7 @@ class AdditiveCodebooks(Codec):
     """W = row_scale * (sum of one entry of each codebook), for each vector of ``group`` columns."""
 
     name: ClassVar[str] = "additive"
+    by_rows: ClassVar[tuple[str, ...]] = ("codes", "row_scale")
 
     group: int = Field(gt=0, le=64)
     """Columns of a vector."""

@@ -40,6 +40,7 @@ class BitPlanes(Codec):
     """W = offset + sum over k of coefficient_k * bit_k, for each row and group of columns."""
 
     name: ClassVar[str] = "bit-planes"
+    by_rows: ClassVar[tuple[str, ...]] = ("planes", "coefficient", "offset")
 
     group: int = Field(gt=0, multiple_of=8, le=1 << 16)
     planes: int = Field(ge=1, le=MOST_PLANES)

@@ -35,6 +35,8 @@ class Codec(Frozen):
     """Stands in the artifact's configuration."""
     signs: ClassVar[bool] = False
     """Whether the payload bits are signs; they are called code bits otherwise."""
+    by_rows: ClassVar[tuple[str, ...]] = ()
+    """Stored tensors whose first dimension is the rows, where rows can be decoded one by one."""
 
     rows: int = Field(gt=0, le=SIZE_LIMIT)
     columns: int = Field(gt=0, le=SIZE_LIMIT)
@@ -63,6 +65,24 @@ class Codec(Frozen):
     @abstractmethod
     def dense(self, working: Tensors) -> Tensor:
         """``f32[rows, columns]``, computed exactly as the format's formula says."""
+
+    def dense_rows(self, stored: Tensors, rows: slice | Tensor) -> Tensor:
+        """Some rows of the dense matrix, as ``dense`` has them, ``f32[n, columns]``.
+
+        As it is, a codec without ``by_rows`` decodes all of the layer for it.
+
+        Args:
+            stored: the stored tensors.
+            rows: a range of them, or their numbers ``i64[n]``.
+        """
+        if not self.by_rows:
+            return self.dense(self.unpack(stored))[rows]
+        part = {s: t[rows] if s in self.by_rows else t for s, t in stored.items()}
+        count = part[next(s for s in self.by_rows if s in part)].shape[0]
+        if not count:
+            return torch.zeros(0, self.columns)
+        codec = self.model_copy(update={"rows": count})
+        return codec.dense(codec.unpack(part))
 
     @property
     def bits_word(self) -> BitsWord:

@@ -22,6 +22,7 @@ class Ggml(Codec):
     """
 
     name: ClassVar[str] = "ggml"
+    by_rows: ClassVar[tuple[str, ...]] = ("blocks",)
 
     type: TypeName
 

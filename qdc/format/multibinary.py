@@ -35,6 +35,7 @@ class MultiBinary(Codec):
 
     name: ClassVar[str] = "multi-binary"
     signs: ClassVar[bool] = True
+    by_rows: ClassVar[tuple[str, ...]] = ("planes", "row_scale")
 
     block: int = Field(default=128, gt=0, multiple_of=8, le=1 << 16)
     orders: tuple[int, ...] = Field(min_length=1)

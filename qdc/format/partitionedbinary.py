@@ -33,6 +33,7 @@ class PartitionedBinary(Codec):
     """W = mean + sum of one or two of +-row_scale col_scale, by the part of each element."""
 
     name: ClassVar[str] = "partitioned-binary"
+    by_rows: ClassVar[tuple[str, ...]] = ("planes", "row_scale", "mean", "classes")
 
     block: int = Field(default=128, gt=0, multiple_of=8, le=1 << 16)
     form: ScaleForm

@@ -25,6 +25,7 @@ class SharedTable(Codec):
     """W = sum over k of table[index, k] * bit_k, an index for each row and group of columns."""
 
     name: ClassVar[str] = "shared-table"
+    by_rows: ClassVar[tuple[str, ...]] = ("planes", "index")
 
     group: int = Field(gt=0, multiple_of=8, le=1 << 16)
     planes: int = Field(ge=1, le=MOST_PLANES)

@@ -24,6 +24,7 @@ class ShiftedTernary(Codec):
     """W = scale * code + shift. Five codes make a byte; scale and shift are fp16."""
 
     name: ClassVar[str] = "shifted-ternary"
+    by_rows: ClassVar[tuple[str, ...]] = ("codes", "scale", "shift")
 
     group: int = Field(gt=0, le=1 << 16)
     """Columns that share a scale and a shift in each row."""

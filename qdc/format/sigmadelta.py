@@ -29,6 +29,7 @@ class SigmaDeltaCode(Codec):
     """W = ((scale * codes D) + mean) Q^T in each block: D samples down, Q is a rotation."""
 
     name: ClassVar[str] = "sigma-delta"
+    by_rows: ClassVar[tuple[str, ...]] = ("codes", "scale", "mean")
 
     length: int = Field(ge=BLOCK, le=HIGHEST_RATIO * BLOCK)
     """Codes of a row of a full block of 128 columns."""

@@ -33,6 +33,7 @@ class UniformGrid(Codec):
     """
 
     name: ClassVar[str] = "uniform"
+    by_rows: ClassVar[tuple[str, ...]] = ("codes", "scale", "minimum", "zero")
 
     group: int = Field(gt=0, multiple_of=8, le=1 << 16)
     bits: Literal[1, 2, 4, 8]

@@ -30,6 +30,7 @@ class VariableWidth(Codec):
     """
 
     name: ClassVar[str] = "variable-width"
+    by_rows: ClassVar[tuple[str, ...]] = ("codes", "scale", "zero")
 
     group: int = Field(gt=0, multiple_of=8, le=1 << 16)
     bits: tuple[int, ...] = Field(min_length=1)

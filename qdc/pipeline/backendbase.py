@@ -17,6 +17,7 @@ from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph, Region
 from qdc.pipeline.foreseen import FileSize, Foreseen
 from qdc.pipeline.passbase import Configured, Kinds
+from qdc.pipeline.running import Resident, Running
 
 if TYPE_CHECKING:
     from qdc.artifact.commit import SingleFile
@@ -86,6 +87,13 @@ class Backend(Configured, ABC):
             f"the backend {self.name} writes artifacts and does not run them",
             help="load with the backend reference",
         )
+
+    def resident(self, running: Running) -> Resident | None:
+        """What its runtime holds of a model on a CPU, for ``qdc plan``; stated by the runtime.
+
+        None, as it is, where it does not run on a CPU or does not say.
+        """
+        return None
 
     def layout(self, graph: LayerGraph) -> Mapping[str, tuple[str, ...]] | None:
         """For each safetensors file the nodes whose tensors it holds, for ``qdc plan``.

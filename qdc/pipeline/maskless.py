@@ -8,6 +8,9 @@ from qdc.ir.graph import LayerGraph
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import Group, Plan
 
+GEOMETRY, CLEAN = "geometry", "clean"
+"""The option of passes, and its value, with which they draw no masks."""
+
 
 def refuse_masks(plan: Plan, graph: LayerGraph) -> None:
     """Raise ``UnsupportedModel`` where masks would be drawn and the model has no mask token."""
@@ -20,6 +23,8 @@ def refuse_masks(plan: Plan, graph: LayerGraph) -> None:
     useless = dict.fromkeys(step.name for step in drawing if step.without_masks() is None)
     if useless:
         written = f"leave out {', '.join(useless)}, and write geometry=clean to the other passes"
+    elif all(step.without_masks() == _only_clean(step) for step in drawing):
+        written = f"--{GEOMETRY} {CLEAN}"
     else:
         written = f"--passes '{Plan(tuple(_clean(plan.items)))}'"
     raise UnsupportedModel(
@@ -28,6 +33,11 @@ def refuse_masks(plan: Plan, graph: LayerGraph) -> None:
         help="if it fills masked places, say with which token: mask_token_id, in config.json or of "
         f"qdc.compile(module); else draw none: {written}",
     )
+
+
+def _only_clean(step: Pass) -> Pass:
+    """The pass with no other change; unlike ``without_masks`` it may hold what it does not read."""
+    return step.model_copy(update={GEOMETRY: CLEAN})
 
 
 def _clean(items: Iterable[Pass | Group]) -> Iterable[Pass | Group]:

@@ -31,9 +31,11 @@ from qdc.planning.outlook import (
     Outlook,
     PassCost,
     RegionKind,
+    RuntimeMemory,
     ShardSize,
 )
 from qdc.planning.rates import Rates
+from qdc.planning.running import TOKENS, runtimes
 from qdc.planning.storage import shards, stored
 from qdc.planning.text import Looked, look_at_text
 from qdc.planning.walk import walk
@@ -78,7 +80,7 @@ def forecast(
     account, base = _walked(options, machine, checkpoint, program, plan)
     ledger = account.ledger
     backend.check({graph[name].path: codec for name, codec in account.codecs.items() if codec})
-    files = _Files.of(options, registry, plan, backend, account, checkpoint)
+    files = _Files.of(options, registry, plan, backend, account, checkpoint, base)
     samples, length = max(account.drawn.values(), default=(0, 0))
     layers = list(graph.layers())
     forwards = sum(work.linears for work in account.work.values())
@@ -116,6 +118,8 @@ def forecast(
             *shape_warnings(account, samples * length),
             *about_text,
         ),
+        tokens=files.tokens,
+        running=files.running,
         machine=machine.title,
         measured=machine.measured,
     )
@@ -155,6 +159,10 @@ class _Files:
     uncounted: tuple[str, ...] = ()
     for_a_while: int = 0
     """Bytes of files that are gone at the end."""
+    tokens: int = 0
+    """Of a forward of what was compiled."""
+    running: tuple[RuntimeMemory, ...] = ()
+    """What running it takes, where the files are a folder that a runtime loads."""
 
     @classmethod
     def of(
@@ -165,6 +173,7 @@ class _Files:
         backend: Backend,
         account: Account,
         checkpoint: Checkpoint,
+        base: int,
     ) -> "_Files":
         """Nothing is known where a pass has no forecast: it may keep layers, or store otherwise."""
         graph = account.program.graph
@@ -193,7 +202,9 @@ class _Files:
         unread = tuple(foreseen.unread)
         if backend.single_file is None:
             files = tuple(BesideSize(name=file.name, nbytes=file.nbytes) for file in beside)
-            return cls(tuple(parts.values()), files, unread)
+            tokens = min(options.length or TOKENS, graph.model.max_length)
+            running = runtimes(registry, graph, foreseen.codecs, tokens, base)
+            return cls(tuple(parts.values()), files, unread, 0, tokens, tuple(running))
         whole = tuple(
             ShardSize(name=f.name, tensor_bytes=f.tensor_bytes, file_bytes=f.nbytes) for f in beside
         )

@@ -16,7 +16,7 @@ from qdc.text.records import DEFAULT_FIELD, Fields
 from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
-OVERRIDES = ("samples", "length", "pack", "isolate", "seed")
+OVERRIDES = ("samples", "length", "pack", "isolate", "geometry", "seed")
 """Options that go to every pass that has them."""
 
 
@@ -38,7 +38,7 @@ class PlanOptions(Options):
 
     model_dir: Annotated[
         Path,
-        option("MODEL", "Folder: config.json, and shards or just their index", argument=True),
+        option("MODEL", "Folder: config.json, shards or just their index", argument=True),
     ]
     passes: Annotated[str, option("TEXT", "Preset or pass{option=value},...")] = "default"
     effort: Annotated[
@@ -83,6 +83,15 @@ class PlanOptions(Options):
         switch(
             "Documents of a sequence do not see each other",
             more="For every pass that has this option",
+        ),
+    ] = None
+    geometry: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "Which tokens are masked: mcs, uniform, clean, ...",
+            more="clean masks none, as for a model without mask token; block-diffusion and rollout "
+            "are the others. For every pass that has this option",
         ),
     ] = None
     states: Annotated[
@@ -140,6 +149,14 @@ class ForecastOptions(PlanOptions):
 
     manual: ClassVar[str] = "qdc plan --help names the options"
 
+    model_dir: Annotated[
+        Path,
+        option(
+            "MODEL",
+            "Folder: config.json, shards or just their index; or artifact",
+            argument=True,
+        ),
+    ]
     gpu: Annotated[
         str | None,
         option(

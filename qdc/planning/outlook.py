@@ -77,6 +77,33 @@ class Verdict(Frozen):
     """Where it does not fit, or takes more than a day; all of these fit."""
 
 
+class RuntimeMemory(Frozen):
+    """What running takes with one runtime, on a CPU."""
+
+    backend: str
+    process_bytes: int
+    """Of a process without a model."""
+    parts: dict[str, int]
+    """What it holds beside that while a forward runs."""
+    loading_bytes: int
+    """Most that it holds beside that while the model is loaded."""
+
+    @property
+    def running_bytes(self) -> int:
+        """All of it, in a forward."""
+        return self.process_bytes + sum(self.parts.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes at a time, from the start on."""
+        return max(self.running_bytes, self.process_bytes + self.loading_bytes)
+
+    def as_data(self) -> dict[str, object]:
+        """Everything, with the derived figures."""
+        derived = {"running_bytes": self.running_bytes, "peak_bytes": self.peak_bytes}
+        return {**self.model_dump(mode="json"), **derived}
+
+
 class PassCost(Frozen):
     """Arithmetic of one pass over all its units."""
 
@@ -138,6 +165,10 @@ class Outlook(Frozen):
     unknown: tuple[str, ...] = ()
     """Passes that do not say what they do: memory, time and perhaps sizes are without them."""
     warnings: tuple[str, ...] = ()
+    tokens: int = 0
+    """Of the forward of the compiled model that ``running`` is of."""
+    running: tuple[RuntimeMemory, ...] = ()
+    """What running the compiled model takes, with each runtime that says so."""
     machine: str = ""
     """The machine that time is of, in words."""
     measured: bool = True
@@ -185,4 +216,5 @@ class Outlook(Frozen):
             "seconds": self.seconds,
             "flops": self.flops,
             **self.model_dump(mode="json"),
+            "running": [runtime.as_data() for runtime in self.running],
         }

@@ -1,5 +1,7 @@
 """Walk through a compile as the runner does, asking every pass instead of running it."""
 
+from collections.abc import Callable
+
 from qdc.ir.keys import table_key
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.traversal import Apply, EndStep, Finish, Leave, ReleaseScratch, Scope, Traversal
@@ -8,8 +10,14 @@ from qdc.streaming.account import LOADED, SCRATCH, STATES, TABLE, Account
 from qdc.streaming.forecast import Forecast
 
 
-def walk(plan: Plan, account: Account) -> None:
-    """Forecast every pass on every unit, and let go of what the runner lets go of."""
+def walk(plan: Plan, account: Account, applied: Callable[[int], None] = lambda place: None) -> None:
+    """Forecast every pass on every unit, and let go of what the runner lets go of.
+
+    Args:
+        plan: the passes.
+        account: adds up what they foretell.
+        applied: told the place of a pass after each of its units.
+    """
     graph, ledger = account.program.graph, account.ledger
     traversal = Traversal(plan, graph)
     for event in (event for step in traversal.steps for event in traversal.events(step)):
@@ -17,6 +25,7 @@ def walk(plan: Plan, account: Account) -> None:
             case Apply(scope):
                 ledger.moment = _moment(scope)
                 scope.step.forecast(Forecast.of(scope, account))
+                applied(scope.place)
             case ReleaseScratch(layers):
                 for value in {name for layer in layers for name in graph[layer].inputs}:
                     ledger.release_all(SCRATCH + table_key(value, ""))

@@ -7,7 +7,27 @@ from torch import nn
 from qdc.format.codec import Codec
 from qdc.format.weights import Weights
 from qdc.pipeline.backendbase import Runtime
+from qdc.pipeline.running import Resident, Running
 from qdc.runtime.weights import dense_tensors, moved, place, tied_names
+
+FP32 = 4
+DECODING = 2
+"""Dense fp32 weights that decoding one takes at a time: the result, and a product on its way."""
+
+
+def resident(running: Running) -> Resident:
+    """What the runtime holds on a CPU, in fp32: weights, of which one at a time is decoded."""
+    weights = loading = 0
+    for layer in running.layers:
+        if layer.codec is not None:
+            dense = FP32 * layer.codec.rows * layer.codec.columns
+            passing = DECODING * dense + layer.codec.working_bytes + layer.codec.nbytes
+        else:
+            assert layer.plain is not None, "a layer has a codec, or is stored plainly"
+            dense = passing = FP32 * layer.plain.elements({})
+        loading = max(loading, weights + passing)
+        weights += dense
+    return Resident({"dense weights": weights, "activations": running.values}, loading)
 
 
 class DenseRuntime(Runtime):

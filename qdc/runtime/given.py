@@ -21,6 +21,7 @@ from qdc.ir.keys import file_key
 from qdc.ir.types import SHORT
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
+from qdc.runtime.auto import chosen_backend, tell_dense
 from qdc.runtime.load import FLOATING, add_biases
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors
 
@@ -71,7 +72,8 @@ def load_module(
         InvalidArtifact: the folder is damaged, or of no module.
         QdcError: the module is another one; all that differs is named. Or the backend cannot run.
     """
-    runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
+    chosen = chosen_backend(backend, device, dtype)
+    runtime = build_backend(chosen, registry).runtime(torch.device(device), dtype)
     digests = Digests.of(folder) if verify else Digests.unread(folder)
     digests.check(name for name in (CONFIG, INDEX) if (folder / name).exists())
     try:
@@ -91,6 +93,7 @@ def load_module(
     unread = {n: t for n, t in module.state_dict().items() if n in described["unread"]}
     hollow = _on_meta(module)
     _check(module, hollow, quantization, codecs, source, described)
+    tell_dense(backend, device, dtype, codecs)
     runtime.check(hollow, codecs)
     buffers = list(persistent_buffers(module))
     add_biases(module, quantization.added_biases)

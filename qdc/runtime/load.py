@@ -29,6 +29,7 @@ from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.finite import is_finite
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
+from qdc.runtime.auto import chosen_backend, tell_dense
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
@@ -136,7 +137,8 @@ def load_artifact(
         registry: knows the codecs, the backends and the model families.
         device: where the weights go.
         dtype: of all weights, or of those that are not packed; the backend's own if None.
-        backend: who runs it, as ``name`` or ``name{option=value}``.
+        backend: who runs it, as ``name`` or ``name{option=value}``; ``auto`` is ``cpu`` on a CPU
+            and ``reference`` elsewhere.
         verify: whether what is read must have the digests that the artifact was written with.
 
     Returns:
@@ -147,8 +149,10 @@ def load_artifact(
         InvalidArtifact: the folder is damaged, incomplete, hostile or of a newer version.
         UnsupportedModel: the model's family is not implemented.
     """
-    runtime = build_backend(backend, registry).runtime(torch.device(device), dtype)
+    chosen = chosen_backend(backend, device, dtype)
+    runtime = build_backend(chosen, registry).runtime(torch.device(device), dtype)
     opened = open_artifact(folder, registry, verify=verify)
+    tell_dense(backend, device, dtype, opened.codecs)
     body, module = opened.body, opened.module
     runtime.check(body, opened.codecs)
     try:

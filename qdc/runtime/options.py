@@ -16,7 +16,16 @@ Plugins = Annotated[
         "FILE", "Python file: passes, backends, families, strategies", "--plugin", repeated=True
     ),
 ]
-RunBackend = Annotated[str, option("NAME", "Runtime: reference | triton")]
+AUTO = "auto"
+"""Whoever runs fastest where the model is; ``qdc.runtime.auto`` says who."""
+RunBackend = Annotated[
+    str,
+    option(
+        "NAME",
+        "Runtime: auto | cpu | triton | reference",
+        more="auto computes from packed weights on a CPU, and decodes them all on a GPU",
+    ),
+]
 Verify = Annotated[
     bool,
     switch(
@@ -31,7 +40,7 @@ class RunOptions(Options):
     """How a model is run."""
 
     device: Device = "cpu"
-    backend: RunBackend = "reference"
+    backend: RunBackend = AUTO
     document_tokens: AroundTexts = "auto"
     plugins: Plugins = ()
     verify: Verify = True

@@ -127,7 +127,7 @@ class Skeleton:
         """
         aliases = {first for name, first in self.tied.items() if _owner(name) not in replaced}
         state = {
-            name: moved(weights.plain(name), device, dtype)
+            name: moved(weights.dense(name), device, dtype)
             for name in self.names
             if _owner(name) not in replaced or name in aliases
         }

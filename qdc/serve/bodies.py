@@ -41,7 +41,7 @@ LONGEST = 300
 GAP = re.compile("_{3,}")
 """How a gap is written."""
 
-Sent = TypeVar("Sent", bound="Decoded")
+Sent = TypeVar("Sent", bound="Decoding")
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Item = TypeVar("Item")
 Listed = Annotated[list[Item], Field(fail_fast=True)]
@@ -99,7 +99,7 @@ class Message(_Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-class Decoded(BaseModel):
+class Decoding(BaseModel):
     """What all requests to a model share: how it decodes."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
@@ -137,7 +137,7 @@ class Decoded(BaseModel):
             raise from_validation(error) from error
 
 
-class Body(Decoded):
+class Body(Decoding):
     """What all requests for an answer share."""
 
     max_tokens: int | None = Field(default=None, ge=1)
@@ -247,7 +247,7 @@ class WatchRequest(Body):
         return self
 
 
-class FillRequest(Decoded):
+class FillRequest(Decoding):
     """``POST /fill``: a text with gaps, of which every step is shown."""
 
     called_elsewhere: ClassVar[Mapping[str, str]] = FILL_CALLED_ELSEWHERE

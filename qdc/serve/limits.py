@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from qdc.errors import QdcError
 from qdc.options import Options, as_list, option
-from qdc.runtime.options import Device, Plugins, RunBackend, Verify
+from qdc.runtime.options import AUTO, Device, Plugins, RunBackend, Verify
 from qdc.text.options import AroundTexts
 from qdc.units import parse_size
 
@@ -116,7 +116,7 @@ class ServeOptions(_Bounds):
     verifier: Annotated[Path | None, option("FOLDER", "Autoregressive model, for apd")] = None
     document_tokens: AroundTexts = "auto"
     device: Device = "cpu"
-    backend: RunBackend = "reference"
+    backend: RunBackend = AUTO
     plugins: Plugins = ()
     verify: Verify = True
 

@@ -32,6 +32,9 @@ def test_mistakes_are_refused(
     assert "known: dense, gguf" in refused("export", artifact, "-o", out, "--format", "awq")
     taken = refused("export", artifact, "-o", out, "--format", "gguf", "--dtype", "bf16")
     assert "it has f16, q8_0" in taken
+    packed = refused("export", artifact, "-o", out, "--format", "compressed-tensors")
+    assert "codec multi-binary" in packed
+    assert "--passes engine" in packed
     inside = artifact / "a.gguf"
     assert "lie in each other" in refused("export", artifact, "-o", inside, "--format", "gguf")
     assert "plain checkpoint" in refused("export", model, "-o", out)

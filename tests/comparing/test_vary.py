@@ -95,3 +95,16 @@ def test_one_option_is_varied_once(registry: Registry) -> None:
 
 def test_dashes_and_underlines_are_one_option() -> None:
     assert parse_axis("masked_weight=1, 2") == Axis("masked-weight", ("1", "2"))
+
+
+def test_what_all_are_given_leaves_their_own_and_says_what_it_costs(registry: Registry) -> None:
+    own = "mine=stages(calibrate-mcs{geometry=uniform},rtn-lower),pack"
+    methods = parse_methods([f"gptq,release,data-free,{own}"], registry)
+    found = variants(methods, [], registry, {"geometry": "clean"})
+    assert [each.name for each in found] == ["gptq", "release", "data-free", "mine"]
+    assert ["geometry=clean" in each.pipeline for each in found] == [True, True, False, False]
+    assert [each.dropped for each in found] == [(), ("prefix=0.25",), (), ()]
+    assert [each.kept for each in found] == [(), (), (), ("geometry",)]
+    assert found[2].pipeline == "data-free"
+    with pytest.raises(InvalidPipeline, match="--geometry cleen: no method"):
+        variants(methods, [], registry, {"geometry": "cleen"})

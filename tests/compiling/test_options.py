@@ -116,7 +116,8 @@ def test_the_call_that_asks_for_the_same_can_be_pasted() -> None:
 
 def test_overrides_are_the_options_of_each_command() -> None:
     planned = PlanOptions.parse(model_dir="m", samples=3, pack="within").overrides
-    assert planned == {"samples": 3, "length": None, "pack": "within", "isolate": None}
+    given = {"samples": 3, "length": None, "pack": "within", "isolate": None, "geometry": None}
+    assert planned == given
     assert CompileOptions.parse(**NEEDED, seed=1).overrides["seed"] == 1
 
 

@@ -30,7 +30,7 @@ from qdc.text.tokenizer import encoder, load_tokenizer
 from tests.support.checkpoints import EMBEDDED, TOKENIZER
 from tests.support.natives import SIZES, rewrite, write_native
 
-CLEAN = "stages(calibrate-cross{geometry=clean},sensitivity{damp=0.1},abmp-allocate,daq-lower),pack"
+PIPELINE = "stages(calibrate-cross,sensitivity{damp=0.1},abmp-allocate,daq-lower),pack"
 LENGTH = 32
 PLAIN: dict[str, Any] = {name: size for name, size in SIZES.items() if name != "mask_token_id"}
 CONFIGURATIONS = {
@@ -65,7 +65,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder: Path = tmp_path_factory.mktemp("llama") / "model"
     model = write_causal(folder, "llama")
     out = folder.with_name("out")
-    qdc.compile(folder, CLEAN, out=out, samples=4, length=LENGTH, write_report=False)
+    given: dict[str, Any] = {"samples": 4, "length": LENGTH, "write_report": False}
+    qdc.compile(folder, PIPELINE, out=out, geometry="clean", **given)
     return folder, out, model
 
 
@@ -100,7 +101,7 @@ def test_an_artifact_stays_causal(made: Made) -> None:
     """In what is loaded, and through transformers."""
     _, out, _ = made
     ids = tokens(2, 20)
-    compiled = qdc.load(out)
+    compiled = qdc.load(out, backend="reference")
     other = ids.clone()
     other[:, -1] += 1
     assert torch.equal(compiled(ids)[:, :-1], compiled(other)[:, :-1])
@@ -143,15 +144,20 @@ def test_a_compile_that_draws_masks_is_refused(made: Made, tmp_path: Path) -> No
 
 def test_a_plan_that_draws_masks_is_refused(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", str(made[0]), "--passes", "rtn"]) != 0
-    assert "calibrate-mcs{geometry=clean}" in capsys.readouterr().err
+    assert "else draw none: --geometry clean" in " ".join(capsys.readouterr().err.split())
 
 
 def test_masks_are_refused_with_the_pipeline_that_draws_none(graph: LayerGraph) -> None:
     registry = standard_registry()
     with pytest.raises(UnsupportedModel, match="drawn by calibrate-cross") as caught:
         refuse_masks(build_plan("default", registry), graph)
+    assert caught.value.help.endswith("else draw none: --geometry clean")
+    refuse_masks(build_plan("default", registry, {"geometry": "clean"}), graph)
+    # A quarter is kept visible of samples that are masked: it has to go as well.
+    with pytest.raises(UnsupportedModel, match="drawn by calibrate-mcs") as caught:
+        refuse_masks(build_plan("release", registry), graph)
     pipeline = caught.value.help.partition("--passes '")[2].removesuffix("'")
-    assert "calibrate-cross{geometry=clean}" in pipeline
+    assert "calibrate-mcs{geometry=clean}" in pipeline
     refuse_masks(build_plan(pipeline, registry), graph)
     with pytest.raises(UnsupportedModel, match="drawn by") as caught:
         refuse_masks(build_plan("best", registry), graph)

@@ -12,6 +12,7 @@ import qdc
 from qdc.checkpoint.folder import Checkpoint
 from tests.support.compiles import compile_tiny
 from tests.support.families import CASES, Case, write_family
+from tests.support.running import assert_packed_alike
 
 TOLERANCE = 1e-4
 
@@ -42,7 +43,7 @@ def tokens() -> Tensor:
 def test_compiles_reloads_and_equals_the_native_class(
     case: Case, model: Path, artifact: Path
 ) -> None:
-    loaded = qdc.load(artifact)
+    loaded = qdc.load(artifact, backend="reference")
     state = dict(loaded.named_parameters())
     assert set(state) - set(case.shapes(case.config)) == set()
     native = case.native_model({name: tensor.detach() for name, tensor in state.items()})
@@ -53,6 +54,7 @@ def test_compiles_reloads_and_equals_the_native_class(
         due = case.native_logits(native, tokens(), given)
         real = torch.ones_like(mask).bool() if given is None else given.bool()
         torch.testing.assert_close(found[real], due[real], atol=TOLERANCE, rtol=0)
+    assert_packed_alike(artifact, lambda model: model(tokens(), mask)[mask.bool()])
     original = qdc.load_original(model)(tokens())
     apart = (loaded(tokens()) - original).square().mean() / original.square().mean()
     assert 1e-3 < float(apart) < 1.2  # unrelated logits would be 2 apart

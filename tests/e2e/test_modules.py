@@ -25,6 +25,7 @@ from qdc.text.tokenizer import load_tokenizer
 from tests.support.artifacts import unsealed
 from tests.support.checkpoints import EMBEDDED
 from tests.support.modules import LENGTH, MASK, WIDTH, NanoGPT, Unconditional, filled, ids
+from tests.support.running import assert_packed_alike
 
 CROSS = "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1},abmp-allocate,daq-lower),pack"
 ROUNDED = "rtn-lower{bits=4},pack"
@@ -77,7 +78,7 @@ def test_loads_into_a_fresh_module_what_the_artifact_decodes_to(compiled: Compil
     """Equal to a state dict of the decoded weights, and not far from the original."""
     make, _, out, report = compiled
     fresh = filled(make(), seed=5).train()
-    loaded = qdc.load(out, module=fresh)
+    loaded = qdc.load(out, module=fresh, backend="reference")
     assert loaded is fresh
     assert not loaded.training
     by_hand = filled(make(), seed=5)
@@ -86,6 +87,7 @@ def test_loads_into_a_fresh_module_what_the_artifact_decodes_to(compiled: Compil
     assert set(missing) <= {"lm_head.weight", "spare.weight", "spare.bias"}
     tokens = ids(3, 11, seed=2)
     assert torch.equal(logits(loaded, tokens), logits(by_hand, tokens))
+    assert_packed_alike(out, lambda model: logits(model, tokens), make)
     original = logits(filled(make()), tokens)
     lost = (logits(loaded, tokens) - original).norm() / original.norm()
     assert 0 < float(lost) < 0.6
@@ -123,7 +125,7 @@ def test_two_runs_give_the_same_bytes(compiled: Compiled, tmp_path: Path) -> Non
 def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
     compile_one(filled(NanoGPT()), tmp_path / "out", ROUNDED, calibration=None, samples=None)
     loaded = NanoGPT()
-    qdc.load(tmp_path / "out", module=loaded)
+    qdc.load(tmp_path / "out", module=loaded, backend="reference")
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     assert torch.equal(loaded.scale, torch.tensor([0.75]))
 
@@ -134,7 +136,7 @@ def test_a_stored_buffer_comes_from_the_artifact(tmp_path: Path) -> None:
     module.scale.fill_(0.5)
     compile_one(module, tmp_path / "out", ROUNDED, calibration=None, samples=None)
     loaded = NanoGPT()
-    qdc.load(tmp_path / "out", module=loaded, dtype=torch.bfloat16)
+    qdc.load(tmp_path / "out", module=loaded, dtype=torch.bfloat16, backend="reference")
     assert loaded.scale.dtype == torch.float32
     assert loaded.transformer.wte.weight.dtype == torch.bfloat16
     assert float(loaded.scale) == 0.5
@@ -145,7 +147,7 @@ def test_a_stored_buffer_comes_from_the_artifact(tmp_path: Path) -> None:
 def test_bf16_weights_are_compiled_as_those_of_a_folder(tmp_path: Path) -> None:
     module = filled(NanoGPT()).to(torch.bfloat16)
     compile_one(module, tmp_path / "out")
-    loaded = qdc.load(tmp_path / "out", module=NanoGPT())
+    loaded = qdc.load(tmp_path / "out", module=NanoGPT(), backend="reference")
     found, expected = (logits(each, ids(2, 9)).float() for each in (loaded, module))
     assert float((found - expected).norm() / expected.norm()) < 0.6
 
@@ -166,7 +168,7 @@ def test_a_causal_module_has_a_next_token_loss(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="masks are drawn by calibrate-cross"):
         compile_one(module, tmp_path / "out", mask_token_id=None)
     compile_one(module, tmp_path / "out", clean, mask_token_id=None)
-    loaded = qdc.load(tmp_path / "out", module=NanoGPT(causal=True))
+    loaded = qdc.load(tmp_path / "out", module=NanoGPT(causal=True), backend="reference")
     windows = ids(4, LENGTH, seed=7)
     found = evaluate_next(lambda tokens: logits(loaded, tokens), windows)
     scores = logits(loaded, windows)[:, :-1].flatten(0, 1)
@@ -176,7 +178,7 @@ def test_a_causal_module_has_a_next_token_loss(tmp_path: Path) -> None:
 
 def test_a_loaded_module_is_evaluated(compiled: Compiled) -> None:
     make, _, out, _ = compiled
-    loaded = qdc.load(out, module=make())
+    loaded = qdc.load(out, module=make(), backend="reference")
     windows = ids(4, LENGTH, seed=7)
     found = evaluate(lambda tokens: logits(loaded, tokens), windows, MASK, bound_samples=1)
     assert found.windows == 4
@@ -195,7 +197,7 @@ def test_what_differs_is_named_at_once(compiled: Compiled, tmp_path: Path) -> No
         wanted = ["fc: its weight is [96, 32] in the module", "extra.bias: in the module alone"]
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(QdcError, match="the module is not like the") as caught:
-        qdc.load(out, module=other)
+        qdc.load(out, module=other, backend="reference")
     for text in wanted:
         assert any(text in problem for problem in caught.value.where), caught.value.where
     assert all(torch.equal(before[n], t) for n, t in other.state_dict().items())
@@ -223,7 +225,7 @@ def test_commands_that_need_the_model_say_what_to_do(
     assert first == f"{out} is as it was written"
     assert int(second.split()[6]) > 10
     with pytest.raises(UnsupportedModel, match="which has no configuration"):
-        qdc.load(out)
+        qdc.load(out, backend="reference")
 
 
 def test_damage_is_found_without_the_module(
@@ -377,8 +379,8 @@ def test_a_flipped_bit_is_refused_unless_nobody_looks(tmp_path: Path, compiled: 
     data[-3] ^= 4
     shard.write_bytes(data)
     with pytest.raises(QdcError, match="not as the artifact was written"):
-        qdc.load(tmp_path / "odd", module=make())
-    qdc.load(tmp_path / "odd", module=make(), verify=False)
+        qdc.load(tmp_path / "odd", module=make(), backend="reference")
+    qdc.load(tmp_path / "odd", module=make(), verify=False, backend="reference")
 
 
 def test_a_folder_is_refused_with_a_module(tmp_path: Path, compiled: Compiled) -> None:
@@ -388,14 +390,14 @@ def test_a_folder_is_refused_with_a_module(tmp_path: Path, compiled: Compiled) -
     config["quantization_config"]["frontend"] = "export"
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(QdcError, match="of a checkpoint, not of a module"):
-        qdc.load(tmp_path / "odd", module=make())
+        qdc.load(tmp_path / "odd", module=make(), backend="reference")
     odd: list[Any] = [None, {"unread": 1}, {"unread": [], "buffers": []}]
     for broken in odd:
         config["quantization_config"]["frontend"] = "module"
         config["module"] = broken
         (tmp_path / "odd" / "config.json").write_text(json.dumps(config), encoding="utf-8")
         with pytest.raises(QdcError, match="describe"):
-            qdc.load(tmp_path / "odd", module=make())
+            qdc.load(tmp_path / "odd", module=make(), backend="reference")
 
 
 @pytest.mark.parametrize("what", ["epsilon", "buffer", "nothing"])
@@ -410,7 +412,7 @@ def test_what_no_weight_holds_is_part_of_the_compile(what: str, tmp_path: Path) 
     elif what == "buffer":
         other.backbone.inv_freq.copy_(other.backbone.inv_freq.flip(0).clone())
         with pytest.raises(QdcError, match="inv_freq: a buffer with other values"):
-            qdc.load(tmp_path / "out", module=other)
+            qdc.load(tmp_path / "out", module=other, backend="reference")
     if what == "nothing":
         compile_one(other, tmp_path / "out", resume=True, **options)
         return

@@ -107,7 +107,7 @@ def test_it_compiles_and_loads_without_a_change_elsewhere(
     assert report.plugins[0].startswith("sign_lower.py sha256:")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["plugins"] == list(report.plugins)
-    loaded = qdc.load(tmp_path / "out", plugins=[plugin])
+    loaded = qdc.load(tmp_path / "out", plugins=[plugin], backend="reference")
     original = qdc.load_original(model)
     name = "model.transformer.blocks.1.up_proj.weight"
     weight = original.get_parameter(name)
@@ -119,7 +119,7 @@ def test_it_compiles_and_loads_without_a_change_elsewhere(
 def test_the_plugin_is_needed_to_load(model: Path, plugin: Path, tmp_path: Path) -> None:
     compile_tiny(model, tmp_path / "out", "sign-lower,pack", plugins=[plugin])
     with pytest.raises(InvalidArtifact, match="no codec is called 'row-signs'") as caught:
-        qdc.load(tmp_path / "out")
+        qdc.load(tmp_path / "out", backend="reference")
     assert "load the plugin that wrote it with --plugin" in caught.value.help
     assert caught.value.where == ("model.transformer.blocks.0.q_proj",)
 

@@ -83,7 +83,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
 
 def test_the_loaded_model_computes_what_the_stream_computed(compiled: Compiled) -> None:
-    module = qdc.load(compiled.out)
+    module = qdc.load(compiled.out, backend="reference")
     read: dict[str, Tensor] = {}
     for path, leaf in module.named_modules():
         if path in compiled.seen:
@@ -108,7 +108,7 @@ def test_tuned_tensors_are_stored_under_the_names_that_they_replace(compiled: Co
 def test_the_configuration_names_the_added_biases(compiled: Compiled) -> None:
     settings = json.loads((compiled.out / "config.json").read_text())["quantization_config"]
     assert settings["added_biases"] == list(settings["layers"])
-    module = qdc.load(compiled.out)
+    module = qdc.load(compiled.out, backend="reference")
     biases = {path for path, leaf in module.named_modules() if has_bias(leaf)}
     assert biases == set(settings["layers"])
     assert not any(parameter.requires_grad for parameter in module.parameters())
@@ -158,7 +158,10 @@ def test_tuned_tensors_wait_for_a_later_segment(tmp_path: Path, compiled: Compil
     known = registry()
     known.add(Wait)
     run_passes(compiled.model, tmp_path, known, "rtn-lower{bits=4},tune,wait,pack")
-    waited, direct = qdc.load(tmp_path / "out"), qdc.load(compiled.out)
+    waited, direct = (
+        qdc.load(tmp_path / "out", backend="reference"),
+        qdc.load(compiled.out, backend="reference"),
+    )
     assert torch.equal(waited(TOKENS), direct(TOKENS))
 
 
@@ -213,7 +216,7 @@ def test_a_hostile_configuration_is_refused(
     edit(config["quantization_config"])
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidArtifact, match=what):
-        qdc.load(copy)
+        qdc.load(copy, backend="reference")
 
 
 def test_a_bias_of_another_shape_is_refused(compiled: Compiled, tmp_path: Path) -> None:
@@ -226,5 +229,5 @@ def test_a_bias_of_another_shape_is_refused(compiled: Compiled, tmp_path: Path) 
     tensors[f"{Q_PROJ}.bias"] = torch.zeros(1, dtype=torch.float16)
     save_file(tensors, shard)
     with pytest.raises(InvalidArtifact, match="wrong dtype or shape") as caught:
-        qdc.load(copy)
+        qdc.load(copy, backend="reference")
     assert any(f"{Q_PROJ}.bias" in place for place in caught.value.where)

@@ -27,12 +27,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
     def get(passes: str) -> nn.Module:
         if passes == "default" and passes not in models:
-            models[passes] = qdc.load(embedded_artifact(tmp_path_factory))
+            models[passes] = qdc.load(embedded_artifact(tmp_path_factory), backend="reference")
         elif passes not in models:
             out = tmp_path_factory.mktemp("artifact") / "out"
             report = qdc.compile(MODEL, passes, out=out, samples=SAMPLES, write_report=False)
             assert report.sign_bits == 2
-            models[passes] = qdc.load(out)
+            models[passes] = qdc.load(out, backend="reference")
         return models[passes]
 
     return get

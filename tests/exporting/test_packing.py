@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 import qdc
 from qdc.artifact.writer import EXPORT
 from qdc.checkpoint.folder import Checkpoint
+from qdc.cli.export import _summary
 from qdc.errors import ExportDiffers, InvalidArtifact, QdcError
 from qdc.exporting import packing as packing_module
 from qdc.exporting.packing import Packing, library
@@ -132,6 +133,12 @@ def test_linears_stay_integers_and_the_rest_is_decoded(artifact: Path, tmp_path:
     assert config["ignore"] == ["model.transformer.ff_out"]
     assert config["config_groups"]["group_0"]["targets"] == ["Linear"]
     assert written.config["dtype"] == "float16"
+    lines = _summary(report)
+    assert "  7 layers of 2 bits, groups of 32, symmetric, scales of f16: " in lines[2]
+    assert lines[3:] == [
+        "  2 quantized layers outside the blocks: decoded",
+        f"  {report.served_by}",
+    ]
     told = json.loads((tmp_path / "packed" / EXPORT).read_text(encoding="utf-8"))
     assert told == {k: v for k, v in report.as_data().items() if k != "out"}
     names = {path.name for path in (tmp_path / "packed").iterdir()}
@@ -157,7 +164,8 @@ def loaded(folder: Path, kind: str) -> nn.Module:
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Native checkpoints with rows of 32 and 64."""
     sizes = {**SIZES, "intermediate_size": 64, "num_hidden_layers": 1}
-    experts = {"moe_intermediate_size": 32, "num_experts": 3, "num_experts_per_tok": 2}
+    experts: dict[str, Any] = {"num_experts": 3, "num_experts_per_tok": 2}
+    experts["moe_intermediate_size"] = 32
     others: Mapping[str, Callable[[], Any]] = {
         "llama": lambda: LlamaConfig(**sizes, num_key_value_heads=1),
         "qwen3-moe": lambda: Qwen3MoeConfig(**sizes, **experts, num_key_value_heads=1),

@@ -170,7 +170,7 @@ def test_polish_moves_it_and_what_is_stored_is_what_loads(tmp_path: Path) -> Non
         given = {"calibration": tmp_path / "text.txt", "samples": 8, "length": 12}
         report = compile_tiny(model, tmp_path / name, f"{lowering}{polish},pack", **given)
         assert report.tensor_bytes == report.predicted_bytes
-        states.append(qdc.load(tmp_path / name).state_dict())
+        states.append(qdc.load(tmp_path / name, backend="reference").state_dict())
     layer = "model.transformer.blocks.0.ff_proj.weight"
     assert not torch.equal(states[0][layer], states[1][layer])
     assert states[1][layer].isfinite().all()

@@ -58,7 +58,7 @@ def test_logits_are_the_reference_s(artifact: Path, ids: list[int], tmp_path: Pa
     """
     qdc.export(artifact, out=tmp_path / "dense", dtype="f32")
     write_plain(tmp_path / "dense", tmp_path / "f16.gguf")
-    model = qdc.load(artifact)
+    model = qdc.load(artifact, backend="reference")
     exact = reference(model, ids)
     plain = engine(tmp_path / "f16.gguf")(ids)
     assert apart(plain, exact) < ROUNDED
@@ -97,7 +97,7 @@ def test_the_engine_computes_with_every_type(kind: str, small: Path, tmp_path: P
     compile_tiny(small, tmp_path / "out", passes)
     qdc.export(tmp_path / "out", out=tmp_path / "a.gguf", format="gguf")
     ids = [int(each) for each in np.random.default_rng(0).integers(2, 2000, 48)]
-    expected = reference(qdc.load(tmp_path / "out"), ids)
+    expected = reference(qdc.load(tmp_path / "out", backend="reference"), ids)
     assert apart(engine(tmp_path / "a.gguf", 64)(ids), expected) < EIGHT_BITS
 
 

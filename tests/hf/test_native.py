@@ -35,7 +35,7 @@ def loaded(request: pytest.FixtureRequest, artifacts: Artifacts) -> Loaded:
     kind, passes = request.param
     out = artifacts(kind, passes)
     model = auto_class(kind).from_pretrained(out, dtype=torch.float32)
-    return Loaded(kind, out, model, logits(qdc.load(out)))
+    return Loaded(kind, out, model, logits(qdc.load(out, backend="reference")))
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_saving_writes_an_artifact(loaded: Loaded, tmp_path: Path) -> None:
     again = auto_class(loaded.kind).from_pretrained(tmp_path / "saved")
     assert again.dtype == torch.float32
     assert torch.equal(logits(again), loaded.expected)
-    assert torch.equal(logits(qdc.load(tmp_path / "saved")), loaded.expected)
+    assert torch.equal(logits(qdc.load(tmp_path / "saved", backend="reference")), loaded.expected)
 
 
 def test_the_base_model_has_the_hidden_states_of_the_whole(loaded: Loaded, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_copy_can_be_made_dense_and_saved(loaded: Loaded, tmp_path: Path) -> N
 def test_the_dtype_is_that_of_the_arithmetic_alone(encoder: Path) -> None:
     model = auto_class("bert").from_pretrained(encoder, dtype=torch.bfloat16)
     assert model.dtype == logits(model).dtype == torch.bfloat16
-    expected = logits(qdc.load(encoder, dtype=torch.bfloat16))
+    expected = logits(qdc.load(encoder, dtype=torch.bfloat16, backend="reference"))
     assert torch.equal(logits(model), expected)
     stored = {n: t for n, t in model.state_dict().items() if n.endswith((".scale", ".codes"))}
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.uint8}
@@ -127,7 +127,7 @@ def test_a_device_map_is_followed(encoder: Path, device_map: str) -> None:
     pytest.importorskip("accelerate", reason="transformers reads no device_map without it")
     model = auto_class("bert").from_pretrained(encoder, device_map=device_map, dtype=torch.float32)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
-    assert torch.equal(logits(model), logits(qdc.load(encoder)))
+    assert torch.equal(logits(model), logits(qdc.load(encoder, backend="reference")))
 
 
 def test_an_older_artifact_loads_and_without_a_dtype_computes_in_f32(
@@ -139,7 +139,7 @@ def test_an_older_artifact_loads_and_without_a_dtype_computes_in_f32(
     (older / "config.json").write_text(json.dumps(config), encoding="utf-8")
     model = auto_class("bert").from_pretrained(older)
     assert model.dtype == torch.float32
-    assert torch.equal(logits(model), logits(qdc.load(older)))
+    assert torch.equal(logits(model), logits(qdc.load(older, backend="reference")))
 
 
 def test_an_encoder_without_head_has_no_pooler(tmp_path: Path) -> None:
@@ -147,7 +147,9 @@ def test_an_encoder_without_head_has_no_pooler(tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(out, dtype=torch.float32)
     assert model.pooler is None
     with torch.no_grad():
-        assert torch.equal(model(**batch()).last_hidden_state, qdc.load(out)(**batch()))
+        assert torch.equal(
+            model(**batch()).last_hidden_state, qdc.load(out, backend="reference")(**batch())
+        )
 
 
 def test_what_transformers_cannot_do_with_an_artifact_is_refused(

@@ -40,7 +40,7 @@ def write_case(folder: Path, name: str) -> Path:
 )
 def test_loads_saves_and_gives_the_logits_of_qdc(name: str, passes: str, tmp_path: Path) -> None:
     compile_tiny(write_case(tmp_path / "model", name), tmp_path / "out", passes)
-    original = qdc.load(tmp_path / "out")
+    original = qdc.load(tmp_path / "out", backend="reference")
     expected = logits(original)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert type(model).__name__ in CASES[name].config["architectures"]
@@ -48,7 +48,7 @@ def test_loads_saves_and_gives_the_logits_of_qdc(name: str, passes: str, tmp_pat
     assert torch.equal(logits(model), expected)
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "saved")), expected)
-    assert torch.equal(logits(qdc.load(tmp_path / "saved")), expected)
+    assert torch.equal(logits(qdc.load(tmp_path / "saved", backend="reference")), expected)
     dense = model.dequantize()  # type: ignore[no-untyped-call]
     assert torch.equal(logits(dense), expected)
 
@@ -57,7 +57,7 @@ def test_a_model_saved_over_itself_loads(tmp_path: Path) -> None:
     """One file over shards, shards over one file, each again, and dense weights over either."""
     folder = tmp_path / "out"
     compile_tiny(write_case(tmp_path / "model", "llada"), folder, PACKED)
-    expected = logits(qdc.load(folder))
+    expected = logits(qdc.load(folder, backend="reference"))
     for size, other, sharded in (("1GB", "100KB", False), ("100KB", "1GB", True)):
         for _ in range(2):
             AutoModel.from_pretrained(folder, dtype=torch.float32).save_pretrained(
@@ -65,7 +65,7 @@ def test_a_model_saved_over_itself_loads(tmp_path: Path) -> None:
             )
             assert (folder / INDEX).is_file() == sharded
             assert (folder / SINGLE).is_file() != sharded
-            assert torch.equal(logits(qdc.load(folder)), expected)
+            assert torch.equal(logits(qdc.load(folder, backend="reference")), expected)
         dense = tmp_path / size
         shutil.copytree(folder, dense)
         model = AutoModel.from_pretrained(dense, dtype=torch.float32).dequantize()
@@ -82,7 +82,7 @@ def test_a_dense_export_is_proved(name: str, tmp_path: Path) -> None:
     report = qdc.export(tmp_path / "out", out=tmp_path / "dense", dtype="f32", verify=True)
     assert report.verification is not None
     assert {probe.rounding for probe in report.verification.probes} == {0.0}
-    expected = logits(qdc.load(tmp_path / "out"))
+    expected = logits(qdc.load(tmp_path / "out", backend="reference"))
     assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "dense")), expected)
 
 

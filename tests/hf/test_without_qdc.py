@@ -69,7 +69,7 @@ def test_a_dense_export_gives_the_logits_of_the_artifact(
 ) -> None:
     found = json.loads((alone / "found.json").read_text(encoding="utf-8"))
     assert found[f"dense-{kind}"] == "loaded"
-    expected = logits(qdc.load(artifacts(kind, KINDS[kind])))
+    expected = logits(qdc.load(artifacts(kind, KINDS[kind]), backend="reference"))
     given = torch.load(alone / f"dense-{kind}.pt", weights_only=True)
     difference = float((given - expected).abs().max())
     assert difference <= 1e-5 * float(expected.abs().max())

@@ -243,7 +243,7 @@ def test_every_preset_of_experts_compiles(text: Path, tmp_path: Path) -> None:
     assert report.sign_bits == 2
     kept = {row.reason for row in report.coverage if row.tensor.endswith("mlp.gate.weight")}
     assert kept == {"router"}
-    loaded = qdc.load(tmp_path / "out")
+    loaded = qdc.load(tmp_path / "out", backend="reference")
     tokens = torch.randint(2048, (2, 9), generator=torch.Generator().manual_seed(0))
     assert bool(loaded(tokens).isfinite().all())
 

@@ -75,7 +75,10 @@ def test_the_loaded_matrices_are_the_rounded_ones(
     options: str, bits: int, group: int, model: Path, tmp_path: Path
 ) -> None:
     compile_tiny(model, tmp_path / "out", f"quantize-vocab{options},{PLAIN}")
-    original, loaded = Checkpoint(model), qdc.load(tmp_path / "out").state_dict()
+    original, loaded = (
+        Checkpoint(model),
+        qdc.load(tmp_path / "out", backend="reference").state_dict(),
+    )
     for path in (WTE, HEAD):
         expected = rounded(original.tensor(f"{path}.weight").float(), bits, group)
         assert torch.equal(loaded[f"{path}.weight"], expected)
@@ -131,7 +134,7 @@ def test_its_place_in_the_pipeline_decides_what_calibration_sees(
         spying(look),
         f"spy{{label=before}},quantize-vocab{{bits=4}},spy{{label=after}},{PLAIN}",
     )
-    loaded, original = qdc.load(tmp_path / "out"), qdc.load_original(model)
+    loaded, original = qdc.load(tmp_path / "out", backend="reference"), qdc.load_original(model)
     norm = original.get_submodule("model.transformer.blocks.0.attn_norm")
     for label, module in (("before", original), ("after", loaded)):
         expected = norm(module.get_submodule(WTE)(TOKENS))
@@ -143,19 +146,25 @@ def test_first_or_last_the_vocabulary_is_the_same(
     model: Path, artifact: Path, tmp_path: Path
 ) -> None:
     compile_tiny(model, tmp_path / "out", f"{PLAIN},quantize-vocab")
-    assert torch.equal(qdc.load(tmp_path / "out")(TOKENS), qdc.load(artifact)(TOKENS))
+    assert torch.equal(
+        qdc.load(tmp_path / "out", backend="reference")(TOKENS),
+        qdc.load(artifact, backend="reference")(TOKENS),
+    )
 
 
 def test_calibrated_pipelines_take_it_first(model: Path, tmp_path: Path) -> None:
     passes = "quantize-vocab,stages(calibrate-mcs,sensitivity,abmp-allocate,daq-lower),pack"
     report = compile_tiny(model, tmp_path / "out", passes)
-    assert qdc.load(tmp_path / "out")(TOKENS).isfinite().all()
+    assert qdc.load(tmp_path / "out", backend="reference")(TOKENS).isfinite().all()
     assert report.sign_bits == 2
 
 
 def test_a_second_run_replaces_the_first(model: Path, artifact: Path, tmp_path: Path) -> None:
     compile_tiny(model, tmp_path / "out", f"quantize-vocab{{bits=4}},quantize-vocab,{PLAIN}")
-    assert torch.equal(qdc.load(tmp_path / "out")(TOKENS), qdc.load(artifact)(TOKENS))
+    assert torch.equal(
+        qdc.load(tmp_path / "out", backend="reference")(TOKENS),
+        qdc.load(artifact, backend="reference")(TOKENS),
+    )
 
 
 def test_parts_of_a_matrix_do_not_show(
@@ -304,7 +313,7 @@ def test_a_tied_matrix_is_stored_once(passes: str, tied: Path, tmp_path: Path) -
     (row,) = (row for row in report.coverage if row.tensor == "model.embed_tokens.weight")
     assert (row.status == "quantized") == quantized
     assert ("lm_head" in settings(tmp_path / "out")["modules_to_not_convert"]) != quantized
-    loaded = qdc.load(tmp_path / "out")
+    loaded = qdc.load(tmp_path / "out", backend="reference")
     assert loaded.get_parameter("lm_head.weight") is loaded.get_parameter(
         "model.embed_tokens.weight"
     )
@@ -344,7 +353,7 @@ def test_a_damaged_vocabulary_is_refused(artifact: Path, tmp_path: Path) -> None
     config["quantization_config"]["layers"][WTE]["rows"] = 2047
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(QdcError, match="the model has no 2047 x 24 weight there") as caught:
-        qdc.load(copy)
+        qdc.load(copy, backend="reference")
     assert caught.value.where == (WTE,)
 
 

@@ -11,11 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qdc.serve.bodies import Body, ChatRequest, CompletionRequest, WatchRequest, read_body
+from qdc.serve.bodies import (
+    ChatRequest,
+    CompletionRequest,
+    Decoding,
+    FillRequest,
+    WatchRequest,
+    read_body,
+)
 from qdc.serve.refusals import Refused
 from tests.serve.conftest import MAX_BODY, PATIENCE, Served
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/generate", "/fill")
 JSON = {"Content-Type": "application/json"}
 LONG = {"prompt": "x", "max_tokens": 250, "steps": 250}
 DOCUMENT = st.recursive(
@@ -26,7 +33,7 @@ DOCUMENT = st.recursive(
 FIELDS = (
     "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream",
     "stream_options", "n", "strategy", "steps", "block", "cache", "threshold", "top_k", "logprobs",
-    "tools", "response_format", "role", "content",
+    "tools", "response_format", "role", "content", "text", "gap_tokens",
 )  # fmt: skip
 
 
@@ -96,9 +103,10 @@ def test_the_name_with_two_values_is_told(http: httpx.Client) -> None:
         (ChatRequest, '{"model":"m","messages":[%s]}'),
         (ChatRequest, '{"model":"m","messages":[{"role":"user","content":[%s]}]}'),
         (WatchRequest, '{"messages":[%s]}'),
+        (FillRequest, '{"text":[%s]}'),
     ],
 )
-def test_not_every_wrong_item_of_a_list_is_reported(kind: type[Body], body: str) -> None:
+def test_not_every_wrong_item_of_a_list_is_reported(kind: type[Decoding], body: str) -> None:
     """A report of each takes the event loop seconds."""
     data = (body % ",".join(["{}"] * 1000)).encode()
     with pytest.raises(Refused) as caught:
@@ -122,6 +130,8 @@ def test_values_of_any_kind(
         if valid
         else {}
     )
+    if valid and path == "/fill":
+        start = {"text": "x ___"}
     body = json.dumps({**start, **fields}).encode(errors="replace")
     answer = http.post(path, content=body, headers=JSON)
     if answer.status_code != 200:

@@ -45,7 +45,8 @@ async function retry(turn) {
   const again = newTurn(turn.mode, turn.prompt);
   const seed = at("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] : null;
   if (await write(again, seed === null ? {} : {seed})) {
-    if (asText(again) === former) again.line += " · the same as before: nothing was drawn by chance";
+    if (asText(again) === former)
+      again.line += " · the same as before; a temperature above 0 draws by chance";
     else if (seed !== null) again.line += " · seed " + seed;
     again.draw();
   }

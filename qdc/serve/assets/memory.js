@@ -53,7 +53,8 @@ function keptTalk() {
   const found = keptObject(TALK), given = Array.isArray(found.turns) ? found.turns : [];
   const turns = given.filter(isTurn);
   for (const turn of turns) {
-    if (turn.text === null && turn.error === "" && !turn.line.endsWith("stopped")) turn.line = "stopped";
+    if (turn.text !== null || turn.error !== "" || turn.line.endsWith("stopped")) continue;
+    turn.line = turn.line.startsWith("step") ? turn.line + " · stopped" : "stopped"; // by the reload
   }
   const before = Number.isSafeInteger(found.lost) && found.lost > 0 ? found.lost : 0;
   return {

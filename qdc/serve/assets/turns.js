@@ -27,7 +27,7 @@ function button(text, label, act, again) {
 function fail(place, message) {
   const box = make("div", "error", message);
   box.setAttribute("role", "alert");
-  place.append(box);
+  place.insertBefore(box, place.querySelector(":scope > .tools"));
   box.scrollIntoView({block: "nearest"});
 }
 
@@ -49,6 +49,7 @@ function answerBox(turn) {
     text.hidden = turn.mode !== "fill" && turn.error !== "" && turn.tokens.length === 0;
     line.textContent = turn.line;
     line.hidden = turn.line === "";
+    tools.firstElementChild.hidden = asText(turn) === "";
     bar.max = Math.max(1, places(turn).length);
     bar.value = decided(turn);
   };

@@ -70,7 +70,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 def test_fp32_gives_the_logits_of_the_reference(
     artifact: Artifact, name: str, linears: int
 ) -> None:
-    reference = qdc.load(artifact(name))
+    reference = qdc.load(artifact(name), backend="reference")
     packed = qdc.load(artifact(name), dtype=torch.float32, backend="triton")
     assert count(packed, PackedLinear) == linears
     assert count(packed, PackedEmbedding) == 1
@@ -81,7 +81,7 @@ def test_fp32_gives_the_logits_of_the_reference(
 
 
 def test_nothing_dense_stays_and_nothing_is_missing(artifact: Artifact) -> None:
-    reference = qdc.load(artifact("llada"))
+    reference = qdc.load(artifact("llada"), backend="reference")
     packed = qdc.load(artifact("llada"), backend="triton")
     tensors = [*packed.parameters(), *packed.buffers()]
     assert not any(tensor.is_meta or tensor.requires_grad for tensor in tensors)
@@ -103,7 +103,7 @@ def test_every_layer_is_as_exact_as_its_dtype(
     monkeypatch.setenv(SWITCH, "1")
     packed = qdc.load(artifact("dream"), dtype=dtype, backend="triton")
     assert count(packed, Checked) == 10
-    reference = qdc.load(artifact("dream"))
+    reference = qdc.load(artifact("dream"), backend="reference")
     logits = packed(TOKENS, MASK)
     assert logits.dtype == dtype
     # Each of the 14 roundings of a block moves the residual stream by about u of its size, at
@@ -132,7 +132,7 @@ def test_a_tied_head_shares_the_packed_embedding(artifact: Artifact) -> None:
     assert head.get_buffer("codes").data_ptr() == embedding.get_buffer("codes").data_ptr()
     # A class of transformers is not traced: q, k and v stay three.
     assert count(packed, PackedLinear) == 15
-    wanted = qdc.load(artifact("qwen2"))(TOKENS, MASK)
+    wanted = qdc.load(artifact("qwen2"), backend="reference")(TOKENS, MASK)
     torch.testing.assert_close(packed(TOKENS, MASK), wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -156,7 +156,7 @@ def test_layers_of_other_orders_stay_apart(artifact: Artifact, tmp_path: Path) -
     names = {name for name, part in packed.named_modules() if isinstance(part, PackedLinear)}
     block = "model.transformer.blocks."
     assert {f"{block}0.q_proj_k_proj", f"{block}0.v_proj", f"{block}1.q_proj_k_proj_v_proj"} < names
-    wanted = qdc.load(out)(TOKENS)
+    wanted = qdc.load(out, backend="reference")(TOKENS)
     torch.testing.assert_close(packed(TOKENS), wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -216,7 +216,7 @@ def test_a_module_of_its_users_runs_packed(tmp_path: Path) -> None:
     assert packed is fresh
     assert count(packed, PackedLinear) == 9
     assert count(packed, PackedEmbedding) == 1
-    reference = qdc.load(tmp_path / "out", module=NanoGPT())
+    reference = qdc.load(tmp_path / "out", module=NanoGPT(), backend="reference")
     tokens = ids(2, 7)
     torch.testing.assert_close(packed(tokens)[0], reference(tokens)[0], rtol=1e-4, atol=1e-4)
     assert not any(tensor.is_meta for tensor in packed.state_dict().values())

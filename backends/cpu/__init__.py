@@ -1,0 +1,1 @@
+"""The backend ``cpu``: computes from packed weights on a CPU."""

@@ -1,0 +1,41 @@
+"""The kernels that are compiled: each once a process, when a layer first asks for it."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from .expand import Target
+from .machine import Kernel, processor
+from .support import features
+
+
+@functools.cache
+def lookup(bits: int, place: str) -> Kernel:
+    """By tables, for planes of signs (0 bits) and codes of up to 4 bits."""
+    from . import lookup as kind
+
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, bits, place))
+
+
+@functools.cache
+def octets(place: str) -> Kernel:
+    """By whole numbers, for codes of 8 bits."""
+    from . import octets as kind
+
+    fused = "avx512vnni" in features()
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, place, fused))
+
+
+@functools.cache
+def expand(bits: int, place: str, vectors: int, target: Target) -> Kernel:
+    """Weights written out, or multiplied as they come."""
+    from . import expand as kind
+
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, bits, place, vectors, target))
+
+
+def _compiled(operands: Sequence[str], write: Callable[[object], str]) -> Kernel:
+    from .emitter import new_module, text_of
+
+    module = new_module()
+    name = write(module)
+    return Kernel(processor().compile(text_of(module)), name, operands)

@@ -1,0 +1,1 @@
+"""What the backend ``cpu`` takes and gives: linears, a whole model, and other products."""

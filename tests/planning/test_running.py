@@ -1,0 +1,94 @@
+"""What running an artifact takes: forecast from headers, held against a process that does it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qdc
+from qdc.errors import QdcError
+from qdc.pipeline.registry import standard_registry
+from qdc.planning.options import ForecastOptions
+from qdc.planning.outlook import RuntimeMemory
+from qdc.planning.running import foresee_running
+from tests.support import llada8b
+from tests.support.checkpoints import VOCABULARY, write_checkpoint
+from tests.support.commands import environment
+from tests.support.commands import qdc as command
+from tests.support.compiles import compile_tiny
+from tests.support.outlooks import forecast_tiny
+
+MEASURE = """
+import json, sys, torch, qdc
+model = qdc.load(sys.argv[1])
+with torch.inference_mode():
+    model(torch.ones(1, int(sys.argv[2]), dtype=torch.int64))
+lines = open("/proc/self/status").read().splitlines()
+print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
+"""
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("running")
+    model = write_checkpoint(folder / "m", d_model=64, mlp_hidden_size=128)
+    compile_tiny(model, folder / "out", "quantize-vocab,rtn-lower,pack")
+    return folder / "out"
+
+
+def running(artifact: Path, **given: object) -> RuntimeMemory:
+    """What the dense runtime needs."""
+    options = ForecastOptions.parse(model_dir=artifact, **given)
+    found = foresee_running(options, standard_registry())
+    return next(each for each in found.runtimes if each.backend == "reference")
+
+
+def test_dense_runtime_holds_every_weight_in_fp32(artifact: Path) -> None:
+    module = qdc.load(artifact)
+    found = running(artifact, length=16)
+    assert found.parts["dense weights"] == sum(4 * p.numel() for p in module.parameters())
+    logits = 4 * 16 * VOCABULARY
+    assert logits < found.parts["activations"] < 2 * logits
+    assert found.peak_bytes >= found.running_bytes > found.process_bytes > 1e8
+
+
+def test_of_a_model_it_is_that_of_the_artifact_to_come(artifact: Path) -> None:
+    outlook = forecast_tiny(
+        artifact.with_name("m"), "quantize-vocab,rtn-lower,pack", length=None, samples=None
+    )
+    [mine] = (each for each in outlook.running if each.backend == "reference")
+    found = running(artifact)
+    assert outlook.tokens == 64
+    assert (mine.parts, mine.loading_bytes) == (found.parts, found.loading_bytes)
+
+
+def test_llada_8b_is_answered_from_headers(tmp_path: Path) -> None:
+    llada8b.write(tmp_path)
+    outlook = forecast_tiny(tmp_path, "data-free")
+    [found] = (each for each in outlook.running if each.backend == "reference")
+    assert outlook.tokens == 512
+    assert found.parts["dense weights"] == 4 * 8_015_581_184
+    assert 4 * 512 * 126_464 < found.parts["activations"] < 300e6
+
+
+def test_options_of_a_compile_are_refused(artifact: Path) -> None:
+    with pytest.raises(QdcError, match="--effort, --samples changes nothing"):
+        running(artifact, effort="low", samples=3)
+    with pytest.raises(QdcError, match="--length 65 is beyond the model's 64 tokens"):
+        running(artifact, length=65)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_forecast_is_near_to_what_a_process_takes(tmp_path: Path) -> None:
+    model = write_checkpoint(
+        tmp_path / "m", d_model=1024, mlp_hidden_size=2816, n_heads=16, n_layers=6, max_length=512
+    )
+    compile_tiny(model, tmp_path / "out", "rtn-lower,pack")
+    script = [sys.executable, "-c", MEASURE, tmp_path / "out", "512"]
+    measured = json.loads(subprocess.check_output(script, env=environment(), text=True))
+    planned = json.loads(command("plan", tmp_path / "out", "--json").stdout)
+    [dense] = (each for each in planned["runtimes"] if each["backend"] == "reference")
+    assert dense["peak_bytes"] == pytest.approx(measured, rel=0.1)

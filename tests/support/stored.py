@@ -1,0 +1,26 @@
+"""Random stored tensors of codecs."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from qdc.format.codec import Codec
+from qdc.format.multibinary import MultiBinary
+
+
+def random_stored(codec: Codec, seed: int = 0) -> dict[str, Tensor]:
+    """Stored tensors of a ``multi-binary`` or ``uniform`` layer; scales of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    return dict(_tensors(codec, generator))
+
+
+def _tensors(codec: Codec, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    for suffix, kind in codec.specification().items():
+        shape = [int(size) for size in kind.shape]
+        if suffix == "orders" and isinstance(codec, MultiBinary):
+            yield suffix, torch.tensor(codec.orders, dtype=torch.uint8)
+        elif kind.dtype == "u8":
+            yield suffix, torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        else:
+            yield suffix, (torch.rand(shape, generator=generator) - 0.3).half()
