@@ -31,6 +31,7 @@ from .sdq_lower import SdqLower
 from .sensitivity import Sensitivity
 from .slim_allocate import SlimAllocate
 from .slim_lower import SlimLower
+from .trellis_lower import TrellisLower
 
 PASSES = (
     QuantizeVocab,
@@ -54,6 +55,7 @@ PASSES = (
     SlimAllocate,
     SlimLower,
     QuipLower,
+    TrellisLower,
     SdqAllocate,
     SdqLower,
     BpdqLower,

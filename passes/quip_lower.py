@@ -21,10 +21,10 @@ from typing import ClassVar, Literal
 import torch
 
 from qdc.format.latticecode import LatticeCode
-from qdc.numerics.asymmetry import asymmetry_term
-from qdc.numerics.hadamard import SEEDS, RandomHadamard, random_seed
+from qdc.numerics.hadamard import SEEDS
 from qdc.numerics.lattice import SIZE, lattice_points, nearest_codes
-from qdc.numerics.rotated import InputSpace, balancing_scale
+from qdc.numerics.rotated import balancing_scale
+from qdc.numerics.scalefit import best_scale, output_loss, stored_scale
 from qdc.numerics.vector_sweeps import moment_of, vector_sweeps
 from qdc.passkit import (
     CompensatedLowering,
@@ -42,6 +42,7 @@ from qdc.passkit import (
     block_slices,
     quantize_blocks,
 )
+from qdc.passkit.rotation import rotated, rotation_bytes
 
 FACTORS = (1.0, 0.9, 1.1, 1.2)
 """Of the scale: what ``search`` tries."""
@@ -104,42 +105,31 @@ class QuipLower(CompensatedLowering):
             exact=4 * squares * node.columns,
             elements=SEARCH_READS * (tries + sweeps) * weights,
         )
-        return nbytes + 8 * 5 * squares, work
+        return nbytes + rotation_bytes(node.columns), work
 
     def lower(self, unit: Unit, node: Node) -> tuple[Quip, Tensors]:
         """Rotate, round, sweep; what is stored are codes, the scale and the seeds."""
         problem = self.problem(unit, node)
-        # Layers that read one value share its rotation, so that an engine can apply it once.
-        seeds = [random_seed(self.seed, end, of) for end, of in self._ends(node)]
         rescale = self._rescale(problem)
-        device = problem.weight.device
-        space = InputSpace(
-            RandomHadamard.of(node.columns, seeds[0], device),
-            rescale,
-            padding=-node.columns % SIZE,
+        problem, term, seeds = rotated(
+            self,
+            unit,
+            node,
+            problem,
+            seed=self.seed,
+            multiple=SIZE,
             reverse=self.order == "reversed",
+            rescale=rescale,
         )
-        outputs = RandomHadamard.of(node.rows, seeds[1], device)
-        rotated = Problem(
-            outputs.forward(space.weight(problem.weight).T).T.contiguous(),
-            space.factor(problem.upper),
-        )
-        cross, term = self.cross(unit, node), None
-        if cross is not None:
-            term = asymmetry_term(space.cross(cross), rotated.upper, self.asymmetry)
-        search = LatticeSearch(self, rotated, term)
-        scale, codes = search.run()
+        scale, codes = LatticeSearch(self, problem, term).run()
         working = {
             "codes": LatticeCode.stored_codes(codes),
             "scale": scale.half().reshape(1),
-            "seeds": torch.tensor(seeds, dtype=torch.int32),
+            "seeds": seeds,
         }
         if rescale is not None:
             working["rescale"] = rescale.half()
         return Quip(codec=self.forecast_codec(unit, node)), working
-
-    def _ends(self, node: Node) -> tuple[tuple[str, str], ...]:
-        return ("inputs", node.inputs[0]), ("outputs", node.name)
 
     def _rescale(self, problem: Problem) -> Tensor | None:
         """QuIP's scale of columns as it is stored."""
@@ -166,7 +156,7 @@ class LatticeSearch:
         weight = self.problem.weight
         size = weight.square().mean(dtype=torch.float64).sqrt().float()
         factors = FACTORS if self.step.search else FACTORS[:1]
-        tried = [self.start(stored(size / self.step.scale * factor)) for factor in factors]
+        tried = [self.start(stored_scale(size / self.step.scale * factor)) for factor in factors]
         _, scale, dense = min(tried, key=lambda candidate: candidate[0])
         best = self.swept(scale, dense)
         for _ in range(self.step.rounds):
@@ -206,18 +196,11 @@ class LatticeSearch:
 
     def refit(self, scale: Tensor, dense: Tensor) -> Tensor:
         """The best scale for these points, in the loss of the whole layer; as it is stored."""
-        if not scale > 0:
-            return scale
-        seen = dense @ self.moment
-        share = (seen * self.problem.weight).sum(dtype=torch.float64) / (seen * dense).sum(
-            dtype=torch.float64
-        )
-        return stored(scale * share.float())
+        return best_scale(self.problem.weight, dense, self.moment, scale)
 
     def loss(self, dense: Tensor) -> float:
         """tr(E M E^T), the sum in fp64."""
-        error = self.problem.weight - dense
-        return float(((error @ self.moment) * error).sum(dtype=torch.float64))
+        return output_loss(self.problem.weight, dense, self.moment)
 
     def rounded(self, place: Tensor, scale: Tensor) -> Tensor:
         """The nearest points to f32[rows, 8], in the order of the loop."""
@@ -233,11 +216,3 @@ class LatticeSearch:
         """The codes of a weight that is made of points, blocks from the first."""
         found = [self.nearest(dense[:, part], scale) for part in self.slices]
         return torch.stack(found[::-1] if self.reverse else found, dim=1)
-
-
-def stored(scale: Tensor) -> Tensor:
-    """A scale as fp16 holds it, in fp32. Raises ``OverflowError`` if it is too large."""
-    found = scale.half().float()
-    if not bool(found.isfinite()):
-        raise OverflowError("the scale of the lattice does not fit fp16")
-    return found

@@ -23,8 +23,10 @@ NOT_RUN = {
     'qdc generate out "def read(path):" --device cuda': "no GPU here",
 }
 """Beginnings of lines that cannot run here, and why."""
-SLOW = ("qdc compile MODEL -o tiny.gguf ", "python examples/llamacpp_generate.py ")
-"""Beginnings of lines that take too long for every run; ``make test-slow`` runs them."""
+GGUF = ("qdc compile MODEL -o tiny.gguf ", "python examples/llamacpp_generate.py ")
+PLUGIN = "qdc compile MODEL -o protected "
+SLOW = (*GGUF, PLUGIN)
+"""Beginnings of lines that take fifteen seconds or more: ``make test-slow`` runs them."""
 
 
 def lines(page: Path) -> list[str]:
@@ -67,10 +69,28 @@ def test_llama_cpp_fills_what_the_page_compiles(
     shared: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shared.folder)
-    found = [line for line in lines(README) if line.startswith(SLOW)]
-    assert len(found) == len(SLOW)
+    found = [line for line in lines(README) if line.startswith(GGUF)]
+    assert len(found) == len(GGUF)
     for line in found:
         shared.line(line)
+
+
+def plugin_line() -> str:
+    return next(line for line in lines(README) if line.startswith(PLUGIN))
+
+
+def test_plugin_line_names_a_pass_of_its_file(
+    shared: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning does all but the arithmetic: it loads the file, builds the pipeline, checks it."""
+    monkeypatch.chdir(shared.folder)
+    shared.line(plugin_line().replace(PLUGIN, "qdc plan MODEL "))
+
+
+@pytest.mark.slow
+def test_plugin_line_compiles(shared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shared.folder)
+    shared.line(plugin_line())
 
 
 def test_every_reason_for_not_running_a_line_is_needed() -> None:

@@ -36,7 +36,7 @@ from tests.support.outlooks import forecast_tiny
 from tests.support.running import assert_packed_alike
 
 REGISTRY = standard_registry()
-FEWER = {"polish": ("iterations", 2)}
+FEWER = {"polish": ("iterations", 2), "trellis-lower": ("window", 8)}
 """An option of a pass that would take long, and what it is set to."""
 LINEARS = 7
 """Of a block of the model: all of them are quantized."""

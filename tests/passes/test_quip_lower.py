@@ -163,7 +163,7 @@ def test_codes_come_back_from_a_written_weight() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InvalidCheckpoint, match="the scale of the lattice does not fit fp16"):
+    with pytest.raises(InvalidCheckpoint, match="the scale of the layer does not fit fp16"):
         lower(noise(4, 16) * 1e6, correlated_moment(16))
     with pytest.raises(InvalidCheckpoint, match="too small"):
         lower(noise(4, 16) * 1e-9, correlated_moment(16))

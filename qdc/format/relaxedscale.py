@@ -1,4 +1,4 @@
-"""Lattice codes whose scale gradients can move; the codes stay."""
+"""Rotated codes whose scale gradients can move; the codes stay."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qdc.format.relaxation import Relaxation, TrainableKind
 
 
-class RelaxedLattice(Relaxation):
+class RelaxedScale(Relaxation):
     """One scale before a matrix that is written out once.
 
     The norms around the layer and its bias move with it, which is what the publication tunes after
