@@ -11,7 +11,7 @@ import torch
 
 from qdc.artifact.config import FORMAT_VERSION, GUARD, QUANTIZATION
 from qdc.artifact.emission import Emission
-from qdc.artifact.writer import CONFIG, json_bytes
+from qdc.artifact.writer import CONFIG, DUMP, json_bytes
 from qdc.checkpoint.compiled import METHOD
 from qdc.ir.dump import to_bytes
 from qdc.ir.graph import LINEAR, LayerGraph, Region
@@ -20,8 +20,6 @@ from qdc.pipeline.backendbase import Backend, Runtime
 from qdc.pipeline.foreseen import FileSize, Foreseen
 from qdc.pipeline.running import Resident, Running
 from qdc.runtime.dense import DenseRuntime, resident
-
-DUMP = "ir.qdc"
 
 
 class Reference(Backend):

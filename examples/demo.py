@@ -33,9 +33,10 @@ def main() -> None:
     options = parser.parse_args()
 
     # An artifact that is there, and what an interrupted demo has left, is begun anew.
-    anew = {"force": True, "restart": True}
     with progress() as update:
-        report = qdc.compile(MODEL, "default", out=options.out, progress=update, **anew)
+        report = qdc.compile(
+            MODEL, "default", out=options.out, progress=update, force=True, restart=True
+        )
     to = console()
     print_summary(to, report)
 

@@ -40,6 +40,8 @@ from qdc.errors import InvalidArtifact, OutputExists
 from qdc.jsontext import parse_json
 
 CONFIG = "config.json"
+DUMP = "ir.qdc"
+"""The layer graph as it was compiled."""
 EXPORT = "qdc-export.json"
 """In every folder that ``qdc export`` has written: what it was made from."""
 

@@ -2,8 +2,9 @@
 
 import sys
 
+from qdc.artifact.writer import DUMP
 from qdc.cli.options import OptOptions
-from qdc.cli.reading import DUMP, STDIN, read_graph, refuse_part
+from qdc.cli.reading import STDIN, read_graph, refuse_part
 from qdc.cli.terminal import print_json
 from qdc.compiling.rewriting import rewrite
 from qdc.disk import refuse_special, replace_bytes

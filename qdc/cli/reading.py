@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qdc.artifact.digests import Digests
+from qdc.artifact.writer import DUMP
 from qdc.disk import read_regular
 from qdc.errors import InvalidDump, InvalidText, QdcError
 from qdc.ir.dump import LARGEST, from_bytes
@@ -13,7 +14,6 @@ from qdc.ir.lines import GRAPH, Tags
 from qdc.ir.parser import Parsed, read_text
 from qdc.modelfiles import read_inside
 
-DUMP = "ir.qdc"
 STDIN = "-"
 PEEK = 1 << 12
 """Bytes in which a text begins, empty lines before it."""

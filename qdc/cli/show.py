@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qdc.artifact.writer import DUMP
 from qdc.checkpoint.folder import read_json
 from qdc.cli.options import ShowOptions
-from qdc.cli.reading import DUMP, STDIN, read_graph, refuse_part
+from qdc.cli.reading import STDIN, read_graph, refuse_part
 from qdc.cli.terminal import print_json
 from qdc.errors import InvalidArtifact, QdcError, UnknownName, nearest
 from qdc.ir.graph import LayerGraph

@@ -12,7 +12,7 @@ from pathlib import Path
 from qdc.artifact.commit import artifact_digest, report_folder
 from qdc.artifact.config import QUANTIZATION
 from qdc.artifact.digests import Digests
-from qdc.artifact.writer import is_artifact
+from qdc.artifact.writer import DUMP, is_artifact
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import (
     file_reports,
@@ -36,7 +36,6 @@ from qdc.report.model import CompileReport
 from qdc.streaming.calibration import Calibration
 
 log = logging.getLogger(__name__)
-DUMP = "ir.qdc"
 UNUSUAL = ("document_tokens",)
 """What an artifact names only if it is not as usual; lacking now, it is another than before."""
 

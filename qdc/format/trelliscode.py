@@ -64,7 +64,7 @@ class TrellisCode(RotatedCode):
     @property
     def tiles(self) -> int:
         """Tiles of the layer."""
-        down, along = self.tiling.count(self.rows, self.columns)
+        down, along = self.tiling.tiles(self.rows, self.columns)
         return down * along
 
     @property
@@ -92,7 +92,7 @@ class TrellisCode(RotatedCode):
         bits = unpack_codes(codes, 1, self.tiles * self.ring).view(self.tiles, self.ring)
         found = [
             trellis.levels[ring_states(part, self.window, trellis.taken)]
-            for part in bits.split(max(1, DECODED // size))
+            for part in torch.split(bits, max(1, DECODED // size))
         ]
         return self.tiling.matrix(torch.cat(found).T, self.rows, self.columns)
 

@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
         """Numbers of a tile."""
         return self.height * self.width
 
-    def count(self, rows: int, columns: int) -> tuple[int, int]:
+    def tiles(self, rows: int, columns: int) -> tuple[int, int]:
         """Tiles of a matrix along its rows and along its columns."""
         return -(-rows // self.height), -(-columns // self.width)
 
@@ -47,13 +47,13 @@ class Tiling(NamedTuple):
             [size, tiles], the tiles of the first columns first, from the first rows down.
         """
         rows, columns = matrix.shape
-        down, along = self.count(rows, columns)
+        down, along = self.tiles(rows, columns)
         filled = pad(matrix, (0, along * self.width - columns, 0, down * self.height - rows))
         cut = filled.reshape(down, self.height, along, self.width)
         return cut.permute(3, 1, 2, 0).reshape(self.size, along * down)
 
     def matrix(self, sequences: Tensor, rows: int, columns: int) -> Tensor:
         """Put the tiles together, [n, m]: undo ``sequences``."""
-        down, along = self.count(rows, columns)
+        down, along = self.tiles(rows, columns)
         cut = sequences.reshape(self.width, self.height, along, down).permute(3, 1, 2, 0)
         return cut.reshape(down * self.height, along * self.width)[:rows, :columns]

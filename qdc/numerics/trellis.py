@@ -119,7 +119,7 @@ class Trellis(NamedTuple):
 
     def _split(self, part: Tensor) -> tuple[Tensor, ...]:
         room = min(HISTORY // self.kept, SCRATCH // len(self.levels))
-        return part.split(max(TOGETHER, room), dim=1)
+        return torch.split(part, max(TOGETHER, room), dim=1)
 
     def _search(self, targets: Tensor, counts: Tensor) -> Tensor:
         """Guess the window at the seam from the steps around it; eight windows a side are many."""
@@ -213,7 +213,8 @@ def ring_bits(states: Tensor, taken: tuple[int, ...]) -> Tensor:
     """
     places = [(step, b) for step, bits in enumerate(taken) for b in range(bits - 1, -1, -1)]
     step, shift = torch.tensor(places, device=states.device).T
-    return ((states[step] >> shift[:, None]) & 1).to(torch.uint8).T.contiguous()
+    bits: Tensor = (states[step] >> shift[:, None]) & 1
+    return bits.to(torch.uint8).T.contiguous()
 
 
 def ring_states(bits: Tensor, window: int, taken: tuple[int, ...]) -> Tensor:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from qdc.backends.reference import Reference
 from qdc.checkpoint.folder import Checkpoint
 from qdc.frontend.coverage import Covered, coverage
 from qdc.frontend.encoding import open_encoder
@@ -15,6 +14,7 @@ from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
 from qdc.numerics.blocks import block_slices
 from qdc.pipeline.backendbase import Backend
+from qdc.pipeline.builder import build_backend
 from qdc.pipeline.foreseen import Foreseen
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
@@ -191,7 +191,8 @@ class _Files:
         )
         graph.after = str(plan)
         note_lowered(graph, codecs, registry)
-        layout = Reference().layout(graph) if backend.single_file else backend.layout(graph)
+        laid_out = build_backend("reference", registry) if backend.single_file else backend
+        layout = laid_out.layout(graph)
         if layout is None:
             return cls(
                 uncounted=(f"files: the backend {backend.name} does not say what it writes",)

@@ -10,8 +10,7 @@ from pydantic import Field
 from torch.nn import functional
 
 from qdc.artifact.config import parse_codec, parse_quantization
-from qdc.artifact.writer import is_artifact
-from qdc.backends.reference import DUMP
+from qdc.artifact.writer import DUMP, is_artifact
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.format.codec import Codec

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qdc.artifact.config import parse_codec, parse_quantization
 from qdc.artifact.digests import CARD, DIGESTS, Digests
+from qdc.artifact.writer import DUMP
 from qdc.checkpoint.folder import Checkpoint
 from qdc.checkpoint.held import MODULE
 from qdc.errors import InvalidArtifact, QdcError
@@ -27,7 +28,6 @@ from qdc.runtime.load import compare_tensors, open_artifact
 from qdc.runtime.weights import StoredWeights, Wanted
 from qdc.units import StepProgress
 
-DUMP = "ir.qdc"
 WHOLE = "not as it was written"
 
 

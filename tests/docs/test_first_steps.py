@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import ADDRESS, ROOT, Desk, blocks, desk
+from tests.support.commands import ROOT
+from tests.support.documents import ADDRESS, Desk, blocks, desk
 from tests.support.embedded import LINE
 from tests.support.ggufs import needs_engine, needs_gguf
 

@@ -112,7 +112,10 @@ def test_what_no_writer_writes_is_refused() -> None:
     for suffix, (tensor, message) in wrong.items():
         with pytest.raises(InvalidArtifact, match=message):
             form.check({**stored, suffix: tensor}, "layer")
-    for fields in ({"rate": 7}, {"rate": 33}, {"window": 9}, {"code": "2mad"}, {"rows": 1 << 21}):
+    outside: tuple[dict[str, Any], ...] = (
+        {"rate": 7}, {"rate": 33}, {"window": 9}, {"code": "2mad"}, {"rows": 1 << 21}
+    )  # fmt: skip
+    for fields in outside:
         with pytest.raises(ValidationError):
             codec(**{"rows": 64, "columns": 8, **fields})
     with pytest.raises(ValidationError, match="8 bits of a tile hold no window of 10"):

@@ -13,7 +13,7 @@ from qdc.numerics.tiling import SHORTEST, Tiling
 def test_sequences_are_put_together_again(rows: int, columns: int, height: int, width: int) -> None:
     tiling, matrix = Tiling(height, width), torch.arange(1, rows * columns + 1).view(rows, columns)
     cut = tiling.sequences(matrix)
-    down, along = tiling.count(rows, columns)
+    down, along = tiling.tiles(rows, columns)
     assert cut.shape == (height * width, down * along)
     assert torch.equal(tiling.matrix(cut, rows, columns), matrix)
     for row, column in ((0, 0), (rows - 1, columns - 1), (rows // 2, columns // 3)):

@@ -113,7 +113,7 @@ def test_options_change_what_they_say() -> None:
     for options in variants:
         assert not torch.equal(result(lower(weight, moment, **options)), plain), options
     assert torch.equal(result(lower(weight, moment)), plain)
-    far = {"scale": 0.3, "rounds": 0}
+    far: dict[str, Any] = {"scale": 0.3, "rounds": 0}
     assert cost(lower(weight, moment, search=True, **far), weight) != cost(
         lower(weight, moment, **far), weight
     )
@@ -121,7 +121,7 @@ def test_options_change_what_they_say() -> None:
 
 def test_scales_are_tried_on_some_rows_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, moment = noise(128, 24), correlated_moment(24)
-    options = {"height": 32, "search": True, "scale": 1.05}
+    options: dict[str, Any] = {"height": 32, "search": True, "scale": 1.05}
     whole = lower(weight, moment, **options)
     monkeypatch.setattr("qdc.passes.trellis_lower.TRIED", 64)
     assert torch.equal(result(lower(weight, moment, **options)), result(whole))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 import qdc
-from qdc.backends.reference import DUMP
+from qdc.artifact.writer import DUMP
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.types import ValueType
 from qdc.planning.storage import PLACES, header_bytes
