@@ -58,7 +58,7 @@ def compile(
 @app.command()
 @from_fields
 def plan(options: ForecastOptions, json: Json = False) -> None:
-    """Predict sizes, memory and time of a compile, or of running.
+    """Predict size, memory and time to compile and to run.
 
     Of an artifact it says what memory running it takes; --length is that of the forward.
 

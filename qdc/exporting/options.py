@@ -53,7 +53,7 @@ class ExportOptions(Options):
         _one_of("format", get_args(Format)),
         option(
             "NAME",
-            "dense: an ordinary checkpoint; gguf: a file for llama.cpp; compressed-tensors: packed "
+            "dense: an ordinary checkpoint; gguf: for llama.cpp; compressed-tensors: packed "
             "integers for vLLM and SGLang",
             more="dense: every weight is decoded, under the key names of the checkpoint. gguf: "
             "blocks of ggml are copied as they are, every other weight is decoded. "

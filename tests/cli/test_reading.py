@@ -139,7 +139,7 @@ def test_passes_as_json(qdc: Command) -> None:
 def test_backends(qdc: Command) -> None:
     assert "reference" in qdc("backends")
     found = json.loads(qdc("backends", "--json"))["backends"]
-    assert [entry["name"] for entry in found] == ["reference", "triton", "gguf"]
+    assert [entry["name"] for entry in found] == ["reference", "cpu", "triton", "gguf"]
     for entry in found:
         assert entry["reads"] == ["packed"]
         assert not {"whole_model", "calibration"} & set(entry)

@@ -170,15 +170,14 @@ def test_ranks_that_draw_other_samples_are_refused(
     def work(world: World) -> CompileReport:
         registry = standard_registry()
         job = make_job(model, tmp_path / "out", registry, passes=PIPELINES["gptq"])
-        (step, *_) = job.plan.passes()
-        drawn[id(step)] = world.rank
+        drawn[threading.get_ident()] = world.rank
         return run_job(job, None, world)
 
     drawn: dict[int, int] = {}
     draw = CalibrateMcs.draw
 
     def other(self: CalibrateMcs, unit: Unit) -> object:
-        seeded = self.model_copy(update={"seed": drawn[id(self)]})
+        seeded = self.model_copy(update={"seed": drawn[threading.get_ident()]})
         return draw(seeded, unit)
 
     monkeypatch.setattr(CalibrateMcs, "draw", other)

@@ -184,7 +184,7 @@ def test_a_pass_cannot_take_the_name_of_a_preset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "nearest"),
-    [("referense", "did you mean reference?"), ("zz", "known: gguf, reference, triton")],
+    [("referense", "did you mean reference?"), ("zz", "known: cpu, gguf, reference, triton")],
 )
 def test_an_unknown_backend_offers_the_nearest(text: str, nearest: str) -> None:
     with pytest.raises(UnknownName) as caught:

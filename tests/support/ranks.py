@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -62,6 +63,8 @@ class ThreadWorld(World):
 
 def on_ranks(size: int, work: Callable[[World], R], *, ordered: bool = False) -> list[R]:
     """What ``work`` returns on each rank; an error that a rank is to show is raised."""
+    # Threads that are the first to import transformers, and at once, find it half made.
+    import_module("qdc.text.tokenizer")
     meeting = Meeting(size)
     worlds = [ThreadWorld(meeting, rank, ordered=ordered) for rank in range(size)]
     shown: list[Exception] = []
