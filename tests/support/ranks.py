@@ -64,7 +64,7 @@ class ThreadWorld(World):
 def on_ranks(size: int, work: Callable[[World], R], *, ordered: bool = False) -> list[R]:
     """What ``work`` returns on each rank; an error that a rank is to show is raised."""
     # Threads that are the first to import transformers, and at once, find it half made.
-    import_module("qdc.text.tokenizer")
+    import_module("transformers").PreTrainedTokenizerFast  # noqa: B018
     meeting = Meeting(size)
     worlds = [ThreadWorld(meeting, rank, ordered=ordered) for rank in range(size)]
     shown: list[Exception] = []
