@@ -243,9 +243,9 @@ def test_light_dark_and_narrow(page: Page, tmp_path_factory: pytest.TempPathFact
     assert shades[0] > 0.8
     assert shades[1] < 0.2
     page.set_viewport_size({"width": 360, "height": 640})
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    expect(page.locator("#strategy")).to_be_hidden()  # The settings move when the page is told.
+    page.wait_for_function("document.documentElement.scrollWidth === 360")
     expect(page.locator("#send")).to_be_in_viewport()
-    expect(page.locator("#strategy")).to_be_hidden()
     page.locator("#settings").click()
     page.locator("#strategy").select_option("random")
     expect(page.locator("#about")).to_have_text("Places in random order.")
