@@ -39,7 +39,13 @@ NARROW = 64
 DEAR = ("allocation.md", "calibration.md", "compare.md", "ir.md")
 
 
-@pytest.mark.parametrize("page", PAGES)
+SLOW = ("allocation.md", "compare.md")
+"""Pages that take about ten seconds each, of what other tests do on smaller models."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES]
+)
 def test_code_on_the_page_runs(
     page: str,
     tmp_path: Path,
