@@ -238,9 +238,12 @@ def _validated(kind: type[Configured], values: Mapping[str, object], place: str)
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        wrong = [
-            f"{'.'.join(str(part).replace('_', '-') for part in e['loc'])}: {e['msg']}"
-            f" (given {e['input']!r})"
-            for e in error.errors()
-        ]
-        raise InvalidPipeline(f"{kind.name} refuses {'; '.join(wrong)}", help=place) from error
+        wrong = "; ".join(map(_refused, error.errors()))
+        raise InvalidPipeline(f"{kind.name} refuses {wrong}", help=place) from error
+
+
+def _refused(problem: Mapping[str, Any]) -> str:
+    """One option and what is wrong with it; options that do not go together have no name."""
+    said = str(problem["msg"]).removeprefix("Value error, ")
+    option = ".".join(str(part).replace("_", "-") for part in problem["loc"])
+    return f"{option}: {said} (given {problem['input']!r})" if option else f"its options: {said}"

@@ -85,7 +85,11 @@ def foresee_running(options: ForecastOptions, registry: Registry) -> RunOutlook:
     }
     dump = options.model_dir / DUMP
     if not dump.is_file():
-        raise InvalidArtifact("there is no IR dump, which has the shapes", where=[str(dump)])
+        raise InvalidArtifact(
+            "there is no IR dump, which has the shapes",
+            where=[str(dump)],
+            help="fetch the artifact again, or plan the model that it was compiled from",
+        )
     graph = read(dump, registry.annotations())
     tokens = tokens_of(options.length, graph)
     base = process_bytes(options.model_dir, registry)

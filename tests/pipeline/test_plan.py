@@ -165,6 +165,11 @@ def test_a_preset_stands_between_other_passes(registry: Registry) -> None:
         ("calibrate-mcs{prefix=1}", "less than 1 (given '1')", "^"),
         ("sensitivity{damp=nan}", "sensitivity refuses damp: Input should be a finite", "^"),
         ("sensitivity{damp=inf}", "sensitivity refuses damp: Input should be a finite", "^"),
+        (
+            "trellis-lower{bits=2.3}",
+            "trellis-lower refuses its options: bits are in eighths, as 1.5 or 2.125, not 2.3",
+            "^",
+        ),
         ("rtn-lower{bits=3}", "rtn-lower refuses bits: Input should be 1, 2, 4 or 8", "^"),
         ("daq-lower{compensation=exakt}", "'exact', 'diag' or 'none'", "^"),
         ("daq-lower{outlier-weight=0}", "refuses outlier-weight: ", "^"),
