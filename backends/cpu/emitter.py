@@ -118,6 +118,13 @@ class Function:
         """``left * right + added`` on 16 fp32 numbers, rounded once."""
         return self.call("llvm.fma.v16f32", left.type, [left, right, added])
 
+    def whole(self, values: Value, steps: Value) -> Value:
+        """``values * steps`` of 16 fp32 numbers to the nearest whole ones, of 16 bits; NaN to 0."""
+        near = self.call("llvm.rint.v16f32", values.type, [self.at.fmul(values, steps)])
+        kind = vector(I32, values.type.count)
+        saturated = self.call("llvm.fptosi.sat.v16i32.v16f32", kind, [near])
+        return self.at.trunc(saturated, vector(I16, values.type.count))
+
     def sum(self, values: Value) -> Value:
         """The sum of 16 fp32 numbers, halves first: the same order on every processor."""
         count = values.type.count
@@ -168,6 +175,14 @@ class Function:
         at.branch(head)
         at.position_at_end(after)
         turn.values = held
+
+    def taken(self, count: Value, sizes: Sequence[int]) -> Iterator[tuple[int, "Loop"]]:
+        """Loops over ``count`` things, so many together as the sizes say; the last of them is 1."""
+        stop = number(0)
+        for size in sizes:
+            start, stop = stop, self.at.and_(count, number(-size))
+            with self.loop(start, stop, size) as turn:
+                yield size, turn
 
     def share(self, count: Value, thread: Value, threads: Value) -> tuple[Value, Value]:
         """The part of ``count`` things that is a thread's: first, and behind the last."""

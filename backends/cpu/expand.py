@@ -69,10 +69,8 @@ def write(module: Value, bits: int, place: str, vectors: int, target: Target) ->
     start, stop = function.share(given["count"], thread, threads)
     kind = (bits, place, vectors)
     if target == "dot":
-        end = number(0)
-        for many in TOGETHER:
-            begin, end = end, at.and_(given["many"], number(-many))
-            with function.loop(begin, end, many) as each, function.loop(start, stop) as row:
+        for many, each in function.taken(given["many"], TOGETHER):
+            with function.loop(start, stop) as row:
                 _dot(function, given, kind, row.index, each.index, many)
     else:
         with function.loop(start, stop) as row:

@@ -73,13 +73,8 @@ def write(module: Value, place: str, fused: bool) -> str:
             _round(function, given, group.index, at.add(turn.index, row.index), row.index)
         wait(function, barrier)
         with function.loop(from_tile, to_tile) as tile:
-            stop = number(0)
-            for many in TOGETHER:
-                start, stop = stop, at.and_(here, number(-many))
-                with function.loop(start, stop, many) as row:
-                    _multiply(
-                        function, given, (place, fused), tile.index, row.index, turn.index, many
-                    )
+            for many, row in function.taken(here, TOGETHER):
+                _multiply(function, given, (place, fused), tile.index, row.index, turn.index, many)
         wait(function, barrier)
     at.ret_void()
     write_entries(module, name)
@@ -122,10 +117,7 @@ def _round(
         many = function.splat(steps, 16)
         with function.loop(number(0), width, 16) as turn:
             value = function.load(WIDE, source, function.times(turn.index, 4))
-            whole = function.call("llvm.rint.v16f32", WIDE, [at.fmul(value, many)])
-            saturated = function.call("llvm.fptosi.sat.v16i32.v16f32", LONG, [whole])
-            half = at.trunc(saturated, vector(I16, 16))
-            function.store(half, target, function.times(turn.index, 2))
+            function.store(function.whole(value, many), target, function.times(turn.index, 2))
         piece.values = part.values[1:]
     place = at.add(at.mul(row, given["groups"]), group)
     total = function.sum(piece.values[0])

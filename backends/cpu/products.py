@@ -89,7 +89,8 @@ def _look_up_is_faster(layer: Layer, layout: Layout, rows: int) -> bool:
 
 def _look_up(layer: Layer, layout: Layout, values: Tensor) -> Tensor:
     from . import kernels
-    from .lookup import MOST_GROUPS, table_bytes
+    from .lookup import MOST_GROUPS
+    from .tables import table_bytes
 
     inputs, kept = padded_inputs(values, layout), layer.kept
     count, units = values.shape[0], len(kept["unit_bytes"])
