@@ -2,13 +2,16 @@
 
 import asyncio
 import random
+from collections.abc import Iterator
 
 import openai
+import pytest
 
 from qdc.cli.models import Opened
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
-from tests.serve.conftest import Served
+from tests.serve.conftest import Served, running
+from tests.support.checkpoints import EMBEDDED
 
 REQUESTS = 200
 WORDS = (
@@ -27,7 +30,14 @@ WORDS = (
 )
 
 
-def test_parallel_requests(server: Served, opened: Opened) -> None:
+@pytest.fixture
+def patient() -> Iterator[Served]:
+    """A server with its own patience: of 200 connections some wait for a core before they speak."""
+    with running(EMBEDDED, "--batch", 32, "--client-queue", 256) as served:
+        yield served
+
+
+def test_parallel_requests(patient: Served, opened: Opened) -> None:
     """Each answer is what its prompt alone gives, whoever it was decoded with."""
     draw = random.Random(7)
     asked = [
@@ -36,13 +46,13 @@ def test_parallel_requests(server: Served, opened: Opened) -> None:
     ]
 
     async def ask_all() -> list[str]:
-        url = f"{server.url}/v1"
+        url = f"{patient.url}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
 
             async def ask(prompt: str, temperature: float, seed: int) -> str:
                 stream = seed % 5 == 0
                 found = await client.completions.create(
-                    model=server.model,
+                    model=patient.model,
                     prompt=prompt,
                     max_tokens=4,
                     temperature=temperature,
