@@ -88,7 +88,8 @@ def test_llada_8b_is_answered_from_headers(tmp_path: Path) -> None:
     assert 4 * 512 * 126_464 < found.parts["activations"] < 300e6
     pytest.importorskip("llvmlite")
     [packed] = (each for each in outlook.running if each.backend == "cpu")
-    assert packed.peak_bytes < 8e9
+    # This process may hold what other tests left in it: a fresh one is below 0.6 GB.
+    assert packed.peak_bytes - packed.process_bytes + 0.6e9 < 8e9
 
 
 def test_options_of_a_compile_are_refused(artifact: Path) -> None:
