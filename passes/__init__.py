@@ -4,6 +4,7 @@ from qdc.pipeline.preset import Preset
 
 from .abmp_allocate import AbmpAllocate
 from .allocate import Allocate
+from .allocate_rates import AllocateRates
 from .aqlm_lower import AqlmLower
 from .arb_lower import ArbLower
 from .billm_lower import BillmLower
@@ -17,6 +18,7 @@ from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
+from .measure_spread import MeasureSpread
 from .pack import Pack
 from .pb_llm_lower import PbLlmLower
 from .polish import Polish
@@ -40,9 +42,11 @@ PASSES = (
     CalibrateCross,
     Sensitivity,
     MeasureOrders,
+    MeasureSpread,
     ProbeLoss,
     AbmpAllocate,
     Allocate,
+    AllocateRates,
     DaqLower,
     RtnLower,
     GptqLower,

@@ -4,10 +4,11 @@ Layer errors are no measure across layers: a tenth of the output of one layer ma
 of another's. Here each layer is replaced by its fit at one order, alone, and the rest of the model
 is run; the divergence of the predictions at masked positions (KL: the rise of the masked
 cross-entropy, were the text drawn from the original's own predictions) is divided by the layer's
-output error. allocate{weights=loss} counts a layer's errors so.
+output error. allocate{weights=loss} and allocate-rates count a layer's errors so. With
+``geometry=clean`` the predictions of all positions are compared, as of a model of the next token.
 
     before   %h0.q = linear %x   w f16[64,512]
-    after        @loss  0.0013 nats at 1,631 masked positions   0.021 for a unit of output error
+    after        @loss  0.0013 nats at 1,631 positions   0.021 for a unit of output error
 
 Every layer costs one run of the regions behind it on ``probes`` samples; qdc.passkit.probes
 says what is held meanwhile.
@@ -74,17 +75,9 @@ class ProbeLoss(ExpertOptions):
     )
 
     def check(self, graph: LayerGraph) -> None:
-        """Refuse a model without a head, and masks that hide nothing."""
+        """Refuse a model without a head."""
         super().check(graph)
         output_head(graph, WITHOUT_HEAD)
-        if self.geometry == "clean":
-            raise InvalidCalibration(
-                f"{self.name} looks at masked positions, and geometry clean has none",
-                help="choose another geometry for it",
-            )
-
-    def without_masks(self) -> None:
-        """There is no such pass: it looks at masked positions."""
 
     def run(self, unit: Unit) -> None:
         """Walk through the model once, with ever more probes."""
@@ -102,7 +95,7 @@ class ProbeLoss(ExpertOptions):
         probed = len(batches)
         if count < samples:
             batches += drawn.select(order[count:]).batches(self.batch)
-        probes = Probes(unit, batches, probed)
+        probes = Probes(unit, batches, probed, everywhere=self.geometry == "clean")
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
         errors: dict[str, float] = {}

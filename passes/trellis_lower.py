@@ -8,7 +8,7 @@ Ours are single columns, so that columns see each other's errors, ``block`` of t
 levels of ``code=quadratic`` reach with windows of 10 bits what random ones need 14 for; ``search``
 and ``rounds`` fit the scale to the layer's loss, and ``sweeps`` search each tile again with all
 others fixed, which never raises it. ``bits`` may be any eighth: steps take in turn one bit more or
-less.
+less. ``bits=allocated`` gives each layer the rate that allocate-rates chose for it.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @factor    f32[512,512]   damp 0.01
@@ -16,7 +16,7 @@ less.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch.nn.functional import pad
@@ -24,13 +24,14 @@ from torch.nn.functional import pad
 from qdc.format.trelliscode import TrellisCode
 from qdc.numerics.hadamard import SEEDS
 from qdc.numerics.scalefit import best_scale, output_loss, stored_scale
-from qdc.numerics.tiling import LONGEST, Tiling
+from qdc.numerics.tiling import LONGEST
 from qdc.numerics.trellis import EIGHTHS, HISTORY, SCRATCH, TOGETHER, Code, Window
 from qdc.numerics.vector_sweeps import moment_of
 from qdc.passkit import (
     CompensatedLowering,
     Field,
     Forecast,
+    InvalidGraph,
     Kinds,
     Lowered,
     Node,
@@ -45,6 +46,8 @@ from qdc.passkit import (
     quantize_blocks,
 )
 from qdc.passkit.rotation import rotated, rotation_bytes
+
+from .allocate_rates import Rate
 
 FACTORS = (1.0, 0.95, 1.05)
 """Of the scale: what ``search`` tries."""
@@ -83,7 +86,9 @@ class TrellisLower(CompensatedLowering):
         ),
     }
 
-    bits: float = Field(default=2, ge=1, le=4, description="bits a weight, in eighths")
+    bits: Annotated[float, Field(ge=1, le=4)] | Literal["allocated"] = Field(
+        default=2, description="bits a weight, in eighths, or each layer's own by allocate-rates"
+    )
     window: Window = Field(default=10, description="bits that decode to one weight")
     code: Code = Field(default="quadratic", description="what a window stands for")
     height: int = Field(default=128, ge=1, le=LONGEST, description="most rows of a tile")
@@ -108,7 +113,7 @@ class TrellisLower(CompensatedLowering):
 
     @model_validator(mode="after")
     def _tiles_can_be(self) -> "TrellisLower":
-        if self.bits * EIGHTHS != int(self.bits * EIGHTHS):
+        if self.bits != "allocated" and self.bits * EIGHTHS != int(self.bits * EIGHTHS):
             raise ValueError(f"bits are in eighths, as 1.5 or 2.125, not {self.bits:g}")
         if self.height * self.width > LONGEST:
             raise ValueError(f"a tile holds at most {LONGEST} weights")
@@ -116,17 +121,24 @@ class TrellisLower(CompensatedLowering):
             raise ValueError(f"a block of {self.block} columns is no whole number of tiles")
         return self
 
+    def needs(self) -> Kinds:
+        """The layers' own rates, where those are asked for."""
+        return (*super().needs(), *((Rate,) if self.bits == "allocated" else ()))
+
     def forecast_codec(self, unit: Forecast | Unit, node: Node) -> TrellisCode:
-        """Known from the options and the shape."""
-        tiling = Tiling.fitted(node.rows, self.height, self.width)
-        return TrellisCode(
-            rows=node.rows,
-            columns=node.columns,
-            rate=int(self.bits * EIGHTHS),
+        """Known from the options, the shape, and the layer's rate."""
+        if self.bits == "allocated":
+            rate = unit.graph.require(node.name, Rate).eighths
+        else:
+            rate = int(self.bits * EIGHTHS)
+        return TrellisCode.of(
+            node.rows,
+            node.columns,
+            rate,
             window=self.window,
             code=self.code,
-            height=tiling.height,
-            width=tiling.width,
+            height=self.height,
+            width=self.width,
         )
 
     def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
@@ -150,6 +162,13 @@ class TrellisLower(CompensatedLowering):
     def lower(self, unit: Unit, node: Node) -> tuple[TrellisCoded, Tensors]:
         """Rotate, encode, sweep; what is stored are rings, the scale and the seeds."""
         codec = self.forecast_codec(unit, node)
+        rate = unit.graph.get(node.name, Rate)
+        allowed = None if rate is None else rate.stored_bytes
+        if allowed is not None and codec.nbytes > allowed:
+            raise InvalidGraph(
+                f"the layer takes {codec.nbytes:,} bytes, its allocation counts on {allowed:,}",
+                where=[f"%{node.name}"],
+            )
         problem, term, seeds = rotated(
             self, unit, node, self.problem(unit, node), seed=self.seed, multiple=codec.width
         )

@@ -43,6 +43,30 @@ class TrellisCode(RotatedCode):
     width: int = Field(gt=0, le=LONGEST)
     """Columns of a tile."""
 
+    @classmethod
+    def of(
+        cls,
+        rows: int,
+        columns: int,
+        rate: int,
+        *,
+        height: int,
+        width: int,
+        window: Window = 10,
+        code: Code = "quadratic",
+    ) -> Self:
+        """The codec of a matrix, with tiles of about this height and width that fit it."""
+        tiling = Tiling.fitted(rows, height, width)
+        return cls(
+            rows=rows,
+            columns=columns,
+            rate=rate,
+            window=window,
+            code=code,
+            height=tiling.height,
+            width=tiling.width,
+        )
+
     @model_validator(mode="after")
     def _tile_holds_a_window(self) -> Self:
         if self.tiling.size > LONGEST:

@@ -63,11 +63,11 @@ class LossSensitivity(Annotation):
 
     tag: ClassVar[str] = "loss"
     rise: float = Field(ge=0, allow_inf_nan=False)
-    """Mean divergence (KL, in nats) of the predictions at masked positions from the original's."""
+    """Mean divergence (KL, in nats) of the predictions from the original's where they count."""
     error: float = Field(ge=0, allow_inf_nan=False)
     """The output error that did it, in the unit of ``Costs``."""
     positions: int = Field(gt=0)
-    """Masked positions over which it is a mean."""
+    """Positions over which it is a mean: masked ones, or all of clean text."""
 
     @property
     def weight(self) -> float:
@@ -75,8 +75,8 @@ class LossSensitivity(Annotation):
         return self.rise / self.error if self.error else 0.0
 
     def text(self) -> str:
-        """``0.0013 nats at 8,192 masked positions   0.021 for a unit of output error``."""
+        """``0.0013 nats at 8,192 positions   0.021 for a unit of output error``."""
         return (
-            f"{self.rise:.2g} nats at {self.positions:,} masked positions   "
+            f"{self.rise:.2g} nats at {self.positions:,} positions   "
             f"{self.weight:.2g} for a unit of output error"
         )

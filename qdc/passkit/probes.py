@@ -9,11 +9,12 @@ probe, that is ``layers x samples x length x width`` floats in the end.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from qdc.ir.graph import Region, Stage
 from qdc.passkit.head import head_logits, masked_positions, output_head, sources_within
-from qdc.streaming.batches import Batches
+from qdc.streaming.batches import PADDING, Batches
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
@@ -30,6 +31,8 @@ class Probes:
     """``i64[b, length]`` each; ``Batches`` where they have segments."""
     probed: int
     """The first so many batches are run in every probe; all are run in the original."""
+    everywhere: bool = False
+    """Whether predictions count at every position, not at masked ones alone."""
     probes: dict[str, Stream] = field(default_factory=dict)
     """The stream in which a layer is replaced, by the layer's name."""
 
@@ -73,14 +76,14 @@ class Probes:
         self._cache.clear()
 
     def divergence(self, layer: str) -> tuple[float, int]:
-        """Mean KL divergence of a probe's predictions from the original's at masked positions.
+        """Mean KL divergence of a probe's predictions from the original's where they count.
 
         All streams are past the last region.
 
         Returns:
             Nats, computed in fp64, and the number of positions.
         """
-        mask_id, shift = self.unit.model.mask, self.unit.model.logits_shift
+        shift = 0 if self.everywhere else self.unit.model.logits_shift
         total, count = 0.0, 0
         batches = Batches.of(self.batches[: self.probed])
         pairs = zip(
@@ -92,13 +95,21 @@ class Probes:
         )
         for tokens, segments, *values in pairs:
             right, wrong = (each[self.head.value] for each in values)
-            for row, place in masked_positions(tokens == mask_id):
+            for row, place in masked_positions(self._counted(tokens, segments)):
                 source = sources_within(row, place, shift, segments)
                 index = (row.to(right.device), source.to(right.device))
                 expected, found = (self._predictions(value[index]) for value in (right, wrong))
                 total += float((expected.exp() * (expected - found)).sum())
                 count += len(row)
         return max(0.0, total / max(1, count)), count
+
+    def _counted(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
+        """Positions whose predictions count, bool[b, length]."""
+        if not self.everywhere:
+            return tokens == self.unit.model.mask
+        if segments is None:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        return segments != PADDING
 
     def _predictions(self, hidden: Tensor) -> Tensor:
         return head_logits(hidden, self._weights(self.head.layers[0])).log_softmax(-1)

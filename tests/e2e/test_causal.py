@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,8 +21,10 @@ from qdc.frontend.opening import open_model
 from qdc.ir.graph import LayerGraph
 from qdc.ir.parser import parse
 from qdc.ir.printer import render
+from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.maskless import refuse_masks
+from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
 from qdc.streaming.original import original_stream
 from qdc.text.source import read_text
@@ -161,7 +163,22 @@ def test_masks_are_refused_with_the_pipeline_that_draws_none(graph: LayerGraph) 
     refuse_masks(build_plan(pipeline, registry), graph)
     with pytest.raises(UnsupportedModel, match="drawn by") as caught:
         refuse_masks(build_plan("best", registry), graph)
-    assert "leave out probe-loss" in caught.value.help
+    assert caught.value.help.endswith("else draw none: --geometry clean")
+
+
+class MaskedOnly(CalibrateMcs):
+    """A pass that has nothing to look at without masks."""
+
+    name: ClassVar[str] = "masked-only"
+
+    def without_masks(self) -> None:
+        return None
+
+
+def test_a_pass_that_needs_masks_is_to_be_left_out(graph: LayerGraph) -> None:
+    with pytest.raises(UnsupportedModel, match="drawn by masked-only") as caught:
+        refuse_masks(Plan((MaskedOnly(),)), graph)
+    assert "leave out masked-only" in caught.value.help
 
 
 @pytest.mark.parametrize("command", [["run", "a<mask>"], ["generate", "a"]])

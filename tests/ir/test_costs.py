@@ -87,5 +87,5 @@ def test_texts() -> None:
     costs = Costs(blocks=(ROW, ROW), widths=(4, 4), energy=16)
     assert costs.text() == "2 blocks   share of the output at orders 1..: 0.5 0.12 0.031"
     loss = LossSensitivity(rise=0.003, error=1.5, positions=1631)
-    assert loss.text() == "0.003 nats at 1,631 masked positions   0.002 for a unit of output error"
+    assert loss.text() == "0.003 nats at 1,631 positions   0.002 for a unit of output error"
     assert LossSensitivity(rise=0, error=0, positions=1).weight == 0

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qdc.errors import InvalidCalibration
-from qdc.frontend.opening import open_model
 from qdc.ir.costs import LossSensitivity
 from qdc.models.predictions import predictions
 from qdc.passes.probe_loss import ProbeLoss
@@ -35,14 +33,18 @@ def states() -> Tensor:
     return tokens.masked_fill(torch.rand(5, 16, generator=generator) < 0.4, MASK)
 
 
-@pytest.mark.parametrize("family", ["llada", "dream"])
-def test_a_probe_is_a_run_of_the_changed_model(family: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "everywhere"), [("llada", False), ("dream", False), ("dream", True)]
+)
+def test_a_probe_is_a_run_of_the_changed_model(
+    family: str, everywhere: bool, model: Path, tmp_path: Path
+) -> None:
     if family == "dream":
         model = write_family(tmp_path, CASES["dream"], dtype=torch.float32)
     unit = unit_of_model(ProbeLoss(), model)
-    shift = unit.model.logits_shift
+    shift = 0 if everywhere else unit.model.logits_shift
     tokens = states()
-    probes = Probes(unit, list(torch.split(tokens, 2)), 2)
+    probes = Probes(unit, list(torch.split(tokens, 2)), 2, everywhere=everywhere)
     changed: dict[str, Tensor] = {}
     for region in unit.graph.regions:
         probes.advance(region)
@@ -55,7 +57,7 @@ def test_a_probe_is_a_run_of_the_changed_model(family: str, model: Path, tmp_pat
                 probes.replace(layer, changed[layer], region)
         probes.leave(region)
     used = tokens[:4]
-    hidden = used == MASK
+    hidden = torch.ones_like(used, dtype=torch.bool) if everywhere else used == MASK
     plain = load_checkpoint(model, "cpu", torch.float32)
     expected = predictions(plain(used), hidden, shift).double().log_softmax(-1)
     for layer, weight in changed.items():
@@ -109,7 +111,14 @@ def test_probed_samples_are_spread_over_the_times() -> None:
     assert sorted(ProbeLoss.spread(3, 3).tolist()) == [0, 1, 2]
 
 
-def test_clean_text_has_no_masked_positions(model: Path) -> None:
-    _, program = open_model(model)
-    with pytest.raises(InvalidCalibration, match="geometry clean has none"):
-        ProbeLoss(geometry="clean").check(program.graph)
+def test_clean_text_counts_everywhere(model: Path, tmp_path: Path) -> None:
+    found: dict[str, LossSensitivity] = {}
+
+    def look(label: str, unit: Unit) -> None:
+        for node in unit.layers():
+            found[node.name] = unit.graph.require(node.name, LossSensitivity)
+
+    passes = f"probe-loss{{{OPTIONS} geometry=clean}},spy-all"
+    run_passes(model, tmp_path, spying(look), passes, stop_after="spy-all")
+    assert {note.positions for note in found.values()} == {3 * 16}
+    assert min(note.rise for note in found.values()) > 0

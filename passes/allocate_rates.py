@@ -1,0 +1,261 @@
+"""Give each layer its rate, in eighths of a bit: most where the predictions need it most.
+
+Source: rate-distortion theory. With codes that come in small steps, an error falls by the same
+factor for each bit, whatever layer it is spent on (trellis codes: 0.27, docs/quantizers/qtip.md),
+so that what measure-spread noted says what every rate costs. ``weights=loss`` counts a layer's
+error by what probe-loss measured; ``energy`` as a share of the layer's output, and needs no probes.
+Steps of an eighth go where they save most for their bytes, and never take more than the budget.
+
+    before   %h0.q = linear %x   w f16[64,512]
+                 @spread    an error of 0.13 of the output at a distortion of 1
+                 @loss      0.0013 nats at 1,631 positions   0.021 for a unit of output error
+    after        @rate      2.25 bits
+
+``count=codes`` keeps the mean of the rates over the weights at or below the budget; ``layers`` all
+that is stored of these layers: codes, scales, seeds, padding; ``effective`` all that is stored of
+them, and of embedding and head where a pass before this one has quantized them. The packed bytes of
+every layer are checked against what was counted on.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from heapq import heapify, heappop, heappush
+from typing import ClassVar, Final, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdc.format.trelliscode import TrellisCode
+from qdc.numerics.trellis import EIGHTHS, FALL
+from qdc.passkit import (
+    Annotation,
+    Field,
+    Forecast,
+    InvalidPipeline,
+    Kinds,
+    LossSensitivity,
+    Lowered,
+    Node,
+    OrderOutOfRange,
+    Packed,
+    Pass,
+    Unit,
+    model_validator,
+)
+
+from .measure_spread import Spread
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+LOWEST, HIGHEST = EIGHTHS, 4 * EIGHTHS
+"""Eighths of a bit that a weight may have."""
+TILE: Final = {"height": 128, "width": 1}
+"""Options of the lowering that bytes depend on, and what they are if not given."""
+
+
+class Rate(Annotation):
+    """How many bits a weight of this layer gets."""
+
+    tag: ClassVar[str] = "rate"
+    eighths: int = Field(ge=LOWEST, le=HIGHEST)
+    stored_bytes: int | None = Field(default=None, ge=0)
+    """Most bytes that the packed layer may take; None allows any number."""
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight."""
+        return self.eighths / EIGHTHS
+
+    def text(self) -> str:
+        """``2.25 bits``."""
+        return f"{self.bits:g} bits"
+
+
+class AllocateRates(Pass):
+    """Give each layer its rate, in eighths of a bit: most where the predictions need it most."""
+
+    name: ClassVar[str] = "allocate-rates"
+    requires: ClassVar[Kinds] = (Spread,)
+    provides: ClassVar[Kinds] = (Rate,)
+
+    budget: float = Field(default=2, gt=0, le=8, description="most mean bits a weight")
+    count: Literal["codes", "layers", "effective"] = Field(
+        default="codes",
+        description="bits that count: codes, all that is stored of the layers, or the vocabulary's "
+        "too",
+    )
+    weights: Literal["loss", "energy"] = Field(
+        default="loss", description="how the errors of different layers compare"
+    )
+    lowest: float = Field(default=1, ge=1, le=4, description="least bits of a layer, in eighths")
+    highest: float = Field(default=4, ge=1, le=4, description="most bits of a layer, in eighths")
+
+    @model_validator(mode="after")
+    def _rates_are_eighths(self) -> "AllocateRates":
+        for bits in (self.lowest, self.highest):
+            if bits * EIGHTHS != int(bits * EIGHTHS):
+                raise ValueError(f"bits are in eighths, as 1.5 or 2.125, not {bits:g}")
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest {self.lowest:g} is above highest {self.highest:g}")
+        return self
+
+    def needs(self) -> Kinds:
+        """What the weights read."""
+        return (Spread, LossSensitivity) if self.weights == "loss" else (Spread,)
+
+    def whole_model(self) -> bool:
+        """The budget is one over all layers."""
+        return True
+
+    def check_later(self, later: Sequence[Pass]) -> None:
+        """Refuse a lowering that reads no rates, and one whose bytes are not those counted on."""
+        for step in later:
+            if Rate not in step.needs():
+                if any(issubclass(kind, Lowered) for kind in step.provides):
+                    raise InvalidPipeline(
+                        f"{self.name} is for a lowering that reads its rates, which {step.name} "
+                        "does not as it is",
+                        help="lower with trellis-lower{bits=allocated}",
+                    )
+                continue
+            for option, value in TILE.items() if self.count != "codes" else ():
+                if getattr(step, option, value) != value:
+                    raise InvalidPipeline(
+                        f"{self.name}{{count={self.count}}} counts tiles of {option} {value}, and "
+                        f"{step.name} stores others",
+                        help=f"leave {option} out of {step.name}, or choose count=codes",
+                    )
+
+    def run(self, unit: Unit) -> None:
+        """Solve the knapsack and write the rates."""
+        nodes = list(unit.layers())
+        if not nodes:
+            return  # all of them are kept
+        costs = np.stack([self.costs(unit, node) for node in nodes])
+        packed = (unit.graph.get(node.name, Packed) for node in unit.graph.vocabulary())
+        room = self.room(nodes, [(note.weights, note.nbytes) for note in packed if note])
+        sizes = np.stack([self.sizes(node) for node in nodes])
+        rates = self.allocate(costs, sizes, room, nodes)
+        usual = self.equal(sizes, room, nodes)
+        for node, eighths, taken in zip(nodes, rates, sizes, strict=True):
+            stored = None if self.count == "codes" else int(taken[eighths - self.least])
+            unit.annotate(node, Rate(eighths=eighths, stored_bytes=stored))
+            if eighths != usual:
+                moved = {"from": usual / EIGHTHS, "to": eighths / EIGHTHS}
+                unit.remark("passed", node, **moved)
+
+    def forecast(self, unit: Forecast) -> None:
+        """Every layer at the highest equal rate, and what others may store beyond it."""
+        nodes = list(unit.layers())
+        if not nodes:
+            return
+        known = [(node.rows * node.columns, unit.codec(node)) for node in unit.graph.vocabulary()]
+        room = self.room(nodes, [(n, codec.nbytes) for n, codec in known if codec is not None])
+        sizes = np.stack([self.sizes(node) for node in nodes])
+        usual = self.equal(sizes, room, nodes)
+        for node in nodes:
+            unit.annotate(node, Rate(eighths=usual))
+        expected = int(sizes[:, usual - self.least].sum())
+        if len(nodes) > 1:
+            unit.orders_vary(expected - int(sizes[:, 0].sum()), max(0, room - expected))
+
+    @property
+    def least(self) -> int:
+        """The lowest rate in eighths."""
+        return int(self.lowest * EIGHTHS)
+
+    @property
+    def rates(self) -> range:
+        """All rates in eighths."""
+        return range(self.least, int(self.highest * EIGHTHS) + 1)
+
+    def costs(self, unit: Unit, node: Node) -> Floats:
+        """What the layer is expected to cost at each rate, f64[rates]."""
+        spread = unit.graph.require(node.name, Spread)
+        if self.weights == "loss":
+            weight = unit.graph.require(node.name, LossSensitivity).weight
+        else:
+            weight = 1 / spread.energy if spread.energy else 0.0
+        bits = np.array(self.rates, dtype=np.float64) / EIGHTHS
+        return weight * spread.error * FALL**bits
+
+    def sizes(self, node: Node) -> Integers:
+        """What the layer takes of the budget at each rate, i64[rates]: eighths, or bytes."""
+        if self.count == "codes":
+            return node.rows * node.columns * np.array(self.rates, dtype=np.int64)
+        shape, height, width = (node.rows, node.columns), TILE["height"], TILE["width"]
+        codecs = (TrellisCode.of(*shape, r, height=height, width=width) for r in self.rates)
+        return np.array([codec.nbytes for codec in codecs], dtype=np.int64)
+
+    def room(self, nodes: Sequence[Node], vocabulary: Sequence[tuple[int, int]]) -> int:
+        """What all layers may take together, in the unit of ``sizes``.
+
+        Args:
+            nodes: the layers.
+            vocabulary: weights and bytes of embedding and head, where they are quantized.
+        """
+        weights = sum(node.rows * node.columns for node in nodes)
+        if self.count == "codes":
+            return int(self.bits * EIGHTHS * weights)
+        if self.count == "layers":
+            return int(self.bits * weights / 8)
+        weights += sum(count for count, _ in vocabulary)
+        return int(self.bits * weights / 8) - sum(nbytes for _, nbytes in vocabulary)
+
+    @property
+    def bits(self) -> Fraction:
+        """The budget as its decimal text says."""
+        return Fraction(str(self.budget))
+
+    def allocate(
+        self, costs: Floats, sizes: Integers, room: int, nodes: Sequence[Node]
+    ) -> list[int]:
+        """The rates, in eighths: from the lowest on, always the step that saves most for its size.
+
+        Costs are convex, so that this is the optimum but for the last steps, which may not fit.
+
+        Raises:
+            OrderOutOfRange: not even the lowest rate fits.
+        """
+        left = room - int(sizes[:, 0].sum())
+        if left < 0:
+            self.refuse(sizes, room, nodes)
+        places = [0] * len(nodes)
+
+        def step(layer: int) -> tuple[float, int]:
+            place = places[layer]
+            saved = costs[layer, place] - costs[layer, place + 1]
+            return -saved / (sizes[layer, place + 1] - sizes[layer, place]), layer
+
+        queue = [step(layer) for layer in range(len(nodes)) if len(self.rates) > 1]
+        heapify(queue)
+        while queue:
+            _, layer = heappop(queue)
+            taken = int(sizes[layer, places[layer] + 1] - sizes[layer, places[layer]])
+            if taken > left:
+                continue
+            left -= taken
+            places[layer] += 1
+            if places[layer] + 1 < len(self.rates):
+                heappush(queue, step(layer))
+        return [self.rates[place] for place in places]
+
+    def equal(self, sizes: Integers, room: int, nodes: Sequence[Node]) -> int:
+        """The highest rate that all layers can have alike, in eighths."""
+        fits = sizes.sum(0) <= room
+        if not fits[0]:
+            self.refuse(sizes, room, nodes)
+        return self.rates[int(fits.sum()) - 1]
+
+    def refuse(self, sizes: Integers, room: int, nodes: Sequence[Node]) -> NoReturn:
+        """Raise ``OrderOutOfRange``: the lowest rate is too high, and say for which budget not."""
+        weights = sum(node.rows * node.columns for node in nodes)
+        unit = EIGHTHS if self.count == "codes" else 1 / 8
+        over = (int(sizes[:, 0].sum()) - room) / unit / weights
+        raise OrderOutOfRange(
+            f"{self.budget:g} bits a weight cannot be had: layers of {self.lowest:g} bits take "
+            f"{over:.3g} more a weight of theirs than is left",
+            where=[f"%{node.name}" for node in nodes],
+            help="raise the budget, or quantize the vocabulary to fewer bits: "
+            "quantize-vocab{bits=4}",
+        )
