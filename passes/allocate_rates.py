@@ -109,15 +109,15 @@ class AllocateRates(Pass):
 
     def check_later(self, later: Sequence[Pass]) -> None:
         """Refuse a lowering that reads no rates, and one whose bytes are not those counted on."""
-        for step in later:
-            if Rate not in step.needs():
-                if any(issubclass(kind, Lowered) for kind in step.provides):
-                    raise InvalidPipeline(
-                        f"{self.name} is for a lowering that reads its rates, which {step.name} "
-                        "does not as it is",
-                        help="lower with trellis-lower{bits=allocated}",
-                    )
-                continue
+        lowering = [s for s in later if any(issubclass(kind, Lowered) for kind in s.provides)]
+        reading = [step for step in lowering if Rate in step.needs()]
+        if lowering and not reading:
+            raise InvalidPipeline(
+                f"{self.name} is for a lowering that reads its rates, which {lowering[0].name} "
+                "does not as it is",
+                help="lower with trellis-lower{bits=allocated}",
+            )
+        for step in reading:
             for option, value in TILE.items() if self.count != "codes" else ():
                 if getattr(step, option, value) != value:
                     raise InvalidPipeline(

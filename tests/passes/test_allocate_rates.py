@@ -142,6 +142,12 @@ def test_options_that_cannot_be_are_refused(options: dict[str, float], message: 
         AllocateRates.model_validate(options)
 
 
+def test_passes_may_follow_the_lowering() -> None:
+    after = LOWERED.replace(",pack", ",polish,pack")
+    passes = f"{MEASURED},allocate-rates{{weights=energy count=layers}},{after}"
+    check_order(build_plan(passes, standard_registry()), final=(), backend="reference")
+
+
 @pytest.mark.parametrize(
     ("passes", "error", "message"),
     [
