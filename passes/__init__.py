@@ -69,12 +69,27 @@ PASSES = (
     Polish,
     Pack,
 )
+
+
+def rated(vocabulary: str, allocation: str) -> Preset:
+    """Trellis codes, each layer at the rate that its errors deserve, beside such a vocabulary."""
+    return Preset(
+        f"{vocabulary},calibrate-mcs,sensitivity,measure-spread,probe-loss,{allocation},"
+        "stages(calibrate-cross,sensitivity{damp=0.1},"
+        "trellis-lower{asymmetry=1 bits=allocated sweeps=2 rounds=1}),pack"
+    )
+
+
 PRESETS = {
     "default": Preset(
         "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1},abmp-allocate,"
         "daq-lower{asymmetry=1}),pack"
     ),
-    "best": Preset(
+    "best": rated("quantize-vocab", "allocate-rates"),
+    "two": rated("quantize-vocab{bits=4}", "allocate-rates{count=effective}"),
+    "small": rated("quantize-vocab{bits=4}", "allocate-rates{budget=1.5 count=layers}"),
+    "large": rated("quantize-vocab", "allocate-rates{budget=3 count=layers}"),
+    "best-signs": Preset(
         "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
         "probe-loss{block=256},allocate{scope=model weights=loss},"
         "stages(calibrate-cross,sensitivity{damp=0.1 block=256},"

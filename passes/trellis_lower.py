@@ -87,7 +87,7 @@ class TrellisLower(CompensatedLowering):
     }
 
     bits: Annotated[float, Field(ge=1, le=4)] | Literal["allocated"] = Field(
-        default=2, description="bits a weight, in eighths, or each layer's own by allocate-rates"
+        default=2.0, description="bits a weight, in eighths, or each layer's own by allocate-rates"
     )
     window: Window = Field(default=10, description="bits that decode to one weight")
     code: Code = Field(default="quadratic", description="what a window stands for")

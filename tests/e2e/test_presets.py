@@ -16,7 +16,7 @@ from tests.support.commands import qdc as command
 from tests.support.compiles import compile_tiny
 
 PRESETS = standard_registry().presets
-METHOD = ("default", "best", "release", "paper")
+METHOD = ("default", "best", "best-signs", "release", "paper")
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,12 @@ def test_the_method_compiles_a_tiny_model(name: str, model: Path, tmp_path: Path
     report = compile_tiny(model, tmp_path / "out", passes)
     steps = re.sub(r"\{[^}]*\}", "", passes)
     assert re.sub(r"\{[^}]*\}", "", report.pipeline) == steps
-    layers = [layer for layer in report.layers if layer.codec == "multi-binary"]
+    codec = "trellis" if name == "best" else "multi-binary"
+    layers = [layer for layer in report.layers if layer.codec == codec]
     assert len(layers) == 14
     assert all(layer.error is not None and layer.error < 1 for layer in layers)
-    assert report.sign_bits == 2
+    assert 1.99 < report.sign_bits <= 2
+    assert (report.sign_bits == 2) or name == "best"
     assert any(remark.split()[1] == "polish" for remark in report.remarks) == ("polish" in passes)
     logits = qdc.load(tmp_path / "out", backend="reference")(torch.tensor([[5, 6, 7, 1]]))
     assert logits.isfinite().all()

@@ -110,7 +110,7 @@ def write_plugin(folder: Path, name: str, cls: str = "Mine", file: str = "mine.p
 
 def test_built_ins_are_there() -> None:
     registry = standard_registry()
-    ours = {"default", "best", "release", "paper", "uniform"}
+    ours = {"default", "best", "two", "small", "large", "release", "paper", "uniform"}
     assert set(registry.presets) >= ours | {"rtn", "gptq", "gptaq", "arb-rc-2", "data-free"}
     assert registry.find_pass("pack").name == "pack"
     assert registry.find_backend("reference").name == "reference"
