@@ -17,10 +17,11 @@ them, and of embedding and head where a pass before this one has quantized them.
 every layer are checked against what was counted on.
 """
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from heapq import heapify, heappop, heappush
-from typing import ClassVar, Final, Literal, NoReturn
+from typing import ClassVar, Final, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,18 @@ class Rate(Annotation):
     def text(self) -> str:
         """``2.25 bits``."""
         return f"{self.bits:g} bits"
+
+
+class Room(NamedTuple):
+    """What layers may take together.
+
+    Attributes:
+        units: in the unit of ``AllocateRates.sizes``.
+        weights: over which the budget is the mean.
+    """
+
+    units: int
+    weights: int
 
 
 class AllocateRates(Pass):
@@ -155,9 +168,12 @@ class AllocateRates(Pass):
         usual = self.equal(sizes, room, nodes)
         for node in nodes:
             unit.annotate(node, Rate(eighths=usual))
-        expected = int(sizes[:, usual - self.least].sum())
-        if len(nodes) > 1:
-            unit.orders_vary(expected - int(sizes[:, 0].sum()), max(0, room - expected))
+        # What is left in the end is less than some layer's next step, if any could have one.
+        taken, steps = int(sizes[:, usual - self.least].sum()), np.diff(sizes, axis=1)
+        most = min(room.units, int(sizes[:, -1].sum()))
+        least = min(most, room.units - int(steps.max(initial=0)))
+        scale = 8 * EIGHTHS if self.count == "codes" else 1
+        unit.orders_vary(max(0, taken - least) // scale, max(0, most - taken) // scale + len(nodes))
 
     @property
     def least(self) -> int:
@@ -187,8 +203,8 @@ class AllocateRates(Pass):
         codecs = (TrellisCode.of(*shape, r, height=height, width=width) for r in self.rates)
         return np.array([codec.nbytes for codec in codecs], dtype=np.int64)
 
-    def room(self, nodes: Sequence[Node], vocabulary: Sequence[tuple[int, int]]) -> int:
-        """What all layers may take together, in the unit of ``sizes``.
+    def room(self, nodes: Sequence[Node], vocabulary: Sequence[tuple[int, int]]) -> Room:
+        """What all layers may take together.
 
         Args:
             nodes: the layers.
@@ -196,11 +212,12 @@ class AllocateRates(Pass):
         """
         weights = sum(node.rows * node.columns for node in nodes)
         if self.count == "codes":
-            return int(self.bits * EIGHTHS * weights)
+            return Room(int(self.bits * EIGHTHS * weights), weights)
         if self.count == "layers":
-            return int(self.bits * weights / 8)
+            return Room(int(self.bits * weights / 8), weights)
         weights += sum(count for count, _ in vocabulary)
-        return int(self.bits * weights / 8) - sum(nbytes for _, nbytes in vocabulary)
+        taken = sum(nbytes for _, nbytes in vocabulary)
+        return Room(int(self.bits * weights / 8) - taken, weights)
 
     @property
     def bits(self) -> Fraction:
@@ -208,7 +225,7 @@ class AllocateRates(Pass):
         return Fraction(str(self.budget))
 
     def allocate(
-        self, costs: Floats, sizes: Integers, room: int, nodes: Sequence[Node]
+        self, costs: Floats, sizes: Integers, room: Room, nodes: Sequence[Node]
     ) -> list[int]:
         """The rates, in eighths: from the lowest on, always the step that saves most for its size.
 
@@ -217,7 +234,7 @@ class AllocateRates(Pass):
         Raises:
             OrderOutOfRange: not even the lowest rate fits.
         """
-        left = room - int(sizes[:, 0].sum())
+        left = room.units - int(sizes[:, 0].sum())
         if left < 0:
             self.refuse(sizes, room, nodes)
         places = [0] * len(nodes)
@@ -240,22 +257,22 @@ class AllocateRates(Pass):
                 heappush(queue, step(layer))
         return [self.rates[place] for place in places]
 
-    def equal(self, sizes: Integers, room: int, nodes: Sequence[Node]) -> int:
+    def equal(self, sizes: Integers, room: Room, nodes: Sequence[Node]) -> int:
         """The highest rate that all layers can have alike, in eighths."""
-        fits = sizes.sum(0) <= room
+        fits = sizes.sum(0) <= room.units
         if not fits[0]:
             self.refuse(sizes, room, nodes)
         return self.rates[int(fits.sum()) - 1]
 
-    def refuse(self, sizes: Integers, room: int, nodes: Sequence[Node]) -> NoReturn:
-        """Raise ``OrderOutOfRange``: the lowest rate is too high, and say for which budget not."""
-        weights = sum(node.rows * node.columns for node in nodes)
-        unit = EIGHTHS if self.count == "codes" else 1 / 8
-        over = (int(sizes[:, 0].sum()) - room) / unit / weights
+    def refuse(self, sizes: Integers, room: Room, nodes: Sequence[Node]) -> NoReturn:
+        """Raise ``OrderOutOfRange``: the lowest rate is too high; say what budget would do."""
+        unit = 1 / EIGHTHS if self.count == "codes" else 8
+        over = unit * (int(sizes[:, 0].sum()) - room.units) / room.weights
+        least = math.ceil(1000 * (self.budget + over)) / 1000
         raise OrderOutOfRange(
-            f"{self.budget:g} bits a weight cannot be had: layers of {self.lowest:g} bits take "
-            f"{over:.3g} more a weight of theirs than is left",
+            f"{self.budget:g} bits a weight cannot be had: with all layers at {self.lowest:g} it "
+            f"is {least:g}",
             where=[f"%{node.name}" for node in nodes],
-            help="raise the budget, or quantize the vocabulary to fewer bits: "
+            help=f"choose a budget of {least:g} or more, or quantize the vocabulary to fewer bits: "
             "quantize-vocab{bits=4}",
         )

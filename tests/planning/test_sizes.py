@@ -26,6 +26,12 @@ SHORT_BEST = (
 EXACT = ("default", "release", "gptq", "rtn", "data-free", "quantize-vocab{bits=4},rtn")
 
 
+RATES = (
+    "calibrate-mcs,sensitivity,measure-spread,allocate-rates{weights=energy%s},"
+    "stages(calibrate-mcs,sensitivity,trellis-lower{window=8 bits=allocated}),pack"
+)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ragged blocks, two shards in, three files out."""
@@ -55,9 +61,12 @@ def test_every_file_is_as_large_as_predicted(passes: str, model: Path, tmp_path:
     assert [row.status for row in outlook.coverage] == [row.status for row in report.coverage]
 
 
-def test_orders_over_the_whole_model_give_a_range(model: Path, tmp_path: Path) -> None:
-    outlook = forecast_tiny(model, SHORT_BEST)
-    report = compile_tiny(model, tmp_path / "out", SHORT_BEST)
+@pytest.mark.parametrize("passes", [SHORT_BEST, RATES % "", RATES % " budget=3 count=layers"])
+def test_what_the_whole_model_shares_gives_a_range(
+    passes: str, model: Path, tmp_path: Path
+) -> None:
+    outlook = forecast_tiny(model, passes)
+    report = compile_tiny(model, tmp_path / "out", passes)
     lowest, highest = (
         outlook.tensor_bytes - outlook.fewer,
         outlook.tensor_bytes + outlook.more,
