@@ -82,7 +82,7 @@ def rated(vocabulary: str, allocation: str) -> Preset:
 
 PRESETS = {
     "default": Preset(
-        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1},abmp-allocate,"
+        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256},abmp-allocate,"
         "daq-lower{asymmetry=1}),pack"
     ),
     "best": rated("quantize-vocab", "allocate-rates"),
@@ -109,7 +109,7 @@ PRESETS = {
         "arXiv 2510.03274",
     ),
     "uniform": Preset(
-        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1},"
+        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256},"
         "abmp-allocate{ratio=0},daq-lower{asymmetry=1}),pack"
     ),
     "rtn": Preset("stages(calibrate-mcs,rtn-lower),pack", 2),
