@@ -17,7 +17,7 @@ def test_llada_8b_in_gb_and_gib(tmp_path: Path) -> None:
     assert (found.returncode, found.stderr) == (0, "")
     lines = {line.split("  ")[0]: line for line in found.stdout.splitlines()}
     assert "6,979,321,856 weights in 224 layers" in lines["quantized"]
-    assert "9,216" in lines["blocks"]
+    assert "4,608" in lines["blocks"]
     assert "32 regions of 4 stages" in lines["regions"]
     assert "16.03 GB (14.93 GiB)" in lines["before"]
     assert "GB (" in lines["after"]
