@@ -22,16 +22,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qdc.errors import QdcError
+from qdc.numerics.trellis import EIGHTHS
 
-from . import binary, uniform
-from .launch import EXPAND_ROWS
+from . import binary, trellis, uniform
+from .launch import EXPAND_ROWS, RING_ROWS
 from .support import INTERPRETER, interpreting
-from .variants import DEFAULTS, REGISTERS, UNIFORM, Variant
+from .variants import DEFAULTS, REGISTERS, RING_COLUMNS, TRELLIS, UNIFORM, Variant
 
 ARCHITECTURES = (80, 90)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-ALIGNED = ("columns", "x_stride", "padded_rows", "outputs")
+ALIGNED = ("columns", "x_stride", "padded_rows", "outputs", "tile_words", "words")
 """Numbers that are taken to be multiples of 16, as they are in models."""
+RATES = (16, 32)
+"""Eighths of a bit of the rings that are compiled: eight windows in one register, and in two."""
 KINDS = ("LOP3", "SHF", "PRMT", "IMAD", "HFMA2", "HMUL2", "FFMA", "LDS", "STS", "HMMA", "HGMMA")
 """Instructions that the report names; ``LDL`` and ``STL``, spills, have their own number."""
 
@@ -81,6 +84,7 @@ def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]
             yield binary_form(variant, dtype, width, split)
         for _, variant in UNIFORM:
             yield _uniform_form(variant, dtype, width)
+        yield from _trellis_forms(dtype)
         yield Form(
             name="binary-expand",
             kernel="binary_expand",
@@ -149,6 +153,36 @@ def _uniform_form(variant: Variant, dtype: str, width: int) -> Form:
     )
 
 
+def _trellis_forms(dtype: str) -> Iterator[Form]:
+    shape = {"WIDTH": RING_COLUMNS, "SPAN": 1, "WINDOW": 10}
+    for number, (_, variant) in enumerate(TRELLIS):
+        for rate in RATES if number == 0 else RATES[:1]:
+            yield Form(
+                name=f"trellis-{rate // EIGHTHS}-{variant.name}",
+                kernel="trellis_linear",
+                constants={
+                    "ROWS": variant.rows,
+                    "TOKENS": variant.tokens,
+                    **shape,
+                    "RATE": rate,
+                    "SPLIT": 4,
+                    "RAGGED": False,
+                    "PTX": True,
+                },
+                warps=variant.warps,
+                stages=variant.stages,
+                dtype=dtype,
+            )
+    yield Form(
+        name=f"trellis-expand-{RATES[0] // EIGHTHS}",
+        kernel="trellis_expand",
+        constants={"ROWS": RING_ROWS, **shape, "RATE": RATES[0]},
+        warps=4,
+        stages=3,
+        dtype=dtype,
+    )
+
+
 def compile_form(form: Form, architecture: int) -> Compiled:
     """Compile one kernel for ``sm_{architecture}``; needs no GPU.
 
@@ -160,7 +194,8 @@ def compile_form(form: Form, architecture: int) -> Compiled:
             "kernels cannot be compiled ahead of time in the interpreter",
             help=f"unset {INTERPRETER}",
         )
-    function = getattr(binary, form.kernel, None) or getattr(uniform, form.kernel)
+    modules = (binary, uniform, trellis)
+    [function] = [getattr(one, form.kernel) for one in modules if hasattr(one, form.kernel)]
     names = function.arg_names
     signature = {name: _type(name, form) for name in names}
     aligned = {
@@ -256,6 +291,10 @@ def _type(name: str, form: Form) -> str:
     }
     if form.kernel == "binary_expand":
         fixed["col_scale"] = "*fp16"
+    if form.kernel.startswith("trellis"):
+        fixed |= {"codes": "*i16", "scale": "*fp32", "z": "*fp32"}
+    if form.kernel == "trellis_expand":
+        fixed["table"] = "*fp32"
     return fixed.get(name.removesuffix("_pointer"), "*" + form.dtype)
 
 
