@@ -24,17 +24,23 @@ from triton.compiler import ASTSource
 from qdc.errors import QdcError
 from qdc.numerics.trellis import EIGHTHS
 
-from . import binary, trellis, uniform
+from . import binary, hadamard, trellis, uniform
 from .launch import EXPAND_ROWS, RING_ROWS
+from .rotation import run_of
 from .support import INTERPRETER, interpreting
 from .variants import DEFAULTS, REGISTERS, RING_COLUMNS, TRELLIS, UNIFORM, Variant
 
 ARCHITECTURES = (80, 90)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-ALIGNED = ("columns", "x_stride", "padded_rows", "outputs", "tile_words", "words")
+ALIGNED = (
+    "columns", "x_stride", "padded_rows", "outputs", "tile_words", "words", "width", "in_stride",
+    "out_stride",
+)  # fmt: skip
 """Numbers that are taken to be multiples of 16, as they are in models."""
 RATES = (16, 32)
 """Eighths of a bit of the rings that are compiled: eight windows in one register, and in two."""
+ROTATED = 4096
+"""Numbers of the transform that is compiled."""
 KINDS = ("LOP3", "SHF", "PRMT", "IMAD", "HFMA2", "HMUL2", "FFMA", "LDS", "STS", "HMMA", "HGMMA")
 """Instructions that the report names; ``LDL`` and ``STL``, spills, have their own number."""
 
@@ -85,6 +91,7 @@ def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]
         for _, variant in UNIFORM:
             yield _uniform_form(variant, dtype, width)
         yield from _trellis_forms(dtype)
+        yield from (_rotation_form(before, dtype) for before in (True, False))
         yield Form(
             name="binary-expand",
             kernel="binary_expand",
@@ -183,6 +190,24 @@ def _trellis_forms(dtype: str) -> Iterator[Form]:
     )
 
 
+def _rotation_form(before: bool, dtype: str) -> Form:
+    run, warps = run_of(ROTATED)
+    return Form(
+        name=f"rotate-{'inputs' if before else 'outputs'}-{ROTATED}",
+        kernel="rotate",
+        constants={
+            "RUN": run,
+            "STAGES": ROTATED.bit_length() - 1,
+            "PARTS": 1 if before else 4,
+            "BEFORE": before,
+            "HAS_BIAS": False,
+        },
+        warps=warps,
+        stages=3,
+        dtype=dtype,
+    )
+
+
 def compile_form(form: Form, architecture: int) -> Compiled:
     """Compile one kernel for ``sm_{architecture}``; needs no GPU.
 
@@ -194,7 +219,7 @@ def compile_form(form: Form, architecture: int) -> Compiled:
             "kernels cannot be compiled ahead of time in the interpreter",
             help=f"unset {INTERPRETER}",
         )
-    modules = (binary, uniform, trellis)
+    modules = (binary, uniform, trellis, hadamard)
     [function] = [getattr(one, form.kernel) for one in modules if hasattr(one, form.kernel)]
     names = function.arg_names
     signature = {name: _type(name, form) for name in names}
@@ -273,7 +298,7 @@ def _type(name: str, form: Form) -> str:
     if name in form.constants:
         return "constexpr"
     if not name.endswith("_pointer"):
-        return "i32"
+        return "fp32" if name == "factor" else "i32"
     fixed = {
         "pair_planes": "*i16",
         "single_planes": "*u8",
@@ -288,11 +313,14 @@ def _type(name: str, form: Form) -> str:
         "partial": "*fp32",
         "arrivals": "*i32",
         "ids": "*i64",
+        "signs": "*i8",
     }
     if form.kernel == "binary_expand":
         fixed["col_scale"] = "*fp16"
     if form.kernel.startswith("trellis"):
         fixed |= {"codes": "*i16", "scale": "*fp32", "z": "*fp32"}
+    if form.kernel == "rotate" and not form.constants["BEFORE"]:
+        fixed["in"] = "*fp32"
     if form.kernel == "trellis_expand":
         fixed["table"] = "*fp32"
     return fixed.get(name.removesuffix("_pointer"), "*" + form.dtype)

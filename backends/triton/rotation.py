@@ -1,9 +1,4 @@
-"""Rotations of activations: random signs and Hadamard transforms, in fp32.
-
-A Hadamard matrix is the Kronecker product of small ones, so that a transform of 4096 columns is two
-products with matrices of 64, which libraries are good at; the order of the additions is another
-one than the format's, which the tolerance of kernels covers.
-"""
+"""Rotations of activations: those of inputs before a product with rings, of outputs behind it."""
 
 import math
 from collections.abc import Sequence
@@ -15,37 +10,15 @@ from torch import Tensor
 
 from qdc.numerics.hadamard import transform_size, walsh_hadamard
 
-FACTOR = 64
-"""Columns of a small matrix, at most."""
-ROTATED = 1 << 26
-"""Numbers that are rotated at a time: they take a few times their bytes in fp32."""
+from .hadamard import rotate
+from .support import interpreting
 
-
-@cache
-def _matrix(size: int, device: torch.device) -> Tensor:
-    return walsh_hadamard(torch.eye(size), size).to(device)
-
-
-def transform(values: Tensor, size: int) -> Tensor:
-    """Multiply each run of ``size`` columns by the Hadamard matrix over its norm.
-
-    Args:
-        values: ``f32[M, width]``, contiguous.
-        size: a power of two that divides the width.
-
-    Returns:
-        ``f32[M, width]``.
-    """
-    current, step, left = values, 1, size
-    while left > 1:
-        factor = min(FACTOR, left)
-        matrix = _matrix(factor, values.device)
-        if step == 1:
-            current = current.view(-1, factor) @ matrix
-        else:
-            current = matrix @ current.view(-1, factor, step)
-        step, left = step * factor, left // factor
-    return current.view(values.shape) * (1 / math.sqrt(size))
+LARGEST = 1 << 15
+"""Numbers that a program transforms in its registers; nothing that is known transforms more."""
+SMALLEST = 1 << 10
+"""Numbers of a program, of several blocks if they are small."""
+OF_A_WARP = 512
+MOST_WARPS = 16
 
 
 def rotated_inputs(x: Tensor, signs: Tensor) -> Tensor:
@@ -58,13 +31,13 @@ def rotated_inputs(x: Tensor, signs: Tensor) -> Tensor:
     Returns:
         ``[D, M, columns]`` in the dtype of ``x``, rounded once.
     """
-    size = transform_size(x.shape[1])
     found = torch.empty(len(signs), *x.shape, dtype=x.dtype, device=x.device)
-    step = max(1, ROTATED // x.shape[1])
-    for first in range(0, x.shape[0], step):
-        some = x[first : first + step].float()
-        for number in range(len(signs)):
-            found[number, first : first + step] = transform(some * signs[number], size)
+    size = transform_size(x.shape[1])
+    if size > LARGEST:
+        for number, own in enumerate(signs):
+            found[number] = walsh_hadamard(x.float() * own, size) * (1 / math.sqrt(size))
+    else:
+        _launch(x[None], signs, None, found, size, before=True)
     return found
 
 
@@ -83,16 +56,16 @@ def rotated_outputs(
     Returns:
         ``[M, sum of rows]``, rounded once.
     """
-    tokens, outputs = z.shape[1:]
-    y = torch.empty(tokens, outputs, dtype=dtype, device=z.device)
-    step = max(1, ROTATED // outputs)
-    for first in range(0, tokens, step):
-        some = z[:, first : first + step].sum(0, dtype=torch.float32)
-        for start, stop, size in _runs(tuple(rows)):
-            turned = transform(some[:, start:stop].contiguous(), size) * signs[start:stop]
-            y[first : first + step, start:stop] = (
-                turned if bias is None else turned + bias[start:stop]
-            )
+    y = torch.empty(z.shape[1], z.shape[2], dtype=dtype, device=z.device)
+    for start, stop, size in _runs(tuple(rows)):
+        own, out = z[:, :, start:stop], y[:, start:stop]
+        added = None if bias is None else bias[start:stop]
+        if size > LARGEST:
+            mixed = walsh_hadamard(own.sum(0, dtype=torch.float32), size) * signs[start:stop]
+            mixed *= 1 / math.sqrt(size)
+            out.copy_(mixed if added is None else mixed + added)
+        else:
+            _launch(own, signs[None, start:stop], added, out[None], size, before=False)
     return y
 
 
@@ -106,3 +79,34 @@ def _runs(rows: tuple[int, ...]) -> list[tuple[int, int, int]]:
             start = found.pop()[0]
         found.append((start, stop, size))
     return found
+
+
+def run_of(size: int) -> tuple[int, int]:
+    """Numbers of a program that transforms blocks of ``size``, and its warps."""
+    run = max(size, SMALLEST)
+    return run, min(MOST_WARPS, run // OF_A_WARP)
+
+
+def _launch(
+    values: Tensor, signs: Tensor, bias: Tensor | None, out: Tensor, size: int, *, before: bool
+) -> None:
+    """Rotate ``[P, M, width]`` to ``[D, M, width]`` with signs ``i8[D, width]``."""
+    parts, tokens, width = values.shape
+    run, warps = run_of(size)
+    rotate[(tokens, -(-width // run), len(signs))](
+        values,
+        signs,
+        signs if bias is None else bias,
+        out,
+        width,
+        values.stride(1),
+        values.stride(0),
+        out.stride(1),
+        1 / math.sqrt(size),
+        RUN=run,
+        STAGES=size.bit_length() - 1,
+        PARTS=parts,
+        BEFORE=before,
+        HAS_BIAS=bias is not None,
+        **({} if interpreting() else {"num_warps": warps}),
+    )

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tests.support.interpreter  # noqa: F401
-from qdc.backends.triton import rotation
+from qdc.backends.triton import operators, rotation
 from qdc.backends.triton.checking import Formula
 from qdc.backends.triton.launch import expand_trellis, run_trellis
 from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
 from qdc.backends.triton.parts import Part
-from qdc.backends.triton.variants import TRELLIS, Choice, Variant, trellis_choice
+from qdc.backends.triton.variants import EXPAND, TRELLIS, Choice, Variant, trellis_choice
 from qdc.errors import QdcError
 from qdc.format.trelliscode import TrellisCode
 from qdc.numerics.hadamard import RandomHadamard
@@ -59,10 +59,13 @@ def test_against_the_formula(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_rows_of_joined_layers_of_other_sizes(dtype: torch.dtype) -> None:
-    """Expanded once; the larger layer has two tiles, and both transform in other sizes."""
+def test_joined_layers_of_other_sizes_expanded(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What many rows take; layers have one tile to three, and transform in three sizes."""
+    monkeypatch.setattr(operators, "trellis_choice", lambda *shape: Choice(EXPAND))
     parts = [trellis_part(1, 256, 64), trellis_part(2, 128, 64), trellis_part(3, 384, 64)]
-    x = activations(4, 256, 64, dtype)
+    x = activations(4, 5, 64, dtype)
     with poisoned_memory():
         found = PackedLinear(parts, dtype, "cpu")(x)
     for part, own in zip(parts, found.split([256, 128, 384], 1), strict=True):
@@ -121,23 +124,38 @@ def test_the_tolerance_notices_one_bit() -> None:
     assert excess(module(x), part, x) > 2
 
 
-@pytest.mark.parametrize("size", [1, 2, 32, 64, 128, 4096, 8192])
-def test_transforms_are_those_of_the_format(size: int) -> None:
+@pytest.mark.parametrize("size", [1, 2, 64, 512, 4096])
+@pytest.mark.parametrize("largest", [rotation.LARGEST, 0], ids=["kernel", "torch"])
+def test_inputs_are_rotated_as_the_format_does(
+    size: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "LARGEST", largest)
     width = 3 * size
-    rotated = RandomHadamard.of(width, 5)
-    assert rotated.size == size
-    values = activations(1, 2, width, torch.float32)
-    found = rotation.transform(values * rotated.signs, size)
-    torch.testing.assert_close(found, rotated.forward(values), rtol=1e-5, atol=1e-5)
-
-
-def test_many_numbers_are_rotated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = PackedLinear([trellis_part(s, 96, 80) for s in (1, 2)], torch.float16, "cpu")
-    x = activations(3, 7, 80, torch.float16)
-    whole = module(x)
-    monkeypatch.setattr(rotation, "ROTATED", 400)
+    both = [RandomHadamard.of(width, seed) for seed in (5, 6)]
+    values = activations(1, 4, width, torch.float32)[::2]
+    signs = torch.stack([one.signs for one in both]).to(torch.int8)
     with poisoned_memory():
-        assert torch.allclose(module(x), whole, rtol=2**-10, atol=1e-4)
+        found = rotation.rotated_inputs(values, signs)
+    assert both[0].size == size
+    assert torch.equal(found, torch.stack([one.forward(values) for one in both]))
+
+
+@pytest.mark.parametrize("largest", [rotation.LARGEST, 0], ids=["kernel", "torch"])
+@pytest.mark.parametrize("bias", [None, torch.arange(1216.0)], ids=["no bias", "bias"])
+def test_outputs_are_added_up_and_rotated_back(
+    largest: int, bias: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "LARGEST", largest)
+    rows = (96, 32, 64, 1024)
+    each = [RandomHadamard.of(count, seed) for seed, count in enumerate(rows)]
+    parts = activations(2, 6, 1216, torch.float32).view(3, 2, 1216)
+    signs = torch.cat([one.signs for one in each]).to(torch.int8)
+    with poisoned_memory():
+        found = rotation.rotated_outputs(parts, signs, rows, bias, torch.float32)
+    whole = torch.split(parts.sum(0), list(rows), dim=1)
+    wanted = torch.cat([one.inverse(own) for one, own in zip(each, whole, strict=True)], 1)
+    wanted = wanted if bias is None else wanted + bias
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-5)
 
 
 def test_nothing_dense_stays() -> None:
