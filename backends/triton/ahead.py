@@ -26,6 +26,7 @@ from qdc.numerics.trellis import EIGHTHS
 
 from . import binary, hadamard, trellis, uniform
 from .launch import EXPAND_ROWS, RING_ROWS
+from .rings import window_group
 from .rotation import run_of
 from .support import INTERPRETER, interpreting
 from .variants import DEFAULTS, REGISTERS, RING_COLUMNS, TRELLIS, UNIFORM, Variant
@@ -38,7 +39,7 @@ ALIGNED = (
 )  # fmt: skip
 """Numbers that are taken to be multiples of 16, as they are in models."""
 RATES = (16, 32)
-"""Eighths of a bit of the rings that are compiled: eight windows in one register, and in two."""
+"""Eighths of a bit of the rings that are compiled: registers hold eight windows, and four."""
 ROTATED = 4096
 """Numbers of the transform that is compiled."""
 KINDS = ("LOP3", "SHF", "PRMT", "IMAD", "HFMA2", "HMUL2", "FFMA", "LDS", "STS", "HMMA", "HGMMA")
@@ -162,6 +163,7 @@ def _uniform_form(variant: Variant, dtype: str, width: int) -> Form:
 
 def _trellis_forms(dtype: str) -> Iterator[Form]:
     shape = {"WIDTH": RING_COLUMNS, "SPAN": 1, "WINDOW": 10}
+    groups = {rate: window_group(1, rate, shape["WINDOW"]) for rate in RATES}
     for number, (_, variant) in enumerate(TRELLIS):
         for rate in RATES if number == 0 else RATES[:1]:
             yield Form(
@@ -172,6 +174,7 @@ def _trellis_forms(dtype: str) -> Iterator[Form]:
                     "TOKENS": variant.tokens,
                     **shape,
                     "RATE": rate,
+                    "GROUP": groups[rate],
                     "SPLIT": 4,
                     "RAGGED": False,
                     "PTX": True,
@@ -183,7 +186,7 @@ def _trellis_forms(dtype: str) -> Iterator[Form]:
     yield Form(
         name=f"trellis-expand-{RATES[0] // EIGHTHS}",
         kernel="trellis_expand",
-        constants={"ROWS": RING_ROWS, **shape, "RATE": RATES[0]},
+        constants={"ROWS": RING_ROWS, **shape, "RATE": RATES[0], "GROUP": groups[RATES[0]]},
         warps=4,
         stages=3,
         dtype=dtype,

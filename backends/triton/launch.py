@@ -9,6 +9,7 @@ from torch import Tensor
 from .arena import CHUNK_BYTES, dense_buffer
 from .binary import binary_expand, binary_linear
 from .layout import TILE_ROWS, row_tiles
+from .rings import window_group
 from .support import interpreting
 from .trellis import trellis_expand, trellis_linear
 from .uniform import uniform_embedding, uniform_expand, uniform_linear
@@ -176,6 +177,7 @@ def run_trellis(
         TOKENS=variant.tokens,
         WIDTH=RING_COLUMNS,
         SPAN=span,
+        GROUP=window_group(span, rate, window),
         RATE=rate,
         WINDOW=window,
         SPLIT=split,
@@ -313,6 +315,7 @@ def expand_trellis(
             ROWS=RING_ROWS,
             WIDTH=RING_COLUMNS,
             SPAN=span,
+            GROUP=window_group(span, rate, window),
             RATE=rate,
             WINDOW=window,
             **_options(EXPAND),

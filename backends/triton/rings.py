@@ -14,6 +14,7 @@ the highest: tables have their levels in the order of the reversed number, and n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -75,6 +76,27 @@ def ring_words(codec: TrellisCode, codes: Tensor) -> Tensor:
     turned = bits.transpose(0, 1).roll(back, -1)
     longer = torch.cat([turned, turned[..., :back]], dim=-1)
     return pack_codes(pad(longer, (0, -longer.shape[-1] % WORD)), 1).view(torch.int16)
+
+
+@cache
+def window_group(span: int, rate: int, window: int) -> int:
+    """How many neighbouring steps have their windows in two words, wherever in a ring they are.
+
+    Args:
+        span: columns of a tile; where there are several, a column can begin at any step.
+        rate: eighths of a bit of a step.
+        window: bits.
+
+    Returns:
+        8, 4, 2 or 1.
+    """
+    begin = [(step + 1) * rate // EIGHTHS - rate // EIGHTHS for step in range(WORD * EIGHTHS + 8)]
+    for group in (8, 4, 2):
+        firsts = range(0, WORD * EIGHTHS, group if span == 1 else 1)
+        ends = (begin[t + group - 1] - begin[t] // WORD * WORD + window for t in firsts)
+        if max(ends) <= 2 * WORD:
+            return group
+    return 1
 
 
 def reversed_states(window: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The kernels of linears on trellis codes: windows of a ring of bits, each of which names a level.
 
-A program takes rows of one tile of the codec, and columns some at a time. Eight rows of a column
-take ``RATE`` bits of its ring, so that two to four words hold the windows of all eight: they are
-loaded once, and a window is one shift and one mask. What a window names is looked up in a table of
+A program takes rows of one tile of the codec, and columns some at a time. Two words hold the
+windows of ``GROUP`` neighbouring rows of a column, eight if steps take two bits: they are loaded
+once, and a window is one shift and one mask. What a window names is looked up in a table of
 ``2^WINDOW`` levels, which lies in shared memory as long as it is of moderate size.
 
 The rotations stand outside: what comes in is rotated, what goes out is not rotated back yet.
@@ -29,44 +29,34 @@ def ring_levels(
     words,
     ROWS: tl.constexpr,
     SPAN: tl.constexpr,
+    GROUP: tl.constexpr,
     RATE: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
     """Levels ``[columns, ROWS]`` of a tile from ``first_row`` on.
 
     ``ring_tile`` points to the rings of a tile's rows, i16[rings, words]; steps run down ``SPAN``
-    columns of ``height`` rows. ``table`` is what ``kept_table`` gives.
+    columns of ``height`` rows, and two words hold the windows of ``GROUP`` steps. ``table`` is what
+    ``kept_table`` gives.
     """
+    group, one = first_row // GROUP + tl.arange(0, ROWS // GROUP), tl.arange(0, GROUP)
+    ring = column[:, None]
+    step = group[None, :] * GROUP
+    if SPAN > 1:
+        ring, step = ring // SPAN, (column % SPAN)[:, None] * height + step
     # Layouts turn rings so that step t has its window from bit (t + 1) RATE // 8 - RATE // 8 on.
-    octet, one = first_row // 8 + tl.arange(0, ROWS // 8), tl.arange(0, 8)
-    if SPAN == 1:
-        ring = column[:, None]
-        begin = octet[None, :] * RATE
-        shift = (((one + 1) * RATE >> 3) - (RATE >> 3))[None, None, :] + (begin & 15)[:, :, None]
+    if SPAN == 1 and RATE * GROUP % 128 == 0:
+        # Whole words a group: said like this, it is seen that neighbouring words are read.
+        word = group[None, :] * (RATE * GROUP // 128)
+        shift = (((one + 1) * RATE >> 3) - (RATE >> 3))[None, None, :]
     else:
-        ring = (column // SPAN)[:, None]
-        step = (column % SPAN)[:, None] * height + octet[None, :] * 8
-        begin = ((step + 1) * RATE >> 3) - (RATE >> 3)
+        word = ((step + 1) * RATE >> 3) - (RATE >> 3) >> 4
         shift = ((step[:, :, None] + one[None, None, :] + 1) * RATE >> 3) - (RATE >> 3)
-        shift -= (begin & -16)[:, :, None]
-    # A multiple says that neighbouring words are read, which a shift does not.
-    word = octet[None, :] * (RATE // 16) if SPAN == 1 and RATE % 16 == 0 else begin >> 4
-    needed: tl.constexpr = (
-        WINDOW
-        + (RATE - RATE // 8 if SPAN == 1 else (7 * RATE + 7) // 8)
-        + (15 if SPAN > 1 or RATE % 8 else RATE % 16)
-    )
+        shift -= word[:, :, None] * 16
     place = ring_tile + ring * words
     bits = tl.load(place + word % words).to(tl.int32) & 0xFFFF
     bits |= tl.load(place + (word + 1) % words).to(tl.int32) << 16
-    if needed <= 32:
-        state = bits[:, :, None] >> shift
-    else:
-        high = tl.load(place + (word + 2) % words).to(tl.int32) & 0xFFFF
-        if needed > 48:
-            high |= tl.load(place + (word + 3) % words).to(tl.int32) << 16
-        wide = (bits.to(tl.int64) & 0xFFFFFFFF) | (high.to(tl.int64) << 32)
-        state = (wide[:, :, None] >> shift.to(tl.int64)).to(tl.int32)
+    state = bits[:, :, None] >> shift
     state &= 2**WINDOW - 1
     if WINDOW <= KEPT:
         found = tl.gather(table, tl.reshape(state, (column.shape[0] * ROWS,)), 0)
@@ -109,6 +99,7 @@ def trellis_linear(
     TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
     SPAN: tl.constexpr,
+    GROUP: tl.constexpr,
     RATE: tl.constexpr,
     WINDOW: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -141,6 +132,7 @@ def trellis_linear(
             words,
             ROWS,
             SPAN,
+            GROUP,
             RATE,
             WINDOW,
         )
@@ -168,6 +160,7 @@ def trellis_expand(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     SPAN: tl.constexpr,
+    GROUP: tl.constexpr,
     RATE: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
@@ -187,6 +180,7 @@ def trellis_expand(
         words,
         ROWS,
         SPAN,
+        GROUP,
         RATE,
         WINDOW,
     )

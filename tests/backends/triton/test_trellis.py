@@ -99,6 +99,28 @@ def test_every_variant_and_split(variant: Variant, split: int) -> None:
     torch.testing.assert_close(parts.double().sum(0), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rate", range(8, 33))
+def test_every_rate_and_window(rate: int) -> None:
+    """Levels alone: tiles of one column and of several, and the rows of a second program."""
+    for window, rows in ((8, 20), (10, 128), (12, 70), (16, 20), (16, 64)):
+        part = trellis_part(rate, rows, 10, rate=rate, window=window)
+        module = PackedLinear([part], torch.float32, "cpu")
+        assert isinstance(part.codec, TrellisCode)
+        weight = torch.full((rows, 10), torch.nan)
+        expand_trellis(
+            module.codes,
+            module.exact_table,
+            torch.ones(1),
+            module.tiles,
+            10,
+            module.height,
+            module.span,
+            rate,
+            window,
+        )(weight, 0, len(module.tiles), 0)
+        assert torch.equal(weight, part.codec.points(part.stored["codes"]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_expansion_is_the_scaled_level_rounded_once(dtype: torch.dtype) -> None:
     parts = [trellis_part(s, 200, 70, rate=21) for s in (1, 2)]
