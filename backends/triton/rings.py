@@ -68,10 +68,9 @@ def ring_words(codec: TrellisCode, codes: Tensor) -> Tensor:
     back = codec.window - codec.rate // EIGHTHS
     if codec.ring % WORD == 0:
         words = codes.clone().view(torch.int16).view(along, down, -1).transpose(0, 1)
-        before = words.roll(1, -1).int() & 0xFFFF
-        turned = (words.int() << back) | (before >> (WORD - back))
-        # The sign of a word is its highest bit, so that it fits 16 bits as it is.
-        return ((turned << WORD) >> WORD).to(torch.int16).contiguous()
+        # Shifts to the right repeat the highest bit, which is a sign to them.
+        before = words.roll(1, -1) >> (WORD - back) & (1 << back) - 1
+        return (words << back | before).contiguous()
     bits = unpack_codes(codes, 1, codec.tiles * codec.ring).view(along, down, codec.ring)
     turned = bits.transpose(0, 1).roll(back, -1)
     longer = torch.cat([turned, turned[..., :back]], dim=-1)
