@@ -1,7 +1,7 @@
 """Compile kernels for GPUs that are not there, and read what the compiler made of them.
 
 ``python -m qdc.backends.triton.ahead`` prints the table of docs/kernels.md, and with ``--json``
-the same for bf16 and fp16. Registers and shared
+the same for bf16 and fp16, rings and rotations for bf16 alone. Registers and shared
 memory are the compiler's own numbers; instructions are counted in the machine code, those of a sign
 in the loop over pairs, which is where a linear spends its time.
 """
@@ -91,8 +91,6 @@ def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]
             yield binary_form(variant, dtype, width, split)
         for _, variant in UNIFORM:
             yield _uniform_form(variant, dtype, width)
-        yield from _trellis_forms(dtype)
-        yield from (_rotation_form(before, dtype) for before in (True, False))
         yield Form(
             name="binary-expand",
             kernel="binary_expand",
@@ -118,6 +116,9 @@ def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]
             stages=3,
             dtype=dtype,
         )
+    # These put no bits into numbers: dtypes differ in their conversions and products alone.
+    yield from _trellis_forms(dtypes[0])
+    yield from (_rotation_form(before, dtypes[0]) for before in (True, False))
 
 
 def binary_form(variant: Variant, dtype: str, width: int, split: int) -> Form:
