@@ -1,7 +1,7 @@
 """Compile kernels for GPUs that are not there, and read what the compiler made of them.
 
 ``python -m qdc.backends.triton.ahead`` prints the table of docs/kernels.md, and with ``--json``
-the same for bf16 and fp16. Registers and shared
+the same for bf16 and fp16, rings and rotations for bf16 alone. Registers and shared
 memory are the compiler's own numbers; instructions are counted in the machine code, those of a sign
 in the loop over pairs, which is where a linear spends its time.
 """
@@ -22,16 +22,26 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qdc.errors import QdcError
+from qdc.numerics.trellis import EIGHTHS
 
-from . import binary, uniform
-from .launch import EXPAND_ROWS
+from . import binary, hadamard, trellis, uniform
+from .launch import EXPAND_ROWS, RING_ROWS
+from .rings import window_group
+from .rotation import run_of
 from .support import INTERPRETER, interpreting
-from .variants import DEFAULTS, REGISTERS, UNIFORM, Variant
+from .variants import DEFAULTS, REGISTERS, RING_COLUMNS, TRELLIS, UNIFORM, Variant
 
 ARCHITECTURES = (80, 90)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-ALIGNED = ("columns", "x_stride", "padded_rows", "outputs")
+ALIGNED = (
+    "columns", "x_stride", "padded_rows", "outputs", "tile_words", "words", "width", "in_stride",
+    "out_stride",
+)  # fmt: skip
 """Numbers that are taken to be multiples of 16, as they are in models."""
+RATES = (16, 32)
+"""Eighths of a bit of the rings that are compiled: registers hold eight windows, and four."""
+ROTATED = 4096
+"""Numbers of the transform that is compiled."""
 KINDS = ("LOP3", "SHF", "PRMT", "IMAD", "HFMA2", "HMUL2", "FFMA", "LDS", "STS", "HMMA", "HGMMA")
 """Instructions that the report names; ``LDL`` and ``STL``, spills, have their own number."""
 
@@ -106,6 +116,9 @@ def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]
             stages=3,
             dtype=dtype,
         )
+    # These put no bits into numbers: dtypes differ in their conversions and products alone.
+    yield from _trellis_forms(dtypes[0])
+    yield from (_rotation_form(before, dtypes[0]) for before in (True, False))
 
 
 def binary_form(variant: Variant, dtype: str, width: int, split: int) -> Form:
@@ -149,6 +162,56 @@ def _uniform_form(variant: Variant, dtype: str, width: int) -> Form:
     )
 
 
+def _trellis_forms(dtype: str) -> Iterator[Form]:
+    shape = {"WIDTH": RING_COLUMNS, "SPAN": 1, "WINDOW": 10}
+    groups = {rate: window_group(1, rate, shape["WINDOW"]) for rate in RATES}
+    for number, (_, variant) in enumerate(TRELLIS):
+        for rate in RATES if number == 0 else RATES[:1]:
+            yield Form(
+                name=f"trellis-{rate // EIGHTHS}-{variant.name}",
+                kernel="trellis_linear",
+                constants={
+                    "ROWS": variant.rows,
+                    "TOKENS": variant.tokens,
+                    **shape,
+                    "RATE": rate,
+                    "GROUP": groups[rate],
+                    "SPLIT": 4,
+                    "RAGGED": False,
+                    "PTX": True,
+                },
+                warps=variant.warps,
+                stages=variant.stages,
+                dtype=dtype,
+            )
+    yield Form(
+        name=f"trellis-expand-{RATES[0] // EIGHTHS}",
+        kernel="trellis_expand",
+        constants={"ROWS": RING_ROWS, **shape, "RATE": RATES[0], "GROUP": groups[RATES[0]]},
+        warps=4,
+        stages=3,
+        dtype=dtype,
+    )
+
+
+def _rotation_form(before: bool, dtype: str) -> Form:
+    run, warps = run_of(ROTATED)
+    return Form(
+        name=f"rotate-{'inputs' if before else 'outputs'}-{ROTATED}",
+        kernel="rotate",
+        constants={
+            "RUN": run,
+            "STAGES": ROTATED.bit_length() - 1,
+            "PARTS": 1 if before else 4,
+            "BEFORE": before,
+            "HAS_BIAS": False,
+        },
+        warps=warps,
+        stages=3,
+        dtype=dtype,
+    )
+
+
 def compile_form(form: Form, architecture: int) -> Compiled:
     """Compile one kernel for ``sm_{architecture}``; needs no GPU.
 
@@ -160,7 +223,8 @@ def compile_form(form: Form, architecture: int) -> Compiled:
             "kernels cannot be compiled ahead of time in the interpreter",
             help=f"unset {INTERPRETER}",
         )
-    function = getattr(binary, form.kernel, None) or getattr(uniform, form.kernel)
+    modules = (binary, uniform, trellis, hadamard)
+    [function] = [getattr(one, form.kernel) for one in modules if hasattr(one, form.kernel)]
     names = function.arg_names
     signature = {name: _type(name, form) for name in names}
     aligned = {
@@ -238,7 +302,7 @@ def _type(name: str, form: Form) -> str:
     if name in form.constants:
         return "constexpr"
     if not name.endswith("_pointer"):
-        return "i32"
+        return "fp32" if name == "factor" else "i32"
     fixed = {
         "pair_planes": "*i16",
         "single_planes": "*u8",
@@ -253,9 +317,16 @@ def _type(name: str, form: Form) -> str:
         "partial": "*fp32",
         "arrivals": "*i32",
         "ids": "*i64",
+        "signs": "*i8",
     }
     if form.kernel == "binary_expand":
         fixed["col_scale"] = "*fp16"
+    if form.kernel.startswith("trellis"):
+        fixed |= {"codes": "*i16", "scale": "*fp32", "z": "*fp32"}
+    if form.kernel == "rotate" and not form.constants["BEFORE"]:
+        fixed["in"] = "*fp32"
+    if form.kernel == "trellis_expand":
+        fixed["table"] = "*fp32"
     return fixed.get(name.removesuffix("_pointer"), "*" + form.dtype)
 
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from qdc.errors import QdcError
 from qdc.format.codec import Codec, Tensors
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
 from qdc.numerics.components import Components, dense
 
+from .checkingrotated import RotatedSpread
 from .modules import PackedEmbedding
 from .parts import Part
 
@@ -98,7 +100,9 @@ class Formula:
         self.codec = codec
         self.weight = codec.dense(working).double()
         """``f64[rows, columns]``."""
-        self.magnitude = _magnitude(codec, working).double()
+        self.spread = RotatedSpread(codec, working) if isinstance(codec, TrellisCode) else None
+        magnitude = self.weight.abs() if self.spread else _magnitude(codec, working)
+        self.magnitude = magnitude.double()
         """``f64[rows, columns]``: the sum of the magnitudes that each weight is computed from."""
         planes = max(codec.orders) if isinstance(codec, MultiBinary) else 2
         self._products = codec.columns * planes
@@ -118,7 +122,7 @@ class Formula:
         scale and the input that it is folded into costs 2 u S, rounding weights instead u S, adding
         n products in fp32 n 2^-24 S, rounding the bias and the result u |b| + u |y|. Half as much
         again leaves room for products of these. What underflows in ``dtype`` costs its smallest
-        step, of every input or weight.
+        step, of every input or weight. ``RotatedSpread`` has the bound where rotations mix errors.
 
         Args:
             x: ``[..., columns]``.
@@ -138,6 +142,8 @@ class Formula:
         if bias is not None:
             exact = exact + bias.double()
             ends = ends + 2 * bias.double().abs()
+        if self.spread is not None:
+            return exact, 1.5 * (self.spread.allowed(wide, unit, step) + unit * ends)
         sums = FP32 * self._products * size
         return exact, 1.5 * (2 * unit * size + sums + unit * ends + step * steps)
 

@@ -9,13 +9,17 @@ from torch import Tensor
 from .arena import CHUNK_BYTES, dense_buffer
 from .binary import binary_expand, binary_linear
 from .layout import TILE_ROWS, row_tiles
+from .rings import window_group
 from .support import interpreting
+from .trellis import trellis_expand, trellis_linear
 from .uniform import uniform_embedding, uniform_expand, uniform_linear
-from .variants import EXPAND, REGISTERS, Choice, Variant
+from .variants import EXPAND, REGISTERS, RING_COLUMNS, Choice, Variant
 
 Expander = Callable[[Tensor, int, int, int], None]
 EXPAND_ROWS = 32
 """Outputs of a program that expands weights."""
+RING_ROWS = 64
+"""Outputs of a program that expands rings."""
 
 
 @cache
@@ -132,6 +136,58 @@ def run_uniform(
     return y
 
 
+def run_trellis(
+    x: Tensor,
+    codes: Tensor,
+    table: Tensor,
+    scale: Tensor,
+    tiles: Tensor,
+    outputs: int,
+    height: int,
+    span: int,
+    rate: int,
+    window: int,
+    choice: Choice,
+) -> Tensor:
+    """Rotated ``x [D, M, columns]`` times rings, in parts: ``f32[split, M, outputs]``.
+
+    Each segment has its own ``x`` unless ``D`` is 1.
+    """
+    _, tokens, columns = x.shape
+    variant, split = choice.variant, choice.split
+    parts = -(-height // variant.rows)
+    z = torch.empty(split, tokens, outputs, dtype=torch.float32, device=x.device)
+    trellis_linear[(tiles.shape[0] * parts, -(-tokens // variant.tokens), split)](
+        x,
+        codes,
+        table,
+        scale,
+        tiles,
+        z,
+        tokens,
+        columns,
+        tokens * columns if x.shape[0] > 1 else 0,
+        outputs,
+        codes.shape[1] * codes.shape[2],
+        codes.shape[2],
+        height,
+        parts,
+        -(-columns // RING_COLUMNS),
+        ROWS=variant.rows,
+        TOKENS=variant.tokens,
+        WIDTH=RING_COLUMNS,
+        SPAN=span,
+        GROUP=window_group(span, rate, window),
+        RATE=rate,
+        WINDOW=window,
+        SPLIT=split,
+        RAGGED=columns % RING_COLUMNS != 0,
+        PTX=not interpreting(),
+        **_options(variant),
+    )
+    return z
+
+
 def run_embedding(
     ids: Tensor,
     codes: Tensor,
@@ -228,10 +284,50 @@ def expand_uniform(
     return expand
 
 
+def expand_trellis(
+    codes: Tensor,
+    table: Tensor,
+    scale: Tensor,
+    tiles: Tensor,
+    columns: int,
+    height: int,
+    span: int,
+    rate: int,
+    window: int,
+) -> Expander:
+    """The same for rings, whose weights stay rotated; ``table`` is fp32."""
+    parts = -(-height // RING_ROWS)
+
+    def expand(weight: Tensor, first: int, last: int, start: int) -> None:
+        trellis_expand[((last - first) * parts, -(-columns // RING_COLUMNS))](
+            codes,
+            table,
+            scale,
+            tiles,
+            weight,
+            first,
+            start,
+            columns,
+            codes.shape[1] * codes.shape[2],
+            codes.shape[2],
+            height,
+            parts,
+            ROWS=RING_ROWS,
+            WIDTH=RING_COLUMNS,
+            SPAN=span,
+            GROUP=window_group(span, rate, window),
+            RATE=rate,
+            WINDOW=window,
+            **_options(EXPAND),
+        )
+
+    return expand
+
+
 @cache
-def _starts(rows: tuple[int, ...]) -> list[int]:
+def _starts(rows: tuple[int, ...], height: int) -> list[int]:
     """First output of every tile, and the number of outputs; thousands, for a vocabulary."""
-    return [*row_tiles(rows)[:, 1].tolist(), sum(rows)]
+    return [*row_tiles(rows, height)[:, 1].tolist(), sum(rows)]
 
 
 def run_expanded(
@@ -239,6 +335,7 @@ def run_expanded(
     bias: Tensor | None,
     rows: list[int],
     expand: Expander,
+    height: int = TILE_ROWS,
 ) -> Tensor:
     """Expand some rows at a time to a shared buffer, and multiply by the library.
 
@@ -247,11 +344,12 @@ def run_expanded(
         bias: ``[outputs]``.
         rows: outputs of each segment.
         expand: writes tiles ``[first, last)`` to a buffer.
+        height: outputs of a tile.
     """
     columns, outputs = x.shape[1], sum(rows)
-    starts = _starts(tuple(rows))
+    starts = _starts(tuple(rows), height)
     y = torch.empty(x.shape[0], outputs, dtype=x.dtype, device=x.device)
-    step = max(1, CHUNK_BYTES // (TILE_ROWS * columns * x.element_size()))
+    step = max(1, CHUNK_BYTES // (height * columns * x.element_size()))
     for first in range(0, len(starts) - 1, step):
         last = min(first + step, len(starts) - 1)
         start, stop = starts[first], starts[last]

@@ -72,12 +72,12 @@ class BinaryLayout:
         return self.planes[2 * len(self.pairs) :].clone()
 
 
-def row_tiles(rows: Sequence[int]) -> Tensor:
+def row_tiles(rows: Sequence[int], height: int = TILE_ROWS) -> Tensor:
     """``i32[tiles, 3]``: the segment of each tile of rows, its first output, how many it has."""
     found = []
     for segment, (count, first) in enumerate(zip(rows, accumulate(rows, initial=0), strict=False)):
-        for start in range(0, count, TILE_ROWS):
-            found.append([segment, first + start, min(TILE_ROWS, count - start)])
+        for start in range(0, count, height):
+            found.append([segment, first + start, min(height, count - start)])
     return torch.tensor(found, dtype=torch.int32)
 
 

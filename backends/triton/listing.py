@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.graph import EMBEDDING, LayerGraph
 
 from .layout import TILE_ROWS
 from .parts import can_join, tile_columns
-from .variants import EXPAND, default_choice, uniform_choice
+from .variants import EXPAND, Choice, default_choice, trellis_choice, uniform_choice
 
 NAME = "kernels.json"
 TOKENS = (1, 4, 16, 32, 64, 128, 256, 1024, 4096)
@@ -40,7 +41,7 @@ class Launch(_Strict):
     stored_bytes: int = Field(gt=0)
     """Of one group, in the artifact."""
     orders: dict[int, int] = Field(default_factory=dict)
-    """How many blocks have each order; empty for ``uniform``."""
+    """How many blocks have each order; only of ``multi-binary``."""
     kernels: dict[int, str]
     """Rows of activations, and the variant that runs up to so many; ``x 4`` programs share a tile
     of outputs."""
@@ -108,7 +109,6 @@ def _groups(
 
 def _launch(codecs: Sequence[Codec], embedding: bool) -> Launch:
     first = codecs[0]
-    padded = sum(-(-codec.rows // TILE_ROWS) * TILE_ROWS for codec in codecs)
     orders: dict[int, int] = {}
     if isinstance(first, MultiBinary):
         orders = dict(sorted(Counter(first.orders).items()))
@@ -120,16 +120,20 @@ def _launch(codecs: Sequence[Codec], embedding: bool) -> Launch:
         stored_bytes=sum(codec.nbytes for codec in codecs),
         orders=orders,
         kernels={
-            tokens: "embedding" if embedding else _kernel(first, tokens, padded)
-            for tokens in TOKENS
+            tokens: "embedding" if embedding else _kernel(codecs, tokens) for tokens in TOKENS
         },
     )
 
 
-def _kernel(codec: Codec, tokens: int, padded: int) -> str:
+def _kernel(codecs: Sequence[Codec], tokens: int) -> str:
+    codec = codecs[0]
     if isinstance(codec, UniformGrid):
         return uniform_choice(tokens).name
+    if isinstance(codec, TrellisCode):
+        tiles = sum(-(-one.rows // codec.height) for one in codecs)
+        return _text(trellis_choice(tokens, tiles, codec.height, codec.columns))
     assert isinstance(codec, MultiBinary)
+    padded = sum(-(-one.rows // TILE_ROWS) * TILE_ROWS for one in codecs)
     width = tile_columns(codec.block)
     assert width is not None
     parts = [
@@ -138,6 +142,9 @@ def _kernel(codec: Codec, tokens: int, padded: int) -> str:
         for _ in range(-(-(block.stop - block.start) // width))
     ]
     units = sum(-(-order // 2) for order in parts)
-    choice = default_choice(tokens, padded, units)
+    return _text(default_choice(tokens, padded, units))
+
+
+def _text(choice: Choice) -> str:
     shared = f" x {choice.split}" if choice.variant != EXPAND and choice.split > 1 else ""
     return choice.variant.name + shared

@@ -7,11 +7,14 @@ from torch import Tensor, nn
 
 from qdc.errors import QdcError
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
+from qdc.numerics.trellis import EIGHTHS
 
 from .arena import reserve
 from .layout import TILE_ROWS, binary_layout, uniform_layout
 from .parts import Part, can_join, refuse_codec
+from .rings import ring_layout
 from .support import REFERENCE, require_triton
 from .variants import TOKEN_TILES
 
@@ -45,6 +48,10 @@ class PackedLinear(nn.Module):
     codes: Tensor
     scale: Tensor
     offset: Tensor
+    table: Tensor
+    exact_table: Tensor
+    in_signs: Tensor
+    out_signs: Tensor
     bias: Tensor | None
 
     def __init__(
@@ -56,7 +63,7 @@ class PackedLinear(nn.Module):
         codecs = [part.codec for part in parts]
         if not self.can_join(parts):
             raise QdcError(
-                "these linears cannot be one launch: columns, blocks or orders differ",
+                "these linears cannot be one launch: columns, blocks, orders or tiles differ",
                 help="run them one by one",
             )
         self.rows = tuple(codec.rows for codec in codecs)
@@ -65,9 +72,13 @@ class PackedLinear(nn.Module):
         moved = [
             Part(part.codec, {s: t.to(device) for s, t in part.stored.items()}) for part in parts
         ]
-        self.binary = isinstance(codecs[0], MultiBinary)
-        if self.binary:
+        self.kind = codecs[0].name
+        height = TILE_ROWS
+        if isinstance(codecs[0], MultiBinary):
             self._hold_planes(moved, device)
+        elif isinstance(codecs[0], TrellisCode):
+            self._hold_rings(moved, device)
+            height = codecs[0].height
         else:
             self._hold_codes(moved, device)
         biases = [part.bias for part in parts]
@@ -80,7 +91,7 @@ class PackedLinear(nn.Module):
                 ]
             ).to(device, dtype)
         self.register_buffer("bias", joined)
-        reserve(TILE_ROWS * self.columns, dtype, device)
+        reserve(height * self.columns, dtype, device)
 
     @staticmethod
     def can_join(parts: Sequence[Part]) -> bool:
@@ -95,7 +106,7 @@ class PackedLinear(nn.Module):
         if flat.stride(-1) != 1:
             flat = flat.contiguous()
         rows = list(self.rows)
-        if self.binary:
+        if self.kind == MultiBinary.name:
             found: Tensor = torch.ops.qdc.binary_linear(
                 flat,
                 self.pair_planes,
@@ -111,6 +122,24 @@ class PackedLinear(nn.Module):
                 self.arrivals,
                 self.columns,
                 rows,
+            )
+        elif self.kind == TrellisCode.name:
+            found = torch.ops.qdc.trellis_linear(
+                flat,
+                self.codes,
+                self.table if x.dtype == self.dtype else self.exact_table.to(x.dtype),
+                self.exact_table,
+                self.scale,
+                self.in_signs,
+                self.out_signs,
+                self.tiles,
+                self.bias,
+                self.columns,
+                rows,
+                self.height,
+                self.span,
+                self.rate,
+                self.window,
             )
         else:
             found = torch.ops.qdc.uniform_linear(
@@ -129,7 +158,11 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape and kind, for ``print(model)``."""
-        kind = "multi-binary" if self.binary else f"uniform, {self.bits} bits"
+        kind = self.kind
+        if kind == UniformGrid.name:
+            kind += f", {self.bits} bits"
+        elif kind == TrellisCode.name:
+            kind += f", {self.rate / EIGHTHS:.4g} bits"
         return f"{self.columns} -> {' + '.join(map(str, self.rows))}, {kind}"
 
     def _hold_planes(self, parts: Sequence[Part], device: torch.device) -> None:
@@ -158,6 +191,19 @@ class PackedLinear(nn.Module):
         self.register_buffer("codes", layout.codes.to(device))
         self.register_buffer("scale", layout.scale.to(device))
         self.register_buffer("offset", layout.offset.to(device))
+        self.register_buffer("tiles", layout.tiles.to(device))
+
+    def _hold_rings(self, parts: Sequence[Part], device: torch.device) -> None:
+        layout = ring_layout(parts)
+        self.height, self.span = layout.height, layout.span
+        self.rate, self.window = layout.rate, layout.window
+        self.register_buffer("codes", layout.codes.to(device))
+        # Expanded weights are rounded after they are scaled, so they start from exact levels.
+        self.register_buffer("exact_table", layout.table.to(device))
+        self.register_buffer("table", layout.table.to(device, self.dtype))
+        self.register_buffer("scale", layout.scale.to(device))
+        self.register_buffer("in_signs", layout.in_signs.to(device))
+        self.register_buffer("out_signs", layout.out_signs.to(device))
         self.register_buffer("tiles", layout.tiles.to(device))
 
 

@@ -8,10 +8,20 @@ of their input. None has a gradient.
 import torch
 from torch import Tensor
 
-from .launch import expand_binary, expand_uniform, run_binary, run_embedding, run_expanded
+from .launch import (
+    Expander,
+    expand_binary,
+    expand_trellis,
+    expand_uniform,
+    run_binary,
+    run_embedding,
+    run_expanded,
+    run_trellis,
+)
 from .launch import run_uniform as _run_uniform
+from .rotation import rotated_inputs, rotated_outputs
 from .tuning import choose
-from .variants import uniform_choice
+from .variants import trellis_choice, uniform_choice
 
 
 @torch.library.custom_op("qdc::binary_linear", mutates_args=("arrivals",))
@@ -121,6 +131,88 @@ def _(
     rows: list[int],
     bits: int,
     group: int,
+) -> Tensor:
+    return x.new_empty(x.shape[0], sum(rows))
+
+
+@torch.library.custom_op("qdc::trellis_linear", mutates_args=())
+def trellis_linear(
+    x: Tensor,
+    codes: Tensor,
+    table: Tensor,
+    exact_table: Tensor,
+    scale: Tensor,
+    in_signs: Tensor,
+    out_signs: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    columns: int,
+    rows: list[int],
+    height: int,
+    span: int,
+    rate: int,
+    window: int,
+) -> Tensor:
+    """Linears on trellis codes on ``x [M, columns]``; ``rings.py`` has the rest.
+
+    ``table`` has the dtype of ``x``, ``exact_table`` is fp32; ``[M, sum(rows)]`` comes out.
+    """
+    if x.shape[0] == 0:
+        return x.new_empty(0, sum(rows))
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        turned = rotated_inputs(x, in_signs)
+        choice = trellis_choice(x.shape[0], tiles.shape[0], height, columns)
+        if choice.variant.family == "expand" or x.dtype == torch.float32:
+            expand = expand_trellis(
+                codes, exact_table, scale, tiles, columns, height, span, rate, window
+            )
+            z = _expanded_segments(turned, rows, expand, height)[None]
+        else:
+            z = run_trellis(
+                turned, codes, table, scale, tiles, sum(rows), height, span, rate, window, choice
+            )
+        return rotated_outputs(z, out_signs, rows, bias, x.dtype)
+
+
+def _expanded_segments(x: Tensor, rows: list[int], expand: Expander, height: int) -> Tensor:
+    """``[M, sum(rows)]`` from ``x [D, M, columns]``: all at once, or segment by segment."""
+    if len(x) == 1:
+        return run_expanded(x[0], None, rows, expand, height)
+    found, tile, output = [], 0, 0
+    for own, count in zip(x, rows, strict=True):
+
+        def shifted(
+            weight: Tensor,
+            first: int,
+            last: int,
+            start: int,
+            tile: int = tile,
+            output: int = output,
+        ) -> None:
+            expand(weight, tile + first, tile + last, output + start)
+
+        found.append(run_expanded(own, None, [count], shifted, height))
+        tile, output = tile + -(-count // height), output + count
+    return torch.cat(found, dim=1)
+
+
+@trellis_linear.register_fake
+def _(
+    x: Tensor,
+    codes: Tensor,
+    table: Tensor,
+    exact_table: Tensor,
+    scale: Tensor,
+    in_signs: Tensor,
+    out_signs: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    columns: int,
+    rows: list[int],
+    height: int,
+    span: int,
+    rate: int,
+    window: int,
 ) -> Tensor:
     return x.new_empty(x.shape[0], sum(rows))
 

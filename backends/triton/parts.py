@@ -8,6 +8,7 @@ from torch import Tensor
 from qdc.errors import QdcError
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
 
 from .support import REFERENCE
@@ -49,6 +50,8 @@ def span_of(codec: Codec) -> int:
 
 def refuse_codec(codec: Codec, layer: str) -> None:
     """Refuse a codec that no kernel reads. Raises ``QdcError`` naming layer and codec."""
+    if isinstance(codec, TrellisCode):
+        return
     if not isinstance(codec, MultiBinary | UniformGrid):
         what = f"the backend triton has no kernel for layers stored as {codec.name}"
     elif tile_columns(span_of(codec)) is None:
@@ -88,4 +91,11 @@ def can_join(codecs: Sequence[Codec]) -> bool:
         return all(
             isinstance(o, UniformGrid) and (o.columns, o.group, o.bits) == grid for o in others
         )
+    if isinstance(first, TrellisCode):
+        return all(isinstance(o, TrellisCode) and _rings(o) == _rings(first) for o in others)
     return False
+
+
+def _rings(codec: TrellisCode) -> tuple[object, ...]:
+    """What rings of one launch have in common; rotations and scales are each layer's own."""
+    return codec.columns, codec.tiling, codec.rate, codec.window, codec.code

@@ -5,7 +5,7 @@ from typing import Literal
 
 from qdc.ir.types import Frozen
 
-Family = Literal["planes", "tile", "expand"]
+Family = Literal["planes", "tile", "rings", "expand"]
 
 EXPAND_FROM = 256
 """Rows of activations from which a weight is expanded once and multiplied by the library."""
@@ -52,6 +52,13 @@ UNIFORM: tuple[tuple[int, Variant], ...] = (
     (64, Variant(family="planes", rows=64, tokens=64, warps=4, stages=3)),
     (EXPAND_FROM - 1, Variant(family="planes", rows=64, tokens=128, warps=8, stages=3)),
 )
+TRELLIS: tuple[tuple[int, Variant], ...] = (
+    (16, Variant(family="rings", rows=64, tokens=16, warps=4, stages=3)),
+    (64, Variant(family="rings", rows=64, tokens=64, warps=4, stages=3)),
+    (EXPAND_FROM - 1, Variant(family="rings", rows=64, tokens=128, warps=8, stages=3)),
+)
+RING_COLUMNS = 64
+"""Columns of rings that a program decodes at a time."""
 CANDIDATES: tuple[Variant, ...] = (
     *(variant for _, variant in DEFAULTS),
     *(variant.model_copy(update={"stages": 3}) for _, variant in DEFAULTS),
@@ -105,3 +112,19 @@ def split_for(variant: Variant, tokens: int, padded_rows: int, units: int) -> in
 def uniform_choice(tokens: int) -> Variant:
     """What runs uniform linears."""
     return next((variant for largest, variant in UNIFORM if tokens <= largest), EXPAND)
+
+
+def trellis_choice(tokens: int, tiles: int, height: int, columns: int) -> Choice:
+    """What runs linears on trellis codes.
+
+    Args:
+        tokens: rows of activations.
+        tiles: of the codec, along the outputs.
+        height: rows of each.
+        columns: inputs, among which programs are split.
+    """
+    for largest, variant in TRELLIS:
+        if tokens <= largest:
+            padded = tiles * -(-height // variant.rows) * variant.rows
+            return Choice(variant, split_for(variant, tokens, padded, -(-columns // RING_COLUMNS)))
+    return Choice(EXPAND)

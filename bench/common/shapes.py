@@ -1,7 +1,7 @@
 """The linears of the published models that speed and memory are reckoned for."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ def stages(model: Model) -> tuple[Shape, ...]:
         Shape(name, "gate/up", (hidden, hidden), width),
         Shape(name, "down", (width,), hidden),
     )
+
+
+def on_rings(model: Model) -> Iterator[Shape]:
+    """The stages of a region on trellis codes."""
+    for stage in stages(model):
+        yield replace(stage, layer=f"{stage.layer}, trellis", codec="trellis")
 
 
 def linears(model: Model) -> Iterator[Shape]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.common.checkpoint import configuration
-from bench.common.shapes import DREAM, LLADA, Shape, linears
+from bench.common.shapes import DREAM, LLADA, Shape, linears, on_rings
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    shapes=(*linears(LLADA), *linears(DREAM)),
+    shapes=(*linears(LLADA), *linears(DREAM), *on_rings(LLADA)),
     tokens=(1, 4, 16, 32, 64, 128, 256, 1024, 4096),
     tuned=(1, 4, 16, 32, 64, 128, 256),
     steps=((1, 32), (1, 256), (1, 1024), (8, 1024)),
@@ -53,6 +53,7 @@ DRY = Sizes(
         Shape("toy", "q/k/v", (32, 16, 16), 160),
         Shape("toy", "down", (32,), 256),
         Shape("toy", "head", (64,), 32, "uniform"),
+        Shape("toy", "down, trellis", (32,), 64, "trellis"),
     ),
     tokens=(1, 3, 80),
     tuned=(3,),

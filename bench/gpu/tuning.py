@@ -37,7 +37,7 @@ def measure(clock: Clock, card: Card, sizes: Sizes, budget: float) -> dict[str, 
     until = Clock(clock.device, min(budget, clock.left))
     chosen: dict[str, str] = {}
     for shape in sizes.shapes:
-        if shape.codec == "uniform":
+        if shape.codec != "multi-binary":
             continue
         generator = torch.Generator(clock.device).manual_seed(0)
         codecs = [codec_of(shape.codec, rows, shape.columns) for rows in shape.rows]

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
 from qdc.format.weights import Weights
+from qdc.numerics.hadamard import SEEDS
+from qdc.numerics.tiling import Tiling
 
 BLOCK = 128
 EVERY = 20
@@ -29,9 +32,18 @@ def orders(blocks: int) -> tuple[int, ...]:
 
 
 def codec_of(kind: str, rows: int, columns: int) -> Codec:
-    """The codec that the preset ``default`` gives such a layer, for ``uniform`` a vocabulary."""
+    """The codec that the preset ``default`` gives such a layer, for ``uniform`` a vocabulary.
+
+    For ``trellis`` what ``trellis-lower`` makes by default.
+    """
     if kind == "uniform":
         return UniformGrid(rows=rows, columns=columns, group=-(-columns // 8) * 8, bits=8)
+    if kind == "trellis":
+        tiling = Tiling.fitted(rows, 128, 1)
+        return TrellisCode(
+            rows=rows, columns=columns, rate=16, window=10, code="quadratic",
+            height=tiling.height, width=tiling.width,
+        )  # fmt: skip
     return MultiBinary(rows=rows, columns=columns, block=BLOCK, orders=orders(-(-columns // BLOCK)))
 
 
@@ -47,6 +59,10 @@ def _tensors(codec: Codec, generator: torch.Generator) -> Iterator[tuple[str, Te
         if suffix == "orders":
             assert isinstance(codec, MultiBinary)
             yield suffix, torch.tensor(codec.orders, dtype=torch.uint8, device=device)
+        elif suffix == "seeds":
+            # The rotation of inputs is one for all, as it is for layers that read one value.
+            drawn = torch.randint(SEEDS, (1,), device=device, generator=generator)
+            yield suffix, torch.cat([torch.ones_like(drawn), drawn]).int()
         elif kind.dtype == "u8":
             bytes_ = torch.randint(
                 256, shape, dtype=torch.uint8, device=device, generator=generator
@@ -54,7 +70,8 @@ def _tensors(codec: Codec, generator: torch.Generator) -> Iterator[tuple[str, Te
             yield suffix, bytes_
         else:
             noise = torch.rand(shape, device=device, generator=generator) + 0.5
-            size = {"col_scale": 1.0, "scale": gain / 64, "minimum": -2 * gain}.get(suffix, gain)
+            step = gain if isinstance(codec, TrellisCode) else gain / 64
+            size = {"col_scale": 1.0, "scale": step, "minimum": -2 * gain}.get(suffix, gain)
             yield suffix, (noise * size).half()
 
 

@@ -1,8 +1,8 @@
-"""Layers for kernels: random multi-binary and uniform ones, and what rounding may cost them."""
+"""Layers for kernels, random ones of each codec, and what rounding may cost them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from qdc.backends.triton.parts import Part
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
+from qdc.numerics.hadamard import SEEDS
+from qdc.numerics.tiling import Tiling
 
 ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-24}
 """The relative error of rounding: half a unit in the last place. Of bf16 a whole one, since
@@ -78,6 +81,34 @@ def uniform_layer(seed: int, rows: int, columns: int, group: int, bits: int, zer
     dense = codec.dense(codec.unpack(stored)).double()
     step = working["scale"].double().repeat_interleave(group, dim=1)[:, :columns]
     return Layer(Part(codec, stored), dense, dense.abs() + 2 * 2**bits * step)
+
+
+def trellis_part(
+    seed: int,
+    rows: int,
+    columns: int,
+    *,
+    height: int = 128,
+    width: int = 1,
+    inputs: int = 7,
+    **fields: Any,
+) -> Part:
+    """Random rings of a layer; ``inputs`` is the seed of the rotation of its inputs."""
+    draw = torch.Generator().manual_seed(seed)
+    tiling = Tiling.fitted(rows, height, width)
+    form = {"rate": 16, "window": 10, "code": "quadratic", **fields}
+    codec = TrellisCode.model_validate(
+        {"rows": rows, "columns": columns, "height": tiling.height, "width": tiling.width, **form}
+    )
+    (count,) = codec.specification()["codes"].shape
+    outputs = int(torch.randint(SEEDS, (1,), generator=draw))
+    assert isinstance(count, int)
+    stored = {
+        "codes": torch.randint(256, (count,), generator=draw, dtype=torch.uint8),
+        "scale": torch.rand(1, generator=draw).half() * 0.05 + 0.01,
+        "seeds": torch.tensor([inputs, outputs]).int(),
+    }
+    return Part(codec, stored)
 
 
 def bound(x: Tensor, layer: Layer, roundings: int) -> Tensor:

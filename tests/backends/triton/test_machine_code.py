@@ -91,6 +91,7 @@ def test_every_kernel_compiles_for_both_architectures(compiled: list[dict[str, o
     assert seen == {(name, arch) for name in names for arch in (80, 90)}
     kinds = {re.split(r"-(?=\d)|-planes|-tile", name)[0] for name in names}
     assert {"binary", "uniform", "binary-expand", "uniform-expand", "uniform-embedding"} <= kinds
+    assert {"trellis", "trellis-expand", "rotate-inputs", "rotate-outputs"} <= kinds
 
 
 def test_nothing_spills(compiled: list[dict[str, object]]) -> None:

@@ -13,7 +13,7 @@ from qdc.backends.triton.parts import Part, can_join
 from qdc.errors import QdcError
 from qdc.format.codec import Codec
 from qdc.format.uniformgrid import UniformGrid
-from tests.support.kernels import binary_layer, uniform_layer
+from tests.support.kernels import binary_layer, trellis_part, uniform_layer
 
 
 class Model(nn.Module):
@@ -25,12 +25,13 @@ class Model(nn.Module):
         self.stage = PackedLinear(
             [binary_layer(s, 24, 64, 64, (2,)).part for s in (2, 3)], torch.float16, "cpu"
         )
+        self.rings = PackedLinear([trellis_part(5, 48, 48)], torch.float16, "cpu")
         self.head = PackedLinear(
             [uniform_layer(4, 40, 48, 48, 8, "float").part], torch.float16, "cpu"
         )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(torch.tanh(self.stage(self.embedding(ids))))
+        logits: torch.Tensor = self.head(self.rings(torch.tanh(self.stage(self.embedding(ids)))))
         return logits
 
 
@@ -70,16 +71,18 @@ def test_exports(model: Model) -> None:
     names = {str(node.target) for node in program.graph.nodes}
     assert {n for n in names if n.startswith("qdc.")} == {
         "qdc.binary_linear.default",
+        "qdc.trellis_linear.default",
         "qdc.uniform_embedding.default",
         "qdc.uniform_linear.default",
     }
 
 
-@pytest.mark.parametrize("which", ["binary", "uniform", "embedding"])
+@pytest.mark.parametrize("which", ["binary", "uniform", "trellis", "embedding"])
 def test_operators_keep_their_promises(model: Model, which: str) -> None:
     modules: dict[str, PackedLinear | PackedEmbedding] = {
         "binary": model.stage,
         "uniform": model.head,
+        "trellis": model.rings,
         "embedding": model.embedding,
     }
     module = modules[which]
