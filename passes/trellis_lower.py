@@ -73,7 +73,7 @@ class TrellisLower(CompensatedLowering):
     provides: ClassVar[Kinds] = (TrellisCoded,)
     presets: ClassVar[Mapping[str, Preset]] = {
         "qtip": Preset(
-            "stages(calibrate-mcs,sensitivity,trellis-lower{window=16 code=1mad height=16 width=16 "
+            "stages(calibrate-mcs,sensitivity,trellis-lower{window=12 code=1mad height=16 width=16 "
             "block=16 scale=0.9}),pack",
             2,
             "arXiv 2406.11235",
