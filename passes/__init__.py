@@ -18,10 +18,10 @@ from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
 from .measure_orders import MeasureOrders
-from .measure_spread import MeasureSpread
 from .pack import Pack
 from .pb_llm_lower import PbLlmLower
 from .polish import Polish
+from .predict_error import PredictError
 from .probe_loss import ProbeLoss
 from .pt2_lower import Pt2Lower
 from .quantize_vocab import QuantizeVocab
@@ -42,7 +42,7 @@ PASSES = (
     CalibrateCross,
     Sensitivity,
     MeasureOrders,
-    MeasureSpread,
+    PredictError,
     ProbeLoss,
     AbmpAllocate,
     Allocate,
@@ -74,7 +74,7 @@ PASSES = (
 def rated(vocabulary: str, allocation: str) -> Preset:
     """Trellis codes, each layer at the rate that its errors deserve, beside such a vocabulary."""
     return Preset(
-        f"{vocabulary},calibrate-mcs,sensitivity,measure-spread,probe-loss,{allocation},"
+        f"{vocabulary},calibrate-mcs,sensitivity,predict-error,probe-loss,{allocation},"
         "stages(calibrate-cross,sensitivity{damp=0.1},"
         "trellis-lower{asymmetry=1 bits=allocated sweeps=2 rounds=1}),pack"
     )

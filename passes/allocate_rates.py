@@ -2,12 +2,12 @@
 
 Source: rate-distortion theory. With codes that come in small steps, an error falls by the same
 factor for each bit, whatever layer it is spent on (trellis codes: 0.27, docs/quantizers/qtip.md),
-so that what measure-spread noted says what every rate costs. ``weights=loss`` counts a layer's
+so that what predict-error noted says what every rate costs. ``weights=loss`` counts a layer's
 error by what probe-loss measured; ``energy`` as a share of the layer's output, and needs no probes.
 Steps of an eighth go where they save most for their bytes, and never take more than the budget.
 
     before   %h0.q = linear %x   w f16[64,512]
-                 @spread    an error of 0.13 of the output at a distortion of 1
+                 @predicted an error of 0.13 of the output at a distortion of 1
                  @loss      0.0013 nats at 1,631 positions   0.021 for a unit of output error
     after        @rate      2.25 bits
 
@@ -44,7 +44,7 @@ from qdc.passkit import (
     model_validator,
 )
 
-from .measure_spread import Spread
+from .predict_error import PredictedError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -88,7 +88,7 @@ class AllocateRates(Pass):
     """Give each layer its rate, in eighths of a bit: most where the predictions need it most."""
 
     name: ClassVar[str] = "allocate-rates"
-    requires: ClassVar[Kinds] = (Spread,)
+    requires: ClassVar[Kinds] = (PredictedError,)
     provides: ClassVar[Kinds] = (Rate,)
 
     budget: float = Field(default=2, gt=0, le=8, description="most mean bits a weight")
@@ -114,7 +114,7 @@ class AllocateRates(Pass):
 
     def needs(self) -> Kinds:
         """What the weights read."""
-        return (Spread, LossSensitivity) if self.weights == "loss" else (Spread,)
+        return (PredictedError, LossSensitivity) if self.weights == "loss" else (PredictedError,)
 
     def whole_model(self) -> bool:
         """The budget is one over all layers."""
@@ -187,13 +187,13 @@ class AllocateRates(Pass):
 
     def costs(self, unit: Unit, node: Node) -> Floats:
         """What the layer is expected to cost at each rate, f64[rates]."""
-        spread = unit.graph.require(node.name, Spread)
+        predicted = unit.graph.require(node.name, PredictedError)
         if self.weights == "loss":
             weight = unit.graph.require(node.name, LossSensitivity).weight
         else:
-            weight = 1 / spread.energy if spread.energy else 0.0
+            weight = 1 / predicted.energy if predicted.energy else 0.0
         bits = np.array(self.rates, dtype=np.float64) / EIGHTHS
-        return weight * spread.error * FALL**bits
+        return weight * predicted.error * FALL**bits
 
     def sizes(self, node: Node) -> Integers:
         """What the layer takes of the budget at each rate, i64[rates]: eighths, or bytes."""

@@ -16,7 +16,7 @@ from qdc.ir.costs import LossSensitivity
 from qdc.ir.verify import verify
 from qdc.numerics.trellis import FALL
 from qdc.passes.allocate_rates import AllocateRates, Rate
-from qdc.passes.measure_spread import Spread
+from qdc.passes.predict_error import PredictedError
 from qdc.passes.trellis_lower import TrellisLower
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order
@@ -26,7 +26,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny
 from tests.support.units import correlated_moment, make_unit, noise, put_statistics
 
-MEASURED = "calibrate-mcs,sensitivity,measure-spread"
+MEASURED = "calibrate-mcs,sensitivity,predict-error"
 LOWERED = "stages(calibrate-mcs,sensitivity,trellis-lower{window=8 bits=allocated}),pack"
 
 
@@ -37,7 +37,7 @@ def allocated(errors: dict[str, float], rows: tuple[int, ...], **options: Any) -
         step, {n: torch.zeros(count, 128) for n, count in zip(errors, rows, strict=True)}
     )
     for node in unit.layers():
-        unit.annotate(node, Spread(error=errors[node.name], energy=2))
+        unit.annotate(node, PredictedError(error=errors[node.name], energy=2))
         unit.annotate(node, LossSensitivity(rise=0.5, error=1, positions=9))
     step.run(unit)
     verify(unit.graph, unit.tensors, after=step.name)

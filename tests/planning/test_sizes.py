@@ -27,7 +27,7 @@ EXACT = ("default", "release", "gptq", "rtn", "data-free", "quantize-vocab{bits=
 
 
 RATES = (
-    "calibrate-mcs,sensitivity,measure-spread,allocate-rates{weights=energy%s},"
+    "calibrate-mcs,sensitivity,predict-error,allocate-rates{weights=energy%s},"
     "stages(calibrate-mcs,sensitivity,trellis-lower{window=8 bits=allocated}),pack"
 )
 

@@ -7,7 +7,7 @@ times this is the output error to expect.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @factor  f32[512,512]   damp 0.01
-    after        @spread  an error of 0.13 of the output at a distortion of 1
+    after        @predicted  an error of 0.13 of the output at a distortion of 1
 
 allocate-rates reads it.
 """
@@ -37,10 +37,10 @@ SEED = 0
 """Of the rotation; one is as good as another."""
 
 
-class Spread(Annotation):
+class PredictedError(Annotation):
     """What a layer's error is proportional to, in rotated coordinates with feedback."""
 
-    tag: ClassVar[str] = "spread"
+    tag: ClassVar[str] = "predicted"
     error: float = Field(ge=0, allow_inf_nan=False)
     """Output error at a distortion of 1, in the unit of ``Costs``."""
     energy: float = Field(ge=0, allow_inf_nan=False)
@@ -52,12 +52,12 @@ class Spread(Annotation):
         return f"an error of {share:.2g} of the output at a distortion of 1"
 
 
-class MeasureSpread(Pass):
+class PredictError(Pass):
     """Note how far a layer's rotated codes will be from right: its error at a distortion of one."""
 
-    name: ClassVar[str] = "measure-spread"
+    name: ClassVar[str] = "predict-error"
     requires: ClassVar[Kinds] = (Factor,)
-    provides: ClassVar[Kinds] = (Spread,)
+    provides: ClassVar[Kinds] = (PredictedError,)
 
     def run(self, unit: Unit) -> None:
         """Annotate one layer after the other; those that read one value share the variances."""
@@ -73,7 +73,7 @@ class MeasureSpread(Pass):
                 weight = unit.weight(node).index_fill(1, dead, 0)
                 size = float(weight.square().sum(dtype=torch.float64))
                 energy = residual_cost(weight, torch.zeros_like(weight), upper)
-                unit.annotate(node, Spread(error=size * variance, energy=energy))
+                unit.annotate(node, PredictedError(error=size * variance, energy=energy))
 
         unit.share(unit.layers(), measure)
 
@@ -84,7 +84,7 @@ class MeasureSpread(Pass):
             exact = 4 * squares * node.columns + weights * node.columns
             nbytes = max(rotation_bytes(node.columns), 8 * (squares + 4 * weights))
             unit.work(nbytes + 2 * unit.weight(node), Work(exact=exact, elements=2 * weights))
-            unit.annotate(node, Spread(error=0, energy=0))
+            unit.annotate(node, PredictedError(error=0, energy=0))
 
 
 def mean_variance(upper: Tensor, value: str) -> float:

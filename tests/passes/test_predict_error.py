@@ -1,4 +1,4 @@
-"""measure-spread: foretells what rotated codes leave, in any coordinates."""
+"""predict-error: foretells what rotated codes leave, in any coordinates."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from qdc.ir.annotations import Factor
 from qdc.ir.verify import verify
 from qdc.numerics.feedback import residual_cost
 from qdc.numerics.hadamard import RandomHadamard
-from qdc.passes.measure_spread import MeasureSpread, Spread
+from qdc.passes.predict_error import PredictedError, PredictError
 from qdc.passes.trellis_lower import TrellisCoded, TrellisLower
 from qdc.pipeline.passbase import Pass
 from qdc.streaming.unit import Unit
@@ -23,8 +23,8 @@ def ran(step: Pass, weight: Tensor, moment: Tensor) -> Unit:
     return unit
 
 
-def spread(weight: Tensor, moment: Tensor) -> Spread:
-    return ran(MeasureSpread(), weight, moment).graph.require("q", Spread)
+def predicted(weight: Tensor, moment: Tensor) -> PredictedError:
+    return ran(PredictError(), weight, moment).graph.require("q", PredictedError)
 
 
 @pytest.mark.parametrize(("bits", "distortion"), [(1.5, 0.154), (2, 0.0786)])
@@ -35,14 +35,14 @@ def test_it_foretells_the_error_of_trellis_codes(bits: float, distortion: float)
     note = unit.graph.require("q", TrellisCoded)
     upper = unit.get(unit.graph.require("q", Factor).tensor)
     error = residual_cost(weight, note.codec.dense(note.working(unit.tensors)), upper)
-    assert error == pytest.approx(distortion * spread(weight, moment).error, rel=0.35)
+    assert error == pytest.approx(distortion * predicted(weight, moment).error, rel=0.35)
 
 
 def test_it_is_about_the_same_in_other_coordinates() -> None:
     weight, moment = noise(16, 48), correlated_moment(48)
     turn = RandomHadamard.of(48, 3)
-    found = spread(turn.forward(weight), turn.forward(turn.forward(moment).T))
-    expected = spread(weight, moment)
+    found = predicted(turn.forward(weight), turn.forward(turn.forward(moment).T))
+    expected = predicted(weight, moment)
     assert found.error == pytest.approx(expected.error, rel=0.15)
     assert found.energy == pytest.approx(expected.energy, rel=1e-3)
 
@@ -52,6 +52,6 @@ def test_what_no_input_reads_counts_nowhere() -> None:
     moment[:, 7] = moment[7] = 0
     changed = weight.clone()
     changed[:, 7] = 100
-    assert spread(changed, moment) == spread(weight, moment)
-    nothing = spread(weight, torch.zeros(48, 48))
+    assert spread(changed, moment) == predicted(weight, moment)
+    nothing = predicted(weight, torch.zeros(48, 48))
     assert (nothing.error, nothing.energy) == (0, 0)
