@@ -52,6 +52,6 @@ def test_what_no_input_reads_counts_nowhere() -> None:
     moment[:, 7] = moment[7] = 0
     changed = weight.clone()
     changed[:, 7] = 100
-    assert spread(changed, moment) == predicted(weight, moment)
+    assert predicted(changed, moment) == predicted(weight, moment)
     nothing = predicted(weight, torch.zeros(48, 48))
     assert (nothing.error, nothing.energy) == (0, 0)
