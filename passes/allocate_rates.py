@@ -7,7 +7,7 @@ error by what probe-loss measured; ``energy`` as a share of the layer's output, 
 Steps of an eighth go where they save most for their bytes, and never take more than the budget.
 
     before   %h0.q = linear %x   w f16[64,512]
-                 @predicted an error of 0.13 of the output at a distortion of 1
+                 @predicted  an error of 0.13 of the output at a distortion of 1
                  @loss      0.0013 nats at 1,631 positions   0.021 for a unit of output error
     after        @rate      2.25 bits
 
