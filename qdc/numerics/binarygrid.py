@@ -8,6 +8,7 @@ from torch import Tensor
 from qdc.numerics.components import Components, stored
 from qdc.numerics.components import dense as write_out
 from qdc.numerics.grids import Grid
+from qdc.numerics.nearest import nearest_levels, nearest_places
 
 RIDGE = 1e-6
 """Share of its diagonal added to a system whose components may coincide."""
@@ -31,16 +32,14 @@ class BinaryGrid(Grid):
 
     def nearest(self, column: int, target: Tensor) -> Tensor:
         """Round one column to its nearest levels."""
-        levels = self.levels[column]
-        choice = (levels - target).abs_().argmin(0, keepdim=True)
-        return levels.gather(0, choice)[0]
+        return nearest_levels(self.levels[column], target)
 
     def encode(self, dense: Tensor) -> Components:
         """Components with the signs that write ``dense`` out, which lies on the levels."""
         distance = (self.levels - dense.T[:, None, :]).abs_()
-        choice = distance.argmin(1).T
-        signs = torch.stack([1 - 2 * (choice >> k & 1) for k in range(len(self.patterns))])
-        return self.components._replace(signs=signs.to(torch.int8))
+        choice = nearest_places(distance.transpose(0, 1)).T
+        bits = torch.stack([choice >> k & 1 for k in range(len(self.patterns))])
+        return self.components._replace(signs=1 - 2 * bits.to(torch.int8))
 
     def refit(self, block: Tensor, dense: Tensor, metric: Tensor) -> tuple[Self, Tensor]:
         """Refit rows by K x K solves, then columns by one solve of K g unknowns."""

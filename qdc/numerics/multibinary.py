@@ -135,7 +135,9 @@ def search_signs(block: Tensor, c: Components) -> Components:
         for k in range(1, order):
             value = value - outers[k] if pattern >> k & 1 else value + outers[k]
         distance = (block - value).abs_()
-        best.masked_fill_(distance < nearest, pattern)
+        # Patterns ascend, so that the last one that was nearer is the largest.
+        closer = (distance < nearest).view(torch.uint8) * pattern
+        torch.maximum(best, closer, out=best)
         nearest = torch.minimum(nearest, distance)
     signs = torch.stack([1 - 2 * (best >> k & 1).to(torch.int8) for k in range(order)])
     return Components(signs, c.row_scale, c.col_scale)

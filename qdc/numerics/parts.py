@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qdc.numerics.components import Components
+from qdc.numerics.nearest import nearest_levels
 from qdc.numerics.partbinary import PartFit
 from qdc.numerics.rounding import nearest_signs
 from qdc.numerics.uniform import round_to_grid
@@ -58,9 +59,7 @@ class BinaryPart(Part):
             return torch.where((target - self.mean) * first >= 0, plus, minus)
         total, other = first + second[0], first - second[0]
         levels = torch.stack((total, other, -other, -total)) + self.mean
-        choice = (levels - target).abs_().argmin(0, keepdim=True)
-        nearest: Tensor = levels.gather(0, choice)[0]
-        return nearest
+        return nearest_levels(levels, target)
 
     def signs(self, dense: Tensor) -> Tensor:
         """Signs of the levels nearest to ``dense``, f32[K, n, g]."""
