@@ -9,10 +9,13 @@ from tests.cli.conftest import Command
 from tests.support import llada8b
 
 
-def test_llada_8b_in_gb_and_gib(tmp_path: Path, qdc: Command) -> None:
+def test_llada_8b_in_gb_and_gib(
+    tmp_path: Path, qdc: Command, caplog: pytest.LogCaptureFixture
+) -> None:
     """From two files."""
     llada8b.write(tmp_path)
     text = qdc("plan", tmp_path, "--samples", "8", "--length", "256", "--device", "cpu")
+    assert caplog.messages == []
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "6,979,321,856 weights in 224 layers" in lines["quantized"]
     assert "9,216" in lines["blocks"]
