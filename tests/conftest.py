@@ -4,8 +4,12 @@ import difflib
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -63,6 +67,42 @@ def quick_disk() -> Iterator[None]:
     """Leave out fsync: it outlives a power failure, tests kill processes alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_text() -> Iterator[None]:
+    """Tokenize a text once for each tokenizer: most compiles read the embedded text with one."""
+    from qdc.text import joined
+    from qdc.text.tokenizer import Encoder
+
+    tokenize, known = joined._tokenized, dict[object, Any]()
+
+    def remembered(documents: tuple[str, ...], encode: joined.Encode) -> Any:
+        if not isinstance(encode, Encoder):
+            return tokenize(documents, encode)
+        described = encode.tokenizer.backend_tokenizer.to_str()
+        key = (documents, described, joined.separators(encode))
+        if key not in known:
+            known[key] = tokenize(documents, encode)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joined, "_tokenized", remembered)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_registry() -> Iterator[None]:
+    """Look for installed plugins once in each place: every load and every compile does."""
+
+    @cache
+    def found(group: str, places: tuple[str, ...]) -> EntryPoints:
+        return entry_points(group=group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        looked = "qdc.pipeline.registry.entry_points"
+        patch.setattr(looked, lambda *, group: found(group, tuple(sys.path)))
         yield
 
 

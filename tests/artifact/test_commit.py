@@ -88,11 +88,24 @@ def place(tmp_path: Path) -> Callable[[], Path]:
     return laid_out
 
 
-@pytest.mark.parametrize("work", [replace, export])
+@pytest.mark.parametrize(
+    ("work", "signals"),
+    [(replace, 2), pytest.param(replace, 3, marks=pytest.mark.slow), (export, 1)],
+)
 @pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
 def test_no_end_at_any_call_loses_anything(
-    work: Callable[[Path], int], exchanges: bool, place: Callable[[], Path], tmp_path: Path
+    work: Callable[[Path], int],
+    signals: int,
+    exchanges: bool,
+    place: Callable[[], Path],
+    tmp_path: Path,
 ) -> None:
+    """Of three signals, some at each call: an export is a part of the other work."""
+
+    def kinds(call: int) -> tuple[int, ...]:
+        handled = SIGNALS[1:][(call // 2 + exchanges) % 2]
+        return {1: SIGNALS[call % 3 :][:1], 2: (signal.SIGKILL, handled), 3: SIGNALS}[signals]
+
     def worked() -> int:
         if not exchanges:
             without_exchange()
@@ -105,8 +118,7 @@ def test_no_end_at_any_call_loses_anything(
     total = run(Moment(0)).calls
     assert total > 20
     for call in range(1, total + 1):
-        # An export is a part of the other work: one signal for each of its calls.
-        for kind in SIGNALS if work is replace else SIGNALS[call % 3 :][:1]:
+        for kind in kinds(call):
             # SIGKILL after a call is SIGKILL before the next one.
             after = kind != signal.SIGKILL and (call + kind) % 2 == 0
             moment = Moment(call, kind, after)

@@ -41,6 +41,24 @@ def row(tokens: int, bf16: float, qdc: float, deviation: float = 0.5) -> linears
     )  # fmt: skip
 
 
+def test_the_dry_run_of_a_model_measures_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dry-run", "--only", "model", "--out", str(tmp_path)]) == 0
+    result = Result.model_validate_json((tmp_path / "gpu.json").read_text())
+    assert not result.card.measured
+    assert (result.unfinished, result.rows, result.compile) == ([], [], None)
+    assert result.models is not None
+    assert result.models.finite == {"qdc": True, "bf16": True}
+    assert all(set(step.seconds) == {"qdc", "bf16"} for step in result.models.steps)
+    text = (tmp_path / "gpu.md").read_text()
+    assert text == page(result)
+    assert text in capsys.readouterr().out
+    assert NOT_MEASURED in text
+    assert all(target.met is None for target in targets(result))
+
+
+@pytest.mark.slow
 def test_the_dry_run_runs_everything_and_measures_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ def test_killed_compiles_are_resumed_to_the_same_bytes() -> None:
     assert [row[-1] for row in rows] == [row[-2] for row in rows]
 
 
+@pytest.mark.slow
 def test_commands_that_end_at_a_call_lose_nothing() -> None:
     found = python("-m", "bench.commits", "--trials", 5, "--only", "export --force, two renames")
     assert found.returncode == 0, found.stdout + found.stderr

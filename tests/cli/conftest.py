@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.support.threads import one_thread
 __all__ = ["one_thread"]
 
 Command = Callable[..., str]
+Ended = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,18 @@ def qdc(capsys: pytest.CaptureFixture[str]) -> Command:
         out, error = capsys.readouterr()
         assert (code, error) == (0, "")
         return out
+
+    return call
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Ended:
+    """Run a command in this process, however it ends."""
+
+    def call(*arguments: object) -> CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        code = run(words)
+        return CompletedProcess(words, code, *capsys.readouterr())
 
     return call
 

@@ -10,10 +10,9 @@ import msgpack
 import pytest
 from torch import Tensor
 
-from tests.cli.conftest import Command, check_refusal
+from tests.cli.conftest import Command
 from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
-from tests.support.commands import qdc as command
 
 RTN = ("--passes", "rtn-lower,pack")
 PREFIX = "model.transformer.blocks"
@@ -27,14 +26,12 @@ def set_value(layers: tuple[str, ...], value: float) -> Callable[[dict[str, Tens
     return edit
 
 
-def test_nan_and_infinity_name_all_layers(tmp_path: Path) -> None:
-    """Through the real command."""
+def test_nan_and_infinity_name_all_layers(tmp_path: Path, refused: Command) -> None:
     edit = set_value(("0.k_proj", "1.ff_out"), float("nan"))
     model = write_checkpoint(tmp_path / "m", edit=edit)
-    found = command("compile", model, "-o", tmp_path / "out", *RTN)
-    check_refusal(found.returncode, found.stdout, found.stderr)
-    assert "2 tensors hold NaN or infinity" in found.stderr
-    assert f"{PREFIX}.0.k_proj.weight, {PREFIX}.1.ff_out.weight" in found.stderr
+    message = refused("compile", model, "-o", tmp_path / "out", *RTN)
+    assert "2 tensors hold NaN or infinity" in message
+    assert f"{PREFIX}.0.k_proj.weight, {PREFIX}.1.ff_out.weight" in message
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 

@@ -11,9 +11,8 @@ import pytest
 from qdc.ir.dump import read, to_bytes
 from qdc.ir.parser import parse
 from qdc.pipeline.registry import standard_registry
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Ended
 from tests.conftest import TESTS
-from tests.support.commands import qdc as command
 
 TEXT = TESTS / "golden" / "opt" / "abmp-allocate.in.txt"
 ABMP = ("--passes", "abmp-allocate{ratio=0.25}")
@@ -155,7 +154,7 @@ def test_data(tmp_path: Path, qdc: Command) -> None:
     assert data["remarks"][0] == "passed abmp-allocate %h0.q raised=1 lowered=1"
 
 
-def test_remarks_go_to_stderr() -> None:
+def test_remarks_go_to_stderr(command: Ended) -> None:
     found = command("opt", TEXT, *ABMP, "--remarks")
     assert found.returncode == 0
     assert found.stdout.startswith("graph @toy")

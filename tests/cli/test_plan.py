@@ -7,15 +7,16 @@ import pytest
 
 from tests.cli.conftest import Command
 from tests.support import llada8b
-from tests.support.commands import qdc as command
 
 
-def test_llada_8b_in_gb_and_gib(tmp_path: Path) -> None:
-    """Through the real command, from two files."""
+def test_llada_8b_in_gb_and_gib(
+    tmp_path: Path, qdc: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From two files."""
     llada8b.write(tmp_path)
-    found = command("plan", tmp_path, "--samples", "8", "--length", "256", "--device", "cpu")
-    assert (found.returncode, found.stderr) == (0, "")
-    lines = {line.split("  ")[0]: line for line in found.stdout.splitlines()}
+    text = qdc("plan", tmp_path, "--samples", "8", "--length", "256", "--device", "cpu")
+    assert caplog.messages == []
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "6,979,321,856 weights in 224 layers" in lines["quantized"]
     assert "4,608" in lines["blocks"]
     assert "32 regions of 4 stages" in lines["regions"]

@@ -8,8 +8,7 @@ import pytest
 from qdc.cli import run
 from qdc.ir.dump import read
 from qdc.pipeline.registry import standard_registry
-from tests.cli.conftest import Command
-from tests.support.commands import qdc as command
+from tests.cli.conftest import Command, Ended
 
 START = """
 from typing import ClassVar
@@ -48,7 +47,7 @@ def test_file_that_is_no_python_is_refused(tmp_path: Path, refused: Command) -> 
     assert "my.txt" in refused("passes", "--plugin", written(tmp_path, "x = 1\n", "my.txt"))
 
 
-def test_bug_in_a_plugin_leaves_a_repro_folder(model: Path, tmp_path: Path) -> None:
+def test_bug_in_a_plugin_leaves_a_repro_folder(model: Path, tmp_path: Path, command: Ended) -> None:
     """The message has the command; the command, gone on with, fails in the same way."""
     plugin = written(tmp_path, f"{START}        1 / (unit.name != 'blocks.1')\n")
     found = command(
@@ -163,7 +162,7 @@ Mine.provides = (Note,)
     ],
 )
 def test_an_annotation_that_no_dump_could_be_read_with_is_refused(
-    body: str, what: str, model: Path, tmp_path: Path
+    body: str, what: str, model: Path, tmp_path: Path, command: Ended
 ) -> None:
     note = "class Note(Annotation):\n    tag = 'note'\n    def text(self): return 'x'\n"
     loop = f"        for node in unit.layers():\n            {body}\n"

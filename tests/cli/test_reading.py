@@ -35,6 +35,7 @@ def test_show_as_json(artifact: Path, qdc: Command) -> None:
     assert data["nodes"][0]["annotations"]["orders"]["widths"] == [128, 32]
 
 
+@pytest.mark.slow
 def test_real_command_shows_the_ir(artifact: Path, qdc: Command) -> None:
     found = command("show", artifact)
     assert (found.returncode, found.stderr) == (0, "")
@@ -61,6 +62,7 @@ def test_run_reads_stdin(artifact: Path, qdc: Command, monkeypatch: pytest.Monke
     assert qdc("run", artifact, "-", "--steps", 1) == given
 
 
+@pytest.mark.slow
 def test_real_command_runs_a_model(artifact: Path) -> None:
     found = command("run", artifact, "x = <mask>", "--json")
     assert (found.returncode, found.stderr) == (0, "")

@@ -57,7 +57,9 @@ def test_progress_is_drawn_on_a_terminal(
     assert out.endswith(b"}\n")
 
 
-@pytest.mark.parametrize("command", ["show", "show --json", "verify"])
+@pytest.mark.parametrize(
+    "command", ["show", pytest.param("show --json", marks=pytest.mark.slow), "verify"]
+)
 def test_a_closed_pipe_is_no_error(command: str, artifact: Path) -> None:
     """Whether texts, tables or data are written: ``qdc verify out | head -1`` is no bug."""
     name, *options = command.split()
@@ -95,7 +97,9 @@ def test_a_terminated_compile_leaves_only_what_can_be_gone_on_from(tmp_path: Pat
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("command", ["show", "passes", "help"])
+@pytest.mark.parametrize(
+    "command", ["show", pytest.param("passes", marks=pytest.mark.slow), "help"]
+)
 def test_a_full_disk_is_no_bug(command: str, artifact: Path) -> None:
     arguments = {"show": ("show", artifact), "passes": ("passes",), "help": ("--help",)}[command]
     with Path("/dev/full").open("wb") as full:

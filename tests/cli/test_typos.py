@@ -81,7 +81,13 @@ def test_typo_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("typo", ["command", "option name", "preset", "show path"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "typo",
+    ["preset", *(pytest.param(o, marks=SLOW) for o in ("command", "option name", "show path"))],
+)
 def test_typo_is_refused_by_the_real_command(
     typo: str, places: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -163,7 +163,7 @@ class Wait(Pass):
 '''
 
 
-@pytest.mark.parametrize("lost", ["torchrun", "rank 1"])
+@pytest.mark.parametrize("lost", ["torchrun", pytest.param("rank 1", marks=pytest.mark.slow)])
 def test_processes_that_lose_one_another_stop_with_a_word(
     lost: str, model: Path, tmp_path: Path
 ) -> None:

@@ -34,11 +34,6 @@ PAGES = (
     "writing_strategies.md",
 )
 
-NARROW = 64
-"""Width of the model for a page that compiles three times or more, or compares."""
-DEAR = ("allocation.md", "calibration.md", "compare.md", "ir.md")
-
-
 SLOW = ("allocation.md", "compare.md")
 """Pages that take about ten seconds each, of what other tests do on smaller models."""
 
@@ -53,9 +48,8 @@ def test_code_on_the_page_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A block that starts with a file name becomes that file; every other one is executed."""
-    width = NARROW if page in DEAR else 256
     model = tmp_path / "examples" / "tiny-llada"
-    write_checkpoint(model, d_model=width, mlp_hidden_size=384)
+    write_checkpoint(model, d_model=64, mlp_hidden_size=384)
     shutil.copyfile(ROOT / "examples" / "tiny-llada" / "heldout.jsonl", model / "heldout.jsonl")
     shutil.copytree(ROOT / "examples" / "plugins", tmp_path / "examples" / "plugins")
     monkeypatch.chdir(tmp_path)

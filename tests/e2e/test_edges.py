@@ -167,7 +167,10 @@ sys.exit(run(sys.argv[2:]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no resource limits")
-@pytest.mark.parametrize("limit", [1000, 60_000], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    "limit",
+    [pytest.param(1000, marks=pytest.mark.slow, id="at once"), pytest.param(60_000, id="later")],
+)
 def test_a_system_that_takes_no_more_bytes(limit: int, tmp_path: Path) -> None:
     """Through the real command: the kernel refuses what goes beyond the limit."""
     model = write_checkpoint(tmp_path / "m", **SMALL)

@@ -13,12 +13,12 @@ from torch import Tensor
 import qdc
 from qdc.artifact.config import parse_codec, parse_quantization
 from qdc.checkpoint.folder import Checkpoint
+from qdc.cli import run
 from qdc.cli.models import open_runnable
 from qdc.errors import InvalidArtifact, QdcError, UnsupportedModel
 from qdc.pipeline.registry import standard_registry
 from qdc.report.model import CompileReport
 from tests.support.artifacts import unsealed
-from tests.support.commands import qdc as run_qdc
 from tests.support.natives import CONFIGURATIONS, bidirectional, rewrite, write_native
 from tests.support.running import assert_packed_alike
 
@@ -128,16 +128,15 @@ def test_an_encoder_without_head_gives_hidden_states(tmp_path: Path) -> None:
         open_runnable(out, "cpu", [])
 
 
-def test_the_command_line_chooses_the_front_end(tmp_path: Path) -> None:
+def test_the_command_line_chooses_the_front_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, out = write_native(tmp_path / "model", "bert"), tmp_path / "out"
     with pytest.raises(UnsupportedModel, match="implements BertForMaskedLM"):
         qdc.compile(model, ROUNDED, out=out, frontend="fx")
-    done = run_qdc(
-        "compile", model, "-o", out, "--passes", ROUNDED, "--frontend", "export", "--no-report",
-        "--json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["family"] == "bert"
+    chosen = ["--passes", ROUNDED, "--frontend", "export", "--no-report", "--json"]
+    assert run(["compile", str(model), "-o", str(out), *chosen]) == 0
+    assert json.loads(capsys.readouterr().out)["family"] == "bert"
     opened = open_runnable(out, "cpu", [])
     assert opened.facts.mask_token_id == 1
     assert opened(tokens(1, 5)).shape == (1, 5, 2048)

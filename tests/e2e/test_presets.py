@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import qdc
+from qdc.cli import run
 from qdc.passes.daq_lower import DaqLower
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import Group
 from qdc.pipeline.registry import standard_registry
 from tests.support.checkpoints import write_checkpoint
-from tests.support.commands import qdc as command
 from tests.support.compiles import compile_tiny
 
 PRESETS = standard_registry().presets
@@ -43,10 +43,9 @@ def test_each_takes_the_seed_of_the_command_line(seed: int) -> None:
             build_plan(preset.text, registry, {"seed": seed})
 
 
-def test_they_are_printed() -> None:
-    shown = command("passes")
-    assert shown.returncode == 0
-    text = re.sub(r"\s+", "", shown.stdout)
+def test_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["passes"]) == 0
+    text = re.sub(r"\s+", "", capsys.readouterr().out)
     for name, preset in PRESETS.items():
         assert name in text
         assert re.sub(r"\s+", "", preset.text) in text, name

@@ -1,4 +1,4 @@
-"""The bytes of an artifact stay what they were: digests of the embedded model under ``default``.
+"""The bytes of an artifact stay what they were: digests of the one that all tests share.
 
 Files that no arithmetic decides have one digest everywhere. Sums of another kind of processor, or
 of another version of torch, may end in other digits: there sizes alone are compared.
@@ -11,12 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import qdc
 from tests.conftest import Golden
-from tests.support.checkpoints import EMBEDDED
-from tests.support.threads import one_thread
-
-__all__ = ["one_thread"]
+from tests.support.embedded import embedded_artifact
 
 COMPUTED = ("ir.qdc", ".safetensors", "qdc.sha256")
 
@@ -30,9 +26,10 @@ def machine() -> str:
     return f"torch {torch.__version__} on {vendor or platform.processor()} with {instructions}"
 
 
-def test_bytes_are_those_of_before(golden: Golden, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    qdc.compile(EMBEDDED, out=out, samples=16, length=64, write_report=False)
+def test_bytes_are_those_of_before(
+    golden: Golden, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    out = embedded_artifact(tmp_path_factory)
     found = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
     lines = [f"{n} {len(data)} {hashlib.sha256(data).hexdigest()}" for n, data in found.items()]
     if golden.update:

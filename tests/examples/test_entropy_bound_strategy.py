@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qdc.cli import run
 from qdc.cli.models import Opened, open_runnable
 from qdc.errors import QdcError
 from qdc.pipeline.strategybase import Stepwise
@@ -89,13 +90,15 @@ def test_options_that_it_does_not_read_are_refused(opened: Opened) -> None:
     assert "entropy-bound" not in caught.value.where[0].partition(";")[2]
 
 
-def test_runs_through_plugin_on_the_real_command(opened: Opened) -> None:
-    found = command(
-        "generate", EMBEDDED, PROMPTS[0], "--length", 16, "--plugin", EXAMPLE,
-        "--strategy", "entropy-bound{bound=3}", "--json",
+def test_runs_through_plugin_on_the_command_line(
+    opened: Opened, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(
+        ["generate", str(EMBEDDED), PROMPTS[0], "--length", "16", "--plugin", str(EXAMPLE),
+         "--strategy", "entropy-bound{bound=3}", "--json"]
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    answer, due = json.loads(found.stdout), written(opened, PROMPTS[0])
+    assert code == 0
+    answer, due = json.loads(capsys.readouterr().out), written(opened, PROMPTS[0])
     assert (answer["tokens"], answer["steps"]) == (due.answers[0], due.steps)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qdc
+from qdc.cli import run
 from qdc.errors import QdcError
 from qdc.pipeline.syntax import parse_item
 from tests.support.checkpoints import write_checkpoint
@@ -29,14 +30,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"), d_model=128, mlp_hidden_size=264)
 
 
-def test_runs_through_plugin_on_the_real_command(model: Path, tmp_path: Path) -> None:
+def test_runs_through_plugin_on_the_command_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    found = command(
-        "compile", model, "-o", out, "--plugin", EXAMPLE, "--passes", PASSES.format("*.attn_out"),
-        "--samples", 4, "--length", 16, "--json",
+    code = run(
+        ["compile", str(model), "-o", str(out), "--plugin", str(EXAMPLE),
+         "--passes", PASSES.format("*.attn_out"), "--samples", "4", "--length", "16", "--json"]
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    report = json.loads(found.stdout)
+    assert code == 0
+    report = json.loads(capsys.readouterr().out)
     orders = {layer["name"]: layer["orders"] for layer in report["layers"]}
     for name, blocks in orders.items():
         assert (set(blocks) == {3}) == name.endswith("attn_out")

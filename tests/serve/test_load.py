@@ -13,7 +13,6 @@ from qdc.runtime.decoding.options import DecodeOptions
 from tests.serve.conftest import Served, running
 from tests.support.checkpoints import EMBEDDED
 
-REQUESTS = 200
 WORDS = (
     "def",
     " read",
@@ -37,12 +36,13 @@ def patient() -> Iterator[Served]:
         yield served
 
 
-def test_parallel_requests(patient: Served, opened: Opened) -> None:
+@pytest.mark.parametrize("requests", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_parallel_requests(requests: int, patient: Served, opened: Opened) -> None:
     """Each answer is what its prompt alone gives, whoever it was decoded with."""
     draw = random.Random(7)
     asked = [
         ("".join(draw.choices(WORDS, k=1 + number % 4)), (number % 2) * 1.0, number)
-        for number in range(REQUESTS)
+        for number in range(requests)
     ]
 
     async def ask_all() -> list[str]:

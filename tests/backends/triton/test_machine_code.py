@@ -13,6 +13,18 @@ import tests.support.interpreter  # noqa: F401
 from qdc.backends.triton import signs
 
 WORD = 0xFFFFFFFF
+ALTERNATING = """
+import json
+from qdc.backends.triton.ahead import ARCHITECTURES, compile_form, forms
+
+found = [
+    compile_form(form, ARCHITECTURES[(number + part) % 2]).model_dump()
+    for part, dtype in enumerate(("bf16", "fp16"))
+    for number, form in enumerate(forms((dtype,)))
+]
+print(json.dumps(found))
+"""
+"""Every kernel for one architecture with bf16, and for the other one with fp16."""
 
 
 def run_ptx(fragment: str, inputs: dict[str, int], outputs: tuple[str, ...]) -> list[int]:
@@ -69,12 +81,22 @@ def test_signs_of_scales(bit: int) -> None:
         assert found == scales ^ flips
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("-c", ALTERNATING), id="alternating"),
+        pytest.param(
+            ("-m", "qdc.backends.triton.ahead", "--json"), id="all", marks=pytest.mark.slow
+        ),
+    ],
+)
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, object]]:
     cache = tmp_path_factory.mktemp("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "qdc.backends.triton.ahead", "--json"],
+        [sys.executable, *request.param],
         capture_output=True,
         text=True,
         env={**environment, "TRITON_CACHE_DIR": str(cache)},
