@@ -28,6 +28,8 @@ GRACE = 5.0
 WORKER = "qdc.comparing.worker"
 
 _children: set["subprocess.Popen[bytes]"] = set()
+_starting = threading.Lock()
+"""Held while a process is started and noted, so that an end comes before all of it or after."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,8 @@ def run_all(
     ended = threading.Event()
 
     def work(job: Job) -> Result:
-        if ended.is_set():
-            raise RuntimeError("it was not started: the run was ended")
         told.started(job)
-        return run_job(job, out, job.alone or threads, told)
+        return run_job(job, out, job.alone or threads, told, ended)
 
     try:
         for group, workers in ((shared, processes), (alone, 1)):
@@ -120,8 +120,9 @@ def run_all(
                 for future in as_completed(futures):
                     _note(outcome, futures[future], future, told)
             except BaseException:
-                ended.set()
                 with undisturbed():
+                    with _starting:
+                        ended.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     stop_children()
                 raise
@@ -132,11 +133,13 @@ def run_all(
     return outcome
 
 
-def run_job(job: Job, out: Path, threads: int, told: Listener) -> Result:
+def run_job(
+    job: Job, out: Path, threads: int, told: Listener, ended: threading.Event | None = None
+) -> Result:
     """Run one job in its own process and read its result.
 
     Raises:
-        RuntimeError: the process failed; its last lines are the message.
+        RuntimeError: the process failed; its last lines are the message. Or all had ended.
     """
     assert job.work is not None
     target = result_path(out, job.work)
@@ -149,7 +152,7 @@ def run_job(job: Job, out: Path, threads: int, told: Listener) -> Result:
         source = Path(folder) / "work.json"
         source.write_text(job.work.model_dump_json(), encoding="utf-8")
         command = [sys.executable, "-m", job.module, str(source), str(target.resolve())]
-        status, errors = call(command, threads, step)
+        status, errors = call(command, threads, step, ended)
     result = read(target)
     if status or result is None:
         raise RuntimeError(failure(status, errors))
@@ -157,7 +160,10 @@ def run_job(job: Job, out: Path, threads: int, told: Listener) -> Result:
 
 
 def call(
-    command: Sequence[str], threads: int, step: StepProgress = lambda what, done, total: None
+    command: Sequence[str],
+    threads: int,
+    step: StepProgress = lambda what, done, total: None,
+    ended: threading.Event | None = None,
 ) -> tuple[int, str]:
     """Run a command; return its exit status and what it wrote to stderr.
 
@@ -168,17 +174,24 @@ def call(
         command: the program and its arguments.
         threads: of the process.
         step: told what lines on stdout say that begin with the mark of the worker.
+        ended: once it is set nothing is started.
+
+    Raises:
+        RuntimeError: it was not started, as ``ended`` was set.
     """
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            command,
-            env=environment(threads),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-        )
-        _children.add(child)
+        with _starting:
+            if ended is not None and ended.is_set():
+                raise RuntimeError("it was not started: the run was ended")
+            child = subprocess.Popen(
+                command,
+                env=environment(threads),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+            _children.add(child)
         try:
             assert child.stdout is not None
             for line in child.stdout:
