@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,7 +173,7 @@ def test_run_goes_on_where_it_stopped(settings: Settings, monkeypatch: pytest.Mo
     jobs = jobs_of(settings, *both)
     ran: list[str] = []
 
-    def work(job: Job, out: Path, threads: int, told: Listener) -> Result:
+    def work(job: Job, out: Path, threads: int, told: Listener, ended: threading.Event) -> Result:
         assert job.work is not None
         ran.append(job.case.name)
         if job.case.name == "b" and len(ran) < 3:
