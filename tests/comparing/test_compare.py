@@ -199,7 +199,7 @@ def test_what_is_done_is_not_done_again(
     """The very same command, whose failing method alone is tried again; its exit code says so."""
     out, ran = compared.out, list[str]()
 
-    def call(command: list[str], threads: int, step: object) -> tuple[int, str]:
+    def call(command: list[str], threads: int, *rest: object) -> tuple[int, str]:
         work = json.loads(Path(command[-2]).read_text(encoding="utf-8"))
         ran.append(work["name"])
         return 1, "Traceback\nerror[QDC100] out of luck\n  help  none"
@@ -242,7 +242,7 @@ def test_a_process_ends_with_its_parent() -> None:
 def test_a_signal_says_what_is_kept(
     model: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def call(command: list[str], threads: int, step: object) -> tuple[int, str]:
+    def call(command: list[str], threads: int, *rest: object) -> tuple[int, str]:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         return 1, ""
