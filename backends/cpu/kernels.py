@@ -33,6 +33,22 @@ def expand(bits: int, place: str, vectors: int, target: Target) -> Kernel:
     return _compiled(kind.OPERANDS, lambda module: kind.write(module, bits, place, vectors, target))
 
 
+@functools.cache
+def rings(together: int, target: str) -> Kernel:
+    """Rings of trellis codes written out, or multiplied as they come."""
+    from . import rings as kind
+
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, together, target))
+
+
+@functools.cache
+def rotate(side: str) -> Kernel:
+    """Random rotations of inputs, or of outputs."""
+    from . import rotating as kind
+
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, side))
+
+
 def _compiled(operands: Sequence[str], write: Callable[[object], str]) -> Kernel:
     from .emitter import new_module, text_of
 

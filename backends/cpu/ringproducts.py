@@ -1,0 +1,153 @@
+"""Products with rings of trellis codes: activations are rotated, weights stay as they are.
+
+W = scale * S_r H_r P H_c S_c, so P is multiplied with rotated inputs, and what comes out is
+rotated back. ``dot`` decodes P as it multiplies; for more rows it is written to a small buffer.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from qdc.numerics.hadamard import transform_size, walsh_hadamard
+
+from . import support
+from .ringlayout import RingLayout, level_table
+from .workspace import reserve
+
+if TYPE_CHECKING:
+    from .products import Layer
+
+FEW = 8
+"""Rows up to which weights are multiplied as they come."""
+
+
+def multiply(layer: "Layer", layout: RingLayout, values: Tensor) -> Tensor:
+    """``[M, columns] -> [M, rows]``: the product with the weight, and the bias, in fp32."""
+    rotated = _rotated_inputs(values.float(), layer.kept)
+    if rotated.shape[0] <= FEW:
+        mixed = _dot(layer.kept, layout, rotated)
+    else:
+        exact = layer.arithmetic == "f32" or support.product_type() == torch.float32
+        mixed = _by_tiles(layer.kept, layout, rotated, exact=exact)
+    return _rotated_outputs(_without_padding(mixed, layout), layer)
+
+
+def _dot(kept: Mapping[str, Tensor], layout: RingLayout, inputs: Tensor) -> Tensor:
+    result = torch.zeros(inputs.shape[0], layout.rings * layout.ring_rows)
+    table = level_table(layout, torch.int16)
+    _decode(kept, layout, table, "dot", (0, layout.rings), result, inputs)
+    return result
+
+
+def _by_tiles(
+    kept: Mapping[str, Tensor], layout: RingLayout, inputs: Tensor, *, exact: bool
+) -> Tensor:
+    """Some rings of all columns at a time; levels are whole numbers, exact in fp32."""
+    from .products import TILE_BYTES
+
+    height, columns = layout.ring_rows, layout.columns
+    kind = torch.int16 if exact else torch.bfloat16
+    table = level_table(layout, kind)
+    each = 6 if exact else 2
+    step = max(1, TILE_BYTES // (each * height * columns))
+    result = torch.empty(inputs.shape[0], layout.rings * height)
+    factors = inputs if exact else inputs.to(kind)
+    for start in range(0, layout.rings, step):
+        count = min(step, layout.rings - start)
+        tile = reserve("tile", (columns, count * height), kind)
+        _decode(kept, layout, table, "tile", (start, count), tile)
+        if exact:
+            tile = reserve("wide", tuple(tile.shape), torch.float32).copy_(tile)
+        result[:, start * height : (start + count) * height] = torch.mm(factors, tile)
+    return result
+
+
+def _decode(
+    kept: Mapping[str, Tensor],
+    layout: RingLayout,
+    table: Tensor,
+    target: Literal["tile", "dot"],
+    rings: tuple[int, int],
+    to: Tensor,
+    inputs: Tensor | None = None,
+) -> None:
+    from . import kernels
+
+    kernels.rings(layout.together, target)(
+        codes=kept["codes"].data_ptr(),
+        late=kept["late"].data_ptr() - layout.late * layout.ring // 8,
+        late_from=layout.late,
+        ring_bits=layout.ring,
+        rings=layout.rings,
+        rate=layout.rate,
+        ring_rows=layout.ring_rows,
+        **{name: kept[name].data_ptr() for name in ("starts", "shifts", "masks", "bases")},
+        table=table.data_ptr(),
+        columns=layout.columns,
+        first=rings[0],
+        count=rings[1],
+        inputs=0 if inputs is None else inputs.data_ptr(),
+        many=0 if inputs is None else inputs.shape[0],
+        target=to.data_ptr(),
+        target_bytes=to.stride(0) * to.element_size(),
+    )
+
+
+def _without_padding(mixed: Tensor, layout: RingLayout) -> Tensor:
+    """Rows as the layer has them, from those of padded rings."""
+    if layout.height != layout.ring_rows:
+        parts = mixed.view(-1, layout.rings, layout.ring_rows)[..., : layout.height]
+        mixed = parts.reshape(-1, layout.rings * layout.height)
+    return mixed[:, : layout.rows]
+
+
+def _rotated_inputs(values: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
+    """H_c S_c x."""
+    size = transform_size(values.shape[1])
+    if not _has_kernel(size):
+        return walsh_hadamard(values * kept["before"], size)
+    return _rotate("inputs", values.contiguous(), kept["before"])
+
+
+def _rotated_outputs(values: Tensor, layer: "Layer") -> Tensor:
+    """factor * S_r H_r x + bias."""
+    kept, size = layer.kept, transform_size(values.shape[1])
+    if not _has_kernel(size):
+        return walsh_hadamard(values, size) * kept["factor"] * kept["after"] + layer.bias
+    return _rotate("outputs", values, kept["after"], kept["factor"], layer.bias)
+
+
+def _has_kernel(size: int) -> bool:
+    from .rotating import LANES
+
+    return size >= LANES
+
+
+def _rotate(
+    side: Literal["inputs", "outputs"],
+    values: Tensor,
+    signs: Tensor,
+    factor: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    from . import kernels
+    from .rotating import LANES
+
+    count, width = values.shape
+    steps = (transform_size(width) // LANES).bit_length() - 1
+    result = torch.empty(count, width)
+    kernels.rotate(side)(
+        source=values.data_ptr(),
+        source_bytes=4 * values.stride(0),
+        count=count,
+        width=width,
+        twos=steps % 2,
+        twice=steps // 2,
+        signs=signs.data_ptr(),
+        factor=0 if factor is None else factor.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        target=result.data_ptr(),
+    )
+    return result
