@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from .expand import Target
 from .machine import Kernel, processor
+from .ringlayout import Fields
 from .support import features
 
 
@@ -34,11 +35,11 @@ def expand(bits: int, place: str, vectors: int, target: Target) -> Kernel:
 
 
 @functools.cache
-def rings(together: int, target: str) -> Kernel:
+def rings(fields: Fields, target: str) -> Kernel:
     """Rings of trellis codes written out, or multiplied as they come."""
     from . import rings as kind
 
-    return _compiled(kind.OPERANDS, lambda module: kind.write(module, together, target))
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, fields, target))
 
 
 @functools.cache

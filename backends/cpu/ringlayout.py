@@ -1,13 +1,14 @@
 """Where the weights of a trellis layer are, and what is kept of one: rings as they are stored.
 
-A kernel reads 64 bits of a ring for every eight steps: they take as many bits as the rate says,
-and every eight of a ring lie alike. Their fields are cut out by shifts and masks that are computed
-here, once, and name an entry of a table: the level of one step, or the levels of two.
+A kernel reads 64 bits of a ring for every eight steps, which take as many bits as the rate says: so
+every eight of a ring lie alike. Fields of these bits name entries of a table: the level of one step,
+or the levels of two.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from qdc.numerics.trellis import EIGHTHS, UNITS, Code, bits_of_steps, levels
 
 STEPS = 8
 """Steps whose bits are read at once."""
-ROWS = 2 * STEPS
-"""Rows of a ring are padded to a multiple of this, in tiles and results alone."""
+ROWS = 8 * STEPS
+"""Rows whose bits are whole bytes, whatever the rate. Rows of a ring are padded to a multiple of this, in tiles and results alone."""
 TALLEST = 512
 """Rows of a tile that kernels have room for."""
 OLDEST = 16
@@ -28,6 +29,49 @@ BEYOND = 16
 """Bytes that may be read behind a ring."""
 PAIRS_BYTES = 96 << 10
 """Of a table of pairs up to which looking two levels up at once is faster."""
+
+
+class Fields(NamedTuple):
+    """What kernels cut out of the bits of a ring, and look up."""
+
+    rate: int
+    """Bits of eight steps."""
+    window: int
+    aligned: bool
+    """Whether every ring begins at a byte."""
+
+    @property
+    def together(self) -> int:
+        """Steps that are looked up at once: two if their table is small enough."""
+        entries = sum(1 << bits for bits in self._pairs())
+        return 2 if 4 * entries <= PAIRS_BYTES else 1
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bits of fields; each size has a table of its own, one behind the other."""
+        return [self.window] if self.together == 1 else self._pairs()
+
+    @property
+    def table_bytes(self) -> int:
+        """Of these tables."""
+        return 2 * self.together * sum(1 << bits for bits in self.sizes)
+
+    @property
+    def of_word(self) -> list[tuple[int, int, int]]:
+        """Fields of eight steps: first bit, where 16 bits come before; bits; where its table is."""
+        sizes, together = self.sizes, self.together
+        begins = {size: sum(1 << other for other in sizes if other < size) for size in sizes}
+        taken = bits_of_steps(STEPS, self.rate)
+        found = []
+        for step in range(0, STEPS, together):
+            bits = self.window + sum(taken[step + 1 : step + together])
+            first = OLDEST + sum(taken[: step + 1]) - self.window
+            found.append((first, bits, begins[bits]))
+        return found
+
+    def _pairs(self) -> list[int]:
+        seconds = bits_of_steps(STEPS, self.rate)[1::2]
+        return sorted({self.window + bits for bits in seconds})
 
 
 @dataclass(frozen=True)
@@ -70,22 +114,9 @@ class RingLayout:
         return max(0, tiles - 8 * BEYOND // self.ring - 2)
 
     @property
-    def seconds(self) -> tuple[int, ...]:
-        """Bits that the second step of each pair takes, of eight steps."""
-        return bits_of_steps(STEPS, self.rate)[1::2]
-
-    @property
-    def together(self) -> int:
-        """Steps that are looked up at once: two if their table is small enough."""
-        entries = sum(1 << self.window + bits for bits in set(self.seconds))
-        return 2 if 4 * entries <= PAIRS_BYTES else 1
-
-    @property
-    def table_bytes(self) -> int:
-        """Of the table that a kernel reads."""
-        if self.together == 1:
-            return 2 << self.window
-        return 4 * sum(1 << self.window + bits for bits in set(self.seconds))
+    def fields(self) -> Fields:
+        """What is looked up."""
+        return Fields(self.rate, self.window, aligned=self.ring % 8 == 0)
 
 
 def ring_layout(codec: TrellisCode) -> RingLayout | None:
@@ -102,11 +133,8 @@ def kept_rings(codec: TrellisCode, stored: Mapping[str, Tensor]) -> dict[str, Te
 
     Returns:
         The stored tensors as they are; ``late`` u8, the bytes of the last rings and zeros behind
-        them; ``before`` f16[columns] and ``after`` f16[rows], signs of both rotations; ``factor``
-        f32[1], the scale of whole levels; and of every eight steps of a ring, i64 each: ``starts``
-        [ring_rows / 8], their byte, ``shifts`` [ring_rows / together], the first bits of their
-        fields in it, and for as many as a kernel looks up at once ``masks`` [8], their bits, and
-        ``bases`` [8], the entries of the table that are not theirs.
+        them; ``before`` f16[columns] and ``after`` f16[rows], signs of both rotations; and
+        ``factor`` f32[1], the scale of whole levels.
     """
     layout = ring_layout(codec)
     assert layout is not None
@@ -120,57 +148,28 @@ def kept_rings(codec: TrellisCode, stored: Mapping[str, Tensor]) -> dict[str, Te
         "before": random_signs(codec.columns, inputs).half(),
         "after": random_signs(codec.rows, outputs).half(),
         "factor": torch.tensor([codec.factor(stored["scale"]) / UNITS[codec.code]]),
-        **_fields(layout),
     }
-
-
-def _fields(layout: RingLayout) -> dict[str, Tensor]:
-    rate, together = layout.rate, layout.together
-    words = layout.ring_rows // STEPS
-    ends = [step * rate // EIGHTHS for step in range(STEPS + 1)]
-    firsts = [OLDEST + ends[step + 1] - layout.window for step in range(0, STEPS, together)]
-    bits = (0,) * STEPS if together == 1 else layout.seconds
-    sizes = [layout.window + more for more in bits]
-    begins = dict(zip(sorted(set(sizes)), _starts(sorted(set(sizes))), strict=True))
-    # The first two words are put together from both ends of the ring, and begin at their bits.
-    bytes_ = [word * rate // 8 - OLDEST // 8 if word > 1 else 0 for word in range(words)]
-    phases = [word * rate % 8 if word > 1 else 0 for word in range(words)]
-    shifts = [first + phase for phase in phases for first in firsts]
-    found = {
-        "starts": bytes_,
-        "shifts": shifts,
-        "masks": [(1 << size) - 1 for size in sizes] * (8 // len(sizes)),
-        "bases": [begins[size] for size in sizes] * (8 // len(sizes)),
-    }
-    return {name: torch.tensor(values) for name, values in found.items()}
-
-
-def _starts(sizes: list[int]) -> list[int]:
-    """Where the tables of fields of so many bits begin in one."""
-    return [sum(1 << size for size in sizes[:place]) for place in range(len(sizes))]
 
 
 @cache
-def level_table(layout: RingLayout, kind: torch.dtype) -> Tensor:
-    """Levels by the fields of ``kept_rings``: ``[entries, together]``, whole numbers as ``kind``.
-
-    A field has the oldest bit lowest, a state the newest.
+def level_table(code: Code, fields: Fields, kind: torch.dtype) -> Tensor:
+    """Levels by fields, in whole numbers: ``[entries, together]``.
 
     Args:
-        layout: of a layer; the rows and columns are not read.
+        code: of the layer.
+        fields: what is looked up. It has the oldest bit lowest, where a state has the newest.
         kind: int16, exact, or bfloat16, rounded.
     """
-    window = layout.window
+    window = fields.window
     state = torch.arange(1 << window)
     turned = torch.zeros_like(state)
     for bit in range(window):
         turned |= (state >> bit & 1) << (window - 1 - bit)
-    whole = levels(layout.code, window, torch.device("cpu")) * UNITS[layout.code]
+    whole = levels(code, window, torch.device("cpu")) * UNITS[code]
     single = whole[turned].to(kind)
-    if layout.together == 1:
-        return single[:, None]
     parts = []
-    for bits in sorted(set(layout.seconds)):
-        field = torch.arange(1 << window + bits)
-        parts.append(torch.stack([single[field & (1 << window) - 1], single[field >> bits]], dim=1))
+    for bits in fields.sizes:
+        field = torch.arange(1 << bits)
+        steps = (field & (1 << window) - 1, field >> bits - window)[: fields.together]
+        parts.append(torch.stack([single[step] for step in steps], dim=1))
     return torch.cat(parts)

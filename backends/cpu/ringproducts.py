@@ -36,7 +36,7 @@ def multiply(layer: "Layer", layout: RingLayout, values: Tensor) -> Tensor:
 
 def _dot(kept: Mapping[str, Tensor], layout: RingLayout, inputs: Tensor) -> Tensor:
     result = torch.zeros(inputs.shape[0], layout.rings * layout.ring_rows)
-    table = level_table(layout, torch.int16)
+    table = level_table(layout.code, layout.fields, torch.int16)
     _decode(kept, layout, table, "dot", (0, layout.rings), result, inputs)
     return result
 
@@ -49,7 +49,7 @@ def _by_tiles(
 
     height, columns = layout.ring_rows, layout.columns
     kind = torch.int16 if exact else torch.bfloat16
-    table = level_table(layout, kind)
+    table = level_table(layout.code, layout.fields, kind)
     each = 6 if exact else 2
     step = max(1, TILE_BYTES // (each * height * columns))
     result = torch.empty(inputs.shape[0], layout.rings * height)
@@ -75,15 +75,13 @@ def _decode(
 ) -> None:
     from . import kernels
 
-    kernels.rings(layout.together, target)(
+    kernels.rings(layout.fields, target)(
         codes=kept["codes"].data_ptr(),
         late=kept["late"].data_ptr() - layout.late * layout.ring // 8,
         late_from=layout.late,
         ring_bits=layout.ring,
         rings=layout.rings,
-        rate=layout.rate,
         ring_rows=layout.ring_rows,
-        **{name: kept[name].data_ptr() for name in ("starts", "shifts", "masks", "bases")},
         table=table.data_ptr(),
         columns=layout.columns,
         first=rings[0],
