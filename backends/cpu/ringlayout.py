@@ -1,8 +1,8 @@
 """Where the weights of a trellis layer are, and what is kept of one: rings as they are stored.
 
-A kernel reads 64 bits of a ring for every eight steps, which take as many bits as the rate says: so
-every eight of a ring lie alike. Fields of these bits name entries of a table: the level of one step,
-or the levels of two.
+A kernel reads 64 bits of a ring for every eight steps, which take as many bits as the rate says:
+so every eight of a ring lie alike. Fields of these bits name entries of a table: the level of one
+step, or the levels of two.
 """
 
 from collections.abc import Mapping
@@ -20,15 +20,16 @@ from qdc.numerics.trellis import EIGHTHS, UNITS, Code, bits_of_steps, levels
 STEPS = 8
 """Steps whose bits are read at once."""
 ROWS = 8 * STEPS
-"""Rows whose bits are whole bytes, whatever the rate. Rows of a ring are padded to a multiple of this, in tiles and results alone."""
+"""Steps whose bits are whole bytes, whatever the rate; rows of a ring are padded to a multiple, in
+tiles and results alone."""
 TALLEST = 512
 """Rows of a tile that kernels have room for."""
 OLDEST = 16
 """Bits before a step that its window may reach back to."""
-BEYOND = 16
-"""Bytes that may be read behind a ring."""
+BEYOND = 40
+"""Bytes that may be read behind a ring: up to 63 padded steps of 4 bits, and most of a word."""
 PAIRS_BYTES = 96 << 10
-"""Of a table of pairs up to which looking two levels up at once is faster."""
+"""Of tables of pairs up to which they are faster: twice a first cache is, four times is not."""
 
 
 class Fields(NamedTuple):
@@ -108,10 +109,24 @@ class RingLayout:
         return -(-self.height // ROWS) * ROWS
 
     @property
+    def nbytes(self) -> int:
+        """Of all rings."""
+        return -(-self.rings * self.columns * self.ring // 8)
+
+    @property
     def late(self) -> int:
         """The first ring that is read from a copy, for what is read behind it may be no memory."""
-        tiles = self.rings * self.columns
-        return max(0, tiles - 8 * BEYOND // self.ring - 2)
+        return max(0, self.rings * self.columns - 8 * BEYOND // self.ring - 2)
+
+    @property
+    def late_byte(self) -> int:
+        """Where the copy begins."""
+        return self.late * self.ring // 8
+
+    @property
+    def late_bytes(self) -> int:
+        """Of the copy, and of zeros behind it."""
+        return self.nbytes - self.late_byte + BEYOND
 
     @property
     def fields(self) -> Fields:
@@ -120,12 +135,10 @@ class RingLayout:
 
 
 def ring_layout(codec: TrellisCode) -> RingLayout | None:
-    """The layout of a codec whose rings kernels read; None for tiles that are wide, tall or tiny."""
+    """The layout of a codec that kernels read; None for tiles that are wide, tall or tiny."""
     if codec.width > 1 or codec.height > TALLEST or codec.ring < OLDEST:
         return None
-    return RingLayout(
-        codec.rows, codec.columns, codec.rate, codec.window, codec.code, codec.height
-    )
+    return RingLayout(codec.rows, codec.columns, codec.rate, codec.window, codec.code, codec.height)
 
 
 def kept_rings(codec: TrellisCode, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,9 +152,8 @@ def kept_rings(codec: TrellisCode, stored: Mapping[str, Tensor]) -> dict[str, Te
     layout = ring_layout(codec)
     assert layout is not None
     inputs, outputs = stored["seeds"].tolist()
-    begin = layout.late * layout.ring // 8
-    late = torch.zeros(stored["codes"].numel() - begin + 2 * BEYOND, dtype=torch.uint8)
-    late[: -2 * BEYOND] = stored["codes"][begin:]
+    late = torch.zeros(layout.late_bytes, dtype=torch.uint8)
+    late[:-BEYOND] = stored["codes"][layout.late_byte :]
     return {
         **stored,
         "late": late,

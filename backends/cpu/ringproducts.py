@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FEW = 8
 """Rows up to which weights are multiplied as they come."""
+TILE_BYTES = 2 << 20
+"""Of the buffer that weights are written to, unless one ring of all columns is more."""
 
 
 def multiply(layer: "Layer", layout: RingLayout, values: Tensor) -> Tensor:
@@ -45,13 +47,10 @@ def _by_tiles(
     kept: Mapping[str, Tensor], layout: RingLayout, inputs: Tensor, *, exact: bool
 ) -> Tensor:
     """Some rings of all columns at a time; levels are whole numbers, exact in fp32."""
-    from .products import TILE_BYTES
-
     height, columns = layout.ring_rows, layout.columns
     kind = torch.int16 if exact else torch.bfloat16
     table = level_table(layout.code, layout.fields, kind)
-    each = 6 if exact else 2
-    step = max(1, TILE_BYTES // (each * height * columns))
+    step = max(1, TILE_BYTES // ring_bytes(layout, exact=exact))
     result = torch.empty(inputs.shape[0], layout.rings * height)
     factors = inputs if exact else inputs.to(kind)
     for start in range(0, layout.rings, step):
@@ -62,6 +61,11 @@ def _by_tiles(
             tile = reserve("wide", tuple(tile.shape), torch.float32).copy_(tile)
         result[:, start * height : (start + count) * height] = torch.mm(factors, tile)
     return result
+
+
+def ring_bytes(layout: RingLayout, *, exact: bool) -> int:
+    """Of one ring of all columns in a tile: 16 bits a weight, and fp32 beside them if exact."""
+    return (6 if exact else 2) * layout.ring_rows * layout.columns
 
 
 def _decode(
@@ -77,7 +81,7 @@ def _decode(
 
     kernels.rings(layout.fields, target)(
         codes=kept["codes"].data_ptr(),
-        late=kept["late"].data_ptr() - layout.late * layout.ring // 8,
+        late=kept["late"].data_ptr() - layout.late_byte,
         late_from=layout.late,
         ring_bits=layout.ring,
         rings=layout.rings,
@@ -102,7 +106,7 @@ def _without_padding(mixed: Tensor, layout: RingLayout) -> Tensor:
 
 
 def _rotated_inputs(values: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
-    """H_c S_c x."""
+    """Give H_c S_c x."""
     size = transform_size(values.shape[1])
     if not _has_kernel(size):
         return walsh_hadamard(values * kept["before"], size)
@@ -110,7 +114,7 @@ def _rotated_inputs(values: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
 
 
 def _rotated_outputs(values: Tensor, layer: "Layer") -> Tensor:
-    """factor * S_r H_r x + bias."""
+    """Give factor * S_r H_r x + bias."""
     kept, size = layer.kept, transform_size(values.shape[1])
     if not _has_kernel(size):
         return walsh_hadamard(values, size) * kept["factor"] * kept["after"] + layer.bias

@@ -179,23 +179,25 @@ def _decode(
         phase = None if fields.aligned else at.and_(bit, number(7))
         line = function.offset(to, function.times(at.mul(column.index, given["ring_rows"]), 2))
         head = _head(function, given, fields.rate, codes, bit)
-        _look_up(function, given, fields, (source, phase, head), line)
+        _look_up(function, given, fields, (source, phase), head, line)
         with function.loop(number(ROWS), given["ring_rows"], ROWS) as part:
             moved = at.lshr(function.times(part.index, fields.rate), number(6))
-            ahead = (function.offset(source, moved), phase, [])
-            _look_up(function, given, fields, ahead, function.offset(line, at.shl(part.index, number(1))))
+            ahead = function.offset(source, moved)
+            place = function.offset(line, function.times(part.index, 2))
+            _look_up(function, given, fields, (ahead, phase), [], place)
 
 
 def _look_up(
     function: Function,
     given: dict[str, Value],
     fields: Fields,
-    ring: tuple[Value, Value | None, list[Value]],
+    start: tuple[Value, Value | None],
+    head: list[Value],
     to: Value,
 ) -> None:
-    """Levels of 64 steps, whose bits begin at a byte, or at a bit within it."""
+    """Levels of 64 steps from a byte, maybe from a bit of it; ``head`` has the first words."""
     at = function.at
-    source, phase, head = ring
+    source, phase = start
     table = function.pointer(given["table"])
     kind = ir.IntType(16 * fields.together)
     for place in range(ROWS // STEPS):

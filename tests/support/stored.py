@@ -11,7 +11,7 @@ from qdc.numerics.hadamard import SEEDS
 
 
 def random_stored(codec: Codec, seed: int = 0) -> dict[str, Tensor]:
-    """Stored tensors of a ``multi-binary``, ``uniform`` or ``trellis`` layer; scales of both signs."""
+    """Stored tensors of ``multi-binary``, ``uniform`` or ``trellis``; scales of both signs."""
     generator = torch.Generator().manual_seed(seed)
     return dict(_tensors(codec, generator))
 
