@@ -178,7 +178,7 @@ def _decode(
         source = function.offset(codes, at.lshr(bit, number(3)))
         phase = None if fields.aligned else at.and_(bit, number(7))
         line = function.offset(to, function.times(at.mul(column.index, given["ring_rows"]), 2))
-        head = _head(function, given, fields.rate, codes, bit)
+        head = _head(function, given, fields, (source, phase))
         _look_up(function, given, fields, (source, phase), head, line)
         with function.loop(number(ROWS), given["ring_rows"], ROWS) as part:
             moved = at.lshr(function.times(part.index, fields.rate), number(6))
@@ -216,18 +216,22 @@ def _look_up(
 
 
 def _head(
-    function: Function, given: dict[str, Value], rate: int, codes: Value, bit: Value
+    function: Function, given: dict[str, Value], fields: Fields, start: tuple[Value, Value | None]
 ) -> list[Value]:
     """The words of the first 16 steps, whose windows reach back to the end of the ring."""
     at = function.at
-    source = function.offset(codes, at.lshr(bit, number(3)))
-    phase = at.and_(bit, number(7))
+    source, phase = start
     low, high = (function.load(I64, source, number(place)) for place in (0, 8))
-    low = function.call("llvm.fshr.i64", I64, [high, low, phase])
-    high = at.lshr(high, phase)
-    end = at.add(bit, at.sub(given["ring_bits"], number(OLDEST)))
-    last = at.zext(function.load(I32, codes, at.lshr(end, number(3))), I64)
-    last = at.and_(at.lshr(last, at.and_(end, number(7))), number((1 << OLDEST) - 1))
+    end = at.sub(given["ring_bits"], number(OLDEST))
+    if phase is None:
+        last = function.load(I16, source, at.lshr(end, number(3)))
+        last = at.zext(last, I64)
+    else:
+        low = function.call("llvm.fshr.i64", I64, [high, low, phase])
+        high = at.lshr(high, phase)
+        end = at.add(end, phase)
+        last = at.zext(function.load(I32, source, at.lshr(end, number(3))), I64)
+        last = at.and_(at.lshr(last, at.and_(end, number(7))), number((1 << OLDEST) - 1))
     high = function.call("llvm.fshl.i64", I64, [high, low, number(OLDEST)])
     low = at.or_(at.shl(low, number(OLDEST)), last)
-    return [low, function.call("llvm.fshr.i64", I64, [high, low, number(rate)])]
+    return [low, function.call("llvm.fshr.i64", I64, [high, low, number(fields.rate)])]
