@@ -12,8 +12,11 @@ from torch import Tensor
 
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
 from qdc.format.weights import Weights
+from qdc.numerics.hadamard import SEEDS
+from qdc.numerics.trellis import EIGHTHS
 
 BLOCK = 128
 EVERY = 20
@@ -29,7 +32,12 @@ def orders(blocks: int) -> tuple[int, ...]:
 
 
 def codec_of(kind: str, rows: int, columns: int) -> Codec:
-    """The codec that the preset ``default`` gives such a layer, for ``uniform`` a vocabulary."""
+    """The codec that the preset ``default`` gives such a layer, for ``uniform`` a vocabulary.
+
+    ``trellis`` is that of ``trellis-lower``, of 2 bits.
+    """
+    if kind == "trellis":
+        return TrellisCode.of(rows, columns, 2 * EIGHTHS, height=128, width=1)
     if kind == "uniform":
         return UniformGrid(rows=rows, columns=columns, group=-(-columns // 8) * 8, bits=8)
     return MultiBinary(rows=rows, columns=columns, block=BLOCK, orders=orders(-(-columns // BLOCK)))
@@ -52,6 +60,8 @@ def _tensors(codec: Codec, generator: torch.Generator) -> Iterator[tuple[str, Te
                 256, shape, dtype=torch.uint8, device=device, generator=generator
             )
             yield suffix, bytes_
+        elif kind.dtype == "i32":
+            yield suffix, torch.randint(SEEDS, shape, device=device, generator=generator).int()
         else:
             noise = torch.rand(shape, device=device, generator=generator) + 0.5
             size = {"col_scale": 1.0, "scale": gain / 64, "minimum": -2 * gain}.get(suffix, gain)
