@@ -43,6 +43,15 @@ def rings(fields: Fields, target: str) -> Kernel:
 
 
 @functools.cache
+def whole_rings(fields: Fields) -> Kernel:
+    """Rings of trellis codes multiplied by whole numbers."""
+    from . import wholerings as kind
+
+    fused = "avx512vnni" in features()
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, fields, fused))
+
+
+@functools.cache
 def rotate(side: str) -> Kernel:
     """Random rotations of inputs, or of outputs."""
     from . import rotating as kind

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from qdc.numerics.hadamard import transform_size, walsh_hadamard
 
@@ -21,14 +22,18 @@ if TYPE_CHECKING:
 
 FEW = 8
 """Rows up to which weights are multiplied as they come."""
+FEWEST = 4
+"""Rows up to which they are where whole numbers could be instead."""
 TILE_BYTES = 2 << 20
 """Of the buffer that weights are written to, unless one ring of all columns is more."""
 
 
 def multiply(layer: "Layer", layout: RingLayout, values: Tensor) -> Tensor:
     """``[M, columns] -> [M, rows]``: the product with the weight, and the bias, in fp32."""
-    rotated = _rotated_inputs(values.float(), layer.kept)
-    if rotated.shape[0] <= FEW:
+    rotated, rows = _rotated_inputs(values.float(), layer.kept), values.shape[0]
+    if layer.arithmetic == "fast" and support.looks_up() and _whole_is_faster(rows):
+        mixed = _whole(layer.kept, layout, rotated)
+    elif rows <= FEW:
         mixed = _dot(layer.kept, layout, rotated)
     else:
         exact = layer.arithmetic == "f32" or support.product_type() == torch.float32
@@ -36,10 +41,33 @@ def multiply(layer: "Layer", layout: RingLayout, values: Tensor) -> Tensor:
     return _rotated_outputs(_without_padding(mixed, layout), layer)
 
 
+def _whole_is_faster(rows: int) -> bool:
+    from .products import MATRIX_ROWS
+
+    return rows > FEWEST and (rows < MATRIX_ROWS or "amx-bf16" not in support.features())
+
+
+def _whole(kept: Mapping[str, Tensor], layout: RingLayout, inputs: Tensor) -> Tensor:
+    from .wholerings import LARGEST, PIECE
+
+    count, columns = inputs.shape
+    pieces = -(-columns // PIECE)
+    # A row of zeros has steps too; one with a NaN has none, and gives NaN.
+    steps = (inputs.abs().amax(1, keepdim=True) / LARGEST).clamp(min=torch.finfo().tiny)
+    rounded = torch.zeros(pieces, count, PIECE, dtype=torch.int16)
+    turned = rounded.transpose(0, 1)
+    whole = pad(inputs / steps, (0, pieces * PIECE - columns)).round_()
+    turned.copy_(whole.view(count, pieces, PIECE))
+    result = torch.zeros(count, layout.rings * layout.ring_rows)
+    table = level_table(layout.code, layout.fields, torch.int16)
+    _decode(kept, layout, table, "whole", (0, layout.rings), result, rounded, count)
+    return result.mul_(steps)
+
+
 def _dot(kept: Mapping[str, Tensor], layout: RingLayout, inputs: Tensor) -> Tensor:
     result = torch.zeros(inputs.shape[0], layout.rings * layout.ring_rows)
     table = level_table(layout.code, layout.fields, torch.int16)
-    _decode(kept, layout, table, "dot", (0, layout.rings), result, inputs)
+    _decode(kept, layout, table, "dot", (0, layout.rings), result, inputs, len(inputs))
     return result
 
 
@@ -72,14 +100,17 @@ def _decode(
     kept: Mapping[str, Tensor],
     layout: RingLayout,
     table: Tensor,
-    target: Literal["tile", "dot"],
+    target: Literal["tile", "dot", "whole"],
     rings: tuple[int, int],
     to: Tensor,
     inputs: Tensor | None = None,
+    many: int = 0,
 ) -> None:
     from . import kernels
 
-    kernels.rings(layout.fields, target)(
+    whole = target == "whole"
+    kernel = kernels.whole_rings(layout.fields) if whole else kernels.rings(layout.fields, target)
+    kernel(
         codes=kept["codes"].data_ptr(),
         late=kept["late"].data_ptr() - layout.late_byte,
         late_from=layout.late,
@@ -91,7 +122,7 @@ def _decode(
         first=rings[0],
         count=rings[1],
         inputs=0 if inputs is None else inputs.data_ptr(),
-        many=0 if inputs is None else inputs.shape[0],
+        many=many,
         target=to.data_ptr(),
         target_bytes=to.stride(0) * to.element_size(),
     )
