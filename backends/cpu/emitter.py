@@ -129,7 +129,8 @@ class Function:
         size = self.call("llvm.fabs.v16f32", values.type, [near])
         small = at.fcmp_ordered("<=", size, filled(values.type, 32767.0))
         near = at.select(small, near, filled(values.type, 0.0))
-        return at.trunc(at.fptosi(near, vector(I32, values.type.count)), vector(I16, 16))
+        count = values.type.count
+        return at.trunc(at.fptosi(near, vector(I32, count)), vector(I16, count))
 
     def sum(self, values: Value) -> Value:
         """The sum of 16 fp32 numbers, halves first: the same order on every processor."""

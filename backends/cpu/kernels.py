@@ -52,6 +52,14 @@ def whole_rings(fields: Fields) -> Kernel:
 
 
 @functools.cache
+def rounding(piece: int, largest: float) -> Kernel:
+    """Activations to whole numbers, by pieces of columns."""
+    from . import rounding as kind
+
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, piece, largest))
+
+
+@functools.cache
 def rotate(side: str) -> Kernel:
     """Random rotations of inputs, or of outputs."""
     from . import rotating as kind

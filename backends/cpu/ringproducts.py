@@ -48,16 +48,21 @@ def _whole_is_faster(rows: int) -> bool:
 
 
 def _whole(kept: Mapping[str, Tensor], layout: RingLayout, inputs: Tensor) -> Tensor:
+    from . import kernels
     from .wholerings import LARGEST, PIECE
 
-    count, columns = inputs.shape
-    pieces = -(-columns // PIECE)
-    # A row of zeros has steps too; one with a NaN has none, and gives NaN.
-    steps = (inputs.abs().amax(1, keepdim=True) / LARGEST).clamp(min=torch.finfo().tiny)
-    rounded = torch.zeros(pieces, count, PIECE, dtype=torch.int16)
-    turned = rounded.transpose(0, 1)
-    whole = pad(inputs / steps, (0, pieces * PIECE - columns)).round_()
-    turned.copy_(whole.view(count, pieces, PIECE))
+    count = inputs.shape[0]
+    missing = -inputs.shape[1] % PIECE
+    inputs = pad(inputs, (0, missing)) if missing else inputs
+    rounded = torch.empty(inputs.shape[1] // PIECE, count, PIECE, dtype=torch.int16)
+    steps = torch.empty(count, 1)
+    kernels.rounding(PIECE, LARGEST)(
+        inputs=inputs.data_ptr(),
+        count=count,
+        width=inputs.shape[1],
+        rounded=rounded.data_ptr(),
+        steps=steps.data_ptr(),
+    )
     result = torch.zeros(count, layout.rings * layout.ring_rows)
     table = level_table(layout.code, layout.fields, torch.int16)
     _decode(kept, layout, table, "whole", (0, layout.rings), result, rounded, count)
