@@ -9,6 +9,7 @@ from llvmlite import ir
 from .emitter import (
     BODY,
     F32,
+    I32,
     TEAM,
     Function,
     Value,
@@ -23,7 +24,7 @@ OPERANDS = (
     "rounded", "steps",  # i16 [pieces, count, PIECE], fp32 [count]
 )  # fmt: skip
 LANES = 16
-WIDE = vector(F32, LANES)
+WIDE, LONG = vector(F32, LANES), vector(I32, LANES)
 
 
 def write(module: Value, piece: int, largest: float) -> str:
@@ -49,14 +50,13 @@ def write(module: Value, piece: int, largest: float) -> str:
             function.pointer(given["inputs"]),
             function.times(at.mul(row.index, given["width"]), 4),
         )
-        zero = filled(WIDE, 0.0)
-        with function.loop(number(0), given["width"], LANES, carried=[zero]) as part:
-            value = function.load(WIDE, source, function.times(part.index, 4))
-            size = function.call("llvm.fabs.v16f32", WIDE, [value])
-            # A NaN stays one: the comparison is false for it.
-            smaller = at.fcmp_ordered("<=", size, part.values[0])
-            part.values = [at.select(smaller, part.values[0], size)]
-        size = function.largest(part.values[0])
+        with function.loop(number(0), given["width"], LANES, carried=[filled(LONG, 0)]) as part:
+            value = function.load(LONG, source, function.times(part.index, 4))
+            # Sizes compare as the whole numbers of their bits do, and a NaN is above all of them.
+            size = at.and_(value, filled(LONG, 0x7FFFFFFF))
+            above = at.icmp_signed(">", size, part.values[0])
+            part.values = [at.select(above, size, part.values[0])]
+        size = function.largest(at.bitcast(part.values[0], WIDE))
         positive = at.fcmp_ordered(">", size, ir.Constant(F32, 0.0))
         many = at.select(positive, at.fdiv(top, size), ir.Constant(F32, 0.0))
         step = at.fdiv(size, top)
