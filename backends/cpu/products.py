@@ -7,7 +7,7 @@
 | dot | every processor, few rows | weights in registers, fp32 |
 | tiles | everything else | weights written to a small buffer, and the library's product |
 
-Trellis codes take the last two ways on their own: see ``ringproducts``.
+Trellis codes have ways of their own: see ``ringproducts``.
 """
 
 from collections.abc import Mapping

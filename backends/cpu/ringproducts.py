@@ -1,7 +1,13 @@
 """Products with rings of trellis codes: activations are rotated, weights stay as they are.
 
 W = scale * S_r H_r P H_c S_c, so P is multiplied with rotated inputs, and what comes out is
-rotated back. ``dot`` decodes P as it multiplies; for more rows it is written to a small buffer.
+rotated back. How P is multiplied:
+
+| | where | what |
+|---|---|---|
+| dot | few rows | decoded as it is multiplied, fp32 |
+| whole | AVX-512, more rows | the same, whole numbers |
+| tiles | everything else | written to a small buffer, and the library's product |
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ from .ringreading import OPERANDS, decode
 PIECE = 64
 """Columns that are decoded and added up together."""
 LARGEST = 30000.0
-"""Of an input: 64 products with the largest level, 1,106, stay below 2^31."""
+"""Of an input: 64 products with the largest level, 1,107, stay below 2^31."""
 TOGETHER = (8, 4, 1)
 """Rows of activations that are multiplied together."""
 RINGS = 2

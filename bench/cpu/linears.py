@@ -56,7 +56,8 @@ def measure(
 ) -> Iterator[Row]:
     """Measure one linear at some numbers of rows; tiles where many rows make them a rival.
 
-    Trellis codes are decoded by their own formula too, as what no kernel reads is at every call.
+    For one row trellis codes are decoded by their own formula too, as what no kernel reads is at
+    every call: it takes so long that more rows are the same.
     """
     torch.set_num_threads(threads)
     stored = random_stored(codec, torch.Generator().manual_seed(0))
@@ -73,10 +74,10 @@ def measure(
             BASELINE: lambda half=half: linear(half, dense),
             PACKED: lambda x=x: packed(x),
         }
-        if isinstance(codec, TrellisCode):
+        if isinstance(codec, TrellisCode) and count == 1:
             slow = products.Layer(codec, None, stored, torch.zeros(codec.rows), "fast")
             calls[DECODED] = lambda x=x, slow=slow: products.multiply(slow, x)
-        elif count >= 128:
+        if count >= 128:
             calls[TILES] = lambda x=x: _by_tiles(packed, x)
         for other, call in others.items():
             if isinstance(call, str):
