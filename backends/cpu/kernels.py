@@ -37,18 +37,20 @@ def expand(bits: int, place: str, vectors: int, target: Target) -> Kernel:
 @functools.cache
 def rings(fields: Fields, target: str) -> Kernel:
     """Rings of trellis codes written out, or multiplied as they come."""
+    from . import ringreading
     from . import rings as kind
 
-    return _compiled(kind.OPERANDS, lambda module: kind.write(module, fields, target))
+    return _compiled(ringreading.OPERANDS, lambda module: kind.write(module, fields, target))
 
 
 @functools.cache
 def whole_rings(fields: Fields) -> Kernel:
     """Rings of trellis codes multiplied by whole numbers."""
+    from . import ringreading
     from . import wholerings as kind
 
     fused = "avx512vnni" in features()
-    return _compiled(kind.OPERANDS, lambda module: kind.write(module, fields, fused))
+    return _compiled(ringreading.OPERANDS, lambda module: kind.write(module, fields, fused))
 
 
 @functools.cache
