@@ -119,11 +119,18 @@ class Function:
         return self.call("llvm.fma.v16f32", left.type, [left, right, added])
 
     def whole(self, values: Value, steps: Value) -> Value:
-        """``values * steps`` of 16 fp32 numbers to the nearest whole ones, of 16 bits; NaN to 0."""
-        near = self.call("llvm.rint.v16f32", values.type, [self.at.fmul(values, steps)])
-        kind = vector(I32, values.type.count)
-        saturated = self.call("llvm.fptosi.sat.v16i32.v16f32", kind, [near])
-        return self.at.trunc(saturated, vector(I16, values.type.count))
+        """``values * steps`` of 16 fp32 numbers to the nearest whole ones, of 16 bits.
+
+        NaN, and what has no 16 bits, become 0. A conversion that saturates would do the numbers one
+        by one.
+        """
+        at = self.at
+        near = self.call("llvm.rint.v16f32", values.type, [at.fmul(values, steps)])
+        size = self.call("llvm.fabs.v16f32", values.type, [near])
+        small = at.fcmp_ordered("<=", size, filled(values.type, 32767.0))
+        near = at.select(small, near, filled(values.type, 0.0))
+        count = values.type.count
+        return at.trunc(at.fptosi(near, vector(I32, count)), vector(I16, count))
 
     def sum(self, values: Value) -> Value:
         """The sum of 16 fp32 numbers, halves first: the same order on every processor."""

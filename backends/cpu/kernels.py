@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from .expand import Target
 from .machine import Kernel, processor
+from .ringlayout import Fields
 from .support import features
 
 
@@ -31,6 +32,41 @@ def expand(bits: int, place: str, vectors: int, target: Target) -> Kernel:
     from . import expand as kind
 
     return _compiled(kind.OPERANDS, lambda module: kind.write(module, bits, place, vectors, target))
+
+
+@functools.cache
+def rings(fields: Fields, target: str) -> Kernel:
+    """Rings of trellis codes written out, or multiplied as they come."""
+    from . import ringreading
+    from . import rings as kind
+
+    return _compiled(ringreading.OPERANDS, lambda module: kind.write(module, fields, target))
+
+
+@functools.cache
+def whole_rings(fields: Fields) -> Kernel:
+    """Rings of trellis codes multiplied by whole numbers."""
+    from . import ringreading
+    from . import wholerings as kind
+
+    fused = "avx512vnni" in features()
+    return _compiled(ringreading.OPERANDS, lambda module: kind.write(module, fields, fused))
+
+
+@functools.cache
+def rounding(piece: int, largest: float) -> Kernel:
+    """Activations to whole numbers, by pieces of columns."""
+    from . import rounding as kind
+
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, piece, largest))
+
+
+@functools.cache
+def rotate(side: str) -> Kernel:
+    """Random rotations of inputs, or of outputs."""
+    from . import rotating as kind
+
+    return _compiled(kind.OPERANDS, lambda module: kind.write(module, side))
 
 
 def _compiled(operands: Sequence[str], write: Callable[[object], str]) -> Kernel:

@@ -93,7 +93,9 @@ class Kernel:
         threads, found = torch.get_num_threads(), team()
         values = [given[name] for name in self._names]
         if threads == 1 or found is None:
-            self._alone(ctypes.addressof(self._kind(0, 0, 0, *values)))
+            # Held by a name until the call is over: an address alone keeps nothing.
+            operands = self._kind(0, 0, 0, *values)
+            self._alone(ctypes.addressof(operands))
         else:
             operands = self._kind(*found.functions, *values)
             found.run(self._team, ctypes.addressof(operands), threads)

@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import torch
+
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
@@ -9,6 +11,7 @@ from qdc.pipeline.running import Resident, Running
 
 from . import support
 from .packing import Layout, layout_of
+from .ringlayout import RingLayout
 
 FP32, HALF, WHOLE = 4, 2, 8
 COMPILER = 90 << 20
@@ -25,7 +28,10 @@ def resident(running: Running) -> Resident | None:
     if not support.has_compiler():
         return None
     from .products import TABLES_BYTES, TILE_BYTES
+    from .ringproducts import ring_bytes
 
+    exact = support.product_type() == torch.float32
+    tile, tables = TILE_BYTES, dict[object, int]()
     parts: Counter[str] = Counter()
     loading = held = 0
     for layer in running.layers:
@@ -42,7 +48,13 @@ def resident(running: Running) -> Resident | None:
         parts.update(found)
         held += found["scales"]
         loading = max(loading, held + found["scales"])
-    parts |= Counter({"workspace": TABLES_BYTES + TILE_BYTES, "compiler": COMPILER})
+        layout = layout_of(codec)
+        if isinstance(layout, RingLayout):
+            tile = max(tile, ring_bytes(layout, exact=exact))
+            # Of whole numbers and of bf16: few rows and many want them.
+            tables[layout.code, layout.fields] = 2 * layout.fields.table_bytes
+    workspace = TABLES_BYTES + tile + sum(tables.values())
+    parts |= Counter({"workspace": workspace, "compiler": COMPILER})
     parts["activations"] = running.values
     return Resident(dict(parts), loading + parts["other weights"])
 
@@ -52,6 +64,12 @@ def _of_layer(codec: Codec) -> Counter[str]:
     layout = layout_of(codec)
     if layout is None:
         return Counter({"planes and codes": codec.nbytes})
+    if isinstance(layout, RingLayout):
+        # What is stored beside the rings is kept as well: a scale and two seeds.
+        others = codec.nbytes - layout.nbytes
+        signs = HALF * (layout.rows + layout.columns)
+        small = others + layout.late_bytes + signs + FP32 * (layout.padded + 1)
+        return Counter({"planes and codes": layout.nbytes, "scales": small})
     codes = layout.rows * layout.row_bytes
     return Counter({"planes and codes": codes, "scales": _scales(codec, layout)})
 

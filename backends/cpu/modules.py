@@ -11,6 +11,7 @@ from qdc.format.codec import Codec
 from . import support
 from .packing import kept, layout_of
 from .products import Arithmetic, Layer, multiply
+from .ringlayout import RingLayout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of activations. Products are in fp32 or bf16, whichever of these comes in."""
@@ -70,6 +71,10 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight ``[rows, columns]``, decoded at each access; nothing here reads it."""
+        if isinstance(self.layout, RingLayout):
+            # Stored tensors are kept: their own formula is exact, and no slower.
+            stored = {name: self.get_buffer(name) for name in self.codec.specification()}
+            return self.codec.dense(self.codec.unpack(stored)).to(self.dtype)
         everything = torch.eye(self.in_features)
         layer = Layer(self.codec, self.layout, self._held(), torch.zeros_like(self.offsets), "f32")
         return multiply(layer, everything).T.to(self.dtype)

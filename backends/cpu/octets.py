@@ -169,7 +169,7 @@ def _multiply(
                 place_ = function.times(part.index, 2)
                 values = [function.load(WORD, each, place_) for each in inputs]
                 part.values = [
-                    _add_pairs(function, sum_, values[m], codes[i], fused)
+                    add_pairs(function, sum_, values[m], codes[i], fused)
                     for sum_, (m, i) in zip(part.values, pairs, strict=True)
                 ]
             made = []
@@ -203,7 +203,8 @@ def _multiply(
         function.store(total, result, function.times(target, 4))
 
 
-def _add_pairs(function: Function, total: Value, left: Value, right: Value, fused: bool) -> Value:
+def add_pairs(function: Function, total: Value, left: Value, right: Value, fused: bool) -> Value:
+    """Add products of 32 whole numbers of 16 bits to 16 sums, those of neighbours to one."""
     if fused:
         return function.call("llvm.x86.avx512.vpdpwssd.512", LONG, [total, left, right])
     pairs = function.call("llvm.x86.avx512.pmaddw.d.512", LONG, [left, right])

@@ -14,8 +14,11 @@ from torch.nn.functional import pad
 
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
 from qdc.numerics.components import decode_scales
+
+from .ringlayout import RingLayout, kept_rings, ring_layout
 
 ROWS = 128
 """Rows are padded to a multiple of this, in scales and results alone."""
@@ -63,8 +66,10 @@ class Layout:
         return UNIT // max(self.bits, 1)
 
 
-def layout_of(codec: Codec) -> Layout | None:
+def layout_of(codec: Codec) -> Layout | RingLayout | None:
     """The layout of a codec that kernels read; None for any other."""
+    if isinstance(codec, TrellisCode):
+        return ring_layout(codec)
     if isinstance(codec, MultiBinary) and codec.block % WORD == 0:
         blocks, width = len(codec.orders), codec.block
         return Layout(codec.rows, codec.columns, 0, "none", blocks, width, codec.orders)
@@ -82,10 +87,12 @@ def kept(codec: Codec, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         ``bits`` as stored; ``scales`` and ``places`` f16[groups, padded rows], 0 in the padding;
         ``columns`` f32[planes, block]; ``orders`` i64[blocks]; and of units, i64 each: their first
-        byte in a row, their first column, their row of scales.
+        byte in a row, their first column, their row of scales. Of a trellis: see ``kept_rings``.
     """
+    if isinstance(codec, TrellisCode):
+        return kept_rings(codec, stored)
     layout = layout_of(codec)
-    assert layout is not None
+    assert isinstance(layout, Layout)
     found = {"orders": torch.tensor(layout.orders), **_units(layout)}
     if isinstance(codec, MultiBinary):
         row_scale, col_scale = stored["row_scale"], stored["col_scale"]

@@ -6,6 +6,8 @@
 | octets | AVX-512, codes of 8 bits, few rows | whole numbers |
 | dot | every processor, few rows | weights in registers, fp32 |
 | tiles | everything else | weights written to a small buffer, and the library's product |
+
+Trellis codes have ways of their own: see ``ringproducts``.
 """
 
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from qdc.format.codec import Codec
 
 from . import support
 from .packing import Layout, padded_inputs
+from .ringlayout import RingLayout
 from .workspace import reserve
 
 Arithmetic = Literal["fast", "f32"]
@@ -41,7 +44,7 @@ class Layer(NamedTuple):
     """A packed layer, as products take it."""
 
     codec: Codec
-    layout: Layout | None
+    layout: Layout | RingLayout | None
     """None: no kernel reads the codec."""
     kept: Mapping[str, Tensor]
     """As ``packing.kept`` gives it with a layout; the stored tensors without."""
@@ -59,6 +62,10 @@ def multiply(layer: Layer, values: Tensor) -> Tensor:
     layout = layer.layout
     if layout is None or not support.has_compiler():
         return _by_codec(layer, values)
+    if isinstance(layout, RingLayout):
+        from . import ringproducts
+
+        return ringproducts.multiply(layer, layout, values)
     rows = values.shape[0]
     if layer.arithmetic == "fast" and support.looks_up():
         if layout.bits == 8 and _octets_are_faster(layout, rows):

@@ -10,14 +10,16 @@ from torch.nn.functional import linear
 
 from bench.common.shapes import LLADA, Model
 from bench.gpu.weights import codec_of, random_stored
-from qdc.backends.cpu import support
+from qdc.backends.cpu import products, support
 from qdc.backends.cpu.modules import PackedLinear
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
+from qdc.format.trelliscode import TrellisCode
 
 from .peers import Call, found, inputs
 
-BASELINE, PACKED, TILES = "bf16", "packed", "by tiles"
+BASELINE, PACKED, TILES, DECODED = "bf16", "packed", "by tiles", "decoded"
+TRELLIS = "trellis"
 
 
 @dataclass
@@ -38,21 +40,28 @@ class Row:
 
 
 def shapes(model: Model = LLADA) -> dict[str, Codec]:
-    """The linears of a model as they are stored: orders of mean 2, and 8 bits for the head."""
+    """The linears of a model as they are stored: orders of mean 2, and 8 bits for the head.
+
+    One has trellis codes of 2 bits beside them.
+    """
     width, hidden = model.width, model.hidden
     sizes = {"q, k, v, out": (width, width), "gate, up": (hidden, width), "down": (width, hidden)}
     codecs = {name: codec_of("multi-binary", *size) for name, size in sizes.items()}
-    return {**codecs, "head": codec_of("uniform", model.vocabulary, width)}
+    codecs["head"] = codec_of("uniform", model.vocabulary, width)
+    return {**codecs, TRELLIS: codec_of("trellis", width, width)}
 
 
 def measure(
     name: str, codec: Codec, tokens: list[int], threads: int, turns: int, *, peers: bool
 ) -> Iterator[Row]:
-    """Measure one linear at some numbers of rows; tiles where many rows make them a rival."""
+    """Measure one linear at some numbers of rows; tiles where many rows make them a rival.
+
+    For one row trellis codes are decoded by their own formula too, as what no kernel reads is at
+    every call: it takes so long that more rows are the same.
+    """
     torch.set_num_threads(threads)
-    packed = PackedLinear(
-        codec, random_stored(codec, torch.Generator().manual_seed(0)), None, torch.float32, "fast"
-    )
+    stored = random_stored(codec, torch.Generator().manual_seed(0))
+    packed = PackedLinear(codec, stored, None, torch.float32, "fast")
     dense = torch.randn(codec.rows, codec.columns, dtype=torch.bfloat16)
     others: dict[str, Call | str] = {}
     if peers and isinstance(codec, MultiBinary):
@@ -65,6 +74,9 @@ def measure(
             BASELINE: lambda half=half: linear(half, dense),
             PACKED: lambda x=x: packed(x),
         }
+        if isinstance(codec, TrellisCode) and count == 1:
+            slow = products.Layer(codec, None, stored, torch.zeros(codec.rows), "fast")
+            calls[DECODED] = lambda x=x, slow=slow: products.multiply(slow, x)
         if count >= 128:
             calls[TILES] = lambda x=x: _by_tiles(packed, x)
         for other, call in others.items():

@@ -16,7 +16,7 @@ from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
 from qdc.format.weights import Weights
 from qdc.numerics.hadamard import SEEDS
-from qdc.numerics.tiling import Tiling
+from qdc.numerics.trellis import EIGHTHS
 
 BLOCK = 128
 EVERY = 20
@@ -34,16 +34,12 @@ def orders(blocks: int) -> tuple[int, ...]:
 def codec_of(kind: str, rows: int, columns: int) -> Codec:
     """The codec that the preset ``default`` gives such a layer, for ``uniform`` a vocabulary.
 
-    For ``trellis`` what ``trellis-lower`` makes by default.
+    ``trellis`` is what ``trellis-lower`` makes by default.
     """
+    if kind == "trellis":
+        return TrellisCode.of(rows, columns, 2 * EIGHTHS, height=128, width=1)
     if kind == "uniform":
         return UniformGrid(rows=rows, columns=columns, group=-(-columns // 8) * 8, bits=8)
-    if kind == "trellis":
-        tiling = Tiling.fitted(rows, 128, 1)
-        return TrellisCode(
-            rows=rows, columns=columns, rate=16, window=10, code="quadratic",
-            height=tiling.height, width=tiling.width,
-        )  # fmt: skip
     return MultiBinary(rows=rows, columns=columns, block=BLOCK, orders=orders(-(-columns // BLOCK)))
 
 
