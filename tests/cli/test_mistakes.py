@@ -79,8 +79,12 @@ def test_bits_are_the_pipelines(
 ) -> None:
     text = said(capsys, "compile", model, "-o", tmp_path / "out", "--bits", 4)
     assert text.startswith("error[QDC001] no such option: --bits\n  help")
-    typed = shlex.split(text.partition("--passes ")[2])[0]
+    typed = shlex.split(text.rpartition("--passes ")[2])[0]
     assert elsewhere.BITS in str(build_plan(typed, standard_registry()))
+    for name, bits in (("small", "1.5"), ("large", "3")):
+        assert f"{name} for {bits}" in text
+        plan = str(build_plan(name, standard_registry()))
+        assert f"allocate-rates{{budget={bits} count=layers}}" in plan
 
 
 def test_format_lists_what_there_is(
