@@ -127,6 +127,17 @@ def test_name_of_the_hub(
     assert f"give {snapshot}" in said(capsys, name, HUB, *rest)
 
 
+def test_name_of_a_folder_that_is_mistyped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it may be a name of the hub too."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny-llada", "notes"):
+        folder = Path("models", name)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert no_folder(Path("models/tiny-lada")).help == "did you mean models/tiny-llada?"
+    assert "hf download models/other" in no_folder(Path("models/other")).help
+
+
 def test_what_is_printed_for_the_hub_is_a_command_of_its_library() -> None:
     """Its options take one value each, and may be repeated where they are lists."""
     from huggingface_hub.cli.download import download
