@@ -56,6 +56,8 @@ class Figures:
     """Of codes or signs, a weight."""
     effective_bits: float
     """Every stored bit, a weight."""
+    whole_bits: float | None
+    """The same with embedding and head; None where they are not quantized."""
     bytes_before: int
     """Tensor files of the checkpoint."""
     tensor_bytes: int
@@ -77,6 +79,8 @@ def card_text(checkpoint: Checkpoint, facts: Mapping[str, Any], figures: Figures
         *(f"{name}: {value}" for name, value in licence.items()),
         "tags: [diffusion-language-model, quantized, qdc]",
     ]
+    whole = figures.whole_bits
+    vocabulary = "" if whole is None else f", {whole:.4f} with embedding and head"
     named = ", ".join(map(str, checkpoint.config.get("architectures") or ())) or "a torch module"
     origin = f"`{base}`" if base else f"{_code(named)}; its configuration names no model of the hub"
     calibration = facts.get("calibration")
@@ -90,14 +94,14 @@ def card_text(checkpoint: Checkpoint, facts: Mapping[str, Any], figures: Figures
         else f"{_code(calibration['name'])} `sha256:{calibration['sha256']}`",
         "quantized": f"{figures.layers} layers, {figures.weights:,} weights",
         "bits a weight": f"{figures.bits:.6g} {figures.bits_word}, "
-        f"{figures.effective_bits:.4f} with every stored byte counted",
+        f"{figures.effective_bits:.4f} with every stored byte counted{vocabulary}",
         "tensors": f"{size(figures.bytes_before)} before, {size(figures.tensor_bytes)} now",
         "written by": f"qdc {facts['qdc_version']}, backend {_code(facts['backend'])}",
     }
     title = base.rpartition("/")[2] if base else str(checkpoint.config.get("model_type", "A model"))
     lines = [
         "---", *head, "---", "",
-        f"# {title}, compiled to {figures.bits:.6g} bits", "",
+        f"# {title}, compiled to {figures.bits:.3g} bits", "",
         "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), "",
         USE, "", "## Loss", "",
         BEGIN, UNKNOWN, END, "",

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -31,9 +32,19 @@ def no_folder(path: Path) -> InvalidCheckpoint:
     if path.exists():
         what, help = f"{path} is a file, not a model folder", ""
     else:
-        what, help = f"{path} is not there", _of_the_hub(str(path))
+        what, help = f"{path} is not there", _mistyped(path) or _of_the_hub(str(path))
     default = "give a local folder that holds config.json and *.safetensors"
     return InvalidCheckpoint(what, help=help or default)
+
+
+def _mistyped(path: Path) -> str:
+    """The models that lie beside where this one would, if they are called nearly so."""
+    try:
+        beside = [each.parent.name for each in path.parent.glob("*/config.json")]
+    except OSError:
+        return ""
+    names = get_close_matches(path.name, beside, cutoff=0.8)
+    return f"did you mean {' or '.join(str(path.parent / name) for name in names)}?" * bool(names)
 
 
 def _of_the_hub(name: str) -> str:

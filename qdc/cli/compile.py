@@ -116,6 +116,10 @@ def _totals(report: CompileReport) -> Table:
         if any(layer.orders for layer in report.layers):
             rows.add_row("orders", _orders(report))
         rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, every byte counted")
+        if report.whole_bits is not None:
+            rows.add_row(
+                "with vocabulary", f"{report.whole_bits:.4f}, embedding and head counted too"
+            )
         pooled = sum(layer.routed is not None for layer in report.layers)
         if pooled:
             few = f"{pooled} of {len(report.layers)} layers saw too few routed tokens"

@@ -10,11 +10,11 @@ def found_elsewhere(command: str, option: str) -> str:
     """What to type instead of an option that a command does not have; empty if nothing is known."""
     if command not in ("compile", "plan"):
         return ""
-    if option in ("--bits", "--wbits", "-b"):
+    if option in ("--bits", "--wbits", "-b", "--budget"):
         return (
-            "the pipeline decides the bits, 2 on average if not told otherwise; quantizers that "
-            f"have other widths are asked for them there, as in\n        --passes "
-            f"'stages(calibrate-mcs,sensitivity,{BITS}),pack'"
+            "the pipeline decides the bits, 2 on average if not told otherwise: --passes small for "
+            "1.5, large for 3; quantizers that have other widths are asked for them there, as in\n"
+            f"        --passes 'stages(calibrate-mcs,sensitivity,{BITS}),pack'"
         )
     if option in ("--format", "--to", "--type"):
         from qdc.exporting.options import Format

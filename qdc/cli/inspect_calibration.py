@@ -107,7 +107,7 @@ def print_inspection(
     )  # fmt: skip
     before = ""
     for row in found:
-        name = row.region + " " + "|".join(layer.rsplit(".", 1)[-1] for layer in row.layers)
+        name = row.region + " " + " ".join(layer.rsplit(".", 1)[-1] for layer in row.layers)
         cells = _cells([row])
         each.add_row("" if name == before else name, f"{row.ratio:g}", *cells[:4], *cells[5::2])
         before = name
@@ -130,7 +130,7 @@ def conclusion(found: Sequence[StageShift], ratios: Sequence[float]) -> tuple[st
     times = moved[ratio] / chance
     here = [row for row in found if row.ratio == ratio and row.every]
     worst = max(here, key=lambda row: row.every.distance if row.every else 0.0)
-    layers = "|".join(layer.rsplit(".", 1)[-1] for layer in worst.layers)
+    layers = " ".join(layer.rsplit(".", 1)[-1] for layer in worst.layers)
     matters = times >= MATTERS
     return (
         f"masks move what the layers read {'much' if matters else 'hardly'}: at ratio {ratio:g} "

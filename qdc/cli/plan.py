@@ -129,7 +129,7 @@ def _summary(outlook: Outlook, width: int) -> Table:
         f"quantized, {len(kept)} kept, none unmapped",
     )  # fmt: skip
     rows.add_row("before", size(outlook.bytes_before))
-    rows.add_row("after", _after(outlook))
+    rows.add_row("after", after(outlook))
     rows.add_row("host memory", _peak(outlook.host))
     if outlook.device_memory is not None:
         rows.add_row("device memory", _peak(outlook.device_memory))
@@ -153,7 +153,8 @@ def _regions(kind: RegionKind) -> str:
     return f"{count} of {len(kind.stages)} stages: {stages}   {kind.weights:,} weights each"
 
 
-def _after(outlook: Outlook) -> str:
+def after(outlook: Outlook) -> str:
+    """What will be written: files, tensors, and how much the allocation may change of it."""
     if not outlook.shards:
         silent = "a pass does not say what it stores"
         return f"unknown: {'; '.join(outlook.uncounted) or silent}"
@@ -162,7 +163,8 @@ def _after(outlook: Outlook) -> str:
     text = f"{about}{size(outlook.written_bytes)} in {count} file{'s' * (count > 1)}, tensors "
     text += size(outlook.tensor_bytes)
     if outlook.fewer or outlook.more:
-        text += f"; {size(outlook.fewer)} less to {size(outlook.more)} more as orders fall"
+        fewer = f"{size(outlook.fewer)} less to" if outlook.fewer else "up to"
+        text += f"; {fewer} {size(outlook.more)} more, as the allocation falls"
     return "\n".join((text, *(f"without {what}" for what in outlook.uncounted)))
 
 

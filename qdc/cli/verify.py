@@ -24,7 +24,8 @@ def verify_command(options: VerifyOptions, *, as_json: bool) -> None:
 
 
 def _lines(found: Integrity, report: bool | None) -> list[str]:
-    state = "as it was written" if found.whole else f"damaged, {len(found.damaged)} files"
+    count = len(found.damaged)
+    state = "as it was written" if found.whole else f"damaged, {count} file{'s' * (count > 1)}"
     if found.whole and not found.files:
         state = "without digests of its files (qdc.sha256); nothing that can be compared differs"
     lines = [

@@ -14,7 +14,7 @@ from qdc.artifact.emission import Emission
 from qdc.artifact.partial import Partial, repair
 from qdc.artifact.writer import ArtifactWriter
 from qdc.checkpoint.folder import Checkpoint
-from qdc.compiling.collect import full_text, layer_reports
+from qdc.compiling.collect import full_text, layer_reports, outside_reports
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
 from qdc.compiling.finished import finished_report
@@ -193,6 +193,9 @@ def _figures(graph: LayerGraph, checkpoint: Checkpoint, writer: ArtifactWriter) 
     """What the card of the artifact says in numbers."""
     rows = tuple(layer_reports(graph))
     weights = sum(row.weights for row in rows)
+    beside = tuple(outside_reports(graph))
+    every = (*rows, *beside)
+    whole = 8 * sum(row.nbytes for row in every) / max(1, sum(row.weights for row in every))
     signs = all(row.bits_word == "sign bits" for row in rows)
     return Figures(
         layers=len(rows),
@@ -200,6 +203,7 @@ def _figures(graph: LayerGraph, checkpoint: Checkpoint, writer: ArtifactWriter) 
         bits_word="sign bits" if signs else "code bits",
         bits=sum(row.payload_bits for row in rows) / max(1, weights),
         effective_bits=8 * sum(row.nbytes for row in rows) / max(1, weights),
+        whole_bits=whole if beside else None,
         bytes_before=checkpoint.nbytes,
         tensor_bytes=writer.tensor_bytes,
     )

@@ -78,7 +78,7 @@ class EvaluationOptions(Options):
         tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")
     ] = (0.15, 0.5, 0.85)
     length: Annotated[int | None, option("N", "Tokens of a window [default: the model's]")] = None
-    windows: Annotated[int, option("N", "Most windows to use")] = 48
+    windows: Annotated[int, option("N", "Most windows to use")] = 32
     seeds: Annotated[int, option("N", "Mask drawings of each window and ratio")] = 2
     infills: Annotated[int, option("N", "Gaps that both models fill greedily")] = 16
     text_field: TextField = DEFAULT_FIELD

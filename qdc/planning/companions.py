@@ -103,12 +103,15 @@ def _figures(foreseen: Foreseen) -> Figures:
     codecs = {path: codec for path, codec in foreseen.codecs.items() if path in inside}
     weights = sum(codec.rows * codec.columns for codec in codecs.values())
     signs = all(codec.signs for codec in codecs.values())
+    every = foreseen.codecs.values()
+    whole = 8 * sum(c.nbytes for c in every) / max(1, sum(c.rows * c.columns for c in every))
     return Figures(
         layers=len(codecs),
         weights=weights,
         bits_word="sign bits" if signs else "code bits",
         bits=sum(codec.payload_bits for codec in codecs.values()) / max(1, weights),
         effective_bits=8 * sum(codec.nbytes for codec in codecs.values()) / max(1, weights),
+        whole_bits=whole if len(every) > len(codecs) else None,
         bytes_before=foreseen.checkpoint.nbytes,
         tensor_bytes=sum(nbytes(kind) for kind in foreseen.stored.values()),
     )

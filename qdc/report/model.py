@@ -15,7 +15,7 @@ from qdc.ir.types import Frozen
 from qdc.units import size
 
 SCHEMA = 1
-DERIVED = ("bits_word", "sign_bits", "effective_bits", "error_by_kind")
+DERIVED = ("bits_word", "sign_bits", "effective_bits", "whole_bits", "error_by_kind")
 
 
 class LayerReport(Frozen):
@@ -184,6 +184,14 @@ class CompileReport(Frozen):
         weights = sum(layer.weights for layer in self.layers)
         return 8 * sum(layer.nbytes for layer in self.layers) / max(1, weights)
 
+    @property
+    def whole_bits(self) -> float | None:
+        """The same with embedding and output head; None where they are not quantized."""
+        if not self.outside:
+            return None
+        every = (*self.layers, *self.outside)
+        return 8 * sum(row.nbytes for row in every) / sum(row.weights for row in every)
+
     def __str__(self) -> str:
         """What came out, in a few lines; the fields and ``repr`` have everything."""
         lines = [f"{self.family} compiled to {self.out}" if self.out else f"{self.family} compiled"]
@@ -216,6 +224,7 @@ class CompileReport(Frozen):
             "bits_word": self.bits_word,
             "sign_bits": {"exact": str(bits), "value": float(bits)},
             "effective_bits": self.effective_bits,
+            "whole_bits": self.whole_bits,
             "error_by_kind": self.error_by_kind(),
             **self.model_dump(mode="json"),
         }

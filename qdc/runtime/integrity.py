@@ -65,12 +65,14 @@ def examine(folder: Path, registry: Registry, progress: StepProgress) -> Integri
         progress: called with what is done, how much of it, and the total.
 
     Raises:
-        InvalidArtifact: there is no folder.
+        InvalidArtifact: there is no folder, or nothing in it that a compile would have noted.
     """
+    help = "give the folder of an artifact, the OUT of qdc compile"
     if not folder.is_dir():
-        raise InvalidArtifact(
-            f"{folder} is no folder", help="give the folder of an artifact, the OUT of qdc compile"
-        )
+        raise InvalidArtifact(f"{folder} is no folder", help=help)
+    if not any((folder / name).exists() for name in (DUMP, DIGESTS)):
+        # As of a checkpoint: it would be called damaged, for which nobody could do anything.
+        raise InvalidArtifact(f"{folder} has neither {DUMP} nor {DIGESTS}", help=help)
     found: dict[str, list[str]] = defaultdict(list)
     try:
         digests = Digests.of(folder)

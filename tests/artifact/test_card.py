@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 import qdc
-from qdc.artifact.card import BEGIN, END, UNKNOWN, note_loss
+from qdc.artifact.card import BEGIN, END, UNKNOWN, Figures, card_text, note_loss
 from qdc.artifact.commit import artifact_digest
 from qdc.artifact.digests import CARD, DIGESTS
+from qdc.checkpoint.folder import Checkpoint
 from qdc.cli import run
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.integrity import examine
@@ -57,8 +58,23 @@ def test_card_says_of_what_it_was_made(named: tuple[Path, qdc.CompileReport, str
     assert (
         f"| {float(report.sign_bits):.6g} {report.bits_word}, {report.effective_bits:.4f} " in card
     )
+    assert "with every stored byte counted |" in card
     assert f"{BEGIN}\n{UNKNOWN}\n{END}" in card
     assert str(out.parent) not in card
+
+
+def test_card_counts_a_vocabulary_that_is_quantized(
+    named: tuple[Path, qdc.CompileReport, str],
+) -> None:
+    figures = Figures(
+        layers=1, weights=8, bits_word="code bits", bits=959 / 624, effective_bits=1.5375,
+        whole_bits=1.99934, bytes_before=99, tensor_bytes=9,
+    )  # fmt: skip
+    facts = dict.fromkeys(("checkpoint_sha256", "pipeline", "qdc_version", "backend"), "x")
+    card = card_text(Checkpoint(named[0].parent / "model"), facts, figures).decode()
+    assert "# LLaDA-8B-Base, compiled to 1.54 bits\n" in card
+    counted = "1.53686 code bits, 1.5375 with every stored byte counted"
+    assert f"| {counted}, 1.9993 with embedding and head |" in card
 
 
 def test_commands_and_code_of_the_card_work(

@@ -17,8 +17,8 @@ def test_the_table_names_every_stage_and_ratio(model: Path, qdc: Command) -> Non
     assert text.startswith("4 windows of 24 tokens from embedded: mean over 8 stages\n")
     summary, _, each = text.partition("every stage")
     assert [line.split()[0] for line in summary.splitlines()[2:5]] == ["0", "0.2", "1"]
-    assert "blocks.1 q_proj|k_proj|v_proj" in each
-    assert "blocks.0 ff_proj|up_proj" in each
+    assert "blocks.1 q_proj k_proj v_proj" in each
+    assert "blocks.0 ff_proj up_proj" in each
     assert each.count("  0.2  ") == 8
     assert "what is by chance" in text or "by chance" in text
 

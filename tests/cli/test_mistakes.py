@@ -79,8 +79,12 @@ def test_bits_are_the_pipelines(
 ) -> None:
     text = said(capsys, "compile", model, "-o", tmp_path / "out", "--bits", 4)
     assert text.startswith("error[QDC001] no such option: --bits\n  help")
-    typed = shlex.split(text.partition("--passes ")[2])[0]
+    typed = shlex.split(text.rpartition("--passes ")[2])[0]
     assert elsewhere.BITS in str(build_plan(typed, standard_registry()))
+    for name, bits in (("small", "1.5"), ("large", "3")):
+        assert f"{name} for {bits}" in text
+        plan = str(build_plan(name, standard_registry()))
+        assert f"allocate-rates{{budget={bits} count=layers}}" in plan
 
 
 def test_format_lists_what_there_is(
@@ -121,6 +125,17 @@ def test_name_of_the_hub(
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     assert f"give {snapshot}" in said(capsys, name, HUB, *rest)
+
+
+def test_name_of_a_folder_that_is_mistyped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it may be a name of the hub too."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny-llada", "notes"):
+        folder = Path("models", name)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert no_folder(Path("models/tiny-lada")).help == "did you mean models/tiny-llada?"
+    assert "hf download models/other" in no_folder(Path("models/other")).help
 
 
 def test_what_is_printed_for_the_hub_is_a_command_of_its_library() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from qdc.cli.plan import after
+from qdc.planning.outlook import Outlook, ShardSize
 from tests.cli.conftest import Command
 from tests.support import llada8b
 
@@ -66,3 +68,18 @@ def test_what_a_compile_would_refuse_is_refused(
     options: tuple[str, ...], what: str, model: Path, refused: Command
 ) -> None:
     assert what in refused("plan", model, *options)
+
+
+@pytest.mark.parametrize(
+    ("fewer", "said"),
+    [
+        (0, "tensors 2 kB (1.953 KiB); up to 3 kB (2.93 KiB) more, as the allocation falls"),
+        (9, "2 kB (1.953 KiB); 9 B less to 3 kB (2.93 KiB) more, as the allocation falls"),
+    ],
+)
+def test_a_range_of_sizes_is_said_in_words(fewer: int, said: str) -> None:
+    found = Outlook.model_construct(
+        shards=(ShardSize(name="model.safetensors", tensor_bytes=2000, file_bytes=2100),),
+        beside=(), uncounted=(), fewer=fewer, more=3000,
+    )  # fmt: skip
+    assert said in after(found)

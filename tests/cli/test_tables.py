@@ -99,6 +99,19 @@ def test_bits_of_codes_are_called_so() -> None:
     assert "weights  code bits  effective bits" in text
 
 
+def test_bits_with_the_vocabulary_have_a_line() -> None:
+    """Which a budget over everything is about."""
+    head = layer(0, "head", (2,), None).model_copy(update={"nbytes": 64 * 128})
+    found = report(outside=(head,))
+    weights = sum(row.weights for row in (*found.layers, head))
+    bits = 8 * sum(row.nbytes for row in (*found.layers, head)) / weights
+    assert found.whole_bits == found.as_data()["whole_bits"] == bits
+    assert CompileReport.from_data(found.as_data(), "here") == found
+    text = printed(lambda to: print_summary(to, found))
+    assert f"with vocabulary  {bits:.4f}, embedding and head counted too" in text
+    assert "with vocabulary" not in printed(lambda to: print_summary(to, report()))
+
+
 def test_layers_of_which_little_is_left_are_named() -> None:
     layers = tuple(x.model_copy(update={"error": 0.89}) for x in report().layers)
     assert "lost" not in printed(lambda to: print_summary(to, report(layers=layers)))

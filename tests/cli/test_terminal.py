@@ -104,7 +104,7 @@ def test_inspection_leads_with_its_conclusion(
     lines = conclusion(found, (0.5, 0.9))
     assert said in lines[0]
     assert f"{masked / chance:.1f} times" in lines[0]
-    assert lines[1] == f"the most at blocks.3 q_proj|k_proj, {masked:.2f}"
+    assert lines[1] == f"the most at blocks.3 q_proj k_proj, {masked:.2f}"
     assert lines[2].startswith(advice)
 
 

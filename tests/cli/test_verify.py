@@ -70,6 +70,7 @@ def test_tensors_of_a_damaged_file_are_named(
 
 def test_what_is_no_artifact(model: Path, tmp_path: Path, refused: Command) -> None:
     assert "is no folder" in refused("verify", tmp_path / "nowhere")
+    assert "has neither ir.qdc nor qdc.sha256" in refused("verify", model)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from qdc.cli import run
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.registry import standard_registry
+from tests.support.checkpoints import EMBEDDED
 from tests.support.commands import ROOT
 from tests.support.documents import ADDRESS, Desk, blocks, desk
-from tests.support.embedded import LINE
+from tests.support.embedded import LINE, SAMPLES
 from tests.support.ggufs import needs_engine, needs_gguf
 
 README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
@@ -123,3 +127,17 @@ def test_readme_answers_in_the_order_of_a_newcomer_s_questions() -> None:
     )
     places = [text.index(each) for each in order]
     assert places == sorted(places)
+
+
+def test_tutorial_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan of today's ``default``; of the artifact what follows from shapes and options."""
+    text = TUTORIAL.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert run(["plan", str(EMBEDDED), "--effort", "low"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    shown = text.partition("lines that matter:\n\n```\n")[2].partition("\n```")[0].splitlines()
+    assert len(shown) == 4
+    assert [line for line in shown if line not in printed] == []
+    plan = str(build_plan("default", standard_registry()))
+    drawn = plan.replace("calibrate-cross", f"calibrate-cross{{samples={SAMPLES}}}")
+    assert f"  after {drawn}" in text.splitlines()

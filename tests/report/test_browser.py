@@ -146,6 +146,7 @@ def test_nothing_is_cut_off_and_cells_say_their_values(
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") == width
             assert page.evaluate(CUT_OFF) == []
+            assert page.evaluate(SCROLLED) == []
         assert "0.0001" in page.locator("#error .facets").first.inner_text()
         drawings = page.get_by_role("img")
         assert drawings.count() == page.locator("svg").count() == 8
@@ -165,6 +166,10 @@ CUT_OFF = """[...document.querySelectorAll('svg')].flatMap(svg => {
   }).map(text => text.textContent);
 })"""
 """Texts of drawings that stand out of them."""
+SCROLLED = """[...document.querySelectorAll('.scroll:not(.long)')]
+  .filter(table => table.scrollHeight > table.clientHeight + 1)
+  .map(table => table.getAttribute('aria-label'))"""
+"""Tables of which rows are out of sight, though they have no row for each layer."""
 TITLES = """['#bits', '#error'].map(id => {
   const found = document.querySelector(id + ' .cells').ownerSVGElement;
   found.scrollIntoView({block: 'center', behavior: 'instant'});

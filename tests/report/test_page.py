@@ -115,6 +115,20 @@ def test_bits_of_codes_are_called_so(compiled: CompileReport) -> None:
     assert "sign bits" not in text.replace("one sign bit a weight each", "")
 
 
+def test_orders_have_a_column_where_there_are_any(compiled: CompileReport) -> None:
+    plain = tuple(layer.model_copy(update={"orders": ()}) for layer in compiled.layers)
+    column = "<th>orders</th>"
+    assert column in render(compiled)
+    assert column not in render(compiled.model_copy(update={"layers": plain}))
+
+
+def test_bits_with_the_vocabulary_are_shown(compiled: CompileReport) -> None:
+    head = compiled.layers[0].model_copy(update={"nbytes": compiled.layers[0].weights})
+    found = compiled.model_copy(update={"outside": (head,)})
+    assert f"{found.whole_bits:.4f} with embedding and head" in render(found)
+    assert "with embedding and head" not in render(compiled)
+
+
 def test_it_says_whether_the_bytes_are_those_predicted(compiled: CompileReport) -> None:
     assert render(compiled).count('class="check yes"') == 2
     wrong = changed(compiled, predicted_bytes=compiled.tensor_bytes + 1)

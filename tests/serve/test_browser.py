@@ -256,6 +256,14 @@ def test_light_dark_and_narrow(page: Page, tmp_path_factory: pytest.TempPathFact
     page.locator("#send").click()
     expect(page.locator("#length")).to_be_focused()
     assert page.locator("#sheet").evaluate("sheet => sheet.matches(':modal')")
+    page.locator("#length").fill("4")
+    page.keyboard.press("Escape")
+    page.locator("#mode").select_option("fill")  # The mode with the longest name.
+    page.evaluate("busy(true)")
+    expect(page.locator("#stop")).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.getElementById('form').scrollWidth") <= 360
+    page.evaluate("busy(false)")
+    expect(page.locator("#send")).to_be_in_viewport(ratio=1)
     page.set_viewport_size({"width": 900, "height": 700})
     expect(page.get_by_role("group", name="Settings")).to_be_visible()
 
