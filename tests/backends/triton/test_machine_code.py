@@ -21,10 +21,11 @@ found = [
     compile_form(form, ARCHITECTURES[(number + part) % 2]).model_dump()
     for part, dtype in enumerate(("bf16", "fp16"))
     for number, form in enumerate(forms((dtype,)))
+    if dtype == "bf16" or form.name.startswith("binary-planes")
 ]
 print(json.dumps(found))
 """
-"""Every kernel for one architecture with bf16, and for the other one with fp16."""
+"""Every kernel for one architecture with bf16; planes for the other one with fp16 as well."""
 
 
 def run_ptx(fragment: str, inputs: dict[str, int], outputs: tuple[str, ...]) -> list[int]:
@@ -107,10 +108,14 @@ def compiled(
     return found
 
 
-def test_every_kernel_compiles_for_both_architectures(compiled: list[dict[str, object]]) -> None:
+def test_every_kernel_compiles(
+    compiled: list[dict[str, object]], request: pytest.FixtureRequest
+) -> None:
     seen = {(one["kernel"], one["architecture"]) for one in compiled}
     names = {str(name) for name, _ in seen}
-    assert seen == {(name, arch) for name in names for arch in (80, 90)}
+    assert {arch for _, arch in seen} == {80, 90}
+    if "all" in request.node.callspec.id:
+        assert seen == {(name, arch) for name in names for arch in (80, 90)}
     kinds = {re.split(r"-(?=\d)|-planes|-tile", name)[0] for name in names}
     assert {"binary", "uniform", "binary-expand", "uniform-expand", "uniform-embedding"} <= kinds
     assert {"trellis", "trellis-expand", "rotate-inputs", "rotate-outputs"} <= kinds
