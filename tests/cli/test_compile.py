@@ -31,7 +31,7 @@ def compiled(model: Path) -> tuple[Path, dict[str, object], str]:
 
 def test_report_is_complete(compiled: tuple[Path, dict[str, object], str]) -> None:
     out, data, _ = compiled
-    derived = {"bits_word", "sign_bits", "effective_bits", "error_by_kind"}
+    derived = {"bits_word", "sign_bits", "effective_bits", "whole_bits", "error_by_kind"}
     report = CompileReport.model_validate({k: v for k, v in data.items() if k not in derived})
     assert report.out == str(out)
     assert report.pipeline == (
