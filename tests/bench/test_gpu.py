@@ -41,6 +41,7 @@ def row(tokens: int, bf16: float, qdc: float, deviation: float = 0.5) -> linears
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_dry_run_of_a_model_measures_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,7 @@ def test_command_prints_the_error(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_failure_in_the_other_interpreter_is_told(tmp_path: Path, probe: Tensor) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(QdcError, match=r"hqq failed under .*exit status 1"):

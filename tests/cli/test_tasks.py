@@ -33,6 +33,7 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
 
 
+@pytest.mark.slow
 def test_tasks_of_two_models_in_a_process_of_their_own(model: Path, rounded: Path) -> None:
     """Offline, quiet, and every document paired."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")

@@ -37,8 +37,15 @@ def test_the_sign_bits_are_the_budget(scope: str, model: Path, tmp_path: Path) -
         assert len({layer.sign_bits for layer in report.layers}) > 1
 
 
-@pytest.mark.parametrize("budget", [3.0, 3.5])
-@pytest.mark.parametrize("scope", ["stage", "model"])
+@pytest.mark.parametrize(
+    ("scope", "budget"),
+    [
+        ("stage", 3.0),
+        ("model", 3.5),
+        pytest.param("stage", 3.5, marks=pytest.mark.slow),
+        pytest.param("model", 3.0, marks=pytest.mark.slow),
+    ],
+)
 def test_effective_bits_are_proved_by_the_files(
     scope: str, budget: float, model: Path, tmp_path: Path
 ) -> None:

@@ -61,7 +61,14 @@ def test_every_file_is_as_large_as_predicted(passes: str, model: Path, tmp_path:
     assert [row.status for row in outlook.coverage] == [row.status for row in report.coverage]
 
 
-@pytest.mark.parametrize("passes", [SHORT_BEST, RATES % "", RATES % " budget=3 count=layers"])
+@pytest.mark.parametrize(
+    "passes",
+    [
+        SHORT_BEST,
+        RATES % "",
+        pytest.param(RATES % " budget=3 count=layers", marks=pytest.mark.slow),
+    ],
+)
 def test_what_the_whole_model_shares_gives_a_range(
     passes: str, model: Path, tmp_path: Path
 ) -> None:
