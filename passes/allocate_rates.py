@@ -34,6 +34,7 @@ from qdc.passkit import (
     Forecast,
     InvalidPipeline,
     Kinds,
+    LayerGraph,
     LossSensitivity,
     Lowered,
     Node,
@@ -139,8 +140,14 @@ class AllocateRates(Pass):
                         help=f"leave {option} out of {step.name}, or choose count=codes",
                     )
 
+    def check(self, graph: LayerGraph) -> None:
+        """Refuse a budget that no rates keep; how a vocabulary is stored is not known yet."""
+        nodes = list(graph.layers())
+        if nodes and self.count != "effective":
+            self.equal(np.stack([self.sizes(n) for n in nodes]), self.room(nodes, []), nodes)
+
     def run(self, unit: Unit) -> None:
-        """Solve the knapsack and write the rates."""
+        """Write the rates."""
         nodes = list(unit.layers())
         if not nodes:
             return  # all of them are kept

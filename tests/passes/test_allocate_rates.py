@@ -129,6 +129,15 @@ def test_the_lowest_rate_may_be_too_much() -> None:
         allocated({"q": 1}, (64,), budget=1.2, lowest=1.5)
 
 
+@pytest.mark.parametrize("count", ["codes", "layers"])
+def test_a_budget_that_cannot_be_is_refused_before_anything_runs(count: str) -> None:
+    step = AllocateRates.model_validate({"budget": 0.9, "count": count})
+    unit = make_unit(step, {"q": torch.zeros(64, 128)})
+    with pytest.raises(OrderOutOfRange, match=r"0\.9 bits a weight cannot be had"):
+        step.check(unit.graph)
+    AllocateRates(budget=1.5).check(unit.graph)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
