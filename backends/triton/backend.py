@@ -89,10 +89,11 @@ class Triton(Reference):
         joined = emission.facts.get("frontend") == "fx"
         listed = list_kernels(emission.graph, codecs, joined)
         if self.ahead:
-            from . import ahead
+            from .ahead import compile_all
+            from .forms import forms
 
             architectures = [int(name.removeprefix("sm_")) for name in self.ahead]
-            compiled = ahead.compile_all(list(ahead.forms()), architectures)
+            compiled = compile_all(list(forms()), architectures)
             found = tuple(form.model_dump(mode="json") for form in compiled)
             listed = listed.model_copy(update={"compiled": found})
         emission.writer.json(NAME, listed.model_dump(mode="json"))

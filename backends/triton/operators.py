@@ -8,16 +8,8 @@ of their input. None has a gradient.
 import torch
 from torch import Tensor
 
-from .launch import (
-    Expander,
-    expand_binary,
-    expand_trellis,
-    expand_uniform,
-    run_binary,
-    run_embedding,
-    run_expanded,
-    run_trellis,
-)
+from .expanding import Expander, expand_binary, expand_trellis, expand_uniform, run_expanded
+from .launch import run_binary, run_embedding, run_trellis
 from .launch import run_uniform as _run_uniform
 from .rotation import rotated_inputs, rotated_outputs
 from .tuning import choose

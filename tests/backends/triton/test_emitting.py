@@ -63,8 +63,9 @@ def test_kernels_compiled_ahead_are_listed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qdc.backends.triton import ahead
+    from qdc.backends.triton.forms import Form, forms
 
-    def compiled(forms: list[ahead.Form], architectures: list[int]) -> list[ahead.Compiled]:
+    def compiled(forms: list[Form], architectures: list[int]) -> list[ahead.Compiled]:
         return [
             ahead.Compiled(
                 kernel=form.name, dtype=form.dtype, architecture=one, registers=9, shared=0,
@@ -77,7 +78,7 @@ def test_kernels_compiled_ahead_are_listed(
     out = packed_artifact(model, tmp_path / "out", "rtn-lower,pack", "triton{ahead=sm_80,sm_90}")
     found = json.loads((out / NAME).read_text())["compiled"]
     assert {one["architecture"] for one in found} == {80, 90}
-    assert {one["kernel"] for one in found} == {form.name for form in ahead.forms()}
+    assert {one["kernel"] for one in found} == {form.name for form in forms()}
 
 
 def test_the_plan_refuses_what_the_compile_would(

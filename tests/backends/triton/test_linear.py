@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import tests.support.interpreter  # noqa: F401
 from qdc.backends.triton import launch
-from qdc.backends.triton.launch import expand_binary, expand_uniform, run_binary
+from qdc.backends.triton.expanding import expand_binary, expand_uniform
+from qdc.backends.triton.launch import run_binary
 from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
 from qdc.backends.triton.parts import Part
 from qdc.backends.triton.variants import CANDIDATES, Choice, Variant, default_choice

@@ -15,7 +15,8 @@ from qdc.backends.triton import signs
 WORD = 0xFFFFFFFF
 ALTERNATING = """
 import json
-from qdc.backends.triton.ahead import ARCHITECTURES, compile_form, forms
+from qdc.backends.triton.ahead import ARCHITECTURES, compile_form
+from qdc.backends.triton.forms import forms
 
 found = [
     compile_form(form, ARCHITECTURES[(number + part) % 2]).model_dump()

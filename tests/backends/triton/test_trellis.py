@@ -11,7 +11,8 @@ from torch import Tensor
 import tests.support.interpreter  # noqa: F401
 from qdc.backends.triton import operators, rotation
 from qdc.backends.triton.checking import Formula
-from qdc.backends.triton.launch import expand_trellis, run_trellis
+from qdc.backends.triton.expanding import expand_trellis
+from qdc.backends.triton.launch import run_trellis
 from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
 from qdc.backends.triton.parts import Part
 from qdc.backends.triton.variants import EXPAND, TRELLIS, Choice, Variant, trellis_choice
