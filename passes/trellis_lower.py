@@ -18,15 +18,11 @@ less. ``bits=allocated`` gives each layer the rate that allocate-rates chose for
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-import torch
-from torch.nn.functional import pad
-
 from qdc.format.trelliscode import TrellisCode
 from qdc.numerics.hadamard import SEEDS
-from qdc.numerics.scalefit import best_scale, output_loss, stored_scale
+from qdc.numerics.ring_search import FACTORS, TRIED, RingCode, RingOptions, RingSearch
 from qdc.numerics.tiling import LONGEST
 from qdc.numerics.trellis import EIGHTHS, HISTORY, SCRATCH, TOGETHER, Code, Window
-from qdc.numerics.vector_sweeps import moment_of
 from qdc.passkit import (
     CompensatedLowering,
     Field,
@@ -36,25 +32,15 @@ from qdc.passkit import (
     Lowered,
     Node,
     Preset,
-    Problem,
-    Tensor,
     Tensors,
     Unit,
     Work,
-    block_slices,
     model_validator,
-    quantize_blocks,
 )
 from qdc.passkit.rotation import rotated, rotation_bytes
 
 from .allocate_rates import Rate
 
-FACTORS = (1.0, 0.95, 1.05)
-"""Of the scale: what ``search`` tries."""
-SWEPT = 16
-"""Columns whose tiles a sweep searches at a time."""
-TRIED = 512
-"""About how many rows ``search`` tries scales on; after the rotation one is as good as another."""
 READS = 3
 """How often a search reads or writes the cost of a state, for each weight."""
 
@@ -162,7 +148,7 @@ class TrellisLower(CompensatedLowering):
     def lower(self, unit: Unit, node: Node) -> tuple[TrellisCoded, Tensors]:
         """Rotate, encode, sweep; what is stored are rings, the scale and the seeds."""
         codec = self.forecast_codec(unit, node)
-        rate = unit.graph.get(node.name, Rate)
+        rate = unit.graph.get(node.name, Rate) if self.bits == "allocated" else None
         allowed = None if rate is None else rate.stored_bytes
         if allowed is not None and codec.nbytes > allowed:
             raise InvalidGraph(
@@ -172,7 +158,16 @@ class TrellisLower(CompensatedLowering):
         problem, term, seeds = rotated(
             self, unit, node, self.problem(unit, node), seed=self.seed, multiple=codec.width
         )
-        search = RingSearch(self, codec, problem, term)
+        search = RingSearch(
+            RingOptions(
+                self.compensation, self.block, self.scale, self.search, self.sweeps, self.rounds
+            ),
+            RingCode(codec.trellis(problem.weight.device), codec.tiling),
+            problem.weight,
+            problem.upper,
+            columns=node.columns,
+            term=term,
+        )
         scale, states = search.run()
         working = {
             "codes": codec.stored_codes(states.flatten(1), search.trellis),
@@ -180,156 +175,3 @@ class TrellisLower(CompensatedLowering):
             "seeds": seeds,
         }
         return TrellisCoded(codec=codec), working
-
-
-class RingSearch:
-    """The search for one layer's scale and rings, in rotated coordinates, the last column first.
-
-    Rows are filled up to whole tiles; what stands there is encoded as it comes, and counts nowhere.
-    States are i64[steps, tiles along, tiles down], in the order of the columns as they are stored.
-    """
-
-    def __init__(
-        self, step: TrellisLower, codec: TrellisCode, problem: Problem, term: Tensor | None = None
-    ) -> None:
-        """Set up what every search needs; ``term`` is that of ``quantize_blocks``."""
-        self.step, self.upper, self.term = step, problem.upper, term
-        self.tiling = codec.tiling
-        self.trellis = codec.trellis(problem.weight.device)
-        self.moment = moment_of(problem.upper)
-        self.weight = pad(problem.weight, (0, 0, 0, -codec.rows % codec.height))
-        self.rows, self.columns = self.weight.shape
-        self.live = torch.ones_like(self.weight[:, :1])
-        self.live[codec.rows :] = 0
-        self.filling = self.columns - codec.columns
-        """Columns that fill the last tile up: the first ones, as columns are reversed."""
-
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Find the scale, f32 of an fp16 number, and the states."""
-        size = (
-            self.weight.square().sum(dtype=torch.float64) / self.live.sum() / self.columns
-        ).sqrt()
-        size = size.float() / self.trellis.levels.square().mean().sqrt() / self.step.scale
-        best = self.swept(*self.start(size))
-        for _ in range(self.step.rounds):
-            _, scale, states = best
-            dense = self.written(states, scale)
-            refitted = best_scale(self.weight, dense, self.moment, scale)
-            if refitted == scale or not refitted > 0:
-                break
-            found = self.swept(refitted, states)
-            if not found[0] < best[0]:
-                break
-            best = found
-        return best[1], best[2]
-
-    def start(self, size: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass of LDLQ with the scale, or with the best of some: the scale, and the states."""
-        if not self.step.search:
-            scale = stored_scale(size)
-            return scale, self.encoded([scale], self.rows)[0]
-        scales = [stored_scale(size * factor) for factor in FACTORS]
-        height = self.tiling.height
-        tried = min(self.rows, max(TRIED // height, 1) * height)
-        found = self.encoded(scales, tried)
-        losses = [
-            self.loss(self.written(states, scale), tried)
-            for scale, states in zip(scales, found, strict=True)
-        ]
-        best = losses.index(min(losses))
-        if tried == self.rows:
-            return scales[best], found[best]
-        return scales[best], self.encoded(scales[best : best + 1], self.rows)[0]
-
-    def encoded(self, scales: list[Tensor], rows: int) -> list[Tensor]:
-        """One pass of LDLQ over the first rows with several scales at once: their states.
-
-        What the loop does is linear in the weight, so that weights in units of each scale are rows
-        of one problem.
-        """
-        width = max(self.step.block // self.tiling.width, 1) * self.tiling.width
-        slices = block_slices(self.columns, width)
-        one, found = torch.ones_like(scales[0]), []
-        live = self.live[:rows].repeat(len(scales), 1)
-        units = [torch.where(scale > 0, scale, one) for scale in scales]
-
-        def encode(index: int, place: Tensor) -> Tensor:
-            counts = self.sequences(self.counts(slices[index], live))
-            states = self.trellis.search(self.sequences(place), counts)
-            found.append(states.view(self.tiling.size, place.shape[1] // self.tiling.width, -1))
-            return self.written(found[-1], one) * live
-
-        weight = torch.cat([self.weight[:rows] / unit for unit in units])
-        quantize_blocks(weight, self.upper, slices, self.step.compensation, encode, self.term)
-        return list(torch.cat(found[::-1], dim=1).chunk(len(scales), dim=2))
-
-    def swept(self, scale: Tensor, states: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Sweep over the tiles: the loss, the scale, and the states. Seams change their places."""
-        dense, states = self.written(states, scale), states.clone()
-        slope = (self.weight - dense) @ self.moment
-        if scale > 0:
-            for sweep in range(self.step.sweeps):
-                seam = (sweep + 1) % 2 * (self.tiling.size // 2)
-                self.sweep(scale, dense, states, slope, seam)
-        return self.loss(dense, self.rows), scale, states
-
-    def sweep(self, scale: Tensor, dense: Tensor, states: Tensor, slope: Tensor, seam: int) -> None:
-        """Search for all tiles again, some columns at a time; change what lowers the loss.
-
-        Args:
-            scale: f32 scalar.
-            dense: f32[rows, columns], what the states write out; changed in place.
-            states: the states; changed in place.
-            slope: f32[rows, columns], (W - Q) M; changed in place.
-            seam: the step before which windows stay.
-        """
-        width, height = self.tiling.width, self.tiling.height
-        for part in block_slices(self.columns, max(SWEPT // width, 1) * width):
-            tiles = [slice(s, s + width) for s in range(part.start, part.stop, width)]
-            inverses = [torch.linalg.inv(self.moment[t, t].double()).float() for t in tiles]
-            wanted = [slope[:, t] @ inverse for t, inverse in zip(tiles, inverses, strict=True)]
-            targets = self.sequences((dense[:, part] + torch.cat(wanted, dim=1)) / scale)
-            held = states[:, self.natural(part)]
-            counts = self.sequences(self.counts(part, self.live))
-            found = self.trellis.again(targets, counts, held.flatten(1), seam)
-            offered = found.view(held.shape)
-            step = (self.written(offered, scale) - dense[:, part]) * self.live
-            left, metric = slope[:, part].clone(), self.moment[part, part]
-            for index, tile in enumerate(tiles):
-                at = slice(tile.start - part.start, tile.stop - part.start)
-                own = step[:, at]
-                change = ((own @ metric[at, at] - 2 * left[:, at]) * own).sum(1)
-                better = change.view(-1, height).sum(1) < 0
-                own = own * better.repeat_interleave(height)[:, None]
-                step[:, at] = own
-                left -= own @ metric[at]
-                at_natural = len(tiles) - 1 - index
-                held[:, at_natural] = torch.where(
-                    better, offered[:, at_natural], held[:, at_natural]
-                )
-            dense[:, part] += step
-            slope.addmm_(step, self.moment[part], alpha=-1)
-
-    def loss(self, dense: Tensor, rows: int) -> float:
-        """tr(E M E^T) of the first rows, the sum in fp64."""
-        return output_loss(self.weight[:rows], dense * self.live[:rows], self.moment)
-
-    def counts(self, part: slice, live: Tensor) -> Tensor:
-        """Whether the weights of some columns count, f32[rows, columns], 0 or 1."""
-        columns = torch.arange(self.columns, device=live.device)[part]
-        return live * (columns >= self.filling)
-
-    def natural(self, part: slice) -> slice:
-        """The tiles of some columns as they are stored."""
-        width = self.tiling.width
-        return slice((self.columns - part.stop) // width, (self.columns - part.start) // width)
-
-    def sequences(self, place: Tensor) -> Tensor:
-        """Cut columns into the sequences of tiles, as they are stored: f32[steps, tiles]."""
-        return self.tiling.sequences(place.flip(1))
-
-    def written(self, states: Tensor, scale: Tensor) -> Tensor:
-        """The columns of these states, f32[rows, columns]."""
-        values = self.trellis.levels[states.flatten(1)] * scale
-        rows = states.shape[2] * self.tiling.height
-        return self.tiling.matrix(values, rows, states.shape[1] * self.tiling.width).flip(1)

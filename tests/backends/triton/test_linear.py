@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tests.support.interpreter  # noqa: F401
-from qdc.backends.triton import launch
+from qdc.backends.triton import expanding
 from qdc.backends.triton.expanding import expand_binary, expand_uniform
 from qdc.backends.triton.launch import run_binary
 from qdc.backends.triton.modules import PackedEmbedding, PackedLinear
@@ -156,7 +156,7 @@ def test_many_rows_are_expanded_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     module = PackedLinear([layer.part], torch.float32, "cpu")
     x = activations(4, 5, 64, torch.float32)
     whole = module(x)
-    monkeypatch.setattr(launch, "CHUNK_BYTES", 128 * 64 * 4)
+    monkeypatch.setattr(expanding, "CHUNK_BYTES", 128 * 64 * 4)
     with poisoned_memory():
         parts = module(x)
     assert torch.allclose(whole, parts, rtol=0, atol=1e-6)
