@@ -13,8 +13,8 @@ Steps of an eighth go where they save most for their bytes, and never take more 
 
 ``count=codes`` keeps the mean of the rates over the weights at or below the budget; ``layers`` all
 that is stored of these layers: codes, scales, seeds, padding; ``effective`` all that is stored of
-them, and of embedding and head where a pass before this one has quantized them. The packed bytes of
-every layer are checked against what was counted on.
+them, and of embedding and head where a pass before this one has quantized them. Where bytes count,
+those of every layer are checked against what was counted on.
 """
 
 import math
@@ -155,8 +155,8 @@ class AllocateRates(Pass):
         packed = (unit.graph.get(node.name, Packed) for node in unit.graph.vocabulary())
         room = self.room(nodes, [(note.weights, note.nbytes) for note in packed if note])
         sizes = np.stack([self.sizes(node) for node in nodes])
-        rates = self.allocate(costs, sizes, room, nodes)
         usual = self.equal(sizes, room, nodes)
+        rates = self.allocate(costs, sizes, room.units)
         for node, eighths, taken in zip(nodes, rates, sizes, strict=True):
             stored = None if self.count == "codes" else int(taken[eighths - self.least])
             unit.annotate(node, Rate(eighths=eighths, stored_bytes=stored))
@@ -231,27 +231,21 @@ class AllocateRates(Pass):
         """The budget as its decimal text says."""
         return Fraction(str(self.budget))
 
-    def allocate(
-        self, costs: Floats, sizes: Integers, room: Room, nodes: Sequence[Node]
-    ) -> list[int]:
+    def allocate(self, costs: Floats, sizes: Integers, room: int) -> list[int]:
         """The rates, in eighths: from the lowest on, always the step that saves most for its size.
 
-        Costs are convex, so that this is the optimum but for the last steps, which may not fit.
-
-        Raises:
-            OrderOutOfRange: not even the lowest rate fits.
+        Costs are convex, so that this is the optimum but for the last steps, which may not fit. The
+        lowest rate fits.
         """
-        left = room.units - int(sizes[:, 0].sum())
-        if left < 0:
-            self.refuse(sizes, room, nodes)
-        places = [0] * len(nodes)
+        left = room - int(sizes[:, 0].sum())
+        places = [0] * len(sizes)
 
         def step(layer: int) -> tuple[float, int]:
             place = places[layer]
             saved = costs[layer, place] - costs[layer, place + 1]
             return -saved / (sizes[layer, place + 1] - sizes[layer, place]), layer
 
-        queue = [step(layer) for layer in range(len(nodes)) if len(self.rates) > 1]
+        queue = [step(layer) for layer in range(len(sizes)) if len(self.rates) > 1]
         heapify(queue)
         while queue:
             _, layer = heappop(queue)
@@ -275,11 +269,15 @@ class AllocateRates(Pass):
         """Raise ``OrderOutOfRange``: the lowest rate is too high; say what budget would do."""
         unit = 1 / EIGHTHS if self.count == "codes" else 8
         over = unit * (int(sizes[:, 0].sum()) - room.units) / room.weights
+        other = (
+            ", or quantize the vocabulary to fewer bits: quantize-vocab{bits=4}"
+            if self.count == "effective"
+            else ""
+        )
         least = math.ceil(1000 * (self.budget + over)) / 1000
         raise OrderOutOfRange(
             f"{self.budget:g} bits a weight cannot be had: with all layers at {self.lowest:g} it "
             f"is {least:g}",
             where=[f"%{node.name}" for node in nodes],
-            help=f"choose a budget of {least:g} or more, or quantize the vocabulary to fewer bits: "
-            "quantize-vocab{bits=4}",
+            help=f"choose a budget of {least:g} or more{other}",
         )

@@ -18,6 +18,8 @@ less. ``bits=allocated`` gives each layer the rate that allocate-rates chose for
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import BeforeValidator
+
 from qdc.format.trelliscode import TrellisCode
 from qdc.numerics.hadamard import SEEDS
 from qdc.numerics.ring_search import FACTORS, TRIED, RingCode, RingOptions, RingSearch
@@ -43,6 +45,20 @@ from .allocate_rates import Rate
 
 READS = 3
 """How often a search reads or writes the cost of a state, for each weight."""
+
+
+def as_bits(given: object) -> object:
+    """A number of bits, or ``allocated``: one message for both, which a union would give two of."""
+    if given == "allocated":
+        return given
+    try:
+        bits = float(given)  # type: ignore[arg-type]
+        whole = 1 <= bits <= 4 and bits * EIGHTHS == int(bits * EIGHTHS)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError("they are 1 to 4 in eighths, as 1.5 or 2.125, or allocated")
+    return bits
 
 
 class TrellisCoded(Lowered):
@@ -72,8 +88,9 @@ class TrellisLower(CompensatedLowering):
         ),
     }
 
-    bits: Annotated[float, Field(ge=1, le=4)] | Literal["allocated"] = Field(
-        default=2.0, description="bits a weight, in eighths, or each layer's own by allocate-rates"
+    bits: Annotated[float | Literal["allocated"], BeforeValidator(as_bits)] = Field(
+        default=2.0,
+        description="bits a weight, 1 to 4 in eighths, or each layer's own by allocate-rates",
     )
     window: Window = Field(default=10, description="bits that decode to one weight")
     code: Code = Field(default="quadratic", description="what a window stands for")
@@ -99,8 +116,6 @@ class TrellisLower(CompensatedLowering):
 
     @model_validator(mode="after")
     def _tiles_can_be(self) -> "TrellisLower":
-        if self.bits != "allocated" and self.bits * EIGHTHS != int(self.bits * EIGHTHS):
-            raise ValueError(f"bits are in eighths, as 1.5 or 2.125, not {self.bits:g}")
         if self.height * self.width > LONGEST:
             raise ValueError(f"a tile holds at most {LONGEST} weights")
         if self.block % self.width:

@@ -168,11 +168,16 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidCheckpoint, match="too small"):
         lower(noise(64, 8) * 1e-9, correlated_moment(8))
     for options, message in (
-        ({"bits": 1.3}, "in eighths"),
-        ({"bits": 0.5}, "greater than or equal to 1"),
         ({"height": 4096, "width": 2, "block": 2}, "at most 4096"),
         ({"width": 3}, "no whole number of tiles"),
         ({"target": "sequential"}, "asymmetry is 0"),
     ):
         with pytest.raises(ValidationError, match=message):
             TrellisLower.model_validate(options)
+
+
+@pytest.mark.parametrize("bits", ["alocated", 1.3, 0.5, 5, "nan", None])
+def test_bits_that_cannot_be_have_one_message(bits: object) -> None:
+    with pytest.raises(ValidationError, match="or allocated") as caught:
+        TrellisLower.model_validate({"bits": bits})
+    assert caught.value.error_count() == 1

@@ -167,7 +167,7 @@ def test_a_preset_stands_between_other_passes(registry: Registry) -> None:
         ("sensitivity{damp=inf}", "sensitivity refuses damp: Input should be a finite", "^"),
         (
             "trellis-lower{bits=2.3}",
-            "trellis-lower refuses its options: bits are in eighths, as 1.5 or 2.125, not 2.3",
+            "refuses bits: they are 1 to 4 in eighths, as 1.5 or 2.125, or allocated (given '2.3')",
             "^",
         ),
         ("rtn-lower{bits=3}", "rtn-lower refuses bits: Input should be 1, 2, 4 or 8", "^"),
