@@ -44,7 +44,8 @@ def _mistyped(path: Path) -> str:
     except OSError:
         return ""
     names = get_close_matches(path.name, beside, cutoff=0.8)
-    return f"did you mean {' or '.join(str(path.parent / name) for name in names)}?" * bool(names)
+    likely = " or ".join(str(path.parent / name) for name in names)
+    return f"did you mean {likely}?" if likely else ""
 
 
 def _of_the_hub(name: str) -> str:
