@@ -1,6 +1,10 @@
 """LLaDA2: its equations, its routing, and how its fused projections are read and written."""
 
+import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +15,10 @@ from qdc.errors import InvalidCheckpoint, UnsupportedModel
 from qdc.frontend.opening import open_model
 from qdc.models.experts import BiasedRouter, GroupedRouting
 from qdc.models.families import BUILT_IN
+from qdc.models.llada2 import LLADA2
+from qdc.planning.headers import open_headers
+from qdc.runtime.decoding.options import DecodeOptions
+from qdc.runtime.decoding.speech import decode_facts
 from tests.support.families import CASES, write_family
 from tests.support.llada2 import FUSED, PARTS, Llada2, named_flat, split_state
 from tests.support.published import FIXTURES, config_of
@@ -114,3 +122,43 @@ def test_what_does_not_fit_is_refused(fields: dict[str, object], text: str) -> N
     with pytest.raises(UnsupportedModel) as caught:
         BUILT_IN.build(given)
     assert any(text in place for place in caught.value.where), caught.value.where
+
+
+def test_an_index_alone_gives_the_shapes(tmp_path: Path) -> None:
+    """As ``qdc plan`` opens a folder without shards, under the published names."""
+    shapes = CASE.shapes(CASE.config)
+    (tmp_path / "config.json").write_text(json.dumps({**CASE.config, "torch_dtype": "bfloat16"}))
+    index = {"weight_map": dict.fromkeys(shapes, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint, program, assumed = open_headers(tmp_path)
+    assert "no shard is here" in assumed
+    assert checkpoint.nbytes == 2 * sum(math.prod(shape) for shape in shapes.values())
+    stages = [stage.layers for stage in program.graph.regions[1].stages]
+    assert [layer.rpartition(".")[2] for layer in stages[0]] == list(PARTS)
+    assert len(stages) == 2 + 2 * (CASE.config["num_experts"] + 1)
+
+
+@pytest.mark.parametrize(("named", "end"), [(None, 156892), (7, 7)])
+def test_the_end_of_sequence_is_the_family_s_where_nothing_else_says(
+    named: int | None, end: int
+) -> None:
+    config = {**CASE.config, "vocab_size": 157184}
+    del config["mask_token_id"]
+    family = BUILT_IN.find(config)
+    assert family is not None
+    facts = family.build(config)[1]
+    assert facts.mask == 156895
+    silent = SimpleNamespace(eos_token_id=None, get_vocab=dict)
+    known = decode_facts(facts, cast("Any", silent), {"eos_token_id": named}, family)
+    assert known.ends == (end,)
+    assert known.usual == {"strategy": "dynamic", "threshold": 0.95}
+
+
+def test_its_sampler_steps_back_where_another_is_asked_for() -> None:
+    usual = LLADA2.decoding
+    settled = DecodeOptions().settled(usual)
+    assert (settled.strategy, settled.threshold) == ("dynamic", 0.95)
+    assert DecodeOptions(threshold=0.5).settled(usual).threshold == 0.5
+    assert DecodeOptions(strategy="dynamic").settled(usual).threshold == 0.95
+    assert DecodeOptions(strategy="threshold").settled(usual).threshold is None
+    assert DecodeOptions().settled({}).strategy == "low-confidence"
