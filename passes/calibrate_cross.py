@@ -108,7 +108,7 @@ class CalibrateCross(ExpertOptions):
                 samples=self.samples,
                 tokens=moment.tokens,
                 masked=source.masked,
-                geometry=self.geometry,
+                geometry=self.masks,
                 masked_weight=self.masked_weight,
                 routed=source.routed,
             ),

@@ -23,6 +23,7 @@ from qdc.streaming.unit import Unit
 from qdc.streaming.work import Work
 
 Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "clean"]
+USUAL: Geometry = "mcs"
 BLOCK_LENGTH, STEPS = 32, 8
 READ_BY = {
     "prefix": ("mcs", "block-diffusion", "rollout"),
@@ -91,7 +92,11 @@ class CalibrationOptions(Pass):
     isolate: bool = Field(
         default=False, description="attention does not cross the documents of a window"
     )
-    geometry: Geometry = Field(default="mcs", description="which tokens are masked")
+    geometry: Geometry | None = Field(
+        default=None,
+        description="which tokens are masked; mcs if not given, block-diffusion where attention "
+        "goes by blocks",
+    )
     timesteps: int | None = Field(
         default=None,
         ge=1,
@@ -102,8 +107,8 @@ class CalibrationOptions(Pass):
     block_length: int | None = Field(
         default=None,
         ge=1,
-        description=f"tokens of a block; {BLOCK_LENGTH} for block-diffusion, all for rollout "
-        "if not given",
+        description=f"tokens of a block; the model's own or {BLOCK_LENGTH} for block-diffusion, "
+        "all for rollout if not given",
     )
     steps: int = Field(
         default=STEPS, ge=1, le=1 << 12, description="denoising steps of a whole rollout"
@@ -116,9 +121,9 @@ class CalibrationOptions(Pass):
     def _nothing_is_ignored(self) -> "CalibrationOptions":
         for name, readers in READ_BY.items():
             given = getattr(self, name) != type(self).model_fields[name].default
-            if given and self.geometry not in readers:
+            if given and self.masks not in readers:
                 raise ValueError(
-                    f"geometry {self.geometry} does not read {name.replace('_', '-')}, "
+                    f"geometry {self.masks} does not read {name.replace('_', '-')}, "
                     f"which is for {', '.join(readers)}"
                 )
         if self.isolate and self.pack != "documents":
@@ -126,6 +131,11 @@ class CalibrationOptions(Pass):
                 f"pack {self.pack} does not read isolate: its windows are of one document each"
             )
         return self
+
+    @property
+    def masks(self) -> Geometry:
+        """Which tokens are masked."""
+        return self.geometry or USUAL
 
     def check(self, graph: LayerGraph) -> None:
         """Refuse samples that are longer than the model takes."""
@@ -194,7 +204,7 @@ class CalibrationOptions(Pass):
         rows = self.samples * (self.timesteps or 1)
         if self.segmented and not unit.started:
             unit.check_apart(isolate=self.isolate)
-        if self.geometry == "rollout" and not unit.started:
+        if self.masks == "rollout" and not unit.started:
             weights = sum(node.rows * node.columns for node in unit.graph.linears())
             # Times are even, so a sample is at its own after half of the steps.
             unit.work(0, Work(products=2 * weights * rows * length * self.steps / 2))
@@ -211,7 +221,7 @@ class CalibrationOptions(Pass):
             samples=self.samples,
             tokens=max(1, tokens),
             masked=0,
-            geometry=self.geometry,
+            geometry=self.masks,
             masked_weight=self.masked_weight,
         )
         for node in layers:
@@ -224,7 +234,7 @@ class CalibrationOptions(Pass):
     def times(self) -> Tensor:
         """The time of each row, ``f32[samples * timesteps]``: even, or random for ``uniform``."""
         many = self.timesteps
-        if self.geometry == "uniform":
+        if self.masks == "uniform":
             if many is None:
                 return geometry.stratified(self.samples, self.seed)
             rows = (geometry.stratified(many, self.seed, i) for i in range(self.samples))
@@ -235,19 +245,22 @@ class CalibrationOptions(Pass):
 
     def _prefix(self) -> float:
         """Share of a window that is never masked."""
-        return 0 if self.geometry == "uniform" else self.prefix
+        return 0 if self.masks == "uniform" else self.prefix
 
     def _mask(
         self, unit: Unit, clean: Tensor, maskable: Tensor, segments: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if self.geometry == "clean":
+        if self.masks == "clean":
             return geometry.unmasked(clean)
         mask_id, seed = unit.model.mask, self.seed
         times = self.times()
-        if self.geometry == "block-diffusion":
-            size = self.block_length or BLOCK_LENGTH
-            return geometry.block_diffusion(clean, maskable, times, mask_id, seed, size)
-        if self.geometry == "rollout":
+        if self.masks == "block-diffusion":
+            own = unit.model.attention_block
+            size = self.block_length or own or BLOCK_LENGTH
+            return geometry.block_diffusion(
+                clean, maskable, times, mask_id, seed, size, aligned=own is not None
+            )
+        if self.masks == "rollout":
             return rollout(
                 unit, clean, maskable, times, self.steps, self.block_length, self.batch, segments
             )
