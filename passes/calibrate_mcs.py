@@ -14,6 +14,8 @@ Other geometries, for other samplers and for comparison:
   all later ones are masked;
 - ``rollout``: states of the original model's own sampler, which fills the place of least doubt
   first; costs about half of ``steps`` further runs of the model;
+- ``tmas``: states of its whole trajectories, behind a prompt, with fixed shares from stretches of
+  the way, more at the two ends (DLLMQuant, arXiv 2508.14090); costs as much as ``rollout``;
 - ``clean``: no mask, as tools for autoregressive models calibrate.
 
 The release keeps the first quarter of a sample visible, ``prefix=0.25``, so that no state has more

@@ -260,6 +260,7 @@ class Resumption:
         self.workspace.linear_calls = journal.linear_calls
         self.workspace.samples = journal.samples
         self.workspace.text = list(journal.text)
+        self.workspace.sampled = list(journal.sampled)
         savepoints.remarks.earlier = journal.remarks
         for row, cost in zip(savepoints.meter.measured, journal.passes, strict=True):
             row.seconds, row.peak_bytes, row.units = cost.seconds, cost.peak_bytes, cost.units

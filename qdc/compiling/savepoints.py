@@ -96,6 +96,7 @@ class Savepoints:
                 linear_calls=self.workspace.linear_calls,
                 samples=self.workspace.samples,
                 text=tuple(self.workspace.text),
+                sampled=tuple(self.workspace.sampled),
                 passes=tuple(
                     PassRecord(seconds=row.seconds, peak_bytes=row.peak_bytes, units=row.units)
                     for row in self.meter.measured

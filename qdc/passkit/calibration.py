@@ -9,28 +9,38 @@ from torch import Tensor
 
 from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
+from qdc.ir.calibration_use import SampledStates
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Stage
 from qdc.ir.text_use import Pack
 from qdc.passkit import geometry
-from qdc.passkit.rollout import rollout
+from qdc.passkit.geometry import Masked
+from qdc.passkit.head import output_head
+from qdc.passkit.predictor import Predictor
+from qdc.passkit.rollout import rollout, steps_to
 from qdc.passkit.samples import Samples, draw_samples
+from qdc.passkit.tmas import PROMPT, SHARES, Tmas, Way, sampled
+from qdc.passkit.trajectory import Sampler
 from qdc.pipeline.passbase import Pass
+from qdc.runtime.decoding.options import LONGEST_NAME
 from qdc.streaming.batches import PADDING, Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
+from qdc.text.source import TextSource
 
-Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "clean"]
+Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "tmas", "clean"]
 BLOCK_LENGTH, STEPS = 32, 8
 READ_BY = {
-    "prefix": ("mcs", "block-diffusion", "rollout"),
-    "timesteps": ("mcs", "uniform", "block-diffusion", "rollout"),
+    "prefix": ("mcs", "block-diffusion", "rollout", "tmas"),
+    "timesteps": ("mcs", "uniform", "block-diffusion", "rollout", "tmas"),
     "clean_copy": ("mcs", "block-diffusion", "rollout"),
-    "block_length": ("block-diffusion", "rollout"),
-    "steps": ("rollout",),
-    "masked_weight": ("mcs", "uniform", "block-diffusion", "rollout"),
+    "block_length": ("block-diffusion", "rollout", "tmas"),
+    "steps": ("rollout", "tmas"),
+    "shares": ("tmas",),
+    "way": ("tmas",),
+    "strategy": ("tmas",),
+    "masked_weight": ("mcs", "uniform", "block-diffusion", "rollout", "tmas"),
 }
 """Options that only some geometries read; with another one they are refused."""
 
@@ -43,7 +53,7 @@ class States:
     """``i64[N, length]``: the text."""
     tokens: Tensor
     """``i64[N, length]``: what goes into the model. Where it is visible it is the clean text, but
-    for rollouts, which hold the model's own tokens behind the prompt."""
+    for ``rollout`` and ``tmas``, which hold the model's own tokens behind the prompt."""
     masked: Tensor
     """``bool[N, length]``: where ``tokens`` holds the mask token."""
     weights: Tensor
@@ -69,7 +79,7 @@ class CalibrationOptions(Pass):
     """A pass that draws samples from the calibration text.
 
     Two passes with equal options see equal samples: they are a function of options and text alone,
-    and of the original model for rollouts.
+    and of the original model for ``rollout`` and ``tmas``.
     """
 
     reads_calibration: ClassVar[bool] = True
@@ -78,8 +88,12 @@ class CalibrationOptions(Pass):
     length: int | None = Field(
         default=None, ge=2, description="tokens of a sequence; the model's longest if not given"
     )
-    prefix: float = Field(
-        default=0, ge=0, lt=1, description="share of a sequence kept visible at its beginning"
+    prefix: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of a sequence kept visible at its beginning; 0 if not given, "
+        f"and {PROMPT} for tmas on text without prompts",
     )
     seed: int = Field(default=0, ge=0, lt=1 << 62, description="seed of windows and masks")
     batch: int = Field(default=8, ge=1, description="sequences computed at once")
@@ -103,10 +117,22 @@ class CalibrationOptions(Pass):
         default=None,
         ge=1,
         description=f"tokens of a block; {BLOCK_LENGTH} for block-diffusion, all for rollout "
-        "if not given",
+        "and tmas if not given",
     )
     steps: int = Field(
         default=STEPS, ge=1, le=1 << 12, description="denoising steps of a whole rollout"
+    )
+    shares: tuple[float, ...] = Field(
+        default=SHARES,
+        min_length=2,
+        max_length=64,
+        description="of the states, from each of as many equal stretches of a trajectory",
+    )
+    way: Way = Field(default="ratio", description="stretches of places decided, or of steps")
+    strategy: str | None = Field(
+        default=None,
+        max_length=LONGEST_NAME,
+        description="that the sampler of tmas decides by; the family's own if not given",
     )
     masked_weight: float = Field(
         default=1, gt=0, le=1e6, description="what a masked position counts against a visible one"
@@ -121,6 +147,8 @@ class CalibrationOptions(Pass):
                     f"geometry {self.geometry} does not read {name.replace('_', '-')}, "
                     f"which is for {', '.join(readers)}"
                 )
+        if any(share < 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares add up to {sum(self.shares):g}, and all states are 1")
         if self.isolate and self.pack != "documents":
             raise ValueError(
                 f"pack {self.pack} does not read isolate: its windows are of one document each"
@@ -135,6 +163,11 @@ class CalibrationOptions(Pass):
                 f"the model takes {graph.model.max_length}",
                 help=f"the longest is --length {graph.model.max_length}, which it is if not given",
             )
+        if self.geometry == "tmas":
+            output_head(graph, "choose another geometry")
+            if graph.model.mask_token_id is not None:
+                self.tmas().sampler.make(graph.model)
+                self.tmas().sampler.block_of(graph.model)
 
     def without_masks(self) -> Self | None:
         """The same pass with ``geometry=clean``, and without the options that only masks read."""
@@ -145,7 +178,8 @@ class CalibrationOptions(Pass):
     def draw(self, unit: Unit) -> States:
         """Draw the samples and mask them.
 
-        Reads the text and, for rollouts alone, streams the original model ``steps`` times.
+        Reads the text and, for ``rollout`` and ``tmas``, streams the original model, about once a
+        step.
 
         Raises:
             InvalidCalibration: the text is too short, too little, or not what the tokenizer knows.
@@ -156,11 +190,15 @@ class CalibrationOptions(Pass):
             unit.check_apart(isolate=self.isolate)
         clean, maskable, use, segments = self.draw_clean(unit.calibration(), unit.model)
         unit.note_text(use)
+        found = None
+        if self.geometry == "tmas":
+            # A sample is rolled out once, however many of its states are seen.
+            found = self._sample(unit, clean, maskable, segments)
         repeated = self.timesteps or 1
         clean, maskable = (t.repeat_interleave(repeated, 0) for t in (clean, maskable))
         if segments is not None:
             segments = segments.repeat_interleave(repeated, 0)
-        tokens, masked = self._mask(unit, clean, maskable, segments)
+        tokens, masked = found or self._mask(unit, clean, maskable, segments)
         weights = self.weigh(masked)
         if segments is not None:
             weights = weights * (segments != PADDING)
@@ -174,7 +212,8 @@ class CalibrationOptions(Pass):
         """
         rows, longest = text.source.rows, model.max_length
         length = self.length or (longest if rows is None else min(longest, rows.shape[1]))
-        asked = (self.samples, length, self.seed, self._prefix(), self.pack, self.isolate)
+        visible = self.visible(text.source)
+        asked = (self.samples, length, self.seed, visible, self.pack, self.isolate)
         if asked not in text.drawn:
             text.drawn[asked] = draw_samples(
                 text.source, text.encode, model, *asked[:-1], isolate=self.isolate
@@ -194,10 +233,8 @@ class CalibrationOptions(Pass):
         rows = self.samples * (self.timesteps or 1)
         if self.segmented and not unit.started:
             unit.check_apart(isolate=self.isolate)
-        if self.geometry == "rollout" and not unit.started:
-            weights = sum(node.rows * node.columns for node in unit.graph.linears())
-            # Times are even, so a sample is at its own after half of the steps.
-            unit.work(0, Work(products=2 * weights * rows * length * self.steps / 2))
+        if not unit.started:
+            self._foresee_rollouts(unit, length)
         apart = self.segmented
         return unit.stream(rows, length, self.batch, original=original, segmented=apart)
 
@@ -233,9 +270,44 @@ class CalibrationOptions(Pass):
             return geometry.grid(self.samples, clean_copy=self.clean_copy)
         return geometry.grid(many, clean_copy=self.clean_copy).repeat(self.samples)
 
-    def _prefix(self) -> float:
-        """Share of a window that is never masked."""
-        return 0 if self.geometry == "uniform" else self.prefix
+    def visible(self, source: TextSource) -> float:
+        """Share of a window at its beginning that is never masked."""
+        if self.prefix is not None:
+            return self.prefix
+        return PROMPT if self.geometry == "tmas" and not source.dialogues else 0
+
+    def tmas(self) -> Tmas:
+        """What is sampled, with ``geometry=tmas``."""
+        sampler = Sampler(self.strategy, self.steps, self.block_length, self.seed)
+        return Tmas(sampler, self.shares, self.way, self.timesteps or 1)
+
+    def foreseen_states(self, model: ModelFacts) -> SampledStates | None:
+        """The states that will be sampled; None where none are."""
+        if self.geometry != "tmas":
+            return None
+        return self.tmas().foreseen(self.samples, self.tmas().sampler.text(model))
+
+    def _foresee_rollouts(self, unit: Forecast, length: int) -> None:
+        """Sweeps of the original model in front of the calibration itself."""
+        if self.geometry == "rollout":
+            rows = self.samples * (self.timesteps or 1)
+            sweeps = steps_to(self.times(), self.steps).double().mean().item()
+        elif self.geometry == "tmas":
+            rows = self.samples
+            visible = PROMPT if self.prefix is None else self.prefix
+            steps = self.tmas().sampler.sweeps(length, int(visible * length), unit.model)
+            sweeps = (steps * self.tmas().furthest(rows)).ceil().mean().item()
+        else:
+            return
+        unit.sweep(rows, length, self.batch, times=sweeps, segmented=self.segmented)
+
+    def _sample(
+        self, unit: Unit, clean: Tensor, maskable: Tensor, segments: Tensor | None
+    ) -> Masked:
+        predictor = Predictor.of(unit)
+        states, use = sampled(predictor, clean, maskable, self.tmas(), self.batch, segments)
+        unit.note_states(use)
+        return states
 
     def _mask(
         self, unit: Unit, clean: Tensor, maskable: Tensor, segments: Tensor | None

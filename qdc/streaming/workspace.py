@@ -15,6 +15,7 @@ from qdc.format.codec import Codec, Lowered
 from qdc.frontend.tracer import Program
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
+from qdc.ir.calibration_use import SampledStates
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.text_use import TextUse
@@ -52,6 +53,8 @@ class Workspace:
     """Samples of the largest calibration."""
     text: list[TextUse] = field(default_factory=list)
     """What samples were made of, each once."""
+    sampled: list[SampledStates] = field(default_factory=list)
+    """What states were taken of trajectories, each once."""
     trails: dict[Key, Trail] = field(default_factory=dict)
     """Ways that streams follow when they are made, to where an interrupted compile had them."""
     world: World = field(default_factory=World)
