@@ -24,6 +24,9 @@ The paper sees every sample at T times, the release and the default at one time 
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
 Where the text is prompts and answers, prompts stay visible besides; only answers are masked.
 
+``token-weights=certainty`` counts x x^T of a token v^2 times, v = base + sqrt(confidence) of what
+the original model predicts there (DLLMQuant); it costs one more run of the model.
+
 The moment of an expert is that of the tokens routed to it, each counted once whatever its routing
 weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens, and a remark:
 
@@ -33,8 +36,6 @@ weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens,
 
 from functools import partial
 from typing import ClassVar
-
-from torch import Tensor
 
 from qdc.passkit import (
     ExpertOptions,
@@ -50,7 +51,7 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import read
+from qdc.passkit.experts import weighed
 
 
 class CalibrateMcs(ExpertOptions):
@@ -84,8 +85,8 @@ class CalibrateMcs(ExpertOptions):
         moment: MomentAccumulator,
     ) -> None:
         """Add up what the stage reads."""
-        for part in read(stream, stage, stream.masked, pooled=source.pooled):
-            moment.add(part.value, self._weights(part.facts))
+        for part, weights in weighed(stream, stage, pooled=source.pooled):
+            moment.add(part.value, weights)
 
     def note(
         self,
@@ -103,6 +104,7 @@ class CalibrateMcs(ExpertOptions):
             masked=source.masked,
             geometry=self.geometry,
             masked_weight=self.masked_weight,
+            token_weights=self.token_weights,
             routed=source.routed,
         )
         for node in layers:
@@ -120,6 +122,3 @@ class CalibrateMcs(ExpertOptions):
             self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
-
-    def _weights(self, masked: Tensor) -> Tensor | None:
-        return None if self.masked_weight == 1 else self.weigh(masked)

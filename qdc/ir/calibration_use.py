@@ -7,6 +7,35 @@ from pydantic import Field
 from qdc.ir.types import Frozen
 
 
+class TokenCertainty(Frozen):
+    """How sure the original model was of the tokens of a calibration, and what they weigh."""
+
+    rule: str = Field(max_length=64)
+    """How confidence becomes a weight."""
+    tokens: int = Field(ge=1)
+    masked: float | None = Field(default=None, ge=0, le=1)
+    """Mean confidence at masked tokens; None where none is masked."""
+    visible: float | None = Field(default=None, ge=0, le=1)
+    """The same at visible tokens."""
+    least: float = Field(gt=0, allow_inf_nan=False)
+    """Smallest weight of a token."""
+    most: float = Field(gt=0, allow_inf_nan=False)
+    """Largest weight of a token."""
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        means = [
+            f"{mean:.2f} at {kind} ones"
+            for kind, mean in (("masked", self.masked), ("visible", self.visible))
+            if mean is not None
+        ]
+        return (
+            f"{self.rule}: {self.tokens:,} tokens weigh {self.least:.3g} to {self.most:.3g}; "
+            f"mean confidence {', '.join(means)}"
+        )
+
+
 class SampledStates(Frozen):
     """States that were taken of the model's own denoising trajectories."""
 

@@ -10,7 +10,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.evaluate import Comparison, Evaluation
 from qdc.format.codec import BitsWord
 from qdc.frontend.coverage import Covered
-from qdc.ir.calibration_use import SampledStates
+from qdc.ir.calibration_use import SampledStates, TokenCertainty
 from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
 from qdc.units import size
@@ -134,6 +134,8 @@ class CompileReport(Frozen):
     """What the samples were made of; several where passes draw otherwise."""
     calibration_states: tuple[SampledStates, ...] = ()
     """What states were taken of the model's own trajectories; empty unless ``geometry=tmas``."""
+    calibration_certainty: tuple[TokenCertainty, ...] = ()
+    """What confidence tokens were weighed by; empty where all count the same."""
     artifact_sha256: str = ""
     """Digest of the artifact's files other than shards; its dump names every tensor's digest."""
     plugins: tuple[str, ...]

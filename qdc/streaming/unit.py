@@ -11,7 +11,7 @@ from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
-from qdc.ir.calibration_use import SampledStates
+from qdc.ir.calibration_use import SampledStates, TokenCertainty
 from qdc.ir.graph import Node
 from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable, torch_dtype
@@ -219,6 +219,11 @@ class Unit(SharedScope):
         """Say what states were sampled, for the report; several passes may sample the same."""
         if use not in self._workspace.sampled:
             self._workspace.sampled.append(use)
+
+    def note_certainty(self, use: TokenCertainty) -> None:
+        """Say what confidence tokens were weighed by, for the report."""
+        if use not in self._workspace.certainty:
+            self._workspace.certainty.append(use)
 
     def count(self, *streams: Stream) -> None:
         """Count what loose streams have executed as part of the calibration."""

@@ -12,7 +12,7 @@ from tests.support.threads import one_thread
 
 __all__ = ["one_thread"]
 
-STATES = "geometry=tmas steps=3"
+STATES = "geometry=tmas steps=3 token-weights=certainty"
 PASSES = (
     f"stages(calibrate-cross{{{STATES}}},sensitivity,gptq-lower{{group=16}}),"
     f"polish{{{STATES} iterations=1}},pack"
@@ -42,5 +42,6 @@ def test_the_same_bytes_after_an_interruption(tmp_path: Path) -> None:
     report = qdc.compile(model, PASSES, out=out, resume=True, **given)
     assert report.resumed == 1
     assert report.calibration_states == whole.calibration_states != ()
+    assert report.calibration_certainty == whole.calibration_certainty != ()
     for path in sorted((tmp_path / "whole").iterdir()):
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
