@@ -61,14 +61,15 @@ def decode(
         assert verifier is not None
         return decode_adaptively(model, prompts, strategy, options, facts, verifier, watch, each)
     canvas = lay_out(prompts, options.length, options.block, facts, each)
-    reader = Reader(model, canvas, facts, options.cache, options.cfg)
+    reader = Reader(model, canvas, facts, options.cache, options.cfg, options.cache_bits)
     loop = Loop(reader, strategy, options, facts, stops=options.stop_early)
     started = time.perf_counter()
     loop.run(watch)
     seconds = time.perf_counter() - started
     tokens, _ = canvas.shown()
     found = answers(tokens, options.length, facts.ends)
-    return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds)
+    kept = reader.cache_bytes, reader.cache_plain_bytes
+    return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds, *kept)
 
 
 def check_verifier(strategy: Stepwise | Apd, *, present: bool) -> None:
