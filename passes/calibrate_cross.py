@@ -35,7 +35,7 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import paired, read
+from qdc.passkit.experts import paired, weighed
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 
@@ -82,9 +82,8 @@ class CalibrateCross(ExpertOptions):
         """Add up what the stage reads in the quantized stream and in the original one."""
         moment, cross = sums
         others = () if carrier is None else (carrier,)
-        found = (read(s, stage, s.masked, others, pooled=source.pooled) for s in streams)
-        for now, original in zip(*found, strict=True):
-            share = None if self.masked_weight == 1 else self.weigh(now.facts)
+        found = (weighed(s, stage, others, pooled=source.pooled) for s in streams)
+        for (now, share), (original, _) in zip(*found, strict=True):
             moment.add(now.value, share)
             cross.add(now.value, paired(now, original), share)
             if carrier is not None:
@@ -110,6 +109,7 @@ class CalibrateCross(ExpertOptions):
                 masked=source.masked,
                 geometry=self.geometry,
                 masked_weight=self.masked_weight,
+                token_weights=self.token_weights,
                 routed=source.routed,
             ),
             CrossMoment(tensor=lasting, drift=cross.drift, residual=residual),

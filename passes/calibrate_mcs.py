@@ -14,6 +14,8 @@ Other geometries, for other samplers and for comparison:
   all later ones are masked;
 - ``rollout``: states of the original model's own sampler, which fills the place of least doubt
   first; costs about half of ``steps`` further runs of the model;
+- ``tmas``: states of its whole trajectories, behind a prompt, with fixed shares from stretches of
+  the way, more at the two ends (DLLMQuant, arXiv 2508.14090); costs as much as ``rollout``;
 - ``clean``: no mask, as tools for autoregressive models calibrate.
 
 The release keeps the first quarter of a sample visible, ``prefix=0.25``, so that no state has more
@@ -21,6 +23,9 @@ than three quarters masked; the default keeps nothing, for the loss where most i
 The paper sees every sample at T times, the release and the default at one time each:
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
 Where the text is prompts and answers, prompts stay visible besides; only answers are masked.
+
+``token-weights=certainty`` counts x x^T of a token v^2 times, v = base + sqrt(confidence) of what
+the original model predicts there (DLLMQuant); it costs one more run of the model.
 
 The moment of an expert is that of the tokens routed to it, each counted once whatever its routing
 weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens, and a remark:
@@ -31,8 +36,6 @@ weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens,
 
 from functools import partial
 from typing import ClassVar
-
-from torch import Tensor
 
 from qdc.passkit import (
     ExpertOptions,
@@ -48,7 +51,7 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import read
+from qdc.passkit.experts import weighed
 
 
 class CalibrateMcs(ExpertOptions):
@@ -82,8 +85,8 @@ class CalibrateMcs(ExpertOptions):
         moment: MomentAccumulator,
     ) -> None:
         """Add up what the stage reads."""
-        for part in read(stream, stage, stream.masked, pooled=source.pooled):
-            moment.add(part.value, self._weights(part.facts))
+        for part, weights in weighed(stream, stage, pooled=source.pooled):
+            moment.add(part.value, weights)
 
     def note(
         self,
@@ -101,6 +104,7 @@ class CalibrateMcs(ExpertOptions):
             masked=source.masked,
             geometry=self.geometry,
             masked_weight=self.masked_weight,
+            token_weights=self.token_weights,
             routed=source.routed,
         )
         for node in layers:
@@ -118,6 +122,3 @@ class CalibrateMcs(ExpertOptions):
             self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
-
-    def _weights(self, masked: Tensor) -> Tensor | None:
-        return None if self.masked_weight == 1 else self.weigh(masked)
