@@ -24,8 +24,10 @@ from .polish import Polish
 from .predict_error import PredictError
 from .probe_loss import ProbeLoss
 from .pt2_lower import Pt2Lower
+from .quantize_activations import QuantizeActivations
 from .quantize_vocab import QuantizeVocab
 from .quip_lower import QuipLower
+from .rotate import Rotate
 from .rtn_lower import RtnLower
 from .sbvr_lower import SbvrLower
 from .sdq_allocate import SdqAllocate
@@ -38,6 +40,8 @@ from .trellis_lower import TrellisLower
 PASSES = (
     QuantizeVocab,
     GgufVocab,
+    Rotate,
+    QuantizeActivations,
     CalibrateMcs,
     CalibrateCross,
     Sensitivity,
