@@ -13,6 +13,7 @@ from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
 from .db_lower import DbLower
+from .distill import Distill
 from .engine_lower import EngineLower
 from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
@@ -67,6 +68,7 @@ PASSES = (
     SbvrLower,
     AqlmLower,
     Polish,
+    Distill,
     Pack,
 )
 

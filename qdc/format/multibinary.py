@@ -17,6 +17,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedbinary import RelaxedBinary
+from qdc.format.rescaledbinary import RescaledBinary
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices, block_widths
@@ -146,6 +147,10 @@ class MultiBinary(Codec):
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedBinary:
         """Latent weights and scales that start at the working tensors."""
         return RelaxedBinary(list(self.components(working)), weight, self.block, self.scale_bits)
+
+    def rescaling(self) -> RescaledBinary:
+        """Row and column scales."""
+        return RescaledBinary(self.dense, self.components, self.block, self.scale_bits)
 
     @staticmethod
     def working(blocks: list[Components], block: int) -> dict[str, Tensor]:
