@@ -18,6 +18,7 @@ from .engine_lower import EngineLower
 from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
+from .guide import Guide
 from .measure_orders import MeasureOrders
 from .pack import Pack
 from .pb_llm_lower import PbLlmLower
@@ -39,6 +40,7 @@ from .trellis_lower import TrellisLower
 PASSES = (
     QuantizeVocab,
     GgufVocab,
+    Guide,
     CalibrateMcs,
     CalibrateCross,
     Sensitivity,

@@ -17,10 +17,11 @@ left out.
 from functools import partial
 from typing import ClassVar
 
+from torch import Tensor
+
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.passkit import (
     CrossMoment,
-    ExpertOptions,
     Field,
     Forecast,
     Kinds,
@@ -36,11 +37,12 @@ from qdc.passkit import (
     table_key,
 )
 from qdc.passkit.experts import paired, read
+from qdc.passkit.guided import WeighedOptions
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 
 
-class CalibrateCross(ExpertOptions):
+class CalibrateCross(WeighedOptions):
     """Collect each stage's second moment, and how its input drifts from the original model's.
 
     Only inside ``stages(...)``, where stages are calibrated on the quantized stream.
@@ -67,7 +69,8 @@ class CalibrateCross(ExpertOptions):
             cross = CrossMomentAccumulator(layers[0].columns, unit.device, rows=rows)
             source = self.source(unit, stream, stage, layers)
             sums = moment, cross
-            add = partial(self.add, (stream, reference), stage, carrier, source, sums)
+            weights = self.counted(unit, stream, layers)
+            add = partial(self.add, (stream, reference), stage, carrier, weights, source, sums)
             unit.accumulate(layers, add, *sums)
             unit.share(layers, partial(self.note, unit, stage, source, sums))
 
@@ -76,15 +79,20 @@ class CalibrateCross(ExpertOptions):
         streams: tuple[Stream, Stream],
         stage: Stage,
         carrier: str | None,
+        weights: Tensor | None,
         source: Source,
         sums: Sums,
     ) -> None:
-        """Add up what the stage reads in the quantized stream and in the original one."""
+        """Add up what the stage reads in the quantized stream and in the original one.
+
+        A token counts as ``weights`` say, ``f32[samples, length]``; 1 without them.
+        """
         moment, cross = sums
         others = () if carrier is None else (carrier,)
-        found = (read(s, stage, s.masked, others, pooled=source.pooled) for s in streams)
+        facts = streams[0].masked if weights is None else weights
+        found = (read(s, stage, facts, others, pooled=source.pooled) for s in streams)
         for now, original in zip(*found, strict=True):
-            share = None if self.masked_weight == 1 else self.weigh(now.facts)
+            share = None if weights is None else now.facts
             moment.add(now.value, share)
             cross.add(now.value, paired(now, original), share)
             if carrier is not None:
@@ -110,6 +118,7 @@ class CalibrateCross(ExpertOptions):
                 masked=source.masked,
                 geometry=self.geometry,
                 masked_weight=self.masked_weight,
+                token_weights=self.token_weights,
                 routed=source.routed,
             ),
             CrossMoment(tensor=lasting, drift=cross.drift, residual=residual),

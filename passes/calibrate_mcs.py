@@ -35,7 +35,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from qdc.passkit import (
-    ExpertOptions,
     Forecast,
     Kinds,
     Moment,
@@ -49,9 +48,10 @@ from qdc.passkit import (
     table_key,
 )
 from qdc.passkit.experts import read
+from qdc.passkit.guided import WeighedOptions
 
 
-class CalibrateMcs(ExpertOptions):
+class CalibrateMcs(WeighedOptions):
     """Collect each stage's second moment over masked samples.
 
     Inside ``stages(...)`` every stage is calibrated on the already quantized stream; outside it, on
@@ -68,7 +68,8 @@ class CalibrateMcs(ExpertOptions):
             stream.enter(stage)
             source = self.source(unit, stream, stage, layers)
             moment = MomentAccumulator(layers[0].columns, unit.device)
-            add = partial(self.add, stream, stage, source, moment)
+            weights = self.counted(unit, stream, layers)
+            add = partial(self.add, stream, stage, weights, source, moment)
             unit.accumulate(layers, add, moment)
             unit.share(layers, partial(self.note, unit, stage, source, moment))
         if unit.whole_region and unit.region is not None:
@@ -78,12 +79,14 @@ class CalibrateMcs(ExpertOptions):
         self,
         stream: Stream,
         stage: Stage,
+        weights: Tensor | None,
         source: Source,
         moment: MomentAccumulator,
     ) -> None:
-        """Add up what the stage reads."""
-        for part in read(stream, stage, stream.masked, pooled=source.pooled):
-            moment.add(part.value, self._weights(part.facts))
+        """Add up what the stage reads; a token counts as ``f32[samples, length]`` say."""
+        facts = stream.masked if weights is None else weights
+        for part in read(stream, stage, facts, pooled=source.pooled):
+            moment.add(part.value, None if weights is None else part.facts)
 
     def note(
         self,
@@ -101,6 +104,7 @@ class CalibrateMcs(ExpertOptions):
             masked=source.masked,
             geometry=self.geometry,
             masked_weight=self.masked_weight,
+            token_weights=self.token_weights,
             routed=source.routed,
         )
         for node in layers:
@@ -118,6 +122,3 @@ class CalibrateMcs(ExpertOptions):
             self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
-
-    def _weights(self, masked: Tensor) -> Tensor | None:
-        return None if self.masked_weight == 1 else self.weigh(masked)

@@ -183,7 +183,7 @@ class Distill(CalibrationOptions):
         head, everywhere = output_head(unit.graph, WITHOUT_HEAD), self.geometry == "clean"
         read, (name,) = unit.original_weights(), head.layers
         reference = unit.loose_stream(batches, read)
-        found = tuple(pieces(reference, head))
+        found = tuple(piece for piece, _ in pieces(reference, head))
         loss = EndLoss(
             original=read(name),
             now=present(unit, name),

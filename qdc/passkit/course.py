@@ -43,12 +43,15 @@ class Piece(NamedTuple):
         return name
 
 
-def pieces(stream: Stream, head: Stage) -> Iterator[Piece]:
-    """Move a stream from the first region to the head; yields each piece once it is behind it."""
+def pieces(stream: Stream, head: Stage) -> Iterator[tuple[Piece, list[Held]]]:
+    """Move a stream from the first region to the head.
+
+    Yields each piece once it is behind the stream, and where batches have waited before it.
+    """
     graph, executor = stream.graph, stream.executor
     stream.start(graph.regions[0])
     for region in graph.regions:
-        held = stream.names
+        held, kept = stream.names, list(stream.kept)
         if region is graph.regions[-1]:
             stream.enter(head)
             wanted: tuple[str, ...] = (head.value,)
@@ -57,7 +60,7 @@ def pieces(stream: Stream, head: Stage) -> Iterator[Piece]:
             wanted = stream.names
         given = tuple(name for name in wanted if name not in held)
         staying = tuple(name for name in wanted if name in held)
-        yield Piece(region, executor.steps(given, held), given, staying)
+        yield Piece(region, executor.steps(given, held), given, staying), kept
 
 
 class Batch(NamedTuple):
@@ -89,8 +92,13 @@ class Course:
         return Batch(self.states.hold(found), segments)
 
     def backward(
-        self, batch: Batch, piece: Piece, parameters: Parameters, behind: Gradients
-    ) -> Gradients:
+        self,
+        batch: Batch,
+        piece: Piece,
+        parameters: Parameters,
+        behind: Gradients,
+        watched: tuple[str, ...] = (),
+    ) -> tuple[Gradients, Gradients]:
         """Run one piece again, and take gradients back through it.
 
         Args:
@@ -98,9 +106,10 @@ class Course:
             piece: of the course.
             parameters: leaves that require gradients get theirs added.
             behind: derivatives of the values that are held behind the piece.
+            watched: values inside of the piece.
 
         Returns:
-            Derivatives of the floating values that are held before it.
+            Derivatives of the floating values that are held before it, and of those watched.
         """
         executor = self.executor
         leaves = {
@@ -109,7 +118,10 @@ class Course:
             if value.is_floating_point()
         }
         held = {**batch.held, **leaves}
-        found = executor.run(held, piece.steps, parameters, piece.given, batch.segments)
+        wanted = (*piece.given, *watched)
+        found = executor.run(held, piece.steps, parameters, wanted, batch.segments)
+        for name in watched:
+            found[name].retain_grad()
         reached = [name for name in piece.given if found[name].requires_grad and name in behind]
         torch.autograd.backward(
             [found[name] for name in reached],
@@ -119,4 +131,6 @@ class Course:
         for name in piece.staying:
             if name in behind:
                 before[name] = before[name] + behind[name] if name in before else behind[name]
-        return before
+        slopes = ((name, found[name].grad) for name in watched)
+        seen = {n: torch.zeros_like(found[n]) if grad is None else grad for n, grad in slopes}
+        return before, seen

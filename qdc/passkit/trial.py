@@ -40,7 +40,7 @@ class Trial:
         for piece in reversed(course.pieces):
             parameters, moved = tuning.moving(piece)
             behind = [
-                course.backward(batch, piece, parameters, gradients)
+                course.backward(batch, piece, parameters, gradients)[0]
                 for batch, gradients in zip(way.pop(), behind, strict=True)
             ]
             tuning.collect(moved)
