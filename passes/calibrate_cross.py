@@ -36,7 +36,7 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import paired, read
+from qdc.passkit.experts import paired, weighed
 from qdc.passkit.guided import WeighedOptions
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
@@ -85,14 +85,12 @@ class CalibrateCross(WeighedOptions):
     ) -> None:
         """Add up what the stage reads in the quantized stream and in the original one.
 
-        A token counts as ``weights`` say, ``f32[samples, length]``; 1 without them.
+        A token counts as ``weights`` say, ``f32[samples, length]``, or as the stream does.
         """
         moment, cross = sums
         others = () if carrier is None else (carrier,)
-        facts = streams[0].masked if weights is None else weights
-        found = (read(s, stage, facts, others, pooled=source.pooled) for s in streams)
-        for now, original in zip(*found, strict=True):
-            share = None if weights is None else now.facts
+        found = (weighed(s, stage, others, pooled=source.pooled, weights=weights) for s in streams)
+        for (now, share), (original, _) in zip(*found, strict=True):
             moment.add(now.value, share)
             cross.add(now.value, paired(now, original), share)
             if carrier is not None:

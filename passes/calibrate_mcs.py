@@ -14,6 +14,8 @@ Other geometries, for other samplers and for comparison:
   all later ones are masked;
 - ``rollout``: states of the original model's own sampler, which fills the place of least doubt
   first; costs about half of ``steps`` further runs of the model;
+- ``tmas``: states of its whole trajectories, behind a prompt, with fixed shares from stretches of
+  the way, more at the two ends (DLLMQuant, arXiv 2508.14090); costs as much as ``rollout``;
 - ``clean``: no mask, as tools for autoregressive models calibrate.
 
 The release keeps the first quarter of a sample visible, ``prefix=0.25``, so that no state has more
@@ -21,6 +23,9 @@ than three quarters masked; the default keeps nothing, for the loss where most i
 The paper sees every sample at T times, the release and the default at one time each:
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
 Where the text is prompts and answers, prompts stay visible besides; only answers are masked.
+
+``token-weights=certainty`` counts x x^T of a token v^2 times, v = base + sqrt(confidence) of what
+the original model predicts there (DLLMQuant); it costs one more run of the model.
 
 The moment of an expert is that of the tokens routed to it, each counted once whatever its routing
 weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens, and a remark:
@@ -47,7 +52,7 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import read
+from qdc.passkit.experts import weighed
 from qdc.passkit.guided import WeighedOptions
 
 
@@ -83,10 +88,9 @@ class CalibrateMcs(WeighedOptions):
         source: Source,
         moment: MomentAccumulator,
     ) -> None:
-        """Add up what the stage reads; a token counts as ``f32[samples, length]`` say."""
-        facts = stream.masked if weights is None else weights
-        for part in read(stream, stage, facts, pooled=source.pooled):
-            moment.add(part.value, None if weights is None else part.facts)
+        """Add up what the stage reads; tokens count as ``f32[samples, length]`` say, if given."""
+        for part, share in weighed(stream, stage, pooled=source.pooled, weights=weights):
+            moment.add(part.value, share)
 
     def note(
         self,

@@ -82,10 +82,11 @@ class Distill(CalibrationOptions):
 
     @model_validator(mode="after")
     def _only_predictions_count(self) -> "Distill":
-        if self.masked_weight != 1:
-            raise ValueError(
-                "it does not read masked-weight: predictions at visible positions do not count"
-            )
+        for option in ("masked_weight", "token_weights"):
+            if getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(
+                    f"it does not read {option.replace('_', '-')}: predictions count, all alike"
+                )
         return self
 
     def check(self, graph: LayerGraph) -> None:

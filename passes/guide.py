@@ -62,8 +62,10 @@ class Guide(CalibrationOptions):
 
     @model_validator(mode="after")
     def _only_predictions_count(self) -> "Guide":
-        if self.masked_weight != 1:
-            raise ValueError("it does not read masked-weight, which the calibration multiplies")
+        for option in ("masked_weight", "token_weights"):
+            if getattr(self, option) != type(self).model_fields[option].default:
+                given = option.replace("_", "-")
+                raise ValueError(f"it does not read {given}, which is the calibration's own")
         return self
 
     def check(self, graph: LayerGraph) -> None:

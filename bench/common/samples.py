@@ -9,7 +9,7 @@ from torch import Tensor
 from qdc.evaluation.held_out import held_out_windows
 from qdc.frontend.opening import open_model
 from qdc.passes.calibrate_mcs import CalibrateMcs
-from qdc.passkit.calibration import States
+from qdc.passkit.states import States
 from qdc.streaming.calibration import Calibration
 from qdc.text.source import read_text
 from qdc.text.tokenizer import encoder, load_tokenizer

@@ -106,6 +106,12 @@ def _totals(report: CompileReport) -> Table:
             rows.add_row("text", "\n".join((*use.said, *use.notes)))
             for warning in use.warnings:
                 rows.add_row("warning", warning)
+        for states in report.calibration_states:
+            rows.add_row("states", "\n".join(states.said))
+            for warning in states.warnings:
+                rows.add_row("warning", warning)
+        for certainty in report.calibration_certainty:
+            rows.add_row("token weights", certainty.said)
         rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
     if report.layers:
         weights = sum(layer.weights for layer in report.layers)

@@ -54,6 +54,8 @@ def compile_report(
         created=datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC"),
         **asked_for(job, graph, workspace.checkpoint, workspace.calibration, digest),
         calibration_text=tuple(workspace.text),
+        calibration_states=tuple(workspace.sampled),
+        calibration_certainty=tuple(workspace.certainty),
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),
         layers=tuple(layer_reports(graph)),
         outside=tuple(outside_reports(graph)),

@@ -64,9 +64,10 @@ from qdc.numerics.uniform import (
     round_to_grid,
 )
 from qdc.passkit.block_lowering import BlockLowering, CompensatedLowering, Problem
-from qdc.passkit.calibration import CalibrationOptions, States
+from qdc.passkit.calibration import CalibrationOptions
 from qdc.passkit.experts import ExpertOptions, Source
 from qdc.passkit.lowering import Lowering, error_effort, output_error, target
+from qdc.passkit.states import States
 from qdc.passkit.uniform_lowering import UniformLowering
 from qdc.passkit.vocabulary_lowering import LoweredVocabulary, VocabularyLowering
 from qdc.pipeline.passbase import Kinds, Pass

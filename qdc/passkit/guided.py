@@ -1,9 +1,8 @@
-"""Calibrations whose tokens may count differently: the option, and what each token counts."""
+"""Calibrations that may weigh tokens by what ``guide`` has found, for each stage by itself."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from qdc.errors import InvalidCalibration
@@ -17,12 +16,9 @@ from qdc.streaming.unit import Unit
 
 
 class WeighedOptions(ExpertOptions):
-    """A pass that takes moments over tokens, and can weigh them."""
+    """A pass that takes moments over tokens, with ``token-weights=guided`` too."""
 
-    token_weights: Literal["equal", "guided"] = Field(
-        default="equal",
-        description="guided: a token counts by how much the predictions hang on it, as guide says",
-    )
+    reads_guidance: ClassVar[bool] = True
 
     def needs(self) -> Kinds:
         """The weights of guide, where those are asked for."""
@@ -32,14 +28,13 @@ class WeighedOptions(ExpertOptions):
         """What each token counts in the moments of a stage, ``f32[samples, length]``.
 
         Returns:
-            None where all count 1.
+            None where that is the same for all stages, as the stream says.
 
         Raises:
             InvalidCalibration: guide has seen other samples.
         """
-        given = None if self.masked_weight == 1 else self.weigh(stream.masked)
-        if self.token_weights == "equal":
-            return given
+        if self.token_weights != "guided":
+            return None
         note = unit.graph.require(layers[0].name, Guidance)
         if note.states != digest(stream.tokens):
             raise InvalidCalibration(
@@ -47,5 +42,5 @@ class WeighedOptions(ExpertOptions):
                 where=[f"%{node.name}" for node in layers],
                 help=f"give guide and {self.name} the same samples, length, seed and geometry",
             )
-        weights = unit.get(note.tensor).cpu()
-        return weights if given is None else weights * given
+        weights, others = unit.get(note.tensor).cpu(), stream.token_weights
+        return weights if others is None else weights * others

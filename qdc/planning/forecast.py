@@ -37,7 +37,7 @@ from qdc.planning.outlook import (
 from qdc.planning.rates import Rates
 from qdc.planning.running import TOKENS, runtimes
 from qdc.planning.storage import shards, stored
-from qdc.planning.text import Looked, look_at_text
+from qdc.planning.text import Looked, foreseen_states, look_at_text
 from qdc.planning.walk import walk
 from qdc.planning.warnings import shape_warnings
 from qdc.streaming.account import WAITING, Account
@@ -110,6 +110,7 @@ def forecast(
         samples=samples,
         length=length,
         calibration_text=uses,
+        calibration_states=foreseen_states(plan, graph.model),
         forwards=forwards / max(1, samples * len(layers)),
         passes=tuple(_costs(plan, account, machine.rates)),
         unknown=tuple(account.unknown),

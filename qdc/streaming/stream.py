@@ -51,7 +51,7 @@ class Stream:
 
         Args:
             program: the traced model; its first input takes the token ids, the others are absent.
-            batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
+            batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments or weights.
             weights: gives each node's parameters as they stand at the time of the call.
             device: where values are computed; between stages they are held by ``states``.
             returns: whether to hold the values with which a region was entered until it is left,
@@ -71,6 +71,8 @@ class Stream:
         """``i64[samples, length]``: what was put in, in all processes together."""
         self.segments = None if batches.segments is None else torch.cat(batches.segments)
         """``i64[samples, length]``: which positions of a row see each other; None if all do."""
+        self.token_weights = None if batches.weights is None else torch.cat(batches.weights)
+        """``f32[samples, length]``: what each token counts in statistics; None if all the same."""
         self.padded = self.segments is not None and bool((self.segments == PADDING).any())
         """Whether some of the positions are no data."""
         self._rows, self._part = [len(batch) for batch in batches], part
@@ -119,8 +121,11 @@ class Stream:
 
     def samples(self) -> Batches:
         """The samples of all processes, as they were put in."""
-        segments = None if self.segments is None else torch.split(self.segments, self._rows)
-        return Batches(torch.split(self.tokens, self._rows), segments)
+        beside = (
+            None if t is None else torch.split(t, self._rows)
+            for t in (self.segments, self.token_weights)
+        )
+        return Batches(torch.split(self.tokens, self._rows), *beside)
 
     def places(self) -> list[Tensor | None]:
         """Of each batch that is moved here the places of its data, ``i64[n]`` in b * length.

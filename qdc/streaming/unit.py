@@ -11,12 +11,14 @@ from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
+from qdc.ir.calibration_use import SampledStates, TokenCertainty
 from qdc.ir.graph import Node
 from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable, torch_dtype
 from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
+from qdc.models.layers import takes_windows
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.apart import require_apart
 from qdc.streaming.calibration import Calibration
@@ -45,6 +47,11 @@ class Unit(SharedScope):
     def device(self) -> torch.device:
         """Where the arithmetic happens."""
         return self._workspace.device
+
+    @property
+    def windowed(self) -> bool:
+        """Whether attention alone knows of positions in the model (``qdc.models.window``)."""
+        return takes_windows(self._workspace.program.module)
 
     def weight(self, node: Node) -> Tensor:
         """The original weight, ``f32[rows, columns]`` on the device."""
@@ -207,6 +214,16 @@ class Unit(SharedScope):
         """Say what samples were made of, for the report; several passes may draw the same."""
         if use not in self._workspace.text:
             self._workspace.text.append(use)
+
+    def note_states(self, use: SampledStates) -> None:
+        """Say what states were sampled, for the report; several passes may sample the same."""
+        if use not in self._workspace.sampled:
+            self._workspace.sampled.append(use)
+
+    def note_certainty(self, use: TokenCertainty) -> None:
+        """Say what confidence tokens were weighed by, for the report."""
+        if use not in self._workspace.certainty:
+            self._workspace.certainty.append(use)
 
     def count(self, *streams: Stream) -> None:
         """Count what loose streams have executed as part of the calibration."""

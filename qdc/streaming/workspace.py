@@ -15,6 +15,7 @@ from qdc.format.codec import Codec, Lowered
 from qdc.frontend.tracer import Program
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
+from qdc.ir.calibration_use import SampledStates, TokenCertainty
 from qdc.ir.graph import Node, Region
 from qdc.ir.tensors import TensorTable
 from qdc.ir.text_use import TextUse
@@ -52,6 +53,10 @@ class Workspace:
     """Samples of the largest calibration."""
     text: list[TextUse] = field(default_factory=list)
     """What samples were made of, each once."""
+    sampled: list[SampledStates] = field(default_factory=list)
+    """What states were taken of trajectories, each once."""
+    certainty: list[TokenCertainty] = field(default_factory=list)
+    """What confidence tokens were weighed by, each once."""
     trails: dict[Key, Trail] = field(default_factory=dict)
     """Ways that streams follow when they are made, to where an interrupted compile had them."""
     world: World = field(default_factory=World)
@@ -175,6 +180,8 @@ class Workspace:
         given = Batches.of(batches)
         whole = hashlib.sha256(repr([batch.shape for batch in given]).encode())
         whole.update(torch.cat((*given.tokens, *(given.segments or ()))).numpy().data)
+        if given.weights is not None:
+            whole.update(torch.cat(given.weights).numpy().data)
         if len(set(self.world.agree(whole.digest()))) > 1:
             raise InvalidCalibration(
                 "the processes of the compile have drawn different samples",

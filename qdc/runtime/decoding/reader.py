@@ -17,7 +17,8 @@ begins one column earlier; ``dual`` in a part of an attention block computes the
 as v2 does. Rows that differ in that are computed in two calls, so that none depends on another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,34 @@ Model = Callable[..., Tensor]
 A module whose leaves take windows, as those of the families here, may be called in parts; of other
 modules and functions whole texts are asked.
 """
+
+
+class Predicts(Protocol):
+    """What the loop reads predictions from: a ``Reader``, or a model that is streamed."""
+
+    canvas: Canvas
+    cache: str
+    rows: Tensor
+    """``i64[rows]``: those that are not finished."""
+    forwards: int
+    """Calls of the model so far."""
+
+    def keep_rows(self, kept: Tensor) -> None:
+        """Go on with these of the rows, ``bool[rows]``."""
+
+    def begin(self, first: int, last: int) -> None:
+        """Turn to the block of columns ``first`` to ``last``."""
+
+    def parts(self, rows: Tensor, columns: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Predict single places of the block, some at a time.
+
+        Args:
+            rows: among those that are left, ``i64[places]``.
+            columns: ``i64[places]``.
+
+        Yields:
+            Which of the places, and logits ``f64[n, vocabulary]`` for them, which are the caller's.
+        """
 
 
 class Reader:
@@ -92,6 +121,10 @@ class Reader:
     def begin(self, first: int, last: int) -> None:
         """Turn to the block of columns ``first`` to ``last``."""
         self._first, self._last, self._fresh = first, last, True
+
+    def parts(self, rows: Tensor, columns: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Predict single places of the block, all in one part."""
+        yield slice(None), self.read(rows, columns)
 
     def read(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Predict single places of the block.

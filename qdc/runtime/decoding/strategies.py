@@ -9,6 +9,7 @@ from qdc.pipeline.strategybase import Stepwise, Strategy
 from qdc.pipeline.syntax import parse_item
 from qdc.runtime.decoding.apd import Apd
 from qdc.runtime.decoding.dream import Entropy, MaskGitPlus, Origin, TopKMargin
+from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.llada import (
     Dynamic,
     LowConfidence,
@@ -82,6 +83,17 @@ def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> 
             help="subclass Stepwise, as docs/writing_strategies.md shows",
         )
     return strategy
+
+
+def own_strategy(facts: DecodeFacts) -> str:
+    """The strategy that the published code of a kind of model samples with.
+
+    LLaDA's default, the one of Dream's README, of SDAR and of Fast-dLLM v2: they are told apart by
+    which position predicts a token, and whether attention goes by blocks.
+    """
+    if facts.attention_block is None:
+        return Entropy.name if facts.logits_shift else LowConfidence.name
+    return Threshold.name if facts.logits_shift else Dynamic.name
 
 
 def _refuse_ignored(options: DecodeOptions, kind: type[Strategy], known: Strategies) -> None:
