@@ -13,10 +13,12 @@ from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
 from .db_lower import DbLower
+from .distill import Distill
 from .engine_lower import EngineLower
 from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
+from .guide import Guide
 from .measure_orders import MeasureOrders
 from .pack import Pack
 from .pb_llm_lower import PbLlmLower
@@ -42,6 +44,7 @@ PASSES = (
     GgufVocab,
     Rotate,
     QuantizeActivations,
+    Guide,
     CalibrateMcs,
     CalibrateCross,
     Sensitivity,
@@ -71,6 +74,7 @@ PASSES = (
     SbvrLower,
     AqlmLower,
     Polish,
+    Distill,
     Pack,
 )
 

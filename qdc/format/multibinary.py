@@ -23,6 +23,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedbinary import RelaxedBinary
+from qdc.format.rescaledbinary import RescaledBinary
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices, block_widths
@@ -165,6 +166,10 @@ class MultiBinary(Codec):
         return RelaxedBinary(
             list(self.components(working)), weight, self.block, self.scale_bits, self.scale_code
         )
+
+    def rescaling(self) -> RescaledBinary:
+        """Row and column scales."""
+        return RescaledBinary(self.dense, self.components, self.block, self.scale_bits)
 
     @staticmethod
     def working(blocks: list[Components], block: int) -> dict[str, Tensor]:

@@ -86,12 +86,14 @@ def weighed(
     others: tuple[str, ...] = (),
     *,
     pooled: bool = False,
+    weights: Tensor | None = None,
 ) -> "Iterator[tuple[Reading, Tensor | None]]":
     """Yield what a stage reads, and what each of the tokens counts; None if all count the same.
 
-    Arguments as those of ``read``.
+    Arguments as those of ``read``. Without ``weights``, ``f32[samples, length]``, the stream's
+    own count.
     """
-    weights = stream.token_weights
+    weights = stream.token_weights if weights is None else weights
     facts = stream.masked if weights is None else weights
     for part in read(stream, stage, facts, others, pooled=pooled):
         yield part, None if weights is None else part.facts

@@ -228,7 +228,9 @@ class Unit(SharedScope):
 
     def count(self, *streams: Stream) -> None:
         """Count what loose streams have executed as part of the calibration."""
-        self._workspace.linear_calls += sum(stream.linear_calls for stream in streams)
+        workspace = self._workspace
+        workspace.linear_calls += sum(stream.linear_calls for stream in streams)
+        workspace.samples = max(workspace.samples, *(len(stream.tokens) for stream in streams))
 
     def calibration(self) -> Calibration:
         """The calibration text. Raises ``InvalidCalibration`` if the compile has none."""
