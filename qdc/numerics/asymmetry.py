@@ -124,7 +124,8 @@ class CrossMomentAccumulator:
 
 def _energy(rows: Tensor) -> Tensor:
     """Squared length of each row, f64[tokens]."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return lengths.square()
 
 
 def _mean(total: Tensor, weight: float) -> Tensor:
