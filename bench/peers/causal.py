@@ -5,6 +5,7 @@ of a block runs on a mask and positions that are made here, whatever the library
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def is_llama(folder: Path, original: NativeModel) -> bool:
 
 def pair(folder: Path, original: NativeModel) -> Pair:
     """Our module and a fresh one, f32, and what a block of ours makes of an input."""
-    native = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    native: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     native.train(False)
     native.config.use_cache = False
     inside = original.body.model
@@ -45,7 +46,8 @@ def pair(folder: Path, original: NativeModel) -> Pair:
             position_ids=places,
             position_embeddings=inside.rotary_emb(read, places),
         )
-        return found[0] if isinstance(found, tuple) else found
+        output: Tensor = found[0] if isinstance(found, tuple) else found
+        return output
 
     return Pair(original, native, names(len(inside.layers)), embed, block, causal=True)
 
