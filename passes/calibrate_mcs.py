@@ -15,6 +15,8 @@ Other geometries, for other samplers and for comparison:
   counted from the beginning of the sample;
 - ``rollout``: states of the original model's own sampler, which fills the place of least doubt
   first; costs about half of ``steps`` further runs of the model;
+- ``tmas``: states of its whole trajectories, behind a prompt, with fixed shares from stretches of
+  the way, more at the two ends (DLLMQuant, arXiv 2508.14090); costs as much as ``rollout``;
 - ``clean``: no mask, as tools for autoregressive models calibrate.
 
 The release keeps the first quarter of a sample visible, ``prefix=0.25``, so that no state has more
@@ -22,6 +24,9 @@ than three quarters masked; the default keeps nothing, for the loss where most i
 The paper sees every sample at T times, the release and the default at one time each:
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
 Where the text is prompts and answers, prompts stay visible besides; only answers are masked.
+
+``token-weights=certainty`` counts x x^T of a token v^2 times, v = base + sqrt(confidence) of what
+the original model predicts there (DLLMQuant); it costs one more run of the model.
 
 The moment of an expert is that of the tokens routed to it, each counted once whatever its routing
 weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens, and a remark:
@@ -36,7 +41,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from qdc.passkit import (
-    ExpertOptions,
     Forecast,
     Kinds,
     Moment,
@@ -49,10 +53,11 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import read
+from qdc.passkit.experts import weighed
+from qdc.passkit.guided import WeighedOptions
 
 
-class CalibrateMcs(ExpertOptions):
+class CalibrateMcs(WeighedOptions):
     """Collect each stage's second moment over masked samples.
 
     Inside ``stages(...)`` every stage is calibrated on the already quantized stream; outside it, on
@@ -69,7 +74,8 @@ class CalibrateMcs(ExpertOptions):
             stream.enter(stage)
             source = self.source(unit, stream, stage, layers)
             moment = MomentAccumulator(layers[0].columns, unit.device)
-            add = partial(self.add, stream, stage, source, moment)
+            weights = self.counted(unit, stream, layers)
+            add = partial(self.add, stream, stage, weights, source, moment)
             unit.accumulate(layers, add, moment)
             unit.share(layers, partial(self.note, unit, stage, source, moment))
         if unit.whole_region and unit.region is not None:
@@ -79,12 +85,13 @@ class CalibrateMcs(ExpertOptions):
         self,
         stream: Stream,
         stage: Stage,
+        weights: Tensor | None,
         source: Source,
         moment: MomentAccumulator,
     ) -> None:
-        """Add up what the stage reads."""
-        for part in read(stream, stage, stream.masked, pooled=source.pooled):
-            moment.add(part.value, self._weights(part.facts))
+        """Add up what the stage reads; tokens count as ``f32[samples, length]`` say, if given."""
+        for part, share in weighed(stream, stage, pooled=source.pooled, weights=weights):
+            moment.add(part.value, share)
 
     def note(
         self,
@@ -102,6 +109,7 @@ class CalibrateMcs(ExpertOptions):
             masked=source.masked,
             geometry=self.masks,
             masked_weight=self.masked_weight,
+            token_weights=self.token_weights,
             routed=source.routed,
         )
         for node in layers:
@@ -119,6 +127,3 @@ class CalibrateMcs(ExpertOptions):
             self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
-
-    def _weights(self, masked: Tensor) -> Tensor | None:
-        return None if self.masked_weight == 1 else self.weigh(masked)

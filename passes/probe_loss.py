@@ -45,7 +45,7 @@ from qdc.passkit import (
     factorize,
     residual_cost,
 )
-from qdc.passkit.experts import read
+from qdc.passkit.experts import weighed
 from qdc.passkit.head import output_head
 from qdc.passkit.probes import WITHOUT_HEAD, Probes
 
@@ -168,8 +168,8 @@ class ProbeLoss(ExpertOptions):
         stream, nodes = probes.enter(stage), [unit.graph[name] for name in layers]
         source = self.source(unit, stream, stage, nodes)
         accumulator = MomentAccumulator(nodes[0].columns, unit.device)
-        for part in read(stream, stage, stream.masked, pooled=source.pooled):
-            accumulator.add(part.value)
+        for part, weights in weighed(stream, stage, pooled=source.pooled):
+            accumulator.add(part.value, weights)
         factor = self.factor(accumulator.value(), layers)
         dead = factor.dead.nonzero().flatten()
         quantize = fitter(15, 1e-4, 16, feedback=False, rounds=0, code_sweeps=0)

@@ -110,6 +110,12 @@ def _totals(report: CompileReport) -> Table:
                 rows.add_row("warning", warning)
         if BLOCKS in report.pipeline:
             rows.add_row("masks", "block by block, behind clean text (block-diffusion)")
+        for states in report.calibration_states:
+            rows.add_row("states", "\n".join(states.said))
+            for warning in states.warnings:
+                rows.add_row("warning", warning)
+        for certainty in report.calibration_certainty:
+            rows.add_row("token weights", certainty.said)
         rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
     if report.layers:
         weights = sum(layer.weights for layer in report.layers)
@@ -124,6 +130,8 @@ def _totals(report: CompileReport) -> Table:
             rows.add_row(
                 "with vocabulary", f"{report.whole_bits:.4f}, embedding and head counted too"
             )
+        if report.distilled is not None:
+            rows.add_row("distilled", report.distilled.text())
         pooled = sum(layer.routed is not None for layer in report.layers)
         if pooled:
             few = f"{pooled} of {len(report.layers)} layers saw too few routed tokens"

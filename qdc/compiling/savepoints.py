@@ -8,6 +8,7 @@ only an older journal names are removed afterwards. At any moment one complete j
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -24,7 +25,7 @@ from qdc.pipeline.traversal import Step
 from qdc.streaming.stream import Stream
 from qdc.streaming.workspace import Key, Workspace
 
-TOKENS, SEGMENTS, HELD = "tokens", "segments", "held."
+TOKENS, SEGMENTS, WEIGHTS, HELD = "tokens", "segments", "weights", "held."
 
 
 class Savepoints:
@@ -96,6 +97,8 @@ class Savepoints:
                 linear_calls=self.workspace.linear_calls,
                 samples=self.workspace.samples,
                 text=tuple(self.workspace.text),
+                sampled=tuple(self.workspace.sampled),
+                certainty=tuple(self.workspace.certainty),
                 passes=tuple(
                     PassRecord(seconds=row.seconds, peak_bytes=row.peak_bytes, units=row.units)
                     for row in self.meter.measured
@@ -123,13 +126,16 @@ class Savepoints:
     def _stream(self, step: Step, key: Key, stream: Stream) -> StreamState:
         place, original = key
         name = f"{step.number:05d}_stream_{place}{'_original' if original else ''}"
-        files = []
+        files, given = [], stream.token_weights
+        weights = None if given is None else stream.rows(given)
         for batch, (tokens, held) in enumerate(zip(stream.batches(), stream.kept, strict=True)):
-            path, segments = self.partial.kept / f"{name}_{batch}.safetensors", {}
+            path, beside = self.partial.kept / f"{name}_{batch}.safetensors", {}
             if (apart := stream.segments_of(batch)) is not None:
-                segments[SEGMENTS] = apart.contiguous()
+                beside[SEGMENTS] = apart.contiguous()
+            if weights is not None:
+                beside[WEIGHTS] = weights[batch].contiguous()
             values = {HELD + key: held[key] for key in held}
-            write_tensors(path, {TOKENS: tokens, **segments, **values})
+            write_tensors(path, {TOKENS: tokens, **beside, **values})
             files.append(File.of(path))
         trail = stream.trail
         return StreamState(
@@ -143,13 +149,24 @@ class Savepoints:
         )
 
 
-def read_batch(path: Path) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """Read tokens, segments and values of one batch. Raises ``InvalidJournal``."""
+class Batch(NamedTuple):
+    """What the journal has of one batch."""
+
+    tokens: Tensor
+    segments: Tensor | None
+    weights: Tensor | None
+    values: dict[str, Tensor]
+
+
+def read_batch(path: Path) -> Batch:
+    """Read one batch. Raises ``InvalidJournal``."""
     try:
         with safe_open(path, framework="pt") as file:
             # Copied out of the mapping, into memory that torch has aligned.
             found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        tokens, segments = found.pop(TOKENS), found.pop(SEGMENTS, None)
+        tokens = found.pop(TOKENS)
+        segments, weights = found.pop(SEGMENTS, None), found.pop(WEIGHTS, None)
     except (OSError, SafetensorError, KeyError) as error:
         raise InvalidJournal("a batch of states cannot be read", where=[str(path)]) from error
-    return tokens, segments, {name.removeprefix(HELD): value for name, value in found.items()}
+    values = {name.removeprefix(HELD): value for name, value in found.items()}
+    return Batch(tokens, segments, weights, values)

@@ -113,3 +113,11 @@ def test_what_all_are_given_leaves_their_own_and_says_what_it_costs(registry: Re
     assert found[2].pipeline == "data-free"
     with pytest.raises(InvalidPipeline, match="--geometry cleen: no method"):
         variants(methods, [], registry, {"geometry": "cleen"})
+
+
+def test_geometries_and_token_weights_are_varied_together(registry: Registry) -> None:
+    axes = "geometry=clean,mcs,tmas", "token-weights=equal,certainty"
+    found = made(registry, "gptq,default", *axes)
+    assert len(found) == 12
+    assert not any(each.error or each.dropped for each in found)
+    assert "geometry=tmas token-weights=certainty" in found[5].pipeline

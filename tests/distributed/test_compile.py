@@ -46,6 +46,8 @@ PIPELINES = {
     f"slim-allocate{{{SAMPLES} damp-in-place=0.1}},slim-lower{{steps=4}}),pack",
     "regions": f"calibrate-mcs{{{SAMPLES}}},sensitivity,stages(abmp-allocate,daq-lower),pack",
     "data-free": "rtn-lower,pack",
+    "sampled": f"stages(calibrate-cross{{{SAMPLES} geometry=tmas steps=3 token-weights=certainty}},"
+    "sensitivity,gptq-lower{group=16}),pack",
 }
 
 
