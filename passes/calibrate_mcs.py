@@ -107,7 +107,7 @@ class CalibrateMcs(WeighedOptions):
             samples=self.samples,
             tokens=moment.tokens,
             masked=source.masked,
-            geometry=self.masks,
+            geometry=self.chosen_geometry,
             masked_weight=self.masked_weight,
             token_weights=self.token_weights,
             routed=source.routed,
