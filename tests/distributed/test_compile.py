@@ -99,7 +99,15 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [("default", 6), ("measured", 2), ("gptq", 3), ("slim", 3), ("regions", 2), ("data-free", 2)],
+    [
+        ("default", 6),
+        ("measured", 2),
+        ("gptq", 3),
+        ("slim", 3),
+        ("regions", 2),
+        ("data-free", 2),
+        ("sampled", 2),
+    ],
 )
 def test_ordered_sums_give_the_bytes_of_one_process(
     name: str, ranks: int, model: Path, tmp_path: Path
