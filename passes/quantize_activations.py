@@ -170,7 +170,8 @@ class QuantizeActivations(CalibrationOptions):
         attends = any(node.op == ATTENTION for node in graph)
         if self.values != "none" and (lost or not attends):
             raise UnsupportedModel(
-                "the values of an attention are not what a linear gives"
+                "the values of an attention are not what a linear gives, or are out of reach in "
+                "models of transformers' own classes"
                 if attends
                 else "the graph has no attention whose values could be quantized",
                 where=[f"%{name}" for name in lost],
@@ -321,8 +322,13 @@ class Measured:
 
 
 def source(graph: LayerGraph, attention: Node) -> str:
-    """The linear whose output an attention mixes; empty if there is none."""
-    if len(attention.inputs) < 3:
+    """The linear whose output an attention mixes; empty if there is none.
+
+    Only qdc's own attention is known to read queries, keys and values, [b, length, heads, width]
+    each, in this order.
+    """
+    shapes = [graph[name].type.shape for name in attention.inputs[:3]]
+    if len(shapes) < 3 or any(len(s) != 4 or s[:2] != ("B", "L") for s in shapes):
         return ""
     node = graph[attention.inputs[2]]
     while node.op in VIEWS and len(node.inputs) == 1:
