@@ -181,6 +181,7 @@ def test_steps_that_only_do_harm_and_none_leave_everything_as_it_was(
         assert files(tmp_path / name) == files(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_only_norms_move_where_only_they_may(model: Path, text: Path, tmp_path: Path) -> None:
     compile_tiny(model, tmp_path / "plain", f"{RTN},pack")
     distilled(model, text, tmp_path / "out", "rounds=1 batch=2 scale-rate=0 norm-rate=0.01")
