@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qdc.compiling.instruments import Measured
 from qdc.format.codec import Lowered
+from qdc.ir.activations import InputCodes
 from qdc.ir.annotations import Moment, Orders, Packed
 from qdc.ir.distilled import Distilled
 from qdc.ir.graph import LINEAR, LayerGraph, Node
@@ -44,7 +45,10 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
         if lowered is None or packed is None:
             continue
         orders, tuned = graph.get(node.name, Orders), graph.get(node.name, Tuned)
-        moment = graph.get(node.name, Moment)
+        moment, codes = graph.get(node.name, Moment), graph.get(node.name, InputCodes)
+        static = {} if codes is None else dict(zip(codes.suffixes, codes.tensors, strict=True))
+        refs = {**dict(zip(packed.suffixes, packed.tensors, strict=True)), **static}
+        added = 0 if tuned is None else tuned.added_bytes(node)
         yield (
             node,
             LayerReport(
@@ -56,13 +60,10 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
                 orders=orders.blocks if orders is not None else (),
                 bits_word=lowered.codec.bits_word,
                 payload_bits=packed.payload_bits,
-                nbytes=packed.nbytes + (0 if tuned is None else tuned.added_bytes(node)),
+                nbytes=packed.nbytes + added + sum(ref.nbytes for ref in static.values()),
                 error=lowered.error,
                 block_errors=lowered.block_errors,
-                stored={
-                    suffix: ref.nbytes
-                    for suffix, ref in zip(packed.suffixes, packed.tensors, strict=True)
-                },
+                stored={suffix: ref.nbytes for suffix, ref in refs.items()},
                 routed=None if moment is None else moment.routed,
             ),
         )

@@ -38,6 +38,8 @@ class Codec(Frozen):
     """Whether the payload bits are signs; they are called code bits otherwise."""
     by_rows: ClassVar[tuple[str, ...]] = ()
     """Stored tensors whose first dimension is the rows, where rows can be decoded one by one."""
+    packed_only: ClassVar[tuple[str, ...]] = ()
+    """Stored tensors that the working form lacks; ``pack`` makes them."""
 
     rows: int = Field(gt=0, le=SIZE_LIMIT)
     columns: int = Field(gt=0, le=SIZE_LIMIT)

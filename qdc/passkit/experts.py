@@ -135,11 +135,14 @@ def read(
     wanted = (stage.value, *others, *(() if rows is None else (rows,)))
     everywhere = rows if pooled else None
     computed, parts = stream.compute(wanted, everywhere), stream.rows(facts)
-    for found, part, data in zip(computed, parts, stream.places(), strict=True):
+    batches = enumerate(zip(computed, parts, stream.places(), strict=True))
+    for index, (found, part, data) in batches:
+        value = stream.reading(stage, found[stage.value], index)
         places = data if rows is None else found[rows]
         if rows is None:
-            found = {name: stream.at(name, value, data) for name, value in found.items()}
-        yield Reading(found[stage.value], _at(part, places), found, places)
+            found = {name: stream.at(name, each, data) for name, each in found.items()}
+            value = stream.at(stage.value, value, data)
+        yield Reading(value, _at(part, places), found, places)
 
 
 def tokens_of(stream: Stream, stage: Stage) -> tuple[int, int]:

@@ -1,10 +1,11 @@
 """What the server says of its model to clients and to its page."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from qdc.pipeline.passbase import summary
 from qdc.pipeline.strategybase import Strategy
-from qdc.runtime.decoding.options import CACHES, DecodeOptions
+from qdc.runtime.decoding.options import CACHE_BITS, CACHES, DecodeOptions
 from qdc.runtime.decoding.strategies import Strategies, needs_verifier, shared_options
 from qdc.serve.intake import DEFAULT_LENGTH
 from qdc.serve.limits import Limits
@@ -15,26 +16,35 @@ COUNTED = ("steps", "block")
 """Options that count places: more of them than the server takes tokens means nothing."""
 
 
-def offer(strategies: Strategies, limits: Limits, *, verifies: bool) -> dict[str, Any]:
+def offer(
+    strategies: Strategies, limits: Limits, *, verifies: bool, usual: Mapping[str, Any]
+) -> dict[str, Any]:
     """Lengths, strategies with what each reads and is, caches, and bounds of what is a number.
 
     Args:
         strategies: all that there are, by name.
         limits: of the server.
         verifies: whether strategies that need a verifier can run.
+        usual: options of the model's own sampler; its strategy is the first.
     """
+    own = str(usual.get("strategy", ""))
     offered = {
         name: kind for name, kind in strategies.items() if verifies or not needs_verifier(kind)
     }
+    offered = dict(sorted(offered.items(), key=lambda item: item[0] != own))
+    defaults = {name: _defaults(kind) for name, kind in offered.items()}
+    if own in defaults:
+        defaults[own] |= {name: value for name, value in usual.items() if name != "strategy"}
     return {
         "max_length": limits.max_length,
         "default_length": min(DEFAULT_LENGTH, limits.max_length),
         "strategies": list(offered),
         "strategy_options": {name: shared_options(kind) for name, kind in offered.items()},
-        "strategy_defaults": {name: _defaults(kind) for name, kind in offered.items()},
+        "strategy_defaults": defaults,
         "strategy_summaries": {name: summary(kind) for name, kind in offered.items()},
         "fill_strategies": [name for name, kind in offered.items() if not needs_verifier(kind)],
         "caches": list(CACHES),
+        "cache_bits": list(CACHE_BITS),
         "bounds": bounds(limits),
     }
 
@@ -55,7 +65,7 @@ def bounds(limits: Limits) -> dict[str, dict[str, float]]:
     for name, schema in DecodeOptions.model_json_schema()["properties"].items():
         forms = [form for form in schema.get("anyOf", [schema]) if "type" in form]
         number = next((form for form in forms if form["type"] in ("integer", "number")), None)
-        if number is not None and name != "length":
+        if number is not None and name not in ("length", "cache_bits"):
             found[name] = {key: number[key] for key in BOUNDS if key in number}
     for name in ("max_tokens", "gap_tokens", *COUNTED):
         found[name] = {"minimum": 1, "maximum": limits.max_length}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
+from qdc.ir.activations import InputCodes, OutputCodes
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
 from qdc.ir.calibration_use import SampledStates, TokenCertainty
@@ -54,13 +55,13 @@ class Unit(SharedScope):
         return takes_windows(self._workspace.program.module)
 
     def weight(self, node: Node) -> Tensor:
-        """The original weight, ``f32[rows, columns]`` on the device."""
+        """The original weight, ``f32[rows, columns]`` on the device, rotated if the layer is."""
         return self._workspace.parameter(node)
 
     def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
         """The original weight, ``f32[count, columns]`` on the device at a time, none of it kept."""
         for rows in torch.split(self._workspace.checkpoint.tensor(node.weight.name), count):
-            yield rows.to(self.device, torch.float32)
+            yield self._workspace.inputs.weight(node, rows.to(self.device, torch.float32))
 
     def current(self, node: Node, role: str = "weight") -> Tensor:
         """A parameter as the streams compute with it now: dequantized, tuned, or the original."""
@@ -93,7 +94,7 @@ class Unit(SharedScope):
         if isinstance(note, Lowered):
             self.graph.remove(node.name, Packed)
         self.graph.annotate(node.name, note)
-        if isinstance(note, Lowered | Tuned):
+        if isinstance(note, Lowered | Tuned | InputCodes | OutputCodes):
             self._workspace.rewritten(node.name)
         for name in before - self._owned(node):
             self.tensors.release(name)

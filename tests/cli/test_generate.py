@@ -38,7 +38,10 @@ def test_the_answer_and_what_it_took(artifact: Path, capsys: pytest.CaptureFixtu
     assert run(["generate", str(artifact), PROMPT, "--length", "8", "--steps", "4"]) == 0
     out, error = capsys.readouterr()
     assert out == answer(artifact, steps=4) + "\n"
-    figures = r"8 tokens, 4 steps, 4 forwards, \d+\.\d\d s: \d+\.\d tokens/s, 2\.00 tokens/step\n"
+    figures = (
+        r"8 tokens, 4 steps, 4 forwards, \d+\.\d\d s: \d+\.\d tokens/s, "
+        r"2\.00 tokens/step, by low-confidence\n"
+    )
     assert re.fullmatch(figures, error)
 
 
@@ -52,6 +55,17 @@ def test_every_strategy_and_cache(model: Path, qdc: Command, strategy: str) -> N
     assert found["text"] == answer(model, **fields)
     assert found["tokens_per_step"] == found["written"] / found["steps"]
     assert found["finish"] == ("length" if len(found["tokens"]) == 8 else "stop")
+
+
+def test_a_cache_of_codes_says_what_it_holds(
+    model: Path, qdc: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--cache", "dual", "--cache-bits", 4, "--block", 4)
+    found = json.loads(qdc("generate", model, PROMPT, *SHORT, *options, "--json"))
+    assert found["text"] == answer(model, cache="dual", cache_bits=4, block=4)
+    assert 0 < found["cache_bytes"] < found["cache_plain_bytes"] / 3
+    assert run(["generate", str(model), PROMPT, "--length", "8", *map(str, options)]) == 0
+    assert re.search(r"\ncache [\d.]+ kB .*, [\d.]+ kB .* as computed\n", capsys.readouterr().err)
 
 
 def test_the_prompt_of_stdin(model: Path, qdc: Command, monkeypatch: pytest.MonkeyPatch) -> None:

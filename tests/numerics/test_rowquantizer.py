@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -130,6 +130,8 @@ def test_the_best_clip_is_the_larger_of_equals() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 40), st.integers(0, 300), st.integers(0, 40), st.integers(0, 99))
+@example(5, 1, 3, 0)
+@example(1, 2, 1, 0)
 def test_products_of_whole_numbers_are_exact(m: int, k: int, n: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     a = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)

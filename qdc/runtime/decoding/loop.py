@@ -43,7 +43,7 @@ def decode(
     Args:
         model: a module of ``qdc.load``, or any ``(tokens, mask) -> logits``, see ``reader.Model``.
         prompts: token ids; they may differ in length.
-        options: strategy, steps, noise and the rest.
+        options: strategy, steps, noise and the rest; ``facts.usual`` where they do not say.
         facts: of the model and its tokenizer.
         watch: called after each step; what it raises ends the decoding.
         verifier: of ``apd``, and of nothing else.
@@ -54,6 +54,7 @@ def decode(
     Raises:
         QdcError: a prompt, an option or the model does not fit; says what to do.
     """
+    options = options.settled(facts.usual)
     each = row_seeds(prompts, options, seeds)
     strategy = make_strategy(options, strategies)
     check_verifier(strategy, present=verifier is not None)
@@ -61,14 +62,15 @@ def decode(
         assert verifier is not None
         return decode_adaptively(model, prompts, strategy, options, facts, verifier, watch, each)
     canvas = lay_out(prompts, options.length, options.block, facts, each)
-    reader = Reader(model, canvas, facts, options.cache, options.cfg)
+    reader = Reader(model, canvas, facts, options.cache, options.cfg, options.cache_bits)
     loop = Loop(reader, strategy, options, facts, stops=options.stop_early)
     started = time.perf_counter()
     loop.run(watch)
     seconds = time.perf_counter() - started
     tokens, _ = canvas.shown()
     found = answers(tokens, options.length, facts.ends)
-    return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds)
+    kept = reader.cache_bytes, reader.cache_plain_bytes
+    return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds, *kept)
 
 
 def check_verifier(strategy: Stepwise | Apd, *, present: bool) -> None:

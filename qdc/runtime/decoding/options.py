@@ -1,6 +1,7 @@
 """What a decoding run is asked for; every option either acts or is refused."""
 
-from typing import Annotated, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -8,11 +9,19 @@ from qdc.options import Options, option, switch
 
 CacheName = Literal["none", "prefix", "dual"]
 CACHES: tuple[str, ...] = get_args(CacheName)
+CACHE_BITS = (8, 4)
+"""Of codes that keys and values are kept in."""
 
 LONGEST_NAME = 256
 """Characters of a strategy and its own options, which may be a stranger's."""
 SMALLEST = 1e-100
 """Of temperatures that are not 0: what is divided by less, overflows."""
+
+
+def _codes(bits: int | None) -> int | None:
+    if bits is not None and bits not in CACHE_BITS:
+        raise ValueError(f"give {' or '.join(map(str, CACHE_BITS))}")
+    return bits
 
 
 def _divides(temperature: float) -> float:
@@ -94,7 +103,10 @@ class DecodeOptions(Options):
         option(
             "NAME",
             "What is decided when",
-            more="And how many places a step; ``name{option=value}`` for options of its own",
+            more="The sampler that the model's family is published with, ``low-confidence`` where "
+            "it has none of its own. It says how many places a step too; ``name{option=value}`` "
+            "for options of its own",
+            shown="the model's own",
         ),
     ] = "low-confidence"
     cache: Annotated[
@@ -105,6 +117,15 @@ class DecodeOptions(Options):
             more="Which keys and values are kept within a block, see ``docs/decoding.md``",
         ),
     ] = "none"
+    cache_bits: Annotated[
+        int | None,
+        AfterValidator(_codes),
+        option(
+            "N",
+            "Of a cache kept as codes: 8 or 4",
+            more="As computed if not given; codes take less memory, and are an approximation more",
+        ),
+    ] = None
     temperature: Temperature = 0.0
     top_p: TopP = None
     top_k: TopK = None
@@ -156,3 +177,21 @@ class DecodeOptions(Options):
     apd_window: Window = 16
     apd_lookahead: Lookahead = 100
     apd_acceptance: Acceptance = "corrected"
+
+    @property
+    def names_strategy(self) -> bool:
+        """Whether a strategy was asked for, and not left to the model."""
+        return "strategy" in self.model_fields_set
+
+    def settled(self, usual: Mapping[str, object]) -> Self:
+        """The same, with what a model's own sampler has where nothing else was asked for.
+
+        Another strategy than the model's own keeps its own defaults.
+
+        Args:
+            usual: options by name, ``strategy`` among them, or nothing.
+        """
+        given = self.model_fields_set
+        if not usual or (self.names_strategy and self.strategy != usual["strategy"]):
+            return self
+        return self.model_copy(update={n: v for n, v in usual.items() if n not in given})
