@@ -126,7 +126,7 @@ def test_weights_are_squared_derivatives_of_the_whole_model(
     assert float(expected.std()) > 0.1 * float(expected.mean())
 
 
-@pytest.mark.parametrize("masked", ["", " masked-weight=3"])
+@pytest.mark.parametrize("masked", [" masked-weight=3", pytest.param("", marks=pytest.mark.slow)])
 def test_equal_weights_give_the_plain_moment_bit_for_bit(
     masked: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
