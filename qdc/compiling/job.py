@@ -22,7 +22,7 @@ from qdc.ir.graph import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import Registry
-from qdc.planning.configure import configure
+from qdc.planning.configure import configure, of_activations
 from qdc.planning.effort import said
 from qdc.report.files import check_report_target
 from qdc.runtime.device import find_device
@@ -141,6 +141,13 @@ def plan_job(
                 "no pass of the pipeline reads calibration ids, and calibration is given",
                 help=f"the pipeline is: {plan}",
             )
+    changing = of_activations(plan)
+    if given is not None and changing:
+        raise InvalidPipeline(
+            f"{' and '.join(changing)} changes what linears read, and whether a module of yours "
+            "calls its linears is not known",
+            help="leave it out, or compile the checkpoint's folder",
+        )
     places = frozenset(_dump_places(plan, options.dumped))
     job = Job(
         options=options,

@@ -9,7 +9,7 @@ from torch import Tensor
 LONGEST: Final = 1 << 16
 """Columns that a product may have: 2^16 products of at most 2^14 stay below 2^31."""
 MULTIPLE, FEWEST_ROWS = 8, 32
-"""What the product on CUDA asks of its sizes."""
+"""What the product on CUDA asks of its sizes, and that on CPUs of short rows."""
 
 
 def integer_product(codes: Tensor, weights: Tensor) -> Tensor:
@@ -37,7 +37,8 @@ def integer_product(codes: Tensor, weights: Tensor) -> Tensor:
         return torch.zeros(m, n, dtype=torch.int32, device=codes.device)
     if not _exact(codes.device):
         return codes.to(torch.int32) @ weights.to(torch.int32).T
-    if codes.device.type == "cuda":
+    # On CPUs torch 2.13 multiplies matrices of one column wrongly, as if they were not contiguous.
+    if codes.device.type == "cuda" or k < MULTIPLE:
         return _filled_up(codes, weights)[:m, :n]
     return torch._int_mm(codes, weights.T)
 

@@ -86,16 +86,18 @@ def weighed(
     others: tuple[str, ...] = (),
     *,
     pooled: bool = False,
+    weights: Tensor | None = None,
 ) -> "Iterator[tuple[Reading, Tensor | None]]":
     """Yield what a stage reads, and what each of its rows counts; None if all count the same.
 
     A row that belongs to a whole sample, or to one place of all samples, counts the mean of these
-    tokens. Arguments as those of ``read``.
+    tokens. Arguments as those of ``read``. Without ``weights``, ``f32[samples, length]``, the
+    stream's own count.
 
     Raises:
         UnsupportedModel: rows belong to neither of these, and tokens do not all count the same.
     """
-    weights = stream.token_weights
+    weights = stream.token_weights if weights is None else weights
     facts = stream.masked if weights is None else weights
     for part in read(stream, stage, facts, others, pooled=pooled):
         yield part, None if weights is None else _of_rows(part, stage)
@@ -155,11 +157,14 @@ def read(
     wanted = (stage.value, *others, *(() if rows is None else (rows,)))
     everywhere = rows if pooled else None
     computed, parts = stream.compute(wanted, everywhere), stream.rows(facts)
-    for found, part, data in zip(computed, parts, stream.places(), strict=True):
+    batches = enumerate(zip(computed, parts, stream.places(), strict=True))
+    for index, (found, part, data) in batches:
+        value = stream.reading(stage, found[stage.value], index)
         places = data if rows is None else found[rows]
         if rows is None:
-            found = {name: stream.at(name, value, data) for name, value in found.items()}
-        yield Reading(found[stage.value], _at(part, places), found, places)
+            found = {name: stream.at(name, each, data) for name, each in found.items()}
+            value = stream.at(stage.value, value, data)
+        yield Reading(value, _at(part, places), found, places)
 
 
 def tokens_of(stream: Stream, stage: Stage) -> tuple[int, int]:

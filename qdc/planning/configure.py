@@ -1,6 +1,7 @@
 """From the options of a compile to its passes and its backend, without a model."""
 
 from qdc.errors import InvalidPipeline
+from qdc.ir.activations import OfActivations
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.plan import Plan, check_order
@@ -37,12 +38,34 @@ def configure(
         check_order(plan)
     else:
         check_order(plan, final=backend.requires, backend=backend.name)
+    if backend is not None and not backend.activations:
+        _refuse_activations(plan, backend)
     if options.calibration is not None and not any(p.reads_calibration for p in plan.passes()):
         raise InvalidPipeline(
             "no pass of the pipeline reads calibration text, and --calibration is given",
             help=f"the pipeline is: {plan}",
         )
     return plan, backend
+
+
+def of_activations(plan: Plan) -> list[str]:
+    """Names of the passes that change what linears do with activations."""
+    return [
+        step.name
+        for step in plan.passes()
+        if any(issubclass(kind, OfActivations) for kind in (*step.provides, *step.annotates))
+    ]
+
+
+def _refuse_activations(plan: Plan, backend: Backend) -> None:
+    """Refuse passes whose work a backend's files cannot tell a reader. Raises InvalidPipeline."""
+    names = of_activations(plan)
+    if names:
+        raise InvalidPipeline(
+            f"{' and '.join(names)} changes what linears read, which the files of the backend "
+            f"{backend.name} cannot say",
+            help="write with the backend reference, or leave the pass out",
+        )
 
 
 def _refuse_idle(options: PlanOptions, registry: Registry, plan: Plan) -> None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from qdc.checkpoint.folder import Checkpoint
+from qdc.format.codec import Codec
 from qdc.frontend.coverage import Covered, coverage
 from qdc.frontend.encoding import open_encoder
 from qdc.frontend.tracer import Program
+from qdc.ir.activations import InputCodes
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
@@ -272,8 +274,15 @@ def layer_kinds(account: Account, layers: Iterable[Node]) -> Iterator[LayerKind]
             rows=rows,
             columns=columns,
             codec=known[0].name if whole else None,
-            nbytes=sum(codec.nbytes for codec in known) if whole else None,
+            nbytes=_layers_bytes(graph, nodes, known) if whole else None,
         )
+
+
+def _layers_bytes(graph: LayerGraph, nodes: Iterable[Node], codecs: Iterable[Codec]) -> int:
+    """Stored bytes of layers: what their codecs hold, and static scales of what they read."""
+    notes = (graph.get(node.name, InputCodes) for node in nodes)
+    static = sum(note.nbytes for note in notes if note is not None)
+    return static + sum(codec.nbytes for codec in codecs)
 
 
 def _fates(account: Account) -> Iterator[Covered]:

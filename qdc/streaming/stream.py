@@ -20,6 +20,7 @@ from qdc.models.experts import routed_share
 from qdc.streaming.batches import PADDING, Batches
 from qdc.streaming.execute import Environment, Executor
 from qdc.streaming.frontier import values_to_keep
+from qdc.streaming.inputs import LayerInputs
 from qdc.streaming.states import Held, StateStore
 from qdc.streaming.trail import Trail
 
@@ -46,6 +47,8 @@ class Stream:
         returns: bool = False,
         states: StateStore | None = None,
         part: slice = slice(None),
+        inputs: LayerInputs | None = None,
+        original: bool = False,
     ) -> None:
         """Start before the first region.
 
@@ -59,9 +62,13 @@ class Stream:
             states: where values wait between stages, and in which dtype; one of its own if none is
                 given. They are computed in fp32.
             part: the batches that this process moves; others move the rest.
+            inputs: what layers make of the values that they read; nothing if not given.
+            original: whether the weights are the original ones: then nothing is made of values on
+                the way, and ``reading`` gives the original value in the layers' coordinates.
         """
         batches = Batches.of(batches)
-        self.executor = Executor(program, device)
+        self.inputs, self._original = inputs, original
+        self.executor = Executor(program, device, None if original else inputs)
         self.graph, self.weights, self.returns = program.graph, weights, returns
         self.share = routed_share(program.module)
         """Share of the tokens that an expert gets, as if the router were even."""
@@ -77,6 +84,7 @@ class Stream:
         """Whether some of the positions are no data."""
         self._rows, self._part = [len(batch) for batch in batches], part
         self._segments = None if self.segments is None else self.rows(self.segments)
+        self._masked = self.rows(self.masked)
         data = self.rows(self.data)
         self._places = [p.flatten().nonzero()[:, 0] if self.padded else None for p in data]
         self.boundary = self._left = 0
@@ -225,7 +233,8 @@ class Stream:
         staying = [name for name in keep if name in self.names]
         for index, environment in enumerate(self.kept):
             missing, segments = keep.difference(staying), self.segments_of(index)
-            found = self.executor.run(environment, steps, parameters, missing, segments)
+            masked = self.masked_of(index)
+            found = self.executor.run(environment, steps, parameters, missing, segments, masked)
             found |= {name: environment[name] for name in staying}
             self.kept[index] = self.states.hold(found)
 
@@ -234,14 +243,32 @@ class Stream:
         return list(torch.split(values, self._rows))[self._part]
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
-        """Yield the value that the stage reads, batch by batch.
+        """Yield what the layers of a stage multiply, batch by batch: rotated, if they are.
 
         ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets, and for
         those that are no padding.
         """
         pairs = zip(self.compute((stage.value,)), self._places, strict=True)
-        for found, places in pairs:
-            yield self.at(stage.value, found[stage.value], places)
+        for index, (found, places) in enumerate(pairs):
+            value = self.reading(stage, found[stage.value], index)
+            yield self.at(stage.value, value, places)
+
+    def reading(self, stage: Stage, value: Tensor, index: int) -> Tensor:
+        """What the layers of a stage make of the value ``[..., columns]`` that they read.
+
+        Through the original model nothing is rounded: it is the value in the layers' coordinates.
+
+        Args:
+            stage: the stage.
+            value: its value, whole, padding included.
+            index: of the batch, among those that are moved here.
+        """
+        if self.inputs is None:
+            return value
+        layer = self.inputs.reader(stage)
+        if self._original:
+            return self.inputs.rotate(layer, value)
+        return self.inputs.read(layer, value, self.masked_of(index))
 
     def at(self, name: str, value: Tensor, places: Tensor | None) -> Tensor:
         """A value at some places of its batch, ``[n, columns]``; as it is where there are none.
@@ -275,13 +302,22 @@ class Stream:
                 environment = {name: kept[name] for name in held & set(kept)} | {everywhere: rows}
             with torch.no_grad():
                 found = self.executor.run(
-                    environment, steps, parameters, wanted, self.segments_of(index)
+                    environment,
+                    steps,
+                    parameters,
+                    wanted,
+                    self.segments_of(index),
+                    self.masked_of(index),
                 )
             yield found
 
     def segments_of(self, index: int) -> Tensor | None:
         """Segments ``i64[b, length]`` of a batch that is moved here, by its place among those."""
         return None if self._segments is None else self._segments[index]
+
+    def masked_of(self, index: int) -> Tensor | None:
+        """Which tokens are masked, bool[b, length], of a batch, by its place among those here."""
+        return None if self.inputs is None else self._masked[index].to(self.executor.device)
 
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""

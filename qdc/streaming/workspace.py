@@ -22,6 +22,7 @@ from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
 from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
+from qdc.streaming.inputs import LayerInputs
 from qdc.streaming.remark import Remark
 from qdc.streaming.states import StateStore
 from qdc.streaming.stream import NodeWeights, Stream
@@ -68,7 +69,17 @@ class Workspace:
     _loaded: dict[str, Tensor] = field(default_factory=dict)
     _streams: dict[Key, Stream] = field(default_factory=dict)
 
+    @functools.cached_property
+    def inputs(self) -> LayerInputs:
+        """What layers make of the values that they read."""
+        return LayerInputs(self.program.graph, self.tensors, self.device)
+
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
+        """The checkpoint's own tensor, in the coordinates of a rotated layer, as ``original``."""
+        tensor = self.original(node, role)
+        return self.inputs.weight(node, tensor) if role == "weight" else tensor
+
+    def original(self, node: Node, role: str = "weight") -> Tensor:
         """The checkpoint's own tensor in fp32 on the device; a region's are read once and held.
 
         Weights are computed with in fp32 whatever the checkpoint's dtype, so that what is fitted
@@ -112,7 +123,7 @@ class Workspace:
     def originals(self, name: str) -> dict[str, Tensor]:
         """All that a node computes with in the original model, by role."""
         node = self.program.graph[name]
-        return {p.role: self.parameter(node, p.role) for p in node.parameters}
+        return {p.role: self.original(node, p.role) for p in node.parameters}
 
     @functools.cached_property
     def outside(self) -> tuple[str, ...]:
@@ -133,27 +144,48 @@ class Workspace:
                 pass's other stream has segments and they have none.
         """
         if key not in self._streams:
-            batches, weights = make(), self.originals if key[1] else self.parameters
+            batches = make()
             self.samples = max(self.samples, sum(map(len, batches)))
             if split:
                 self._same(batches)
             self._check_segments(key, batches)
             part = self.world.part(len(batches)) if split else slice(None)
-            stream = self.loose_stream(batches, weights, returns=self.returns, part=part)
+            stream = self._made(
+                batches,
+                self.originals if key[1] else self.parameters,
+                returns=self.returns,
+                part=part,
+                inputs=self.inputs,
+                original=key[1],
+            )
             self._streams[key] = stream
             if key in self.trails:
                 stream.follow(self.trails.pop(key), self._loaded.clear)
         return self._streams[key]
 
     def loose_stream(
+        self, batches: Sequence[Tensor], weights: NodeWeights, *, as_stored: bool = False
+    ) -> Stream:
+        """A stream that the caller moves: it is not left with a region, and not kept for later.
+
+        Args:
+            batches: ``i64[b, length]`` token ids.
+            weights: what its nodes are computed with.
+            as_stored: whether linears rotate and quantize what they read, as passes have said; the
+                weights are then in those coordinates.
+        """
+        return self._made(batches, weights, inputs=self.inputs if as_stored else None)
+
+    def _made(
         self,
         batches: Sequence[Tensor],
         weights: NodeWeights,
         *,
         returns: bool = False,
         part: slice = slice(None),
+        inputs: LayerInputs | None = None,
+        original: bool = False,
     ) -> Stream:
-        """A stream that the caller moves: it is not left with a region, and not kept for later."""
 
         def shrunk(name: str, samples: int) -> None:
             details = {"reason": f"{self.device} ran out of memory", "batch": samples}
@@ -161,7 +193,15 @@ class Workspace:
 
         device, states = self.device, self.states
         stream = Stream(
-            self.program, batches, weights, device, returns=returns, states=states, part=part
+            self.program,
+            batches,
+            weights,
+            device,
+            returns=returns,
+            states=states,
+            part=part,
+            inputs=inputs,
+            original=original,
         )
         stream.executor.shrunk = shrunk
         return stream

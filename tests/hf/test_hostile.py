@@ -107,7 +107,7 @@ def test_files_outside_the_folder_are_refused(copy: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("edit", "what"),
     [
-        (lambda q: q.update(format_version=2), "format version 2"),
+        (lambda q: q.update(format_version=3), "format version 3"),
         (lambda q: q.update(layers=[]), "not one of qdc"),
         (lambda q: q["layers"][LAYER].update(codec="other"), "no codec is called 'other'"),
         (lambda q: q["layers"][LAYER].update(bits=3), "the codec's settings are wrong: bits"),

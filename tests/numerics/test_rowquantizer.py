@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -105,6 +105,16 @@ def test_a_number_that_is_not_finite_shows(zeros: Zeros, bad: float) -> None:
     assert found[1].isfinite().all()
 
 
+@pytest.mark.parametrize("group", [0, 8])
+def test_no_rows_are_no_codes(group: int) -> None:
+    for zeros in get_args(Zeros):
+        quantizer = RowQuantizer(group=group, zeros=zeros)
+        codes = quantizer.quantize(torch.zeros(0, 20))
+        assert codes.codes.shape == (0, 20)
+        assert codes.scale.shape == (0, quantizer.groups(20))
+        assert quantizer.dequantize(codes).shape == (0, 20)
+
+
 def test_static_grids_are_kept() -> None:
     quantizer = RowQuantizer(zeros="asymmetric", group=2)
     scale, zero = quantizer.spanning(torch.tensor([-1.28, 0.0]), torch.tensor([1.27, 2.55]))
@@ -130,6 +140,8 @@ def test_the_best_clip_is_the_larger_of_equals() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 40), st.integers(0, 300), st.integers(0, 40), st.integers(0, 99))
+@example(5, 1, 3, 0)
+@example(1, 2, 1, 0)
 def test_products_of_whole_numbers_are_exact(m: int, k: int, n: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     a = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
