@@ -13,10 +13,12 @@ from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
 from .db_lower import DbLower
+from .distill import Distill
 from .engine_lower import EngineLower
 from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
+from .guide import Guide
 from .measure_orders import MeasureOrders
 from .pack import Pack
 from .pb_llm_lower import PbLlmLower
@@ -42,6 +44,7 @@ PASSES = (
     GgufVocab,
     Rotate,
     QuantizeActivations,
+    Guide,
     CalibrateMcs,
     CalibrateCross,
     Sensitivity,
@@ -71,6 +74,7 @@ PASSES = (
     SbvrLower,
     AqlmLower,
     Polish,
+    Distill,
     Pack,
 )
 
@@ -86,8 +90,8 @@ def rated(vocabulary: str, allocation: str) -> Preset:
 
 PRESETS = {
     "default": Preset(
-        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256},abmp-allocate,"
-        "daq-lower{asymmetry=1}),pack"
+        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256 widths=even},"
+        "abmp-allocate,daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
     ),
     "best": rated("quantize-vocab", "allocate-rates"),
     "two": rated("quantize-vocab{bits=4}", "allocate-rates{count=effective}"),
@@ -113,8 +117,8 @@ PRESETS = {
         "arXiv 2510.03274",
     ),
     "uniform": Preset(
-        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256},"
-        "abmp-allocate{ratio=0},daq-lower{asymmetry=1}),pack"
+        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256 widths=even},"
+        "abmp-allocate{ratio=0},daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
     ),
     "rtn": Preset("stages(calibrate-mcs,rtn-lower),pack", 2),
     "gptq": Preset(

@@ -17,10 +17,11 @@ left out.
 from functools import partial
 from typing import ClassVar
 
+from torch import Tensor
+
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.passkit import (
     CrossMoment,
-    ExpertOptions,
     Field,
     Forecast,
     Kinds,
@@ -36,11 +37,12 @@ from qdc.passkit import (
     table_key,
 )
 from qdc.passkit.experts import paired, weighed
+from qdc.passkit.guided import WeighedOptions
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 
 
-class CalibrateCross(ExpertOptions):
+class CalibrateCross(WeighedOptions):
     """Collect each stage's second moment, and how its input drifts from the original model's.
 
     Only inside ``stages(...)``, where stages are calibrated on the quantized stream.
@@ -67,7 +69,8 @@ class CalibrateCross(ExpertOptions):
             cross = CrossMomentAccumulator(layers[0].columns, unit.device, rows=rows)
             source = self.source(unit, stream, stage, layers)
             sums = moment, cross
-            add = partial(self.add, (stream, reference), stage, carrier, source, sums)
+            weights = self.counted(unit, stream, layers)
+            add = partial(self.add, (stream, reference), stage, carrier, weights, source, sums)
             unit.accumulate(layers, add, *sums)
             unit.share(layers, partial(self.note, unit, stage, source, sums))
 
@@ -76,13 +79,17 @@ class CalibrateCross(ExpertOptions):
         streams: tuple[Stream, Stream],
         stage: Stage,
         carrier: str | None,
+        weights: Tensor | None,
         source: Source,
         sums: Sums,
     ) -> None:
-        """Add up what the stage reads in the quantized stream and in the original one."""
+        """Add up what the stage reads in the quantized stream and in the original one.
+
+        A token counts as ``weights`` say, ``f32[samples, length]``, or as the stream does.
+        """
         moment, cross = sums
         others = () if carrier is None else (carrier,)
-        found = (weighed(s, stage, others, pooled=source.pooled) for s in streams)
+        found = (weighed(s, stage, others, pooled=source.pooled, weights=weights) for s in streams)
         for (now, share), (original, _) in zip(*found, strict=True):
             moment.add(now.value, share)
             cross.add(now.value, paired(now, original), share)

@@ -37,8 +37,9 @@ weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens,
 from functools import partial
 from typing import ClassVar
 
+from torch import Tensor
+
 from qdc.passkit import (
-    ExpertOptions,
     Forecast,
     Kinds,
     Moment,
@@ -52,9 +53,10 @@ from qdc.passkit import (
     table_key,
 )
 from qdc.passkit.experts import weighed
+from qdc.passkit.guided import WeighedOptions
 
 
-class CalibrateMcs(ExpertOptions):
+class CalibrateMcs(WeighedOptions):
     """Collect each stage's second moment over masked samples.
 
     Inside ``stages(...)`` every stage is calibrated on the already quantized stream; outside it, on
@@ -71,7 +73,8 @@ class CalibrateMcs(ExpertOptions):
             stream.enter(stage)
             source = self.source(unit, stream, stage, layers)
             moment = MomentAccumulator(layers[0].columns, unit.device)
-            add = partial(self.add, stream, stage, source, moment)
+            weights = self.counted(unit, stream, layers)
+            add = partial(self.add, stream, stage, weights, source, moment)
             unit.accumulate(layers, add, moment)
             unit.share(layers, partial(self.note, unit, stage, source, moment))
         if unit.whole_region and unit.region is not None:
@@ -81,12 +84,13 @@ class CalibrateMcs(ExpertOptions):
         self,
         stream: Stream,
         stage: Stage,
+        weights: Tensor | None,
         source: Source,
         moment: MomentAccumulator,
     ) -> None:
-        """Add up what the stage reads."""
-        for part, weights in weighed(stream, stage, pooled=source.pooled):
-            moment.add(part.value, weights)
+        """Add up what the stage reads; tokens count as ``f32[samples, length]`` say, if given."""
+        for part, share in weighed(stream, stage, pooled=source.pooled, weights=weights):
+            moment.add(part.value, share)
 
     def note(
         self,

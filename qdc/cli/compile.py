@@ -126,6 +126,8 @@ def _totals(report: CompileReport) -> Table:
             rows.add_row(
                 "with vocabulary", f"{report.whole_bits:.4f}, embedding and head counted too"
             )
+        if report.distilled is not None:
+            rows.add_row("distilled", report.distilled.text())
         pooled = sum(layer.routed is not None for layer in report.layers)
         if pooled:
             few = f"{pooled} of {len(report.layers)} layers saw too few routed tokens"

@@ -13,6 +13,7 @@ from qdc.compiling.instruments import Measured
 from qdc.format.codec import Lowered
 from qdc.ir.activations import InputCodes
 from qdc.ir.annotations import Moment, Orders, Packed
+from qdc.ir.distilled import Distilled
 from qdc.ir.graph import LINEAR, LayerGraph, Node
 from qdc.ir.keys import file_key
 from qdc.ir.tuned import Tuned
@@ -31,6 +32,11 @@ def layer_reports(graph: LayerGraph) -> Iterable[LayerReport]:
 def outside_reports(graph: LayerGraph) -> Iterable[LayerReport]:
     """The same for what is packed outside of them: embedding and output head."""
     return (row for node, row in _packed(graph) if node.name not in graph.inside)
+
+
+def distilled(graph: LayerGraph) -> Distilled | None:
+    """What the predictions have gained, from the head; None where nothing was tuned for them."""
+    return next(filter(None, (graph.get(node.name, Distilled) for node in graph.outside())), None)
 
 
 def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:

@@ -91,8 +91,8 @@ class Moment(Annotation):
         masked = f"{self.masked:.0%} masked{weight}"
         pooled = "" if self.routed is None else f" pooled for {self.routed:,} routed"
         tokens = f"{self.tokens:,} tokens{pooled}"
-        certainty = "" if self.token_weights == EQUAL else f"   {self.token_weights}"
-        return f"{shape}   {self.samples} samples, {tokens}, {masked}{geometry}{certainty}"
+        weighed = "" if self.token_weights == EQUAL else f"   {self.token_weights}"
+        return f"{shape}   {self.samples} samples, {tokens}, {masked}{geometry}{weighed}"
 
     def problems(self, node: "Node") -> Iterator[str]:
         """A moment is square, one row an input column."""

@@ -39,7 +39,7 @@ from qdc.numerics.affinegrid import AffineGrid
 from qdc.numerics.allocation import abmp_orders
 from qdc.numerics.binarygrid import BinaryGrid
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
-from qdc.numerics.blocks import BLOCK, block_slices, block_widths
+from qdc.numerics.blocks import BLOCK, block_slices, block_widths, even_width
 from qdc.numerics.columns import Metric, block_metric, quantize_block
 from qdc.numerics.error import relative_output_error
 from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
@@ -141,6 +141,7 @@ __all__ = [
     "BLOCK",
     "block_slices",
     "block_widths",
+    "even_width",
     "Compensation",
     "quantize_on_grids",
     "quantize_blocks",

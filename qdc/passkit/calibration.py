@@ -56,7 +56,7 @@ class CalibrationOptions(CalibrationFields):
         tokens, masked = found or self._mask(unit, clean, maskable, segments)
         states = States(clean, tokens, masked, self.weigh(masked), segments)
         weights = states.weights * states.data
-        if self.token_weights != "equal":
+        if self.asks_certainty:
             weights = weights * self._certainty(unit, states)
         return replace(states, weights=weights)
 
@@ -86,7 +86,7 @@ class CalibrationOptions(CalibrationFields):
             unit.check_apart(isolate=self.isolate)
         if not unit.started:
             self._foresee_rollouts(unit, length)
-            if self.token_weights != "equal":
+            if self.asks_certainty:
                 segmented, every = self.segmented, rows * length
                 unit.sweep(rows, length, self.batch, segmented=segmented, positions=every)
         apart = self.segmented

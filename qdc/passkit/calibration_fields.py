@@ -11,7 +11,7 @@ from qdc.ir.calibration_use import SampledStates
 from qdc.ir.graph import LayerGraph, ModelFacts
 from qdc.ir.text_use import Pack
 from qdc.passkit import geometry
-from qdc.passkit.certainty import WITHOUT, TokenWeights
+from qdc.passkit.certainty import BASES, WITHOUT, TokenWeights
 from qdc.passkit.head import output_head
 from qdc.passkit.tmas import PROMPT, SHARES, Tmas, Way
 from qdc.passkit.trajectory import Sampler
@@ -39,6 +39,8 @@ class CalibrationFields(Pass):
     """A pass with these options; ``CalibrationOptions`` draws by them."""
 
     reads_calibration: ClassVar[bool] = True
+    reads_guidance: ClassVar[bool] = False
+    """Whether tokens may be weighed by what ``guide`` has found."""
 
     samples: int = Field(default=128, ge=1, le=1 << 20, description="sequences to draw")
     length: int | None = Field(
@@ -97,7 +99,7 @@ class CalibrationFields(Pass):
     token_weights: TokenWeights = Field(
         default="equal",
         description="weigh tokens by how sure the original model is there, as DLLMQuant, or as its "
-        "reimplementation (linear)",
+        "reimplementation (linear); guided: by how much predictions hang on them, as guide says",
     )
     certainty_base: tuple[float, float] | None = Field(
         default=None,
@@ -124,9 +126,9 @@ class CalibrationFields(Pass):
         if any(share < 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
             raise ValueError(f"shares add up to {sum(self.shares):g}, and all states are 1")
         for name in ("certainty_base", "certainty_exponent"):
-            if self.token_weights == "equal" and getattr(self, name) is not None:
+            if not self.asks_certainty and getattr(self, name) is not None:
                 raise ValueError(
-                    f"token-weights equal does not read {name.replace('_', '-')}, "
+                    f"token-weights {self.token_weights} does not read {name.replace('_', '-')}, "
                     "which is for certainty, certainty-linear"
                 )
         if self.certainty_base is not None and not all(0 < b <= 1e3 for b in self.certainty_base):
@@ -136,11 +138,20 @@ class CalibrationFields(Pass):
                 "token-weights certainty-linear weighs masked tokens alone by confidence, and "
                 "geometry clean masks none: take certainty, or leave it out"
             )
+        if self.token_weights == "guided" and not self.reads_guidance:
+            raise ValueError(
+                "token-weights guided is for passes that take moments, and not for this one"
+            )
         if self.isolate and self.pack != "documents":
             raise ValueError(
                 f"pack {self.pack} does not read isolate: its windows are of one document each"
             )
         return self
+
+    @property
+    def asks_certainty(self) -> bool:
+        """Whether tokens are weighed by how sure the original model is."""
+        return self.token_weights in BASES
 
     def check(self, graph: LayerGraph) -> None:
         """Refuse samples that are longer than the model takes."""
@@ -150,7 +161,7 @@ class CalibrationFields(Pass):
                 f"the model takes {graph.model.max_length}",
                 help=f"the longest is --length {graph.model.max_length}, which it is if not given",
             )
-        if self.token_weights != "equal":
+        if self.asks_certainty:
             output_head(graph, WITHOUT)
         if self.geometry == "tmas":
             output_head(graph, "choose another geometry")

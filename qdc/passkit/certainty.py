@@ -21,7 +21,7 @@ from qdc.ir.calibration_use import TokenCertainty
 from qdc.passkit.predictor import Predictor
 from qdc.streaming.batches import Batches
 
-TokenWeights = Literal["equal", "certainty", "certainty-linear"]
+TokenWeights = Literal["equal", "certainty", "certainty-linear", "guided"]
 BASES = {"certainty": (1.0, 0.7), "certainty-linear": (0.5, 0.5)}
 """Of masked and of visible tokens."""
 EXPONENTS = {"certainty": 2.0, "certainty-linear": 1.0}

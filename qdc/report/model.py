@@ -11,6 +11,7 @@ from qdc.evaluation.evaluate import Comparison, Evaluation
 from qdc.format.codec import BitsWord
 from qdc.frontend.coverage import Covered
 from qdc.ir.calibration_use import SampledStates, TokenCertainty
+from qdc.ir.distilled import Distilled
 from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
 from qdc.units import size
@@ -143,6 +144,8 @@ class CompileReport(Frozen):
     """Quantized layers of the repeated blocks: what the bits of the method count."""
     outside: tuple[LayerReport, ...] = ()
     """Quantized matrices outside of them: embedding and output head."""
+    distilled: Distilled | None = None
+    """What tuning towards the original's predictions has gained; None without a distill pass."""
     coverage: tuple[Covered, ...]
     passes: tuple[PassReport, ...]
     remarks: tuple[str, ...]

@@ -91,6 +91,11 @@ class Forecast(Scope):
         """Bytes of these kinds, as the summary names them, that are held now."""
         return self._account.ledger.held(*kinds)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a calibration state's number as it waits."""
+        return self._account.held
+
     def weight(self, node: Node) -> int:
         """Bytes of the original weight in fp32; its region's weights are held from now on."""
         self._account.load(node)

@@ -197,14 +197,18 @@ class Unit(SharedScope):
         workspace = self._workspace
         return original_weights(workspace.program, workspace.checkpoint, workspace.device)
 
-    def loose_stream(self, batches: Sequence[Tensor], weights: NodeWeights) -> Stream:
+    def loose_stream(
+        self, batches: Sequence[Tensor], weights: NodeWeights, *, as_stored: bool = False
+    ) -> Stream:
         """A stream that nobody else moves, and that is not kept for a compile that is resumed.
 
         Args:
             batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
             weights: what its nodes are computed with.
+            as_stored: whether linears rotate and quantize what they read, as passes have said; the
+                weights are then in those coordinates.
         """
-        return self._workspace.loose_stream(batches, weights)
+        return self._workspace.loose_stream(batches, weights, as_stored=as_stored)
 
     def check_apart(self, *, isolate: bool) -> None:
         """Refuse a model that would mix padding or, with ``isolate``, documents into others.
@@ -231,7 +235,9 @@ class Unit(SharedScope):
 
     def count(self, *streams: Stream) -> None:
         """Count what loose streams have executed as part of the calibration."""
-        self._workspace.linear_calls += sum(stream.linear_calls for stream in streams)
+        workspace = self._workspace
+        workspace.linear_calls += sum(stream.linear_calls for stream in streams)
+        workspace.samples = max(workspace.samples, *(len(stream.tokens) for stream in streams))
 
     def calibration(self) -> Calibration:
         """The calibration text. Raises ``InvalidCalibration`` if the compile has none."""
