@@ -86,7 +86,7 @@ class QuantizeActivations(CalibrationOptions):
         ),
         "w4a4": Preset(
             "quantize-vocab,stages(rotate,quantize-activations{bits=4 scheme=group clip=search "
-            f"grid={SEARCHED} classes=masked values=interaction}},calibrate-cross,"
+            f"grid={SEARCHED} classes=masked}},calibrate-cross,"
             "sensitivity{damp=0.1},gptq-lower{bits=4 zero=packed sweeps=1 rounds=2 "
             "asymmetry=1 target=whole}),pack"
         ),
