@@ -93,7 +93,8 @@ class QuantizeActivations(CalibrationOptions):
         "w2a8": Preset(
             "quantize-vocab,stages(quantize-activations{clip=search "
             f"grid={SEARCHED} classes=masked}},calibrate-cross,"
-            "sensitivity{damp=0.1 block=256},abmp-allocate,daq-lower{asymmetry=1}),pack"
+            "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
+            "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
         ),
     }
     forbids: ClassVar[Kinds] = (InputCodes,)
