@@ -103,9 +103,8 @@ def test_weights_are_squared_derivatives_of_the_whole_model(
 ) -> None:
     if family == "dream":
         model = write_family(tmp_path, CASES["dream"], dtype=torch.float32)
-    given = f"{{{SAMPLES}{options}}}"
     weighed = f"{{{SAMPLES}{options} token-weights=guided}}"
-    passes = f"guide{given},calibrate-mcs{weighed},look"
+    passes = f"guide{{{SAMPLES}{options} exponent=1}},calibrate-mcs{weighed},look"
     found = looked(model, text, tmp_path / "run", passes)
     (tokens,) = found.tokens
     one = "0.self_attn." if family == "dream" else "0."
