@@ -114,7 +114,7 @@ class CalibrateCross(WeighedOptions):
                 samples=self.samples,
                 tokens=moment.tokens,
                 masked=source.masked,
-                geometry=self.geometry,
+                geometry=self.masks,
                 masked_weight=self.masked_weight,
                 token_weights=self.token_weights,
                 routed=source.routed,

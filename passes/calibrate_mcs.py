@@ -11,7 +11,8 @@ Other geometries, for other samplers and for comparison:
 
 - ``uniform``: the whole window is masked, at times that are random, one in each N-th of 0..1;
 - ``block-diffusion``: prefix and earlier blocks are visible, the current block is partly masked,
-  all later ones are masked;
+  all later ones are masked; the default of models whose attention goes by blocks, which are then
+  counted from the beginning of the sample;
 - ``rollout``: states of the original model's own sampler, which fills the place of least doubt
   first; costs about half of ``steps`` further runs of the model;
 - ``tmas``: states of its whole trajectories, behind a prompt, with fixed shares from stretches of
@@ -106,7 +107,7 @@ class CalibrateMcs(WeighedOptions):
             samples=self.samples,
             tokens=moment.tokens,
             masked=source.masked,
-            geometry=self.geometry,
+            geometry=self.masks,
             masked_weight=self.masked_weight,
             token_weights=self.token_weights,
             routed=source.routed,

@@ -114,7 +114,7 @@ class Guide(CalibrationOptions):
             InvalidCalibration: no position is masked.
         """
         weights = unit.original_weights()(head.layers[0])
-        everywhere = self.geometry == "clean"
+        everywhere = self.masks == "clean"
         shift = 0 if everywhere else unit.model.logits_shift
         found, count = list[Gradients](), 0
         for index, values in enumerate(stream.compute((head.value,))):

@@ -95,7 +95,7 @@ class ProbeLoss(ExpertOptions):
         probed = len(batches)
         if count < samples:
             batches += drawn.select(order[count:]).batches(self.batch)
-        probes = Probes(unit, batches, probed, everywhere=self.geometry == "clean")
+        probes = Probes(unit, batches, probed, everywhere=self.masks == "clean")
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
         errors: dict[str, float] = {}

@@ -26,6 +26,7 @@ from pydantic import BeforeValidator
 from torch import Tensor
 
 from qdc.ir.activations import InputCodes, OutputCodes, RowFormat
+from qdc.ir.attention import ATTENTION, source
 from qdc.ir.routing import ROWS
 from qdc.numerics.attention_mass import attention_mass
 from qdc.numerics.rowquantizer import Bits, Scales, Zeros
@@ -54,9 +55,6 @@ GRID = (1.0, 0.8)
 SEARCHED = "1,0.95,0.9,0.85,0.8,0.75,0.7"
 """What the searches of our presets try."""
 GROUP = 128
-ATTENTION = "attention"
-VIEWS = ("unflatten", "view", "reshape", "transpose", "permute", "contiguous")
-"""Operations between a value projection and attention that move numbers and change none."""
 
 
 def as_clip(given: object) -> object:
@@ -319,18 +317,3 @@ class Measured:
     ) -> None:
         """Take the format, its error, and the tensors of static scales by suffix."""
         self.form, self.error, self.static = form, error, static or {}
-
-
-def source(graph: LayerGraph, attention: Node) -> str:
-    """The linear whose output an attention mixes; empty if there is none.
-
-    Only qdc's own attention is known to read queries, keys and values, [b, length, heads, width]
-    each, in this order.
-    """
-    shapes = [graph[name].type.shape for name in attention.inputs[:3]]
-    if len(shapes) < 3 or any(len(s) != 4 or s[:2] != ("B", "L") for s in shapes):
-        return ""
-    node = graph[attention.inputs[2]]
-    while node.op in VIEWS and len(node.inputs) == 1:
-        node = graph[node.inputs[0]]
-    return node.name if node.op == "linear" else ""

@@ -25,6 +25,8 @@ from qdc.report.model import CompileReport
 
 DIGITS = 12
 """Of a digest, for the eye; ``--json`` and the report have all."""
+BLOCKS = "geometry=block-diffusion"
+"""How a pipeline says that it calibrates block by block."""
 NEARLY_ALL = 0.9
 """Relative output error from which on little is left of what a layer did."""
 MOST_NAMED = 3
@@ -106,6 +108,8 @@ def _totals(report: CompileReport) -> Table:
             rows.add_row("text", "\n".join((*use.said, *use.notes)))
             for warning in use.warnings:
                 rows.add_row("warning", warning)
+        if BLOCKS in report.pipeline:
+            rows.add_row("masks", "block by block, behind clean text (block-diffusion)")
         for states in report.calibration_states:
             rows.add_row("states", "\n".join(states.said))
             for warning in states.warnings:

@@ -87,10 +87,13 @@ class Job:
         return Calibration(source, encode)
 
     def fitted(self, model: ModelFacts) -> "Job":
-        """The same, with no longer samples by ``effort`` than the model and its rows have."""
+        """The same as this model wants it: masks by blocks where its attention goes by them.
+
+        Samples by ``effort`` are no longer than the model and its rows are.
+        """
         rows = None if self.given is None else self.given.rows
         longest = model.max_length if rows is None else min(model.max_length, rows.shape[1])
-        plan, _ = configure(self.options, self.registry, self.options.stop_after, longest)
+        plan, _ = configure(self.options, self.registry, self.options.stop_after, model, longest)
         return replace(self, plan=plan)
 
     @property

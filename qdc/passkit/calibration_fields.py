@@ -14,12 +14,13 @@ from qdc.passkit import geometry
 from qdc.passkit.certainty import BASES, WITHOUT, TokenWeights
 from qdc.passkit.head import output_head
 from qdc.passkit.tmas import PROMPT, SHARES, Tmas, Way
-from qdc.passkit.trajectory import Sampler
+from qdc.passkit.trajectory import OWN, Sampler
 from qdc.pipeline.passbase import Pass
 from qdc.runtime.decoding.options import LONGEST_NAME
 from qdc.text.source import TextSource
 
 Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "tmas", "clean"]
+USUAL: Geometry = "mcs"
 BLOCK_LENGTH, STEPS = 32, 8
 READ_BY = {
     "prefix": ("mcs", "block-diffusion", "rollout", "tmas"),
@@ -63,7 +64,11 @@ class CalibrationFields(Pass):
     isolate: bool = Field(
         default=False, description="attention does not cross the documents of a window"
     )
-    geometry: Geometry = Field(default="mcs", description="which tokens are masked")
+    geometry: Geometry | None = Field(
+        default=None,
+        description="which tokens are masked; mcs if not given, block-diffusion where attention "
+        "goes by blocks",
+    )
     timesteps: int | None = Field(
         default=None,
         ge=1,
@@ -74,8 +79,8 @@ class CalibrationFields(Pass):
     block_length: int | None = Field(
         default=None,
         ge=1,
-        description=f"tokens of a block; {BLOCK_LENGTH} for block-diffusion, all for rollout "
-        "and tmas if not given",
+        description=f"tokens of a block; the model's own or {BLOCK_LENGTH} for block-diffusion, "
+        "all for rollout and tmas if not given",
     )
     steps: int = Field(
         default=STEPS, ge=1, le=1 << 12, description="denoising steps of a whole rollout"
@@ -87,10 +92,11 @@ class CalibrationFields(Pass):
         description="of the states, from each of as many equal stretches of a trajectory",
     )
     way: Way = Field(default="ratio", description="stretches of places decided, or of steps")
-    strategy: str | None = Field(
-        default=None,
+    strategy: str = Field(
+        default=OWN,
+        min_length=1,
         max_length=LONGEST_NAME,
-        description="that the sampler of tmas decides by; the family's own if not given",
+        description=f"that the sampler of tmas decides by; {OWN} is that of the family's code",
     )
     masked_weight: float = Field(
         default=1, gt=0, le=1e6, description="what a masked position counts against a visible one"
@@ -118,9 +124,9 @@ class CalibrationFields(Pass):
     def _nothing_is_ignored(self) -> Self:
         for name, readers in READ_BY.items():
             given = getattr(self, name) != type(self).model_fields[name].default
-            if given and self.geometry not in readers:
+            if given and self.masks not in readers:
                 raise ValueError(
-                    f"geometry {self.geometry} does not read {name.replace('_', '-')}, "
+                    f"geometry {self.masks} does not read {name.replace('_', '-')}, "
                     f"which is for {', '.join(readers)}"
                 )
         if any(share < 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
@@ -133,7 +139,7 @@ class CalibrationFields(Pass):
                 )
         if self.certainty_base is not None and not all(0 < b <= 1e3 for b in self.certainty_base):
             raise ValueError("certainty-base takes two numbers above 0, at most 1000")
-        if self.token_weights == "certainty-linear" and self.geometry == "clean":
+        if self.token_weights == "certainty-linear" and self.masks == "clean":
             raise ValueError(
                 "token-weights certainty-linear weighs masked tokens alone by confidence, and "
                 "geometry clean masks none: take certainty, or leave it out"
@@ -147,6 +153,11 @@ class CalibrationFields(Pass):
                 f"pack {self.pack} does not read isolate: its windows are of one document each"
             )
         return self
+
+    @property
+    def masks(self) -> Geometry:
+        """Which tokens are masked."""
+        return self.geometry or USUAL
 
     @property
     def asks_certainty(self) -> bool:
@@ -163,7 +174,7 @@ class CalibrationFields(Pass):
             )
         if self.asks_certainty:
             output_head(graph, WITHOUT)
-        if self.geometry == "tmas":
+        if self.masks == "tmas":
             output_head(graph, "choose another geometry")
             if graph.model.mask_token_id is not None:
                 self.tmas().sampler.make(graph.model)
@@ -186,7 +197,7 @@ class CalibrationFields(Pass):
     def times(self) -> Tensor:
         """The time of each row, ``f32[samples * timesteps]``: even, or random for ``uniform``."""
         many = self.timesteps
-        if self.geometry == "uniform":
+        if self.masks == "uniform":
             if many is None:
                 return geometry.stratified(self.samples, self.seed)
             rows = (geometry.stratified(many, self.seed, i) for i in range(self.samples))
@@ -199,7 +210,7 @@ class CalibrationFields(Pass):
         """Share of a window at its beginning that is never masked."""
         if self.prefix is not None:
             return self.prefix
-        return PROMPT if self.geometry == "tmas" and not source.dialogues else 0
+        return PROMPT if self.masks == "tmas" and not source.dialogues else 0
 
     def tmas(self) -> Tmas:
         """What is sampled, with ``geometry=tmas``."""
@@ -208,6 +219,6 @@ class CalibrationFields(Pass):
 
     def foreseen_states(self, model: ModelFacts) -> SampledStates | None:
         """The states that will be sampled; None where none are."""
-        if self.geometry != "tmas":
+        if self.masks != "tmas":
             return None
         return self.tmas().foreseen(self.samples, self.tmas().sampler.text(model))

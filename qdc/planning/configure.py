@@ -2,6 +2,7 @@
 
 from qdc.errors import InvalidPipeline
 from qdc.ir.activations import OfActivations
+from qdc.ir.graph import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.plan import Plan, check_order
@@ -14,6 +15,7 @@ def configure(
     options: PlanOptions,
     registry: Registry,
     stop_after: str | None = None,
+    model: ModelFacts | None = None,
     longest: int | None = None,
 ) -> tuple[Plan, Backend | None]:
     """Configure passes and backend, and check that each finds what it reads.
@@ -22,14 +24,16 @@ def configure(
         options: what a user asks for.
         registry: where names are looked up.
         stop_after: the last pass to run; without a backend then, for no artifact is written.
-        longest: tokens that the model takes, once it is open; an effort asks for no more.
+        model: once it is open; attention by blocks is calibrated block by block.
+        longest: tokens of a sample that the model and its rows have; an effort asks for no more.
 
     Raises:
         QdcError: unknown names, bad options, unmet requirements, an option that nothing takes.
     """
     effort = EFFORTS[options.effort].preferred(longest)
-    plan = build_plan(options.pipeline, registry, options.overrides, effort)
-    if longest is None:
+    usual = {} if model is None else geometry_of(model)
+    plan = build_plan(options.pipeline, registry, options.overrides, {**effort, **usual})
+    if model is None:
         _refuse_idle(options, registry, plan)
     backend: Backend | None = build_backend(options.backend, registry)
     if stop_after is not None:
@@ -66,6 +70,14 @@ def _refuse_activations(plan: Plan, backend: Backend) -> None:
             f"{backend.name} cannot say",
             help="write with the backend reference, or leave the pass out",
         )
+
+
+def geometry_of(model: ModelFacts) -> dict[str, object]:
+    """The masks that a model is calibrated with by itself, where they are not those of all passes.
+
+    A sampler that goes by attention blocks has one of them in work, and clean text before it.
+    """
+    return {"geometry": "block-diffusion"} if model.denoises_blocks else {}
 
 
 def _refuse_idle(options: PlanOptions, registry: Registry, plan: Plan) -> None:

@@ -72,7 +72,7 @@ def forecast(
     machine = machine or Machine.here(options.device)
     checkpoint, program, assumed = open_headers(options.model_dir, registry.families)
     graph = program.graph
-    plan, backend = configure(options, registry, longest=graph.model.max_length)
+    plan, backend = configure(options, registry, model=graph.model, longest=graph.model.max_length)
     assert backend is not None, "a plan is cut nowhere"
     refuse_masks(plan, graph)
     for step in plan.passes():

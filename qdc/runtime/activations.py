@@ -3,10 +3,11 @@
 A hook in front of a linear gives it other inputs: whatever multiplies there, dense or packed, then
 multiplies those. A linear whose inputs and weights are both whole numbers asks for the codes
 instead (``qdc.runtime.integers``). Which tokens are masked is seen where they are looked up, and
-held for the running context until the next call.
+held for the running context until the call of the model ends.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -179,6 +180,16 @@ def attach(
         _tell_masked(module, body, mask_token)
 
 
+@contextmanager
+def knowing_masked(masked: Tensor) -> Iterator[None]:
+    """Let layers that are called by themselves know which tokens are masked, bool[b, length]."""
+    token = _MASKED.set(masked)
+    try:
+        yield
+    finally:
+        _MASKED.reset(token)
+
+
 def _require_calls(module: nn.Module, body: nn.Module, paths: Iterable[str]) -> None:
     """Refuse a model of other people's code that does not call its linears, in its first forward.
 
@@ -216,6 +227,9 @@ def _tell_masked(module: nn.Module, body: nn.Module, mask_token: int) -> None:
     def look(embedding: nn.Module, given: tuple[Any, ...]) -> None:
         _MASKED.set(given[0] == mask_token)
 
+    def forget(model: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+        _MASKED.set(None)
+
     found = [part for part in body.modules() if hasattr(part, "num_embeddings")]
     of_transformers: Any = next(
         (part for part in module.modules() if hasattr(part, "get_input_embeddings")), None
@@ -228,6 +242,7 @@ def _tell_masked(module: nn.Module, body: nn.Module, mask_token: int) -> None:
             help="compile it again without classes=masked",
         )
     found[0].register_forward_pre_hook(look)
+    module.register_forward_hook(forget, always_call=True)
 
 
 def _masked_of(form: RowFormat, x: Tensor) -> Tensor | None:
@@ -243,7 +258,7 @@ def _masked_of(form: RowFormat, x: Tensor) -> Tensor | None:
         raise QdcError(
             f"a linear that tells masked tokens from visible ones was given {tuple(x.shape)}, and "
             f"the model {'no token ids' if masked is None else tuple(masked.shape)}",
-            help="call the whole model, with input_ids of all its positions",
+            help="call the whole model with input_ids, not a part of it",
         )
     return masked
 

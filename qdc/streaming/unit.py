@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
-from qdc.ir.activations import InputCodes, OutputCodes
+from qdc.ir.activations import InputCodes, OutputCodes, RotatedHeads
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
 from qdc.ir.calibration_use import SampledStates, TokenCertainty
@@ -60,6 +60,9 @@ class Unit(SharedScope):
 
     def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
         """The original weight, ``f32[count, columns]`` on the device at a time, none of it kept."""
+        if self.graph.get(node.name, RotatedHeads) is not None:
+            yield from torch.split(self.weight(node), count)  # of rotated heads rows are mixed
+            return
         for rows in torch.split(self._workspace.checkpoint.tensor(node.weight.name), count):
             yield self._workspace.inputs.weight(node, rows.to(self.device, torch.float32))
 

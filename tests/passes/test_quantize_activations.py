@@ -10,14 +10,17 @@ from torch import Tensor
 
 import qdc
 from qdc.cli import run
+from qdc.comparing.measure import drift
 from qdc.errors import InvalidArtifact, InvalidPipeline, QdcError, UnsupportedModel
+from qdc.frontend.opening import open_model
 from qdc.ir.activations import InputCodes, OutputCodes, RowFormat
 from qdc.ir.annotations import Moment
+from qdc.ir.attention import source
 from qdc.numerics import integer_linear
 from qdc.numerics.hadamard import RandomHadamard
-from qdc.passes.quantize_activations import QuantizeActivations, source
+from qdc.passes.quantize_activations import QuantizeActivations
 from qdc.passkit.token_statistics import ClipSearch, Ranges
-from qdc.runtime.activations import InputTransform
+from qdc.runtime.activations import InputTransform, knowing_masked
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.integers import IntegerLinear
@@ -120,11 +123,11 @@ def test_predicted_bytes_are_written_ones(model: Path, text: Path, tmp_path: Pat
 
 def test_masked_tokens_have_scales_of_their_own(artifact: Path) -> None:
     loaded = qdc.load(artifact, backend="reference")
-    loaded(TOKENS)
     layer = next(m for m in loaded.modules() if isinstance(m, IntegerLinear))
     reads = layer.get_submodule("reads")
     assert isinstance(reads, InputTransform)
-    scale = reads.codes(torch.randn(*TOKENS.shape, layer.in_features)).scale
+    with knowing_masked(TOKENS == 1):
+        scale = reads.codes(torch.randn(*TOKENS.shape, layer.in_features)).scale
     visible, masked = reads.get_buffer("input_scale").float()
     assert not torch.equal(visible, masked)
     assert torch.equal(scale[TOKENS == 1], masked.expand(int((TOKENS == 1).sum()), -1))
@@ -293,3 +296,13 @@ def test_the_annotations_check_themselves() -> None:
     assert not list(InputCodes(form=RowFormat(bits=8)).problems(node))
     assert source(graph, node) == ""
     assert RandomHadamard.of(2, 0).size == 2
+
+
+def test_layers_by_themselves_are_told_which_tokens_are_masked(model: Path, artifact: Path) -> None:
+    """As a comparison asks them: on the original's inputs, in batches of its own."""
+    graph = open_model(model)[1].graph
+    loaded, original = qdc.load(artifact, backend="reference"), qdc.load_original(model)
+    loaded(TOKENS[:1])  # of other tokens, which are forgotten
+    found = drift(loaded, original, graph, torch.randint(2, 40, (9, 12)), 1)
+    assert len(found.layers) == 14
+    assert all(0 < share < 0.1 for share in found.layers.values())
