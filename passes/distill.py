@@ -41,7 +41,7 @@ from qdc.passkit import (
     Work,
     model_validator,
 )
-from qdc.passkit.course import Batch, Course, pieces
+from qdc.passkit.course import Course, batches_of, pieces
 from qdc.passkit.end_loss import EndLoss
 from qdc.passkit.head import POSITIONS, output_head
 from qdc.passkit.trial import Trial
@@ -98,7 +98,7 @@ class Distill(CalibrationOptions):
         """Tune the model, then compare it with what it was."""
         batches, training, held = self.batches(unit)
         streams, course, loss = self.prepare(unit, batches)
-        start = [Batch(held, streams[0].segments_of(i)) for i, held in enumerate(streams[0].kept)]
+        start = batches_of(streams[0])
         rates = Rates(self.scale_rate, self.norm_rate)
         tuning = Tuning(unit, course.pieces, course.states, rates)
         trial = Trial(course, loss, start, tuning)
@@ -194,7 +194,7 @@ class Distill(CalibrationOptions):
         )
         for index, values in enumerate(reference.compute((head.value,))):
             loss.add(batches[index], reference.segments_of(index), values[head.value])
-        stream = unit.loose_stream(batches, partial(present, unit))
+        stream = unit.loose_stream(batches, partial(present, unit), as_stored=True)
         stream.start(unit.graph.regions[0])
         return (stream, reference), Course(stream.executor, stream.states, found), loss
 

@@ -18,7 +18,7 @@ weighted by the attention that each token gets (IA-AQ of DLLMQuant, arXiv 2508.1
     after        @input-codes  8 bits   tokens   clip 1, masked 0.9   error 4.1e-05
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -26,6 +26,7 @@ from pydantic import BeforeValidator
 from torch import Tensor
 
 from qdc.ir.activations import InputCodes, OutputCodes, RowFormat
+from qdc.ir.attention import ATTENTION, source
 from qdc.ir.routing import ROWS
 from qdc.numerics.attention_mass import attention_mass
 from qdc.numerics.rowquantizer import Bits, Scales, Zeros
@@ -36,6 +37,7 @@ from qdc.passkit import (
     Kinds,
     LayerGraph,
     Node,
+    Preset,
     Stage,
     Stream,
     TensorRef,
@@ -50,10 +52,9 @@ from qdc.passkit.token_statistics import ClipSearch, Ranges
 from qdc.streaming.forecast import NO_DIGEST
 
 GRID = (1.0, 0.8)
+SEARCHED = "1,0.95,0.9,0.85,0.8,0.75,0.7"
+"""What the searches of our presets try."""
 GROUP = 128
-ATTENTION = "attention"
-VIEWS = ("unflatten", "view", "reshape", "transpose", "permute", "contiguous")
-"""Operations between a value projection and attention that move numbers and change none."""
 
 
 def as_clip(given: object) -> object:
@@ -75,6 +76,27 @@ class QuantizeActivations(CalibrationOptions):
     name: ClassVar[str] = "quantize-activations"
     provides: ClassVar[Kinds] = (InputCodes,)
     annotates: ClassVar[Kinds] = (OutputCodes,)
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "dllmquant": Preset(
+            "stages(calibrate-mcs{geometry=tmas token-weights=certainty},sensitivity,"
+            "gptq-lower{bits=4}),quantize-activations{bits=4 zeros=asymmetric values=interaction},"
+            "pack",
+            4,
+            "arXiv 2508.14090",
+        ),
+        "w4a4": Preset(
+            "quantize-vocab,stages(rotate,quantize-activations{bits=4 scheme=group clip=search "
+            f"grid={SEARCHED} classes=masked}},calibrate-cross,"
+            "sensitivity{damp=0.1},gptq-lower{bits=4 zero=packed sweeps=1 rounds=2 "
+            "asymmetry=1 target=whole}),pack"
+        ),
+        "w2a8": Preset(
+            "quantize-vocab,stages(quantize-activations{clip=search "
+            f"grid={SEARCHED} classes=masked}},calibrate-cross,"
+            "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
+            "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
+        ),
+    }
     forbids: ClassVar[Kinds] = (InputCodes,)
 
     bits: Bits = Field(default=8, description="of a code")
@@ -108,6 +130,8 @@ class QuantizeActivations(CalibrationOptions):
             raise ValueError("group is for scheme=group")
         if self.grid != GRID and not self.searches and self.values != "interaction":
             raise ValueError("grid is for clip=search and values=interaction")
+        if self.token_weights != "equal" or self.masked_weight != 1:
+            raise ValueError("clips and ranges count every token alike: weights are for moments")
         if self.classes == "masked" and not self.measures:
             raise ValueError("classes=masked is for what is measured: clip=search, ranges=static")
         return self
@@ -145,7 +169,8 @@ class QuantizeActivations(CalibrationOptions):
         attends = any(node.op == ATTENTION for node in graph)
         if self.values != "none" and (lost or not attends):
             raise UnsupportedModel(
-                "the values of an attention are not what a linear gives"
+                "the values of an attention are not what a linear gives, or are out of reach in "
+                "models of transformers' own classes"
                 if attends
                 else "the graph has no attention whose values could be quantized",
                 where=[f"%{name}" for name in lost],
@@ -293,13 +318,3 @@ class Measured:
     ) -> None:
         """Take the format, its error, and the tensors of static scales by suffix."""
         self.form, self.error, self.static = form, error, static or {}
-
-
-def source(graph: LayerGraph, attention: Node) -> str:
-    """The linear whose output an attention mixes; empty if there is none."""
-    if len(attention.inputs) < 3:
-        return ""
-    node = graph[attention.inputs[2]]
-    while node.op in VIEWS and len(node.inputs) == 1:
-        node = graph[node.inputs[0]]
-    return node.name if node.op == "linear" else ""

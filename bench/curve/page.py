@@ -39,18 +39,21 @@ def write_page(
 
     Raises:
         ValueError: the page lacks the marks of the part.
-        QdcError: nothing has been run.
+        QdcError: none of our points has been run.
     """
     ours, theirs = (_found(jobs, results, family) for family in (OURS, LIBRARY))
-    if not ours or not theirs:
-        raise QdcError("there are no results of ours, or none of libraries", help="run them first")
+    if not ours:
+        raise QdcError("there are no results of our own points", help="run them: --only '^ours/'")
     causal = shared.graph.model.mask_token_id is None
     ratio: Ratio = None if causal else MIDDLE
     part, drawn = PARTS[causal]
     judged = verdicts(ours, theirs, ratio)
     seeds = sorted({r.seed for r in results.values() if r.seed is not None})
-    missing = {job.path: job.missing for job in jobs if job.work is None}
-    left = [job.path for job in jobs if job.work is not None and job.path not in results]
+    missing = {job.case.name: job.missing for job in jobs if job.work is None}
+    left: dict[str, list[int | None]] = {}
+    for job in jobs:
+        if job.work is not None and job.path not in results:
+            left.setdefault(job.case.name, []).append(job.seed)
     names = ", ".join(map(str, seeds))
     said = _held_out(settings, shared)
     text = "\n\n".join(

@@ -10,7 +10,6 @@ from qdc.comparing.statistics import Ratio, Spread, agreement, gap, loss, window
 from .judgement import HIGH, LOW, Found, Verdict, point_of
 
 WORDS = "masked tokens, ratio 0.5", "next token"
-NOT_RUN_SHOWN = 40
 
 
 def setting(results: Mapping[str, Result], model: str, seeds: str, said: str, ratio: Ratio) -> str:
@@ -128,13 +127,15 @@ def why(verdict: Verdict) -> str:
     return f"{measured}, {side} it beyond noise"
 
 
-def not_run(missing: Mapping[str, str], left: Sequence[str]) -> str:
-    """What the run lacks, and why."""
-    lines = [f"- {path}: {reason}" for path, reason in missing.items()]
-    if left:
-        shown = ", ".join(f"`{path}`" for path in left[:NOT_RUN_SHOWN])
-        more = len(left) - NOT_RUN_SHOWN
-        lines.append(f"- not run: {shown}" + (f" and {more} more" if more > 0 else ""))
+def not_run(missing: Mapping[str, str], left: Mapping[str, Sequence[int | None]]) -> str:
+    """What the run lacks, by case: what cannot be run and why, and seeds that were not."""
+    lines = [f"- {name}: {reason}" for name, reason in missing.items()]
+    parts = []
+    for name, seeds in left.items():
+        numbers = ", ".join(str(seed) for seed in seeds if seed is not None)
+        parts.append(f"{name} (seeds {numbers})" if numbers else name)
+    if parts:
+        lines.append(f"- not run: {'; '.join(parts)}")
     return "\n".join(lines)
 
 

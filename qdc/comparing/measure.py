@@ -16,6 +16,7 @@ from qdc.evaluation.masked_loss import Logits, Sums, divergences, masked_sums, r
 from qdc.frontend.select import holder
 from qdc.ir.graph import LayerGraph, Node
 from qdc.models.predictions import predictions
+from qdc.runtime.activations import knowing_masked
 
 DRIFT_WINDOWS, DRIFT_RATIO = 16, 0.5
 DRIFT_BATCH = 8
@@ -165,7 +166,8 @@ def drift(
         tokens, masked = clean[part].to(device), hidden[part].to(device)
         if mask_id is not None:
             tokens = tokens.masked_fill(masked, mask_id)
-        with watching(there, compared):
+        known = masked if mask_id is not None else torch.zeros_like(masked)
+        with watching(there, compared), knowing_masked(known):
             outputs, logits = _blocks(original, blocks, tokens)
         own, predicted = _blocks(candidate, blocks, tokens)
         for share, found, due in zip(regions, own, outputs, strict=True):

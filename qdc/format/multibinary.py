@@ -169,7 +169,9 @@ class MultiBinary(Codec):
 
     def rescaling(self) -> RescaledBinary:
         """Row and column scales."""
-        return RescaledBinary(self.dense, self.components, self.block, self.scale_bits)
+        return RescaledBinary(
+            self.dense, self.components, self.block, self.scale_bits, self.scale_code
+        )
 
     @staticmethod
     def working(blocks: list[Components], block: int) -> dict[str, Tensor]:

@@ -7,17 +7,24 @@ what it gives, as attention's values are.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Kept
 from qdc.ir.types import Frozen, TensorRef, ValueType
-from qdc.numerics.hadamard import SEEDS, transform_size
+from qdc.numerics.hadamard import SEEDS, RandomHadamard, random_signs, transform_size
 from qdc.numerics.rowquantizer import RowQuantizer, Scales, Zeros
 
 if TYPE_CHECKING:
+    import torch
+
     from qdc.ir.graph import LayerGraph, Node
 
 Clip = Annotated[float, Field(gt=0, le=1)]
@@ -101,15 +108,55 @@ class Rotation(OfActivations):
     tag: ClassVar[str] = "rotation"
     seed: int = Field(ge=0, lt=SEEDS)
     """Of the signs of Q (``RandomHadamard``); layers of one stage have the same."""
+    head: int | None = Field(default=None, ge=2)
+    """Columns of a head, where what the layer reads comes rotated head by head: nothing is to be
+    computed for it, and no artifact says it."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the last one out where it says nothing."""
+        data: dict[str, Any] = dump(self)
+        return {name: value for name, value in data.items() if value is not None}
+
+    def of(self, columns: int, device: "torch.device | str" = "cpu") -> RandomHadamard:
+        """The rotation of so many columns."""
+        return _heads(self.seed, self.head or columns, columns, device)
 
     def text(self) -> str:
         """``seed 1804289383``."""
-        return f"seed {self.seed}"
+        folded = "" if self.head is None else f"   of heads of {self.head}, folded"
+        return f"seed {self.seed}{folded}"
 
     def problems(self, node: "Node") -> Iterator[str]:
         """A rotation of single columns would only turn signs."""
-        if transform_size(node.columns) < 2:
-            yield f"{node.columns} columns have no rotation: their number is odd"
+        if transform_size(self.head or node.columns) < 2 or node.columns % (self.head or 1):
+            yield f"{node.columns} columns have no rotation: their number is odd, or of no heads"
+
+
+class RotatedHeads(OfActivations):
+    """Of a value projection: the rows of its weight are rotated head by head.
+
+    Attention mixes rotated values then, and the linear behind it reads them rotated: its own
+    ``Rotation`` says the same seed.
+    """
+
+    tag: ClassVar[str] = "rotated-heads"
+    seed: int = Field(ge=0, lt=SEEDS)
+    width: int = Field(ge=2)
+    """Rows of a head."""
+
+    def of(self, rows: int, device: "torch.device | str" = "cpu") -> RandomHadamard:
+        """The rotation of so many rows."""
+        return _heads(self.seed, self.width, rows, device)
+
+    def text(self) -> str:
+        """``seed 1804289383   heads of 64``."""
+        return f"seed {self.seed}   heads of {self.width}"
+
+    def problems(self, node: "Node") -> Iterator[str]:
+        """Rows are whole heads, and a transform mixes them."""
+        if node.rows % self.width or transform_size(self.width) < 2:
+            yield f"{node.rows} rows are no heads of {self.width} that could be rotated"
 
 
 class InputCodes(OfActivations):
@@ -168,10 +215,17 @@ def of_activations(graph: "LayerGraph", name: str) -> LayerActivations | None:
         return None
     rotation, codes = graph.get(name, Rotation), graph.get(name, InputCodes)
     outputs = graph.get(name, OutputCodes)
-    if rotation is None and codes is None and outputs is None:
+    seed = None if rotation is None or rotation.head is not None else rotation.seed
+    if seed is None and codes is None and outputs is None:
         return None
     return LayerActivations(
-        rotation=None if rotation is None else rotation.seed,
+        rotation=seed,
         input=None if codes is None else codes.form,
         output=None if outputs is None else outputs.form,
     )
+
+
+def _heads(seed: int, width: int, count: int, device: "torch.device | str") -> RandomHadamard:
+    """The same rotation of each ``width`` columns of ``count``; that of all, if they are equal."""
+    signs = random_signs(width, seed).repeat(count // width).to(device)
+    return RandomHadamard(signs, transform_size(width))

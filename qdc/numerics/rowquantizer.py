@@ -184,7 +184,7 @@ class RowQuantizer:
         width = values.shape[-1]
         group = self.group if 0 < self.group < width else width
         padded = torch.nn.functional.pad(values, (0, -width % max(group, 1)))
-        return padded.reshape(*values.shape[:-1], -1, group)
+        return padded.reshape(*values.shape[:-1], -(-width // max(group, 1)), group)
 
     def _rounded(self, scale: Tensor) -> Tensor:
         stored = scale.to(DTYPES[self.scales]).to(torch.float32)

@@ -14,7 +14,7 @@ from qdc.passkit import geometry
 from qdc.passkit.certainty import BASES, WITHOUT, TokenWeights
 from qdc.passkit.head import output_head
 from qdc.passkit.tmas import PROMPT, SHARES, Tmas, Way
-from qdc.passkit.trajectory import Sampler
+from qdc.passkit.trajectory import OWN, Sampler
 from qdc.pipeline.passbase import Pass
 from qdc.runtime.decoding.options import LONGEST_NAME
 from qdc.text.source import TextSource
@@ -92,10 +92,11 @@ class CalibrationFields(Pass):
         description="of the states, from each of as many equal stretches of a trajectory",
     )
     way: Way = Field(default="ratio", description="stretches of places decided, or of steps")
-    strategy: str | None = Field(
-        default=None,
+    strategy: str = Field(
+        default=OWN,
+        min_length=1,
         max_length=LONGEST_NAME,
-        description="that the sampler of tmas decides by; the family's own if not given",
+        description=f"that the sampler of tmas decides by; {OWN} is that of the family's code",
     )
     masked_weight: float = Field(
         default=1, gt=0, le=1e6, description="what a masked position counts against a visible one"

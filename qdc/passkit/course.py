@@ -69,10 +69,20 @@ class Batch(NamedTuple):
     Attributes:
         held: the values there.
         segments: ``i64[b, length]``, which positions see each other; None if all do.
+        masked: ``bool[b, length]``, which tokens are masked; None where no linear asks for it.
     """
 
     held: Held
     segments: Tensor | None
+    masked: Tensor | None = None
+
+
+def batches_of(stream: Stream) -> list[Batch]:
+    """Where the batches of a stream wait now."""
+    return [
+        Batch(held, stream.segments_of(i), stream.masked_of(i))
+        for i, held in enumerate(stream.kept)
+    ]
 
 
 @dataclass(frozen=True)
@@ -86,10 +96,11 @@ class Course:
     @torch.no_grad()
     def advance(self, batch: Batch, piece: Piece, parameters: Parameters) -> Batch:
         """Run one piece."""
-        held, segments = batch
-        found = self.executor.run(held, piece.steps, parameters, piece.given, segments)
-        found |= {name: held[name] for name in piece.staying}
-        return Batch(self.states.hold(found), segments)
+        found = self.executor.run(
+            batch.held, piece.steps, parameters, piece.given, batch.segments, batch.masked
+        )
+        found |= {name: batch.held[name] for name in piece.staying}
+        return batch._replace(held=self.states.hold(found))
 
     def backward(
         self,
@@ -119,7 +130,7 @@ class Course:
         }
         held = {**batch.held, **leaves}
         wanted = (*piece.given, *watched)
-        found = executor.run(held, piece.steps, parameters, wanted, batch.segments)
+        found = executor.run(held, piece.steps, parameters, wanted, batch.segments, batch.masked)
         for name in watched:
             found[name].retain_grad()
         reached = [name for name in piece.given if found[name].requires_grad and name in behind]

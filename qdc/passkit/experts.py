@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.errors import InvalidCalibration
+from qdc.errors import InvalidCalibration, UnsupportedModel
 from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.ir.routing import ROWS, rows_of
 from qdc.passkit.calibration import CalibrationOptions
@@ -88,15 +88,37 @@ def weighed(
     pooled: bool = False,
     weights: Tensor | None = None,
 ) -> "Iterator[tuple[Reading, Tensor | None]]":
-    """Yield what a stage reads, and what each of the tokens counts; None if all count the same.
+    """Yield what a stage reads, and what each of its rows counts; None if all count the same.
 
-    Arguments as those of ``read``. Without ``weights``, ``f32[samples, length]``, the stream's
-    own count.
+    A row that belongs to a whole sample, or to one place of all samples, counts the mean of these
+    tokens. Arguments as those of ``read``. Without ``weights``, ``f32[samples, length]``, the
+    stream's own count.
+
+    Raises:
+        UnsupportedModel: rows belong to neither of these, and tokens do not all count the same.
     """
     weights = stream.token_weights if weights is None else weights
     facts = stream.masked if weights is None else weights
     for part in read(stream, stage, facts, others, pooled=pooled):
-        yield part, None if weights is None else part.facts
+        yield part, None if weights is None else _of_rows(part, stage)
+
+
+def _of_rows(part: "Reading", stage: Stage) -> Tensor:
+    """The weights of tokens, ``[b, length]`` or ``[n]``, for the rows of a value."""
+    weights, wanted = part.facts, part.value.shape[:-1]
+    if weights.shape == wanted:
+        return weights
+    if weights.ndim == 2:
+        for axis in (1, 0):
+            mean = weights.mean(axis)
+            if len(mean) == wanted.numel():
+                return mean.reshape(wanted)
+    raise UnsupportedModel(
+        "tokens are weighed, and layers of this model read something else than a row for each "
+        "token, each sample or each place",
+        where=[f"%{stage.value}"],
+        help="leave token-weights and masked-weight out",
+    )
 
 
 class Reading(NamedTuple):

@@ -27,7 +27,7 @@ class Ranges:
         group = self.form.group or values.shape[-1]
         tokens = values.flatten(0, -2)
         padded = torch.nn.functional.pad(tokens, (0, -tokens.shape[-1] % group))
-        parts = padded.reshape(len(tokens), -1, group)
+        parts = padded.reshape(len(tokens), self.low.shape[1], group)
         lows, highs = parts.amin(-1), parts.amax(-1)
         for number, which in enumerate(_classes(self.form, masked)):
             if bool(which.any()):

@@ -27,6 +27,8 @@ from qdc.runtime.decoding.strategies import BUILT_IN, make_strategy, own_strateg
 
 OPEN = torch.iinfo(torch.int32).max
 """In place of a step, where nothing was decided."""
+OWN = "own"
+"""In place of a strategy: that of the published code of such a model."""
 Enough = Callable[[Tensor, Tensor], Tensor]
 """``(decided i64[rows], steps i64[rows]) -> bool[rows]``: whether a row need go no further."""
 
@@ -35,8 +37,8 @@ Enough = Callable[[Tensor, Tensor], Tensor]
 class Sampler:
     """How the original model writes: a strategy, its steps and its blocks."""
 
-    strategy: str | None = None
-    """``name`` or ``name{option=value}``; the family's own if None."""
+    strategy: str = OWN
+    """``name`` or ``name{option=value}``; ``own`` is that of the family's published code."""
     steps: int = 8
     """Of a whole text, for strategies whose steps are planned."""
     block: int | None = None
@@ -45,8 +47,10 @@ class Sampler:
 
     def text(self, model: ModelFacts) -> str:
         """The strategy that is meant."""
+        if self.strategy != OWN:
+            return self.strategy
         usual = next((f.decoding for f in FAMILIES if f.name == model.family), {})
-        return self.strategy or own_strategy(DecodeFacts.of(model, usual=usual))
+        return own_strategy(DecodeFacts.of(model, usual=usual))
 
     def options(self, model: ModelFacts) -> DecodeOptions:
         """The options of the loop; ``steps`` where the strategy reads it."""

@@ -3,10 +3,11 @@
 A hook in front of a linear gives it other inputs: whatever multiplies there, dense or packed, then
 multiplies those. A linear whose inputs and weights are both whole numbers asks for the codes
 instead (``qdc.runtime.integers``). Which tokens are masked is seen where they are looked up, and
-held for the running context until the next call.
+held for the running context until the call of the model ends.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -172,9 +173,48 @@ def attach(
         if does.output is not None:
             linear.add_module(GIVES, OutputTransform(does.output))
             linear.register_forward_hook(_give)
+    if not weights.traceable:
+        _require_calls(module, body, weights.activations)
     if any(does.by_class for does in weights.activations.values()):
         assert mask_token is not None, "the configuration was checked"
         _tell_masked(module, body, mask_token)
+
+
+@contextmanager
+def knowing_masked(masked: Tensor) -> Iterator[None]:
+    """Let layers that are called by themselves know which tokens are masked, bool[b, length]."""
+    token = _MASKED.set(masked)
+    try:
+        yield
+    finally:
+        _MASKED.reset(token)
+
+
+def _require_calls(module: nn.Module, body: nn.Module, paths: Iterable[str]) -> None:
+    """Refuse a model of other people's code that does not call its linears, in its first forward.
+
+    It may read a weight and multiply by itself; then nothing is done with its inputs. Experts are
+    left out, for not every one of them gets a token.
+    """
+    waiting = {path for path in paths if "experts" not in path.split(".")}
+    hooks: list[Any] = []
+
+    def seen(path: str) -> Callable[..., None]:
+        return lambda *given: waiting.discard(path)
+
+    def ended(model: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+        for hook in hooks:
+            hook.remove()
+        if waiting:
+            raise QdcError(
+                f"the model does not call {len(waiting)} of its linears, and reads their weights "
+                "itself: what is to be done with their inputs is not done",
+                where=sorted(waiting)[:3],
+                help="compile it again without rotate and quantize-activations",
+            )
+
+    hooks += [body.get_submodule(path).register_forward_hook(seen(path)) for path in waiting]
+    hooks.append(module.register_forward_hook(ended))
 
 
 def _tell_masked(module: nn.Module, body: nn.Module, mask_token: int) -> None:
@@ -187,16 +227,22 @@ def _tell_masked(module: nn.Module, body: nn.Module, mask_token: int) -> None:
     def look(embedding: nn.Module, given: tuple[Any, ...]) -> None:
         _MASKED.set(given[0] == mask_token)
 
-    named = getattr(module, "get_input_embeddings", None)
+    def forget(model: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+        _MASKED.set(None)
+
     found = [part for part in body.modules() if hasattr(part, "num_embeddings")]
-    if named is not None:
-        found = [named()]
+    of_transformers: Any = next(
+        (part for part in module.modules() if hasattr(part, "get_input_embeddings")), None
+    )
+    if of_transformers is not None:
+        found = [of_transformers.get_input_embeddings()]
     if len(found) != 1:
         raise QdcError(
             f"the model has {len(found)} embeddings, and which of them reads tokens is not known",
             help="compile it again without classes=masked",
         )
     found[0].register_forward_pre_hook(look)
+    module.register_forward_hook(forget, always_call=True)
 
 
 def _masked_of(form: RowFormat, x: Tensor) -> Tensor | None:
@@ -212,7 +258,7 @@ def _masked_of(form: RowFormat, x: Tensor) -> Tensor | None:
         raise QdcError(
             f"a linear that tells masked tokens from visible ones was given {tuple(x.shape)}, and "
             f"the model {'no token ids' if masked is None else tuple(masked.shape)}",
-            help="call the whole model, with input_ids of all its positions",
+            help="call the whole model with input_ids, not a part of it",
         )
     return masked
 

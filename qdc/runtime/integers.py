@@ -5,6 +5,7 @@ byte a weight, whether they have 8 bits or fewer.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from qdc.ir.keys import file_key
 from qdc.numerics.integer_linear import IntegerWeight, integer_linear
 from qdc.runtime.activations import READS, InputTransform
 
+HELD = ("codes", "sums", "scale", "minimum", "zero")
+"""Tensors of an ``IntegerWeight``."""
 NO_GRADIENT = "load the model with the original weights to train it"
 
 
@@ -29,6 +32,7 @@ class IntegerLinear(nn.Module):
         stored: its stored tensors.
         bias: ``[rows]``, or None.
         dtype: of what ``weight`` gives.
+        group: columns of an input that share a scale; 0 for all.
     """
 
     reads_codes = True
@@ -42,6 +46,7 @@ class IntegerLinear(nn.Module):
         stored: Mapping[str, Tensor],
         bias: Tensor | None,
         dtype: torch.dtype,
+        group: int = 0,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = codec.columns, codec.rows
@@ -53,11 +58,12 @@ class IntegerLinear(nn.Module):
             working.get("minimum"),
             working.get("zero"),
             codec.group,
+            group,
         )
-        self.offset = weight.offset
-        held = weight._asdict() | {"bias": bias}
-        for name in ("codes", "scale", "minimum", "zero", "bias"):
-            self.register_buffer(name, held[name])
+        self._layout, self.group = weight._asdict(), group
+        for name in HELD:
+            self.register_buffer(name, self._layout.pop(name))
+        self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., columns] -> [..., rows]`` in the dtype of what comes in.
@@ -75,13 +81,14 @@ class IntegerLinear(nn.Module):
         reads = self.get_submodule(READS)
         assert isinstance(reads, InputTransform)
         rows = reads.codes(x)
-        group = reads.group
+        if reads.group != self.group:
+            raise QdcError("a linear of whole numbers reads codes in groups of another width")
         flat = rows._replace(
             codes=rows.codes.flatten(0, -2),
             scale=rows.scale.flatten(0, -2),
             zero=None if rows.zero is None else rows.zero.flatten(0, -2),
         )
-        result = integer_linear(flat, group, self._weight())
+        result = integer_linear(flat, self.group, self._weight())
         bias = self._buffers["bias"]
         if bias is not None:
             result = result.add_(bias.float())
@@ -90,22 +97,15 @@ class IntegerLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight ``[rows, columns]``, written out at each access; nothing reads it."""
-        held, group = self._weight(), self.codec.group
-        codes = held.codes.float() + held.offset
-        place = torch.arange(self.in_features, device=codes.device) // group
-        if held.zero is not None:
-            codes = codes - held.zero[:, place]
-            return (codes * held.scale[:, place]).to(self.dtype)
-        assert held.minimum is not None
-        return (codes * held.scale[:, place]).add_(held.minimum[:, place]).to(self.dtype)
+        return self._weight().dense().to(self.dtype)
 
     def extra_repr(self) -> str:
         """What ``print`` shows of it."""
         return f"{self.in_features}, {self.out_features}, {self.codec.bits} bits"
 
     def _weight(self) -> IntegerWeight:
-        minimum, zero = self._buffers["minimum"], self._buffers["zero"]
-        return IntegerWeight(self.codes, self.offset, self.scale, minimum, zero, self.codec.group)
+        held: dict[str, Any] = {name: self._buffers[name] for name in HELD}
+        return IntegerWeight(**held, **self._layout)
 
 
 def is_integer(codec: Codec, does: LayerActivations | None) -> bool:
@@ -115,9 +115,9 @@ def is_integer(codec: Codec, does: LayerActivations | None) -> bool:
 
 
 def integer_bytes(codec: Codec) -> int:
-    """Bytes of the module: a byte a code, and fp32 scales with minima or zero points."""
+    """Bytes of the module: a byte a code, and 12 for each grid: scales, minima, and sums."""
     assert isinstance(codec, UniformGrid), "whole numbers are those of uniform grids"
-    return codec.rows * (codec.columns + 8 * codec.groups)
+    return codec.rows * (codec.columns + 12 * codec.groups)
 
 
 def put_integers(
@@ -145,6 +145,8 @@ def put_integers(
             # Rounded as it would be beside dense weights.
             bias = weights.plain(file_key(path, "bias")).to(device, dtype)
         stored = {suffix: tensor.to(device) for suffix, tensor in weights.stored(path).items()}
-        module.set_submodule(path, IntegerLinear(codec, stored, bias, dtype).eval())
+        form = weights.activations[path].input
+        group = 0 if form is None else form.group
+        module.set_submodule(path, IntegerLinear(codec, stored, bias, dtype, group).eval())
         replaced.add(path)
     return replaced

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from qdc.format.tokenquantizer import TokenQuantizer
-from qdc.ir.activations import InputCodes, OutputCodes, Rotation
+from qdc.ir.activations import InputCodes, OutputCodes, RotatedHeads, Rotation
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Kept
 from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.ir.tensors import TensorTable
-from qdc.numerics.hadamard import RandomHadamard
 
 A = TypeVar("A", bound=Annotation)
 
@@ -26,16 +25,18 @@ class LayerInputs:
     device: torch.device
 
     def weight(self, node: Node, weight: Tensor) -> Tensor:
-        """A part of the original weight, f32[n, columns], in the coordinates of the inputs."""
+        """The original weight, f32[rows, columns], in the coordinates of inputs and outputs."""
+        heads = self._note(node.name, RotatedHeads)
+        if heads is not None:
+            weight = heads.of(node.rows, self.device).forward(weight.T).T.contiguous()
         return self.rotate(node.name, weight)
 
     def rotate(self, name: str, value: Tensor) -> Tensor:
-        """A value [..., columns] that a layer reads, in the layer's coordinates."""
+        """The original model's value [..., columns] that a layer reads, in its coordinates."""
         found = self._note(name, Rotation)
         if found is None:
             return value
-        columns = self.graph[name].columns
-        return RandomHadamard.of(columns, found.seed, self.device).forward(value)
+        return found.of(self.graph[name].columns, self.device).forward(value)
 
     def read(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor:
         """What a linear multiplies in the place of the value that it reads.
@@ -45,7 +46,9 @@ class LayerInputs:
             value: [..., columns].
             masked: bool[...], which tokens are masked; None where that is not known.
         """
-        rotated, codes = self.rotate(name, value), self._note(name, InputCodes)
+        rotation, codes = self._note(name, Rotation), self._note(name, InputCodes)
+        comes_rotated = rotation is not None and rotation.head is not None
+        rotated = value if comes_rotated else self.rotate(name, value)
         if codes is None:
             return rotated
         pairs = zip(codes.suffixes, codes.tensors, strict=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
-from qdc.ir.activations import InputCodes, OutputCodes
+from qdc.ir.activations import InputCodes, OutputCodes, RotatedHeads
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
 from qdc.ir.calibration_use import SampledStates, TokenCertainty
@@ -60,6 +60,9 @@ class Unit(SharedScope):
 
     def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
         """The original weight, ``f32[count, columns]`` on the device at a time, none of it kept."""
+        if self.graph.get(node.name, RotatedHeads) is not None:
+            yield from torch.split(self.weight(node), count)  # of rotated heads rows are mixed
+            return
         for rows in torch.split(self._workspace.checkpoint.tensor(node.weight.name), count):
             yield self._workspace.inputs.weight(node, rows.to(self.device, torch.float32))
 
@@ -194,14 +197,18 @@ class Unit(SharedScope):
         workspace = self._workspace
         return original_weights(workspace.program, workspace.checkpoint, workspace.device)
 
-    def loose_stream(self, batches: Sequence[Tensor], weights: NodeWeights) -> Stream:
+    def loose_stream(
+        self, batches: Sequence[Tensor], weights: NodeWeights, *, as_stored: bool = False
+    ) -> Stream:
         """A stream that nobody else moves, and that is not kept for a compile that is resumed.
 
         Args:
             batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
             weights: what its nodes are computed with.
+            as_stored: whether linears rotate and quantize what they read, as passes have said; the
+                weights are then in those coordinates.
         """
-        return self._workspace.loose_stream(batches, weights)
+        return self._workspace.loose_stream(batches, weights, as_stored=as_stored)
 
     def check_apart(self, *, isolate: bool) -> None:
         """Refuse a model that would mix padding or, with ``isolate``, documents into others.

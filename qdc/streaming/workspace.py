@@ -163,9 +163,18 @@ class Workspace:
                 stream.follow(self.trails.pop(key), self._loaded.clear)
         return self._streams[key]
 
-    def loose_stream(self, batches: Sequence[Tensor], weights: NodeWeights) -> Stream:
-        """A stream that the caller moves: it is not left with a region, and not kept for later."""
-        return self._made(batches, weights)
+    def loose_stream(
+        self, batches: Sequence[Tensor], weights: NodeWeights, *, as_stored: bool = False
+    ) -> Stream:
+        """A stream that the caller moves: it is not left with a region, and not kept for later.
+
+        Args:
+            batches: ``i64[b, length]`` token ids.
+            weights: what its nodes are computed with.
+            as_stored: whether linears rotate and quantize what they read, as passes have said; the
+                weights are then in those coordinates.
+        """
+        return self._made(batches, weights, inputs=self.inputs if as_stored else None)
 
     def _made(
         self,

@@ -186,7 +186,7 @@ def test_page_is_written_with_its_plot_and_says_what_is_not_run(
     write_page(jobs, results, docs, settings, shared)
     text = (docs / "quality.md").read_text(encoding="utf-8")
     assert "quality/curve-masked.svg" in text
-    assert "`library/llama.cpp IQ1_M/seed0`" in text
+    assert "- not run: llama.cpp IQ1_M (seeds 0, 1)" in text
     drawn = (docs / "quality" / "curve-masked.svg").read_text(encoding="utf-8")
     assert "AutoRound 2 bits g128" in drawn
     written = {path: path.read_bytes() for path in docs.rglob("*.*")}

@@ -18,40 +18,41 @@ def drawn(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def weight_of(columns: int, group: int, bits: int, *, packed: bool, seed: int) -> IntegerWeight:
+Parts = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def weight_of(columns: int, group: int, bits: int, *, packed: bool, seed: int) -> Parts:
+    """Codes, scales, minima or zero points."""
     generator, groups = drawn(seed), -(-columns // group)
     codes = torch.randint(0, 2**bits, (ROWS, columns), generator=generator, dtype=torch.uint8)
     scale = torch.rand(ROWS, groups, generator=generator).half()
     minimum = torch.randn(ROWS, groups, generator=generator).half()
     zero = torch.randint(0, 2**bits, (ROWS, groups), generator=generator, dtype=torch.uint8)
-    return IntegerWeight.of(
-        codes, scale, None if packed else minimum, zero if packed else None, group
-    )
+    return codes, scale, None if packed else minimum, zero if packed else None
 
 
-def by_the_formula(inputs: Tensor, quantizer: RowQuantizer, weight: IntegerWeight) -> np.ndarray:
+def by_the_formula(inputs: Tensor, quantizer: RowQuantizer, parts: Parts, group: int) -> np.ndarray:
     """docs/format.md, with whole numbers of numpy and fp32 roundings one by one."""
     rows, columns = quantizer.quantize(inputs), inputs.shape[1]
-    q = quantizer.centred(rows).numpy().astype(np.int64)
-    c = weight.codes.numpy().astype(np.int64) + weight.offset
-    width = segment_width(columns, quantizer.group, weight.group)
+    codes, scales, minima, zeros = (None if t is None else t.numpy() for t in parts)
+    assert codes is not None
+    assert scales is not None
+    q, c = quantizer.centred(rows).numpy().astype(np.int64), codes.astype(np.int64)
+    width = segment_width(columns, quantizer.group, group)
     found = np.zeros((len(q), len(c)), np.float32)
     for start in range(0, columns, width):
         part = slice(start, start + width)
-        at, place = start // weight.group, start // quantizer.group if quantizer.group else 0
+        at, place = start // group, start // quantizer.group if quantizer.group else 0
         products, sums = q[:, part] @ c[:, part].T, q[:, part].sum(1)[:, None]
-        scale = weight.scale[:, at].numpy()
-        if weight.zero is not None:
-            term = (products - sums * weight.zero[:, at].numpy()).astype(np.float32) * scale
+        scale = scales[:, at].astype(np.float32)
+        if zeros is not None:
+            term = (products - sums * zeros[:, at].astype(np.int64)).astype(np.float32) * scale
         else:
-            assert weight.minimum is not None
+            assert minima is not None
             term = products.astype(np.float32) * scale
-            term = term + weight.minimum[:, at].numpy() * sums.astype(np.float32)
-        found = (
-            found + term * rows.scale[:, place, None].numpy()
-            if start
-            else (term * rows.scale[:, place, None].numpy())
-        )
+            term = term + minima[:, at].astype(np.float32) * sums.astype(np.float32)
+        term = term * rows.scale[:, place, None].numpy()
+        found = found + term if start else term
     return found
 
 
@@ -71,10 +72,32 @@ def test_is_the_formula_bit_for_bit(
     packed: bool, asymmetric: bool, seed: int,
 ) -> None:  # fmt: skip
     quantizer = RowQuantizer(bits, group, "asymmetric" if asymmetric else "symmetric")  # type: ignore[arg-type]
-    weight = weight_of(columns, weight_group, weight_bits, packed=packed, seed=seed)
+    parts = weight_of(columns, weight_group, weight_bits, packed=packed, seed=seed)
+    weight = IntegerWeight.of(*parts, weight_group, group)
     inputs = torch.randn(TOKENS, columns, generator=drawn(seed + 1))
-    found = integer_linear(quantizer.quantize(inputs), quantizer.group, weight)
-    assert found.numpy().tobytes() == by_the_formula(inputs, quantizer, weight).tobytes()
+    found = integer_linear(quantizer.quantize(inputs), group, weight)
+    wanted = by_the_formula(inputs, quantizer, parts, weight_group)
+    assert found.numpy().tobytes() == wanted.tobytes()
+    codes, scale, minimum, zero = parts
+    place = torch.arange(columns) // weight_group
+    dense = scale.float()[:, place] * codes.float()
+    if minimum is not None:
+        dense = dense + minimum.float()[:, place]
+    if zero is not None:
+        dense = scale.float()[:, place] * (codes.float() - zero.float()[:, place])
+    assert torch.equal(weight.dense(), dense)
+
+
+def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = (
+        torch.randint(0, 256, (300, 64), generator=drawn(0), dtype=torch.uint8),
+        torch.rand(300, 4, generator=drawn(1)), None, torch.full((300, 4), 90, dtype=torch.uint8),
+    )  # fmt: skip
+    weight, quantizer = IntegerWeight.of(*parts, 16), RowQuantizer(8)
+    rows = quantizer.quantize(torch.randn(3, 64, generator=drawn(2)))
+    whole = integer_linear(rows, 0, weight)
+    monkeypatch.setattr("qdc.numerics.integer_linear.NEAR", 1)
+    assert torch.equal(integer_linear(rows, 0, weight), whole)
 
 
 def test_sums_are_those_of_whole_numbers_and_not_of_floats() -> None:

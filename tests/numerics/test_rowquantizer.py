@@ -105,6 +105,16 @@ def test_a_number_that_is_not_finite_shows(zeros: Zeros, bad: float) -> None:
     assert found[1].isfinite().all()
 
 
+@pytest.mark.parametrize("group", [0, 8])
+def test_no_rows_are_no_codes(group: int) -> None:
+    for zeros in get_args(Zeros):
+        quantizer = RowQuantizer(group=group, zeros=zeros)
+        codes = quantizer.quantize(torch.zeros(0, 20))
+        assert codes.codes.shape == (0, 20)
+        assert codes.scale.shape == (0, quantizer.groups(20))
+        assert quantizer.dequantize(codes).shape == (0, 20)
+
+
 def test_static_grids_are_kept() -> None:
     quantizer = RowQuantizer(zeros="asymmetric", group=2)
     scale, zero = quantizer.spanning(torch.tensor([-1.28, 0.0]), torch.tensor([1.27, 2.55]))

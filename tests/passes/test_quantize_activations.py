@@ -10,14 +10,17 @@ from torch import Tensor
 
 import qdc
 from qdc.cli import run
+from qdc.comparing.measure import drift
 from qdc.errors import InvalidArtifact, InvalidPipeline, QdcError, UnsupportedModel
+from qdc.frontend.opening import open_model
 from qdc.ir.activations import InputCodes, OutputCodes, RowFormat
 from qdc.ir.annotations import Moment
+from qdc.ir.attention import source
 from qdc.numerics import integer_linear
 from qdc.numerics.hadamard import RandomHadamard
-from qdc.passes.quantize_activations import QuantizeActivations, source
+from qdc.passes.quantize_activations import QuantizeActivations
 from qdc.passkit.token_statistics import ClipSearch, Ranges
-from qdc.runtime.activations import InputTransform
+from qdc.runtime.activations import InputTransform, knowing_masked
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.integers import IntegerLinear
@@ -27,7 +30,9 @@ from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, make_job, run_passes, spying
 from tests.support.decoding import facts
+from tests.support.experts import write_mixture
 from tests.support.graphs import two_blocks
+from tests.support.natives import write_native
 from tests.support.outlooks import forecast_tiny
 
 FINE = "rtn-lower{bits=8 group=8},pack"
@@ -120,11 +125,11 @@ def test_predicted_bytes_are_written_ones(model: Path, text: Path, tmp_path: Pat
 
 def test_masked_tokens_have_scales_of_their_own(artifact: Path) -> None:
     loaded = qdc.load(artifact, backend="reference")
-    loaded(TOKENS)
     layer = next(m for m in loaded.modules() if isinstance(m, IntegerLinear))
     reads = layer.get_submodule("reads")
     assert isinstance(reads, InputTransform)
-    scale = reads.codes(torch.randn(*TOKENS.shape, layer.in_features)).scale
+    with knowing_masked(TOKENS == 1):
+        scale = reads.codes(torch.randn(*TOKENS.shape, layer.in_features)).scale
     visible, masked = reads.get_buffer("input_scale").float()
     assert not torch.equal(visible, masked)
     assert torch.equal(scale[TOKENS == 1], masked.expand(int((TOKENS == 1).sum()), -1))
@@ -293,3 +298,42 @@ def test_the_annotations_check_themselves() -> None:
     assert not list(InputCodes(form=RowFormat(bits=8)).problems(node))
     assert source(graph, node) == ""
     assert RandomHadamard.of(2, 0).size == 2
+
+
+def test_layers_by_themselves_are_told_which_tokens_are_masked(model: Path, artifact: Path) -> None:
+    """As a comparison asks them: on the original's inputs, in batches of its own."""
+    graph = open_model(model)[1].graph
+    loaded, original = qdc.load(artifact, backend="reference"), qdc.load_original(model)
+    loaded(TOKENS[:1])  # of other tokens, which are forgotten
+    found = drift(loaded, original, graph, torch.randint(2, 40, (9, 12)), 1)
+    assert len(found.layers) == 14
+    assert all(0 < share < 0.1 for share in found.layers.values())
+
+
+def test_experts_read_codes_too(tmp_path: Path) -> None:
+    """The last one of each block never gets a token."""
+    model = write_mixture(tmp_path / "model", experts=4, count=1, idle=True)
+    compile_tiny(model, tmp_path / "out", f"rotate,quantize-activations,{FINE}")
+    wanted = qdc.load_original(model)(TOKENS)
+    found = qdc.load(tmp_path / "out", backend="reference")(TOKENS)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1
+    with pytest.raises(UnsupportedModel, match="places"):
+        compile_tiny(
+            model,
+            tmp_path / "classes",
+            f"quantize-activations{{{MEASURED} clip=search classes=masked}},{FINE}",
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "llama", "qwen3-moe"])
+def test_classes_of_transformers_follow(kind: str, tmp_path: Path) -> None:
+    model = write_native(tmp_path / "model", kind)
+    compile_tiny(model, tmp_path / "out", f"rotate,quantize-activations,{FINE}")
+    tokens = torch.randint(2, 40, (2, 12))
+    wanted = qdc.load_original(model)(tokens)
+    for backend in ("reference", "cpu{arithmetic=f32}"):
+        found = qdc.load(tmp_path / "out", backend=backend)(tokens)
+        assert float((found - wanted).norm() / wanted.norm()) < 0.1
+    with pytest.raises(UnsupportedModel, match="values"):
+        compile_tiny(model, tmp_path / "values", f"quantize-activations{{values=plain}},{FINE}")

@@ -2,18 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 import qdc
+from qdc.backends.reference import Reference
 from qdc.errors import InvalidArtifact, InvalidPipeline, QdcError, UnsupportedModel
 from qdc.ir.activations import Rotation
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.numerics.hadamard import RandomHadamard
 from qdc.passes.rotate import Rotate
+from qdc.pipeline.backendbase import Runtime
+from qdc.pipeline.registry import standard_registry
+from qdc.runtime.dense import DenseRuntime
+from qdc.runtime.load import load_artifact
 from qdc.streaming.unit import Unit
 from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
@@ -37,6 +43,21 @@ def artifact(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rotate") / "out"
     compile_tiny(model, out, f"rotate{{seed=5}},{FINE}")
     return out
+
+
+def test_rotations_of_heads_are_folded_into_weights(model: Path, tmp_path: Path) -> None:
+    """Nothing is computed for the linear behind an attention, and it is rotated all the same."""
+    compile_tiny(model, tmp_path / "out", f"rotate{{seed=5 fold=heads}},{FINE}")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    turned = {path.rpartition(".")[2] for path in config["activations"]}
+    assert turned == {"q_proj", "k_proj", "v_proj", "ff_proj", "up_proj", "ff_out"}
+    tokens = torch.arange(2, 26).view(2, 12)
+    original, loaded = qdc.load_original(model), qdc.load(tmp_path / "out", backend="reference")
+    wanted, found = original(tokens), loaded(tokens)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.03
+    path = next(name for name in config["layers"] if name.endswith("attn_out"))
+    weights = [m.get_submodule(path).get_parameter("weight") for m in (original, loaded)]
+    assert float((weights[0] - weights[1]).norm() / weights[0].norm()) > 0.5
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu{arithmetic=f32}"])
@@ -101,8 +122,10 @@ def test_statistics_and_weights_are_those_of_rotated_inputs(model: Path, tmp_pat
         torch.testing.assert_close(weight, turn.forward(original))
 
 
-def test_drift_is_measured_in_rotated_coordinates(model: Path, tmp_path: Path) -> None:
-    passes = f"stages(rotate,calibrate-cross{{{OPTIONS}}},spy,rtn-lower{{bits=8 group=8}})"
+@pytest.mark.parametrize("fold", ["none", "heads"])
+def test_drift_is_measured_in_rotated_coordinates(model: Path, tmp_path: Path, fold: str) -> None:
+    lower = "spy,rtn-lower{bits=8 group=8}"
+    passes = f"stages(rotate{{fold={fold}}},calibrate-cross{{{OPTIONS}}},{lower})"
     drifts: dict[str, float] = {}
 
     def look(label: str, unit: Unit) -> None:
@@ -114,6 +137,7 @@ def test_drift_is_measured_in_rotated_coordinates(model: Path, tmp_path: Path) -
     run_passes(model, tmp_path, spying(look), passes, stop_after="rtn-lower", calibration=text)
     # One coordinate system for both streams: what nothing was quantized before has not drifted.
     assert drifts["blocks.0.q_proj"] < 1e-9
+    assert 0 < drifts["blocks.0.attn_out"] < 0.1
     assert 0 < drifts["blocks.0.ff_out"] < 0.1
 
 
@@ -143,6 +167,8 @@ def test_backends_that_cannot_say_it_refuse(model: Path, artifact: Path, tmp_pat
 def test_an_odd_number_of_columns_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="odd"):
         Rotate().check(two_blocks(columns=33))
+    with pytest.raises(UnsupportedModel, match="no attention"):
+        Rotate(fold="heads").check(two_blocks())
 
 
 @pytest.mark.parametrize(
@@ -162,6 +188,22 @@ def test_a_hostile_configuration_is_refused(
     path = next(iter(config["quantization_config"]["layers"]))
     written = json.dumps(config | {"quantization_config": config["quantization_config"] | change})
     (copy / "config.json").write_text(written.replace("PATH", path))
-    with pytest.raises(InvalidArtifact, match="") as caught:
+    with pytest.raises(InvalidArtifact) as caught:
         qdc.load(copy)
     assert said in str(caught.value)
+
+
+def test_a_backend_that_does_not_follow_is_refused(artifact: Path) -> None:
+    class Deaf(DenseRuntime):
+        follows_activations = False
+
+    class Old(Reference):
+        name: ClassVar[str] = "old"
+
+        def runtime(self, device: torch.device, dtype: torch.dtype | None) -> Runtime:
+            return Deaf(device, torch.float32)
+
+    registry = standard_registry()
+    registry.add(Old)
+    with pytest.raises(QdcError, match=r"does not follow.*rotate what they read"):
+        load_artifact(artifact, registry, "cpu", None, "old")
