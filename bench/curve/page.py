@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bench.common.files import write
 from bench.common.markdown import replace_part
+from bench.quality.tables import checklist
 from qdc.comparing.jobs import Setup
 from qdc.comparing.judge import read_held_out
 from qdc.comparing.result import Result
@@ -15,6 +16,7 @@ from . import drawing, tables
 from .cases import LIBRARY, OURS
 from .jobs import Job, Settings
 from .judgement import Point, point_of, verdicts
+from .promises import targets
 
 PARTS = {
     False: ("bench.curve: masked", "curve-masked.svg"),
@@ -61,6 +63,7 @@ def write_page(
             f"![{CAPTION}](quality/{drawn})",
             tables.setting(results, settings.model.name, names, said, ratio),
             tables.summary(judged),
+            checklist(targets(ours, theirs, ratio)),
             tables.verdict_table(judged),
             "All points:",
             tables.points_table(ours, theirs, ratio),
