@@ -101,7 +101,7 @@ class ProbeLoss(ExpertOptions):
         errors: dict[str, float] = {}
         for region in unit.graph.regions:
             probes.advance(region)
-            for stage in region.stages:
+            for stage in unit.graph.waves[region.name].each():
                 if stopped.isdisjoint(stage.layers):
                     continue
                 # Also without a layer to try: values are rounded where the stream stops.
@@ -128,9 +128,11 @@ class ProbeLoss(ExpertOptions):
         count = min(self.probes or max(1, PROBE_TOKENS // length), samples)
         (head,) = output_head(unit.graph, WITHOUT_HEAD).layers
         width = unit.graph[head].columns
+        wanted = dict(unit.layers_by_stage())
         for region in unit.graph.regions:
-            for stage, layers in unit.layers_by_stage():
-                if stage not in region.stages:
+            for stage in unit.graph.waves[region.name].each():
+                layers = wanted.get(stage)
+                if layers is None:
                     continue
                 stream.enter(stage)
                 columns = layers[0].columns
@@ -143,7 +145,7 @@ class ProbeLoss(ExpertOptions):
                     nbytes, work = self.try_layer(unit, node, behind, count * length)
                     unit.work(nbytes, work + Work(linears=count * len(behind)))
             stream.leave(region)
-            done = sum(1 for n in unit.layers() if n.name in region.nodes)
+            done = sum(len(wanted.get(stage, ())) for stage in region.stages)
             unit.keep_states(f"probes of {region.name}", done * count * length * width)
 
     def try_layer(
@@ -205,7 +207,9 @@ class ProbeLoss(ExpertOptions):
 
 
 def linears_from(graph: LayerGraph, region: Region, stage: Stage) -> list[Node]:
-    """The linears of the regions from this stage on, in execution order."""
+    """The linears of the regions from the wave of this stage on."""
     later = graph.regions[graph.regions.index(region) + 1 :]
-    stages = [*region.stages[region.stages.index(stage) :], *(s for r in later for s in r.stages)]
+    waves = graph.waves[region.name].stages
+    first = next(place for place, wave in enumerate(waves) if stage in wave)
+    stages = [s for wave in waves[first:] for s in wave] + [s for r in later for s in r.stages]
     return [graph[name] for each in stages for name in each.layers]

@@ -41,10 +41,11 @@ from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
+from qdc.pipeline.traversal import Traversal
 from qdc.planning.expected import expected_seconds
 from qdc.report.files import ReportWriter, discard_other_report, discard_report
 from qdc.report.model import CompileReport
-from qdc.runtime.device import exact_products
+from qdc.runtime.device import exact_products, own_memory
 from qdc.stopping import undisturbed
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
@@ -125,7 +126,9 @@ def run_job(
     places = job.dump_places if world.first else frozenset[int]()
     dumper = Dumper(job.plan, job.dump_folder, places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
-    ticker = Ticker(notify, job.plan.applications(program.graph), lambda: _expected(job))
+    memory = _statistics_memory(job, world)
+    applications = Traversal(job.plan, program.graph, memory).applications
+    ticker = Ticker(notify, applications, lambda: _expected(job, memory))
     instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, GraphVerifier())
     with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
         if partial is not None and partial.journal is None and job.options.resume:
@@ -141,6 +144,7 @@ def run_job(
             states=StateStore(torch_dtype(job.options.states), job.options.states_limit, scratch),
             world=world,
             tags=job.registry.annotations(),
+            memory=memory,
         )
         if partial is None or job.backend is None:
             runner = Runner(job.plan, workspace, instruments, scratch)
@@ -187,6 +191,12 @@ def run_job(
             return report
 
         return _everywhere(world, workspace, finished)
+
+
+def _statistics_memory(job: Job, world: World) -> int:
+    """What the statistics of a wave may take: what the process with the least has."""
+    mine = job.options.statistics_limit(own_memory(torch.device(job.device)))
+    return min(int(answer) for answer in world.agree(str(mine).encode()))
 
 
 def _figures(graph: LayerGraph, checkpoint: Checkpoint, writer: ArtifactWriter) -> Figures:
@@ -301,13 +311,13 @@ def _scratch(job: Job, partial: Partial | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _expected(job: Job) -> Expected | None:
+def _expected(job: Job, memory: int) -> Expected | None:
     """What each application of a pass may take; None where that is not known beforehand."""
     if job.given is not None:  # to trace a module once more could take longer than it tells
         return None
     try:
         _, program = job.open()
         device = torch.device(job.device)
-        return expected_seconds(program, job.plan, device, job.options.states)
+        return expected_seconds(program, job.plan, device, job.options.states, memory)
     except QdcError:
         return None

@@ -17,39 +17,43 @@ class Accumulator(Protocol):
 
 def accumulate(
     world: World,
-    owners: Sequence[int],
-    accumulators: Sequence[Accumulator],
+    parts: Sequence[tuple[Sequence[int], Sequence[Accumulator]]],
     add: Callable[[], None],
 ) -> None:
-    """Add this rank's part up, then give the sums over all ranks to the owners.
+    """Add this rank's part up, then give the sums over all ranks to their owners.
 
-    The sums are reduced to one owner, which hands them on to the others: a stage has few layers. In
-    a world that is ordered, each rank goes on with the sums of the one before it instead, so that
-    all additions are those of a single process, in its order.
+    The sums of a part are reduced to one owner, which hands them on to the others: a stage has few
+    layers. In a world that is ordered, each rank goes on with the sums of the one before it
+    instead, so that all additions are those of a single process, in its order.
 
     Args:
         world: the ranks.
-        owners: ranks that need the sums, at least one; elsewhere they are spoilt.
-        accumulators: what ``add`` adds to.
-        add: adds the values of this rank's samples.
+        parts: ranks that need sums, at least one, and the accumulators that hold them; in all other
+            ranks they are spoilt.
+        add: adds the values of this rank's samples to all of them.
     """
     if world.size == 1:
         add()
         return
-    sums = [tensor for accumulator in accumulators for tensor in accumulator.sums()]
+    needed = [
+        (owners, [tensor for accumulator in accumulators for tensor in accumulator.sums()])
+        for owners, accumulators in parts
+    ]
+    last = world.size - 1
     if world.ordered:
-        source = world.size - 1
         for turn in range(world.size):
             if world.rank == turn:
                 add()
             world.agree()
-            if turn < source:
-                world.hand(sums, turn, turn + 1)
+            if turn < last:
+                world.hand([tensor for _, sums in needed for tensor in sums], turn, turn + 1)
     else:
-        source = owners[0]
         add()
         world.agree()
-        world.reduce(sums, source)
-    for owner in owners:
-        if owner != source:
-            world.hand(sums, source, owner)
+    for owners, sums in needed:
+        source = last if world.ordered else owners[0]
+        if not world.ordered:
+            world.reduce(sums, source)
+        for owner in owners:
+            if owner != source:
+                world.hand(sums, source, owner)

@@ -145,7 +145,9 @@ def _walked(
     largest = max(parameter.nbytes for parameter in checkpoint.headers.values())
     ledger.work("a tensor of the checkpoint", 2 * largest, "host")
     width = torch.empty(0, dtype=torch_dtype(options.states)).element_size()
-    account = Account(program, ledger, held=width, returns=plan.returns())
+    own = None if machine.shared else machine.device_memory
+    memory = options.statistics_limit(own)
+    account = Account(program, ledger, held=width, returns=plan.returns(), memory=memory)
     walk(plan, account)
     return account, base
 

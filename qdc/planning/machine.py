@@ -8,7 +8,7 @@ import torch
 
 from qdc.planning.cards import find_card
 from qdc.planning.rates import Rates, measure
-from qdc.runtime.device import find_device
+from qdc.runtime.device import find_device, own_memory
 from qdc.streaming.memory import free_memory, machine_memory
 
 
@@ -36,7 +36,6 @@ class Machine:
     def here(cls, device: str) -> "Machine":
         """This machine. Raises ``QdcError`` for a device that is not there."""
         where = torch.device(find_device(device))
-        own = torch.cuda.get_device_properties(where).total_memory if where.type == "cuda" else None
         return cls(
             device=str(where),
             title=f"this {where}",
@@ -44,7 +43,7 @@ class Machine:
             measured=True,
             memory=machine_memory(),
             free_memory=free_memory(),
-            device_memory=own,
+            device_memory=own_memory(where),
             disk=shutil.disk_usage(Path.cwd()).free,
         )
 

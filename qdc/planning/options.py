@@ -10,7 +10,7 @@ from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.planning.effort import EFFORTS, Level, as_level
 from qdc.runtime.options import Device, Plugins
-from qdc.streaming.memory import states_memory
+from qdc.streaming.memory import states_memory, statistics_memory
 from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField, read_fields
 from qdc.text.records import DEFAULT_FIELD, Fields
 from qdc.units import parse_size
@@ -26,8 +26,9 @@ def _states(name: Any) -> Any:
     return name
 
 
-def _size(given: Any) -> Any:
-    return None if given is None else parse_size(str(given), "--host-memory")
+def _size(option: str) -> BeforeValidator:
+    """Bytes that a user gives to this option."""
+    return BeforeValidator(lambda given: None if given is None else parse_size(str(given), option))
 
 
 class PlanOptions(Options):
@@ -101,11 +102,23 @@ class PlanOptions(Options):
     ] = "bf16"
     host_memory: Annotated[
         int | None,
-        BeforeValidator(_size),
+        _size("--host-memory"),
         option(
             "SIZE",
             "Of those, above it on disk [default: half of all]",
             more="Bytes, as a number or as in 8G; what is above waits in files beside the artifact",
+            verbatim=True,
+        ),
+    ] = None
+    device_memory: Annotated[
+        int | None,
+        _size("--device-memory"),
+        option(
+            "SIZE",
+            "For statistics of experts [default: a quarter]",
+            more="Bytes, as a number or as in 8G, of the device's memory. Experts of a block are "
+            "calibrated and lowered together, as many as this holds the moments of; what comes out "
+            "does not depend on it",
             verbatim=True,
         ),
     ] = None
@@ -126,6 +139,14 @@ class PlanOptions(Options):
     def states_limit(self) -> int:
         """Bytes of calibration states that stay in memory, as given or the usual share."""
         return states_memory() if self.host_memory is None else self.host_memory
+
+    def statistics_limit(self, own: int | None) -> int:
+        """Bytes that moments of experts may take together, as given or the usual share.
+
+        Args:
+            own: bytes of the device's own memory, None where it computes in the host's.
+        """
+        return statistics_memory(own) if self.device_memory is None else self.device_memory
 
     @property
     def pipeline(self) -> str:

@@ -30,6 +30,8 @@ class Account:
     """Bytes of a calibration state's float between stages."""
     returns: bool
     """Whether streams hold the entrance of a region."""
+    memory: int | None = None
+    """Bytes that the statistics of a wave may take; None is no limit."""
     codecs: dict[str, Codec | None] = field(default_factory=dict)
     """How each lowered node will be stored; None where its pass does not say."""
     packed: set[str] = field(default_factory=set)

@@ -51,6 +51,7 @@ class StreamForecast(Stream):
             tokens.device,
             returns=account.returns,
             part=slice(0),
+            decoded=account.memory,
         )
         self.stopped()
 
@@ -103,7 +104,10 @@ class StreamForecast(Stream):
             for read in edges.predecessors(name):
                 if last[read] == name and read not in wanted:
                     live.pop(read, None)
-        ready = sum(FP32 * p.elements({}) for name in steps for p in graph[name].parameters)
+        parameters = [sum(FP32 * p.elements({}) for p in graph[name].parameters) for name in steps]
+        ready = sum(parameters)
+        if self.decoded is not None and ready > self.decoded:
+            ready = max(parameters)
         if self.segmented and any(graph[name].op == "attention" for name in steps):
             ready += MASK * self.sizes["B"] * self.sizes["L"] ** 2
         made = max(map(self._decoding, steps), default=0)

@@ -15,10 +15,11 @@ from qdc.format.codec import Codec, Lowered
 from qdc.frontend.tracer import Program
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
-from qdc.ir.graph import Node, Region
+from qdc.ir.graph import Node, Region, Stage
 from qdc.ir.tensors import TensorTable
 from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
+from qdc.pipeline.cutting import cut
 from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.remark import Remark
@@ -58,6 +59,8 @@ class Workspace:
     """The processes that share the compile."""
     tags: Mapping[str, type[Annotation]] = field(default_factory=dict)
     """Every annotation that a pass may write, by tag: they come from other processes too."""
+    memory: int | None = None
+    """Bytes that the statistics of a wave may take; None is no limit."""
     owners: dict[str, int] = field(default_factory=dict)
     """The rank that works on each node, as far as somebody has asked."""
     _loaded: dict[str, Tensor] = field(default_factory=dict)
@@ -114,6 +117,12 @@ class Workspace:
         """Names of the nodes outside of the regions."""
         return tuple(node.name for node in self.program.graph.outside())
 
+    def waves(self, region: Region) -> tuple[tuple[Stage, ...], ...]:
+        """The region's stages as they are worked on together."""
+        graph = self.program.graph
+        waves = graph.waves[region.name].stages
+        return tuple(part for wave in waves for part in cut(graph, wave, self.memory))
+
     def stream(self, key: Key, make: MakeBatches, *, split: bool = False) -> Stream:
         """The stream of this key, started from its samples at the first call.
 
@@ -156,7 +165,14 @@ class Workspace:
 
         device, states = self.device, self.states
         stream = Stream(
-            self.program, batches, weights, device, returns=returns, states=states, part=part
+            self.program,
+            batches,
+            weights,
+            device,
+            returns=returns,
+            states=states,
+            part=part,
+            decoded=self.memory,
         )
         stream.executor.shrunk = shrunk
         return stream

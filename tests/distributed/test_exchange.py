@@ -73,7 +73,7 @@ def test_sums_over_ranks_are_those_of_one(
             for batch in batches[world.part(len(batches))]:
                 add(*found, batch)
 
-        accumulate(world, owned, found, add_mine)
+        accumulate(world, [(owned, found)], add_mine)
         return [each.sums() for each in found]
 
     for rank, found in enumerate(on_ranks(ranks, work, ordered=ordered)):

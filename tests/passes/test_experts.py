@@ -10,6 +10,7 @@ import qdc
 from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
+from qdc.ir.graph import Node, Stage
 from qdc.ir.routing import rows_of
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passkit.experts import Reading, paired
@@ -180,10 +181,12 @@ def test_drift_is_of_the_tokens_that_both_models_route_alike(
 
     def look(label: str, unit: Unit) -> None:
         """Both streams stand before the stage: pair their tokens by hand, one by one."""
-        ((stage, layers),) = unit.layers_by_stage()
-        rows = rows_of(unit.graph, stage.value)
-        if rows is None:
-            return
+        for stage, layers in unit.layers_by_stage():
+            rows = rows_of(unit.graph, stage.value)
+            if rows is not None:
+                compare(unit, stage, layers, rows)
+
+    def compare(unit: Unit, stage: Stage, layers: tuple[Node, ...], rows: str) -> None:
         total, count = torch.zeros(layers[0].columns, layers[0].columns), 0
         streams = unit.open_streams()[0, False], unit.open_streams()[0, True]
         for now, original in zip(*(s.compute((stage.value, rows)) for s in streams), strict=True):
