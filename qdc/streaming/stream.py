@@ -7,6 +7,7 @@ that are routed to it, unless a later pass rewrites what the stream has gone pas
 to where it entered the region. ``qdc plan`` goes the same way without data (``streamforecast``).
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
@@ -139,7 +140,9 @@ class Stream:
     def trail(self) -> Trail:
         """The way up to here."""
         executor = self.executor
-        return Trail(tuple(self.stops), self._left, executor.linear_calls, executor.routed_rows)
+        most = int(executor.most) if math.isfinite(executor.most) else None
+        calls, routed = executor.linear_calls, executor.routed_rows
+        return Trail(tuple(self.stops), self._left, calls, routed, most)
 
     def follow(self, trail: Trail, between: Callable[[], None]) -> None:
         """Go a whole trail from the start; ``between`` is called after each stop."""
@@ -156,6 +159,8 @@ class Stream:
         self.names = tuple(self.kept[0]) if self.kept else self.names
         self.executor.linear_calls = trail.calls
         self.executor.routed_rows = trail.routed
+        if trail.most is not None:  # what did not fit is not tried again
+            self.executor.most = min(self.executor.most, trail.most)
         self.mark()
 
     def join(self, other: "Stream") -> None:
