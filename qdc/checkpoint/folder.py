@@ -16,6 +16,7 @@ from qdc.checkpoint.elsewhere import no_folder, refuse_cache
 from qdc.checkpoint.layout import INDEX, locate, not_readable, open_tensors
 from qdc.disk import LARGEST_JSON, LARGEST_TOKENIZER
 from qdc.errors import InvalidCheckpoint, nearest
+from qdc.ir.parts import Part
 from qdc.ir.types import Parameter
 from qdc.jsontext import TOKENIZER_BOUNDS, UnfitJson, parse_json
 from qdc.modelfiles import read_inside
@@ -57,7 +58,7 @@ class Checkpoint:
         """Tensors that the model has no use for, each with the reason."""
         self.unused_fields = ""
         """Fields of the configuration that nothing here knows, in words; empty if there is none."""
-        self._keys: dict[str, str] = {}
+        self._keys: dict[str, Part] = {}
         self._twins: dict[str, str] = {}
         for file in self.files:
             self._read_headers(file)
@@ -75,21 +76,28 @@ class Checkpoint:
         return name in self.headers
 
     def rename(
-        self, names: Mapping[str, str], left_out: Mapping[str, str], twins: Mapping[str, str]
+        self,
+        names: Mapping[str, str | Part],
+        left_out: Mapping[str, str],
+        twins: Mapping[str, str],
     ) -> None:
         """Show tensors under the names of the model, from now on.
 
         Args:
-            names: every name of the model, and the key in the files.
+            names: every name of the model, and the key in the files, or the part of a tensor there.
             left_out: keys of tensors that are not read, and why.
             twins: those of them that must equal another tensor, by its name of the model.
         """
         headers = dict(self.headers)
         self.left_out = {key: (headers[key], reason) for key, reason in left_out.items()}
+        self._keys = {n: Part(k) if isinstance(k, str) else k for n, k in names.items()}
         self.headers = {
-            name: headers[key].model_copy(update={"name": name}) for name, key in names.items()
+            name: headers[part.key].model_copy(
+                update={"name": name, "shape": part.shape(headers[part.key].shape)}
+            )
+            for name, part in self._keys.items()
         }
-        self._keys, self._twins = dict(names), dict(twins)
+        self._twins = dict(twins)
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor in the checkpoint's dtype. Raises ``InvalidCheckpoint``."""
@@ -97,13 +105,16 @@ class Checkpoint:
             raise InvalidCheckpoint(
                 f"the checkpoint has no tensor {name!r}", help=nearest(name, self.headers)
             )
-        return self._read(self._keys.get(name, name))
+        return self._read(self._keys.get(name, Part(name)))
 
-    def _read(self, key: str) -> Tensor:
-        path = self._files[key]
+    def _read(self, part: Part) -> Tensor:
+        path, key = self._files[part.key], part.key
         with open_tensors(path) as file:
             try:
-                found: Tensor = file.get_tensor(key)
+                if part.rows is None:
+                    found: Tensor = file.get_tensor(key)
+                else:
+                    found = file.get_slice(key)[slice(*part.rows)]
             except SafetensorError as error:
                 raise InvalidCheckpoint(
                     f"tensor {key} is gone: the file has changed meanwhile", where=[str(path)]
@@ -112,7 +123,7 @@ class Checkpoint:
 
     def file(self, name: str) -> Path:
         """The file that holds a tensor."""
-        return self._files[self._keys.get(name, name)]
+        return self._files[self._keys.get(name, Part(name)).key]
 
     @property
     def files(self) -> list[Path]:
@@ -183,7 +194,7 @@ class Checkpoint:
         apart = [
             f"{key}, {name}"
             for key, name in self._twins.items()
-            if not torch.equal(self._read(key), self.tensor(name))
+            if not torch.equal(self._read(Part(key)), self.tensor(name))
         ]
         if apart:
             raise InvalidCheckpoint(

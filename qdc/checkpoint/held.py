@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint, UnsupportedModel
+from qdc.ir.parts import Part
 from qdc.ir.types import SHORT, Parameter
 
 MODULE = "module"
@@ -68,8 +69,10 @@ class HeldModule(Checkpoint):
         """Note what the trace has shown: facts of the model, and the digest of its graph."""
         self.config[MODULE] |= {"facts": dict(facts), "traced": traced}
 
-    def _read(self, key: str) -> Tensor:
-        return self._state[key].detach().to("cpu").contiguous()
+    def _read(self, part: Part) -> Tensor:
+        whole = self._state[part.key].detach()
+        some = whole if part.rows is None else whole[slice(*part.rows)]
+        return some.to("cpu").contiguous()
 
     @property
     def nbytes(self) -> int:

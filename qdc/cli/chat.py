@@ -35,12 +35,14 @@ def chat_command(
     as_json: bool,
 ) -> None:
     """Load, then answer line by line. Answers go to stdout, all else to stderr."""
-    strategy = make_strategy(options, standard_registry(running.plugins).strategies)
-    if needs_verifier(type(strategy)):
-        raise QdcError(
-            "apd needs an autoregressive verifier, and a conversation has none",
-            help="choose another --strategy, or answer once with qdc generate --chat --verifier",
-        )
+    if options.names_strategy:  # else the model says, which takes longer to open
+        strategy = make_strategy(options, standard_registry(running.plugins).strategies)
+        if needs_verifier(type(strategy)):
+            raise QdcError(
+                "apd needs an autoregressive verifier, and a conversation has none",
+                help="choose another --strategy, or answer once with qdc generate --chat "
+                "--verifier",
+            )
     begun = read_history(Asked(None, special=False, chat=True, system=system, turns=turns))
     opened = open_runnable(
         model, running.device, running.plugins, running.backend, running.document_tokens,
@@ -52,6 +54,8 @@ def chat_command(
             where=[str(model)],
             help="continue a text with qdc generate, or fill gaps with qdc run",
         )
+    options = options.settled(opened.decoding.usual)
+    make_strategy(options, opened.strategies)
     conversation = Conversation(opened, options, begun, quiet=as_json)
     if sys.stdin.isatty():
         print(HOW, file=sys.stderr)

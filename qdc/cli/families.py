@@ -44,6 +44,8 @@ def families_command(plugins: Sequence[Path], as_json: bool) -> None:
         if family.published:
             print_lines(to, f"  published  {', '.join(family.published)}")
         print_lines(to, f"  around     {_around(family)}")
+        if family.decoding:
+            print_lines(to, f"  decoding   {_decoding(family)}")
         if not family.proved:
             print_lines(to, "  proved     nothing")
         for proof in family.proved:
@@ -62,6 +64,13 @@ def _around(family: Family) -> str:
     return f"no special tokens, as in {family.published_without}; see --document-tokens"
 
 
+def _decoding(family: Family) -> str:
+    """How answers are written where nothing else is asked for."""
+    rest = {name: value for name, value in family.decoding.items() if name != "strategy"}
+    named = ", ".join(f"{name} {value}" for name, value in rest.items())
+    return f"{family.decoding['strategy']}" + (f", {named}" if named else "") + ", by default"
+
+
 def _as_data(family: Family, origin: str) -> dict[str, Any]:
     return {
         "name": family.name,
@@ -73,5 +82,7 @@ def _as_data(family: Family, origin: str) -> dict[str, Any]:
         "logits_shift": family.logits_shift,
         "front_end": family.front_end,
         "published_without": family.published_without or None,
+        "end_token_id": family.end_token_id,
+        "decoding": dict(family.decoding) or None,
         "proved": [proof._asdict() for proof in family.proved],
     }

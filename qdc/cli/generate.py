@@ -38,12 +38,16 @@ def generate_command(
 ) -> None:
     """Load, decode, print. The answer goes to stdout, what it took to stderr."""
     strategies = standard_registry(running.plugins).strategies
-    check_verifier(make_strategy(options, strategies), present=verifier is not None)
+    if options.names_strategy:  # else the model says, which takes longer to open
+        check_verifier(make_strategy(options, strategies), present=verifier is not None)
     written = read_prompt(asked, running)
     opened = open_runnable(
         model, running.device, running.plugins, running.backend, running.document_tokens,
         verify=running.verify,
     )  # fmt: skip
+    options = options.settled(opened.decoding.usual)
+    strategy = make_strategy(options, strategies)
+    check_verifier(strategy, present=verifier is not None)
     tokens, added = prompt_tokens(written, opened)
     checks = (
         None
@@ -56,7 +60,8 @@ def generate_command(
         )
     answer = opened.decode(found.answers[0])
     if as_json:
-        print_json({"text": answer, **_figures(found, len(tokens), options.length)})
+        told = {"text": answer, "strategy": str(strategy)}
+        print_json({**told, **_figures(found, len(tokens), options.length)})
         return
     if sys.stdout.isatty():
         # As the live view drew it: lines break between words, at the edge of the terminal.
@@ -67,7 +72,7 @@ def generate_command(
     sys.stderr.write(
         f"{found.written} tokens, {found.steps} steps, {found.forwards} forwards, "
         f"{found.seconds:.2f} s: {found.tokens_per_second:.1f} tokens/s, "
-        f"{found.tokens_per_step:.2f} tokens/step\n"
+        f"{found.tokens_per_step:.2f} tokens/step, by {strategy}\n"
     )
 
 

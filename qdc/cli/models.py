@@ -19,6 +19,7 @@ from qdc.frontend.native import NativeModel
 from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
 from qdc.models.document_tokens import DocumentTokens
+from qdc.models.family import Family
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.auto import chosen_backend
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -51,11 +52,13 @@ class Opened:
     """The model's own fields of ``config.json``."""
     strategies: Strategies
     """Of decoding, by name, those of the plugins among them."""
+    family: Family | None = None
+    """Of the model, if it is built here."""
 
     @functools.cached_property
     def decoding(self) -> DecodeFacts:
         """What the decoding loop has to know. Raises ``UnsupportedModel`` without a mask token."""
-        return decode_facts(self.facts, self.tokenizer, self.config)
+        return decode_facts(self.facts, self.tokenizer, self.config, self.family)
 
     @property
     def logits_shift(self) -> int:
@@ -131,6 +134,7 @@ def open_runnable(
         tokenizer,
         plain,
         registry.strategies,
+        families.find(plain) if front_end == "fx" else None,
     )
 
 

@@ -43,7 +43,7 @@ class Asked(NamedTuple):
 def tasks_command(options: EvaluationOptions, *, as_json: bool, as_markdown: bool) -> None:
     """Run the tasks on one model after the other, pair the documents, print."""
     reference, candidates = split(options)
-    if options.generate is not None:
+    if options.generate is not None and options.generate.names_strategy:
         make_strategy(options.generate, standard_registry(options.plugins).strategies)
     with progress() as update:
         update("find tasks", 0, 2)

@@ -1,4 +1,4 @@
-"""Write an artifact as a checkpoint for others, under the checkpoint's own key names.
+"""Write an artifact as a checkpoint for others, under the published key names.
 
 Its weights are dense, or packed integers of ``compressed-tensors`` (``packing``). Tensors are made
 and written shard by shard, so that no more than one shard is in memory. The folder appears when it
@@ -21,6 +21,7 @@ from qdc.exporting.gguf import export_gguf
 from qdc.exporting.options import ExportOptions
 from qdc.exporting.packing import Packing
 from qdc.exporting.packing_proof import verify_packed
+from qdc.exporting.published import published_tensors
 from qdc.exporting.report import ExportReport, Verification
 from qdc.exporting.serving import served_by
 from qdc.exporting.verify import verify
@@ -108,20 +109,22 @@ def _write_shards(
     notify: StepProgress,
     packing: Packing | None = None,
 ) -> int:
-    if packing is None:
-        parts = plan_shards(opened.names, dtype.itemsize, limit)
-    else:
-        parts = plan_shards(_packed_sizes(opened, packing, dtype.itemsize), 1, limit)
+    written = published_tensors(opened.body, opened.names)
+    sizes = _sizes(opened, packing, dtype.itemsize)
+    parts = plan_shards({key: (sum(sizes[n] for n in names),) for key, names in written.items()},
+                        1, limit)  # fmt: skip
     packed = packing.layers if packing else {}
     done, total = 0, sum(map(len, parts))
-    for number, names in enumerate(parts):
+    for number, keys in enumerate(parts):
         tensors: dict[str, Tensor] = {}
-        for name in names:
+        for key in keys:
             check()
-            if packing and layer_of(name) in packed:
-                tensors |= packing.tensors(opened.weights, layer_of(name))
+            names = written[key]
+            if packing and layer_of(names[0]) in packed:
+                tensors |= packing.tensors(opened.weights, layer_of(key), [*map(layer_of, names)])
             else:
-                tensors[name] = _rounded(name, opened.tensor(name), dtype)
+                rows = [_rounded(name, opened.tensor(name), dtype) for name in names]
+                tensors[key] = rows[0] if len(rows) == 1 else torch.cat(rows)
             done += 1
             notify("decode and write", done, total)
         writer.shard(f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors", tensors)
@@ -150,16 +153,12 @@ def plan_shards(
     return parts
 
 
-def _packed_sizes(
-    opened: OpenedArtifact, packing: Packing, itemsize: int
-) -> dict[str, tuple[int, ...]]:
-    """Bytes of what stands for every tensor, as shapes of one dimension."""
+def _sizes(opened: OpenedArtifact, packing: Packing | None, itemsize: int) -> dict[str, int]:
+    """Bytes of what stands for every tensor of the model."""
     return {
-        name: (
-            packing.nbytes(layer_of(name))
-            if layer_of(name) in packing.layers
-            else itemsize * torch.Size(shape).numel(),
-        )
+        name: packing.nbytes(layer_of(name))
+        if packing and layer_of(name) in packing.layers
+        else itemsize * torch.Size(shape).numel()
         for name, shape in opened.names.items()
     }
 
@@ -216,7 +215,7 @@ def _report(
         out=str(options.out),
         format=options.format,
         dtype=dtype,
-        tensors=len(opened.names),
+        tensors=len(published_tensors(opened.body, opened.names)),
         nbytes=writer.tensor_bytes,
         shards=shards,
         qdc_version=__version__,

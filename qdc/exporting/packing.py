@@ -8,7 +8,7 @@ weights are written as symmetric ones, which more engines take: -s * (code' - mi
 mirrored is the same number.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qdc.artifact.config import QUANTIZATION
 from qdc.errors import InvalidArtifact, QdcError
+from qdc.exporting.published import published_layers
 from qdc.format.codec import Codec
 from qdc.format.uniformgrid import UniformGrid
 from qdc.format.weights import Weights
@@ -90,6 +91,7 @@ class Packing:
         layers = _uniform(inside)
         some = next(iter(layers.values()))
         weights = opened.weights
+        _refuse_torn(published_layers(opened.body), layers)
         symmetric = all(_is_central(weights, path, codec) for path, codec in layers.items())
         if not symmetric:
             _refuse_broken_words(layers)
@@ -103,14 +105,28 @@ class Packing:
             dtype=_scales_dtype(weights, layers, asked),
         )
 
-    def tensors(self, weights: Weights, layer: str) -> dict[str, Tensor]:
+    def tensors(self, weights: Weights, layer: str, parts: Sequence[str] = ()) -> dict[str, Tensor]:
         """What stands in the place of a layer's weight, by full name.
+
+        Args:
+            weights: of the artifact.
+            layer: the path that it is written under.
+            parts: the layers that are its rows, in order; itself if there are none.
 
         Returns:
             ``weight_packed`` i32[rows, columns * bits / 32], ``weight_scale`` [rows, G],
             ``weight_shape`` i64[2], and if not symmetric ``weight_zero_point``
             i32[rows * bits / 32, G].
         """
+        found = [self._packed(weights, part) for part in parts or [layer]]
+        whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        rows = sum(self.layers[part].rows for part in parts or [layer])
+        columns = self.layers[(parts or [layer])[0]].columns
+        whole["weight_shape"] = torch.tensor([rows, columns])
+        return {file_key(layer, suffix): tensor for suffix, tensor in whole.items()}
+
+    def _packed(self, weights: Weights, layer: str) -> dict[str, Tensor]:
+        """The same of one layer of the artifact, without its shape; rows come first in each."""
         codec = self.layers[layer]
         stored = weights.stored(layer)
         scale = stored["scale"].to(torch_dtype(self.dtype))
@@ -125,12 +141,11 @@ class Packing:
         found = {
             "weight_packed": torch.cat(packed),
             "weight_scale": torch.where(mirrored, -scale, scale),
-            "weight_shape": torch.tensor([codec.rows, codec.columns]),
         }
         if not self.symmetric:
             centred = (zero.to(torch.int16) - middle).to(torch.int8)
             found["weight_zero_point"] = pack(centred, self.bits, packed_dim=0).contiguous()
-        return {file_key(layer, suffix): tensor for suffix, tensor in found.items()}
+        return found
 
     def nbytes(self, layer: str) -> int:
         """Bytes of these tensors."""
@@ -230,15 +245,28 @@ def _refuse_broken_words(layers: Mapping[str, UniformGrid]) -> None:
         )
 
 
+def _refuse_torn(whole: Mapping[str, str], packed: Collection[str]) -> None:
+    """Layers that are one tensor for others are packed together or not. Raises ``QdcError``."""
+    torn = {whole[path] for path in whole if path in packed} & {
+        whole[path] for path in whole if path not in packed
+    }
+    if torn:
+        raise QdcError(
+            f"{len(torn)} tensors of the published names would be packed in part",
+            where=[f"{path}: {whole[path]}" for path in whole
+                   if whole[path] in torn and path not in packed],
+            help="compile without leaving out one of q, k and v, or export with --format dense",
+        )  # fmt: skip
+
+
 def _linears_beside(opened: OpenedArtifact, packed: Iterable[str]) -> Iterator[str]:
     """Full paths of the linears, and of the routers of experts, that stay dense."""
     told = opened.source.config[QUANTIZATION].get("modules_to_not_convert", [])
     names = [path for path, m in opened.body.named_modules() if isinstance(m, nn.Linear)]
     routers = [path for path in told if isinstance(path, str)] if isinstance(told, list) else []
-    left = set(packed)
-    for path in dict.fromkeys((*names, *routers)):
-        if path not in left:
-            yield path
+    left, whole = set(packed), published_layers(opened.body)
+    beside = (path for path in (*names, *routers) if path not in left)
+    yield from dict.fromkeys(whole.get(path, path) for path in beside)
 
 
 def _is_central(weights: Weights, layer: str, codec: UniformGrid) -> bool:

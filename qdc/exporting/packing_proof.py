@@ -9,12 +9,14 @@ the library matches them, with those that are packed.
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qdc.artifact.config import QUANTIZATION
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import ExportDiffers
 from qdc.exporting.packing import Packing, library
+from qdc.exporting.published import published_layers, published_tensors
 from qdc.exporting.report import Verification
 from qdc.ir.keys import file_key, layer_of
 from qdc.ir.tensors import torch_dtype
@@ -34,31 +36,32 @@ def verify_packed(
     config = package.quantization.QuantizationConfig.model_validate(written.config[QUANTIZATION])
     (scheme,) = config.config_groups.values()
     dtype = torch_dtype(packing.dtype)
-    differing, names = [], opened.names
-    for done, name in enumerate(names):
-        layer = layer_of(name)
-        if layer in packing.layers:
-            found = _decompressed(package, written, layer, scheme)
+    differing, whole = [], published_tensors(opened.body, opened.names)
+    for done, (key, parts) in enumerate(whole.items()):
+        if layer_of(parts[0]) in packing.layers:
+            found = _decompressed(package, written, layer_of(key), scheme)
         else:
-            found = written.tensor(name) if name in written else None
-        expected = opened.tensor(name).to(dtype)
+            found = written.tensor(key) if key in written else None
+        dense = [opened.tensor(name).to(dtype) for name in parts]
+        expected = dense[0] if len(dense) == 1 else torch.cat(dense)
         if found is None or found.dtype != dtype or not bool((found == expected).all()):
-            differing.append(name)
-        notify("compare tensors", done + 1, len(names))
+            differing.append(key)
+        notify("compare tensors", done + 1, len(whole))
+    rows = published_layers(opened.body)
+    ignored = [*config.ignore, *(path for path in rows if rows[path] in config.ignore)]
     meant = {
-        path
-        for path, _ in package.utils.match_named_modules(opened.body, scheme.targets, config.ignore)
+        path for path, _ in package.utils.match_named_modules(opened.body, scheme.targets, ignored)
     }
     other = sorted(meant ^ set(packing.layers))
     if differing or other:
         raise ExportDiffers(
-            f"the export is not the artifact: {len(differing)} of {len(names)} tensors differ, "
+            f"the export is not the artifact: {len(differing)} of {len(whole)} tensors differ, "
             f"{len(other)} layers are packed and not said to be, or the other way round",
             where=[*differing, *other],
             help="the disk or the memory has changed what was written, or this is a bug of qdc or "
             f"of compressed-tensors {package.__version__}",
         )
-    return Verification(tensors=len(names))
+    return Verification(tensors=len(whole))
 
 
 def _decompressed(package: Any, written: Checkpoint, layer: str, scheme: Any) -> Tensor | None:

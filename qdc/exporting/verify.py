@@ -15,7 +15,7 @@ from qdc.artifact.config import plain_config
 from qdc.checkpoint.folder import BYTE_PAIR_FILES, Checkpoint
 from qdc.errors import ExportDiffers
 from qdc.exporting.report import Probe, Verification
-from qdc.frontend.select import read_facts
+from qdc.frontend.select import read_facts, show_by_name
 from qdc.ir.tensors import torch_dtype
 from qdc.models.families import Families
 from qdc.numerics.random_numbers import uniforms
@@ -50,7 +50,9 @@ def verify(
         ExportDiffers: they are not equal; names the tensors and the batches.
     """
     rounded_to = torch_dtype(dtype)
-    differing = _differing(opened, Checkpoint(folder), rounded_to, notify)
+    written = Checkpoint(folder)
+    show_by_name(opened.module, written)
+    differing = _differing(opened, written, rounded_to, notify)
     batches = _batches(opened, registry.families)
     module = load_artifact(
         opened.source.folder, registry, "cpu", torch.float32, verify=False

@@ -8,12 +8,14 @@ refuse.
 """
 
 import re
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint
+from qdc.ir.parts import Part
 from qdc.models.decoder import Decoder
 
 BUFFERS = r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq)$"
@@ -43,37 +45,74 @@ def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
     owned = {name: first[parameter] for name, parameter in every}
     if set(checkpoint.headers) <= set(first.values()):
         return
-    claimed: dict[str, list[str]] = {}
+    fused = _fused(module)
+    known = {*owned, *fused}
+    claimed: dict[str, list[Part]] = {}
     left_out: dict[str, str] = {}
     spare: list[str] = []
     for key in checkpoint.headers:
-        name = _name(key, owned)
+        name = _name(key, known)
         if name in owned:
-            claimed.setdefault(name, []).append(key)
+            claimed.setdefault(name, []).append(Part(key))
+        elif name in fused:
+            _check_rows(checkpoint, key, fused[name])
+            for part, rows in fused[name].items():
+                claimed.setdefault(part, []).append(Part(key, rows))
         elif re.search(BUFFERS, name):
             _check_frequencies(module, checkpoint, key)
             left_out[key] = COMPUTED
         else:
             spare.append(key)
-    twice = [key for keys in claimed.values() if len(keys) > 1 for key in keys]
+    twice = [part.key for parts in claimed.values() if len(parts) > 1 for part in parts]
     if twice:
         raise InvalidCheckpoint(
-            "tensors of the checkpoint have one place in the model", where=twice
+            "tensors of the checkpoint have one place in the model",
+            where=list(dict.fromkeys(twice)),
         )
-    found: dict[str, str] = {}
+    found: dict[str, str | Part] = {}
     twins: dict[str, str] = {}
-    for name, (key,) in claimed.items():
+    for name, (stored,) in claimed.items():
         source = owned[name]
         if name == source or source not in claimed:
-            found[source] = key
+            found[source] = stored
         else:
-            twins[key] = source
+            twins[stored.key] = source
     left_out |= {key: f"the same tensor as {source}" for key, source in twins.items()}
     checkpoint.rename({**found, **{key: key for key in spare}}, left_out, twins)
 
 
-def _name(key: str, owned: dict[str, str]) -> str:
-    """The name in the module of a key of the files."""
+def _fused(module: nn.Module) -> dict[str, dict[str, tuple[int, int]]]:
+    """Tensors that checkpoints hold in the place of several: parts by name, with their rows."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, part in (module.fused if isinstance(module, Decoder) else {}).items():
+        assert part.rows is not None
+        found.setdefault(part.key, {})[name] = part.rows
+    return found
+
+
+def stored_whole(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that checkpoints hold in the place of several of the module's."""
+    found = {}
+    for key, parts in _fused(module).items():
+        some = next(iter(parts))
+        rows = max(last for _, last in parts.values())
+        found[key] = (rows, *module.get_parameter(some).shape[1:])
+    return found
+
+
+def _check_rows(checkpoint: Checkpoint, key: str, parts: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a fused tensor that has not as many rows as its parts together."""
+    wanted = max(last for _, last in parts.values())
+    header = checkpoint.headers[key]
+    if not header.shape or header.shape[0] != wanted:
+        raise InvalidCheckpoint(
+            "tensors do not have the shape that config.json gives",
+            where=[f"{key}: {header}, need {wanted} rows for {', '.join(parts)}"],
+        )
+
+
+def _name(key: str, owned: Collection[str]) -> str:
+    """The name of a key of the files in the module, or of what it holds in parts."""
     if key in owned:
         return key
     plain = unwrapped(key)
@@ -84,7 +123,7 @@ def _check_frequencies(module: nn.Module, checkpoint: Checkpoint, key: str) -> N
     """Compare frequencies that a checkpoint was trained with with those of the module."""
     if not key.endswith(FREQUENCIES) or not isinstance(module, Decoder):
         return
-    half = module.sizes.head_columns // 2
+    half = module.sizes.rotated_columns // 2
     expected = module.sizes.theta ** -(torch.arange(half, dtype=torch.float64) / half)
     found = checkpoint.tensor(key).to(torch.float64).flatten()
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=ROUNDED, atol=0):

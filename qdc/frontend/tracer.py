@@ -20,7 +20,16 @@ from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
 from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
-from qdc.models.experts import TRACED_ROWS, Give, Router, Routing, Rows, Take
+from qdc.models.experts import (
+    TRACED_ROWS,
+    BiasedRouter,
+    Give,
+    GroupedRouting,
+    Router,
+    Routing,
+    Rows,
+    Take,
+)
 from qdc.models.layers import Attention, RMSNorm, Rotary
 
 LEAVES: dict[type[nn.Module], str] = {
@@ -30,7 +39,9 @@ LEAVES: dict[type[nn.Module], str] = {
     Rotary: "rotary",
     Attention: "attention",
     Router: ROUTER,
+    BiasedRouter: ROUTER,
     Routing: "routing",
+    GroupedRouting: "routing",
     Rows: ROWS,
     Take: "take",
     Give: GIVE,

@@ -70,6 +70,7 @@ class Prompts(NamedTuple):
 def run_loop(
     model: PreTrainedModel,
     facts: ModelFacts,
+    usual: Mapping[str, object],
     ids: Tensor | None,
     mask: object,
     config: GenerationConfig | None,
@@ -80,6 +81,7 @@ def run_loop(
     Args:
         model: gives ``(logits,)``, as ``OwnModel`` does.
         facts: of the model.
+        usual: options of decoding of the model's own sampler.
         ids: ``i64[batch, T]``; None is one empty prompt.
         mask: nothing, or ``[batch, T]``, 0 for padding, on either side.
         config: parameters that hold where ``options`` does not say otherwise.
@@ -96,7 +98,7 @@ def run_loop(
     given = {**_said(own), **_said(config), **options}
     _refuse(given)
     prompts = _prompts(ids, mask, facts, model.device)
-    asked, drawn = _asked(given, prompts, facts)
+    asked, drawn = _asked(given, prompts, facts, usual)
     ends = _ends(given.get("eos_token_id"), facts)
     seeds = None
     if drawn:  # transformers' set_seed fixes these
@@ -180,7 +182,7 @@ def _prompts(ids: Tensor | None, mask: object, facts: ModelFacts, device: torch.
 
 
 def _asked(
-    given: Mapping[str, Any], prompts: Prompts, facts: ModelFacts
+    given: Mapping[str, Any], prompts: Prompts, facts: ModelFacts, usual: Mapping[str, object]
 ) -> tuple[DecodeOptions, bool]:
     """The options, and whether seeds are to be drawn."""
     fields = {name: given[name] for name in OWN - READ if given.get(name) is not None}
@@ -196,8 +198,8 @@ def _asked(
                 help="give max_new_tokens, the tokens of the answer alone",
             )
     else:
-        usual = DecodeOptions.model_fields["length"].default
-        fields["length"] = max(1, min(usual, facts.max_length - longest))
+        length = DecodeOptions.model_fields["length"].default
+        fields["length"] = max(1, min(length, facts.max_length - longest))
     drawing = given.get("do_sample")
     temperature = given.get("temperature")
     if drawing is None:
@@ -207,7 +209,7 @@ def _asked(
         fields |= {n: given[n] for n in ("top_p", "top_k") if given.get(n) is not None}
         if fields.get("top_k") == 0:
             del fields["top_k"]
-    options = DecodeOptions.parse(**fields)
+    options = DecodeOptions.parse(**fields).settled(usual)
     if needs_verifier(type(make_strategy(options))):
         raise QdcError(
             "generate has no verifier, which the strategy apd needs", help="choose another strategy"

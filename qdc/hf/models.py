@@ -22,6 +22,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qdc.errors import QdcError
+from qdc.hf.conversions import read_in_parts
 from qdc.hf.generation import run_loop
 from qdc.ir.graph import ModelFacts
 from qdc.models.decoder import DecoderBlock, predict
@@ -36,6 +37,8 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A model of qdc's own as transformers wants it."""
 
     family: ClassVar[Family]
+    reads_fused: ClassVar[bool] = True
+    """Whether transformers can split what checkpoints of the family hold as one tensor."""
     base_model_prefix = ""
     _supports_sdpa = True
     logits_shift: int
@@ -47,7 +50,14 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
         Raises:
             UnsupportedModel: qdc does not implement a variant that it asks for.
+            QdcError: transformers cannot read its checkpoints.
         """
+        if not self.reads_fused and getattr(config, "quantization_config", None) is None:
+            raise QdcError(
+                f"this version of transformers cannot split the fused tensors of {self.family.name}"
+                " and would leave them random",
+                help="install transformers 5.24 or newer, or load it with qdc.load_original",
+            )
         super().__init__(config)
         network, facts = self.family.build(config.to_dict())
         self.logits_shift = facts.logits_shift
@@ -120,7 +130,8 @@ class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         if inputs is not None and input_ids is not None:
             raise QdcError("generate was given inputs and input_ids", help="give one of them")
         ids = inputs if input_ids is None else input_ids
-        return run_loop(self, self.facts, ids, attention_mask, generation_config, options)
+        usual = self.family.decoding
+        return run_loop(self, self.facts, usual, ids, attention_mask, generation_config, options)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """The embedding of the tokens."""
@@ -149,6 +160,7 @@ def register_models(families: Families) -> None:
             for name in family.architectures:
                 if name not in classes or classes[name].family is not family:
                     classes[name] = _model_class(name, family, config)
+                    classes[name].reads_fused = read_in_parts(name, family.names)
         for auto in AUTO_CLASSES:
             mapping: Any = auto._model_mapping
             mapping.register(config, tuple(classes.values()), exist_ok=True)

@@ -6,11 +6,13 @@ so plain ``torch.fx`` traces it; every tensor of the published checkpoints loads
 ``strict=True``. Source: shared facts on the ecosystem (A.2, A.3, A.4).
 """
 
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from qdc.models.experts import Expert, Router, Routing
+from qdc.ir.parts import Part
+from qdc.models.experts import BiasedRouter, Expert, GroupedRouting, Router, Routing
 from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
 from qdc.models.masks import read_mask
 from qdc.models.names import Names, free_name
@@ -43,8 +45,9 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.sizes, self.layout = sizes, layout
         names, sparse = layout.names, sizes.is_sparse(index)
-        self._places = names.places(head_norms=sizes.head_norms, sparse=sparse)
-        taken = names.block_names(head_norms=sizes.head_norms, sparse=sparse)
+        kind = {"head_norms": sizes.head_norms, "sparse": sparse, "shared": sizes.shared_hidden > 0}
+        self._places = names.places(**kind)
+        taken = names.block_names(**kind)
         put(self, names.attention_norm, RMSNorm(sizes.width, sizes.eps))
         self._attention = self._add_attention(self._places[0], taken)
         self._linear("output", sizes.query_columns, sizes.width)
@@ -95,7 +98,7 @@ class DecoderBlock(nn.Module):
         self._linear("value", sizes.width, sizes.key_columns)
         for norm in norms:
             put(self, norm, RMSNorm(sizes.head_columns, sizes.eps))
-        put(self, rotary, Rotary(sizes.head_columns, sizes.theta))
+        put(self, rotary, Rotary(sizes.head_columns, sizes.theta, sizes.rotated_columns))
         put(self, attention, Attention(sizes.block))
         return recipe
 
@@ -118,21 +121,44 @@ class DecoderBlock(nn.Module):
         assert sizes.expert_hidden is not None
         width, hidden = sizes.width, sizes.expert_hidden
         routing = free_name(place, "routing", taken)
-        recipe = Mixture(*(inside(place, path) for path in (names.router, routing, names.experts)))
+        shared = names.shared if sizes.shared_hidden else ""
+        recipe = Mixture(
+            *(inside(place, path) for path in (names.router, routing, names.experts, shared))
+        )
         if place:
             put(self, place, FeedForward(recipe))
-        put(self, names.router, Router(width, sizes.experts, bias=False))
-        normalized = bool(sizes.normalized)
-        chosen = Routing(sizes.experts, sizes.experts_per_token, normalized=normalized)
-        put(self, routing, chosen)
-        inner = (names.expert_gate, names.expert_up, names.expert_down)
+        router, chooses = _routing(sizes, sizes.experts, names.choice_bias)
+        put(self, names.router, router)
+        put(self, routing, chooses)
+        inner = names.expert_names
         experts = (Expert(width, hidden, number, names=inner) for number in range(sizes.experts))
         put(self, names.experts, nn.ModuleList(experts))
+        if shared:
+            put(self, shared, FeedForward(Gated(*inner)))
+            gate, up, down = (f"{shared}.{path}" for path in inner)
+            put(self, gate, nn.Linear(width, sizes.shared_hidden, bias=False))
+            put(self, up, nn.Linear(width, sizes.shared_hidden, bias=False))
+            put(self, down, nn.Linear(sizes.shared_hidden, width, bias=False))
         return recipe
 
     def _linear(self, role: str, inputs: int, outputs: int) -> None:
         bias = role in self.layout.biases
         put(self, getattr(self.layout.names, role), nn.Linear(inputs, outputs, bias=bias))
+
+
+def _routing(sizes: Sizes, experts: int, bias: str) -> tuple[Router, Routing]:
+    """What scores the experts, and what chooses among them."""
+    count = sizes.experts_per_token
+    if sizes.scores == "sigmoid":
+        return BiasedRouter(sizes.width, experts, bias), GroupedRouting(
+            experts,
+            count,
+            groups=sizes.groups,
+            chosen=sizes.groups_per_token,
+            scale=sizes.routed_scale,
+        )
+    plain = Router(sizes.width, experts, bias=False)
+    return plain, Routing(experts, count, normalized=bool(sizes.normalized))
 
 
 class Decoder(nn.Module):
@@ -152,6 +178,11 @@ class Decoder(nn.Module):
             head.weight = at(self, names.embedding).get_parameter("weight")
         put(self, names.head, head)
 
+    @property
+    def fused(self) -> dict[str, Part]:
+        """Tensors of the module that checkpoints hold as rows of another one, by name."""
+        return fused_parts(self.sizes, self.layout)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """``i64[batch, T]``, mask ``[batch, T]`` (0 = padding) ``-> [batch, T, rows]`` logits.
 
@@ -161,6 +192,21 @@ class Decoder(nn.Module):
         if isinstance(input_ids, Tensor):  # values of a trace have no shape, and no values
             attention_mask = read_mask(attention_mask, input_ids, self.sizes.block)
         return predict(self, self.layout.names, input_ids, attention_mask)
+
+
+def fused_parts(sizes: Sizes, layout: Layout) -> dict[str, Part]:
+    """Where checkpoints hold what a decoder of these sizes has in parts: none without ``fused``."""
+    names, found = layout.names, dict[str, Part]()
+    if not names.fused:
+        return found
+    columns = (sizes.query_columns, sizes.key_columns, sizes.key_columns)
+    ends = list(accumulate(columns, initial=0))
+    projections = (names.query, names.key, names.value)
+    for index in range(sizes.blocks):
+        block = f"{names.blocks}.{index}"
+        for name, rows in zip(projections, pairwise(ends), strict=True):
+            found[f"{block}.{name}.weight"] = Part(f"{block}.{names.fused}.weight", rows)
+    return found
 
 
 def predict(

@@ -11,16 +11,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdc.models.configuration import BEST_OF_GROUP
 from qdc.models.places import at, put
 
 Activation = Callable[[Tensor], Tensor]
 
+SMALLEST_SUM = 1e-20
+"""What is added to a sum of weights before it is divided by."""
 TRACED_ROWS = 15_485_863
 """Rows of an expert on the meta device: a prime, by which the tracer knows this size."""
 
 
 class Router(nn.Linear):
     """Scores every expert for every token. A class of its own: its weight is never quantized."""
+
+
+class BiasedRouter(Router):
+    """Sigmoid scores, and beside them the same with a bias, by which experts are chosen.
+
+    Always in fp32, as published code has it: what is close to each other must not become equal.
+    """
+
+    def __init__(self, width: int, experts: int, bias: str = "expert_bias") -> None:
+        """Build without weights; ``bias`` is the name of that parameter."""
+        super().__init__(width, experts, bias=False)
+        self.choice_bias = bias
+        self.register_parameter(bias, nn.Parameter(torch.zeros(experts)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[batch, T, width] -> f32[batch, T, 2, experts]``: scores, and what chooses."""
+        scores = F.linear(hidden.float(), self.weight.float()).sigmoid()
+        bias: Tensor = getattr(self, self.choice_bias)
+        return torch.stack((scores, scores + bias.float()), dim=-2)
 
 
 class Routing(nn.Module):
@@ -44,6 +66,43 @@ class Routing(nn.Module):
         if self.normalized:
             best = best / best.sum(-1, keepdim=True)
         return torch.zeros_like(shares).scatter(-1, chosen, best).to(scores.dtype)
+
+
+class GroupedRouting(Routing):
+    """From what a ``BiasedRouter`` gives to weights: first groups are chosen, then experts in them.
+
+    A group counts by its two best experts. Weights are the scores without the bias, made to add up
+    to 1 where a token has several experts, times a factor. Source: shared facts on the ecosystem
+    (A.4), and the published code of LLaDA2.
+    """
+
+    def __init__(self, experts: int, count: int, *, groups: int, chosen: int, scale: float) -> None:
+        """Choose.
+
+        Args:
+            experts: how many there are.
+            count: experts of a token.
+            groups: of equally many experts each.
+            chosen: groups of a token.
+            scale: what the weights are multiplied with.
+        """
+        super().__init__(experts, count, normalized=count > 1)
+        self.groups, self.chosen, self.scale = groups, chosen, scale
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """``f32[batch, T, 2, experts]``; the result is ``f32[batch, T, experts]``."""
+        plain, biased = scores.unbind(-2)
+        if self.groups > 1:
+            grouped = biased.unflatten(-1, (self.groups, -1))  # type: ignore[no-untyped-call]
+            worth = grouped.topk(BEST_OF_GROUP, dim=-1).values.sum(-1)
+            best = worth.topk(self.chosen, dim=-1).indices
+            outside = torch.ones_like(worth, dtype=torch.bool).scatter(-1, best, False)
+            biased = grouped.masked_fill(outside[..., None], -torch.inf).flatten(-2)
+        chosen = biased.topk(self.count, dim=-1).indices
+        weights = plain.gather(-1, chosen)
+        if self.normalized:
+            weights = weights / (weights.sum(-1, keepdim=True) + SMALLEST_SUM)
+        return torch.zeros_like(plain).scatter(-1, chosen, weights * self.scale)
 
 
 class Rows(nn.Module):
@@ -78,7 +137,8 @@ class Give(nn.Module):
     def forward(self, mixed: Tensor, weights: Tensor, rows: Tensor, given: Tensor) -> Tensor:
         """``[batch, T, width]`` plus the weighted rows of ``given``, ``[N, width]``."""
         share = weights[..., self.expert].flatten().index_select(0, rows)
-        added = mixed.flatten(0, 1).index_add(0, rows, given * share[:, None])
+        weighted = (given * share[:, None]).to(mixed.dtype)
+        added = mixed.flatten(0, 1).index_add(0, rows, weighted)
         return added.view_as(mixed)
 
 

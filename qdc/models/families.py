@@ -12,19 +12,14 @@ from qdc.models.dream import DREAM
 from qdc.models.family import Family, Refusal
 from qdc.models.fast_dllm import FAST_DLLM
 from qdc.models.llada import LLADA
+from qdc.models.llada2 import LLADA2
 from qdc.models.mixture import LLADA_MOE, SDAR_MOE
 from qdc.models.other_fields import unused
 from qdc.models.sdar import SDAR
 
-FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE)
+FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE, LLADA2)
 
 REFUSED: tuple[Refusal, ...] = (
-    Refusal(
-        "llada2",
-        ("LLaDA2MoeModelLM",),
-        "fused q/k/v, grouped sigmoid routing and half-rotary heads are not implemented",
-        "compile LLaDA-8B, or run LLaDA2 in its published precision with SGLang",
-    ),
     Refusal(
         "diffusion-gemma",
         ("DiffusionGemmaForBlockDiffusion",),

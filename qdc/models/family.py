@@ -81,6 +81,11 @@ class Family:
     """1 if position i of the logits predicts token i + 1."""
     mask_token_id: int | None = None
     """Used where the configuration has none; None if it must have one."""
+    end_token_id: int | None = None
+    """End of sequence where neither the tokenizer nor the configuration has one."""
+    decoding: Mapping[str, object] = field(default_factory=dict)
+    """Options of decoding of the published sampler, where they are not the usual ones:
+    ``strategy``, and what it reads."""
     trained_length: int | None = None
     """Tokens that the published models were trained on, where their configurations claim more."""
     published_without: str = ""
@@ -117,7 +122,11 @@ class Family:
             faults.append(f"logits_shift: {self.logits_shift} is neither 0 nor 1")
         normed = bool(self.fields.head_norms or self.defaults.get("head_norms"))
         mixture = bool(self.fields.experts or self.defaults.get("experts"))
-        faults += [f"names: {p}" for p in self.names.problems(head_norms=normed, mixture=mixture)]
+        shared = bool(self.fields.shared_experts or self.defaults.get("shared_experts"))
+        faults += [
+            f"names: {problem}"
+            for problem in self.names.problems(head_norms=normed, mixture=mixture, shared=shared)
+        ]
         if faults:
             raise ValueError(f"the family {self.name}: {'; '.join(faults)}")
 
@@ -139,7 +148,9 @@ class Family:
         """
         usual = {} if self.mask_token_id is None else {"mask_token": self.mask_token_id}
         sizes, problems = read_sizes(config, self.fields, {**usual, **self.defaults}, self.variants)
-        problems += refused_fields(config, self.known, _alike(sizes))
+        # Without sizes nothing can be compared, and what is wrong with them is told already.
+        alike = {name: config.get(name) for name in REPEATED} if sizes is None else _alike(sizes)
+        problems += refused_fields(config, self.known, alike)
         if problems or sizes is None:
             raise UnsupportedModel(
                 f"config.json asks for a variant of {self.name} that is not implemented",
@@ -181,16 +192,21 @@ class Family:
         )
 
 
-def _alike(sizes: Sizes | None) -> dict[str, object]:
-    """Sizes under the names that most configurations of transformers have for them."""
-    if sizes is None:
-        return {}
+ROTATED = "rotary_dim"
+REPEATED = (*Fields().present().values(), ROTATED)
+"""Names that most configurations of transformers have for sizes, and that may stand beside a
+family's own."""
+
+
+def _alike(sizes: Sizes) -> dict[str, object]:
+    """Sizes under these names."""
     told = {
         "key_heads": sizes.key_heads or sizes.heads,
         "head_width": sizes.head_columns,
         **sizes.model_dump(exclude={"key_heads", "head_width"}),
     }
-    return {name: told[size] for size, name in Fields().present().items()}
+    alike = {name: told[size] for size, name in Fields().present().items()}
+    return {**alike, ROTATED: sizes.rotated_columns}
 
 
 class Refusal(NamedTuple):

@@ -40,17 +40,20 @@ class RMSNorm(nn.Module):
 class Rotary(nn.Module):
     """Rotary position embedding, half-split, evaluated in fp32.
 
-    Positions are 0..T-1, or those of the window in force.
+    Positions are 0..T-1, or those of the window in force. Where it turns the first columns of a
+    head alone, their own halves are paired, and the others stay as they are.
     """
 
-    def __init__(self, head_width: int, theta: float) -> None:
+    def __init__(self, head_width: int, theta: float, turned: int | None = None) -> None:
+        """Choose; ``turned`` are the columns that are rotated, all of a head if not given."""
         super().__init__()
         self.head_width = head_width
         self.theta = theta
+        self.turned = head_width if turned is None else turned
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, T, heads, head_width]``, rotated, in the dtype of ``x``."""
-        half = self.head_width // 2
+        half = self.turned // 2
         exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
         window = current_window()
         if window is None:
@@ -59,9 +62,12 @@ class Rotary(nn.Module):
             places = window.places().to(x.device, torch.float32)
         angles = places[..., None] * self.theta**-exponent
         cosine, sine = angles.cos()[..., None, :], angles.sin()[..., None, :]
-        low, high = x.float().chunk(2, dim=-1)
-        turned = torch.cat((low * cosine - high * sine, high * cosine + low * sine), dim=-1)
-        return turned.to(x.dtype)
+        low, high = x[..., : self.turned].float().chunk(2, dim=-1)
+        parts = (low * cosine - high * sine, high * cosine + low * sine)
+        turned = torch.cat(parts, dim=-1).to(x.dtype)
+        if self.turned == self.head_width:
+            return turned
+        return torch.cat((turned, x[..., self.turned :]), dim=-1)
 
 
 class Attention(nn.Module):

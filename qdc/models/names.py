@@ -35,6 +35,9 @@ class Names:
     query: str = "self_attn.q_proj"
     key: str = "self_attn.k_proj"
     value: str = "self_attn.v_proj"
+    fused: str = ""
+    """Where the checkpoint holds the three as one tensor, all rows of the queries first, then those
+    of the keys and of the values. They are three modules here; empty if it holds three."""
     query_norm: str = "self_attn.q_norm"
     """The norm of each head of the queries, where the family has one."""
     key_norm: str = "self_attn.k_norm"
@@ -48,50 +51,67 @@ class Names:
 
     router: str = "mlp.gate"
     """What scores the experts, where the family has some."""
+    choice_bias: str = "expert_bias"
+    """Inside the router: what is added to scores for the choice of experts, where the family has
+    it."""
     experts: str = "mlp.experts"
     """What the number of an expert follows."""
     expert_gate: str = "gate_proj"
     """From here on names begin inside an expert."""
     expert_up: str = "up_proj"
     expert_down: str = "down_proj"
+    shared: str = "mlp.shared_experts"
+    """Inside a block again: the expert that every token goes to, where the family has one. What is
+    in it is called as in the others."""
+
+    @property
+    def expert_names(self) -> tuple[str, str, str]:
+        """What an expert computes with, inside it."""
+        return self.expert_gate, self.expert_up, self.expert_down
 
     def attention_names(self, *, head_norms: bool) -> tuple[str, ...]:
         """What an attention computes with, inside a block."""
         norms = (self.query_norm, self.key_norm) if head_norms else ()
         return (self.query, self.key, self.value, *norms)
 
-    def feed_forward_names(self, *, sparse: bool) -> tuple[str, ...]:
+    def feed_forward_names(self, *, sparse: bool, shared: bool = False) -> tuple[str, ...]:
         """What a feed-forward computes with, inside a block."""
-        return (self.router, self.experts) if sparse else (self.gate, self.up, self.down)
+        if not sparse:
+            return (self.gate, self.up, self.down)
+        return (self.router, self.experts, *((self.shared,) if shared else ()))
 
-    def block_names(self, *, head_norms: bool, sparse: bool) -> tuple[str, ...]:
+    def block_names(
+        self, *, head_norms: bool, sparse: bool, shared: bool = False
+    ) -> tuple[str, ...]:
         """Everything inside a block."""
         return (
             *(self.attention_norm, *self.attention_names(head_norms=head_norms), self.output),
-            *(self.feed_forward_norm, *self.feed_forward_names(sparse=sparse)),
+            *(self.feed_forward_norm, *self.feed_forward_names(sparse=sparse, shared=shared)),
         )
 
-    def places(self, *, head_norms: bool, sparse: bool) -> tuple[str, str]:
+    def places(self, *, head_norms: bool, sparse: bool, shared: bool = False) -> tuple[str, str]:
         """The modules that hold all of an attention, and all of a feed-forward.
 
         Empty where it is the block. One module cannot be both, so the block computes for it.
         """
         attention = shared_place(*self.attention_names(head_norms=head_norms))
-        feed_forward = shared_place(*self.feed_forward_names(sparse=sparse))
+        feed_forward = shared_place(*self.feed_forward_names(sparse=sparse, shared=shared))
         return ("", "") if attention == feed_forward else (attention, feed_forward)
 
-    def problems(self, *, head_norms: bool, mixture: bool) -> Iterator[str]:
+    def problems(self, *, head_norms: bool, mixture: bool, shared: bool = False) -> Iterator[str]:
         """Say why no module could be built under these names.
 
         Args:
             head_norms: whether the family may have norms of queries and keys.
             mixture: whether it may have experts.
+            shared: whether it may have an expert that every token goes to.
         """
         yield from _clashes((self.embedding, self.blocks, self.final_norm, self.head))
         for sparse in (False, True) if mixture else (False,):
-            yield from _clashes(self.block_names(head_norms=head_norms, sparse=sparse))
+            inside = self.block_names(head_norms=head_norms, sparse=sparse, shared=shared)
+            yield from _clashes((*inside, self.fused) if self.fused else inside)
         if mixture:
-            yield from _clashes((self.expert_gate, self.expert_up, self.expert_down), IN_EXPERTS)
+            yield from _clashes(self.expert_names, IN_EXPERTS)
 
 
 def free_name(place: str, name: str, taken: Sequence[str]) -> str:

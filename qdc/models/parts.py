@@ -86,6 +86,8 @@ class Mixture:
     router: str
     routing: str
     experts: str
+    shared: str = ""
+    """The expert that every token goes to; empty if there is none."""
 
     def run(self, holder: nn.Module, normed: Tensor) -> Tensor:
         """``[batch, T, width] -> [batch, T, width]``."""
@@ -95,6 +97,8 @@ class Mixture:
         assert isinstance(experts, nn.ModuleList)
         for expert in experts:
             mixed = expert(normed, weights, mixed)
+        if self.shared:
+            mixed = mixed + at(holder, self.shared)(normed)
         return mixed
 
 

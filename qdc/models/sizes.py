@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qdc.models.configuration import MOST_EXPERTS, Count, Depth, Width
-from qdc.models.variants import read_theta, refused_variants
+from qdc.models.configuration import BEST_OF_GROUP, MOST_EXPERTS, Count, Depth, Width
+from qdc.models.variants import read_rope, refused_variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class Fields:
     """Rows of embedding and head; those of the vocabulary if the configuration does not say."""
     max_length: str = "max_position_embeddings"
     theta: str = "rope_theta"
+    rotated: str = ""
+    """Share of the columns of a head that is rotated, the first ones; all if it does not say."""
     eps: str = "rms_norm_eps"
     mask_token: str = "mask_token_id"
     tied: str = "tie_word_embeddings"
@@ -56,6 +58,18 @@ class Fields:
     """Only blocks whose number, counted from 1, is a multiple of it have experts."""
     dense_blocks: str = ""
     """Numbers of blocks without experts."""
+    first_sparse: str = ""
+    """Number of the first block with experts; those before it are dense."""
+    shared_experts: str = ""
+    """How many experts every token goes to; they are one, so many times as wide."""
+    scores: str = ""
+    """What makes scores of experts of the router's numbers: ``softmax`` or ``sigmoid``. With
+    ``sigmoid`` a bias takes part in the choice of experts, and none in their weights."""
+    groups: str = ""
+    """Groups of equally many experts, of which each token chooses some first; by ``sigmoid``."""
+    groups_per_token: str = ""
+    routed_scale: str = ""
+    """What the weights of a token's experts are multiplied with; by ``sigmoid``."""
 
     def present(self) -> dict[str, str]:
         """The table of sizes that the family has fields for: size, then field."""
@@ -82,6 +96,7 @@ class Sizes(BaseModel):
     embeddings: Width | None = None
     max_length: Count = 32768
     theta: float = Field(default=10000.0, gt=0)
+    rotated: float = Field(default=1.0, gt=0, le=1)
     eps: float = Field(default=1e-6, gt=0)
     mask_token: int = Field(ge=0)
     tied: bool = False
@@ -95,6 +110,12 @@ class Sizes(BaseModel):
     sparse_blocks: tuple[Literal[0, 1], ...] | None = None
     sparse_step: Count = 1
     dense_blocks: tuple[int, ...] | None = None
+    first_sparse: int = Field(default=0, ge=0)
+    shared_experts: Annotated[int, Field(ge=0, le=4096)] | None = None
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    groups: Count = 1
+    groups_per_token: Count = 1
+    routed_scale: float = Field(default=1.0, gt=0)
 
     @property
     def rows(self) -> int:
@@ -116,9 +137,19 @@ class Sizes(BaseModel):
         """Columns of a head."""
         return self.head_width or self.width // self.heads
 
+    @property
+    def rotated_columns(self) -> int:
+        """Columns of a head that are rotated, the first ones."""
+        return int(self.head_columns * self.rotated)
+
+    @property
+    def shared_hidden(self) -> int:
+        """Columns inside the expert that every token goes to; 0 without one."""
+        return (self.shared_experts or 0) * (self.expert_hidden or 0)
+
     def is_sparse(self, index: int) -> bool:
         """Whether the block of this number has experts."""
-        if self.experts is None or index in (self.dense_blocks or ()):
+        if self.experts is None or index in (self.dense_blocks or ()) or index < self.first_sparse:
             return False
         if self.sparse_blocks is not None and not self.sparse_blocks[index]:
             return False
@@ -152,12 +183,16 @@ def read_sizes(
     table = fields.present()
     given = {size: config[field] for size, field in table.items() if field in config}
     given |= {size: False for size in FLAGS if size in given and given[size] is None}
-    numbers = [size for size, value in given.items() if value is True or value is False]
-    problems = list(refused_variants(config, variants))
-    problems += [f"{table[s]}: Input should be a number" for s in numbers if s not in FLAGS]
-    theta, wrong = read_theta(config, table.get("theta", "rope_theta"), variants)
-    problems += wrong
-    given |= {} if theta is None else {"theta": theta}
+    no_numbers = [
+        size
+        for size, value in given.items()
+        if (value is True or value is False) and size not in FLAGS
+    ]
+    problems = list(refused_variants(config, variants, read=tuple(table.values())))
+    problems += [f"{table[size]}: Input should be a number" for size in no_numbers]
+    rope = read_rope(config, table.get("theta", "rope_theta"), table.get("rotated", ""), variants)
+    problems += rope.problems
+    given |= rope.found
     known = {**defaults, **given}
     untold = [size for size in DECISIVE if size in table and known.get(size) is None]
     problems += [f"{table[size]}: a value is needed" for size in untold]
@@ -167,7 +202,7 @@ def read_sizes(
         return None, problems + _told(error, table)
     if not untold:
         problems += _contradictions(sizes, {size: table.get(size, size) for size in asdict(fields)})
-    return sizes, problems
+    return None if no_numbers else sizes, problems
 
 
 def _told(error: ValidationError, table: Mapping[str, str]) -> list[str]:
@@ -184,8 +219,10 @@ def _contradictions(sizes: Sizes, names: Mapping[str, str]) -> Iterator[str]:
     key_heads = sizes.key_heads or sizes.heads
     if sizes.head_width is None and sizes.width % sizes.heads:
         yield f"{names['width']} {sizes.width} does not split into {sizes.heads} heads"
-    elif sizes.head_columns % 2:
-        yield f"heads of odd width {sizes.head_columns} cannot be rotated"
+    elif sizes.rotated_columns % 2 or not sizes.rotated_columns:
+        part = "" if sizes.rotated == 1 else f" by {sizes.rotated_columns} of their columns"
+        odd = "odd width " if sizes.head_columns % 2 else "width "
+        yield f"heads of {odd}{sizes.head_columns} cannot be rotated{part}"
     if sizes.heads % key_heads:
         yield (f"{names['heads']} {sizes.heads} is no multiple of {names['key_heads']} {key_heads}")
     if sizes.mask_token >= sizes.rows:
@@ -209,6 +246,24 @@ def _wrong_experts(
         yield (
             f"{names['experts_per_token']} {sizes.experts_per_token} is above "
             f"{names['experts']} {experts}"
+        )
+    if experts % sizes.groups:
+        yield (f"{names['experts']} {experts} do not split into {sizes.groups} groups")
+    elif sizes.groups_per_token > sizes.groups:
+        yield (
+            f"{names['groups_per_token']} {sizes.groups_per_token} is above "
+            f"{names['groups']} {sizes.groups}"
+        )
+    elif sizes.experts_per_token > experts // sizes.groups * sizes.groups_per_token:
+        yield (
+            f"{names['experts_per_token']} {sizes.experts_per_token} is above the "
+            f"{experts // sizes.groups * sizes.groups_per_token} experts of "
+            f"{names['groups_per_token']} {sizes.groups_per_token}"
+        )
+    elif sizes.groups > 1 and experts // sizes.groups < BEST_OF_GROUP:
+        yield (
+            f"{names['groups']} {sizes.groups}: groups are chosen by their {BEST_OF_GROUP} best "
+            f"experts, and {names['experts']} {experts} leaves fewer in each"
         )
     if experts * sizes.blocks > MOST_EXPERTS:
         yield (

@@ -11,6 +11,7 @@ from qdc.checkpoint.layout import INDEX
 from qdc.errors import InvalidCheckpoint
 from qdc.frontend.coverage import check_tensors, mark_kept
 from qdc.frontend.opening import open_model
+from qdc.frontend.own_names import match_own_names, stored_whole
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.types import BYTES, SHORT, Parameter
 from qdc.models.families import BUILT_IN, Families
@@ -36,12 +37,13 @@ class IndexOnly(Checkpoint):
         if not isinstance(names, dict) or not names:
             raise InvalidCheckpoint("the index has no weight_map", where=[str(folder / INDEX)])
         shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        shapes |= stored_whole(module)
         self.dtype = _dtype(config, index, sum(p.numel() for p in module.parameters()))
         self.headers = {
             name: Parameter(name=name, dtype=self.dtype, shape=shapes.get(name, ()))
             for name in map(str, names)
         }
-        self.unused_fields = ""
+        self.unused_fields, self.left_out = "", {}
         self._files: dict[str, Path] = {}
         self.index_bytes = sum(parameter.nbytes for parameter in self.headers.values())
 
@@ -68,6 +70,7 @@ def open_headers(folder: Path, families: Families = BUILT_IN) -> tuple[Checkpoin
     checkpoint = IndexOnly(folder, module, config)
     refuse_compiled(checkpoint)
     checkpoint.unused_fields = families.unused(config)
+    match_own_names(module, checkpoint)
     program = trace(module, facts, checkpoint)
     check_tensors(program.graph, checkpoint)
     mark_kept(program.graph)

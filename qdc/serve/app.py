@@ -61,7 +61,12 @@ def make_app(service: Service) -> ASGIApp:
         service.strategies,
         Turns(service.limits),
     )
-    offered = offer(service.strategies, service.limits, verifies=service.verifies)
+    offered = offer(
+        service.strategies,
+        service.limits,
+        verifies=service.verifies,
+        usual=service.facts.usual,
+    )
     started = int(time.time())
 
     def model() -> dict[str, Any]:

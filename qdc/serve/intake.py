@@ -87,6 +87,7 @@ class Intake:
                 "max_tokens" if length is not None else None,
             )
         options = body.options(min(DEFAULT_LENGTH, room) if length is None else length)
+        options = options.settled(self.facts.usual)
         self._check_strategy(options)
         final = FinalText(self.wording.decode, body.stops)
         ticket = AnswerTicket(tokens, options, final, self.facts.ends, client)
@@ -107,7 +108,7 @@ class Intake:
             )
         if count * size > self.limits.max_length:  # before a list of them is made
             raise self._too_long(f"{count} gaps of {size} tokens", "gap_tokens")
-        options = body.options(count * size)
+        options = body.options(count * size).settled(self.facts.usual)
         _check_fills(options, self._check_strategy(options))
 
         def read() -> GappedText:

@@ -1,5 +1,6 @@
 """What the server says of its model to clients and to its page."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from qdc.pipeline.passbase import summary
@@ -15,23 +16,31 @@ COUNTED = ("steps", "block")
 """Options that count places: more of them than the server takes tokens means nothing."""
 
 
-def offer(strategies: Strategies, limits: Limits, *, verifies: bool) -> dict[str, Any]:
+def offer(
+    strategies: Strategies, limits: Limits, *, verifies: bool, usual: Mapping[str, Any]
+) -> dict[str, Any]:
     """Lengths, strategies with what each reads and is, caches, and bounds of what is a number.
 
     Args:
         strategies: all that there are, by name.
         limits: of the server.
         verifies: whether strategies that need a verifier can run.
+        usual: options of the model's own sampler; its strategy is the first.
     """
+    own = str(usual.get("strategy", ""))
     offered = {
         name: kind for name, kind in strategies.items() if verifies or not needs_verifier(kind)
     }
+    offered = dict(sorted(offered.items(), key=lambda item: item[0] != own))
+    defaults = {name: _defaults(kind) for name, kind in offered.items()}
+    if own in defaults:
+        defaults[own] |= {name: value for name, value in usual.items() if name != "strategy"}
     return {
         "max_length": limits.max_length,
         "default_length": min(DEFAULT_LENGTH, limits.max_length),
         "strategies": list(offered),
         "strategy_options": {name: shared_options(kind) for name, kind in offered.items()},
-        "strategy_defaults": {name: _defaults(kind) for name, kind in offered.items()},
+        "strategy_defaults": defaults,
         "strategy_summaries": {name: summary(kind) for name, kind in offered.items()},
         "fill_strategies": [name for name, kind in offered.items() if not needs_verifier(kind)],
         "caches": list(CACHES),

@@ -38,7 +38,10 @@ def test_the_answer_and_what_it_took(artifact: Path, capsys: pytest.CaptureFixtu
     assert run(["generate", str(artifact), PROMPT, "--length", "8", "--steps", "4"]) == 0
     out, error = capsys.readouterr()
     assert out == answer(artifact, steps=4) + "\n"
-    figures = r"8 tokens, 4 steps, 4 forwards, \d+\.\d\d s: \d+\.\d tokens/s, 2\.00 tokens/step\n"
+    figures = (
+        r"8 tokens, 4 steps, 4 forwards, \d+\.\d\d s: \d+\.\d tokens/s, "
+        r"2\.00 tokens/step, by low-confidence\n"
+    )
     assert re.fullmatch(figures, error)
 
 

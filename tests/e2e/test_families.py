@@ -44,9 +44,10 @@ def test_compiles_reloads_and_equals_the_native_class(
     case: Case, model: Path, artifact: Path
 ) -> None:
     loaded = qdc.load(artifact, backend="reference")
-    state = dict(loaded.named_parameters())
+    state = {name: tensor.detach() for name, tensor in loaded.named_parameters()}
+    state = case.fuse(case.config, state)
     assert set(state) - set(case.shapes(case.config)) == set()
-    native = case.native_model({name: tensor.detach() for name, tensor in state.items()})
+    native = case.native_model(state)
     mask = torch.ones(2, 19, dtype=torch.int64)
     mask[1, 11:] = 0
     for given in (None, mask):
@@ -64,12 +65,13 @@ def test_every_matrix_of_the_blocks_is_quantized_and_the_rest_is_as_it_was(
     case: Case, model: Path, artifact: Path
 ) -> None:
     settings = json.loads((artifact / "config.json").read_text())["quantization_config"]
-    shapes = case.shapes(case.config)
+    before = case.split(case.config, load_file(model / "model.safetensors"))
+    shapes = {name: tensor.shape for name, tensor in before.items()}
     kept = {name for name in shapes if name.endswith(case.kept)}
     blocks = [n for n, shape in shapes.items() if len(shape) == 2 and n not in kept]
     assert {f"{layer}.weight" for layer in settings["layers"]} == set(blocks)
     assert {f"{module}.weight" for module in settings["modules_to_not_convert"]} == kept
-    before, after = load_file(model / "model.safetensors"), Checkpoint(artifact)
+    after = Checkpoint(artifact)
     for name in set(before) - set(blocks):
         assert torch.equal(after.tensor(name), before[name]), name
 

@@ -274,8 +274,8 @@ def test_a_spoiled_word_is_found_and_nothing_is_left(
 ) -> None:
     name, tensors = "model.transformer.blocks.0.up_proj", Packing.tensors
 
-    def spoiled(packing: Packing, weights: Weights, layer: str) -> dict[str, Tensor]:
-        found = tensors(packing, weights, layer)
+    def spoiled(packing: Packing, weights: Weights, layer: str, *parts: Any) -> dict[str, Tensor]:
+        found = tensors(packing, weights, layer, *parts)
         if layer == name:
             found[f"{name}.weight_packed"][3, 1] ^= 1 << 7
         return found

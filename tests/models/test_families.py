@@ -236,6 +236,7 @@ def test_a_variant_of_routing_is_refused(name: str, fields: dict[str, object], t
         ("llada-moe", 1 / 2),
         ("llada-moe with a dense block", 1 / 2),
         ("sdar-moe", 3 / 4),
+        ("llada2", 3 / 8),
     ],
 )
 def test_an_expert_gets_its_share_of_the_tokens(name: str, share: float) -> None:
@@ -249,6 +250,8 @@ def test_an_expert_gets_its_share_of_the_tokens(name: str, share: float) -> None
         ("llada-moe", {"moe_layer_freq": [1, 0], "dense_intermediate_size": 40}, [0]),
         ("sdar-moe", {"mlp_only_layers": [0]}, [1]),
         ("sdar-moe", {"decoder_sparse_step": 2}, [1]),
+        ("llada2", {}, [1]),
+        ("llada2", {"first_k_dense_replace": 0}, [0, 1]),
     ],
 )
 def test_dense_blocks_are_where_the_configuration_has_them(
@@ -302,7 +305,7 @@ def test_known_families_are_refused_with_a_reason(refusal: Refusal) -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "fx", "export"])
-@pytest.mark.parametrize("name", ["llada2", "diffusion-gemma"])
+@pytest.mark.parametrize("name", ["diffusion-gemma"])
 def test_published_configurations_of_refused_families_are_refused(name: str, choice: str) -> None:
     """By every front end: transformers has a class for one of them."""
     place = Path(__file__).parents[1] / "fixtures" / "refused" / name / "config.json"

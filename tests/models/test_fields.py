@@ -103,6 +103,20 @@ USED: dict[str, Table] = {
         "decoder_sparse_step": 2,
         "mlp_only_layers": [1],
     },
+    "llada2": {
+        **QWEN_USED,
+        "partial_rotary_factor": 0.25,
+        "use_qk_norm": False,
+        "block_size": 8,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+        "first_k_dense_replace": 0,
+        "num_shared_experts": 2,
+        "n_group": 2,
+        "topk_group": 3,
+        "routed_scaling_factor": 1.5,
+    },
 }
 HELD: dict[str, Table] = {
     "llada": {
@@ -138,6 +152,18 @@ HELD: dict[str, Table] = {
         "router_topk_group": 2,
     },
     "sdar-moe": {"attention_bias": True},
+    "llada2": {
+        "use_bias": True,
+        "use_qkv_bias": True,
+        "use_rmsnorm": False,
+        "using_split_qkv_in_self_attention": True,
+        "norm_head": True,
+        "norm_softmax": True,
+        "norm_topk_prob": False,
+        "score_function": "softmax",
+        "moe_router_enable_expert_bias": False,
+        "router_dtype": "bf16",
+    },
 }
 INERT: dict[str, Table] = {
     "llada": {
@@ -159,8 +185,24 @@ INERT: dict[str, Table] = {
     "fast-dllm": {**QWEN_INERT, "conplemenrary_mask": False},
     "llada-moe": {**ROUTER_INERT, "norm_topk_prob": True, "intermediate_size": 7},
     "sdar-moe": {**SDAR_INERT, **ROUTER_INERT},
+    "llada2": {
+        **QWEN_INERT,
+        "embedding_dropout": 0.5,
+        "output_dropout": 0.5,
+        "output_router_logits": True,
+    },
 }
+REPEATED = {"rotary_dim"}
+"""Fields of published configurations that say again what others give."""
+PARTIAL = {"llada2"}
+"""Families that rotate a part of each head."""
 NAMES = sorted(family.name for family in FAMILIES)
+
+
+def held_by(name: str) -> Table:
+    """Values that must be refused in a family."""
+    common = {k: v for k, v in HELD_BY_ALL.items() if k not in USED[name]}
+    return {**common, **HELD[name]}
 
 
 def family(name: str) -> Family:
@@ -171,28 +213,32 @@ def read(name: str, **fields: Any) -> Sizes:
     return family(name).read({**config_of(name), **fields})
 
 
-def cases(table: dict[str, Table], common: Table) -> list[Any]:
+def cases(tables: dict[str, Table]) -> list[Any]:
     return [
         pytest.param(name, field, value, id=f"{name}-{field}")
         for name in NAMES
-        for field, value in {**common, **table[name]}.items()
+        for field, value in tables[name].items()
     ]
 
 
-@pytest.mark.parametrize(("name", "field", "value"), cases(USED, {}))
+@pytest.mark.parametrize(("name", "field", "value"), cases(USED))
 def test_a_field_is_honoured(name: str, field: str, value: object) -> None:
-    also = {"moe_layer_freq": None} if field == "num_hidden_layers" else {}
+    also: Table = {"moe_layer_freq": None} if field == "num_hidden_layers" else {}
+    if name in PARTIAL:
+        also |= {"rotary_dim": None}
     assert read(name, **{**also, field: value}) != read(name, **also)
 
 
-@pytest.mark.parametrize(("name", "field", "value"), cases(HELD, HELD_BY_ALL))
+@pytest.mark.parametrize(("name", "field", "value"), cases({name: held_by(name) for name in NAMES}))
 def test_a_field_is_held(name: str, field: str, value: object) -> None:
     with pytest.raises(UnsupportedModel) as caught:
         read(name, **{field: value})
     assert {place.split(":")[0].split(".")[0] for place in caught.value.where} == {field}
 
 
-@pytest.mark.parametrize(("name", "field", "value"), cases(INERT, INERT_IN_ALL))
+@pytest.mark.parametrize(
+    ("name", "field", "value"), cases({name: {**INERT_IN_ALL, **INERT[name]} for name in NAMES})
+)
 def test_a_field_changes_nothing(name: str, field: str, value: object) -> None:
     assert read(name, **{field: value}) == read(name)
 
@@ -200,14 +246,13 @@ def test_a_field_changes_nothing(name: str, field: str, value: object) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tables_are_complete(name: str) -> None:
     """Every field of the published configuration, and every field that the family knows."""
-    held, used = {**HELD_BY_ALL, **HELD[name]}, USED[name]
+    held, used = held_by(name), USED[name]
     tables = [set(used), set(held), {*INERT[name], *INERT_IN_ALL}]
     assert sum(map(len, tables)) == len(set().union(*tables))
-    assert set(config_of(name)) <= set().union(*tables)
+    assert set(config_of(name)) <= set().union(*tables, REPEATED)
     assert set(family(name).fields.present().values()) == set(used)
-    assert {*family(name).variants, *SHARED, "layer_types", "rope_scaling", "rope_parameters"} == (
-        set(held)
-    )
+    held_here = {*family(name).variants, *SHARED, "layer_types", "rope_scaling", "rope_parameters"}
+    assert held_here - set(used) == set(held)
     assert {*family(name).inert, *GENERIC} == {*INERT[name], *GENERIC}
     assert set(INERT_IN_ALL) <= GENERIC
 
@@ -239,8 +284,6 @@ HARMLESS: list[Table] = [
     {"rope_scaling": {}},
     {"rope_scaling": {"type": "default"}},
     {"rope_scaling": {"type": "default", "rope_type": "default", "factor": None}},
-    {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
-    {"partial_rotary_factor": 1.0},
     {"use_sliding_window": None},
     {"use_sliding_window": 0},
     {"layer_types": None},
@@ -271,6 +314,22 @@ def test_integers_and_null_stand_for_truth_values(name: str) -> None:
             read(name, **{field: None}) == read(name, **{field: 0}) == read(name, **{field: False})
         )
         assert read(name, **{field: 1}) == read(name, **{field: True})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rotated_share_may_stand_in_an_object(name: str) -> None:
+    share = 0.5 if name in PARTIAL else 1.0
+    inside = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": share}}
+    assert read(name, **inside) == read(name) == read(name, partial_rotary_factor=share)
+    if name not in PARTIAL:
+        return
+    config = {key: value for key, value in config_of(name).items() if key != "rotary_dim"}
+    del config["partial_rotary_factor"]
+    inside["rope_parameters"]["partial_rotary_factor"] = 0.25
+    assert family(name).read({**config, **inside}).rotated == 0.25
+    with pytest.raises(UnsupportedModel, match="variant") as caught:
+        family(name).read({**config, **inside, "partial_rotary_factor": 0.5})
+    assert "two shares" in caught.value.where[0]
 
 
 ARITHMETIC: Table = {
@@ -380,7 +439,7 @@ ODD: list[tuple[str, object]] = [
     ("rope_scaling", "linear"),
     ("rope_scaling", {"rope_type": "dynamic"}),
     ("rope_scaling", {"type": "yarn", "rope_type": "default"}),
-    ("rope_scaling", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+    ("rope_scaling", {"rope_type": "default", "partial_rotary_factor": 2.0}),
     ("rope_scaling", {"mrope_section": [2, 3, 3]}),
     ("rope_parameters", {"rope_theta": "large"}),
     ("rope_parameters", {"rope_theta": -1.0}),

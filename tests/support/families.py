@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from tests.support.checkpoints import EMBEDDED, VOCABULARY, published_shapes, write_model
+from tests.support.llada2 import Llada2, fused_state, llada2_shapes, named_flat, split_state
 
 __all__ = ["CASES", "EMBEDDED", "Case", "decoder_config", "decoder_shapes", "write_family"]
 
@@ -32,6 +33,11 @@ State = dict[str, Tensor]
 MASK = 1
 TOLERANCE = 1e-5
 """Largest difference in fp32 logits from the native class."""
+
+
+def as_published(config: Mapping[str, Any], state: State) -> State:
+    """The same state: most families have the tensors of their checkpoints."""
+    return dict(state)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,14 @@ class Case:
     """The transformers class of such a configuration, with any weights."""
     convert: Callable[[State], State] = dict
     """Published state to the state of the native class."""
+    split: Callable[[Mapping[str, Any], State], State] = as_published
+    """Published state to that of the family here, where it holds more tensors; with the config."""
+    fuse: Callable[[Mapping[str, Any], State], State] = as_published
+    """The other way round."""
     block: int | None = None
     """Tokens of an attention block, for families that are not fully bidirectional."""
+    seed: int = 0
+    """Of the weights."""
     kept: tuple[str, ...] = ()
     """Ends of the names of matrices that are never quantized."""
 
@@ -70,9 +82,9 @@ class Case:
         return logits
 
 
-def write_family(folder: Path, case: Case, seed: int = 0, **options: Any) -> Path:
+def write_family(folder: Path, case: Case, seed: int | None = None, **options: Any) -> Path:
     """Write a random checkpoint of a case and return its folder; options as ``write_model``."""
-    config = dict(case.config)
+    config, seed = dict(case.config), case.seed if seed is None else seed
     return write_model(folder, config, case.shapes(config), seed=seed, **options)
 
 
@@ -376,6 +388,34 @@ CASES: dict[str, Case] = {
         native=_qwen3_moe,
         convert=_fused_state,
         block=4,
+        kept=("mlp.gate.weight",),
+    ),
+    "llada2": Case(
+        family="llada2",
+        config=decoder_config(
+            "LLaDA2MoeModelLM",
+            model_type="llada2_moe",
+            head_dim=12,
+            partial_rotary_factor=0.5,
+            rotary_dim=6,
+            block_size=8,
+            first_k_dense_replace=1,
+            num_experts=8,
+            num_experts_per_tok=3,
+            num_shared_experts=2,
+            n_group=4,
+            topk_group=2,
+            routed_scaling_factor=2.5,
+            moe_intermediate_size=24,
+            norm_topk_prob=True,
+        ),
+        shapes=llada2_shapes,
+        native=Llada2,
+        convert=named_flat,
+        split=split_state,
+        fuse=fused_state,
+        block=8,
+        seed=1,  # with 0 products in 16 bits send a token to another expert
         kept=("mlp.gate.weight",),
     ),
 }

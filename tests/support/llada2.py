@@ -1,59 +1,61 @@
-"""What LLaDA2 computes, from its equations: for its sampler alone, the family itself is refused.
+"""What LLaDA2 computes, from its equations: it has no class in transformers to compare with.
 
-Grouped attention with fused projections, norms of heads and rotation of half a head; experts are
+They were tried against what its published code computes (``tests/models/test_llada2.py``). Grouped
+attention with fused projections, norms of heads and rotation of a part of each head; experts are
 chosen by sigmoid scores with a bias, first their groups. Weights keep their published names.
 """
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-REFUSED = Path(__file__).parents[1] / "fixtures" / "refused" / "llada2"
+State = dict[str, Tensor]
+PARTS = ("query", "key", "value")
+FUSED = "query_key_value"
 
 
-class Llada2:
-    """A whole model in float32; ``block`` is that of its attention, None for all seeing all."""
+class Llada2(nn.Module):
+    """A whole model in float32, called as classes of transformers are."""
 
-    def __init__(self, block: int | None) -> None:
-        """Load the checkpoint of the fixture."""
-        self.block = block
-        text = (REFUSED / "config.json").read_text(encoding="utf-8")
-        self.config: dict[str, Any] = json.loads(text)
-        stored = load_file(REFUSED / "model.safetensors")
-        self.weights = {name: tensor.float() for name, tensor in stored.items()}
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Build without weights."""
+        super().__init__()
+        self.config = config
+        shapes = llada2_shapes(config)
+        self.weights = nn.ParameterDict({_flat(n): torch.zeros(s) for n, s in shapes.items()})
 
-    def __call__(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``i64[batch, T] -> [batch, T, vocabulary]``; without padding."""
-        assert mask is None
-        number = torch.arange(tokens.shape[1]) // (self.block or tokens.shape[1])
-        hidden = self.weights["model.word_embeddings.weight"][tokens]
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        """``i64[batch, T]``, ``bool[batch, 1, T, T]`` of who sees whom."""
+        hidden = self._of("model.word_embeddings")[input_ids]
         for layer in range(self.config["num_hidden_layers"]):
             name = f"model.layers.{layer}"
             asked = self._norm(hidden, f"{name}.input_layernorm")
-            hidden = hidden + self._attention(asked, name, number)
+            hidden = hidden + self._attention(asked, name, attention_mask)
             asked = self._norm(hidden, f"{name}.post_attention_layernorm")
             dense = layer < self.config["first_k_dense_replace"]
             hidden = hidden + (self._gated if dense else self._mixture)(asked, f"{name}.mlp")
-        return self._linear(self._norm(hidden, "model.norm"), "lm_head")
+        logits = self._linear(self._norm(hidden, "model.norm"), "lm_head")
+        return SimpleNamespace(logits=logits)
+
+    def _of(self, name: str, role: str = "weight") -> Tensor:
+        found: Tensor = self.weights[_flat(f"{name}.{role}")]
+        return found
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        return functional.linear(x, self.weights[f"{name}.weight"])
+        return functional.linear(x, self._of(name))
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight = self.weights[f"{name}.weight"]
-        return functional.rms_norm(x, weight.shape, weight, self.config["rms_norm_eps"])
+        weight = self._of(name)
+        return functional.rms_norm(x, list(weight.shape), weight, self.config["rms_norm_eps"])
 
-    def _attention(self, x: Tensor, name: str, number: Tensor) -> Tensor:
+    def _attention(self, x: Tensor, name: str, mask: Tensor | None) -> Tensor:
         config, name = self.config, f"{name}.attention"
         heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
-        fused = torch.unflatten(
-            self._linear(x, f"{name}.query_key_value"), -1, (-1, config["head_dim"])
-        )
+        fused = torch.unflatten(self._linear(x, f"{name}.{FUSED}"), -1, (-1, config["head_dim"]))
         query, key, value = torch.split(fused, [heads, shared, shared], dim=2)
         query = self._turned(self._norm(query, f"{name}.query_layernorm"))
         key = self._turned(self._norm(key, f"{name}.key_layernorm"))
@@ -61,7 +63,7 @@ class Llada2:
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
-            attn_mask=number[:, None] >= number[None],
+            attn_mask=mask,
             enable_gqa=True,
         )
         return self._linear(found.transpose(1, 2).flatten(2), f"{name}.dense")
@@ -91,12 +93,88 @@ class Llada2:
         """Of each expert in each token; the bias decides who is chosen, and weighs nothing."""
         config = self.config
         scores = self._linear(x, f"{name}.gate").sigmoid()
-        biased = scores + self.weights[f"{name}.gate.expert_bias"]
+        biased = scores + self._of(f"{name}.gate", "expert_bias")
         grouped = torch.unflatten(biased, -1, (config["n_group"], -1))
         best = grouped.topk(2, dim=-1).values.sum(-1).topk(config["topk_group"], dim=-1).indices
         outside = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, value=False)
         biased = grouped.masked_fill(outside[..., None], -torch.inf).flatten(-2)
         chosen = biased.topk(config["num_experts_per_tok"], dim=-1).indices
         picked = scores.gather(-1, chosen)
-        picked = picked / picked.sum(-1, keepdim=True) * config["routed_scaling_factor"]
-        return torch.zeros_like(scores).scatter(-1, chosen, picked)
+        if config["num_experts_per_tok"] > 1:
+            picked = picked / picked.sum(-1, keepdim=True)
+        return torch.zeros_like(scores).scatter(
+            -1, chosen, picked * config["routed_scaling_factor"]
+        )
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def named_flat(state: State) -> State:
+    """Published tensors under the names of this module."""
+    return {f"weights.{_flat(name)}": tensor for name, tensor in state.items()}
+
+
+def llada2_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every published tensor name, with its shape."""
+    width, vocabulary, head = config["hidden_size"], config["vocab_size"], config["head_dim"]
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.word_embeddings.weight": (vocabulary, width)}
+    for layer in range(config["num_hidden_layers"]):
+        name = f"model.layers.{layer}"
+        attention = f"{name}.attention"
+        shapes |= {
+            f"{name}.input_layernorm.weight": (width,),
+            f"{attention}.{FUSED}.weight": ((heads + 2 * shared) * head, width),
+            f"{attention}.query_layernorm.weight": (head,),
+            f"{attention}.key_layernorm.weight": (head,),
+            f"{attention}.dense.weight": (width, heads * head),
+            f"{name}.post_attention_layernorm.weight": (width,),
+        }
+        if layer < config["first_k_dense_replace"]:
+            shapes |= _gated_shapes(f"{name}.mlp", width, config["intermediate_size"])
+            continue
+        hidden = config["moe_intermediate_size"]
+        shapes[f"{name}.mlp.gate.weight"] = (config["num_experts"], width)
+        shapes[f"{name}.mlp.gate.expert_bias"] = (config["num_experts"],)
+        for expert in range(config["num_experts"]):
+            shapes |= _gated_shapes(f"{name}.mlp.experts.{expert}", width, hidden)
+        joint = hidden * config["num_shared_experts"]
+        shapes |= _gated_shapes(f"{name}.mlp.shared_experts", width, joint)
+    return {**shapes, "model.norm.weight": (width,), "lm_head.weight": (vocabulary, width)}
+
+
+def _gated_shapes(path: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{path}.gate_proj.weight": (hidden, width),
+        f"{path}.up_proj.weight": (hidden, width),
+        f"{path}.down_proj.weight": (width, hidden),
+    }
+
+
+def split_state(config: Mapping[str, Any], state: State) -> State:
+    """Published tensors with queries, keys and values apart, as qdc has them."""
+    head, shared = config["head_dim"], config["num_key_value_heads"]
+    sizes = [config["num_attention_heads"] * head, shared * head, shared * head]
+    found: State = {}
+    for name, tensor in state.items():
+        if FUSED in name:
+            parts = torch.split(tensor, sizes)
+            found |= {name.replace(FUSED, p): t for p, t in zip(PARTS, parts, strict=True)}
+        else:
+            found[name] = tensor
+    return found
+
+
+def fused_state(config: Mapping[str, Any], state: State) -> State:
+    """The other way round."""
+    found: State = {}
+    for name, tensor in state.items():
+        part = name.split(".")[-2]
+        if part not in PARTS:
+            found[name] = tensor
+        elif part == PARTS[0]:
+            rows = [state[name.replace(f".{PARTS[0]}.", f".{each}.")] for each in PARTS]
+            found[name.replace(f".{PARTS[0]}.", f".{FUSED}.")] = torch.cat(rows)
+    return found

@@ -6,7 +6,7 @@ from typing import Any
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "published"
 PUBLISHED = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
-SHARED_WEIGHTS = {"llada-moe-norm": "llada-moe"}
+SHARED_WEIGHTS = {"llada-moe-norm": "llada-moe", "llada2-block8": "llada2"}
 """Fixtures whose weights are those of another."""
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +22,9 @@ from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.reader import Model
 from qdc.runtime.load import load_checkpoint
+from tests.support.published import FIXTURES, config_of, write_published
 
-PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
+PUBLISHED = FIXTURES
 ENDS = (151, 152)
 """The ids that stand for LLaDA's end of sequence and end of turn in these vocabularies."""
 
@@ -52,9 +54,9 @@ def read_traces(kind: str) -> list[tuple[str, Trace]]:
 @cache
 def open_model(folder: str) -> tuple[nn.Module, ModelFacts]:
     """Load the checkpoint of a folder, in float32, with its facts."""
-    config = json.loads((PUBLISHED / folder / "config.json").read_text(encoding="utf-8"))
-    module = load_checkpoint(PUBLISHED / folder, "cpu", torch.float32)
-    return module, BUILT_IN.build(config)[1]
+    with TemporaryDirectory() as place:
+        module = load_checkpoint(write_published(Path(place), folder), "cpu", torch.float32)
+    return module, BUILT_IN.build(config_of(folder))[1]
 
 
 def replay(folder: str, trace: Trace, **options: Any) -> Replay:
@@ -142,6 +144,17 @@ def sdar_options(trace: Trace) -> dict[str, Any]:
     if trace["strategy"] == "low_confidence_dynamic":
         options["threshold"] = trace["threshold"]
     return options
+
+
+def llada2_options(trace: Trace) -> dict[str, Any]:
+    """Options for ``generate`` of LLaDA2; its steps are those of one block, those here of all."""
+    begin, block = len(trace["prompt"][0]), trace["block"]
+    blocks = -(-(begin + trace["length"]) // block) - begin // block
+    return {
+        "strategy": "dynamic",
+        "steps": blocks * trace["steps"],
+        "threshold": trace["threshold"],
+    }
 
 
 class PublishedNoise:

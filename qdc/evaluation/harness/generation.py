@@ -58,7 +58,7 @@ def question(
     _refuse_others(settings)
     fields = {"length": _length(settings), **_drawing(settings)}
     wanted = {} if given is None else given.model_dump(exclude_unset=True)
-    options = DecodeOptions.parse(**{**fields, **wanted})
+    options = DecodeOptions.parse(**{**fields, **wanted}).settled(subject.decoding.usual)
     if needs_verifier(type(make_strategy(options, subject.strategies))):
         raise QdcError(
             "tasks have no verifier, which the strategy apd needs",

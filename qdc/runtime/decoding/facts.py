@@ -1,6 +1,8 @@
 """What decoding has to know of a model and its tokenizer."""
 
-from typing import Self
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -25,10 +27,19 @@ class DecodeFacts(Frozen):
     """1 if position i of the logits predicts token i + 1."""
     attention_block: int | None = Field(default=None, gt=0)
     """Tokens of an attention block of a block-causal model."""
+    usual: dict[str, Any] = Field(default_factory=dict)
+    """Options of the sampler that the model is published with, ``strategy`` among them; empty where
+    they are those of ``DecodeOptions``."""
 
     @classmethod
-    def of(cls, facts: ModelFacts, eos: int | None = None, ends: tuple[int, ...] = ()) -> Self:
-        """Join what a model says of itself with the ends that its tokenizer has."""
+    def of(
+        cls,
+        facts: ModelFacts,
+        eos: int | None = None,
+        ends: tuple[int, ...] = (),
+        usual: Mapping[str, object] = MappingProxyType({}),
+    ) -> Self:
+        """Join what a model and its family say with the ends that its tokenizer has."""
         first = () if eos is None else (eos,)
         return cls(
             mask=facts.mask,
@@ -38,4 +49,5 @@ class DecodeFacts(Frozen):
             max_length=facts.max_length,
             logits_shift=facts.logits_shift,
             attention_block=facts.attention_block,
+            usual=dict(usual),
         )

@@ -48,6 +48,7 @@ def fill(
     Raises:
         QdcError: a text, its gaps, an option or the model does not fit; says what to do.
     """
+    options = options.settled(facts.usual)
     _check(texts, gaps, options, facts)
     strategy = make_strategy(options, strategies)
     if isinstance(strategy, Apd):

@@ -43,7 +43,7 @@ def decode(
     Args:
         model: a module of ``qdc.load``, or any ``(tokens, mask) -> logits``, see ``reader.Model``.
         prompts: token ids; they may differ in length.
-        options: strategy, steps, noise and the rest.
+        options: strategy, steps, noise and the rest; ``facts.usual`` where they do not say.
         facts: of the model and its tokenizer.
         watch: called after each step; what it raises ends the decoding.
         verifier: of ``apd``, and of nothing else.
@@ -54,6 +54,7 @@ def decode(
     Raises:
         QdcError: a prompt, an option or the model does not fit; says what to do.
     """
+    options = options.settled(facts.usual)
     each = row_seeds(prompts, options, seeds)
     strategy = make_strategy(options, strategies)
     check_verifier(strategy, present=verifier is not None)

@@ -1,6 +1,7 @@
 """What a decoding run is asked for; every option either acts or is refused."""
 
-from typing import Annotated, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -94,7 +95,10 @@ class DecodeOptions(Options):
         option(
             "NAME",
             "What is decided when",
-            more="And how many places a step; ``name{option=value}`` for options of its own",
+            more="The sampler that the model's family is published with, ``low-confidence`` where "
+            "it has none of its own. It says how many places a step too; ``name{option=value}`` "
+            "for options of its own",
+            shown="the model's own",
         ),
     ] = "low-confidence"
     cache: Annotated[
@@ -156,3 +160,21 @@ class DecodeOptions(Options):
     apd_window: Window = 16
     apd_lookahead: Lookahead = 100
     apd_acceptance: Acceptance = "corrected"
+
+    @property
+    def names_strategy(self) -> bool:
+        """Whether a strategy was asked for, and not left to the model."""
+        return "strategy" in self.model_fields_set
+
+    def settled(self, usual: Mapping[str, object]) -> Self:
+        """The same, with what a model's own sampler has where nothing else was asked for.
+
+        Another strategy than the model's own keeps its own defaults.
+
+        Args:
+            usual: options by name, ``strategy`` among them, or nothing.
+        """
+        given = self.model_fields_set
+        if not usual or (self.names_strategy and self.strategy != usual["strategy"]):
+            return self
+        return self.model_copy(update={n: v for n, v in usual.items() if n not in given})

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdc.errors import QdcError
 from qdc.ir.graph import ModelFacts
+from qdc.models.family import Family
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.text.tokenizer import FAILURES, encode_marked
 
@@ -16,15 +17,20 @@ TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
 
 
 def decode_facts(
-    facts: ModelFacts, tokenizer: "PreTrainedTokenizerFast", config: Mapping[str, Any]
+    facts: ModelFacts,
+    tokenizer: "PreTrainedTokenizerFast",
+    config: Mapping[str, Any],
+    family: Family | None = None,
 ) -> DecodeFacts:
-    """Join what the model, its tokenizer and its ``config.json`` say.
+    """Join what the model, its tokenizer, its ``config.json`` and its family say.
 
-    The end of sequence is the tokenizer's, else the configuration's. Ends that the model has no
-    embedding for are left out.
+    The end of sequence is the tokenizer's, else the configuration's, else the family's. Ends that
+    the model has no embedding for are left out.
     """
     named = config.get("eos_token_id")
     found = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    if family is not None and all(token is None for token in found):
+        found.append(family.end_token_id)
     vocabulary = tokenizer.get_vocab()
     found += [vocabulary[text] for text in TURN_ENDS if text in vocabulary]
     ends = [
@@ -32,7 +38,8 @@ def decode_facts(
         for token in found
         if type(token) is int and 0 <= token < facts.vocabulary and token != facts.mask_token_id
     ]
-    return DecodeFacts.of(facts, ends[0] if ends else None, tuple(ends))
+    usual = {} if family is None else family.decoding
+    return DecodeFacts.of(facts, ends[0] if ends else None, tuple(ends), usual)
 
 
 def chat_tokens(

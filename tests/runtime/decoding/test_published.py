@@ -9,7 +9,9 @@ from qdc.evaluation.harness import likelihood
 from qdc.evaluation.harness.draws import Draws
 from qdc.evaluation.harness.options import LikelihoodOptions
 from qdc.evaluation.harness.passages import Passage
+from qdc.models.llada2 import LLADA2
 from qdc.numerics.noise import Places
+from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import CACHES
 from tests.support.threads import one_thread
 from tests.support.traces import (
@@ -17,10 +19,12 @@ from tests.support.traces import (
     PublishedNoise,
     Trace,
     dream_options,
+    llada2_options,
     llada_options,
     open_model,
     read_traces,
     replay,
+    replay_on,
     sdar_options,
     v2_options,
 )
@@ -28,7 +32,7 @@ from tests.support.traces import (
 __all__ = ["one_thread"]
 
 ROOT = Path(__file__).parents[3]
-KINDS = ("llada", "dream", "dream-fast", "v2", "sdar", "likelihood")
+KINDS = ("llada", "dream", "dream-fast", "v2", "sdar", "llada2", "likelihood")
 DIFFERENCES = {
     "topk_margin top-p 0.8": "Ties.",
     "fast dream none threshold 0.2": "Fast-dLLM on Dream without a cache.",
@@ -90,6 +94,22 @@ def test_sdar(folder: str, trace: Trace, cache: str, monkeypatch: pytest.MonkeyP
     check(folder, trace, {**sdar_options(trace), "cache": cache})
 
 
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(("folder", "trace"), every("llada2"))
+def test_llada2(folder: str, trace: Trace, cache: str) -> None:
+    options = {**llada2_options(trace), "cache": cache}
+    check(folder, trace, options, calls=cache == "none")
+
+
+def test_llada2_is_decoded_as_published_unless_told_otherwise() -> None:
+    (trace,) = (t for _, t in read_traces("llada2") if t["name"] == "threshold 0.95")
+    module, facts = open_model("llada2-block8")
+    known = DecodeFacts.of(facts, 151, (151,), LLADA2.decoding)
+    found = replay_on(module, known, trace)
+    assert found.found == found.expected
+    assert found.calls == trace["nfe"]
+
+
 @pytest.mark.parametrize(("folder", "trace"), every("likelihood"))
 def test_likelihoods(folder: str, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published masks and weights, in place of those that are drawn here."""
@@ -121,5 +141,5 @@ def test_every_model_with_traces_is_replayed() -> None:
     folders = {path.parent.name for path in PUBLISHED.glob("*/traces*.json")}
     replayed = [folder for kind in KINDS for folder, _ in read_traces(kind)]
     assert folders == set(replayed)
-    assert len(folders) == 6
-    assert len(replayed) == 93
+    assert len(folders) == 7
+    assert len(replayed) == 97
