@@ -39,6 +39,9 @@ from qdc.distributed.world import World
 from qdc.ir.graph import Node
 from qdc.ir.types import Parameter, ValueType
 from qdc.pipeline.registry import standard_registry
+from qdc.planning.forecast import forecast
+from qdc.planning.machine import Machine
+from qdc.planning.options import ForecastOptions
 from qdc.streaming.unit import Unit
 
 VOCABULARY = 2048
@@ -98,9 +101,19 @@ def work(options: argparse.Namespace) -> None:
             row[0] += rows[0][1]
             row[1] += max(cpu for _, _, cpu in rows)
         facts = {"passes": found, "sent": report.sent_bytes, "seconds": report.seconds}
-        text = json.dumps({**facts, "reduce": transfer})
+        text = json.dumps({**facts, "reduce": transfer, "foreseen": foreseen(options, world.size)})
         (options.folder / f"{world.size}.json").write_text(text)
     leave()
+
+
+def foreseen(options: argparse.Namespace, ranks: int) -> int:
+    """Bytes that the plan says so many processes send."""
+    asked = ForecastOptions.parse(
+        model_dir=options.folder / "model", passes=PASSES.format(batch=options.batch), ranks=ranks,
+        samples=options.samples, length=options.length,
+    )  # fmt: skip
+    machine = Machine.elsewhere("h100").asked(ranks, None)
+    return forecast(asked, standard_registry(), machine, text=False).sent_bytes
 
 
 def bandwidth(world: World, megabytes: int) -> float:
@@ -135,7 +148,8 @@ def measure(options: argparse.Namespace) -> None:
         )
         print(
             f"{count} processes: lowering {wall:.2f} times as fast by the wall, {path:.2f} by the "
-            f"critical path; {run['sent'] / 1e6:.1f} MB sent; reduce {run['reduce'] / 1e9:.2f} GB/s"
+            f"critical path; {run['sent'] / 1e6:.1f} MB sent, {run['foreseen'] / 1e6:.1f} of them "
+            f"foreseen; reduce {run['reduce'] / 1e9:.2f} GB/s"
         )
 
 

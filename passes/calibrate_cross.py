@@ -16,7 +16,7 @@ left out.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.passkit import (
@@ -51,6 +51,7 @@ class CalibrateCross(ExpertOptions):
     name: ClassVar[str] = "calibrate-cross"
     provides: ClassVar[Kinds] = (Moment, CrossMoment)
     only_in_stages: ClassVar[bool] = True
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "samples"
 
     residual: bool = Field(
         default=True, description="also what the residual stream has lost, where a layer adds to it"

@@ -31,7 +31,7 @@ weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens,
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -61,6 +61,7 @@ class CalibrateMcs(ExpertOptions):
 
     name: ClassVar[str] = "calibrate-mcs"
     provides: ClassVar[Kinds] = (Moment,)
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "samples"
 
     def run(self, unit: Unit) -> None:
         """Advance the stream to each stage and add up the value that it reads."""

@@ -15,7 +15,7 @@ says what is held meanwhile.
 """
 
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class ProbeLoss(ExpertOptions):
     name: ClassVar[str] = "probe-loss"
     provides: ClassVar[Kinds] = (LossSensitivity,)
     barrier: ClassVar[bool] = True
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
 
     probes: int | None = Field(
         default=None,

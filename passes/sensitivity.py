@@ -13,7 +13,7 @@ Z_ij = W_ij^2 / U_jj^2, where U is the upper Cholesky factor of the inverse of t
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from qdc.numerics.importance import ImportanceKind, block_scores
 from qdc.passkit import (
@@ -49,6 +49,7 @@ class Sensitivity(Pass):
     name: ClassVar[str] = "sensitivity"
     requires: ClassVar[Kinds] = (Moment,)
     provides: ClassVar[Kinds] = (Factor, Salience)
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
 
     damp: float = Field(default=0.01, gt=0, le=10, description="share of the mean diagonal added")
     attempts: int = Field(

@@ -157,9 +157,13 @@ class RankFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove everything, or after a failure all but what can be gone on from."""
+        """Remove everything, or after a failure all but what can be gone on from.
+
+        A journal that waits may count: the first process can have noted its step in the meantime.
+        """
         with undisturbed(), contextlib.suppress(OSError):
-            if error is None or self.journal is None:
+            known = self.journal is not None or (self.folder / WAITING).is_file()
+            if error is None or not known:
                 shutil.rmtree(self.folder, ignore_errors=True)
             else:
                 shutil.rmtree(self.scratch, ignore_errors=True)

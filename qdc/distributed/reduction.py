@@ -1,7 +1,7 @@
 """Sums over all samples, of which every rank has seen a part."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -15,11 +15,17 @@ class Accumulator(Protocol):
         """Everything that it has added up, the tensors themselves: all are plain sums."""
 
 
-def accumulate(
-    world: World,
-    parts: Sequence[tuple[Sequence[int], Sequence[Accumulator]]],
-    add: Callable[[], None],
-) -> None:
+class Part(NamedTuple):
+    """Sums that the same ranks need."""
+
+    owners: Sequence[int]
+    """At least one; in all other ranks the sums are spoilt."""
+    accumulators: Sequence[Accumulator]
+    narrow: bool = False
+    """Whether matrices travel in fp32, half as many bytes, and are added up so."""
+
+
+def accumulate(world: World, parts: Sequence[Part], add: Callable[[], None]) -> None:
     """Add this rank's part up, then give the sums over all ranks to their owners.
 
     The sums of a part are reduced to one owner, which hands them on to the others: a stage has few
@@ -28,17 +34,14 @@ def accumulate(
 
     Args:
         world: the ranks.
-        parts: ranks that need sums, at least one, and the accumulators that hold them; in all other
-            ranks they are spoilt.
+        parts: what is to be added up, and where it is needed. In a world that is ordered all of it
+            travels as it is.
         add: adds the values of this rank's samples to all of them.
     """
     if world.size == 1:
         add()
         return
-    needed = [
-        (owners, [tensor for accumulator in accumulators for tensor in accumulator.sums()])
-        for owners, accumulators in parts
-    ]
+    needed = [(part, [t for each in part.accumulators for t in each.sums()]) for part in parts]
     last = world.size - 1
     if world.ordered:
         for turn in range(world.size):
@@ -50,10 +53,20 @@ def accumulate(
     else:
         add()
         world.agree()
-    for owners, sums in needed:
-        source = last if world.ordered else owners[0]
+    for part, sums in needed:
+        source = last if world.ordered else part.owners[0]
+        moved = _narrowed(sums) if part.narrow and not world.ordered else sums
         if not world.ordered:
-            world.reduce(sums, source)
-        for owner in owners:
+            world.reduce(moved, source)
+        for owner in part.owners:
             if owner != source:
-                world.hand(sums, source, owner)
+                world.hand(moved, source, owner)
+        if world.rank in part.owners:
+            for tensor, found in zip(sums, moved, strict=True):
+                if tensor is not found:
+                    tensor.copy_(found)
+
+
+def _narrowed(sums: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices in fp32; counts, which are exact and small, as they are."""
+    return [tensor.float() if tensor.ndim > 1 else tensor for tensor in sums]

@@ -199,11 +199,14 @@ class Traversal:
                     yield ReleaseScratch(tuple(name for stage in wave for name in stage.layers))
                 place += len(item.passes)
             else:
-                waves = self._cut(self.graph.waves[region.name].stages)
-                yield Apply(Scope(item, place, self.graph, waves, region, True))
+                yield Apply(Scope(item, place, self.graph, self.waves(region), region, True))
                 place += 1
         yield ReleaseScratch(tuple(name for stage in region.stages for name in stage.layers))
         yield Leave(region)
+
+    def waves(self, region: Region) -> tuple[tuple[Stage, ...], ...]:
+        """The region's stages as they are worked on together, in their natural order."""
+        return self._cut(self.graph.waves[region.name].stages)
 
     def _cut(self, waves: tuple[tuple[Stage, ...], ...]) -> tuple[tuple[Stage, ...], ...]:
         """The waves in parts whose statistics fit the memory."""

@@ -1,7 +1,7 @@
 """The machine that a plan is for: this one, which is measured, or one elsewhere, by data sheets."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from qdc.planning.cards import find_card
 from qdc.planning.rates import Rates, measure
 from qdc.runtime.device import find_device, own_memory
 from qdc.streaming.memory import free_memory, machine_memory
+from qdc.streaming.work import FP32
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Machine:
     """Bytes of the device's own memory; None where it has none."""
     disk: int | None
     """Bytes that are free where the command runs; None elsewhere."""
+    ranks: int = 1
+    """Processes that share a compile, each with such a device."""
 
     @classmethod
     def here(cls, device: str) -> "Machine":
@@ -61,6 +64,21 @@ class Machine:
             device_memory=card.memory,
             disk=None,
         )
+
+    def asked(self, ranks: int, rates: tuple[float, float, float] | None) -> "Machine":
+        """The same with so many processes, and with other rates where some are given.
+
+        Args:
+            ranks: processes.
+            rates: operations a second in fp32 and in fp64, and bytes a second of the memory.
+        """
+        found = replace(self, ranks=ranks)
+        if rates is None:
+            return found
+        products, exact, memory = rates
+        given = Rates(products, exact, memory / FP32)
+        title = f"{self.title} at the given rates"
+        return replace(found, rates=given, measured=False, title=title)
 
     @property
     def shared(self) -> bool:

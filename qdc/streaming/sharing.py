@@ -9,9 +9,10 @@ from torch import Tensor
 from qdc.distributed import ownership
 from qdc.distributed.exchange import Changes, Exchange, notes_on
 from qdc.distributed.handshake import total
-from qdc.distributed.reduction import Accumulator, accumulate
+from qdc.distributed.reduction import Accumulator, Part, accumulate
 from qdc.ir.annotation import Annotation
 from qdc.ir.graph import Node, Stage
+from qdc.ir.routing import rows_of
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.remark import Remark
@@ -61,8 +62,15 @@ class SharedScope(Scope, ABC):
     ) -> None:
         """The same for several groups of nodes at once, each with accumulators of its own."""
         owners = self._owners([node for nodes, _ in parts for node in nodes])
-        needed = [(sorted({owners[n.name] for n in nodes}), sums) for nodes, sums in parts]
+        needed = [
+            Part(sorted({owners[n.name] for n in nodes}), sums, narrow=self._is_routed(nodes))
+            for nodes, sums in parts
+        ]
         accumulate(self._workspace.world, needed, add)
+
+    def _is_routed(self, nodes: Sequence[Node]) -> bool:
+        """Whether the nodes read the tokens of an expert: there are many such sums."""
+        return all(rows_of(self.graph, node.inputs[0]) is not None for node in nodes)
 
     def total(self, stream: Stream, *counts: int) -> list[int]:
         """Counts over all samples, from those of the samples that the stream moves here."""

@@ -67,7 +67,9 @@ class StreamForecast(Stream):
             boundary, names, *_ = self._entrance
             places |= {(boundary, name) for name in names}
         sizes, held = self.dimensions(*self.tokens.shape), self.account.held
-        return sum(bytes_of(self.graph[name].type, sizes, held) for _, name in places)
+        whole = sum(bytes_of(self.graph[name].type, sizes, held) for _, name in places)
+        batches = -(-len(self.tokens) // self.sizes["B"])
+        return int(whole * self.account.share(batches))
 
     def enter(self, stage: Stage) -> None:
         """Go to a stage, forwards or back; its region's weights are held from then on."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from qdc.artifact.journal import Journal
+from qdc.artifact.rankfolder import RankFolder
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling import job as jobs
 from qdc.compiling.compiler import run_job
@@ -115,6 +117,25 @@ def test_all_go_on_to_the_bytes_of_an_uninterrupted_run(
     assert (again.layers, again.layer_forwards) == (once.layers, once.layer_forwards)
     assert {path.name for path in tmp_path.iterdir()} == {"once", "out"}
     assert compiled(model, out, resume=True).artifact_sha256 == again.artifact_sha256
+
+
+def test_a_part_that_waits_is_kept_as_its_step_may_count(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rank notes the first step; the other ends before it hears of it."""
+
+    def lost(self: RankFolder, journal: Journal) -> None:
+        raise Ends
+
+    expected = tmp_path / "once"
+    compiled(model, expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(RankFolder, "save", lost)
+        with pytest.raises(Ends):
+            compiled(model, tmp_path / "out")
+    assert (tmp_path / ".out.partial.rank-1" / "journal.next.json").is_file()
+    assert compiled(model, tmp_path / "out", resume=True).resumed == 1
+    assert files(tmp_path / "out") == files(expected)
 
 
 def test_what_cannot_be_gone_on_from_is_refused(
