@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from examples import llada2_headers as llada2
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling import job as jobs
 from qdc.compiling.compiler import run_job
@@ -19,6 +18,7 @@ from qdc.planning.forecast import forecast
 from qdc.planning.options import ForecastOptions
 from qdc.planning.outlook import Outlook
 from qdc.report.model import CompileReport
+from tests.support import llada2_headers as llada2
 from tests.support.compiles import make_job
 from tests.support.experts import write_mixture
 from tests.support.outlooks import MACHINE
