@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import qdc
 from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
+from qdc.ir.costs import LossSensitivity
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import Node, Stage
 from qdc.ir.routing import rows_of
@@ -226,6 +227,36 @@ def test_pooled_streams_are_paired_token_by_token(model: Path, text: Path, tmp_p
         if ".experts." in name:
             assert moments.tokens == SAMPLES * LENGTH
             assert cross.drift > 1e-4
+
+
+def test_experts_are_probed_together(model: Path, text: Path, tmp_path: Path) -> None:
+    """What a run loses is divided by the layers' errors, each times its tokens."""
+    notes: dict[str, tuple[LossSensitivity, int]] = {}
+
+    def look(label: str, unit: Unit) -> None:
+        graph = unit.graph
+        for node in unit.layers():
+            tokens = graph.require(node.name, Moment).tokens
+            notes[node.name] = graph.require(node.name, LossSensitivity), tokens
+
+    forwards = {}
+    for together in (1, 2):
+        passes = (
+            f"calibrate-mcs{{{OPTIONS} least-tokens=1}},"
+            f"probe-loss{{{OPTIONS} least-tokens=1 probes=2 together={together}}},spy"
+        )
+        out, registry = tmp_path / str(together), spying(look)
+        report = run_passes(model, out, registry, passes, stop_after="spy", calibration=text)
+        forwards[together] = report.layer_forwards
+        assert len(notes) == 2 * (4 + 3 * 4)
+        losses = [
+            note.rise / (note.error * tokens)
+            for note, tokens in (notes[f"{BLOCK}.mlp.experts.{e}.down_proj"] for e in range(4))
+        ]
+        alike = [one == pytest.approx(other) for one, other in (losses[:2], losses[2:])]
+        assert all(alike) if together == 2 else not any(alike)
+        assert losses[0] != pytest.approx(losses[2])
+    assert forwards[2] < forwards[1]
 
 
 def test_every_preset_of_experts_compiles(text: Path, tmp_path: Path) -> None:
