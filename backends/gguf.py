@@ -38,6 +38,7 @@ class Gguf(Backend):
     """Write one GGUF file for llama.cpp."""
 
     name: ClassVar[str] = "gguf"
+    activations: ClassVar[bool] = False
     single_file: ClassVar[SingleFile] = SingleFile("model.gguf", b"GGUF")
 
     dense: Decoded = Field(default="F16", description="type of matrices that are no blocks of ggml")

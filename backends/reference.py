@@ -5,12 +5,12 @@ One shard a region and one for the rest; ``config.json`` names each layer's code
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
-from qdc.artifact.config import FORMAT_VERSION, GUARD, QUANTIZATION
-from qdc.artifact.emission import Emission
+from qdc.artifact.config import GUARD, QUANTIZATION, written_version
+from qdc.artifact.emission import Emission, activations_of, tells_masked
 from qdc.artifact.writer import CONFIG, DUMP, json_bytes
 from qdc.checkpoint.compiled import METHOD
 from qdc.ir.dump import to_bytes
@@ -53,9 +53,9 @@ class Reference(Backend):
         tensors = {**emission.packed(rest), **emission.kept(rest), **emission.checkpoint.extra}
         writer.shard(_shard_name(graph, len(graph.regions)), tensors)
         writer.index()
-        layers, biases = emission.layers(), emission.added_biases()
+        layers, beside = emission.layers(), Beside(emission.added_biases(), emission.activations())
         checkpoint, facts = emission.checkpoint, emission.facts
-        writer.json(CONFIG, _configuration(graph, checkpoint.config, facts, layers, biases))
+        writer.json(CONFIG, _configuration(graph, checkpoint.config, facts, layers, beside))
         for name, data in emission.checkpoint.tokenizer_bytes():
             writer.file(name, data)
         writer.file(DUMP, to_bytes(graph))
@@ -67,7 +67,8 @@ class Reference(Backend):
             for path, codec in foreseen.codecs.items()
         }
         graph, checkpoint = foreseen.graph, foreseen.checkpoint
-        config = _configuration(graph, checkpoint.config, foreseen.facts, layers, [])
+        beside = Beside([], activations_of(graph))
+        config = _configuration(graph, checkpoint.config, foreseen.facts, layers, beside)
         found = [FileSize(CONFIG, len(json_bytes(config)))]
         files = tuple(checkpoint.tokenizer_files())
         if not files:
@@ -76,12 +77,21 @@ class Reference(Backend):
         return [*found, FileSize(DUMP, len(to_bytes(graph)))]
 
 
+class Beside(NamedTuple):
+    """What the configuration says of layers beside their codecs."""
+
+    biases: list[str]
+    """Full paths of the linears that have a bias here alone."""
+    activations: Mapping[str, Mapping[str, object]]
+    """What layers do with what they read, by full path."""
+
+
 def _configuration(
     graph: LayerGraph,
     config: Mapping[str, object],
     facts: Mapping[str, object],
     layers: Mapping[str, Mapping[str, object]],
-    biases: list[str],
+    beside: Beside,
 ) -> dict[str, object]:
     """The configuration of an artifact: the checkpoint's own, and all about its layers."""
     return {
@@ -89,7 +99,7 @@ def _configuration(
         **GUARD,
         QUANTIZATION: {
             "quant_method": METHOD,
-            "format_version": FORMAT_VERSION,
+            "format_version": written_version(activations=bool(beside.activations)),
             **facts,
             "stages": [
                 [graph[name].path for name in stage.layers]
@@ -101,7 +111,9 @@ def _configuration(
                 for node in graph
                 if node.op in (LINEAR, ROUTER) and graph[graph.owner(node.name)].path not in layers
             ],
-            **({"added_biases": biases} if biases else {}),
+            **({"added_biases": beside.biases} if beside.biases else {}),
+            **({"activations": beside.activations} if beside.activations else {}),
+            **({"mask_token": graph.model.mask} if tells_masked(graph) else {}),
             "layers": layers,
         },
     }

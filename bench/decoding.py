@@ -2,6 +2,7 @@
 
     python -m bench.decoding OUT --against MODEL --text held.jsonl --blocks 8 16 32
     python -m bench.decoding OUT --against MODEL --text held.jsonl --strategies random entropy
+    python -m bench.decoding OUT --against MODEL --text held.jsonl --blocks 16 --bits 8 4
 
 Prompts are beginnings of windows of held-out text, answered one at a time. A cache is judged twice:
 step by step, where it sees the very states of the run without a cache (how often both would write
@@ -28,14 +29,14 @@ from qdc.pipeline.strategybase import Stepwise
 from qdc.runtime.decoding.canvas import Canvas, lay_out
 from qdc.runtime.decoding.llada import LowConfidence
 from qdc.runtime.decoding.loop import Loop, decode
-from qdc.runtime.decoding.options import CACHES, DecodeOptions
+from qdc.runtime.decoding.options import CACHE_BITS, CACHES, DecodeOptions
 from qdc.runtime.decoding.reader import Reader
 from qdc.runtime.decoding.results import Decoded
 from qdc.runtime.decoding.strategies import STRATEGIES, make_strategy
 
 PROMPT, LENGTH, BLOCK = 64, 32, 16
 COLUMNS = (
-    "strategy", "block", "cache", "forwards", "CPU s", "top-1", "KL", "same tokens", "CE",
+    "strategy", "block", "cache", "kept", "forwards", "CPU s", "top-1", "KL", "same tokens", "CE",
 )  # fmt: skip
 OTHERS = tuple(
     kind.name for kind in STRATEGIES if issubclass(kind, Stepwise) and kind is not LowConfidence
@@ -45,9 +46,10 @@ OTHERS = tuple(
 class Shadowed(Reader):
     """Reads without a cache, and compares what a reader with one would have read."""
 
-    def __init__(self, model: Opened, canvas: Canvas, cache: str) -> None:
+    def __init__(self, model: Opened, canvas: Canvas, options: DecodeOptions) -> None:
         super().__init__(model.module, canvas, model.decoding, "none", 0.0)
-        self.other = Reader(model.module, canvas, model.decoding, cache, 0.0)
+        bits = options.cache_bits
+        self.other = Reader(model.module, canvas, model.decoding, options.cache, 0.0, bits)
         self.same, self.divergence, self.places = 0.0, 0.0, 0
 
     def begin(self, first: int, last: int) -> None:
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--blocks", type=int, nargs="*", default=[8, 16, 32])
+    parser.add_argument("--bits", type=int, nargs="*", default=[], choices=CACHE_BITS)
     parser.add_argument("--strategies", nargs="*", default=[], choices=OTHERS)
     given = parser.parse_args(arguments)
     model, judge = (open_runnable(path, "cpu", []) for path in (given.model, given.against))
@@ -83,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(windows)} prompts of {PROMPT} tokens, {LENGTH} new ones; the text itself has a")
     print(f"cross-entropy of {judged(judge, windows):.2f}\n")
     print(header(COLUMNS, left=3))
-    for options in by_strategy(given.strategies) if given.strategies else by_block(given.blocks):
+    chosen = by_strategy(given.strategies) if given.strategies else by_block(given.blocks)
+    for options in with_bits(chosen, given.bits):
         if options.cache == "none":
             plain = found = run(model, windows, options)
         else:
@@ -109,6 +113,14 @@ def by_strategy(strategies: list[str]) -> Iterator[DecodeOptions]:
         yield from with_caches(fields)
 
 
+def with_bits(chosen: Iterator[DecodeOptions], bits: list[int]) -> Iterator[DecodeOptions]:
+    """Each cache as computed, and then as codes."""
+    for options in chosen:
+        yield options
+        for each in bits if options.cache != "none" else ():
+            yield options.model_copy(update={"cache_bits": each})
+
+
 def with_caches(fields: dict[str, object]) -> Iterator[DecodeOptions]:
     for cache in CACHES:
         given = {"length": LENGTH, "cache": cache, "stop_early": False, **fields}
@@ -130,6 +142,8 @@ def run(model: Opened, windows: Tensor, options: DecodeOptions) -> Decoded:
         steps=sum(one.steps for one in each),
         forwards=sum(one.forwards for one in each),
         seconds=watch.processor,
+        cache_bytes=max(one.cache_bytes for one in each),
+        cache_plain_bytes=max(one.cache_plain_bytes for one in each),
     )
 
 
@@ -139,7 +153,7 @@ def shadow(model: Opened, windows: Tensor, options: DecodeOptions) -> tuple[str,
     same = divergence = places = 0.0
     for prompt in windows[:, :PROMPT].tolist():
         canvas = lay_out([prompt], options.length, options.block, model.decoding, [options.seed])
-        reader = Shadowed(model, canvas, options.cache)
+        reader = Shadowed(model, canvas, options)
         strategy = make_strategy(options)
         assert isinstance(strategy, Stepwise)
         Loop(reader, strategy, options, model.decoding, stops=False).run(None)
@@ -163,7 +177,9 @@ def cells(
 ) -> tuple[str, ...]:
     """One line of the table."""
     same = (found.tokens == plain.tokens)[:, PROMPT:].double().mean()
-    name = (options.strategy, str(options.block), options.cache)
+    codes = "" if options.cache_bits is None else f" {options.cache_bits} bits"
+    held = f"{found.cache_bytes / 1000:.0f} kB" if found.cache_bytes else ""
+    name = (options.strategy, str(options.block), options.cache + codes, held)
     kept = "" if options.cache == "none" else f"{100 * same:.1f} %"
     entropy = f"{judged(judge, found.tokens):.2f}"
     return (*name, str(found.forwards), f"{found.seconds:.1f}", *steps, kept, entropy)

@@ -60,8 +60,8 @@ def decode_layer(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array
 def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:
     """Add the components of each block: (row scale * column scale) * sign, in float32."""
     rows, columns, block, orders = (layer[key] for key in ("rows", "columns", "block", "orders"))
-    planes, total, bits = stored["planes"], sum(orders), layer.get("scale_bits", 16)
-    row, col = (scales(stored, kind, bits) for kind in ("row", "col"))
+    planes, total = stored["planes"], sum(orders)
+    row, col = (scales(layer, stored, kind) for kind in ("row", "col"))
     expect(planes.shape == (rows, total, block // 8), "planes")
     expect(row.shape == (rows, total) and bool(np.isfinite(row).all()), "row_scale")
     expect(col.shape == (1, total, block) and bool(np.isfinite(col).all()), "col_scale")
@@ -77,14 +77,19 @@ def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array
     return dense
 
 
-def scales(stored: Mapping[str, Array], kind: str, bits: int) -> Array:
-    """Scales in float32; codes of 8 bits are parts of their plane's peak, rounded to float16."""
+def scales(layer: Mapping[str, Any], stored: Mapping[str, Array], kind: str) -> Array:
+    """Scales in float32; codes of 8 bits stand beside their plane's peak, rounded to float16."""
     found = stored[f"{kind}_scale"]
-    if bits == 8:
+    if layer.get("scale_bits", 16) == 8:
         peak = stored[f"{kind}_peak"]
         expect(peak.shape == (1, found.shape[1], 1)[: found.ndim], f"{kind}_peak")
         expect(found.dtype == np.uint8, f"{kind}_scale")
-        found = (found.astype("f4") * peak.astype("f4") / np.float32(255)).astype("f2")
+        if layer.get("scale_code", "linear") == "linear":
+            found = (found.astype("f4") * peak.astype("f4") / np.float32(255)).astype("f2")
+        else:
+            octaves, steps = np.divmod(found.astype(np.int64) - 255, 32)
+            power = (2.0 ** (steps / 32)).astype("f4") * (2.0**octaves).astype("f4")
+            found = np.where(found > 0, power * peak.astype("f4"), 0).astype("f2")
     expect(found.dtype == np.float16, f"{kind}_scale")
     return found.astype("f4")
 

@@ -13,10 +13,12 @@ from .calibrate_cross import CalibrateCross
 from .calibrate_mcs import CalibrateMcs
 from .daq_lower import DaqLower
 from .db_lower import DbLower
+from .distill import Distill
 from .engine_lower import EngineLower
 from .gguf_lower import GgufLower
 from .gguf_vocab import GgufVocab
 from .gptq_lower import GptqLower
+from .guide import Guide
 from .measure_orders import MeasureOrders
 from .pack import Pack
 from .pb_llm_lower import PbLlmLower
@@ -24,8 +26,10 @@ from .polish import Polish
 from .predict_error import PredictError
 from .probe_loss import ProbeLoss
 from .pt2_lower import Pt2Lower
+from .quantize_activations import QuantizeActivations
 from .quantize_vocab import QuantizeVocab
 from .quip_lower import QuipLower
+from .rotate import Rotate
 from .rtn_lower import RtnLower
 from .sbvr_lower import SbvrLower
 from .sdq_allocate import SdqAllocate
@@ -38,6 +42,9 @@ from .trellis_lower import TrellisLower
 PASSES = (
     QuantizeVocab,
     GgufVocab,
+    Rotate,
+    QuantizeActivations,
+    Guide,
     CalibrateMcs,
     CalibrateCross,
     Sensitivity,
@@ -67,6 +74,7 @@ PASSES = (
     SbvrLower,
     AqlmLower,
     Polish,
+    Distill,
     Pack,
 )
 
@@ -82,8 +90,8 @@ def rated(vocabulary: str, allocation: str) -> Preset:
 
 PRESETS = {
     "default": Preset(
-        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256},abmp-allocate,"
-        "daq-lower{asymmetry=1}),pack"
+        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256 widths=even},"
+        "abmp-allocate,daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
     ),
     "best": rated("quantize-vocab", "allocate-rates"),
     "two": rated("quantize-vocab{bits=4}", "allocate-rates{count=effective}"),
@@ -109,8 +117,8 @@ PRESETS = {
         "arXiv 2510.03274",
     ),
     "uniform": Preset(
-        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256},"
-        "abmp-allocate{ratio=0},daq-lower{asymmetry=1}),pack"
+        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256 widths=even},"
+        "abmp-allocate{ratio=0},daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
     ),
     "rtn": Preset("stages(calibrate-mcs,rtn-lower),pack", 2),
     "gptq": Preset(

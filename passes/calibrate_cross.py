@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple, Self
 
+from torch import Tensor
+
 from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.passkit import (
     CrossMoment,
-    ExpertOptions,
     Field,
     Forecast,
     Kinds,
@@ -36,13 +37,14 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import Reading, paired, parts_of, read_together
+from qdc.passkit.experts import Reading, paired, parts_of, weighed_together
+from qdc.passkit.guided import WeighedOptions
 from qdc.streaming.streamforecast import StreamForecast
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 
 
-class CalibrateCross(ExpertOptions):
+class CalibrateCross(WeighedOptions):
     """Collect each stage's second moment, and how its input drifts from the original model's.
 
     Only inside ``stages(...)``, where stages are calibrated on the quantized stream.
@@ -71,7 +73,9 @@ class CalibrateCross(ExpertOptions):
                 stage.value: sums_of(unit, layers, carried=stage.value in carriers)
                 for stage, layers in wave
             }
-            add = partial(self.add, (stream, reference), stages, carriers, sources, sums)
+            weights = {stage.value: self.counted(unit, stream, layers) for stage, layers in wave}
+            streams = stream, reference
+            add = partial(self.add, streams, stages, carriers, weights, sources, sums)
             unit.accumulate_all([(layers, sums[stage.value]) for stage, layers in wave], add)
             unit.share_wave(wave, partial(self.note, unit, sources, sums))
 
@@ -85,22 +89,33 @@ class CalibrateCross(ExpertOptions):
         streams: tuple[Stream, Stream],
         stages: list[Stage],
         carriers: Mapping[str, str],
+        weights: Mapping[str, Tensor | None],
         sources: Mapping[str, Source],
         sums: Mapping[str, Sums],
     ) -> None:
-        """Add up what the stages read in the quantized stream and in the original one."""
+        """Add up what the stages read in the quantized stream and in the original one.
+
+        A token counts as ``weights`` say, ``f32[samples, length]``, or as the stream does.
+        """
         pooled = {value for value, source in sources.items() if source.pooled}
         others = {value: (carrier,) for value, carrier in carriers.items()}
         for part in parts_of(streams[0], stages, pooled):
-            found = (read_together(s, part, s.masked, others, pooled=pooled) for s in streams)
+            found = (weighed_together(s, part, weights, others, pooled=pooled) for s in streams)
             for now, original in zip(*found, strict=True):
-                for value in now:
-                    self.add_one(now[value], original[value], carriers.get(value), sums[value])
+                for value, (reading, share) in now.items():
+                    before, carrier = original[value][0], carriers.get(value)
+                    self.add_one(reading, before, share, carrier, sums[value])
 
-    def add_one(self, now: Reading, original: Reading, carrier: str | None, sums: Sums) -> None:
+    def add_one(
+        self,
+        now: Reading,
+        original: Reading,
+        share: Tensor | None,
+        carrier: str | None,
+        sums: Sums,
+    ) -> None:
         """Add what one stage reads of one batch."""
         moment, cross = sums
-        share = None if self.masked_weight == 1 else self.weigh(now.facts)
         moment.add(now.value, share)
         cross.add(now.value, paired(now, original), share)
         if carrier is not None:
@@ -129,8 +144,9 @@ class CalibrateCross(ExpertOptions):
                 samples=self.samples,
                 tokens=moment.tokens,
                 masked=source.masked,
-                geometry=self.geometry,
+                geometry=self.masks,
                 masked_weight=self.masked_weight,
+                token_weights=self.token_weights,
                 routed=source.routed,
             ),
             CrossMoment(tensor=lasting, drift=cross.drift, residual=residual),

@@ -11,9 +11,12 @@ Other geometries, for other samplers and for comparison:
 
 - ``uniform``: the whole window is masked, at times that are random, one in each N-th of 0..1;
 - ``block-diffusion``: prefix and earlier blocks are visible, the current block is partly masked,
-  all later ones are masked;
+  all later ones are masked; the default of models whose attention goes by blocks, which are then
+  counted from the beginning of the sample;
 - ``rollout``: states of the original model's own sampler, which fills the place of least doubt
   first; costs about half of ``steps`` further runs of the model;
+- ``tmas``: states of its whole trajectories, behind a prompt, with fixed shares from stretches of
+  the way, more at the two ends (DLLMQuant, arXiv 2508.14090); costs as much as ``rollout``;
 - ``clean``: no mask, as tools for autoregressive models calibrate.
 
 The release keeps the first quarter of a sample visible, ``prefix=0.25``, so that no state has more
@@ -21,6 +24,9 @@ than three quarters masked; the default keeps nothing, for the loss where most i
 The paper sees every sample at T times, the release and the default at one time each:
 ``timesteps=T``. The paper's figure shows a clean copy, the release has none: ``clean-copy``.
 Where the text is prompts and answers, prompts stay visible besides; only answers are masked.
+
+``token-weights=certainty`` counts x x^T of a token v^2 times, v = base + sqrt(confidence) of what
+the original model predicts there (DLLMQuant); it costs one more run of the model.
 
 The moment of an expert is that of the tokens routed to it, each counted once whatever its routing
 weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens, and a remark:
@@ -36,7 +42,6 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from qdc.passkit import (
-    ExpertOptions,
     Forecast,
     Kinds,
     Moment,
@@ -49,10 +54,11 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import parts_of, read_together
+from qdc.passkit.experts import parts_of, weighed_together
+from qdc.passkit.guided import WeighedOptions
 
 
-class CalibrateMcs(ExpertOptions):
+class CalibrateMcs(WeighedOptions):
     """Collect each stage's second moment over masked samples.
 
     Inside ``stages(...)`` every stage is calibrated on the already quantized stream; outside it, on
@@ -73,7 +79,9 @@ class CalibrateMcs(ExpertOptions):
                 stage.value: MomentAccumulator(layers[0].columns, unit.device)
                 for stage, layers in wave
             }
-            add = partial(self.add, stream, [stage for stage, _ in wave], sources, moments)
+            weights = {stage.value: self.counted(unit, stream, layers) for stage, layers in wave}
+            stages = [stage for stage, _ in wave]
+            add = partial(self.add, stream, stages, weights, sources, moments)
             unit.accumulate_all([(layers, [moments[s.value]]) for s, layers in wave], add)
             unit.share_wave(wave, partial(self.note, unit, sources, moments))
         if unit.whole_region and unit.region is not None:
@@ -83,15 +91,16 @@ class CalibrateMcs(ExpertOptions):
         self,
         stream: Stream,
         stages: list[Stage],
+        weights: Mapping[str, Tensor | None],
         sources: Mapping[str, Source],
         moments: Mapping[str, MomentAccumulator],
     ) -> None:
-        """Add up what the stages read."""
+        """Add up what the stages read; tokens count as ``f32[samples, length]`` say, if given."""
         pooled = {value for value, source in sources.items() if source.pooled}
         for part in parts_of(stream, stages, pooled):
-            for found in read_together(stream, part, stream.masked, {}, pooled=pooled):
-                for value, reading in found.items():
-                    moments[value].add(reading.value, self._weights(reading.facts))
+            for found in weighed_together(stream, part, weights, {}, pooled=pooled):
+                for value, (reading, share) in found.items():
+                    moments[value].add(reading.value, share)
 
     def note(
         self,
@@ -108,8 +117,9 @@ class CalibrateMcs(ExpertOptions):
             samples=self.samples,
             tokens=moment.tokens,
             masked=source.masked,
-            geometry=self.geometry,
+            geometry=self.masks,
             masked_weight=self.masked_weight,
+            token_weights=self.token_weights,
             routed=source.routed,
         )
         moment.clear()  # the sum is larger than what is kept of it
@@ -134,6 +144,3 @@ class CalibrateMcs(ExpertOptions):
                 self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
-
-    def _weights(self, masked: Tensor) -> Tensor | None:
-        return None if self.masked_weight == 1 else self.weigh(masked)

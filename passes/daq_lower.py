@@ -162,6 +162,7 @@ class DaqLower(Lowering):
             block=-(-orders.widths[0] // 8) * 8,
             orders=orders.blocks,
             scale_bits=self.scale_bits,
+            scale_code="linear" if self.scale_bits == 16 else "logarithmic",
         )
 
     def lower(self, unit: Unit, node: Node) -> tuple[Daq, Tensors]:

@@ -70,7 +70,9 @@ class Polish(CalibrationOptions):
         reference = unit.reference(stream.samples)
         stream.start(unit.region)
         reference.start(unit.region)
-        weights = self.weigh(stream.masked)
+        weights = stream.token_weights
+        if weights is None:
+            weights = torch.ones_like(stream.tokens, dtype=torch.float32)
         fit = RegionFit(unit, stream, reference, list(torch.split(weights, self.batch)))
         optimizer = torch.optim.Adam(
             fit.groups(self.code_rate, self.scale_rate, self.norm_rate), betas=(0.9, 0.95)

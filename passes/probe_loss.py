@@ -48,7 +48,7 @@ from qdc.passkit import (
     factorize,
     residual_cost,
 )
-from qdc.passkit.experts import read
+from qdc.passkit.experts import weighed
 from qdc.passkit.head import output_head
 from qdc.passkit.probes import WITHOUT_HEAD, Probes
 from qdc.streaming.streamforecast import StreamForecast
@@ -150,7 +150,7 @@ class ProbeLoss(ExpertOptions):
         probed = len(batches)
         if count < samples:
             batches += drawn.select(order[count:]).batches(self.batch)
-        probes = Probes(unit, batches, probed, everywhere=self.geometry == "clean")
+        probes = Probes(unit, batches, probed, everywhere=self.masks == "clean")
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
         trials: list[Trial] = []
@@ -267,8 +267,8 @@ class ProbeLoss(ExpertOptions):
         stream, nodes = probes.enter(stage), [unit.graph[name] for name in names]
         source = self.source(unit, stream, stage, nodes)
         accumulator = MomentAccumulator(nodes[0].columns, unit.device)
-        for part in read(stream, stage, stream.masked, pooled=source.pooled):
-            accumulator.add(part.value)
+        for part, weights in weighed(stream, stage, pooled=source.pooled):
+            accumulator.add(part.value, weights)
         factor = self.factor(accumulator.value(), names)
         tokens = accumulator.tokens if source.routed is None else source.routed
         dead = factor.dead.nonzero().flatten()

@@ -61,6 +61,7 @@ class QuipLower(CompensatedLowering):
     """Rotate a layer on both sides, and round eight columns at a time to points of a lattice."""
 
     name: ClassVar[str] = "quip-lower"
+    rotates: ClassVar[bool] = True
     provides: ClassVar[Kinds] = (Quip,)
     presets: ClassVar[Mapping[str, Preset]] = {
         "quip": Preset("stages(calibrate-mcs,sensitivity,quip-lower),pack", 2, "arXiv 2402.04396"),

@@ -51,6 +51,7 @@ class SdqLower(CompensatedLowering):
     """Sample each rotated row more often, and code it by a sigma-delta loop."""
 
     name: ClassVar[str] = "sdq-lower"
+    rotates: ClassVar[bool] = True
     requires: ClassVar[Kinds] = (Factor, Oversampling)
     provides: ClassVar[Kinds] = (Sdq,)
     presets: ClassVar[Mapping[str, Preset]] = {

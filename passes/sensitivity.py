@@ -35,6 +35,7 @@ from qdc.passkit import (
     Work,
     block_slices,
     block_widths,
+    even_width,
     factor_bytes,
     factorize,
     table_key,
@@ -57,6 +58,10 @@ class Sensitivity(Pass):
     )
     block: int = Field(
         default=BLOCK, ge=8, le=1 << 16, multiple_of=8, description="columns of a block"
+    )
+    widths: Literal["fixed", "even"] = Field(
+        default="fixed",
+        description="cut to that width, the last block narrower, or all alike and near it",
     )
     importance: ImportanceKind = Field(
         default="conditional", description="diagonal in the importance: release, or paper"
@@ -99,7 +104,7 @@ class Sensitivity(Pass):
         value, stage = of.value, stages[of]
         failed: dict[str, str] = {}
         moment = unit.get(unit.graph.require(layers[0].name, Moment).tensor)
-        slices = block_slices(layers[0].columns, self.block)
+        slices = block_slices(layers[0].columns, self.width(layers[0].columns))
         factor: Factorization | None = None
         for turn, node in enumerate(stage):
             if node not in layers:
@@ -121,7 +126,7 @@ class Sensitivity(Pass):
                 failed[node.name] = OVERFLOW
                 continue
             unit.annotate(node, note)
-            widths = block_widths(node.columns, self.block)
+            widths = block_widths(node.columns, self.width(node.columns))
             unit.annotate(node, Salience(blocks=scores, widths=widths))
             if factor.attempts > 1 or dead:
                 unit.remark(
@@ -133,7 +138,7 @@ class Sensitivity(Pass):
         """A factorization for each stage, in fp64 and in place, then a look at each weight."""
         for stage, layers in unit.layers_by_stage():
             columns = layers[0].columns
-            squares, widths = columns**2, block_widths(columns, self.block)
+            squares, widths = columns**2, block_widths(columns, self.width(columns))
             for turn, node in enumerate(layers):
                 if turn == 0 or self.accumulate:
                     unit.work(factor_bytes(columns), Work(exact=4 * columns * squares / 3))
@@ -142,6 +147,10 @@ class Sensitivity(Pass):
                 unit.work(3 * weight, Work(elements=weight))
                 unit.annotate(node, Factor(tensor=factor, damp=self.damp, attempts=1))
                 unit.annotate(node, Salience(blocks=(0.0,) * len(widths), widths=widths))
+
+    def width(self, columns: int) -> int:
+        """Columns of a block of a layer with so many."""
+        return self.block if self.widths == "fixed" else even_width(columns, self.block)
 
     def share(self, turn: int) -> float:
         """Damping of the layer at this place of its stage, as a share of the mean diagonal.

@@ -60,7 +60,7 @@ from qdc.passkit import (
     model_validator,
     table_key,
 )
-from qdc.passkit.experts import read
+from qdc.passkit.experts import weighed
 from qdc.passkit.lowering import RANGE
 
 ATTEMPTS = 9
@@ -212,8 +212,7 @@ class SlimAllocate(ExpertOptions):
         self, stream: Stream, stage: Stage, source: Source, tried: list[DivergenceAccumulator]
     ) -> None:
         """Add up the divergence of every count over what the stage reads."""
-        for part in read(stream, stage, stream.masked, pooled=source.pooled):
-            shares = None if self.masked_weight == 1 else self.weigh(part.facts)
+        for part, shares in weighed(stream, stage, pooled=source.pooled):
             for each in tried:
                 each.add(part.value, shares)
 

@@ -72,6 +72,7 @@ class TrellisLower(CompensatedLowering):
     """Rotate a layer on both sides, and encode its columns as trellis codes."""
 
     name: ClassVar[str] = "trellis-lower"
+    rotates: ClassVar[bool] = True
     provides: ClassVar[Kinds] = (TrellisCoded,)
     presets: ClassVar[Mapping[str, Preset]] = {
         "qtip": Preset(

@@ -8,6 +8,7 @@ from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
 from qdc.pipeline.running import Resident, Running
+from qdc.runtime.integers import integer_bytes
 
 from . import support
 from .packing import Layout, layout_of
@@ -43,6 +44,13 @@ def resident(running: Running) -> Resident | None:
         if layer.embedding:
             parts["rows of the embedding"] += _touched(codec, running.tokens)
         if not layer.multiplied:
+            continue
+        if layer.integer:
+            whole = integer_bytes(codec)
+            parts["whole numbers"] += whole
+            held += whole
+            # Two bytes a code while they are moved to the middle, beside the unpacked ones.
+            loading = max(loading, held + 3 * whole)
             continue
         found = _of_layer(codec)
         parts.update(found)

@@ -16,7 +16,6 @@ from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
 from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
-from qdc.numerics.components import decode_scales
 
 from .ringlayout import RingLayout, kept_rings, ring_layout
 
@@ -95,10 +94,7 @@ def kept(codec: Codec, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     assert isinstance(layout, Layout)
     found = {"orders": torch.tensor(layout.orders), **_units(layout)}
     if isinstance(codec, MultiBinary):
-        row_scale, col_scale = stored["row_scale"], stored["col_scale"]
-        if codec.scale_bits == 8:
-            row_scale = decode_scales(row_scale, stored["row_peak"]).half()
-            col_scale = decode_scales(col_scale, stored["col_peak"]).half()
+        row_scale, col_scale = codec.scales(stored)
         found |= {"bits": stored["planes"], "columns": col_scale[0].float().contiguous()}
         return {**found, "scales": _turned(row_scale, layout)}
     place = stored.get("minimum")

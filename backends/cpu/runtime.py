@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from qdc.format.codec import Codec
 from qdc.format.weights import Weights
 from qdc.ir.keys import file_key
 from qdc.pipeline.backendbase import Runtime
+from qdc.runtime.integers import put_integers
 from qdc.runtime.weights import Skeleton
 
 from . import support
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class CpuRuntime(Runtime):
     """Packed linears and embeddings; a module of another kind gets its decoded weight."""
+
+    follows_activations: ClassVar[bool] = True
 
     arithmetic: Arithmetic
 
@@ -44,8 +48,11 @@ class CpuRuntime(Runtime):
 
     def fill(self, module: nn.Module, weights: Weights) -> None:
         """Read layer by layer; beside what is mapped there are the scales of one layer twice."""
-        skeleton, replaced = Skeleton.of(module), set[str]()
+        skeleton = Skeleton.of(module)
+        replaced = put_integers(module, weights, self.device, self.dtype)
         for layer, codec in weights.codecs.items():
+            if layer in replaced:
+                continue
             uses = skeleton.uses(layer)
             packed = [path for path in uses if _can_be_packed(module.get_submodule(path))]
             if not packed:

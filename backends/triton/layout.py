@@ -11,7 +11,7 @@ shifting all bytes by one amount gives the signs of neighbouring columns, where 
 them, and no sign changes its thread.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -22,7 +22,6 @@ from torch.nn.functional import pad
 from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
-from qdc.numerics.components import decode_scales
 from qdc.numerics.fields import pack_codes
 
 from .parts import Part, span_of, tile_columns
@@ -114,7 +113,7 @@ def binary_layout(parts: Sequence[Part]) -> BinaryLayout:
         bits = part.stored["planes"].reshape(own.rows, own.planes, cut, width // 8)
         chosen = bits[:, [p for p, _ in order], [s for _, s in order]]
         planes.append(pad_rows(swap_bits(chosen).transpose(0, 1), own.rows, 1))
-        row_scale, col_scale = _scales(own, part.stored)
+        row_scale, col_scale = own.scales(part.stored)
         row_scales.append(pad_rows(row_scale.T, own.rows, 1))
         columns = col_scale.reshape(own.planes, cut, width)
         col_scales.append(columns[[p for p, _ in order], [s for _, s in order]])
@@ -131,15 +130,6 @@ def binary_layout(parts: Sequence[Part]) -> BinaryLayout:
         columns=codec.columns,
         rows=rows,
     )
-
-
-def _scales(codec: MultiBinary, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Scales of rows f16[rows, P] and of columns f16[1, P, block]; codes of 8 bits are decoded."""
-    row_scale, col_scale = stored["row_scale"], stored["col_scale"]
-    if codec.scale_bits == 8:
-        row_scale = decode_scales(row_scale, stored["row_peak"]).half()
-        col_scale = decode_scales(col_scale, stored["col_peak"]).half()
-    return row_scale, col_scale
 
 
 def _plan(

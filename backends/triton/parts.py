@@ -14,9 +14,9 @@ from qdc.format.uniformgrid import UniformGrid
 from .support import REFERENCE
 
 TILE_COLUMNS = 128
-"""Columns that a kernel takes at a time; wider blocks are taken in parts."""
-NARROW = (32, 64)
-"""Blocks and groups below ``TILE_COLUMNS`` that the kernels take whole."""
+"""Columns that a kernel takes at a time where it can; wider blocks are taken in parts."""
+TILES = (TILE_COLUMNS, 64, 32)
+"""Columns of a tile, the widest first: the first that parts a block without rest is taken."""
 
 
 class Part(NamedTuple):
@@ -30,9 +30,7 @@ class Part(NamedTuple):
 
 def tile_columns(span: int) -> int | None:
     """Columns of a kernel's tile for blocks or groups of ``span`` columns; None if there is no."""
-    if span % TILE_COLUMNS == 0:
-        return TILE_COLUMNS
-    return span if span in NARROW else None
+    return next((tile for tile in TILES if span % tile == 0), None)
 
 
 def span_of(codec: Codec) -> int:
@@ -57,8 +55,7 @@ def refuse_codec(codec: Codec, layer: str) -> None:
     elif tile_columns(span_of(codec)) is None:
         kind = "blocks" if isinstance(codec, MultiBinary) else "groups"
         what = (
-            f"the backend triton takes {kind} of 32, 64 and multiples of 128 columns, "
-            f"not of {span_of(codec)}"
+            f"the backend triton takes {kind} of multiples of 32 columns, not of {span_of(codec)}"
         )
     else:
         return

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from qdc.evaluation.held_out import held_out_windows
+from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
 from qdc.passes.calibrate_mcs import CalibrateMcs
-from qdc.passkit.calibration import States
+from qdc.passkit.states import States
 from qdc.streaming.calibration import Calibration
 from qdc.text.source import read_text
 from qdc.text.tokenizer import encoder, load_tokenizer
@@ -21,7 +22,8 @@ def calibration_states(model: Path, seed: int, text: Path | None = None, **optio
     The embedded text if none is given. Rollouts need a running compile and are not to be had here.
     """
     drawer = CalibrateMcs(seed=seed, **options)
-    source = Calibration(read_text(text), encoder(load_tokenizer(model)))
+    # Documents are encoded as a compile encodes them, with what the family puts around them.
+    source = Calibration(read_text(text), open_encoder(model))
     graph = open_model(model)[1].graph
     drawer.check(graph)
     # All that drawing reads of a unit, rollouts apart.

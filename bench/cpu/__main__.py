@@ -1,13 +1,15 @@
 """What the backend ``cpu`` takes and gives, against torch's bf16 products on the same threads.
 
     python -m bench.cpu --linears
+    python -m bench.cpu --integers
     python -m bench.cpu --whole --folder /var/tmp
 
 Linears of LLaDA-8B are timed in turns with torch's bf16 linear and, with ``--peers``, the 2-bit
 products of OpenVINO and ONNX Runtime where they are importable; a ratio is the median of those of
 the turns. One thread is timed by the processor's time, which stands while other programs have the
-core. ``--whole`` writes random artifacts of two and four regions with a vocabulary of 8 bits, and
-runs each in fresh processes to the first token.
+core. ``--integers`` are those of inputs and weights of few bits. ``--whole`` writes random
+artifacts of two and four regions with a vocabulary of 8 bits, and runs each in fresh processes to
+the first token.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import platform
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,7 +25,7 @@ import torch
 from bench.common.markdown import table
 from bench.common.shapes import LLADA
 
-from . import linears, whole
+from . import integers, linears, whole
 
 TOKENS = (1, 4, 16, 32, 64, 128, 512)
 
@@ -34,6 +37,9 @@ def main() -> int:
     if given.linears:
         for threads in given.threads:
             _linears(given, threads)
+    if given.integers:
+        for threads in given.threads:
+            _integers(given, threads)
     if given.whole:
         with tempfile.TemporaryDirectory(prefix="cpu-", dir=given.folder) as scratch:
             _whole(Path(scratch), given)
@@ -41,17 +47,35 @@ def main() -> int:
 
 
 def _linears(given: argparse.Namespace, threads: int) -> None:
-    rows, notes, methods = [], dict[str, str](), dict[str, None]()
-    for name, codec in linears.shapes().items():
-        if given.only and name not in given.only:
-            continue
+    rows = (
+        row
+        for name, codec in linears.shapes().items()
+        if not given.only or name in given.only
         for row in linears.measure(
             name, codec, given.tokens, threads, given.turns, peers=given.peers
-        ):
-            print(f"{row.name}, {row.tokens}: {row.ratios}", file=sys.stderr, flush=True)
-            rows.append(row)
-            notes |= row.notes
-            methods |= dict.fromkeys(row.ratios)
+        )
+    )
+    _show(rows, threads)
+
+
+def _integers(given: argparse.Namespace, threads: int) -> None:
+    rows = (
+        row
+        for name, codec in integers.grids().items()
+        if not given.only or name in given.only
+        for row in integers.measure(name, codec, given.tokens, threads, given.turns)
+    )
+    _show(rows, threads)
+
+
+def _show(measured: Iterable[linears.Row], threads: int) -> None:
+    """Print one table; what is done is said as it is."""
+    rows, notes, methods = [], dict[str, str](), dict[str, None]()
+    for row in measured:
+        print(f"{row.name}, {row.tokens}: {row.ratios}", file=sys.stderr, flush=True)
+        rows.append(row)
+        notes |= row.notes
+        methods |= dict.fromkeys(row.ratios)
     others = [method for method in methods if method != linears.BASELINE]
     head = ("linear", "M", "bf16 ms", *(f"{method} ms" for method in others), *others)
     cells = [
@@ -118,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="bench.cpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--linears", action="store_true", help="time linears")
+    parser.add_argument("--integers", action="store_true", help="time products of whole numbers")
     parser.add_argument("--whole", action="store_true", help="run a whole model")
     parser.add_argument("--peers", action="store_true", help="with other libraries' products")
     parser.add_argument("--only", nargs="+", help="names of linears: 'down', 'head', ...")

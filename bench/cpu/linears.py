@@ -85,7 +85,7 @@ def measure(
             else:
                 calls[other] = lambda x=x, call=call: call(x)
         with torch.inference_mode():
-            _in_turns(row, calls, turns)
+            in_turns(row, calls, turns)
         yield row
 
 
@@ -100,8 +100,11 @@ def _by_tiles(packed: PackedLinear, x: torch.Tensor) -> torch.Tensor:
     return found_
 
 
-def _in_turns(row: Row, calls: dict[str, Callable[[], object]], turns: int) -> None:
-    """One thread is timed by the processor's time, which stands while others have the core."""
+def in_turns(row: Row, calls: dict[str, Callable[[], object]], turns: int) -> None:
+    """Time calls in turns.
+
+    One thread is timed by the processor's time, which stands while others have the core.
+    """
     clock = time.process_time if row.threads == 1 else time.perf_counter
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):

@@ -15,5 +15,10 @@ from .result import MissingLibrary, PeerResult
 
 __all__ = ["PEERS", "MissingLibrary", "PeerResult"]
 
-PEERS = {"autoround": "autoround", "gptq": "llmcompressor_peer", "hqq": "hqq_peer"}
+PEERS = {
+    "autoround": "autoround",
+    "gptq": "llmcompressor_peer",
+    "hqq": "hqq_peer",
+    "llamacpp": "llamacpp_peer",
+}
 """Module of each peer by its name."""

@@ -16,8 +16,9 @@ from bench.common.clocks import Stopwatch
 from qdc.errors import QdcError
 from qdc.text.tokenizer import load_tokenizer
 
-from .native import BlockWatch, dense_weights, open_pair
+from .pair import dense_weights, open_pair
 from .result import Grid, PeerResult, grid_result, require
+from .watch import BlockWatch
 
 INSTALL = (
     "pip install --no-deps auto-round==0.16.1 accelerate && "
@@ -45,14 +46,15 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     """
     library = require("auto_round", INSTALL)
     given = DEFAULTS | options
-    original, native = open_pair(model_folder, samples[:2])
+    pair = open_pair(model_folder, samples[:2])
     tokenizer = load_tokenizer(model_folder)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(_unused(len(tokenizer), samples))
-    blocks = BlockWatch(original, native, samples)
+    # It hides the last position, which in a causal model no other one sees anyway.
+    blocks = BlockWatch(pair, samples, last=not pair.causal)
     batches = list(torch.split(samples, given["batch_size"]))
     with Stopwatch() as watch:
         rounder = library.AutoRound(
-            native,
+            pair.native,
             tokenizer=tokenizer,
             scheme="W2A16",
             dataset=batches,
@@ -64,7 +66,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
         )
         quantized, _ = rounder.quantize()
     note = blocks.finish()
-    weights = dense_weights(quantized, original.sizes.blocks)
+    weights = dense_weights(quantized, pair.paths)
     return grid_result(
         "autoround",
         library.__version__,

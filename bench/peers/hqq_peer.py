@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.common.clocks import Stopwatch
 
-from .native import dense_weights, open_pair
+from .pair import dense_weights, open_pair
 from .result import Grid, PeerResult, grid_result, require
 
 INSTALL = "pip install --no-deps hqq==0.2.8.post1 && pip install einops termcolor"
@@ -30,15 +30,15 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     library = require("hqq", INSTALL)
     quantizer = require("hqq.core.quantize", INSTALL).Quantizer
     given = DEFAULTS | options
-    original, native = open_pair(model_folder, samples[:2])
-    dense = dense_weights(native, original.sizes.blocks)
+    pair = open_pair(model_folder, samples[:2])
+    dense = dense_weights(pair.native, pair.paths)
     with Stopwatch() as watch:
         weights = {name: _fitted(quantizer, weight, given) for name, weight in dense.items()}
     return grid_result(
         "hqq",
         library.__version__,
         weights,
-        Grid(given["nbits"], given["group_size"], zero_bits=16),
+        Grid(given["nbits"], given["group_size"], zero_bits=16, flat=True),
         watch,
         options=given,
         notes=("no samples are used: every seed gives the same weights",),

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from bench.common.clocks import Stopwatch
 from qdc.text.tokenizer import load_tokenizer
 
-from .native import BlockWatch, dense_weights, open_pair
+from .pair import dense_weights, open_pair
 from .result import Grid, PeerResult, grid_result, require
+from .watch import BlockWatch
 
 INSTALL = (
     "pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0 && "
@@ -41,7 +42,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     modifiers = require("llmcompressor.modifiers.gptq", INSTALL)
     schemes = require("compressed_tensors.quantization", INSTALL)
     given = DEFAULTS | options
-    original, native = open_pair(model_folder, samples[:2])
+    pair = open_pair(model_folder, samples[:2])
     grid = schemes.QuantizationArgs(
         num_bits=given["bits"],
         symmetric=False,
@@ -57,14 +58,14 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
     parts = torch.split(samples, BATCH)
     batches: Any = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in parts]
     loader = DataLoader(batches, batch_size=None)
-    blocks = BlockWatch(original, native, samples)
+    blocks = BlockWatch(pair, samples)
     torch.manual_seed(seed)
     with Stopwatch() as watch, tempfile.TemporaryDirectory() as folder:
         # The library looks up whether the model on disk is compressed already.
-        native.config.save_pretrained(folder)
-        native.config.name_or_path = folder
+        pair.native.config.save_pretrained(folder)
+        pair.native.config.name_or_path = folder
         library.oneshot(
-            model=native,
+            model=pair.native,
             processor=load_tokenizer(model_folder),
             dataset=loader,
             recipe=recipe,
@@ -74,7 +75,7 @@ def quantize(model_folder: Path, samples: Tensor, seed: int, **options: Any) -> 
             shuffle_calibration_samples=False,
         )
     note = blocks.finish()
-    weights = dense_weights(native, original.sizes.blocks)
+    weights = dense_weights(pair.native, pair.paths)
     return grid_result(
         "gptq",
         f"llmcompressor {library.__version__}",

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import qdc
 from qdc.errors import QdcError
+from qdc.frontend.select import holder
 
 
 def with_weights(model_folder: Path, weights: dict[str, Tensor]) -> nn.Module:
@@ -14,7 +15,8 @@ def with_weights(model_folder: Path, weights: dict[str, Tensor]) -> nn.Module:
     Raises QdcError if a weight has no place in the model or another shape.
     """
     module = qdc.load_original(model_folder)
-    state = module.state_dict()
+    inside = holder(module)
+    state = inside.state_dict()
     wrong = [
         name
         for name, weight in weights.items()
@@ -23,5 +25,5 @@ def with_weights(model_folder: Path, weights: dict[str, Tensor]) -> nn.Module:
     if wrong:
         raise QdcError("weights have no place in the model", where=wrong)
     new = {f"{name}.weight": weight.float() for name, weight in weights.items()}
-    module.load_state_dict(new, strict=False)
+    inside.load_state_dict(new, strict=False)
     return module

@@ -2,10 +2,12 @@
 
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,32 +58,6 @@ def load(folder: Path) -> PeerResult:
     return PeerResult(weights=load_file(folder / WEIGHTS), **facts)
 
 
-def grouped_bits(code_bits: int, group: int, scale_bits: int = 16, zero_bits: int = 2) -> float:
-    """Stored bits a weight where each ``group`` of one row has its own scale and zero point."""
-    return code_bits + (scale_bits + zero_bits) / group
-
-
-def most_levels(weight: Tensor, group: int) -> int:
-    """Return the largest number of different values in a group of ``f32[rows, columns]``.
-
-    It proves that a dense weight fits the format whose bits are claimed: 2 bits are 4 levels.
-    """
-    ordered = weight.reshape(-1, group).sort(1).values
-    return int((ordered.diff(dim=1) != 0).sum(1).max()) + 1
-
-
-def check_levels(weights: dict[str, Tensor], bits: int, group: int) -> None:
-    """Raise QdcError if a group holds more values than ``bits`` can name."""
-    wrong = [name for name, weight in weights.items() if most_levels(weight, group) > 2**bits]
-    if wrong:
-        raise QdcError(
-            f"groups of {group} weights hold more than {2**bits} levels: "
-            "the claimed bits would be wrong",
-            where=wrong,
-            help="check the library's version against the one in bench/README.md",
-        )
-
-
 @dataclass(frozen=True)
 class Grid:
     """A uniform grid of ``bits``: a scale of 16 bits and a zero point for each group of a row."""
@@ -89,6 +65,48 @@ class Grid:
     bits: int
     group: int
     zero_bits: int
+    flat: bool = False
+    """Whether a group that a row does not fill goes on in the next one; else it is shorter."""
+
+    def split(self, weight: Tensor) -> Tensor:
+        """The groups of ``f32[rows, columns]``, ``[groups, group]``.
+
+        A shorter one repeats its last weight, which adds no level.
+        """
+        rows = weight.reshape(1, -1) if self.flat else weight
+        missing = -rows.shape[1] % self.group
+        ends = rows[:, -1:].expand(-1, missing)
+        return torch.cat([rows, ends], 1).reshape(-1, self.group)
+
+    def stored(self, weight: Tensor) -> int:
+        """Bits of a weight's codes, scales and zero points."""
+        groups = len(self.split(weight))
+        return self.bits * weight.numel() + (16 + self.zero_bits) * groups
+
+    def effective_bits(self, weights: Mapping[str, Tensor]) -> float:
+        """Stored bits of a quantized weight."""
+        total = sum(weight.numel() for weight in weights.values())
+        return sum(self.stored(weight) for weight in weights.values()) / total
+
+    def most_levels(self, weight: Tensor) -> int:
+        """Return the largest number of different values in a group of ``f32[rows, columns]``.
+
+        It proves that a dense weight fits the format whose bits are claimed: 2 bits are 4 levels.
+        """
+        ordered = self.split(weight).sort(1).values
+        return int((ordered.diff(dim=1) != 0).sum(1).max()) + 1
+
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise QdcError if a group holds more values than ``bits`` can name."""
+        most = 2**self.bits
+        wrong = [name for name, weight in weights.items() if self.most_levels(weight) > most]
+        if wrong:
+            raise QdcError(
+                f"groups of {self.group} weights hold more than {most} levels: "
+                "the claimed bits would be wrong",
+                where=wrong,
+                help="check the library's version against the one in bench/README.md",
+            )
 
 
 def grid_result(
@@ -101,15 +119,15 @@ def grid_result(
     options: dict[str, Any],
     notes: tuple[str, ...],
 ) -> PeerResult:
-    """What a library found, its bits counted and proved. Raises QdcError as ``check_levels``."""
-    check_levels(weights, grid.bits, grid.group)
+    """What a library found, its bits counted and proved. Raises QdcError as ``Grid.check``."""
+    grid.check(weights)
     zero = "packed integer" if grid.zero_bits == grid.bits else f"fp{grid.zero_bits}"
     counted = f"counted: codes, one fp16 scale and one {zero} zero point a group"
     return PeerResult(
         name=name,
         version=version,
         weights=weights,
-        effective_bits=grouped_bits(grid.bits, grid.group, 16, grid.zero_bits),
+        effective_bits=grid.effective_bits(weights),
         code_bits=grid.bits,
         seconds=watch.seconds,
         processor_seconds=watch.processor,

@@ -17,18 +17,28 @@ from bench.peers.placing import with_weights
 from qdc.comparing.result import Cost
 from qdc.comparing.work import Work
 from qdc.comparing.worker import Made, main, peak_bytes
+from qdc.errors import QdcError
 from qdc.units import StepProgress
 
 
 def library(work: Work, tell: StepProgress) -> Made:
     """Quantize by a library under its own interpreter, on the samples of ``calibrate-mcs``."""
     load, told = os.getloadavg(), work.extra
-    given = work.calibration.samples
-    samples: dict[str, Any] = {} if given is None else {"samples": given}
-    tokens = calibration_states(work.model, work.seed or 0, **samples).tokens
+    drawn: dict[str, Any] = {**work.calibration.overrides, **told.get("drawn", {})}
+    states = calibration_states(work.model, work.seed or 0, work.calibration.text, **drawn)
+    if states.segments is not None:
+        raise QdcError(
+            "libraries let all positions of a sample see each other",
+            help="leave out pack=pad and isolate",
+        )
     tell(told["peer"], 0, 1)
     found = isolated.quantize(
-        Path(told["python"]), told["peer"], work.model, tokens, work.seed or 0, **told["options"]
+        Path(told["python"]),
+        told["peer"],
+        work.model,
+        states.tokens,
+        work.seed or 0,
+        **told["options"],
     )
     cost = Cost(
         seconds=found.seconds,

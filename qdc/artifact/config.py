@@ -7,9 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qdc.errors import InvalidArtifact, nearest
 from qdc.format.codec import Codec
+from qdc.ir.activations import LayerActivations
 from qdc.models.document_tokens import DocumentTokens
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that is read; what is written is the oldest that says all, see ``written_version``."""
+ACTIVATIONS = 2
+"""The first version whose linears may do something with what they read."""
 QUANTIZATION = "quantization_config"
 GUARD = {"transformers_weights": "import qdc.hf before from_pretrained: qdc has packed the weights"}
 """Keeps transformers from loading an artifact without ``qdc.hf``.
@@ -38,6 +42,10 @@ class QuantizationConfig(BaseModel):
     """For each quantized layer, by full path: ``codec`` and the codec's fields."""
     added_biases: tuple[str, ...] = ()
     """Full paths of the linears that have a bias and have none in the model's configuration."""
+    activations: dict[str, LayerActivations] = {}
+    """By full path of a quantized linear; format version 2."""
+    mask_token: int | None = Field(default=None, ge=0)
+    """Token that masked places hold, where linears tell them from visible ones."""
     stages: tuple[tuple[str, ...], ...] = ()
     """Full paths of layers that are said to read one value. A hint: who joins them must look."""
 
@@ -68,7 +76,29 @@ def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
             f"this qdc reads up to {FORMAT_VERSION}",
             help="update qdc, or compile the model again with this one",
         )
+    if parsed.format_version < ACTIVATIONS and parsed.activations:
+        raise InvalidArtifact(
+            f"the artifact has format version {parsed.format_version} and names activations, "
+            f"which version {ACTIVATIONS} has",
+            help="copy the folder again, or compile the model again",
+        )
+    by_class = [path for path, each in parsed.activations.items() if each.by_class]
+    if by_class and parsed.mask_token is None:
+        raise InvalidArtifact(
+            "linears tell masked tokens from visible ones, and mask_token is not given",
+            where=by_class[:3],
+        )
+    others = sorted(set(parsed.activations) - set(parsed.layers))
+    if others:
+        raise InvalidArtifact(
+            "activations are named of layers that are not quantized", where=others
+        )
     return parsed
+
+
+def written_version(*, activations: bool) -> int:
+    """The format version of an artifact: readers of the first would ignore activations."""
+    return ACTIVATIONS if activations else 1
 
 
 def parse_codec(layer: str, fields: Mapping[str, Any], codecs: Mapping[str, type[Codec]]) -> Codec:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from qdc.disk import digest_of, read_regular, replace_bytes
 from qdc.errors import InvalidJournal
+from qdc.ir.calibration_use import SampledStates, TokenCertainty
 from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
 from qdc.jsontext import UnfitJson, check_size
@@ -107,6 +108,10 @@ class Journal(Frozen):
     samples: int = Field(ge=0)
     text: tuple[TextUse, ...] = ()
     """What windows were made of until then."""
+    sampled: tuple[SampledStates, ...] = ()
+    """What states were taken of trajectories until then."""
+    certainty: tuple[TokenCertainty, ...] = ()
+    """What confidence tokens were weighed by until then."""
     passes: tuple[PassRecord, ...]
     remarks: tuple[str, ...]
     seconds: float = Field(ge=0, allow_inf_nan=False)

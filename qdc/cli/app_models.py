@@ -84,8 +84,7 @@ def generate(
 ) -> None:
     """Write an answer, and show how it unmasks.
 
-    Strategies: low-confidence, random, origin, maskgit-plus, topk-margin, entropy, threshold,
-    factor, sequential, static, dynamic, apd.
+    qdc strategies lists low-confidence, threshold, entropy and all others.
 
     \b
     Examples:

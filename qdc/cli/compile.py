@@ -25,6 +25,8 @@ from qdc.report.model import CompileReport
 
 DIGITS = 12
 """Of a digest, for the eye; ``--json`` and the report have all."""
+BLOCKS = "geometry=block-diffusion"
+"""How a pipeline says that it calibrates block by block."""
 NEARLY_ALL = 0.9
 """Relative output error from which on little is left of what a layer did."""
 MOST_NAMED = 3
@@ -106,6 +108,14 @@ def _totals(report: CompileReport) -> Table:
             rows.add_row("text", "\n".join((*use.said, *use.notes)))
             for warning in use.warnings:
                 rows.add_row("warning", warning)
+        if BLOCKS in report.pipeline:
+            rows.add_row("masks", "block by block, behind clean text (block-diffusion)")
+        for states in report.calibration_states:
+            rows.add_row("states", "\n".join(states.said))
+            for warning in states.warnings:
+                rows.add_row("warning", warning)
+        for certainty in report.calibration_certainty:
+            rows.add_row("token weights", certainty.said)
         rows.add_row("forwards", f"{report.layer_forwards:.3f} of each layer and sample")
     if report.layers:
         weights = sum(layer.weights for layer in report.layers)
@@ -120,6 +130,8 @@ def _totals(report: CompileReport) -> Table:
             rows.add_row(
                 "with vocabulary", f"{report.whole_bits:.4f}, embedding and head counted too"
             )
+        if report.distilled is not None:
+            rows.add_row("distilled", report.distilled.text())
         pooled = sum(layer.routed is not None for layer in report.layers)
         if pooled:
             few = f"{pooled} of {len(report.layers)} layers saw too few routed tokens"

@@ -18,13 +18,14 @@ from qdc.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, h
 from qdc.evaluation.next_token import compare_next, evaluate_next, require_causal
 from qdc.evaluation.options import EvaluationOptions
 from qdc.evaluation.results import NextToken, NextTokenComparison
+from qdc.ir.graph import ModelFacts
 from qdc.report.files import write_report
 from qdc.report.model import CompileReport, EvaluationReport
 from qdc.text.source import TextSource, read_text
 from qdc.units import StepProgress
 
 Result = Evaluation | Comparison | NextToken | NextTokenComparison
-OF_MASKS = ("ratios", "seeds", "infills", "report")
+OF_MASKS = ("ratios", "seeds", "infills", "hide", "report")
 """Options that a model without mask token has no use for; the report's page is of masked losses."""
 PROBE = "def f(x):\n    return x + 1\n"
 
@@ -145,7 +146,9 @@ def _measure(
             help="only text without it can be masked and compared",
         )
     documents, drawn = len(source.documents), range(asked.seeds)
-    batch = fitting_batch(asked.batch, size, facts.vocabulary)
+    behind_clean = _blocks(facts, asked)
+    read = size if behind_clean is None else 2 * size  # the clean text beside the masked one
+    batch = fitting_batch(asked.batch, read, facts.vocabulary)
 
     def tick(done: int, total: int) -> None:
         update(f"evaluate {name}"[:22], done, total)
@@ -159,12 +162,14 @@ def _measure(
         return evaluate(
             candidate, windows, facts.mask_token_id, asked.ratios, drawn, batch,
             progress=tick, documents=documents, owners=owners, text=text,
+            behind_clean=behind_clean,
         )  # fmt: skip
     return compare(
         candidate, original, windows, facts.mask_token_id, asked.ratios, drawn, batch,
         progress=tick, documents=documents, owners=owners, text=text,
         infills=_infills(windows, asked.infills), block=facts.attention_block,
         decoded=lambda done, total: update("fill gaps", done, total),
+        behind_clean=behind_clean,
     )  # fmt: skip
 
 
@@ -187,6 +192,18 @@ def _refuse_masks(asked: EvaluationOptions) -> None:
             "no mask token",
             help="leave it out: the next-token loss of the model is measured",
         )
+
+
+def _blocks(facts: ModelFacts, asked: EvaluationOptions) -> int | None:
+    """Tokens of the blocks that are read one by one; None if windows are read as they are."""
+    if facts.denoises_blocks:
+        return facts.attention_block if asked.hide == "block" else None
+    if "hide" in asked.model_fields_set and facts.mask_token_id is not None:
+        raise QdcError(
+            "--hide is about attention blocks, and a position of this model sees all others",
+            help="leave it out",
+        )
+    return None
 
 
 def _infills(windows: Tensor, wanted: int) -> int:

@@ -28,7 +28,7 @@ def print_evaluation(to: Console, found: Evaluation, *, markdown: bool = False) 
         columns,
         (1, 2, 3),
         rows,
-        (BOUND, UNIGRAM, _unit(found), *text_lines(found.text)),
+        (BOUND, UNIGRAM, *_blocks(found), _unit(found), *text_lines(found.text)),
     )
     print_sheet(to, sheet, markdown=markdown)
 
@@ -64,8 +64,8 @@ def print_comparison(to: Console, found: Comparison, *, markdown: bool = False) 
         "share of gap",
     )  # fmt: skip
     notes = (
-        BOUND, UNIGRAM, "gap: from the original to unigram", _unit(candidate),
-        *text_lines(candidate.text),
+        BOUND, UNIGRAM, "gap: from the original to unigram", *_blocks(candidate),
+        _unit(candidate), *text_lines(candidate.text),
     )  # fmt: skip
     sheet = Sheet(_title(candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
     print_sheet(to, sheet, markdown=markdown)
@@ -74,6 +74,16 @@ def print_comparison(to: Console, found: Comparison, *, markdown: bool = False) 
         print_sheet(to, _agreements(found.agreements), markdown=markdown)
     if found.decoding is not None:
         print_lines(to, "", *_decoding(found.decoding))
+
+
+def _blocks(found: Evaluation) -> tuple[str, ...]:
+    """How a model whose attention goes by blocks has read the windows."""
+    if found.behind_clean is None:
+        return ()
+    return (
+        f"blocks: each of {found.behind_clean} tokens is read behind the clean text before it; "
+        "--hide all hides places of all blocks at once",
+    )
 
 
 def print_comparisons(

@@ -20,6 +20,7 @@ from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
 from qdc.runtime.decoding.strategies import make_strategy
 from qdc.runtime.decoding.verifier import load_verifier
 from qdc.runtime.options import RunOptions
+from qdc.units import size
 
 VEIL = "░"
 """A place that is not decided yet."""
@@ -74,6 +75,10 @@ def generate_command(
         f"{found.seconds:.2f} s: {found.tokens_per_second:.1f} tokens/s, "
         f"{found.tokens_per_step:.2f} tokens/step, by {strategy}\n"
     )
+    if found.cache_bytes:
+        plain = f", {size(found.cache_plain_bytes)} as computed"
+        coded = plain if found.cache_bytes != found.cache_plain_bytes else ""
+        sys.stderr.write(f"cache {size(found.cache_bytes)}{coded}\n")
 
 
 def _figures(found: Decoded, prompt: int, length: int) -> dict[str, object]:
@@ -88,6 +93,8 @@ def _figures(found: Decoded, prompt: int, length: int) -> dict[str, object]:
         "seconds": found.seconds,
         "tokens_per_second": found.tokens_per_second,
         "tokens_per_step": found.tokens_per_step,
+        "cache_bytes": found.cache_bytes,
+        "cache_plain_bytes": found.cache_plain_bytes,
     }
 
 

@@ -27,6 +27,8 @@ from qdc.runtime.device import exact_products, find_device
 from qdc.text.options import read_fields
 from qdc.text.source import read_source
 
+DRAWN = {"samples", "pack", "seed", "ratios", "geometry", "steps", "top"}
+"""Options that say what is drawn and compared."""
 LEGEND = (
     "against the same windows without masks; ratio 0: other windows without masks, by chance",
     "trace: log of the ratio of energies; space: overlap of the leading eigenspaces, 1 if equal;",
@@ -50,7 +52,7 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
             help="choose a smaller length, or leave it out",
         )
     sampling = _sampling(
-        **options.model_dump(include={"samples", "pack", "seed", "ratios", "top"}),
+        **options.model_dump(include=DRAWN),
         length=longest if length is None else length,
     )
     source = read_source(options.calibration, fields)

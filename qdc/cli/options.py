@@ -1,13 +1,14 @@
 """The application with its first page, and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, Self
 
 import typer
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from qdc.cli.group import Group
 from qdc.cli.ranks import refuse_ranks
+from qdc.errors import QdcError
 from qdc.evaluation.options import as_ratios
 from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
@@ -35,6 +36,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")
 Runnable = Annotated[Path, typer.Argument(metavar="MODEL", help="Artifact or model folder")]
 
 
+STEPS = 16
+"""Of the sampler of an inspection, over a whole text."""
+
+
 class InspectionOptions(Options):
     """What ``qdc inspect-calibration`` draws and compares."""
 
@@ -55,9 +60,27 @@ class InspectionOptions(Options):
     ratios: Annotated[
         tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")
     ] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    geometry: Annotated[
+        Literal["mcs", "tmas"],
+        option(
+            "NAME",
+            "mcs | tmas",
+            more="Who masks at each ratio: chance, or the model's own sampler behind a prompt",
+        ),
+    ] = "mcs"
+    steps: Annotated[int, option("N", "Of the sampler of tmas")] = STEPS
     top: Annotated[int, option("N", "Eigenvectors whose space is compared")] = 8
     device: Device = "cpu"
     plugins: Plugins = ()
+
+    @model_validator(mode="after")
+    def _steps_are_read(self) -> Self:
+        if self.geometry == "mcs" and self.steps != STEPS:
+            raise QdcError(
+                "--steps is of a sampler, and --geometry mcs asks none",
+                help="leave --steps out, or take --geometry tmas",
+            )
+        return self
 
 
 class ShowOptions(Options):

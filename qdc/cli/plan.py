@@ -140,6 +140,8 @@ def _summary(outlook: Outlook, width: int) -> Table:
         rows.add_row("calibration", f"{outlook.samples:,} samples of {outlook.length:,} tokens")
         for use in outlook.calibration_text:
             rows.add_row("text", "\n".join((*use.said, *use.notes)))
+        for states in outlook.calibration_states:
+            rows.add_row("states", "\n".join(states.said))
         rows.add_row("forwards", f"{outlook.forwards:.3f} of each layer and sample")
     rows.add_row("operations", f"{outlook.flops:.3g}")
     if outlook.unknown:

@@ -21,6 +21,7 @@ from qdc.models.document_tokens import DocumentTokens
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.registry import Registry
+from qdc.planning.configure import geometry_of
 from qdc.runtime.device import find_device
 from qdc.text.records import Fields
 from qdc.text.source import read_source, read_text
@@ -93,7 +94,7 @@ class Setup:
         bare = checked(build_plan(pipeline, self.registry), self.registry)
         given = {**self.calibrating.overrides, **({} if seed is None else {"seed": seed})}
         used, notes = overrides(bare, written or pipeline, given, self.registry)
-        plan = build_plan(pipeline, self.registry, used)
+        plan = build_plan(pipeline, self.registry, used, geometry_of(self.graph.model))
         refuse_masks(plan, self.graph)
         for step in plan.passes():
             step.check(self.graph)

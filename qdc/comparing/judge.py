@@ -18,6 +18,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.batches import fitting_batch
 from qdc.evaluation.evaluate import BATCH
 from qdc.evaluation.held_out import HeldOut, held_out
+from qdc.evaluation.in_blocks import at_once, block_by_block
 from qdc.evaluation.next_token import require_causal
 from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
@@ -79,7 +80,11 @@ def judge(work: Work, candidate: nn.Module, tell: StepProgress) -> dict[str, Any
     module = load_checkpoint(work.model, device, torch.float32, families=families)
     original = OnDevice(module, device, shift)
     asked = (text.windows, mask, judging.ratios, judging.masks)
-    batch = fitting_batch(BATCH, text.windows.shape[1], graph.model.vocabulary)
+    by_blocks = graph.model.denoises_blocks and judging.behind_clean
+    block = graph.model.attention_block if by_blocks else None
+    read = at_once if block is None else block_by_block(block)
+    size = text.windows.shape[1] * (1 if block is None else 2)
+    batch = fitting_batch(BATCH, size, graph.model.vocabulary)
     counts = (len(text.windows), len(judging.ratios), judging.masks)
 
     def counted(what: str, *, compared: bool) -> "_Counter":
@@ -89,12 +94,13 @@ def judge(work: Work, candidate: nn.Module, tell: StepProgress) -> dict[str, Any
     with _alone(work.original):
         due = _kept(work.original)
         if due is None:
-            due = losses(original, *asked, done=counted("original", compared=False), batch=batch)
+            told = counted("original", compared=False)
+            due = losses(original, *asked, done=told, batch=batch, read=read)
             data = KEPT.dump_json(due, indent=1) + b"\n"
             replace_bytes(work.original, data)
     made = OnDevice(candidate, device, shift)
     told = counted("evaluate", compared=True)
-    found = losses(made, *asked, original=original, done=told, batch=batch)
+    found = losses(made, *asked, original=original, done=told, batch=batch, read=read)
     tell("layers", 0, 1)
     return {
         "owners": tuple(text.owners.tolist()),

@@ -11,10 +11,12 @@ from qdc.comparing.hooks import Look, watching
 from qdc.comparing.result import Drift, Losses
 from qdc.evaluation.batches import fitting_batch
 from qdc.evaluation.evaluate import BATCH, RATIOS, SEEDS
+from qdc.evaluation.in_blocks import Read, at_once
 from qdc.evaluation.masked_loss import Logits, Sums, divergences, masked_sums, ratio_mask
 from qdc.frontend.select import holder
 from qdc.ir.graph import LayerGraph, Node
 from qdc.models.predictions import predictions
+from qdc.runtime.activations import knowing_masked
 
 DRIFT_WINDOWS, DRIFT_RATIO = 16, 0.5
 DRIFT_BATCH = 8
@@ -49,6 +51,7 @@ def losses(
     original: Logits | None = None,
     done: Callable[[], None] = lambda: None,
     batch: int = BATCH,
+    read: Read = at_once,
 ) -> tuple[Losses, ...]:
     """Cross-entropy of every window ``i64[w, length]``, on the masks of ``qdc eval``.
 
@@ -63,6 +66,7 @@ def losses(
         original: agreement with it is measured at the middle ratio.
         done: called after each forward.
         batch: windows of a forward.
+        read: what models are given of masked windows.
     """
     if mask_id is None:
         predicted = torch.ones_like(windows, dtype=torch.bool)
@@ -72,7 +76,7 @@ def losses(
     for ratio in ratios:
         drawn = [ratio_mask(len(windows), windows.shape[1], ratio, seed) for seed in range(masks)]
         against = original if ratio == middle(ratios) else None
-        found.append(_summed(model, against, windows, drawn, mask_id, ratio, done, batch))
+        found.append(_summed(model, against, windows, drawn, mask_id, ratio, done, batch, read))
     return tuple(found)
 
 
@@ -95,13 +99,22 @@ def _summed(
     ratio: float | None,
     done: Callable[[], None],
     batch: int,
+    read: Read = at_once,
 ) -> Losses:
     """Sums over some masks at one ratio."""
     models = (model,) if original is None else (model, original)
     shift = NEXT_TOKEN_SHIFT if mask_id is None else None
     parts: list[Sums] = [
         masked_sums(
-            models, windows, mask, mask_id, batch, done, compared=len(models) > 1, shift=shift
+            models,
+            windows,
+            mask,
+            mask_id,
+            batch,
+            done,
+            compared=len(models) > 1,
+            shift=shift,
+            read=read,
         )
         for mask in masks
     ]
@@ -153,7 +166,8 @@ def drift(
         tokens, masked = clean[part].to(device), hidden[part].to(device)
         if mask_id is not None:
             tokens = tokens.masked_fill(masked, mask_id)
-        with watching(there, compared):
+        known = masked if mask_id is not None else torch.zeros_like(masked)
+        with watching(there, compared), knowing_masked(known):
             outputs, logits = _blocks(original, blocks, tokens)
         own, predicted = _blocks(candidate, blocks, tokens)
         for share, found, due in zip(regions, own, outputs, strict=True):

@@ -48,6 +48,8 @@ class Judging(Record):
     ratios: tuple[float, ...] = RATIOS
     masks: int = 2
     """Mask drawings of each window and ratio."""
+    behind_clean: bool = True
+    """Whether a model whose attention goes by blocks reads each of them behind clean text."""
 
 
 class Work(Record):

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from qdc.compiling.instruments import Measured
 from qdc.format.codec import Lowered
+from qdc.ir.activations import InputCodes
 from qdc.ir.annotations import Moment, Orders, Packed
+from qdc.ir.distilled import Distilled
 from qdc.ir.graph import LINEAR, LayerGraph, Node
 from qdc.ir.keys import file_key
 from qdc.ir.tuned import Tuned
@@ -32,13 +34,21 @@ def outside_reports(graph: LayerGraph) -> Iterable[LayerReport]:
     return (row for node, row in _packed(graph) if node.name not in graph.inside)
 
 
+def distilled(graph: LayerGraph) -> Distilled | None:
+    """What the predictions have gained, from the head; None where nothing was tuned for them."""
+    return next(filter(None, (graph.get(node.name, Distilled) for node in graph.outside())), None)
+
+
 def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
     for node in graph:
         lowered, packed = graph.get(node.name, Lowered), graph.get(node.name, Packed)
         if lowered is None or packed is None:
             continue
         orders, tuned = graph.get(node.name, Orders), graph.get(node.name, Tuned)
-        moment = graph.get(node.name, Moment)
+        moment, codes = graph.get(node.name, Moment), graph.get(node.name, InputCodes)
+        static = {} if codes is None else dict(zip(codes.suffixes, codes.tensors, strict=True))
+        refs = {**dict(zip(packed.suffixes, packed.tensors, strict=True)), **static}
+        added = 0 if tuned is None else tuned.added_bytes(node)
         yield (
             node,
             LayerReport(
@@ -50,13 +60,10 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
                 orders=orders.blocks if orders is not None else (),
                 bits_word=lowered.codec.bits_word,
                 payload_bits=packed.payload_bits,
-                nbytes=packed.nbytes + (0 if tuned is None else tuned.added_bytes(node)),
+                nbytes=packed.nbytes + added + sum(ref.nbytes for ref in static.values()),
                 error=lowered.error,
                 block_errors=lowered.block_errors,
-                stored={
-                    suffix: ref.nbytes
-                    for suffix, ref in zip(packed.suffixes, packed.tensors, strict=True)
-                },
+                stored={suffix: ref.nbytes for suffix, ref in refs.items()},
                 routed=None if moment is None else moment.routed,
             ),
         )

@@ -247,7 +247,7 @@ def _look_at_text(plan: Plan, calibration: Calibration, model: ModelFacts) -> No
     Raises ``InvalidCalibration`` for a text that is too short, too little, or of other tokens.
     """
     for step in plan.passes():
-        if isinstance(step, CalibrationOptions):
+        if isinstance(step, CalibrationOptions) and step.reads_calibration:
             step.draw_clean(calibration, model)
 
 

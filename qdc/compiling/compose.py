@@ -7,6 +7,7 @@ from qdc.artifact.commit import PAGE, artifact_digest, report_folder
 from qdc.artifact.writer import ArtifactWriter
 from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import (
+    distilled,
     environment,
     file_reports,
     full_text,
@@ -53,9 +54,12 @@ def compile_report(
         created=datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC"),
         **asked_for(job, graph, workspace.checkpoint, workspace.calibration, digest),
         calibration_text=tuple(workspace.text),
+        calibration_states=tuple(workspace.sampled),
+        calibration_certainty=tuple(workspace.certainty),
         artifact_sha256="" if writer is None else artifact_digest(writer.folder),
         layers=tuple(layer_reports(graph)),
         outside=tuple(outside_reports(graph)),
+        distilled=distilled(graph),
         coverage=coverage(graph, workspace.checkpoint),
         passes=pass_reports(job.plan, meter.measured),
         remarks=remarks.lines(),

@@ -22,7 +22,7 @@ from qdc.ir.graph import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import Registry
-from qdc.planning.configure import configure
+from qdc.planning.configure import configure, of_activations
 from qdc.planning.effort import said
 from qdc.report.files import check_report_target
 from qdc.runtime.device import find_device
@@ -87,10 +87,13 @@ class Job:
         return Calibration(source, encode)
 
     def fitted(self, model: ModelFacts) -> "Job":
-        """The same, with no longer samples by ``effort`` than the model and its rows have."""
+        """The same as this model wants it: masks by blocks where its attention goes by them.
+
+        Samples by ``effort`` are no longer than the model and its rows are.
+        """
         rows = None if self.given is None else self.given.rows
         longest = model.max_length if rows is None else min(model.max_length, rows.shape[1])
-        plan, _ = configure(self.options, self.registry, self.options.stop_after, longest)
+        plan, _ = configure(self.options, self.registry, self.options.stop_after, model, longest)
         return replace(self, plan=plan)
 
     @property
@@ -141,6 +144,13 @@ def plan_job(
                 "no pass of the pipeline reads calibration ids, and calibration is given",
                 help=f"the pipeline is: {plan}",
             )
+    changing = of_activations(plan)
+    if given is not None and changing:
+        raise InvalidPipeline(
+            f"{' and '.join(changing)} changes what linears read, and whether a module of yours "
+            "calls its linears is not known",
+            help="leave it out, or compile the checkpoint's folder",
+        )
     places = frozenset(_dump_places(plan, options.dumped))
     job = Job(
         options=options,

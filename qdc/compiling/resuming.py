@@ -24,7 +24,7 @@ from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.compiling.dumper import notes_of
 from qdc.compiling.instruments import Instrument
 from qdc.compiling.runner import RegionDone, Runner
-from qdc.compiling.savepoints import Savepoints, read_batch, read_samples
+from qdc.compiling.savepoints import Batch, Savepoints, read_batch, read_samples
 from qdc.errors import InvalidDump, InvalidJournal
 from qdc.ir.annotation import Annotation
 from qdc.ir.dump import read
@@ -246,32 +246,36 @@ class Resumption:
             if not stream.batches or not all(f.is_whole(self.kept) for f in stream.batches):
                 self.workspace.trails[key] = trail
                 continue
-            batches, apart, kept = [], [], []
+            batches, apart, weights, kept = [], [], [], []
             for file in stream.batches:
-                tokens, segments, values = read_batch(self.kept / file.name)
-                self._check_batch(file.name, tokens, segments, values)
-                batches.append(tokens)
-                apart += [] if segments is None else [segments]
-                kept.append(self.workspace.states.hold(values))
-            if apart and len(apart) != len(batches):
-                raise self._damaged("some batches of a calibration stream have segments, some none")
-            make = partial(Batches, batches, apart or None)
+                batch = read_batch(self.kept / file.name)
+                self._check_batch(file.name, batch)
+                batches.append(batch.tokens)
+                apart += [] if batch.segments is None else [batch.segments]
+                weights += [] if batch.weights is None else [batch.weights]
+                kept.append(self.workspace.states.hold(batch.values))
+            for what, some in (("segments", apart), ("weights", weights)):
+                if some and len(some) != len(batches):
+                    why = f"some batches of a calibration stream have {what}, some none"
+                    raise self._damaged(why)
+            make = partial(Batches, batches, apart or None, weights or None)
             self.workspace.stream(key, make).take_over(trail, kept)
 
     def _take_part(self, stream: StreamState, samples: File) -> None:
         """Go on with this process's part of the batches."""
         whole = read_samples(self.kept / samples.name)
-        for tokens, segments in zip(whole, whole.segments or [None] * len(whole), strict=True):
-            self._check_batch(samples.name, tokens, segments, {})
+        apart, weights = (some or [None] * len(whole) for some in (whole.segments, whole.weights))
+        for given in zip(whole, apart, weights, strict=True):
+            self._check_batch(samples.name, Batch(*given, values={}))
         key = stream.place, stream.original
         made = self.workspace.stream(key, lambda: whole, split=True)
         kept = []
         for file, mine in zip(stream.batches, made.batches(), strict=True):
-            tokens, segments, values = read_batch(self.kept / file.name)
-            self._check_batch(file.name, tokens, segments, values)
-            if not torch.equal(tokens, mine):
+            batch = read_batch(self.kept / file.name)
+            self._check_batch(file.name, batch)
+            if not torch.equal(batch.tokens, mine):
                 raise self._damaged(f"the states in {file.name} are those of other samples")
-            kept.append(self.workspace.states.hold(values))
+            kept.append(self.workspace.states.hold(batch.values))
         made.take_over(_trail(stream), kept)
 
     def _check_way(self, stream: StreamState) -> None:
@@ -280,14 +284,16 @@ class Resumption:
         if not all(0 <= place <= len(self._initial) for place in places):
             raise self._damaged("a calibration stream has left the model")
 
-    def _check_batch(
-        self, name: str, tokens: Tensor, segments: Tensor | None, values: Mapping[str, Tensor]
-    ) -> None:
+    def _check_batch(self, name: str, batch: Batch) -> None:
         """A batch is untrusted: what is computed with must have the shapes of the graph."""
+        tokens, segments, weights, values = batch
         good = tokens.dtype == torch.int64 and tokens.ndim == 2 and bool(tokens.numel())
         good = good and int(tokens.min()) >= 0 and int(tokens.max()) < self.graph.model.vocabulary
         if good and segments is not None:
             good = segments.dtype == torch.int64 and segments.shape == tokens.shape
+        if good and weights is not None:
+            good = weights.dtype == torch.float32 and weights.shape == tokens.shape
+            good = good and bool(((weights >= 0) & weights.isfinite()).all())
         for node, value in values.items():
             good = good and node in self.graph
             good = good and tuple(value.shape) == self._shape(node, tokens)
@@ -308,6 +314,8 @@ class Resumption:
         self.workspace.linear_calls = journal.linear_calls
         self.workspace.samples = journal.samples
         self.workspace.text = list(journal.text)
+        self.workspace.sampled = list(journal.sampled)
+        self.workspace.certainty = list(journal.certainty)
         savepoints.remarks.earlier = journal.remarks
         for row, cost in zip(savepoints.meter.measured, journal.passes, strict=True):
             row.seconds, row.peak_bytes, row.units = cost.seconds, cost.peak_bytes, cost.units

@@ -11,6 +11,7 @@ step counts (``qdc.artifact.rankfolder``).
 import time
 from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,7 +31,7 @@ from qdc.streaming.batches import Batches
 from qdc.streaming.stream import Stream
 from qdc.streaming.workspace import Key, Workspace
 
-TOKENS, SEGMENTS, ROWS, HELD = "tokens", "segments", "rows", "held."
+TOKENS, SEGMENTS, WEIGHTS, ROWS, HELD = "tokens", "segments", "weights", "rows", "held."
 
 
 class Savepoints:
@@ -102,6 +103,8 @@ class Savepoints:
                 linear_calls=self.workspace.linear_calls,
                 samples=self.workspace.samples,
                 text=tuple(self.workspace.text),
+                sampled=tuple(self.workspace.sampled),
+                certainty=tuple(self.workspace.certainty),
                 passes=tuple(
                     PassRecord(seconds=row.seconds, peak_bytes=row.peak_bytes, units=row.units)
                     for row in self.meter.measured
@@ -151,13 +154,16 @@ class Savepoints:
     def _stream(self, step: Step, key: Key, stream: Stream) -> StreamState:
         place, original = key
         name = f"{step.number:05d}_stream_{place}{'_original' if original else ''}"
-        files = []
+        files, given = [], stream.token_weights
+        weights = None if given is None else stream.rows(given)
         for batch, (tokens, held) in enumerate(zip(stream.batches(), stream.kept, strict=True)):
-            path, segments = self.partial.kept / f"{name}_{batch}.safetensors", {}
+            path, beside = self.partial.kept / f"{name}_{batch}.safetensors", {}
             if (apart := stream.segments_of(batch)) is not None:
-                segments[SEGMENTS] = apart.contiguous()
+                beside[SEGMENTS] = apart.contiguous()
+            if weights is not None:
+                beside[WEIGHTS] = weights[batch].contiguous()
             values = {HELD + key: held[key] for key in held}
-            write_tensors(path, {TOKENS: tokens, **segments, **values})
+            write_tensors(path, {TOKENS: tokens, **beside, **values})
             files.append(File.of(path))
         samples = None
         if stream.split and self.workspace.world.size > 1:
@@ -181,11 +187,11 @@ class Savepoints:
 def _samples(stream: Stream) -> dict[str, Tensor]:
     """All samples of a stream, those of other processes too, and the sizes of the batches."""
     batches = stream.samples()
-    segments = {} if stream.segments is None else {SEGMENTS: stream.segments.contiguous()}
+    beside = {SEGMENTS: stream.segments, WEIGHTS: stream.token_weights}
     return {
         TOKENS: stream.tokens.contiguous(),
         ROWS: torch.tensor([len(batch) for batch in batches], dtype=torch.int64),
-        **segments,
+        **{name: given.contiguous() for name, given in beside.items() if given is not None},
     }
 
 
@@ -194,20 +200,32 @@ def read_samples(path: Path) -> Batches:
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        rows, tokens, segments = found[ROWS].tolist(), found[TOKENS], found.get(SEGMENTS)
-        apart = None if segments is None else torch.split(segments, rows)
-        return Batches(torch.split(tokens, rows), apart)
+        rows = found[ROWS].tolist()
+        beside = [found.get(name) for name in (SEGMENTS, WEIGHTS)]
+        apart = [None if each is None else torch.split(each, rows) for each in beside]
+        return Batches(torch.split(found[TOKENS], rows), *apart)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise InvalidJournal("samples cannot be read", where=[str(path)]) from error
 
 
-def read_batch(path: Path) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """Read tokens, segments and values of one batch. Raises ``InvalidJournal``."""
+class Batch(NamedTuple):
+    """What the journal has of one batch."""
+
+    tokens: Tensor
+    segments: Tensor | None
+    weights: Tensor | None
+    values: dict[str, Tensor]
+
+
+def read_batch(path: Path) -> Batch:
+    """Read one batch. Raises ``InvalidJournal``."""
     try:
         with safe_open(path, framework="pt") as file:
             # Copied out of the mapping, into memory that torch has aligned.
             found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        tokens, segments = found.pop(TOKENS), found.pop(SEGMENTS, None)
+        tokens = found.pop(TOKENS)
+        segments, weights = found.pop(SEGMENTS, None), found.pop(WEIGHTS, None)
     except (OSError, SafetensorError, KeyError) as error:
         raise InvalidJournal("a batch of states cannot be read", where=[str(path)]) from error
-    return tokens, segments, {name.removeprefix(HELD): value for name, value in found.items()}
+    values = {name.removeprefix(HELD): value for name, value in found.items()}
+    return Batch(tokens, segments, weights, values)

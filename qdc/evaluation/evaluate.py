@@ -16,6 +16,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.agreement import decode_agreement
 from qdc.evaluation.bootstrap import Interval, interval, standard_error
 from qdc.evaluation.held_out import held_out, held_out_windows
+from qdc.evaluation.in_blocks import at_once, block_by_block
 from qdc.evaluation.masked_loss import Logits, Sums, bound_masks, masked_sums, ratio_mask
 from qdc.evaluation.results import (
     Agreement,
@@ -60,16 +61,21 @@ def evaluate(
     documents: int | None = None,
     owners: Tensor | None = None,
     text: TextUse | None = None,
+    behind_clean: int | None = None,
 ) -> Evaluation:
     """Measure one model on clean windows ``i64[w, length]``.
 
     Each ratio is measured once a seed, the bound with ``bound_samples`` masks a window from the
     first seed; ``progress`` counts forwards. ``documents`` and ``text`` are only noted in the
-    result; ``owners``, ``i64[w]``, are the documents of the windows, which intervals resample.
+    result; ``owners``, ``i64[w]``, are the documents of the windows, which intervals resample. With
+    ``behind_clean``, tokens of an attention block, each block is read behind the clean text before
+    it (``in_blocks``), else all places of a window are hidden at once.
     """
     _check(windows, ratios, seeds, batch, bound_samples, owners)
-    measured = _measure((logits,), windows, mask_id, ratios, seeds, batch, bound_samples, progress)
-    return _evaluation(0, windows, ratios, measured, documents, text, groups_of(owners))
+    settings = (ratios, seeds, batch, bound_samples, progress, behind_clean)
+    measured = _measure((logits,), windows, mask_id, *settings)
+    found = _evaluation(0, windows, ratios, measured, documents, text, groups_of(owners))
+    return found.model_copy(update={"behind_clean": behind_clean})
 
 
 def compare(
@@ -88,6 +94,7 @@ def compare(
     infills: int = 0,
     block: int | None = None,
     decoded: Progress | None = None,
+    behind_clean: int | None = None,
 ) -> Comparison:
     """Measure two models on the same windows ``i64[w, length]`` under the same masks.
 
@@ -102,8 +109,9 @@ def compare(
             help="give longer held-out text, or a smaller length",
         )
     models = (candidate_logits, original_logits)
-    measured = _measure(models, windows, mask_id, ratios, seeds, batch, bound_samples, progress)
-    groups = groups_of(owners)
+    settings = (ratios, seeds, batch, bound_samples, progress, behind_clean)
+    measured = _measure(models, windows, mask_id, *settings)
+    groups, noted = groups_of(owners), {"behind_clean": behind_clean}
     differences = [_rise(sums, groups) for sums in measured]
     decoding = None
     if infills:
@@ -111,8 +119,12 @@ def compare(
             *models, windows, mask_id, infills, groups, block, progress=decoded
         )
     return Comparison(
-        candidate=_evaluation(0, windows, ratios, measured, documents, text, groups),
-        original=_evaluation(1, windows, ratios, measured, documents, text, groups),
+        candidate=_evaluation(0, windows, ratios, measured, documents, text, groups).model_copy(
+            update=noted
+        ),
+        original=_evaluation(1, windows, ratios, measured, documents, text, groups).model_copy(
+            update=noted
+        ),
         differences=tuple(
             Difference(ratio=ratio, rise=rise, standard_error=error, interval=ends)
             for ratio, (rise, error, ends) in zip(ratios, differences[:-1], strict=True)
@@ -179,6 +191,7 @@ def _measure(
     batch: int,
     bound_samples: int,
     progress: Progress | None,
+    behind_clean: int | None,
 ) -> list[Sums]:
     """Sum each ratio over its seeds; the last entry is the bound.
 
@@ -194,11 +207,14 @@ def _measure(
             progress(passed, total)
 
     count, length = windows.shape
+    read = at_once if behind_clean is None else block_by_block(behind_clean)
     measured = []
     for ratio in ratios:
         masks = (ratio_mask(count, length, ratio, seed) for seed in seeds)
         parts = [
-            masked_sums(models, windows, mask, mask_id, batch, done, compared=len(models) > 1)
+            masked_sums(
+                models, windows, mask, mask_id, batch, done, compared=len(models) > 1, read=read
+            )
             for mask in masks
         ]
         tokens = torch.stack([part.tokens for part in parts]).sum(0)
@@ -212,7 +228,7 @@ def _measure(
         )
     bound = [torch.zeros(count, dtype=torch.float64) for _ in models]
     for mask in bound_masks(count, length, bound_samples, seeds[0]):
-        sums = masked_sums(models, windows, mask, mask_id, batch, done)
+        sums = masked_sums(models, windows, mask, mask_id, batch, done, read=read)
         for mean, loss in zip(bound, sums.losses, strict=True):
             mean += loss / sums.tokens / bound_samples
     return [*measured, Sums(torch.ones(count, dtype=torch.int64), tuple(bound))]

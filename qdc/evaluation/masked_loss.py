@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qdc.errors import QdcError
+from qdc.evaluation.in_blocks import Read, at_once
 from qdc.models.predictions import Logits, logits_shift, predictions, require_finite
 from qdc.numerics.random_numbers import uniforms
 
@@ -78,12 +79,14 @@ def masked_sums(
     *,
     compared: bool = False,
     shift: int | None = None,
+    read: Read = at_once,
 ) -> Sums:
     """Run every model on clean windows ``i64[w, length]`` with the places of ``masked`` hidden.
 
     Cross-entropy in nats, computed in float32 and summed in float64; with ``compared`` every model
     is also held against the last one. ``done`` is called after each forward. Without a mask token
-    the models see the clean windows; ``shift`` stands in for that of the models. Raises QdcError
+    the models see the clean windows; ``shift`` stands in for that of the models, and ``read`` says
+    what a model is given of masked windows. Raises QdcError
     for logits that are not finite or that do not cover the tokens.
     """
     losses, agreed, divergences = (
@@ -95,7 +98,7 @@ def masked_sums(
         row = hidden.nonzero()[:, 0] + start
         expected: Tensor | None = None
         for place, model in reversed(list(enumerate(models))):
-            logits = model(noisy.clone())
+            logits = read(model, noisy.clone(), clean)
             moved = logits_shift(model) if shift is None else shift
             found = _checked(logits, clean, hidden, moved)
             losses[place].index_add_(

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -22,7 +22,9 @@ from qdc.runtime.options import AUTO, Device, Plugins, RunBackend, Verify
 from qdc.text.options import AroundTexts, TextField
 from qdc.text.records import DEFAULT_FIELD
 
-OF_TEXT = ("ratios", "length", "windows", "seeds", "infills", "text_field", "pack", "report")
+OF_TEXT = (
+    "ratios", "length", "windows", "seeds", "infills", "text_field", "pack", "hide", "report",
+)  # fmt: skip
 OF_LIKELIHOODS = ("scorer", "mc_num", "cfg", "seed")
 OF_TASKS = ("include", "limit", "shots", *OF_LIKELIHOODS, "generate", "chat")
 
@@ -90,6 +92,16 @@ class EvaluationOptions(Options):
             more="documents: joined, cut at its end; within: each by itself, what is left dropped",
         ),
     ] = "documents"
+    hide: Annotated[
+        Literal["block", "all"],
+        option(
+            "NAME",
+            "What attention blocks hide: block, all",
+            more="block: places of one block, behind the clean text before it, as models that go "
+            "block by block are trained and sampled; all: places of all blocks at once. For models "
+            "whose attention goes by blocks alone",
+        ),
+    ] = "block"
     tasks: Annotated[
         tuple[str, ...],
         BeforeValidator(as_list),

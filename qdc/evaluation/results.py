@@ -40,6 +40,9 @@ class Evaluation(_Result):
     bound_interval: Interval | None = None
     resampled: Literal["documents", "windows"] = "windows"
     """What counts as one observation for intervals and standard errors."""
+    behind_clean: int | None = None
+    """Tokens of the blocks that are read one by one behind clean text; None where all masks of a
+    window are seen at once."""
 
 
 class Difference(_Result):

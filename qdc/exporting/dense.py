@@ -30,6 +30,7 @@ from qdc.ir.keys import layer_of
 from qdc.ir.tensors import LONG, torch_dtype
 from qdc.numerics.finite import is_finite
 from qdc.pipeline.registry import Registry
+from qdc.runtime.activations import NO_PLACE, RUN_IT, refuse_activations
 from qdc.runtime.integrity import examine, refuse_damaged
 from qdc.runtime.load import OpenedArtifact, open_artifact
 from qdc.stopping import check
@@ -72,6 +73,7 @@ def export_artifact(
         refuse_damaged(examine(artifact, registry, notify))
     opened = open_artifact(artifact, registry, verify=options.digests)
     opened.digests.check_companions()
+    refuse_activations(opened.quantization.activations, NO_PLACE, RUN_IT)
     biases = opened.quantization.added_biases
     if biases:
         raise InvalidArtifact(

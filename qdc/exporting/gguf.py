@@ -26,6 +26,7 @@ from qdc.gguf.vocabulary import read_vocabulary
 from qdc.gguf.writing import Decoded, write_gguf
 from qdc.ir.keys import file_key
 from qdc.pipeline.registry import Registry
+from qdc.runtime.activations import NO_PLACE, RUN_IT, refuse_activations
 from qdc.runtime.integrity import examine, refuse_damaged
 from qdc.runtime.load import open_artifact
 from qdc.units import StepProgress
@@ -53,6 +54,7 @@ def export_gguf(
         refuse_damaged(examine(options.artifact, registry, notify))
     opened = open_artifact(options.artifact, registry, verify=options.digests)
     opened.digests.check_companions()
+    refuse_activations(opened.quantization.activations, NO_PLACE, RUN_IT)
     model = naming(plain_config(opened.source.config), registry.families)
     vocabulary = read_vocabulary(opened.source.folder, model, options.pre_tokenizer)
     proof = None

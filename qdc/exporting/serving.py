@@ -14,6 +14,7 @@ OF_NONE = (
     "DreamModel",
     "LLaDAMoEModelLM",
     "Fast_dLLM_QwenForCausalLM",
+    "StableDiffcoderForCausalLM",
 )
 """Denoisers that no engine serves; their own code has no place for packed integers either."""
 

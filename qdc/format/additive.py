@@ -12,6 +12,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedadditive import RelaxedAdditive
+from qdc.format.rescaling import NamedScales
 from qdc.ir.types import ValueType
 from qdc.numerics.additive import Additive
 from qdc.numerics.fields import pack_codes, unpack_codes
@@ -135,6 +136,10 @@ class AdditiveCodebooks(Codec):
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedAdditive:
         """Codebooks and scales that move behind fixed codes."""
         return RelaxedAdditive(self.state(working), self.bits, self.columns)
+
+    def rescaling(self) -> NamedScales:
+        """Codebooks and row scales."""
+        return NamedScales(self.dense, ("codebook", "row_scale"), ("row_scale",))
 
     def text(self) -> str:
         """``2 codebooks of 256 x 8   2 bits + 1 of codebooks``: bits of a weight."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedplanes import RelaxedPlanes
+from qdc.format.rescaling import NamedScales
 from qdc.ir.types import ValueType
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.fields import pack_codes, unpack_codes
@@ -100,6 +101,10 @@ class BitPlanes(Codec):
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedPlanes:
         """Latent weights, coefficients and offsets that start at the working tensors."""
         return RelaxedPlanes(working, weight, self.group)
+
+    def rescaling(self) -> NamedScales:
+        """Coefficients and offsets."""
+        return NamedScales(self.dense, ("coefficient", "offset"))
 
     def text(self) -> str:
         """``4 groups of 128   2 planes and an offset``, for the annotations of such layers."""

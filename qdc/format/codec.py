@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qdc.errors import InvalidArtifact, InvalidGraph, InvalidPipeline, QdcError
 from qdc.format.relaxation import Relaxation
+from qdc.format.rescaling import Rescaling
 from qdc.ir.annotation import Annotation
 from qdc.ir.graph import Node
 from qdc.ir.tensors import TensorTable
@@ -37,6 +38,8 @@ class Codec(Frozen):
     """Whether the payload bits are signs; they are called code bits otherwise."""
     by_rows: ClassVar[tuple[str, ...]] = ()
     """Stored tensors whose first dimension is the rows, where rows can be decoded one by one."""
+    packed_only: ClassVar[tuple[str, ...]] = ()
+    """Stored tensors that the working form lacks; ``pack`` makes them."""
 
     rows: int = Field(gt=0, le=SIZE_LIMIT)
     columns: int = Field(gt=0, le=SIZE_LIMIT)
@@ -133,6 +136,17 @@ class Codec(Frozen):
         raise InvalidPipeline(
             f"layers stored as {self.name} cannot be polished",
             help="leave polish out, or lower them by a pass whose codec can: daq-lower",
+        )
+
+    def rescaling(self) -> Rescaling:
+        """How the weight hangs on its continuous numbers, codes fixed.
+
+        Raises:
+            InvalidPipeline: the codec has no such form.
+        """
+        raise InvalidPipeline(
+            f"layers stored as {self.name} cannot be distilled",
+            help="leave distill out, or lower them by a pass whose codec can: trellis-lower",
         )
 
     @property

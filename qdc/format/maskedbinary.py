@@ -13,6 +13,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import SIZE_LIMIT, Codec, Tensors
 from qdc.format.relaxedparts import RelaxedMasked
+from qdc.format.rescaling import NamedScales
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices
@@ -117,6 +118,10 @@ class MaskedBinary(Codec):
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedMasked:
         """Latent weights and scales that start at the working tensors; marks stay."""
         return RelaxedMasked(self.dense, working, weight, self.width, CODE_BITS)
+
+    def rescaling(self) -> NamedScales:
+        """Scales and means of signs, grids of marked weights."""
+        return NamedScales(self.dense, ("mean", "scale", "minimum", "step"))
 
     def text(self) -> str:
         """``10.0% in 8 bits   rows whole``, for the annotations of layers stored so."""

@@ -6,28 +6,30 @@ are plain ``narrow`` and ``cat`` calls. ``docs/format.md`` specifies it.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedbinary import RelaxedBinary
+from qdc.format.rescaledbinary import RescaledBinary
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices, block_widths
-from qdc.numerics.components import (
-    Components,
-    decode_scales,
-    dense,
-    encode_scales,
-    side_by_side,
-)
+from qdc.numerics.components import Components, dense, side_by_side
 from qdc.numerics.orders import HIGHEST_ORDER, LOWEST_ORDER
+from qdc.numerics.scalecodes import ScaleCode, decode_scales, encode_scales
 
 
 class MultiBinary(Codec):
@@ -36,12 +38,15 @@ class MultiBinary(Codec):
     name: ClassVar[str] = "multi-binary"
     signs: ClassVar[bool] = True
     by_rows: ClassVar[tuple[str, ...]] = ("planes", "row_scale")
+    packed_only: ClassVar[tuple[str, ...]] = ("orders", "row_peak", "col_peak")
 
     block: int = Field(default=128, gt=0, multiple_of=8, le=1 << 16)
     orders: tuple[int, ...] = Field(min_length=1)
     """One order a block, left to right."""
     scale_bits: Literal[8, 16] = 16
-    """16: scales are fp16. 8: codes of 0..255, parts of one fp16 peak a plane."""
+    """16: scales are fp16. 8: codes of 0..255 beside one fp16 peak a plane."""
+    scale_code: ScaleCode = "linear"
+    """How codes are read; linear, what older artifacts hold, is not written out."""
 
     @field_validator("orders")
     @classmethod
@@ -55,7 +60,14 @@ class MultiBinary(Codec):
         blocks = -(-self.columns // self.block)
         if len(self.orders) != blocks:
             raise ValueError(f"{len(self.orders)} orders for {blocks} blocks")
+        if self.scale_code != "linear" and self.scale_bits != 8:
+            raise ValueError(f"scales of {self.scale_bits} bits are no {self.scale_code} codes")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = usual(self)
+        return {k: v for k, v in fields.items() if (k, v) != ("scale_code", "linear")}
 
     @property
     def planes(self) -> int:
@@ -103,20 +115,26 @@ class MultiBinary(Codec):
             "orders": torch.tensor(self.orders, dtype=torch.uint8),
         }
         if self.scale_bits == 8:
-            row, row_peak = encode_scales(working["row_scale"].T.float())
+            row, row_peak = encode_scales(working["row_scale"].T.float(), self.scale_code)
             packed["row_scale"], packed["row_peak"] = row.T.contiguous(), row_peak.T.contiguous()
-            column, packed["col_peak"] = encode_scales(working["col_scale"].float())
-            packed["col_scale"] = column
+            packed["col_scale"], packed["col_peak"] = encode_scales(
+                working["col_scale"].float(), self.scale_code
+            )
         return packed
 
     def unpack(self, stored: Tensors) -> dict[str, Tensor]:
         """Bits to signs, codes to scales."""
-        row_scale, col_scale = stored["row_scale"], stored["col_scale"]
-        if self.scale_bits == 8:
-            row_scale = decode_scales(row_scale, stored["row_peak"]).half()
-            col_scale = decode_scales(col_scale, stored["col_peak"]).half()
+        row_scale, col_scale = self.scales(stored)
         signs = unpack_signs(stored["planes"], self.block)
         return {"signs": signs, "row_scale": row_scale, "col_scale": col_scale}
+
+    def scales(self, stored: Tensors) -> tuple[Tensor, Tensor]:
+        """Scales of rows f16[rows, P] and of columns f16[1, P, block], codes decoded."""
+        row_scale, col_scale = stored["row_scale"], stored["col_scale"]
+        if self.scale_bits == 8:
+            row_scale = decode_scales(row_scale, stored["row_peak"], self.scale_code).half()
+            col_scale = decode_scales(col_scale, stored["col_peak"], self.scale_code).half()
+        return row_scale, col_scale
 
     def dense(self, working: Tensors) -> Tensor:
         """Each block from its components: fp32, components added in order."""
@@ -145,7 +163,15 @@ class MultiBinary(Codec):
 
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedBinary:
         """Latent weights and scales that start at the working tensors."""
-        return RelaxedBinary(list(self.components(working)), weight, self.block, self.scale_bits)
+        return RelaxedBinary(
+            list(self.components(working)), weight, self.block, self.scale_bits, self.scale_code
+        )
+
+    def rescaling(self) -> RescaledBinary:
+        """Row and column scales."""
+        return RescaledBinary(
+            self.dense, self.components, self.block, self.scale_bits, self.scale_code
+        )
 
     @staticmethod
     def working(blocks: list[Components], block: int) -> dict[str, Tensor]:

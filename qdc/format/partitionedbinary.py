@@ -16,6 +16,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import SIZE_LIMIT, Codec, Tensors
 from qdc.format.relaxedparts import RelaxedPartition
+from qdc.format.rescaling import NamedScales
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import block_slices
@@ -146,6 +147,10 @@ class PartitionedBinary(Codec):
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedPartition:
         """Latent weights and scales that start at the working tensors."""
         return RelaxedPartition(self.dense, working, weight)
+
+    def rescaling(self) -> NamedScales:
+        """All scales and means."""
+        return NamedScales(self.dense, ("row_scale", "mean", "col_scale", "sparse_col_scale"))
 
     def text(self) -> str:
         """``4 blocks   means``, for the annotations of layers stored so."""

@@ -7,13 +7,19 @@ from qdc.format.relaxation import Relaxation, TrainableKind
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.components import Components, side_by_side, stored
 from qdc.numerics.rounding import latent_start, nearest_signs, round_to_levels
+from qdc.numerics.scalecodes import ScaleCode
 
 
 class RelaxedBinary(Relaxation):
     """Blocks of binary components; those of equal order and width are moved together."""
 
     def __init__(
-        self, blocks: list[Components], weight: Tensor, block: int, scale_bits: int
+        self,
+        blocks: list[Components],
+        weight: Tensor,
+        block: int,
+        scale_bits: int,
+        scale_code: ScaleCode,
     ) -> None:
         """Start from fitted blocks.
 
@@ -22,9 +28,10 @@ class RelaxedBinary(Relaxation):
             weight: f32[rows, columns], the original weight: latent weights start near it.
             block: columns of a block.
             scale_bits: as for ``components.stored``.
+            scale_code: as there.
         """
         super().__init__()
-        self.block, self.scale_bits = block, scale_bits
+        self.block, self.scale_bits, self.scale_code = block, scale_bits, scale_code
         self.slices = block_slices(weight.shape[1], block)
         groups: dict[tuple[int, int], list[int]] = {}
         for index, components in enumerate(blocks):
@@ -67,7 +74,7 @@ class RelaxedBinary(Relaxation):
                 raw = Components(
                     signs[:, :, place].to(torch.int8), rows[:, :, place], columns[:, place]
                 )
-                rounded = stored(raw, self.scale_bits)
+                rounded = stored(raw, self.scale_bits, self.scale_code)
                 again = nearest_signs(
                     latent[:, place : place + 1],
                     rounded.row_scale[:, :, None],

@@ -13,6 +13,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import SIZE_LIMIT, Codec, Tensors
 from qdc.format.relaxedscale import RelaxedScale
+from qdc.format.rescaling import OneScale
 from qdc.ir.types import ValueType
 from qdc.numerics.hadamard import random_signs, transform_size, walsh_hadamard
 
@@ -85,3 +86,7 @@ class RotatedCode(Codec):
         """The scale alone, which starts at the working tensors'."""
         one = torch.ones_like(working["scale"])
         return RelaxedScale(working, self.dense({**working, "scale": one}))
+
+    def rescaling(self) -> OneScale:
+        """The scale alone."""
+        return OneScale(self.dense)

@@ -13,6 +13,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.bitplanes import MOST_PLANES, pack_planes, unpack_planes
 from qdc.format.codec import Codec, Tensors
+from qdc.format.rescaling import NamedScales
 from qdc.ir.types import ValueType
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.coefficienttable import CoefficientTable, TableGrid, joined
@@ -95,6 +96,10 @@ class SharedTable(Codec):
         for k in range(self.planes):
             total += self._over_columns(lines[:, :, k]) * (working["codes"] >> k & 1)
         return total
+
+    def rescaling(self) -> NamedScales:
+        """The lines of the table."""
+        return NamedScales(self.dense, ("table",))
 
     def check(self, stored: Tensors, layer: str) -> None:
         """Compare with the specification, and the indices with the size of the table."""

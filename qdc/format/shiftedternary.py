@@ -12,6 +12,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedternary import RelaxedTernary
+from qdc.format.rescaling import NamedScales
 from qdc.ir.types import ValueType
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.trits import TRITS, pack_trits, unpack_trits
@@ -119,6 +120,10 @@ class ShiftedTernary(Codec):
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedTernary:
         """Latent weights, scales and shifts that start at the working tensors."""
         return RelaxedTernary(working, weight, self.group)
+
+    def rescaling(self) -> NamedScales:
+        """Scales and shifts."""
+        return NamedScales(self.dense, ("scale", "shift"), ("scale",))
 
     def text(self) -> str:
         """``4 groups of 128   1.6 bits``, for the annotations of layers stored so."""

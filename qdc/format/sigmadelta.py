@@ -14,6 +14,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedsigmadelta import RelaxedSigmaDelta
+from qdc.format.rescaling import NamedScales
 from qdc.ir.types import ValueType
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import BLOCK, block_slices
@@ -129,6 +130,10 @@ class SigmaDeltaCode(Codec):
         """Latent numbers, scales and means that start at the working tensors."""
         blocks = self.blocks(int(working["seed"]), weight.device)
         return RelaxedSigmaDelta(working, blocks)
+
+    def rescaling(self) -> NamedScales:
+        """Scales and means."""
+        return NamedScales(self.dense, ("scale", "mean"), ("scale",))
 
     @staticmethod
     def working(blocks: Sequence[Coded], seed: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxeduniform import RelaxedUniform
+from qdc.format.rescaleduniform import RescaledUniform
 from qdc.ir.types import ValueType
 from qdc.numerics.integergrid import Scales, shortened
 from qdc.numerics.uniform import (
@@ -129,6 +130,10 @@ class UniformGrid(Codec):
     def relax(self, working: Tensors, weight: Tensor) -> RelaxedUniform:
         """Latent weights, scales and minima that start at the working tensors."""
         return RelaxedUniform(working, weight, self.bits, self.scales)
+
+    def rescaling(self) -> RescaledUniform:
+        """Scales and minima; packed zero points are integers and stay."""
+        return RescaledUniform(self.dense, self.scales)
 
     def text(self) -> str:
         """``8 groups of 64   2 bits``, for the annotations of layers stored so."""

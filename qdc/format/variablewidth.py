@@ -14,6 +14,7 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.codec import Codec, Tensors
 from qdc.format.relaxedwidth import RelaxedWidth
+from qdc.format.rescaling import NamedScales
 from qdc.ir.annotations import runs
 from qdc.ir.types import ValueType
 from qdc.numerics.blocks import block_slices, block_widths
@@ -141,6 +142,10 @@ class VariableWidth(Codec):
         device = working["zero"].device
         top = torch.tensor([2.0**bits - 1 for bits in self.bits], device=device)
         return RelaxedWidth(working, weight, self.group, self._parts(device), top)
+
+    def rescaling(self) -> NamedScales:
+        """Scales; zero points are integers and stay."""
+        return NamedScales(self.dense, ("scale",), ("scale",))
 
     def check(self, stored: Tensors, layer: str) -> None:
         """Compare with the specification, the tags with the configuration's widths.

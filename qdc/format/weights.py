@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from qdc.format.codec import Codec
+from qdc.ir.activations import LayerActivations
 from qdc.ir.keys import layer_of
 
 
@@ -20,6 +21,9 @@ class Weights(ABC):
     """Paths that the artifact claims to read one value. A hint: it is not to be trusted."""
     traceable: bool = True
     """Whether the model is one of qdc's own, whose parts plain ``torch.fx`` traces."""
+
+    activations: Mapping[str, LayerActivations] = field(default_factory=dict, kw_only=True)
+    """What quantized linears do with what they read and give, by full path."""
 
     @abstractmethod
     def plain(self, name: str) -> Tensor:

@@ -80,6 +80,7 @@ class QdcQuantizer(HfQuantizer):
         if not files:
             raise QdcError("an artifact is loaded from its own files, not from a state dict")
         folder = Path(files[0]).parent
+        self._refuse_other_class(model)
         refuse_links_out(folder)
         digests = digests_of(folder)
         digests.check(name for name in (CONFIG, INDEX) if (folder / name).exists())
@@ -107,6 +108,18 @@ class QdcQuantizer(HfQuantizer):
                 del model.all_tied_weights_keys[head]
         compare(model, found)
         return model
+
+    def _refuse_other_class(self, model: PreTrainedModel) -> None:
+        """Refuse a class of transformers for a family of qdc that shares its ``model_type``.
+
+        It may have the same tensors, and would look back only.
+        """
+        if self.quantization_config.parsed.frontend == "fx" and not isinstance(model, OwnModel):
+            raise QdcError(
+                f"transformers reads this artifact with its own {type(model).__name__}, which "
+                "computes something else than the model it is of",
+                help="load it with qdc.load(ARTIFACT)",
+            )
 
     def _add_biases(self, model: PreTrainedModel) -> None:
         for path in self.quantization_config.parsed.added_biases:

@@ -10,6 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from qdc.artifact.config import QUANTIZATION, parse_codec, parse_quantization
 from qdc.artifact.digests import Digests
 from qdc.checkpoint.compiled import METHOD
+from qdc.errors import UnsupportedModel
 from qdc.hf.models import register_models
 from qdc.pipeline.registry import standard_registry
 
@@ -55,6 +56,13 @@ class QdcQuantization(QuantizationConfigMixin):
     def __init__(self, fields: Mapping[str, Any]) -> None:
         """Check the fields. Raises ``InvalidArtifact``."""
         self.parsed = parse_quantization({QUANTIZATION: fields})
+        if self.parsed.activations:
+            raise UnsupportedModel(
+                "linears of the artifact change what they read, which classes of transformers "
+                "do not follow",
+                where=list(self.parsed.activations)[:3],
+                help="load it with qdc.load, or serve it with qdc serve",
+            )
         known = standard_registry(_plugins).codecs()
         layers = self.parsed.layers.items()
         self.codecs = {layer: parse_codec(layer, given, known) for layer, given in layers}

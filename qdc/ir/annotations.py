@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qdc.ir.graph import Node
 
 SHORT_LIST = 8
-USUAL_GEOMETRY = "mcs"
+USUAL_GEOMETRY, EQUAL = "mcs", "equal"
 Width = Annotated[int, Field(gt=0)]
 """Columns of a block."""
 
@@ -66,14 +66,21 @@ class Moment(Annotation):
     """Which tokens were masked."""
     masked_weight: float = Field(default=1, gt=0, allow_inf_nan=False)
     """What a masked token counts in the mean against a visible one."""
+    token_weights: str = Field(default=EQUAL, pattern=r"^[a-z][a-z0-9-]*$", max_length=64)
+    """What else tokens are weighed by."""
     routed: int | None = Field(default=None, ge=0)
     """Tokens that an expert saw, where they are too few and all tokens stand in for them."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the last three out where they say nothing, as dumps before them did."""
+        """Leave the last four out where they say nothing, as dumps before them did."""
         data: dict[str, Any] = dump(self)
-        usual = {"geometry": USUAL_GEOMETRY, "masked_weight": 1, "routed": None}
+        usual = {
+            "geometry": USUAL_GEOMETRY,
+            "masked_weight": 1,
+            "token_weights": EQUAL,
+            "routed": None,
+        }
         return {k: v for k, v in data.items() if k not in usual or v != usual[k]}
 
     def text(self) -> str:
@@ -84,7 +91,8 @@ class Moment(Annotation):
         masked = f"{self.masked:.0%} masked{weight}"
         pooled = "" if self.routed is None else f" pooled for {self.routed:,} routed"
         tokens = f"{self.tokens:,} tokens{pooled}"
-        return f"{shape}   {self.samples} samples, {tokens}, {masked}{geometry}"
+        weighed = "" if self.token_weights == EQUAL else f"   {self.token_weights}"
+        return f"{shape}   {self.samples} samples, {tokens}, {masked}{geometry}{weighed}"
 
     def problems(self, node: "Node") -> Iterator[str]:
         """A moment is square, one row an input column."""

@@ -102,6 +102,11 @@ class ModelFacts(Frozen):
         return self.mask_token_id
 
     @property
+    def denoises_blocks(self) -> bool:
+        """Whether masked places are filled block by block: each sees its block and those before."""
+        return self.mask_token_id is not None and (self.attention_block or 0) > 1
+
+    @property
     def causal(self) -> bool:
         """Whether every position sees just itself and those before it."""
         return self.attention_block == 1

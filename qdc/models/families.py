@@ -16,15 +16,36 @@ from qdc.models.llada2 import LLADA2
 from qdc.models.mixture import LLADA_MOE, SDAR_MOE
 from qdc.models.other_fields import unused
 from qdc.models.sdar import SDAR
+from qdc.models.stable_diffcoder import STABLE_DIFFCODER
 
-FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE, LLADA2)
+FAMILIES: tuple[Family, ...] = (
+    LLADA,
+    DREAM,
+    SDAR,
+    FAST_DLLM,
+    LLADA_MOE,
+    SDAR_MOE,
+    LLADA2,
+    STABLE_DIFFCODER,
+)
 
 REFUSED: tuple[Refusal, ...] = (
     Refusal(
         "diffusion-gemma",
         ("DiffusionGemmaForBlockDiffusion",),
-        "it has no mask token, an encoder beside the decoder, and experts that are no linears",
+        "it has no mask token, an encoder beside the decoder, and experts that are no linears; "
+        "missing here are calibration on random tokens in place of masks, decoding that renoises a "
+        "canvas, and one set of weights that is read causally and both ways",
         "quantize it with a tool for Gemma; qdc compiles masked-denoising transformers",
+    ),
+    Refusal(
+        "nemotron-labs-diffusion",
+        ("NemotronLabsDiffusionModel", "NemotronDiffusionModel", "NemotronDiffusionVLMModel"),
+        "its published code, on Ministral3, could not be read: missing are its attention (all "
+        "positions, or blocks of 32), and how YaRN goes together with the scaling of queries by "
+        "position (llama-4), on which every logit depends",
+        "run it in its published precision; the layout is known: encoder.layers.N and "
+        "diffusion_head, mask 100",
     ),
     Refusal(
         "dream-reasoner",

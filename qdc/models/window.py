@@ -14,11 +14,16 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from qdc.models.kept import Kept, kept
+from qdc.numerics.rowquantizer import Bits
+
 
 class Window:
     """Columns ``first`` to ``last`` of a text whose keys and values are known up to ``seen``."""
 
-    def __init__(self, positions: Tensor, visible: Tensor, *, keeps: bool) -> None:
+    def __init__(
+        self, positions: Tensor, visible: Tensor, *, keeps: bool, bits: Bits | None = None
+    ) -> None:
         """Describe a text.
 
         Args:
@@ -26,30 +31,33 @@ class Window:
                 columns that are not visible.
             visible: ``bool[batch, T]``, False hides a column from all others.
             keeps: keep keys and values from call to call.
+            bits: of their codes; None keeps them as they are computed.
         """
         self.positions = positions
         self.visible = visible
-        self.keeps = keeps
+        self.keeps, self.bits = keeps, bits
         self.first, self.last, self.seen = 0, positions.shape[1], positions.shape[1]
         self._all_visible = bool(visible.all())
         self._writes: Tensor | None = None
-        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[nn.Module, tuple[Kept, Kept]] = {}
         self._masks: dict[int | None, Tensor | None] = {}
 
-    def move(self, first: int, last: int, seen: int, kept: Tensor | None = None) -> None:
+    def move(self, first: int, last: int, seen: int, writes: Tensor | None = None) -> None:
         """The next call computes columns ``first`` to ``last``, and sees those before ``seen``.
 
-        With ``kept``, ``bool[batch]``, it keeps keys and values of these rows alone; what it
+        With ``writes``, ``bool[batch]``, it keeps keys and values of these rows alone; what it
         computes for the others is to be thrown away.
         """
-        self.first, self.last, self.seen, self._writes = first, last, seen, kept
+        self.first, self.last, self.seen, self._writes = first, last, seen, writes
         self._masks = {}
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with these rows alone, ``i64[kept]``."""
         self.positions, self.visible = self.positions[rows], self.visible[rows]
         self._all_visible = bool(self.visible.all())
-        self._kept = {leaf: (key[rows], value[rows]) for leaf, (key, value) in self._kept.items()}
+        for pair in self._kept.values():
+            for each in pair:
+                each.keep_rows(rows)
         self._masks = {}
 
     def places(self) -> Tensor:
@@ -60,19 +68,33 @@ class Window:
         """Keep what ``leaf`` has computed, ``[batch, last - first, heads, head_width]``.
 
         Returns:
-            Keys and values of all columns before ``seen``. Keys are kept after rotation, for a
-            column never moves.
+            Keys and values of all columns before ``seen``, those of this call as computed. Keys are
+            kept after rotation, for a column never moves.
         """
         if not self.keeps:
             return key, value
         if leaf not in self._kept:
-            shape = (key.shape[0], self.positions.shape[1], *key.shape[2:])
-            self._kept[leaf] = (key.new_zeros(shape), value.new_zeros(shape))
+            length = self.positions.shape[1]
+            self._kept[leaf] = kept(key, length, self.bits), kept(value, length, self.bits)
         keys, values = self._kept[leaf]
-        rows = slice(None) if self._writes is None else self._writes
-        keys[rows, self.first : self.last] = key[rows]
-        values[rows, self.first : self.last] = value[rows]
-        return keys[:, : self.seen], values[:, : self.seen]
+        return self._through(keys, key), self._through(values, value)
+
+    def _through(self, held: Kept, new: Tensor) -> Tensor:
+        """Keep the columns of this call, and give all that are seen."""
+        held.write(slice(None) if self._writes is None else self._writes, self.first, new)
+        if self.bits is None:
+            return held.read(self.seen)
+        if (self.first, self.last) == (0, self.seen):
+            return new
+        whole = held.read(self.seen)
+        whole[:, self.first : self.last] = new
+        return whole
+
+    @property
+    def kept_bytes(self) -> tuple[int, int]:
+        """Bytes that are kept, and what they would be as computed."""
+        each = [one for pair in self._kept.values() for one in pair]
+        return sum(one.nbytes for one in each), sum(one.plain_nbytes for one in each)
 
     def mask(self, block: int | None) -> Tensor | None:
         """Who sees whom, ``bool[batch, 1, 1 or columns, seen]``; None where all see all."""

@@ -55,13 +55,15 @@ class CrossMomentAccumulator:
             t.detach().reshape(-1, t.shape[-1]).to(device, torch.float32)
             for t in (inputs, reference)
         )
-        shares = torch.ones(len(rows), 1, device=device)
-        if weights is not None:
-            shares = weights.detach().reshape(-1, 1).to(device, torch.float32)
         change = first - rows
-        add_products(self._sum, change * shares, rows)
-        parts = (change.square() * shares, first.square() * shares, shares)
-        self._shares += torch.stack([part.sum(dtype=torch.float64) for part in parts]).cpu()
+        energies = torch.ones(3, len(rows), dtype=torch.float64, device=device)
+        energies[0], energies[1] = _energy(change), _energy(first)
+        scaled = change
+        if weights is not None:
+            shares = weights.detach().reshape(-1).to(device, torch.float32)
+            scaled, energies = change * shares[:, None], energies * shares
+        add_products(self._sum, scaled, rows)
+        self._shares += energies.sum(1).cpu()
 
     def value(self) -> Tensor:
         """Mean over the tokens, f32[columns, columns]. Raises ``ValueError`` without any."""
@@ -118,6 +120,12 @@ class CrossMomentAccumulator:
         """Mean of |x0 - x|^2 as a share of that of |x0|^2; 0 where all x0 are 0."""
         drift, energy, _ = self._shares.tolist()
         return float(drift / energy) if energy > 0 else 0.0
+
+
+def _energy(rows: Tensor) -> Tensor:
+    """Squared length of each row, f64[tokens]."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return lengths.square()
 
 
 def _mean(total: Tensor, weight: float) -> Tensor:

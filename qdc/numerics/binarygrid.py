@@ -29,10 +29,15 @@ class BinaryGrid(Grid):
         for k in range(1, order):
             total = total + outer[k] * self.patterns[k, :, None]
         self.levels = total
+        self.sizes = _sizes(total) if order <= 2 else None
 
     def nearest(self, column: int, target: Tensor) -> Tensor:
         """Round one column to its nearest levels."""
-        return nearest_levels(self.levels[column], target)
+        if self.sizes is None:
+            return nearest_levels(self.levels[column], target)
+        large, small, middle = self.sizes
+        size = torch.where(target.abs() > middle[column], large[column], small[column])
+        return size.copysign_(target)
 
     def encode(self, dense: Tensor) -> Components:
         """Components with the signs that write ``dense`` out, which lies on the levels."""
@@ -48,6 +53,17 @@ class BinaryGrid(Grid):
         columns = rows._replace(col_scale=refit_columns(block, rows, metric))
         refitted = stored(columns, self.scale_bits)
         return type(self)(refitted, self.scale_bits), write_out(refitted)
+
+
+def _sizes(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of f32[g, 2^K, n] the magnitudes at K of 1 or 2: larger, smaller, and half way between.
+
+    Every level has its negative, so that a weight keeps its sign and goes to the nearer magnitude:
+    two comparisons less than among four levels.
+    """
+    sizes = levels[:, : levels.shape[1] // 2].abs()
+    large, small = sizes.amax(1), sizes.amin(1)
+    return large, small, (large + small) / 2
 
 
 def refit_rows(block: Tensor, c: Components, metric: Tensor) -> Tensor:

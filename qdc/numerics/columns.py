@@ -1,7 +1,8 @@
 """Choose the codes of a block column by column, each column seeing the errors of the others.
 
 One loop for every block quantizer that knows its levels (``grids.Grid``). Columns are walked in
-Python; all rows of a column move at once. Source: related-systems.md A4, A5, 10.
+Python; all rows of a column move at once, and far columns learn of the moves a part at a time.
+Source: related-systems.md A4, A5, 10.
 """
 
 from typing import NamedTuple, TypeVar
@@ -9,8 +10,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from qdc.numerics.blocks import block_slices
 from qdc.numerics.grids import Grid
 
+PART = 32
+"""Columns whose moves are handed on to all others at once, by one product of matrices."""
 G = TypeVar("G", bound=Grid)
 
 
@@ -66,11 +70,16 @@ def column_feedback(block: Tensor, metric: Metric, grid: Grid) -> Tensor:
     rest = block.T[metric.order].contiguous()
     dense = torch.empty_like(rest)
     upper, scale = metric.upper, metric.upper.diagonal()
-    columns = metric.order.tolist()
-    for place, column in enumerate(columns):
-        dense[place] = grid.nearest(column, rest[place])
-        error = (rest[place] - dense[place]) / scale[place]
-        rest[place + 1 :].addr_(upper[place, place + 1 :], error, alpha=-1)
+    for part in block_slices(len(rest), PART):
+        near, later = rest[part], rest[part.stop :]
+        errors = torch.empty_like(near)
+        triangle = upper[part, part]
+        for place, column in enumerate(metric.order[part].tolist()):
+            rounded = grid.nearest(column, near[place])
+            torch.sub(near[place], rounded, out=errors[place]).div_(scale[part.start + place])
+            near[place + 1 :].addr_(triangle[place, place + 1 :], errors[place], alpha=-1)
+            dense[part.start + place] = rounded
+        later.addmm_(upper[part, part.stop :].T, errors, alpha=-1)
     result = torch.empty_like(dense)
     result[metric.order] = dense
     return result.T.contiguous()
@@ -95,12 +104,19 @@ def coordinate_sweeps(
     """
     current = dense.T.contiguous()
     gradient = metric.full @ (block.T - current)
-    columns, diagonal = metric.order.tolist(), metric.full.diagonal()
+    diagonal = metric.full.diagonal()
     for _ in range(sweeps):
-        for column in columns:
-            best = grid.nearest(column, current[column] + gradient[column] / diagonal[column])
-            gradient.addr_(metric.full[:, column], best - current[column], alpha=-1)
-            current[column] = best
+        for part in block_slices(len(current), PART):
+            columns = metric.order[part]
+            near, inside = gradient[columns], metric.full[columns][:, columns]
+            moves = torch.empty_like(near)
+            for place, column in enumerate(columns.tolist()):
+                now = current[column]
+                best = grid.nearest(column, torch.addcdiv(now, near[place], diagonal[column]))
+                torch.sub(best, now, out=moves[place])
+                near.addr_(inside[:, place], moves[place], alpha=-1)
+                current[column] = best
+            gradient.addmm_(metric.full[:, columns], moves, alpha=-1)
     return current.T.contiguous()
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qdc.numerics.scalecodes import ScaleCode, decode_scales, encode_scales
+
 
 class Components(NamedTuple):
     """A block of order K: the sum over k of (a_k c_k^T) o B_k (quant-dllm.md 2.1).
@@ -70,16 +72,19 @@ def canonical(c: Components) -> Components:
     return Components(signs[falling], row_scale[falling], col_scale[falling])
 
 
-def stored(c: Components, scale_bits: int = 16) -> Components:
+def stored(
+    c: Components, scale_bits: int = 16, scale_code: ScaleCode = "logarithmic"
+) -> Components:
     """Round canonical scales to what the artifact holds (quant-dllm.md 4.4 and 8 P).
 
     Nearest even. With 16 bits a scale is fp16: row scales below its smallest normal number (6e-5)
     lose relative precision, and those below half the smallest subnormal (3e-8) become 0. With 8
-    bits see ``eight_bit``.
+    bits see ``encode_scales``.
 
     Args:
         c: The components.
         scale_bits: 16 or 8.
+        scale_code: How 8 bits are read; 16 bits need none.
 
     Returns:
         Canonical components; scales are f32 that fit fp16 exactly.
@@ -93,30 +98,9 @@ def stored(c: Components, scale_bits: int = 16) -> Components:
     if not bool(row_scale.isfinite().all() & col_scale.isfinite().all()):
         raise OverflowError("a scale of the block is not finite in fp16")
     if scale_bits == 8:
-        row_scale = decode_scales(*encode_scales(row_scale))
-        col_scale = decode_scales(*encode_scales(col_scale))
+        row_scale = decode_scales(*encode_scales(row_scale, scale_code), scale_code)
+        col_scale = decode_scales(*encode_scales(col_scale, scale_code), scale_code)
     return Components(signs, row_scale, col_scale)
-
-
-def encode_scales(scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Round scales to 8 bits: 0..255 parts of the largest, which stays as it is.
-
-    Args:
-        scale: f32[..., s], not negative, finite in fp16.
-
-    Returns:
-        Codes u8[..., s], peaks f16[..., 1]. Decoded scales are encoded to the same again.
-    """
-    peak = scale.amax(dim=-1, keepdim=True).to(torch.float16)
-    wide = peak.to(torch.float32)
-    codes = (scale * 255 / torch.where(wide > 0, wide, 1.0)).round().clamp(0, 255)
-    return codes.to(torch.uint8), peak
-
-
-def decode_scales(codes: Tensor, peak: Tensor) -> Tensor:
-    """Scales f32[..., s] that fit fp16: code * peak / 255 in fp32, rounded to fp16."""
-    part = codes.to(torch.float32) * peak.to(torch.float32) / 255
-    return part.to(torch.float16).to(torch.float32)
 
 
 def side_by_side(blocks: Sequence[Components], width: int) -> dict[str, Tensor]:

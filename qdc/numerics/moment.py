@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from qdc.numerics.blocks import block_slices
+
 ROWS = 1024
 """Of a sum, taken at once: nothing else of its size is made but the result."""
 
@@ -18,6 +20,38 @@ def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
     for start in range(0, len(total), ROWS):
         rows = slice(start, start + ROWS)
         total[rows] += left[:, rows].T @ right
+
+
+def add_square(total: Tensor, inputs: Tensor) -> None:
+    """Add ``inputs^T inputs``, a product in fp32, to a sum in fp64, on and above its diagonal.
+
+    What lies below is not computed: about six tenths of the products suffice.
+
+    Args:
+        total: f64[n, n], changed in place; what is below its blocks of the diagonal stays.
+        inputs: f32[tokens, n].
+    """
+    columns = len(total)
+    for rows in diagonal_blocks(columns):
+        later = slice(rows.start, columns)
+        total[rows, later] += inputs[:, rows].T @ inputs[:, later]
+
+
+def mirror(total: Tensor) -> None:
+    """Copy what ``add_square`` has summed above the diagonal below it, in place.
+
+    Blocks of the diagonal hold both halves of a product; they become the mean of the two.
+    """
+    columns = len(total)
+    for rows in diagonal_blocks(columns):
+        block = total[rows, rows]
+        total[rows, rows] = (block + block.T) / 2
+        total[rows.stop :, rows] = total[rows, rows.stop :].T
+
+
+def diagonal_blocks(columns: int) -> tuple[slice, ...]:
+    """Where rows are cut: into eight parts, none below 64 and none above ``ROWS``."""
+    return block_slices(columns, min(max(64, -(-columns // 8)), ROWS))
 
 
 class MomentAccumulator:
@@ -83,7 +117,7 @@ class MomentAccumulator:
                 raise ValueError("a weight is negative or not finite")
             weight = shares.double().sum().item()
             rows = rows * shares.sqrt()
-        add_products(self._sum, rows, rows)
+        add_square(self._sum, rows)
         self._counts += torch.tensor([rows.shape[0], weight], dtype=torch.float64)
 
     def sums(self) -> list[Tensor]:
@@ -94,18 +128,17 @@ class MomentAccumulator:
         """Average over the tokens, each with its weight.
 
         Returns:
-            f32[columns, columns], a fresh tensor in input^2, exactly symmetric: entries are the
-            mean of the two mirrored sums.
+            f32[columns, columns], a fresh tensor in input^2, exactly symmetric.
 
         Raises:
             ValueError: If no token was added, or none of a weight above 0.
         """
         if self.tokens == 0 or self.weight == 0:
             raise ValueError("the moment of zero tokens is undefined")
+        mirror(self._sum)
         value = torch.empty_like(self._sum, dtype=torch.float32)
-        for start in range(0, len(value), ROWS):
-            rows = slice(start, start + ROWS)
-            value[rows] = (self._sum[rows] + self._sum[:, rows].T) / (2 * self.weight)
+        for rows in block_slices(len(value), ROWS):
+            value[rows] = self._sum[rows] / self.weight
         return value
 
     def clear(self) -> None:

@@ -39,7 +39,7 @@ from qdc.numerics.affinegrid import AffineGrid
 from qdc.numerics.allocation import abmp_orders
 from qdc.numerics.binarygrid import BinaryGrid
 from qdc.numerics.bitplanes import pack_signs, unpack_signs
-from qdc.numerics.blocks import BLOCK, block_slices, block_widths
+from qdc.numerics.blocks import BLOCK, block_slices, block_widths, even_width
 from qdc.numerics.columns import Metric, block_metric, quantize_block
 from qdc.numerics.error import relative_output_error
 from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
@@ -64,9 +64,10 @@ from qdc.numerics.uniform import (
     round_to_grid,
 )
 from qdc.passkit.block_lowering import BlockLowering, CompensatedLowering, Problem
-from qdc.passkit.calibration import CalibrationOptions, States
+from qdc.passkit.calibration import CalibrationOptions
 from qdc.passkit.experts import ExpertOptions, Source
 from qdc.passkit.lowering import Lowering, error_effort, output_error, target
+from qdc.passkit.states import States
 from qdc.passkit.uniform_lowering import UniformLowering
 from qdc.passkit.vocabulary_lowering import LoweredVocabulary, VocabularyLowering
 from qdc.pipeline.passbase import Kinds, Pass
@@ -140,6 +141,7 @@ __all__ = [
     "BLOCK",
     "block_slices",
     "block_widths",
+    "even_width",
     "Compensation",
     "quantize_on_grids",
     "quantize_blocks",

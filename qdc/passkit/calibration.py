@@ -1,151 +1,40 @@
-"""What passes that calibrate share: the options of their samples, and the drawing of them."""
+"""What passes that calibrate share: the drawing of their samples."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from dataclasses import replace
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
-from qdc.ir.graph import LayerGraph, ModelFacts, Node, Stage
-from qdc.ir.text_use import Pack
+from qdc.ir.graph import ModelFacts, Node, Stage
 from qdc.passkit import geometry
-from qdc.passkit.rollout import rollout
+from qdc.passkit.calibration_fields import BLOCK_LENGTH, CalibrationFields
+from qdc.passkit.certainty import WITHOUT, Certainty, confidences, use_of
+from qdc.passkit.geometry import Masked
+from qdc.passkit.predictor import Predictor
+from qdc.passkit.rollout import rollout, steps_to
 from qdc.passkit.samples import Samples, draw_samples
-from qdc.pipeline.passbase import Pass
-from qdc.streaming.batches import PADDING, Batches
+from qdc.passkit.states import States
+from qdc.passkit.tmas import PROMPT, sampled
+from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.unit import Unit
-from qdc.streaming.work import Work
-
-Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "clean"]
-BLOCK_LENGTH, STEPS = 32, 8
-READ_BY = {
-    "prefix": ("mcs", "block-diffusion", "rollout"),
-    "timesteps": ("mcs", "uniform", "block-diffusion", "rollout"),
-    "clean_copy": ("mcs", "block-diffusion", "rollout"),
-    "block_length": ("block-diffusion", "rollout"),
-    "steps": ("rollout",),
-    "masked_weight": ("mcs", "uniform", "block-diffusion", "rollout"),
-}
-"""Options that only some geometries read; with another one they are refused."""
 
 
-@dataclass(frozen=True)
-class States:
-    """Calibration samples as the model sees them; with timesteps, T rows a sample in a row."""
-
-    clean: Tensor
-    """``i64[N, length]``: the text."""
-    tokens: Tensor
-    """``i64[N, length]``: what goes into the model. Where it is visible it is the clean text, but
-    for rollouts, which hold the model's own tokens behind the prompt."""
-    masked: Tensor
-    """``bool[N, length]``: where ``tokens`` holds the mask token."""
-    weights: Tensor
-    """``f32[N, length]``: what each position counts in a second moment; 1 where it is visible, 0
-    where it is padding."""
-    segments: Tensor | None = None
-    """``i64[N, length]``: which positions of a row see each other (``qdc.streaming.batches``); None
-    if all do, and none is padding."""
-
-    def batches(self, size: int) -> Batches:
-        """The tokens, ``i64[size, length]`` each, with their segments; the last may be smaller."""
-        return Batches.split(self.tokens, self.segments, size)
-
-    def select(self, rows: Tensor) -> "States":
-        """Some rows ``i64[n]``, in their order."""
-        segments = None if self.segments is None else self.segments[rows]
-        return States(
-            self.clean[rows], self.tokens[rows], self.masked[rows], self.weights[rows], segments
-        )
-
-
-class CalibrationOptions(Pass):
+class CalibrationOptions(CalibrationFields):
     """A pass that draws samples from the calibration text.
 
     Two passes with equal options see equal samples: they are a function of options and text alone,
-    and of the original model for rollouts.
+    and of the original model for ``rollout`` and ``tmas``.
     """
-
-    reads_calibration: ClassVar[bool] = True
-
-    samples: int = Field(default=128, ge=1, le=1 << 20, description="sequences to draw")
-    length: int | None = Field(
-        default=None, ge=2, description="tokens of a sequence; the model's longest if not given"
-    )
-    prefix: float = Field(
-        default=0, ge=0, lt=1, description="share of a sequence kept visible at its beginning"
-    )
-    seed: int = Field(default=0, ge=0, lt=1 << 62, description="seed of windows and masks")
-    batch: int = Field(default=8, ge=1, description="sequences computed at once")
-    pack: Pack = Field(
-        default="documents",
-        description="documents: joined, cut at a window's end; within: long documents alone; "
-        "pad: one document each, padded",
-    )
-    isolate: bool = Field(
-        default=False, description="attention does not cross the documents of a window"
-    )
-    geometry: Geometry = Field(default="mcs", description="which tokens are masked")
-    timesteps: int | None = Field(
-        default=None,
-        ge=1,
-        le=1 << 16,
-        description="see every sample at this many times; at one time each if not given",
-    )
-    clean_copy: bool = Field(default=False, description="let the grid of times begin at 0")
-    block_length: int | None = Field(
-        default=None,
-        ge=1,
-        description=f"tokens of a block; {BLOCK_LENGTH} for block-diffusion, all for rollout "
-        "if not given",
-    )
-    steps: int = Field(
-        default=STEPS, ge=1, le=1 << 12, description="denoising steps of a whole rollout"
-    )
-    masked_weight: float = Field(
-        default=1, gt=0, le=1e6, description="what a masked position counts against a visible one"
-    )
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> "CalibrationOptions":
-        for name, readers in READ_BY.items():
-            given = getattr(self, name) != type(self).model_fields[name].default
-            if given and self.geometry not in readers:
-                raise ValueError(
-                    f"geometry {self.geometry} does not read {name.replace('_', '-')}, "
-                    f"which is for {', '.join(readers)}"
-                )
-        if self.isolate and self.pack != "documents":
-            raise ValueError(
-                f"pack {self.pack} does not read isolate: its windows are of one document each"
-            )
-        return self
-
-    def check(self, graph: LayerGraph) -> None:
-        """Refuse samples that are longer than the model takes."""
-        if self.length is not None and self.length > graph.model.max_length:
-            raise InvalidCalibration(
-                f"samples of {self.length} tokens are asked for, "
-                f"the model takes {graph.model.max_length}",
-                help=f"the longest is --length {graph.model.max_length}, which it is if not given",
-            )
-
-    def without_masks(self) -> Self | None:
-        """The same pass with ``geometry=clean``, and without the options that only masks read."""
-        fields = type(self).model_fields
-        unread = {name: fields[name].default for name in READ_BY}
-        return self.model_copy(update={"geometry": "clean", **unread})
 
     def draw(self, unit: Unit) -> States:
         """Draw the samples and mask them.
 
-        Reads the text and, for rollouts alone, streams the original model ``steps`` times.
+        Reads the text and, for ``rollout`` and ``tmas``, streams the original model, about once a
+        step.
 
         Raises:
             InvalidCalibration: the text is too short, too little, or not what the tokenizer knows.
@@ -156,15 +45,20 @@ class CalibrationOptions(Pass):
             unit.check_apart(isolate=self.isolate)
         clean, maskable, use, segments = self.draw_clean(unit.calibration(), unit.model)
         unit.note_text(use)
+        found = None
+        if self.masks == "tmas":
+            # A sample is rolled out once, however many of its states are seen.
+            found = self._sample(unit, clean, maskable, segments)
         repeated = self.timesteps or 1
         clean, maskable = (t.repeat_interleave(repeated, 0) for t in (clean, maskable))
         if segments is not None:
             segments = segments.repeat_interleave(repeated, 0)
-        tokens, masked = self._mask(unit, clean, maskable, segments)
-        weights = self.weigh(masked)
-        if segments is not None:
-            weights = weights * (segments != PADDING)
-        return States(clean, tokens, masked, weights, segments)
+        tokens, masked = found or self._mask(unit, clean, maskable, segments)
+        states = States(clean, tokens, masked, self.weigh(masked), segments)
+        weights = states.weights * states.data
+        if self.asks_certainty:
+            weights = weights * self._certainty(unit, states)
+        return replace(states, weights=weights)
 
     def draw_clean(self, text: Calibration, model: ModelFacts) -> Samples:
         """Draw the samples without masks; the same ones are drawn once of a text.
@@ -174,7 +68,8 @@ class CalibrationOptions(Pass):
         """
         rows, longest = text.source.rows, model.max_length
         length = self.length or (longest if rows is None else min(longest, rows.shape[1]))
-        asked = (self.samples, length, self.seed, self._prefix(), self.pack, self.isolate)
+        visible = self.visible(text.source)
+        asked = (self.samples, length, self.seed, visible, self.pack, self.isolate)
         if asked not in text.drawn:
             text.drawn[asked] = draw_samples(
                 text.source, text.encode, model, *asked[:-1], isolate=self.isolate
@@ -183,21 +78,17 @@ class CalibrationOptions(Pass):
         assert isinstance(found, Samples)
         return found
 
-    @property
-    def segmented(self) -> bool:
-        """Whether not all positions of a sample see each other."""
-        return self.isolate or self.pack == "pad"
-
     def travel(self, unit: Forecast, *, original: bool = False) -> StreamForecast:
         """The stream of this pass in a forecast; rollouts run the model on the way to it."""
         length = self.length or unit.model.max_length
         rows = self.samples * (self.timesteps or 1)
         if self.segmented and not unit.started:
             unit.check_apart(isolate=self.isolate)
-        if self.geometry == "rollout" and not unit.started:
-            weights = sum(node.rows * node.columns for node in unit.graph.linears())
-            # Times are even, so a sample is at its own after half of the steps.
-            unit.work(0, Work(products=2 * weights * rows * length * self.steps / 2))
+        if not unit.started:
+            self._foresee_rollouts(unit, length)
+            if self.asks_certainty:
+                segmented, every = self.segmented, rows * length
+                unit.sweep(rows, length, self.batch, segmented=segmented, positions=every)
         apart = self.segmented
         return unit.stream(rows, length, self.batch, original=original, segmented=apart)
 
@@ -211,8 +102,9 @@ class CalibrationOptions(Pass):
             samples=self.samples,
             tokens=max(1, tokens),
             masked=0,
-            geometry=self.geometry,
+            geometry=self.masks,
             masked_weight=self.masked_weight,
+            token_weights=self.token_weights,
         )
         for node in layers:
             unit.annotate(node, note)
@@ -221,33 +113,52 @@ class CalibrationOptions(Pass):
         """Weights ``f32[...]`` of positions, from the mask ``bool[...]``."""
         return 1 + (self.masked_weight - 1) * masked.float()
 
-    def times(self) -> Tensor:
-        """The time of each row, ``f32[samples * timesteps]``: even, or random for ``uniform``."""
-        many = self.timesteps
-        if self.geometry == "uniform":
-            if many is None:
-                return geometry.stratified(self.samples, self.seed)
-            rows = (geometry.stratified(many, self.seed, i) for i in range(self.samples))
-            return torch.cat(list(rows))
-        if many is None:
-            return geometry.grid(self.samples, clean_copy=self.clean_copy)
-        return geometry.grid(many, clean_copy=self.clean_copy).repeat(self.samples)
+    def _foresee_rollouts(self, unit: Forecast, length: int) -> None:
+        """Sweeps of the original model in front of the calibration itself."""
+        if self.masks == "rollout":
+            rows = self.samples * (self.timesteps or 1)
+            sweeps = steps_to(self.times(), self.steps).double().mean().item()
+        elif self.masks == "tmas":
+            rows = self.samples
+            visible = PROMPT if self.prefix is None else self.prefix
+            steps = self.tmas().sampler.sweeps(length, int(visible * length), unit.model)
+            sweeps = (steps * self.tmas().furthest(rows)).ceil().mean().item()
+        else:
+            return
+        unit.sweep(rows, length, self.batch, times=sweeps, segmented=self.segmented)
 
-    def _prefix(self) -> float:
-        """Share of a window that is never masked."""
-        return 0 if self.geometry == "uniform" else self.prefix
+    def _certainty(self, unit: Unit, states: States) -> Tensor:
+        """What tokens weigh by confidence, ``f32[N, length]``."""
+        rule = Certainty(self.token_weights, self.certainty_base, self.certainty_exponent)
+        batches = Batches.split(states.tokens, states.segments, self.batch)
+        wanted = torch.split(states.data, self.batch)
+        confidence = confidences(Predictor.of(unit, WITHOUT), batches, wanted)
+        weights = rule.weights(confidence, states.masked)
+        unit.note_certainty(use_of(rule, confidence, weights, states.masked, states.data))
+        return weights
+
+    def _sample(
+        self, unit: Unit, clean: Tensor, maskable: Tensor, segments: Tensor | None
+    ) -> Masked:
+        predictor = Predictor.of(unit)
+        states, use = sampled(predictor, clean, maskable, self.tmas(), self.batch, segments)
+        unit.note_states(use)
+        return states
 
     def _mask(
         self, unit: Unit, clean: Tensor, maskable: Tensor, segments: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if self.geometry == "clean":
+        if self.masks == "clean":
             return geometry.unmasked(clean)
         mask_id, seed = unit.model.mask, self.seed
         times = self.times()
-        if self.geometry == "block-diffusion":
-            size = self.block_length or BLOCK_LENGTH
-            return geometry.block_diffusion(clean, maskable, times, mask_id, seed, size)
-        if self.geometry == "rollout":
+        if self.masks == "block-diffusion":
+            own = unit.model.attention_block
+            size = self.block_length or own or BLOCK_LENGTH
+            return geometry.block_diffusion(
+                clean, maskable, times, mask_id, seed, size, aligned=own is not None
+            )
+        if self.masks == "rollout":
             return rollout(
                 unit, clean, maskable, times, self.steps, self.block_length, self.batch, segments
             )

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.errors import InvalidCalibration
+from qdc.errors import InvalidCalibration, UnsupportedModel
 from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.ir.routing import ROWS, rows_of
 from qdc.passkit.calibration import CalibrationOptions
@@ -99,6 +99,76 @@ class ExpertOptions(CalibrationOptions):
         return found
 
 
+def weighed(
+    stream: Stream,
+    stage: Stage,
+    others: tuple[str, ...] = (),
+    *,
+    pooled: bool = False,
+    weights: Tensor | None = None,
+) -> "Iterator[tuple[Reading, Tensor | None]]":
+    """Yield what a stage reads, and what each of its rows counts; None if all count the same.
+
+    A row that belongs to a whole sample, or to one place of all samples, counts the mean of these
+    tokens. Arguments as those of ``read``. Without ``weights``, ``f32[samples, length]``, the
+    stream's own count.
+
+    Raises:
+        UnsupportedModel: rows belong to neither of these, and tokens do not all count the same.
+    """
+    every, value = {stage.value} if pooled else (), stage.value
+    parts = weighed_together(stream, (stage,), {value: weights}, {value: others}, pooled=every)
+    for found in parts:
+        yield found[value]
+
+
+def weighed_together(
+    stream: Stream,
+    stages: Sequence[Stage],
+    weights: Mapping[str, Tensor | None],
+    others: Mapping[str, tuple[str, ...]],
+    *,
+    pooled: Collection[str] = (),
+) -> "Iterator[dict[str, tuple[Reading, Tensor | None]]]":
+    """The same for some stages of a wave, by the names of the values that they read.
+
+    Arguments as those of ``read_together``; ``weights`` by value, None where the stream's own
+    count. Raises ``UnsupportedModel`` as ``weighed``.
+    """
+    counts = {
+        stage.value: stream.token_weights if found is None else found
+        for stage in stages
+        for found in (weights.get(stage.value),)
+    }
+    facts = {value: stream.masked if given is None else given for value, given in counts.items()}
+    for found in read_together(stream, stages, facts, others, pooled=pooled):
+        yield {
+            stage.value: (
+                found[stage.value],
+                None if counts[stage.value] is None else _of_rows(found[stage.value], stage),
+            )
+            for stage in stages
+        }
+
+
+def _of_rows(part: "Reading", stage: Stage) -> Tensor:
+    """The weights of tokens, ``[b, length]`` or ``[n]``, for the rows of a value."""
+    weights, wanted = part.facts, part.value.shape[:-1]
+    if weights.shape == wanted:
+        return weights
+    if weights.ndim == 2:
+        for axis in (1, 0):
+            mean = weights.mean(axis)
+            if len(mean) == wanted.numel():
+                return mean.reshape(wanted)
+    raise UnsupportedModel(
+        "tokens are weighed, and layers of this model read something else than a row for each "
+        "token, each sample or each place",
+        where=[f"%{stage.value}"],
+        help="leave token-weights and masked-weight out",
+    )
+
+
 class Reading(NamedTuple):
     """What a stage reads of one batch."""
 
@@ -131,15 +201,15 @@ def read(
         others: names of further values to compute.
         pooled: as if the router sent every token to the expert that the stage belongs to.
     """
-    every = {stage.value} if pooled else ()
-    for found in read_together(stream, (stage,), facts, {stage.value: others}, pooled=every):
-        yield found[stage.value]
+    every, value = {stage.value} if pooled else (), stage.value
+    for found in read_together(stream, (stage,), {value: facts}, {value: others}, pooled=every):
+        yield found[value]
 
 
 def read_together(
     stream: Stream,
     stages: Sequence[Stage],
-    facts: Tensor,
+    facts: Mapping[str, Tensor],
     others: Mapping[str, tuple[str, ...]],
     *,
     pooled: Collection[str] = (),
@@ -149,7 +219,7 @@ def read_together(
     Args:
         stream: the samples, before the wave.
         stages: of one wave.
-        facts: ``[samples, length]``: something of each token.
+        facts: by value ``[samples, length]``: something of each token.
         others: by value the names of further values to compute.
         pooled: values that are read as if the router sent every token to their expert.
     """
@@ -158,14 +228,19 @@ def read_together(
     wanted = [name for value in rows for name in (value, rows[value], *others.get(value, ()))]
     every = tuple(row for value, row in rows.items() if row is not None and value in pooled)
     computed = stream.compute(tuple(dict.fromkeys(n for n in wanted if n is not None)), every)
-    for found, part, data in zip(computed, stream.rows(facts), stream.places(), strict=True):
+    parts = {value: stream.rows(given) for value, given in facts.items()}
+    for index, (found, data) in enumerate(zip(computed, stream.places(), strict=True)):
         readings: dict[str, Reading] = {}
-        for value, row in rows.items():
+        for stage in stages:
+            row, own = rows[stage.value], (stage.value, *others.get(stage.value, ()))
             places = data if row is None else found[row]
-            own = {name: found[name] for name in (value, *others.get(value, ()))}
+            value = stream.reading(stage, found[stage.value], index)
+            seen = {name: found[name] for name in own}
             if row is None:
-                own = {name: stream.at(name, each, data) for name, each in own.items()}
-            readings[value] = Reading(own[value], _at(part, places), own, places)
+                seen = {name: stream.at(name, each, data) for name, each in seen.items()}
+                value = stream.at(stage.value, value, data)
+            fact = _at(parts[stage.value][index], places)
+            readings[stage.value] = Reading(value, fact, seen, places)
         yield readings
 
 

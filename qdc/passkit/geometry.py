@@ -52,17 +52,33 @@ def scattered(clean: Tensor, maskable: Tensor, times: Tensor, mask_id: int, seed
 
 
 def block_diffusion(
-    clean: Tensor, maskable: Tensor, times: Tensor, mask_id: int, seed: int, block_length: int
+    clean: Tensor,
+    maskable: Tensor,
+    times: Tensor,
+    mask_id: int,
+    seed: int,
+    block_length: int,
+    *,
+    aligned: bool = False,
 ) -> Masked:
     """Mask as a sampler that goes block by block: one block in work, all later ones masked.
 
     The maskable places of a sample are cut into blocks of ``block_length``. A time of t leaves
     t * blocks of them to do: all but the first of these are masked whole, the first one, place by
-    place, with the probability that remains of the last whole number.
+    place, with the probability that remains of the last whole number. With ``aligned`` blocks are
+    counted from the beginning of the sample, as attention by blocks does, and those that have no
+    maskable place count for nothing.
     """
-    rank = maskable.long().cumsum(1) - 1
-    block = rank.div(block_length, rounding_mode="floor")
-    blocks = (maskable.sum(1, keepdim=True) / block_length).ceil()
+    if aligned:
+        number = (torch.arange(clean.shape[1]) // block_length).expand(clean.shape)
+        has = torch.zeros(len(clean), int(number.max()) + 1, dtype=torch.int64)
+        has.scatter_reduce_(1, number, maskable.long(), reduce="amax")
+        block = (has.cumsum(1) - 1).gather(1, number)
+        blocks = has.sum(1, keepdim=True)
+    else:
+        rank = maskable.long().cumsum(1) - 1
+        block = rank.div(block_length, rounding_mode="floor")
+        blocks = (maskable.sum(1, keepdim=True) / block_length).ceil()
     left = times[:, None].double() * blocks
     current = blocks - left.ceil()
     within = left - (left.ceil() - 1)

@@ -6,7 +6,7 @@ with themselves without masks. Other clean windows show how much of a difference
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +17,7 @@ from qdc.errors import InvalidCalibration
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Stage
 from qdc.ir.text_use import Pack, TextUse
+from qdc.models.layers import takes_windows
 from qdc.numerics.shift import (
     Shift,
     Statistics,
@@ -26,11 +27,14 @@ from qdc.numerics.shift import (
     together,
 )
 from qdc.passkit.experts import Reading, read
-from qdc.passkit.geometry import scattered
+from qdc.passkit.geometry import Masked, scattered
+from qdc.passkit.predictor import Predictor
 from qdc.passkit.samples import draw_samples
+from qdc.passkit.tmas import PROMPT, Aims, choose
+from qdc.passkit.trajectory import Sampler, trajectories
 from qdc.streaming.apart import require_apart
 from qdc.streaming.batches import Batches
-from qdc.streaming.original import original_stream
+from qdc.streaming.original import original_stream, original_weights
 from qdc.streaming.stream import Stream
 from qdc.text.source import TextSource
 from qdc.units import Progress
@@ -46,6 +50,10 @@ class Sampling(BaseModel):
     pack: Pack = "documents"
     seed: int = Field(default=0, ge=0, lt=1 << 62)
     ratios: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    geometry: Literal["mcs", "tmas"] = "mcs"
+    """What masks at each ratio: chance, or the model's own sampler."""
+    steps: int = Field(default=16, ge=1, le=1 << 12)
+    """Of a whole text, of the sampler."""
     top: int = Field(default=8, ge=1)
     """Eigenvectors whose space is compared."""
     batch: int = Field(default=8, ge=1)
@@ -59,7 +67,8 @@ class StageShift(NamedTuple):
     """What the stage's layers read."""
     layers: tuple[str, ...]
     ratio: float
-    """Share of the tokens that is masked; 0 stands for other windows without masks."""
+    """Share of the tokens that is masked, for ``tmas`` of those that the sampler writes; 0 stands
+    for other windows without masks."""
     masked_tokens: int
     every: Shift | None
     """All positions; None where the reference is zero, or where an expert sees none of them."""
@@ -102,7 +111,7 @@ def inspect(
         )
     if sampling.pack == "pad":
         require_apart(program, isolate=False)
-    states = _States(program, source, encode, sampling)
+    states = _States(program, checkpoint, source, encode, sampling, device)
     stream = original_stream(program, checkpoint, states.batches(), device)
     found: list[StageShift] = []
     stages = [
@@ -127,21 +136,34 @@ class _States:
     def __init__(
         self,
         program: Program,
+        checkpoint: Checkpoint,
         source: TextSource,
         encode: Callable[[str], list[int]],
         sampling: Sampling,
+        device: torch.device,
     ) -> None:
         self.sampling, model = sampling, program.graph.model
         size = sampling.samples, sampling.length
         pack = sampling.pack
+        rolled = sampling.geometry == "tmas"
+        visible = PROMPT if rolled and not source.dialogues else 0
         first, second = (
-            draw_samples(source, encode, model, *size, sampling.seed + turn, 0, pack)
+            draw_samples(source, encode, model, *size, sampling.seed + turn, visible, pack)
             for turn in range(2)
         )
-        (clean, maskable, self.use, _), nothing = first, torch.zeros_like(first.maskable)
+        (clean, maskable, self.use, apart), nothing = first, torch.zeros_like(first.maskable)
         self.parts = [(clean, nothing), (second.clean, nothing)]
-        self.segments = [first.segments, second.segments]
-        self.segments += [first.segments] * len(sampling.ratios)
+        self.segments = [apart, second.segments]
+        self.segments += [apart] * len(sampling.ratios)
+        if rolled:
+            predictor = Predictor(
+                graph=program.graph,
+                start=lambda batches: original_stream(program, checkpoint, batches, device),
+                read=original_weights(program, checkpoint, device),
+                windowed=takes_windows(program.module),
+            )
+            self.parts += _rolled(predictor, clean, maskable, sampling, apart)
+            return
         for ratio in sampling.ratios:
             times = torch.full((sampling.samples,), ratio)
             self.parts.append(scattered(clean, maskable, times, model.mask, sampling.seed))
@@ -159,6 +181,29 @@ class _States:
     def part(self) -> int:
         """Batches of a part."""
         return -(-self.sampling.samples // self.sampling.batch)
+
+
+def _rolled(
+    predictor: Predictor,
+    clean: Tensor,
+    maskable: Tensor,
+    sampling: Sampling,
+    segments: Tensor | None,
+) -> list[Masked]:
+    """For each ratio the state of each window's trajectory that is nearest to it."""
+    sampler = Sampler(steps=sampling.steps, seed=sampling.seed)
+    least, places = min(sampling.ratios, default=1.0), maskable.sum(1)
+
+    def enough(decided: Tensor, steps: Tensor) -> Tensor:
+        return decided >= (1 - least) * places
+
+    found = trajectories(predictor, clean, maskable, sampler, enough, sampling.batch, segments)
+    rows, parts = torch.arange(len(clean)), []
+    for ratio in sampling.ratios:
+        way = torch.full((len(clean),), 1 - ratio, dtype=torch.float64)
+        chosen, _ = choose(found, Aims(torch.zeros_like(rows), way), 1, "ratio")
+        parts.append(found.states(rows, chosen, predictor.graph.model.mask))
+    return parts
 
 
 def _compare(

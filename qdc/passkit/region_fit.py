@@ -136,7 +136,8 @@ class RegionFit:
     @torch.no_grad()
     def _note_errors(self, unit: Unit, held: Sequence[int]) -> None:
         """Relative output error of each layer on the held-out states, as stored."""
-        values = tuple(stage.value for stage, _ in unit.layers_by_stage())
+        stages = {stage.value: stage for stage, _ in unit.layers_by_stage()}
+        values = tuple(stages)
         steps = self.executor.steps(values, self.states[0])
         parameters = {name: self.stream.weights(name) for name in steps}
         moments = {
@@ -147,7 +148,8 @@ class RegionFit:
         for batch in held:
             found = self._run(batch, steps, parameters, values)
             for name, value in found.items():
-                moments[name].add(self.stream.at(name, value, places[batch]))
+                read = self.stream.reading(stages[name], value, batch)
+                moments[name].add(self.stream.at(name, read, places[batch]))
         for stage, nodes in unit.layers_by_stage():
             if not moments[stage.value].tokens:
                 continue  # an expert that none of the held-out tokens is routed to
@@ -168,8 +170,8 @@ class RegionFit:
     def _run(
         self, batch: int, steps: list[str], parameters: Parameters, wanted: tuple[str, ...]
     ) -> Environment:
-        segments = self.stream.segments_of(batch)
-        return self.executor.run(self.states[batch], steps, parameters, wanted, segments)
+        segments, masked = self.stream.segments_of(batch), self.stream.masked_of(batch)
+        return self.executor.run(self.states[batch], steps, parameters, wanted, segments, masked)
 
     @torch.no_grad()
     def _mean_loss(self, batches: Sequence[int], parameters: Parameters) -> float:

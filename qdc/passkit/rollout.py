@@ -5,13 +5,11 @@ original model computes the logits, streamed region by region, once a denoising 
 that are not at their time yet.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from qdc.passkit.geometry import Masked
-from qdc.passkit.head import head_logits, masked_positions, output_head, sources_within
+from qdc.passkit.predictor import Predictor
 from qdc.streaming.batches import Batches
 from qdc.streaming.unit import Unit
 
@@ -49,13 +47,15 @@ def rollout(
     places = maskable.sum(1)
     rank = maskable.long().cumsum(1) - 1
     block = rank.div(block_length or clean.shape[1], rounding_mode="floor")
-    ends = ((1 - times.double()) * steps + 1e-6).floor().long()
+    predictor = Predictor.of(unit)
+    ends = steps_to(times, steps)
     for step in range(int(ends.max())):
         wanted = _filled(places, step + 1, steps) - _filled(places, step, steps)
         rows = torch.split(((ends > step) & (wanted > 0)).nonzero()[:, 0], batch)
-        states = [(tokens[some], masked[some]) for some in rows]
         parts = None if segments is None else [segments[some] for some in rows]
-        for some, (best, sure) in zip(rows, predict(unit, states, parts), strict=True):
+        batches = Batches([tokens[some] for some in rows], parts)
+        found = predictor.best(batches, [masked[some] for some in rows])
+        for some, (best, sure) in zip(rows, found, strict=True):
             score = (sure - 2.0 * block[some]).masked_fill(~masked[some], -torch.inf)
             order = score.sort(dim=1, descending=True, stable=True).indices.argsort(1)
             taken = (order < wanted[some, None]) & masked[some]
@@ -64,41 +64,9 @@ def rollout(
     return tokens, masked
 
 
-def predict(
-    unit: Unit, states: list[tuple[Tensor, Tensor]], segments: list[Tensor] | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the original model's best token ``i64[b, length]`` and its probability ``f64[...]``.
-
-    Both are 0 where the state, ``(tokens, masked)``, is not masked. The mask token is never
-    predicted. Memory: the weights of one region at a time, one value for each position, and at the
-    end the head.
-    """
-    if not states:
-        return
-    graph = unit.graph
-    stage = output_head(graph, "choose another geometry")
-    read = unit.original_weights()
-    stream = unit.loose_stream(Batches([tokens for tokens, _ in states], segments), read)
-    for region in graph.regions:
-        stream.leave(region)
-    stream.enter(stage)
-    unit.count(stream)
-    weights = read(stage.layers[0])
-    shift = graph.model.logits_shift
-    apart = [None] * len(states) if segments is None else segments
-    computed = stream.compute((stage.value,))
-    for (tokens, masked), parts, values in zip(states, apart, computed, strict=True):
-        hidden = values[stage.value]
-        best, sure = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.float64)
-        for row, place in masked_positions(masked):
-            source = sources_within(row, place, shift, parts)
-            reads = hidden[row.to(hidden.device), source.to(hidden.device)]
-            logits = head_logits(reads, weights)
-            logits[:, graph.model.mask] = -torch.inf
-            top, found = logits.max(1)
-            best[row, place] = found.cpu()
-            sure[row, place] = (top - logits.logsumexp(1)).exp().cpu()
-        yield best, sure
+def steps_to(times: Tensor, steps: int) -> Tensor:
+    """Steps that lead to these times, ``i64[N]``: the last that leave at least this share."""
+    return ((1 - times.double()) * steps + 1e-6).floor().long()
 
 
 def _filled(places: Tensor, step: int, steps: int) -> Tensor:

@@ -36,6 +36,9 @@ class Runtime(ABC):
     dtype: torch.dtype
     """Of activations, and of every tensor that is not part of a quantized layer."""
 
+    follows_activations: ClassVar[bool] = False
+    """Whether its modules are called one by one, so that others can be put in front of them."""
+
     @abstractmethod
     def check(self, module: nn.Module, codecs: Mapping[str, "Codec"]) -> None:
         """Refuse layers of a model that cannot be run, before any data is read.
@@ -61,6 +64,8 @@ class Backend(Configured, ABC):
 
     requires: ClassVar[Kinds] = (Packed,)
     """Annotations that every quantized layer must carry."""
+    activations: ClassVar[bool] = True
+    """Whether what it writes can say what linears do with what they read: rotations, codes."""
     single_file: ClassVar["SingleFile | None"] = None
     """The one file that takes the place of OUT, if it is not the folder."""
 

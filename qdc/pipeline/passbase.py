@@ -66,6 +66,10 @@ class Pass(Configured):
     """Annotations that it writes on other nodes than the layers of its unit."""
     consumes: ClassVar[Kinds] = ()
     """Annotations whose tensors are gone afterwards: no later pass can read them."""
+    forbids: ClassVar[Kinds] = ()
+    """Annotations that the pass would make wrong: none of them may be at hand when it runs."""
+    rotates: ClassVar[bool] = False
+    """Whether it turns the inputs of layers by rotations of its own, which no other may precede."""
     barrier: ClassVar[bool] = False
     """Whether it needs the whole model at once: everything before it is finished first."""
     whole_regions: ClassVar[bool] = False

@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from qdc.errors import MissingAnnotation, QdcError, nearest
+from qdc.errors import InvalidPipeline, MissingAnnotation, QdcError, nearest
 from qdc.format.codec import Lowered
+from qdc.ir.activations import InputCodes
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph, Region, Stage
@@ -19,6 +20,9 @@ from qdc.ir.routing import GIVE
 from qdc.ir.tuned import Tuned
 from qdc.pipeline.passbase import Configured, Kinds, Pass
 from qdc.pipeline.syntax import STAGES
+
+REWRITES = (Lowered, Tuned, InputCodes)
+"""What changes values that calibration streams have computed already."""
 
 
 class StageOrder(Configured):
@@ -115,7 +119,7 @@ class Plan:
         for item in self.items:
             passes = item.passes if isinstance(item, Group) else (item,)
             rewritten = (kind for step in passes for kind in step.provides)
-            if after_group and any(issubclass(kind, Lowered | Tuned) for kind in rewritten):
+            if after_group and any(issubclass(kind, REWRITES) for kind in rewritten):
                 return True
             if isinstance(item, Group):
                 after_group = True
@@ -170,6 +174,7 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
     released: dict[type[Annotation], str] = {}
     unmet: list[str] = []
     lacking: dict[str, None] = {}
+    spoiled: list[str] = []
 
     def demand(who: str, kinds: Kinds) -> None:
         for kind in kinds:
@@ -177,6 +182,12 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
                 why = released.get(kind, "which nothing before it provides")
                 unmet.append(f"{who} reads @{kind.slot_name()}, {why}")
                 lacking[f"qdc passes --provides {kind.slot_name()}"] = None
+
+    def spoil(step: Pass) -> None:
+        found = [have for have in available if issubclass(have, step.forbids)]
+        if found:
+            tags = ", ".join(dict.fromkeys(f"@{kind.slot_name()}" for kind in found))
+            spoiled.append(f"{step.name} makes {tags} of before it wrong")
 
     def release(where: str) -> None:
         for kind in [kind for kind in available if kind.scratch]:
@@ -197,11 +208,16 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
         for item in segment.items:
             for step in item.passes if isinstance(item, Group) else (item,):
                 demand(step.name, step.needs())
+                spoil(step)
                 provide(step)
             if isinstance(item, Group):
                 release("stages(...)")
         release("a region, before the next barrier")
     demand(f"backend {backend}", final)
+    if spoiled:
+        raise InvalidPipeline(
+            "; ".join(spoiled), help="put it before all that calibrates or lowers the layers"
+        )
     if unmet:
         raise MissingAnnotation(
             f"the pipeline has {len(unmet)} unmet need{'s' * (len(unmet) > 1)}: {'; '.join(unmet)}",

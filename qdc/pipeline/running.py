@@ -21,6 +21,8 @@ class Layer(NamedTuple):
     """Whether rows are looked up in it."""
     multiplied: bool = True
     """Whether it is multiplied with, as an embedding is that is tied to the output head."""
+    integer: bool = False
+    """Whether its weight is held as whole numbers of a byte each, and multiplied as such."""
 
 
 @dataclass(frozen=True)

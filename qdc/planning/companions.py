@@ -63,14 +63,15 @@ def note_lowered(graph: LayerGraph, codecs: dict[str, Codec], registry: Registry
         refs = tuple(_refs(node, codec))
         suffixes = tuple(codec.specification())
         working = [{**ref.model_dump(mode="json"), "name": table_key(name, s)}
-                   for s, ref in zip(suffixes, refs, strict=True)]  # fmt: skip
+                   for s, ref in zip(suffixes, refs, strict=True)
+                   if s not in codec.packed_only]  # fmt: skip
         carrier = carriers[type(codec)]
         own = carrier.model_fields.keys() - Lowered.model_fields.keys()
         lowered = {
             **dict.fromkeys(sorted(own), 0.0),
             "codec": codec.model_dump(mode="json"),
             "tensors": working,
-            "suffixes": list(suffixes),
+            "suffixes": [s for s in suffixes if s not in codec.packed_only],
             "error": 0.0,
             "block_errors": [0.0] * len(codec.column_blocks),
         }

@@ -1,6 +1,8 @@
 """From the options of a compile to its passes and its backend, without a model."""
 
 from qdc.errors import InvalidPipeline
+from qdc.ir.activations import OfActivations
+from qdc.ir.graph import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.plan import Plan, check_order
@@ -13,6 +15,7 @@ def configure(
     options: PlanOptions,
     registry: Registry,
     stop_after: str | None = None,
+    model: ModelFacts | None = None,
     longest: int | None = None,
 ) -> tuple[Plan, Backend | None]:
     """Configure passes and backend, and check that each finds what it reads.
@@ -21,14 +24,16 @@ def configure(
         options: what a user asks for.
         registry: where names are looked up.
         stop_after: the last pass to run; without a backend then, for no artifact is written.
-        longest: tokens that the model takes, once it is open; an effort asks for no more.
+        model: once it is open; attention by blocks is calibrated block by block.
+        longest: tokens of a sample that the model and its rows have; an effort asks for no more.
 
     Raises:
         QdcError: unknown names, bad options, unmet requirements, an option that nothing takes.
     """
     effort = EFFORTS[options.effort].preferred(longest)
-    plan = build_plan(options.pipeline, registry, options.overrides, effort)
-    if longest is None:
+    usual = {} if model is None else geometry_of(model)
+    plan = build_plan(options.pipeline, registry, options.overrides, {**effort, **usual})
+    if model is None:
         _refuse_idle(options, registry, plan)
     backend: Backend | None = build_backend(options.backend, registry)
     if stop_after is not None:
@@ -37,12 +42,42 @@ def configure(
         check_order(plan)
     else:
         check_order(plan, final=backend.requires, backend=backend.name)
+    if backend is not None and not backend.activations:
+        _refuse_activations(plan, backend)
     if options.calibration is not None and not any(p.reads_calibration for p in plan.passes()):
         raise InvalidPipeline(
             "no pass of the pipeline reads calibration text, and --calibration is given",
             help=f"the pipeline is: {plan}",
         )
     return plan, backend
+
+
+def of_activations(plan: Plan) -> list[str]:
+    """Names of the passes that change what linears do with activations."""
+    return [
+        step.name
+        for step in plan.passes()
+        if any(issubclass(kind, OfActivations) for kind in (*step.provides, *step.annotates))
+    ]
+
+
+def _refuse_activations(plan: Plan, backend: Backend) -> None:
+    """Refuse passes whose work a backend's files cannot tell a reader. Raises InvalidPipeline."""
+    names = of_activations(plan)
+    if names:
+        raise InvalidPipeline(
+            f"{' and '.join(names)} changes what linears read, which the files of the backend "
+            f"{backend.name} cannot say",
+            help="write with the backend reference, or leave the pass out",
+        )
+
+
+def geometry_of(model: ModelFacts) -> dict[str, object]:
+    """The masks that a model is calibrated with by itself, where they are not those of all passes.
+
+    A sampler that goes by attention blocks has one of them in work, and clean text before it.
+    """
+    return {"geometry": "block-diffusion"} if model.denoises_blocks else {}
 
 
 def _refuse_idle(options: PlanOptions, registry: Registry, plan: Plan) -> None:

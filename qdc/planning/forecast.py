@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from qdc.checkpoint.folder import Checkpoint
+from qdc.format.codec import Codec
 from qdc.frontend.coverage import Covered, coverage
 from qdc.frontend.encoding import open_encoder
 from qdc.frontend.tracer import Program
+from qdc.ir.activations import InputCodes
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
@@ -38,7 +40,7 @@ from qdc.planning.ranks import Ranks
 from qdc.planning.rates import Rates
 from qdc.planning.running import TOKENS, runtimes
 from qdc.planning.storage import shards, stored
-from qdc.planning.text import Looked, look_at_text
+from qdc.planning.text import Looked, foreseen_states, look_at_text
 from qdc.planning.walk import walk
 from qdc.planning.warnings import shape_warnings
 from qdc.streaming.account import WAITING, Account
@@ -71,7 +73,7 @@ def forecast(
     machine = machine or Machine.here(options.device)
     checkpoint, program, assumed = open_headers(options.model_dir, registry.families)
     graph = program.graph
-    plan, backend = configure(options, registry, longest=graph.model.max_length)
+    plan, backend = configure(options, registry, model=graph.model, longest=graph.model.max_length)
     assert backend is not None, "a plan is cut nowhere"
     refuse_masks(plan, graph)
     for step in plan.passes():
@@ -113,6 +115,7 @@ def forecast(
         samples=samples,
         length=length,
         calibration_text=uses,
+        calibration_states=foreseen_states(plan, graph.model),
         forwards=forwards / max(1, samples * len(layers)),
         passes=tuple(_costs(ranks, machine.rates)),
         ranks=machine.ranks,
@@ -284,8 +287,15 @@ def layer_kinds(account: Account, layers: Iterable[Node]) -> Iterator[LayerKind]
             rows=rows,
             columns=columns,
             codec=known[0].name if whole else None,
-            nbytes=sum(codec.nbytes for codec in known) if whole else None,
+            nbytes=_layers_bytes(graph, nodes, known) if whole else None,
         )
+
+
+def _layers_bytes(graph: LayerGraph, nodes: Iterable[Node], codecs: Iterable[Codec]) -> int:
+    """Stored bytes of layers: what their codecs hold, and static scales of what they read."""
+    notes = (graph.get(node.name, InputCodes) for node in nodes)
+    static = sum(note.nbytes for note in notes if note is not None)
+    return static + sum(codec.nbytes for codec in codecs)
 
 
 def _fates(account: Account) -> Iterator[Covered]:

@@ -121,8 +121,9 @@ class PlanOptions(Options):
         option(
             "NAME",
             "Which tokens are masked: mcs, uniform, clean, ...",
-            more="clean masks none, as for a model without mask token; block-diffusion and rollout "
-            "are the others. For every pass that has this option",
+            more="clean masks none, as for a model without mask token; block-diffusion, rollout "
+            "and tmas are the others. Not given: mcs, and block-diffusion where attention goes by "
+            "blocks (SDAR, LLaDA2, Fast-dLLM v2). For every pass that has this option",
         ),
     ] = None
     states: Annotated[

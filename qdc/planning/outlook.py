@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from qdc.frontend.coverage import Covered
+from qdc.ir.calibration_use import SampledStates
 from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
 from qdc.streaming.ledger import Peak
@@ -163,6 +164,8 @@ class Outlook(Frozen):
     length: int
     calibration_text: tuple[TextUse, ...] = ()
     """What the samples will be made of; empty where no tokenizer or no text is there."""
+    calibration_states: tuple[SampledStates, ...] = ()
+    """What states will be taken of the model's own trajectories; empty unless ``geometry=tmas``."""
     forwards: float
     """Linears executed for calibration, as a share of each quantized layer and sample."""
     passes: tuple[PassCost, ...]

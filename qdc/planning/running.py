@@ -15,6 +15,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.format.codec import Codec
 from qdc.frontend.encoding import open_encoder
+from qdc.ir.activations import of_activations
 from qdc.ir.dump import read
 from qdc.ir.graph import EMBEDDING, LayerGraph
 from qdc.ir.keys import WEIGHT
@@ -25,6 +26,7 @@ from qdc.pipeline.registry import Registry
 from qdc.pipeline.running import Layer, Running
 from qdc.planning.options import ForecastOptions
 from qdc.planning.outlook import RuntimeMemory
+from qdc.runtime.integers import is_integer
 from qdc.streaming.memory import free_memory, machine_memory, resident_bytes
 from qdc.streaming.work import FP32, bytes_of
 
@@ -186,7 +188,14 @@ def _layers(graph: LayerGraph, codecs: Mapping[str, Codec]) -> Iterator[Layer]:
         if codec is not None and owner.name == node.name:
             tied = node.name in shared
             embedding = node.op == EMBEDDING
-            yield Layer(node.path, codec, None, embedding, multiplied=tied or not embedding)
+            yield Layer(
+                node.path,
+                codec,
+                None,
+                embedding,
+                multiplied=tied or not embedding,
+                integer=is_integer(codec, of_activations(graph, node.name)),
+            )
         for parameter in node.parameters:
             if parameter.name in seen or (codec is not None and parameter.role == WEIGHT):
                 continue

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
+from qdc.ir.activations import InputCodes
 from qdc.ir.keys import WEIGHT, file_key
 from qdc.ir.types import BYTES, ValueType
 from qdc.planning.outlook import ShardSize
@@ -36,6 +37,10 @@ def stored(account: Account, nodes: Iterable[str]) -> Iterable[tuple[str, ValueT
         node, codec = graph[name], account.codecs.get(name)
         if codec is not None:
             for suffix, kind in codec.specification().items():
+                yield file_key(node.path, suffix), kind
+        codes = graph.get(name, InputCodes)
+        if codes is not None:
+            for suffix, kind in codes.form.specification(node.columns).items():
                 yield file_key(node.path, suffix), kind
         for parameter in node.parameters:
             if name not in account.codecs or parameter.role != WEIGHT:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qdc.errors import InvalidCalibration, QdcError
+from qdc.ir.calibration_use import SampledStates
 from qdc.ir.graph import ModelFacts
 from qdc.ir.text_use import TextUse
 from qdc.passkit.calibration import CalibrationOptions
@@ -15,6 +16,13 @@ from qdc.text.tokenizer import Encoder
 
 Looked = tuple[tuple[TextUse, ...], tuple[str, ...]]
 """What samples are made of, each once; and warnings."""
+
+
+def foreseen_states(plan: Plan, model: ModelFacts) -> tuple[SampledStates, ...]:
+    """What states passes will take of the model's own trajectories, each once."""
+    steps = [step for step in plan.passes() if isinstance(step, CalibrationOptions)]
+    found = [step.foreseen_states(model) for step in steps]
+    return tuple(dict.fromkeys(use for use in found if use is not None))
 
 
 def look_at_text(
@@ -49,7 +57,8 @@ def look_at_text(
         length = min(step.length or model.max_length, model.max_length)
         try:
             use = draw_samples(
-                source, encode, model, step.samples, length, step.seed, step.prefix, step.pack,
+                source, encode, model, step.samples, length, step.seed,
+                step.visible(source), step.pack,
                 isolate=step.isolate,
             ).use  # fmt: skip
         except InvalidCalibration as error:

@@ -10,6 +10,8 @@ from qdc.errors import QdcError
 from qdc.evaluation.evaluate import Comparison, Evaluation
 from qdc.format.codec import BitsWord
 from qdc.frontend.coverage import Covered
+from qdc.ir.calibration_use import SampledStates, TokenCertainty
+from qdc.ir.distilled import Distilled
 from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
 from qdc.units import size
@@ -131,6 +133,10 @@ class CompileReport(Frozen):
     """Those that the tokenizer would put around a document, in words; empty if none are."""
     calibration_text: tuple[TextUse, ...] = ()
     """What the samples were made of; several where passes draw otherwise."""
+    calibration_states: tuple[SampledStates, ...] = ()
+    """What states were taken of the model's own trajectories; empty unless ``geometry=tmas``."""
+    calibration_certainty: tuple[TokenCertainty, ...] = ()
+    """What confidence tokens were weighed by; empty where all count the same."""
     artifact_sha256: str = ""
     """Digest of the artifact's files other than shards; its dump names every tensor's digest."""
     plugins: tuple[str, ...]
@@ -138,6 +144,8 @@ class CompileReport(Frozen):
     """Quantized layers of the repeated blocks: what the bits of the method count."""
     outside: tuple[LayerReport, ...] = ()
     """Quantized matrices outside of them: embedding and output head."""
+    distilled: Distilled | None = None
+    """What tuning towards the original's predictions has gained; None without a distill pass."""
     coverage: tuple[Covered, ...]
     passes: tuple[PassReport, ...]
     remarks: tuple[str, ...]

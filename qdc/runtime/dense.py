@@ -1,6 +1,7 @@
 """The reference runtime: every quantized layer is decoded to a dense weight."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import nn
 
@@ -8,6 +9,7 @@ from qdc.format.codec import Codec
 from qdc.format.weights import Weights
 from qdc.pipeline.backendbase import Runtime
 from qdc.pipeline.running import Resident, Running
+from qdc.runtime.integers import integer_bytes, put_integers
 from qdc.runtime.weights import dense_tensors, moved, place, tied_names
 
 FP32 = 4
@@ -19,7 +21,11 @@ def resident(running: Running) -> Resident:
     """What the runtime holds on a CPU, in fp32: weights, of which one at a time is decoded."""
     weights = loading = 0
     for layer in running.layers:
-        if layer.codec is not None:
+        if layer.codec is not None and layer.integer:
+            dense = integer_bytes(layer.codec)
+            # Two bytes a code while they are moved to the middle, beside the unpacked ones.
+            passing = 4 * dense + layer.codec.nbytes
+        elif layer.codec is not None:
             dense = FP32 * layer.codec.rows * layer.codec.columns
             passing = DECODING * dense + layer.codec.working_bytes + layer.codec.nbytes
         else:
@@ -33,11 +39,18 @@ def resident(running: Running) -> Resident:
 class DenseRuntime(Runtime):
     """Runs every codec on every device: plain linears and embeddings, with the decoded weights."""
 
+    follows_activations: ClassVar[bool] = True
+
     def check(self, module: nn.Module, codecs: Mapping[str, Codec]) -> None:
         """Nothing is refused: every codec has a dense form."""
 
     def fill(self, module: nn.Module, weights: Weights) -> None:
         """Decode tensor by tensor; beside the model there is one dense fp32 weight at a time."""
-        names = dense_tensors(module)
-        state = {name: moved(weights.dense(name), self.device, self.dtype) for name in names}
-        place(module, state, tied_names(module))
+        names, tied = dense_tensors(module), tied_names(module)
+        replaced = put_integers(module, weights, self.device, self.dtype)
+        state = {
+            name: moved(weights.dense(name), self.device, self.dtype)
+            for name in names
+            if name.rpartition(".")[0] not in replaced
+        }
+        place(module, state, tied, replaced)

@@ -21,6 +21,7 @@ from qdc.ir.keys import file_key
 from qdc.ir.types import SHORT
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
+from qdc.runtime.activations import refuse_activations
 from qdc.runtime.auto import chosen_backend, tell_dense
 from qdc.runtime.load import FLOATING, add_biases
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors
@@ -85,6 +86,11 @@ def load_module(
         raise InvalidArtifact(
             "the artifact is of a checkpoint, not of a module", help="leave module out"
         )
+    refuse_activations(
+        quantization.activations,
+        "what a module of your own calls is not known",
+        "compile it without the pass that changes what linears read",
+    )
     known = registry.codecs()
     codecs = {
         layer: parse_codec(layer, fields, known) for layer, fields in quantization.layers.items()

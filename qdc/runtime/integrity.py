@@ -15,6 +15,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.checkpoint.held import MODULE
 from qdc.errors import InvalidArtifact, QdcError
 from qdc.format.codec import Codec
+from qdc.ir.activations import InputCodes
 from qdc.ir.annotations import Packed
 from qdc.ir.dump import read
 from qdc.ir.graph import LayerGraph
@@ -132,6 +133,10 @@ def _stored(graph: LayerGraph) -> Iterator[tuple[str, TensorRef]]:
         if packed is not None:
             for suffix, ref in zip(packed.suffixes, packed.tensors, strict=True):
                 yield f"{node.path}.{suffix}", ref
+        codes = graph.get(node.name, InputCodes)
+        if codes is not None:
+            for suffix, ref in zip(codes.suffixes, codes.tensors, strict=True):
+                yield file_key(node.path, suffix), ref
         if tuned is not None:
             for role, ref in zip(tuned.roles, tuned.tensors, strict=True):
                 yield file_key(node.path, role), ref

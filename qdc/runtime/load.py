@@ -23,13 +23,16 @@ from qdc.errors import InvalidArtifact, InvalidCheckpoint, UnsupportedModel
 from qdc.format.codec import Codec
 from qdc.frontend.native import looks_back
 from qdc.frontend.select import Choice, FrontEnd, build_module, choose, holder, show_by_name
+from qdc.ir.activations import LayerActivations
 from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.finite import is_finite
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
+from qdc.runtime.activations import attach, check_activations, refuse_activations
 from qdc.runtime.auto import chosen_backend, tell_dense
+from qdc.runtime.integers import is_integer
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
@@ -63,7 +66,13 @@ class OpenedArtifact:
     def weights(self) -> StoredWeights:
         """The tensors, for a backend; reading them raises ``InvalidCheckpoint`` too."""
         own, stages = self.quantization.frontend == "fx", self.quantization.stages
-        return StoredWeights(self.codecs, stages, traceable=own, source=self.source)
+        return StoredWeights(
+            self.codecs,
+            stages,
+            traceable=own,
+            source=self.source,
+            activations=self.quantization.activations,
+        )
 
     def verified(self) -> AbstractContextManager[None]:
         """Compare the digests of all files with tensors while they are read.
@@ -102,7 +111,8 @@ def open_artifact(folder: Path, registry: Registry, *, verify: bool = True) -> O
         )
         body = holder(module)
         add_biases(body, quantization.added_biases)
-        _check(body, codecs, source)
+        check_activations(body, quantization.activations)
+        _check(body, codecs, quantization.activations, source)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     if verify:
@@ -154,10 +164,17 @@ def load_artifact(
     opened = open_artifact(folder, registry, verify=verify)
     tell_dense(backend, device, dtype, opened.codecs)
     body, module = opened.body, opened.module
-    runtime.check(body, opened.codecs)
+    activations = opened.quantization.activations
+    codecs = opened.codecs.items()
+    runtime.check(body, {p: c for p, c in codecs if not is_integer(c, activations.get(p))})
+    if not runtime.follows_activations:
+        refuse_activations(
+            activations, f"the backend {chosen} does not follow", "load with the backend reference"
+        )
     try:
         with opened.verified():
             runtime.fill(body, opened.weights)
+            attach(module, body, opened.weights, opened.quantization.mask_token, device)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     return module.to(device).requires_grad_(False)
@@ -209,7 +226,12 @@ def add_biases(module: nn.Module, paths: tuple[str, ...]) -> None:
         linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))
 
 
-def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> None:
+def _check(
+    module: nn.Module,
+    codecs: dict[str, Codec],
+    activations: Mapping[str, LayerActivations],
+    source: Checkpoint,
+) -> None:
     """Compare what is stored with what the model and the codecs ask for."""
     wanted = dense_tensors(module)
     for layer, codec in codecs.items():
@@ -219,6 +241,9 @@ def _check(module: nn.Module, codecs: dict[str, Codec], source: Checkpoint) -> N
                 f"the model has no {codec.rows} x {codec.columns} weight there", where=[layer]
             )
         for suffix, stored in codec.specification().items():
+            wanted[file_key(layer, suffix)] = (stored.dtype, stored.shape)
+    for layer, does in activations.items():
+        for suffix, stored in does.specification(codecs[layer].columns).items():
             wanted[file_key(layer, suffix)] = (stored.dtype, stored.shape)
     compare_tensors(wanted, source.headers, InvalidArtifact)
 

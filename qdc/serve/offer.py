@@ -5,7 +5,7 @@ from typing import Any
 
 from qdc.pipeline.passbase import summary
 from qdc.pipeline.strategybase import Strategy
-from qdc.runtime.decoding.options import CACHES, DecodeOptions
+from qdc.runtime.decoding.options import CACHE_BITS, CACHES, DecodeOptions
 from qdc.runtime.decoding.strategies import Strategies, needs_verifier, shared_options
 from qdc.serve.intake import DEFAULT_LENGTH
 from qdc.serve.limits import Limits
@@ -44,6 +44,7 @@ def offer(
         "strategy_summaries": {name: summary(kind) for name, kind in offered.items()},
         "fill_strategies": [name for name, kind in offered.items() if not needs_verifier(kind)],
         "caches": list(CACHES),
+        "cache_bits": list(CACHE_BITS),
         "bounds": bounds(limits),
     }
 
@@ -64,7 +65,7 @@ def bounds(limits: Limits) -> dict[str, dict[str, float]]:
     for name, schema in DecodeOptions.model_json_schema()["properties"].items():
         forms = [form for form in schema.get("anyOf", [schema]) if "type" in form]
         number = next((form for form in forms if form["type"] in ("integer", "number")), None)
-        if number is not None and name != "length":
+        if number is not None and name not in ("length", "cache_bits"):
             found[name] = {key: number[key] for key in BOUNDS if key in number}
     for name in ("max_tokens", "gap_tokens", *COUNTED):
         found[name] = {"minimum": 1, "maximum": limits.max_length}

@@ -4,6 +4,8 @@ A row may hold several documents that are not to see each other, or one document
 number for each position, its segment, says so: attention stays within a segment, and positions of
 the segment ``PADDING`` are no data. They are computed, since a batch has one length, and left out
 of everything that is counted, averaged or fitted.
+
+Tokens may weigh unlike each other in what is averaged; their weights go with them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +19,25 @@ PADDING = -1
 
 
 class Batches(Sequence[Tensor]):
-    """Token ids ``i64[b, length]`` by batch; a slice of them takes its segments along."""
+    """Token ids ``i64[b, length]`` by batch; a slice takes its segments and weights along."""
 
-    def __init__(self, tokens: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[Tensor],
+        segments: Sequence[Tensor] | None = None,
+        weights: Sequence[Tensor] | None = None,
+    ) -> None:
         """Take batches.
 
         Args:
             tokens: ``i64[b, length]`` each.
             segments: of the same shapes; None if all positions of a row see each other.
+            weights: ``f32[b, length]`` each, what a token counts in statistics; None if all count
+                the same.
         """
         self.tokens = tuple(tokens)
         self.segments = None if segments is None else tuple(segments)
+        self.weights = None if weights is None else tuple(weights)
 
     @classmethod
     def of(cls, batches: Sequence[Tensor]) -> "Batches":
@@ -35,11 +45,12 @@ class Batches(Sequence[Tensor]):
         return batches if isinstance(batches, Batches) else cls(batches)
 
     @classmethod
-    def split(cls, tokens: Tensor, segments: Tensor | None, size: int) -> "Batches":
+    def split(
+        cls, tokens: Tensor, segments: Tensor | None, size: int, weights: Tensor | None = None
+    ) -> "Batches":
         """Cut ``i64[samples, length]`` into batches; the last one may be smaller."""
-        return cls(
-            torch.split(tokens, size), None if segments is None else torch.split(segments, size)
-        )
+        beside = (None if t is None else torch.split(t, size) for t in (segments, weights))
+        return cls(torch.split(tokens, size), *beside)
 
     @overload
     def __getitem__(self, place: int) -> Tensor: ...
@@ -48,9 +59,8 @@ class Batches(Sequence[Tensor]):
     def __getitem__(self, place: int | slice) -> "Tensor | Batches":
         """The tokens of one batch, or some batches."""
         if isinstance(place, slice):
-            return Batches(
-                self.tokens[place], None if self.segments is None else self.segments[place]
-            )
+            beside = (None if t is None else t[place] for t in (self.segments, self.weights))
+            return Batches(self.tokens[place], *beside)
         return self.tokens[place]
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -63,11 +73,11 @@ class Batches(Sequence[Tensor]):
 
     def __add__(self, other: "Batches") -> "Batches":
         """These batches, then others of the same kind."""
-        tokens = (*self.tokens, *other.tokens)
-        if self.segments is None or other.segments is None:
-            assert self.segments is other.segments, "either all batches have segments, or none has"
-            return Batches(tokens)
-        return Batches(tokens, (*self.segments, *other.segments))
+        beside = []
+        for mine, others in ((self.segments, other.segments), (self.weights, other.weights)):
+            assert (mine is None) == (others is None), "all batches have them, or none has"
+            beside.append(None if mine is None or others is None else (*mine, *others))
+        return Batches((*self.tokens, *other.tokens), *beside)
 
 
 class Sight:

@@ -16,6 +16,7 @@ from qdc.ir.graph import LINEAR, LayerGraph, Region, Stage
 from qdc.ir.routing import ROUTED, ROWS
 from qdc.models.layers import Attention
 from qdc.streaming.batches import Sight
+from qdc.streaming.inputs import LayerInputs
 
 Environment = dict[str, Tensor]
 Shrunk = Callable[[str, int], None]
@@ -26,9 +27,17 @@ Parameters = Mapping[str, Mapping[str, Tensor]]
 class Executor:
     """Runs nodes of a program. Gradients flow unless the caller switches them off."""
 
-    def __init__(self, program: Program, device: torch.device) -> None:
-        """Index the nodes; the inputs but for the token ids are absent."""
-        self.program, self.device = program, device
+    def __init__(
+        self, program: Program, device: torch.device, inputs: LayerInputs | None = None
+    ) -> None:
+        """Index the nodes; the inputs but for the token ids are absent.
+
+        Args:
+            program: the traced model.
+            device: where it is computed.
+            inputs: what linears make of the values that they read; nothing if not given.
+        """
+        self.program, self.device, self.inputs = program, device, inputs
         self.graph = program.graph
         self.order = execution_order(self.graph)
         """Nodes as they are executed: stages of one wave side by side."""
@@ -130,6 +139,7 @@ class Executor:
         parameters: Parameters,
         wanted: Collection[str],
         segments: Tensor | None = None,
+        masked: Tensor | None = None,
     ) -> Environment:
         """Execute the steps on one batch; halves of it where the device's memory is too small.
 
@@ -141,6 +151,7 @@ class Executor:
             parameters: of every step.
             wanted: the values to return.
             segments: ``i64[b, length]``, see ``batches``; None if all positions see each other.
+            masked: ``bool[b, length]``, which tokens are masked; None where nothing asks for it.
 
         Returns:
             The wanted values, on the device, padding included; experts get none of it.
@@ -150,10 +161,10 @@ class Executor:
         """
         rows = self._rows(held)
         if rows > self.most:
-            return self._run_halves(held, steps, parameters, wanted, rows, segments)
+            return self._run_halves(held, steps, parameters, wanted, rows, segments, masked)
         calls, routed = self.linear_calls, self.routed_rows
         try:
-            return self._run(held, steps, parameters, wanted, segments)
+            return self._run(held, steps, parameters, wanted, segments, masked)
         except torch.OutOfMemoryError as error:
             if rows < 2:
                 raise QdcError(
@@ -173,7 +184,7 @@ class Executor:
             torch.cuda.empty_cache()
         self.linear_calls, self.routed_rows, self.most = calls, routed, rows // 2
         self.shrunk(steps[-1], self.most)
-        return self._run_halves(held, steps, parameters, wanted, rows, segments)
+        return self._run_halves(held, steps, parameters, wanted, rows, segments, masked)
 
     def _run_halves(
         self,
@@ -183,6 +194,7 @@ class Executor:
         wanted: Collection[str],
         rows: int,
         segments: Tensor | None,
+        masked: Tensor | None,
     ) -> Environment:
         """Run both halves of a batch of so many samples, one after the other."""
         half = rows // 2
@@ -193,6 +205,7 @@ class Executor:
                 parameters,
                 wanted,
                 None if segments is None else segments[some],
+                None if masked is None else masked[some],
             )
             for some in (slice(0, half), slice(half, rows))
         ]
@@ -231,6 +244,7 @@ class Executor:
         parameters: Parameters,
         wanted: Collection[str],
         segments: Tensor | None,
+        masked: Tensor | None,
     ) -> Environment:
         """Execute the steps, dropping each value after its last reader."""
         last = {read: step for step in steps for read in self.edges.predecessors(step)}
@@ -238,7 +252,9 @@ class Executor:
         sizes = self._sizes(held)
         sight = None if segments is None else Sight(segments.to(self.device))
         for step in steps:
-            environment[step] = self.execute(step, environment, parameters[step], sizes, sight)
+            environment[step] = self.execute(
+                step, environment, parameters[step], sizes, sight, masked
+            )
             for read in self.edges.predecessors(step):
                 if last[read] == step and read not in wanted:
                     environment.pop(read, None)
@@ -263,6 +279,7 @@ class Executor:
         parameters: Mapping[str, Tensor],
         sizes: Sizes,
         sight: Sight | None = None,
+        masked: Tensor | None = None,
     ) -> Tensor:
         """Execute one node.
 
@@ -272,15 +289,18 @@ class Executor:
             parameters: of the node, by role.
             sizes: batch and length.
             sight: which positions see each other; all if not given.
+            masked: ``bool[b, length]``, which tokens are masked, for linears that ask.
         """
         result: Tensor
         node = self.program.nodes[name]
         if isinstance(node, NodeCalls):
             if self.graph[name].op == LINEAR:
-                self._count(name, environment[self.graph[name].inputs[0]])
+                (read,) = self.graph[name].inputs
+                self._count(name, environment[read])
+                environment = {read: self._read(name, environment[read], masked)}
             same = sight.same if sight is not None and node.attends else None
             result = node.run(environment, parameters, sizes, self.device, same)
-            return self._without_padding(name, result, sight)
+            return self._without_padding(name, self._give(name, result, masked), sight)
         arguments: Any
         keywords: Any
         arguments, keywords = fx.map_arg(
@@ -289,15 +309,26 @@ class Executor:
         if node.op == "call_module":
             if self.graph[name].op == LINEAR:
                 self._count(name, arguments[0])
+                arguments = (self._read(name, arguments[0], masked), *arguments[1:])
             leaf = self.program.module.get_submodule(str(node.target))
             if sight is not None and isinstance(leaf, Attention):
                 arguments, keywords = _narrowed(leaf, arguments, sight), {}
             result = functional_call(leaf, dict(parameters), arguments, keywords)
+            result = self._give(name, result, masked)
         elif node.op == "call_method":
             result = getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
         else:
             result = node.target(*arguments, **keywords)  # type: ignore[operator]
         return self._without_padding(name, result, sight)
+
+    def _read(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor:
+        """What a linear multiplies in the place of the value that it reads."""
+        return value if self.inputs is None else self.inputs.read(name, value, masked)
+
+    def _give(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor:
+        """What is read in the place of the value that a linear gives."""
+        asked = self.inputs is not None and self.graph[name].op == LINEAR
+        return self.inputs.give(name, value, masked) if asked and self.inputs else value
 
     def _without_padding(self, name: str, result: Tensor, sight: Sight | None) -> Tensor:
         """Send padding to no expert: then all that hangs on the routing leaves it out."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qdc.format.codec import Codec
 from qdc.ir.annotation import Annotation
-from qdc.ir.graph import Node, Stage
+from qdc.ir.graph import LINEAR, Node, Stage
 from qdc.ir.keys import table_key
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Scope
@@ -95,6 +95,11 @@ class Forecast(Scope):
         """Bytes of these kinds, as the summary names them, that are held now."""
         return self._account.ledger.held(*kinds)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a calibration state's number as it waits."""
+        return self._account.held
+
     def weight(self, node: Node) -> int:
         """Bytes of the original weight in fp32; its region's weights are held from now on."""
         self._account.load(node)
@@ -128,6 +133,41 @@ class Forecast(Scope):
             )
             account.streams[key] = stream
         return account.streams[key]
+
+    def sweep(
+        self,
+        samples: int,
+        length: int,
+        batch: int,
+        *,
+        times: float = 1,
+        segmented: bool = False,
+        positions: int = 0,
+    ) -> None:
+        """Runs of the original model on samples that are thrown away, in front of all streams.
+
+        Args:
+            samples: rows of token ids.
+            length: tokens of a row.
+            batch: rows computed at once.
+            times: sweeps through the model.
+            segmented: whether attention gets a mask.
+            positions: of how many, in one sweep, the output head computes logits.
+        """
+
+        def charge(nbytes: int, work: Work) -> None:
+            self.work(nbytes, work.times(times))
+
+        key, account = (self.place, True), self._account
+        stream = StreamForecast(account, key, charge, samples, length, batch, segmented=segmented)
+        for region in self.graph.regions:
+            stream.leave(region)
+        head = list(self.graph)[-1]
+        if head.op == LINEAR:
+            stream.enter(Stage(value=head.inputs[0], layers=(head.name,)))
+            size = FP32 * head.rows * head.columns
+            charge(size, Work(products=2 * positions * head.rows * head.columns))
+        account.ledger.release(f"{STATES}{self.place}:{True}")
 
     def keep_states(self, what: str, numbers: int) -> None:
         """Hold so many numbers on the host, as calibration states are held."""

@@ -21,6 +21,7 @@ from qdc.models.experts import routed_share
 from qdc.streaming.batches import PADDING, Batches
 from qdc.streaming.execute import Environment, Executor, Parameters
 from qdc.streaming.frontier import values_to_keep
+from qdc.streaming.inputs import LayerInputs
 from qdc.streaming.states import Held, StateStore
 from qdc.streaming.trail import Trail
 from qdc.streaming.work import FP32
@@ -49,12 +50,14 @@ class Stream:
         states: StateStore | None = None,
         part: slice = slice(None),
         decoded: int | None = None,
+        inputs: LayerInputs | None = None,
+        original: bool = False,
     ) -> None:
         """Start before the first region.
 
         Args:
             program: the traced model; its first input takes the token ids, the others are absent.
-            batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
+            batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments or weights.
             weights: gives each node's parameters as they stand at the time of the call.
             device: where values are computed; between stages they are held by ``states``.
             returns: whether to hold the values with which a region was entered until it is left,
@@ -65,9 +68,13 @@ class Stream:
             decoded: bytes of parameters in fp32 that one move may hold at a time. Where experts of
             a wave have more, each is made ready when its turn comes, for every batch anew. None is
             no limit.
+            inputs: what layers make of the values that they read; nothing if not given.
+            original: whether the weights are the original ones: then nothing is made of values on
+                the way, and ``reading`` gives the original value in the layers' coordinates.
         """
         batches = Batches.of(batches)
-        self.executor = Executor(program, device)
+        self.inputs, self._original = inputs, original
+        self.executor = Executor(program, device, None if original else inputs)
         self.graph, self.weights, self.returns = program.graph, weights, returns
         self.share = routed_share(program.module)
         """Share of the tokens that an expert gets, as if the router were even."""
@@ -77,11 +84,14 @@ class Stream:
         """``i64[samples, length]``: what was put in, in all processes together."""
         self.segments = None if batches.segments is None else torch.cat(batches.segments)
         """``i64[samples, length]``: which positions of a row see each other; None if all do."""
+        self.token_weights = None if batches.weights is None else torch.cat(batches.weights)
+        """``f32[samples, length]``: what each token counts in statistics; None if all the same."""
         self.padded = self.segments is not None and bool((self.segments == PADDING).any())
         """Whether some of the positions are no data."""
         self.decoded = decoded
         self._rows, self._part = [len(batch) for batch in batches], part
         self._segments = None if self.segments is None else self.rows(self.segments)
+        self._masked = self.rows(self.masked)
         data = self.rows(self.data)
         self._places = [p.flatten().nonzero()[:, 0] if self.padded else None for p in data]
         self.boundary = self._left = 0
@@ -126,8 +136,11 @@ class Stream:
 
     def samples(self) -> Batches:
         """The samples of all processes, as they were put in."""
-        segments = None if self.segments is None else torch.split(self.segments, self._rows)
-        return Batches(torch.split(self.tokens, self._rows), segments)
+        beside = (
+            None if t is None else torch.split(t, self._rows)
+            for t in (self.segments, self.token_weights)
+        )
+        return Batches(torch.split(self.tokens, self._rows), *beside)
 
     def places(self) -> list[Tensor | None]:
         """Of each batch that is moved here the places of its data, ``i64[n]`` in b * length.
@@ -231,7 +244,8 @@ class Stream:
         staying = [name for name in keep if name in self.names]
         for index, environment in enumerate(self.kept):
             missing, segments = keep.difference(staying), self.segments_of(index)
-            found = self.executor.run(environment, steps, parameters, missing, segments)
+            masked = self.masked_of(index)
+            found = self.executor.run(environment, steps, parameters, missing, segments, masked)
             found |= {name: environment[name] for name in staying}
             self.kept[index] = self.states.hold(found)
 
@@ -240,14 +254,32 @@ class Stream:
         return list(torch.split(values, self._rows))[self._part]
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
-        """Yield the value that the stage reads, batch by batch.
+        """Yield what the layers of a stage multiply, batch by batch: rotated, if they are.
 
         ``[b, length, columns]``, or ``[n, columns]`` for the n tokens that an expert gets, and for
         those that are no padding.
         """
         pairs = zip(self.compute((stage.value,)), self._places, strict=True)
-        for found, places in pairs:
-            yield self.at(stage.value, found[stage.value], places)
+        for index, (found, places) in enumerate(pairs):
+            value = self.reading(stage, found[stage.value], index)
+            yield self.at(stage.value, value, places)
+
+    def reading(self, stage: Stage, value: Tensor, index: int) -> Tensor:
+        """What the layers of a stage make of the value ``[..., columns]`` that they read.
+
+        Through the original model nothing is rounded: it is the value in the layers' coordinates.
+
+        Args:
+            stage: the stage.
+            value: its value, whole, padding included.
+            index: of the batch, among those that are moved here.
+        """
+        if self.inputs is None:
+            return value
+        layer = self.inputs.reader(stage)
+        if self._original:
+            return self.inputs.rotate(layer, value)
+        return self.inputs.read(layer, value, self.masked_of(index))
 
     def at(self, name: str, value: Tensor, places: Tensor | None) -> Tensor:
         """A value at some places of its batch, ``[n, columns]``; as it is where there are none.
@@ -281,7 +313,12 @@ class Stream:
                 environment = {name: kept[name] for name in held & set(kept)} | rows
             with torch.no_grad():
                 found = self.executor.run(
-                    environment, steps, parameters, wanted, self.segments_of(index)
+                    environment,
+                    steps,
+                    parameters,
+                    wanted,
+                    self.segments_of(index),
+                    self.masked_of(index),
                 )
             yield found
 
@@ -293,6 +330,10 @@ class Stream:
         """Tokens of a whole batch that a stage reads; of an expert an even share."""
         routed = self.graph[stage.value].type.shape[:1] == (ROUTED,)
         return self.sizes[ROUTED] if routed else self.sizes["B"] * self.sizes["L"]
+
+    def masked_of(self, index: int) -> Tensor | None:
+        """Which tokens are masked, bool[b, length], of a batch, by its place among those here."""
+        return None if self.inputs is None else self._masked[index].to(self.executor.device)
 
     def kept_bytes(self) -> int:
         """Bytes that are held between two stages."""

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Lowered
+from qdc.ir.activations import InputCodes, OutputCodes, RotatedHeads
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
+from qdc.ir.calibration_use import SampledStates, TokenCertainty
 from qdc.ir.graph import Node
 from qdc.ir.keys import file_key
 from qdc.ir.tensors import TensorTable, torch_dtype
 from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import TensorRef, short_dtype
+from qdc.models.layers import takes_windows
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.apart import require_apart
 from qdc.streaming.calibration import Calibration
@@ -46,14 +49,22 @@ class Unit(SharedScope):
         """Where the arithmetic happens."""
         return self._workspace.device
 
+    @property
+    def windowed(self) -> bool:
+        """Whether attention alone knows of positions in the model (``qdc.models.window``)."""
+        return takes_windows(self._workspace.program.module)
+
     def weight(self, node: Node) -> Tensor:
-        """The original weight, ``f32[rows, columns]`` on the device."""
+        """The original weight, ``f32[rows, columns]`` on the device, rotated if the layer is."""
         return self._workspace.parameter(node)
 
     def row_parts(self, node: Node, count: int) -> Iterator[Tensor]:
         """The original weight, ``f32[count, columns]`` on the device at a time, none of it kept."""
+        if self.graph.get(node.name, RotatedHeads) is not None:
+            yield from torch.split(self.weight(node), count)  # of rotated heads rows are mixed
+            return
         for rows in torch.split(self._workspace.checkpoint.tensor(node.weight.name), count):
-            yield rows.to(self.device, torch.float32)
+            yield self._workspace.inputs.weight(node, rows.to(self.device, torch.float32))
 
     def current(self, node: Node, role: str = "weight") -> Tensor:
         """A parameter as the streams compute with it now: dequantized, tuned, or the original."""
@@ -86,7 +97,7 @@ class Unit(SharedScope):
         if isinstance(note, Lowered):
             self.graph.remove(node.name, Packed)
         self.graph.annotate(node.name, note)
-        if isinstance(note, Lowered | Tuned):
+        if isinstance(note, Lowered | Tuned | InputCodes | OutputCodes):
             self._workspace.rewritten(node.name)
         for name in before - self._owned(node):
             self.tensors.release(name)
@@ -186,14 +197,18 @@ class Unit(SharedScope):
         workspace = self._workspace
         return original_weights(workspace.program, workspace.checkpoint, workspace.device)
 
-    def loose_stream(self, batches: Sequence[Tensor], weights: NodeWeights) -> Stream:
+    def loose_stream(
+        self, batches: Sequence[Tensor], weights: NodeWeights, *, as_stored: bool = False
+    ) -> Stream:
         """A stream that nobody else moves, and that is not kept for a compile that is resumed.
 
         Args:
             batches: ``i64[b, length]`` token ids; ``Batches`` where they have segments.
             weights: what its nodes are computed with.
+            as_stored: whether linears rotate and quantize what they read, as passes have said; the
+                weights are then in those coordinates.
         """
-        return self._workspace.loose_stream(batches, weights)
+        return self._workspace.loose_stream(batches, weights, as_stored=as_stored)
 
     def check_apart(self, *, isolate: bool) -> None:
         """Refuse a model that would mix padding or, with ``isolate``, documents into others.
@@ -208,9 +223,21 @@ class Unit(SharedScope):
         if use not in self._workspace.text:
             self._workspace.text.append(use)
 
+    def note_states(self, use: SampledStates) -> None:
+        """Say what states were sampled, for the report; several passes may sample the same."""
+        if use not in self._workspace.sampled:
+            self._workspace.sampled.append(use)
+
+    def note_certainty(self, use: TokenCertainty) -> None:
+        """Say what confidence tokens were weighed by, for the report."""
+        if use not in self._workspace.certainty:
+            self._workspace.certainty.append(use)
+
     def count(self, *streams: Stream) -> None:
         """Count what loose streams have executed as part of the calibration."""
-        self._workspace.linear_calls += sum(stream.linear_calls for stream in streams)
+        workspace = self._workspace
+        workspace.linear_calls += sum(stream.linear_calls for stream in streams)
+        workspace.samples = max(workspace.samples, *(len(stream.tokens) for stream in streams))
 
     def calibration(self) -> Calibration:
         """The calibration text. Raises ``InvalidCalibration`` if the compile has none."""

@@ -15,6 +15,7 @@ from qdc.format.codec import Codec, Lowered
 from qdc.frontend.tracer import Program
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
+from qdc.ir.calibration_use import SampledStates, TokenCertainty
 from qdc.ir.graph import Node, Region, Stage
 from qdc.ir.tensors import TensorTable
 from qdc.ir.text_use import TextUse
@@ -22,6 +23,7 @@ from qdc.ir.tuned import Tuned
 from qdc.pipeline.cutting import cut
 from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
+from qdc.streaming.inputs import LayerInputs
 from qdc.streaming.remark import Remark
 from qdc.streaming.states import StateStore
 from qdc.streaming.stream import NodeWeights, Stream
@@ -53,6 +55,10 @@ class Workspace:
     """Samples of the largest calibration."""
     text: list[TextUse] = field(default_factory=list)
     """What samples were made of, each once."""
+    sampled: list[SampledStates] = field(default_factory=list)
+    """What states were taken of trajectories, each once."""
+    certainty: list[TokenCertainty] = field(default_factory=list)
+    """What confidence tokens were weighed by, each once."""
     trails: dict[Key, Trail] = field(default_factory=dict)
     """Ways that streams follow when they are made, to where an interrupted compile had them."""
     world: World = field(default_factory=World)
@@ -66,7 +72,17 @@ class Workspace:
     _loaded: dict[str, Tensor] = field(default_factory=dict)
     _streams: dict[Key, Stream] = field(default_factory=dict)
 
+    @functools.cached_property
+    def inputs(self) -> LayerInputs:
+        """What layers make of the values that they read."""
+        return LayerInputs(self.program.graph, self.tensors, self.device)
+
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
+        """The checkpoint's own tensor, in the coordinates of a rotated layer, as ``original``."""
+        tensor = self.original(node, role)
+        return self.inputs.weight(node, tensor) if role == "weight" else tensor
+
+    def original(self, node: Node, role: str = "weight") -> Tensor:
         """The checkpoint's own tensor in fp32 on the device; a region's are read once and held.
 
         Weights are computed with in fp32 whatever the checkpoint's dtype, so that what is fitted
@@ -110,7 +126,7 @@ class Workspace:
     def originals(self, name: str) -> dict[str, Tensor]:
         """All that a node computes with in the original model, by role."""
         node = self.program.graph[name]
-        return {p.role: self.parameter(node, p.role) for p in node.parameters}
+        return {p.role: self.original(node, p.role) for p in node.parameters}
 
     @functools.cached_property
     def outside(self) -> tuple[str, ...]:
@@ -137,27 +153,48 @@ class Workspace:
                 pass's other stream has segments and they have none.
         """
         if key not in self._streams:
-            batches, weights = make(), self.originals if key[1] else self.parameters
+            batches = make()
             self.samples = max(self.samples, sum(map(len, batches)))
             if split:
                 self._same(batches)
             self._check_segments(key, batches)
             part = self.world.part(len(batches)) if split else slice(None)
-            stream = self.loose_stream(batches, weights, returns=self.returns, part=part)
+            stream = self._made(
+                batches,
+                self.originals if key[1] else self.parameters,
+                returns=self.returns,
+                part=part,
+                inputs=self.inputs,
+                original=key[1],
+            )
             self._streams[key] = stream
             if key in self.trails:
                 stream.follow(self.trails.pop(key), self._loaded.clear)
         return self._streams[key]
 
     def loose_stream(
+        self, batches: Sequence[Tensor], weights: NodeWeights, *, as_stored: bool = False
+    ) -> Stream:
+        """A stream that the caller moves: it is not left with a region, and not kept for later.
+
+        Args:
+            batches: ``i64[b, length]`` token ids.
+            weights: what its nodes are computed with.
+            as_stored: whether linears rotate and quantize what they read, as passes have said; the
+                weights are then in those coordinates.
+        """
+        return self._made(batches, weights, inputs=self.inputs if as_stored else None)
+
+    def _made(
         self,
         batches: Sequence[Tensor],
         weights: NodeWeights,
         *,
         returns: bool = False,
         part: slice = slice(None),
+        inputs: LayerInputs | None = None,
+        original: bool = False,
     ) -> Stream:
-        """A stream that the caller moves: it is not left with a region, and not kept for later."""
 
         def shrunk(name: str, samples: int) -> None:
             details = {"reason": f"{self.device} ran out of memory", "batch": samples}
@@ -173,6 +210,8 @@ class Workspace:
             states=states,
             part=part,
             decoded=self.memory,
+            inputs=inputs,
+            original=original,
         )
         stream.executor.shrunk = shrunk
         return stream
@@ -191,6 +230,8 @@ class Workspace:
         given = Batches.of(batches)
         whole = hashlib.sha256(repr([batch.shape for batch in given]).encode())
         whole.update(torch.cat((*given.tokens, *(given.segments or ()))).numpy().data)
+        if given.weights is not None:
+            whole.update(torch.cat(given.weights).numpy().data)
         if len(set(self.world.agree(whole.digest()))) > 1:
             raise InvalidCalibration(
                 "the processes of the compile have drawn different samples",

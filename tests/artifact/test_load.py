@@ -195,7 +195,7 @@ def move_layer(config: dict[str, Any]) -> None:
         (set_layer(more=1), "more Extra inputs are not permitted"),
         (set_layer(block=3), "block Input should be a multiple of 8"),
         (move_layer, "the model has no 32 x 32 weight there"),
-        (set_quantization(format_version=2), "has format version 2, this qdc reads up to 1"),
+        (set_quantization(format_version=3), "has format version 3, this qdc reads up to 2"),
         (set_quantization(format_version=0), "is not one of qdc: "),
         (set_quantization(quant_method="gptq"), "is not one of qdc: "),
         (set_quantization(layers=[]), "is not one of qdc: "),

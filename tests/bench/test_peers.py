@@ -1,36 +1,36 @@
 """The peers' surroundings: the native model, the samples, the format, the way back."""
 
+import json
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import qdc
 from bench.common.clocks import Stopwatch
 from bench.common.samples import calibration_states
 from bench.peers import PEERS, MissingLibrary, PeerResult, isolated
 from bench.peers.__main__ import main
-from bench.peers.native import BlockWatch, dense_weights, names, open_pair
+from bench.peers.native import names
+from bench.peers.pair import dense_weights, open_pair
 from bench.peers.placing import with_weights
-from bench.peers.result import (
-    Grid,
-    check_levels,
-    grid_result,
-    grouped_bits,
-    load,
-    most_levels,
-    save,
-)
+from bench.peers.result import Grid, grid_result, load, save
+from bench.peers.watch import BlockWatch
 from qdc.errors import QdcError
 from qdc.frontend.opening import open_model
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import EMBEDDED, write_checkpoint
 from tests.support.compiles import run_passes, spying
 
-LIBRARIES = {"autoround": "auto_round", "gptq": "llmcompressor", "hqq": "hqq"}
+LIBRARIES = {
+    "autoround": "auto_round", "gptq": "llmcompressor", "hqq": "hqq", "llamacpp": "xllamacpp",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def test_samples_are_those_that_a_compile_calibrates_on(tmp_path: Path) -> None:
 
 
 def test_native_model_looks_both_ways_whatever_mask_it_gets(probe: Tensor) -> None:
-    original, native = open_pair(EMBEDDED, probe)
+    pair = open_pair(EMBEDDED, probe)
+    original, native = pair.original, pair.native
     hidden = torch.ones_like(probe)
     hidden[:, -1] = 0
     with torch.no_grad():
@@ -64,14 +65,15 @@ def test_native_model_looks_both_ways_whatever_mask_it_gets(probe: Tensor) -> No
 
 def test_native_model_with_grouped_heads_is_ours(tmp_path: Path, probe: Tensor) -> None:
     folder = write_checkpoint(tmp_path / "model", n_heads=4, n_kv_heads=2)
-    original, native = open_pair(folder, probe)
+    pair = open_pair(folder, probe)
     with torch.no_grad():
-        assert torch.allclose(native(probe).logits, original(probe), atol=1e-4)
+        assert torch.allclose(pair.native(probe).logits, pair.original(probe), atol=1e-4)
 
 
 def test_weights_come_back_under_our_names(probe: Tensor) -> None:
-    original, native = open_pair(EMBEDDED, probe)
-    weights = dense_weights(native, original.sizes.blocks)
+    pair = open_pair(EMBEDDED, probe)
+    original = pair.original
+    weights = dense_weights(pair.native, pair.paths)
     linears = {node.path for node in open_model(EMBEDDED)[1].graph.layers()}
     assert set(weights) == linears
     assert all(torch.equal(w, original.get_parameter(f"{k}.weight")) for k, w in weights.items())
@@ -79,8 +81,8 @@ def test_weights_come_back_under_our_names(probe: Tensor) -> None:
 
 
 def test_watch_passes_what_computes_our_blocks(probe: Tensor) -> None:
-    original, native = open_pair(EMBEDDED, probe)
-    watch = BlockWatch(original, native, probe)
+    pair = open_pair(EMBEDDED, probe)
+    native, watch = pair.native, BlockWatch(pair, probe)
     with torch.no_grad():
         for batch in (probe[:4], probe[4:]):
             native(batch)
@@ -89,8 +91,8 @@ def test_watch_passes_what_computes_our_blocks(probe: Tensor) -> None:
 
 @pytest.mark.parametrize("fault", ["causal", "order", "dtype", "unseen"])
 def test_watch_refuses_another_function(probe: Tensor, fault: str) -> None:
-    original, native = open_pair(EMBEDDED, probe)
-    watch = BlockWatch(original, native, probe)
+    pair = open_pair(EMBEDDED, probe)
+    native, watch = pair.native, BlockWatch(pair, probe)
     if fault == "causal":
         for layer in native.model.layers:
             layer.self_attn.is_causal = True
@@ -103,17 +105,25 @@ def test_watch_refuses_another_function(probe: Tensor, fault: str) -> None:
 
 
 def test_bits_count_scale_and_zero_point() -> None:
-    assert grouped_bits(2, 128, 16, 2) == 2.140625
-    assert grouped_bits(2, 64, 16, 16) == 2.5
+    weights = {"a": torch.zeros(2, 128), "b": torch.zeros(4, 256)}
+    assert Grid(2, 128, 2).effective_bits(weights) == 2.140625
+    assert Grid(2, 64, 16).effective_bits(weights) == 2.5
+
+
+def test_a_shorter_group_costs_a_whole_one_unless_it_goes_on_in_the_next_row() -> None:
+    weights = {"a": torch.zeros(4, 6)}
+    assert Grid(2, 4, 2).effective_bits(weights) == 2 + 18 * 2 / 6
+    assert Grid(2, 4, 2, flat=True).effective_bits(weights) == 2 + 18 / 4
 
 
 def test_levels_are_counted_group_by_group() -> None:
     weight = torch.tensor([[0.0, 1, 2, 3, 4, 5, 6, 7], [1, 1, 1, 1, 2, 2, 3, 3]])
-    assert most_levels(weight, 4) == 4
-    assert most_levels(weight, 8) == 8
-    check_levels({"a": weight}, 2, 4)
+    assert Grid(2, 4, 2).most_levels(weight) == 4
+    assert Grid(2, 8, 2).most_levels(weight) == 8
+    assert Grid(2, 3, 2).most_levels(weight) == 3
+    Grid(2, 4, 2).check({"a": weight})
     with pytest.raises(QdcError, match="more than 4 levels") as caught:
-        check_levels({"a": weight}, 2, 8)
+        Grid(2, 8, 2).check({"a": weight})
     assert caught.value.where == ("a",)
 
 
@@ -196,6 +206,7 @@ def test_weight_without_a_place_is_refused() -> None:
     assert caught.value.where == ("model.nowhere",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", sorted(PEERS))
 def test_library_quantizes_every_linear(peer: str, tmp_path: Path) -> None:
     pytest.importorskip(LIBRARIES[peer])
@@ -208,4 +219,155 @@ def test_library_quantizes_every_linear(peer: str, tmp_path: Path) -> None:
     for path, weight in found.weights.items():
         dense = original[f"{path}.weight"]
         assert 0 < (weight - dense).norm() < dense.norm()
-    assert found.effective_bits > found.code_bits == 2
+    if peer == "llamacpp":
+        # Rows of 128 weights are no blocks of Q2_K, those of ff_out are one each.
+        assert found.effective_bits == 4.125
+        assert "IQ4_NL" in found.notes[0]
+    else:
+        assert found.effective_bits > found.code_bits == 2
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama of transformers with grouped heads, a tied head, and a tokenizer."""
+    folder = tmp_path_factory.mktemp("causal")
+    build: Any = LlamaConfig
+    settings = build(
+        vocab_size=2048, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(settings).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes((EMBEDDED / "tokenizer.json").read_bytes())
+    told = json.loads((EMBEDDED / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del told["mask_token"]  # with one it would be built to look both ways
+    (folder / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["", "both ways", "positions"])
+def test_watch_knows_causal_blocks(causal: Path, fault: str) -> None:
+    samples = torch.arange(96).reshape(4, 24)
+    pair = open_pair(causal, samples)
+    watch = BlockWatch(pair, samples)
+    assert pair.causal
+    if fault == "both ways":
+        for layer in pair.native.model.layers:
+            layer.self_attn.is_causal = False
+    places = torch.arange(24)[None]
+    with torch.no_grad():
+        pair.native(
+            samples,
+            position_ids=places.flip(1) if fault == "positions" else places,
+            attention_mask=torch.zeros(4, 1, 24, 24) if fault == "both ways" else None,
+        )
+    if fault:
+        with pytest.raises(QdcError, match="away from ours"):
+            watch.finish()
+    else:
+        assert "within" in watch.finish()
+
+
+def test_what_hides_the_last_position_is_told_from_what_hides_others(causal: Path) -> None:
+    samples = torch.arange(96).reshape(4, 24)
+    pair = open_pair(causal, samples)
+    for hidden, passes in ((-1, True), (3, False)):
+        watch = BlockWatch(pair, samples, last=False)
+        seen = torch.ones_like(samples)
+        seen[:, hidden] = 0
+        with torch.no_grad():
+            pair.native(samples, attention_mask=seen)
+        if passes:
+            watch.finish()
+        else:
+            with pytest.raises(QdcError, match="away from ours"):
+                watch.finish()
+
+
+def test_a_llama_with_a_mask_token_is_refused(causal: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(causal, folder)
+    shutil.copy(EMBEDDED / "tokenizer_config.json", folder)
+    with pytest.raises(QdcError, match="another family"):
+        open_pair(folder, torch.arange(8)[None])
+
+
+def test_causal_weights_go_there_and_back(causal: Path) -> None:
+    samples = torch.arange(32).reshape(2, 16)
+    pair = open_pair(causal, samples)
+    weights = dense_weights(pair.native, pair.paths)
+    linears = {node.path for node in open_model(causal)[1].graph.layers()}
+    assert set(weights) == linears
+    with torch.no_grad():
+        assert torch.equal(with_weights(causal, weights)(samples), pair.original(samples))
+        halved = {name: weight / 2 for name, weight in weights.items()}
+        apart = with_weights(causal, halved)(samples) - pair.original(samples)
+    assert apart.abs().max() > 1e-3
+
+
+def test_samples_of_a_causal_model_are_those_of_a_compile(causal: Path, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    def look(label: str, unit: Unit) -> None:
+        seen.append(unit.open_streams()[0, False].tokens)
+
+    passes = "calibrate-mcs{samples=5 length=32 seed=7 geometry=clean},spy"
+    run_passes(causal, tmp_path, spying(look), passes, stop_after="spy")
+    found = calibration_states(causal, 7, samples=5, length=32, geometry="clean")
+    assert torch.equal(found.tokens, seen[0])
+    assert not found.masked.any()
+
+
+def test_llama_cpp_stores_what_fits_and_falls_back_where_nothing_does() -> None:
+    gguf = pytest.importorskip("gguf")
+    library = pytest.importorskip("xllamacpp")
+    peer = import_module("bench.peers.llamacpp_peer")
+    engine = peer.open_engine(library)
+    torch.manual_seed(0)
+    weight = torch.randn(4, 320)
+    importance = torch.ones(320)
+    for columns, padded, kind, bits in (
+        (256, False, "Q2_K", 2.625),
+        (320, False, "IQ4_NL", 4.5),
+        (320, True, "Q2_K", 2.625 * 512 / 320),
+    ):
+        given = weight[:, :columns]
+        found = peer.there_and_back(
+            engine, gguf, given, importance[:columns], "Q2_K", padded=padded
+        )
+        assert found.type == kind
+        assert found.nbytes * 8 == bits * given.numel()
+        assert found.dense.shape == given.shape
+        assert 0 < (found.dense - given).square().mean() < 0.12
+    ternary = peer.there_and_back(engine, gguf, weight, importance, "TQ2_0")
+    assert ternary.type == "Q4_0"
+
+
+def test_llama_cpp_spends_its_levels_where_importances_are() -> None:
+    gguf = pytest.importorskip("gguf")
+    library = pytest.importorskip("xllamacpp")
+    peer = import_module("bench.peers.llamacpp_peer")
+    torch.manual_seed(0)
+    weight = torch.randn(8, 256)
+    importance = torch.ones(256)
+    importance[:32] = 100
+    engine = peer.open_engine(library)
+    plain, told = (
+        peer.there_and_back(engine, gguf, weight, each, "Q2_K").dense - weight
+        for each in (torch.ones(256), importance)
+    )
+    assert told[:, :32].square().sum() < plain[:, :32].square().sum()
+
+
+def test_importances_are_mean_squares_of_inputs(causal: Path) -> None:
+    peer = import_module("bench.peers.llamacpp_peer")
+    samples = torch.arange(20 * 16).reshape(20, 16) % 2048
+    pair = open_pair(causal, samples[:2])
+    found = peer.mean_squares(pair.native, samples, pair.paths)
+    assert set(found) == set(pair.paths.values())
+    first = pair.native.model.layers[0]
+    with torch.no_grad():
+        read = first.input_layernorm(pair.native.model.embed_tokens(samples))
+    expected = read.double().square().mean((0, 1)).float()
+    assert torch.allclose(found["model.layers.0.self_attn.q_proj"], expected, rtol=1e-5)

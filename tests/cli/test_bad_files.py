@@ -209,7 +209,7 @@ ARTIFACTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         rewrite("model-00002-of-00003.safetensors", None), ("model-00002-of-00003.safetensors",),
     ),
     "missing index": (rewrite("model.safetensors.index.json", None), ("neither",)),
-    "newer format": (change(format_version=2), ("format version 2", "update qdc")),
+    "newer format": (change(format_version=3), ("format version 3", "update qdc")),
     "other method": (change(quant_method="gptq"), ("quant_method",)),
     "unknown codec": (
         change(layers={f"{PREFIX}.0.q_proj": {"codec": "multi-binray"}}),

@@ -57,6 +57,17 @@ def test_every_strategy_and_cache(model: Path, qdc: Command, strategy: str) -> N
     assert found["finish"] == ("length" if len(found["tokens"]) == 8 else "stop")
 
 
+def test_a_cache_of_codes_says_what_it_holds(
+    model: Path, qdc: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--cache", "dual", "--cache-bits", 4, "--block", 4)
+    found = json.loads(qdc("generate", model, PROMPT, *SHORT, *options, "--json"))
+    assert found["text"] == answer(model, cache="dual", cache_bits=4, block=4)
+    assert 0 < found["cache_bytes"] < found["cache_plain_bytes"] / 3
+    assert run(["generate", str(model), PROMPT, "--length", "8", *map(str, options)]) == 0
+    assert re.search(r"\ncache [\d.]+ kB .*, [\d.]+ kB .* as computed\n", capsys.readouterr().err)
+
+
 def test_the_prompt_of_stdin(model: Path, qdc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
     assert json.loads(qdc("generate", model, "-", *SHORT, "--json"))["text"] == answer(model)

@@ -27,9 +27,14 @@ def test_each_value_is_a_pipeline_that_says_so(registry: Registry) -> None:
         "data-free",
     ]
     assert "calibrate-mcs{geometry=clean}" in found[0].pipeline
-    # The default value is the method as it is: its results are shared.
-    assert str(build_plan(found[1].pipeline, registry)) == str(build_plan("gptq", registry))
+    assert "calibrate-mcs{geometry=mcs}" in found[1].pipeline
     assert [each.lacks for each in found] == [(), (), ("geometry",)]
+
+
+def test_the_default_value_is_the_method_as_it_is(registry: Registry) -> None:
+    """Its results are shared. A geometry has no value by default: the model decides."""
+    found, _ = made(registry, "gptq", "prefix=0,0.25")
+    assert str(build_plan(found.pipeline, registry)) == str(build_plan("gptq", registry))
 
 
 def test_a_value_replaces_what_the_method_has_written(registry: Registry) -> None:
@@ -108,3 +113,11 @@ def test_what_all_are_given_leaves_their_own_and_says_what_it_costs(registry: Re
     assert found[2].pipeline == "data-free"
     with pytest.raises(InvalidPipeline, match="--geometry cleen: no method"):
         variants(methods, [], registry, {"geometry": "cleen"})
+
+
+def test_geometries_and_token_weights_are_varied_together(registry: Registry) -> None:
+    axes = "geometry=clean,mcs,tmas", "token-weights=equal,certainty"
+    found = made(registry, "gptq,default", *axes)
+    assert len(found) == 12
+    assert not any(each.error or each.dropped for each in found)
+    assert "geometry=tmas token-weights=certainty" in found[5].pipeline

@@ -46,6 +46,10 @@ PIPELINES = {
     f"slim-allocate{{{SAMPLES} damp-in-place=0.1}},slim-lower{{steps=4}}),pack",
     "regions": f"calibrate-mcs{{{SAMPLES}}},sensitivity,stages(abmp-allocate,daq-lower),pack",
     "data-free": "rtn-lower,pack",
+    "sampled": f"stages(calibrate-cross{{{SAMPLES} geometry=tmas steps=3 token-weights=certainty}},"
+    "sensitivity,gptq-lower{group=16}),pack",
+    "tuned": f"guide{{{SAMPLES}}},stages(calibrate-cross{{{SAMPLES} token-weights=guided}},"
+    f"sensitivity,gptq-lower{{group=16}}),distill{{{SAMPLES} rounds=1 held-out=0.5}},pack",
 }
 
 
@@ -97,7 +101,16 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [("default", 6), ("measured", 2), ("gptq", 3), ("slim", 3), ("regions", 2), ("data-free", 2)],
+    [
+        ("default", 6),
+        ("measured", 2),
+        ("gptq", 3),
+        ("slim", 3),
+        ("regions", 2),
+        ("data-free", 2),
+        ("sampled", 2),
+        pytest.param("tuned", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_ordered_sums_give_the_bytes_of_one_process(
     name: str, ranks: int, model: Path, tmp_path: Path

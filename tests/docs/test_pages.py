@@ -17,6 +17,7 @@ from tests.support.documents import blocks
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = (
+    "activations.md",
     "allocation.md",
     "calibration.md",
     "compare.md",
@@ -34,7 +35,7 @@ PAGES = (
     "writing_strategies.md",
 )
 
-SLOW = ("allocation.md", "compare.md")
+SLOW = ("activations.md", "allocation.md", "compare.md")
 """Pages that take about ten seconds each, of what other tests do on smaller models."""
 
 

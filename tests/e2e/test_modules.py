@@ -447,3 +447,23 @@ def test_a_module_is_verified_from_the_command_line(
     shard.write_bytes(bytes(data))
     assert run(["verify", str(out)]) != 0
     assert shard.name in "".join(capsys.readouterr())
+
+
+SURE = (
+    "stages(calibrate-mcs{geometry=tmas steps=4 token-weights=certainty},rtn-lower{group=8}),pack"
+)
+
+
+def test_tokens_are_weighed_where_a_layer_reads_one_row_a_sample(tmp_path: Path) -> None:
+    """The embedding of times has no tokens: its rows count the mean of those of their sample."""
+    make, options = MODELS["mdlm"]
+    report = compile_one(filled(make()), tmp_path / "out", SURE, **options)
+    (states,), (use,) = report.calibration_states, report.calibration_certainty
+    assert states.drawn == states.asked == (2, 2, 2, 2)
+    assert use.tokens == 8 * LENGTH
+
+
+def test_without_a_head_nothing_is_sure(tmp_path: Path) -> None:
+    make, options = MODELS["nanogpt"]
+    with pytest.raises(UnsupportedModel, match="the model ends in mul"):
+        compile_one(filled(make()), tmp_path / "out", SURE, **options)

@@ -1,5 +1,7 @@
 """The multi-binary codec: exact round trips, predicted bytes, slices that engines take."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,15 @@ from torch import Tensor
 from qdc.errors import InvalidArtifact
 from qdc.format.multibinary import MultiBinary
 from qdc.numerics.blocks import block_widths
-from qdc.numerics.components import Components, decode_scales, dense, encode_scales
+from qdc.numerics.components import Components, dense
+from qdc.numerics.scalecodes import decode_scales, encode_scales
 
 Stored = dict[str, Tensor]
+FORMS: list[dict[str, Any]] = [
+    {"scale_bits": 16},
+    {"scale_bits": 8},
+    {"scale_bits": 8, "scale_code": "logarithmic"},
+]
 
 
 def random_blocks(codec: MultiBinary, seed: int) -> list[Components]:
@@ -24,7 +32,8 @@ def random_blocks(codec: MultiBinary, seed: int) -> list[Components]:
         columns = torch.rand(order, width, generator=generator)
         scales = (scale.half().float() for scale in (rows, columns))
         if codec.scale_bits == 8:
-            scales = (decode_scales(*encode_scales(scale)) for scale in scales)
+            code = codec.scale_code
+            scales = (decode_scales(*encode_scales(scale, code), code) for scale in scales)
         blocks.append(Components(signs.to(torch.int8), *scales))
     return blocks
 
@@ -44,7 +53,7 @@ def codecs(draw: st.DrawFn, blocks: int = 4) -> MultiBinary:
         columns=columns,
         block=block,
         orders=orders,
-        scale_bits=draw(st.sampled_from([8, 16])),
+        **draw(st.sampled_from(FORMS)),
     )
 
 
@@ -169,6 +178,8 @@ def test_bits_and_padding_are_where_the_format_says() -> None:
         {"scale_bits": 4},
         {"scale_bits": "8"},
         {"scale_bits": None},
+        {"scale_code": "logarithmic"},
+        {"scale_bits": 8, "scale_code": "cubic"},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
@@ -217,18 +228,24 @@ def test_peaks_are_checked(change: dict[str, Tensor | None], what: str) -> None:
         codec.check(changed, "h0.q")
 
 
+@pytest.mark.parametrize("form", FORMS[1:])
 @pytest.mark.parametrize("peak", [-2.0, 0.0, 65504.0, 2.0**-24])
-def test_an_odd_peak_gives_finite_weights(peak: float) -> None:
-    codec = MultiBinary(rows=2, columns=16, block=8, orders=(1, 4), scale_bits=8)
+def test_an_odd_peak_gives_finite_weights(peak: float, form: dict[str, Any]) -> None:
+    codec = MultiBinary(rows=2, columns=16, block=8, orders=(1, 4), **form)
     stored, _ = packed(codec, 0)
     for name in ("row_peak", "col_peak"):
         stored[name] = torch.full_like(stored[name], peak)
     assert decoded(codec, stored).isfinite().all()
 
 
-def test_an_entry_without_scale_bits_means_16() -> None:
+def test_an_entry_without_scale_bits_means_16_and_without_a_code_linear() -> None:
     entry = {"rows": 2, "columns": 16, "block": 8, "orders": (1, 2)}
     assert MultiBinary.model_validate(entry).scale_bits == 16
+    old = MultiBinary.model_validate({**entry, "scale_bits": 8})
+    assert old.scale_code == "linear"
+    assert "scale_code" not in old.model_dump()
+    new = old.model_copy(update={"scale_code": "logarithmic"})
+    assert MultiBinary.model_validate(new.model_dump()) == new
 
 
 def test_scales_of_8_bits_save_an_eighth_of_a_bit() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 import qdc
 import qdc.hf
-from qdc.errors import InvalidArtifact, QdcError
+from qdc.errors import InvalidArtifact, QdcError, UnsupportedModel
 from qdc.hf import settings
 from tests.e2e.test_plugin_quantizer import SOURCE
 from tests.support.artifacts import unsealed
@@ -104,10 +104,17 @@ def test_files_outside_the_folder_are_refused(copy: Path, tmp_path: Path) -> Non
     assert "names files outside its folder" in refusal(copy)
 
 
+def test_what_linears_do_with_their_inputs_is_not_left_out(copy: Path) -> None:
+    turned = {LAYER: {"rotation": 1}}
+    edit_config(copy, lambda q: q.update(format_version=2, activations=turned))
+    with pytest.raises(UnsupportedModel, match="do not follow"):
+        AutoModelForMaskedLM.from_pretrained(copy)
+
+
 @pytest.mark.parametrize(
     ("edit", "what"),
     [
-        (lambda q: q.update(format_version=2), "format version 2"),
+        (lambda q: q.update(format_version=3), "format version 3"),
         (lambda q: q.update(layers=[]), "not one of qdc"),
         (lambda q: q["layers"][LAYER].update(codec="other"), "no codec is called 'other'"),
         (lambda q: q["layers"][LAYER].update(bits=3), "the codec's settings are wrong: bits"),

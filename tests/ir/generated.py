@@ -101,6 +101,7 @@ def notes(draw: st.DrawFn, rows: int, columns: int) -> Annotation:
             tokens=draw(counts),
             masked=draw(shares),
             geometry=draw(st.sampled_from(["mcs", "block-causal"])),
+            token_weights=draw(st.sampled_from(["equal", "certainty"])),
             masked_weight=draw(st.just(1.0) | st.floats(0.01, 100)),
             routed=draw(st.none() | st.integers(0, 99)),
         ),

@@ -237,6 +237,7 @@ def test_a_variant_of_routing_is_refused(name: str, fields: dict[str, object], t
         ("llada-moe with a dense block", 1 / 2),
         ("sdar-moe", 3 / 4),
         ("llada2", 3 / 8),
+        ("stable-diffcoder", 1),
     ],
 )
 def test_an_expert_gets_its_share_of_the_tokens(name: str, share: float) -> None:

@@ -117,6 +117,7 @@ USED: dict[str, Table] = {
         "topk_group": 3,
         "routed_scaling_factor": 1.5,
     },
+    "stable-diffcoder": {**QWEN_USED, "block_size": 8},
 }
 HELD: dict[str, Table] = {
     "llada": {
@@ -164,6 +165,7 @@ HELD: dict[str, Table] = {
         "moe_router_enable_expert_bias": False,
         "router_dtype": "bf16",
     },
+    "stable-diffcoder": {"attention_bias": True, "mlp_bias": True},
 }
 INERT: dict[str, Table] = {
     "llada": {
@@ -191,6 +193,7 @@ INERT: dict[str, Table] = {
         "output_dropout": 0.5,
         "output_router_logits": True,
     },
+    "stable-diffcoder": {"pretraining_tp": 2},
 }
 REPEATED = {"rotary_dim"}
 """Fields of published configurations that say again what others give."""

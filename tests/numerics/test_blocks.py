@@ -1,6 +1,6 @@
 import pytest
 
-from qdc.numerics.blocks import BLOCK, block_slices, block_widths
+from qdc.numerics.blocks import BLOCK, block_slices, block_widths, even_width
 
 
 def test_last_block_is_narrower() -> None:
@@ -26,3 +26,22 @@ def test_every_column_is_in_one_block(columns: int, width: int) -> None:
 def test_refuses_nothing_to_cut(columns: int, width: int) -> None:
     with pytest.raises(ValueError, match="cannot cut"):
         block_slices(columns, width)
+
+
+@pytest.mark.parametrize(
+    ("columns", "width", "found"),
+    [(4096, 256, 256), (576, 256, 288), (1536, 256, 256), (320, 256, 320), (384, 256, 192),
+     (896, 256, 224), (520, 128, 96), (96, 24, 24)],
+)  # fmt: skip
+def test_even_blocks_are_near_the_width_that_is_asked_for(
+    columns: int, width: int, found: int
+) -> None:
+    assert even_width(columns, width) == found
+
+
+@pytest.mark.parametrize("width", [8, 24, 32, 128, 256])
+def test_even_blocks_pad_no_more_than_fixed_ones(width: int) -> None:
+    for columns in range(1, 4 * width + 3):
+        even = even_width(columns, width)
+        assert width / 2 <= even <= 2 * width
+        assert -columns % even <= min(-columns % width, -columns % (2 * width))

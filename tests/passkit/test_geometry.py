@@ -116,3 +116,19 @@ def test_unmasked_changes_nothing() -> None:
     noisy, masked = unmasked(clean)
     assert torch.equal(noisy, clean)
     assert not masked.any()
+
+
+def test_blocks_of_attention_are_counted_from_the_beginning() -> None:
+    """A prompt that ends within a block leaves the rest of it as the first one."""
+    clean = windows(1, 16)
+    maskable = torch.zeros(1, 16, dtype=torch.bool)
+    maskable[0, 6:8] = maskable[0, 12:] = True
+    last = torch.tensor([0.5])
+    _, masked = block_diffusion(clean, maskable, last, MASK, 0, 4, aligned=True)
+    assert masked[0].nonzero().flatten().tolist() == [12, 13, 14, 15]
+    _, everything = block_diffusion(clean, maskable, torch.ones(1), MASK, 0, 4, aligned=True)
+    assert torch.equal(everything, maskable)
+    plain = torch.ones(1, 16, dtype=torch.bool)
+    for time in (0.1, 0.4, 0.9):
+        given = (clean, plain, torch.tensor([time]), MASK, 0, 4)
+        assert torch.equal(block_diffusion(*given)[1], block_diffusion(*given, aligned=True)[1])

@@ -8,7 +8,7 @@ import torch
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.frontend.opening import open_model
-from qdc.passkit.inspection import Sampling, inspect
+from qdc.passkit.inspection import Sampling, _States, inspect
 from qdc.passkit.samples import draw_samples
 from qdc.runtime.load import load_checkpoint
 from qdc.text.records import Fields
@@ -126,3 +126,19 @@ def test_an_expert_that_sees_no_tokens_has_no_figures(tmp_path: Path) -> None:
         idle = ".experts.3." in row.layers[0]
         assert (row.every is None) == idle
         assert not (idle and row.masked_tokens)
+
+
+def test_the_sampler_masks_at_each_ratio(model: Path) -> None:
+    """States of one trajectory: what is masked later was masked before, the prompt never."""
+    checkpoint, program = open_model(model)
+    encode = encoder(load_tokenizer(model))
+    sampling = Sampling(
+        samples=3, length=16, ratios=(0.25, 0.75), top=2, batch=2, geometry="tmas", steps=4
+    )
+    states = _States(program, checkpoint, read_text(None), encode, sampling, CPU)
+    (clean, _), _, (_, few), (tokens, many) = states.parts
+    assert few.sum(1).tolist() == [3] * 3
+    assert many.sum(1).tolist() == [9] * 3
+    assert not (few & ~many).any()
+    assert not many[:, :4].any()
+    assert torch.equal(tokens[:, :4], clean[:, :4])

@@ -64,7 +64,7 @@ def test_chat_without_a_template_is_lines_of_text(
 def test_a_stream_gives_the_same_text_in_order(
     client: openai.OpenAI, server: Served, opened: Opened, strategy: str
 ) -> None:
-    chosen: dict[str, Any] = {"strategy": strategy, "cache": "dual", "block": 8}
+    chosen: dict[str, Any] = {"strategy": strategy, "cache": "dual", "block": 8, "cache_bits": 8}
     chosen |= {"threshold": 0.3} if strategy == "threshold" else {"steps": 8}
     chunks = list(
         client.chat.completions.create(

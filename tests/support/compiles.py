@@ -24,7 +24,7 @@ def compile_tiny(model: Path, out: Path, passes: str = PLAIN, **options: Any) ->
     """Compile with few and short samples, where the pipeline calibrates; write no report."""
     options = {"write_report": False, **options}
     text = pipeline_text(passes)
-    if "calibrate-" in text or "polish" in text:
+    if any(name in text for name in ("calibrate-", "polish", "distill", "guide")):
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     return qdc.compile(model, passes, out=out, **options)
 

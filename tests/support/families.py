@@ -157,6 +157,11 @@ def _qwen2(config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def _llama_blocks(config: Mapping[str, Any]) -> nn.Module:
+    model: nn.Module = LlamaForCausalLM(LlamaConfig(**native_fields(config)))
+    return model
+
+
 def _qwen3(config: Mapping[str, Any]) -> nn.Module:
     fields = native_fields(config, head_dim=config["head_dim"])
     model: nn.Module = Qwen3ForCausalLM(Qwen3Config(**fields))
@@ -236,6 +241,10 @@ def _llama_name(name: str) -> str:
 def _tied_state(state: State) -> State:
     """A published tied checkpoint has no head; the native class names it."""
     return {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
+
+
+def _plain_shapes(config: Mapping[str, Any]) -> Shapes:
+    return decoder_shapes(config)
 
 
 def _biased_shapes(config: Mapping[str, Any]) -> Shapes:
@@ -417,6 +426,15 @@ CASES: dict[str, Case] = {
         block=8,
         seed=1,  # with 0 products in 16 bits send a token to another expert
         kept=("mlp.gate.weight",),
+    ),
+    "stable-diffcoder": Case(
+        family="stable-diffcoder",
+        config=decoder_config(
+            "StableDiffcoderForCausalLM", model_type="llama", attention_bias=False, mlp_bias=False
+        ),
+        shapes=_plain_shapes,
+        native=_llama_blocks,
+        block=4,
     ),
 }
 """By name; a family may have several."""

@@ -41,6 +41,7 @@ def binary_layer(
         block=block,
         orders=orders,
         scale_bits=8 if scale_bits == 8 else 16,
+        scale_code="logarithmic" if scale_bits == 8 else "linear",
     )
     planes = codec.planes
     signs = torch.randint(0, 2, (rows, planes, block), generator=draw, dtype=torch.int8) * 2 - 1

@@ -35,7 +35,7 @@ def forecast_tiny(
 ) -> Outlook:
     """Foresee what ``compile_tiny`` would do."""
     text = pipeline_text(passes)
-    if "calibrate-" in text or "polish" in text:
+    if any(name in text for name in ("calibrate-", "polish", "distill", "guide")):
         options = {"samples": SAMPLES, "length": LENGTH, **options}
     asked = PlanOptions.parse(model_dir=model, passes=passes, **options)
     return forecast(asked, registry or standard_registry(), machine)

@@ -157,6 +157,13 @@ def llada2_options(trace: Trace) -> dict[str, Any]:
     }
 
 
+def diffcoder_options(trace: Trace) -> dict[str, Any]:
+    """Options for ``generate_block`` of Stable-DiffCoder."""
+    if "threshold" in trace:
+        return {"strategy": "threshold", "threshold": trace["threshold"]}
+    return {"strategy": "low-confidence", "steps": trace["steps"]}
+
+
 class PublishedNoise:
     """Stands in for ``Places.draws``: what the published run drew, or no noise at all."""
 

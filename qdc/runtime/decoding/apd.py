@@ -159,7 +159,7 @@ class Adaptive:
             )
         self.model, self.verifier, self.strategy = model, verifier, strategy
         self.options, self.facts = options, facts
-        self.written = self.steps = self.forwards = 0
+        self.written = self.steps = self.forwards = self.cache_bytes = 0
 
     def run(self, prompts: Sequence[Sequence[int]], canvas: Canvas, watch: Watch | None) -> None:
         """Fill the canvas of the batch, row by row."""
@@ -189,6 +189,7 @@ class Adaptive:
             before, current = current, current + len(taken)
             self.written, self.steps = self.written + len(taken), self.steps + 1
             self.forwards += 1
+            self.cache_bytes = max(self.cache_bytes, reader.cache_bytes)
             _write(alone, 0, before, taken)
             _write(canvas, row, shift + before, taken)
             if stop is not None:
@@ -247,4 +248,5 @@ def decode_adaptively(
     seconds = time.perf_counter() - started
     tokens, _ = canvas.shown()
     found = answers(tokens, options.length, facts.ends)
-    return Decoded(tokens, found, run.written, run.steps, run.forwards, seconds)
+    counts = run.written, run.steps, run.forwards
+    return Decoded(tokens, found, *counts, seconds, run.cache_bytes, run.cache_bytes)

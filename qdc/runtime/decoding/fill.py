@@ -63,7 +63,7 @@ def fill(
         facts.mask,
         row_seeds(texts, options, seeds),
     )
-    reader = Reader(model, canvas, facts, options.cache, options.cfg)
+    reader = Reader(model, canvas, facts, options.cache, options.cfg, options.cache_bits)
     loop = Loop(reader, strategy, options, facts, stops=False)
     started = time.perf_counter()
     loop.run(watch)
@@ -72,7 +72,9 @@ def fill(
         [token for token, open_ in zip(row, gap, strict=True) if open_]
         for row, gap in zip(canvas.tokens.tolist(), gaps, strict=True)
     ]
-    return Decoded(canvas.tokens, filled, loop.written, loop.steps, reader.forwards, seconds)
+    kept = reader.cache_bytes, reader.cache_plain_bytes
+    counts = loop.written, loop.steps, reader.forwards
+    return Decoded(canvas.tokens, filled, *counts, seconds, *kept)
 
 
 def _check(

@@ -15,7 +15,7 @@ from qdc.runtime.decoding.apd import Apd, decode_adaptively
 from qdc.runtime.decoding.canvas import lay_out
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.runtime.decoding.reader import Model, Reader
+from qdc.runtime.decoding.reader import Model, Predicts, Reader
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch, answers
 from qdc.runtime.decoding.schedule import shared_steps
 from qdc.runtime.decoding.strategies import BUILT_IN, Strategies, make_strategy
@@ -62,14 +62,15 @@ def decode(
         assert verifier is not None
         return decode_adaptively(model, prompts, strategy, options, facts, verifier, watch, each)
     canvas = lay_out(prompts, options.length, options.block, facts, each)
-    reader = Reader(model, canvas, facts, options.cache, options.cfg)
+    reader = Reader(model, canvas, facts, options.cache, options.cfg, options.cache_bits)
     loop = Loop(reader, strategy, options, facts, stops=options.stop_early)
     started = time.perf_counter()
     loop.run(watch)
     seconds = time.perf_counter() - started
     tokens, _ = canvas.shown()
     found = answers(tokens, options.length, facts.ends)
-    return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds)
+    kept = reader.cache_bytes, reader.cache_plain_bytes
+    return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds, *kept)
 
 
 def check_verifier(strategy: Stepwise | Apd, *, present: bool) -> None:
@@ -92,7 +93,7 @@ class Loop:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Predicts,
         strategy: Stepwise,
         options: DecodeOptions,
         facts: DecodeFacts,
@@ -146,20 +147,10 @@ class Loop:
         open_places = canvas.masked[rows, first:last]
         row, column = open_places.nonzero(as_tuple=True)
         at = rows[row], column + first
-        logits = self.reader.read(row, column + first)
-        if self.facts.mask < logits.shape[1]:
-            logits[:, self.facts.mask] = -torch.inf
-        if self.options.forbid_eos:
-            logits[:, self.facts.eos] = -torch.inf
-        seeds = [canvas.seeds[place] for place in at[0].tolist()]
-        places = Places(seeds, canvas.positions[at].tolist(), step)
-        proposal = self.strategy.propose(logits, places)
-        tokens, sure = proposal.tokens.cpu(), proposal.confidence.cpu()
-        if self.options.late_eos:
-            ends = torch.tensor(self.facts.ends, dtype=torch.int64, device=logits.device)
-            rest = logits.index_fill(1, ends[ends < logits.shape[1]], -torch.inf)
-            sure = self.strategy.sureness_without(rest, proposal, places).cpu()
-            sure = sure.masked_fill(self._is_end(tokens), LATE)
+        tokens = torch.zeros(len(row), dtype=torch.int64)
+        sure = torch.zeros(len(row), dtype=torch.float64)
+        for some, logits in self.reader.parts(row, column + first):
+            tokens[some], sure[some] = self._propose(logits, (at[0][some], at[1][some]), step)
         confidence = torch.full(open_places.shape, -torch.inf, dtype=torch.float64)
         confidence[row, column] = sure
         chosen = self.strategy.choose(confidence, open_places, amount)
@@ -175,6 +166,25 @@ class Loop:
         canvas.masked[taken] = False
         self.written += int(chosen.sum())
         self.steps += 1
+
+    def _propose(
+        self, logits: Tensor, at: tuple[Tensor, Tensor], step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and confidence of open places, from their logits ``f64[places, vocabulary]``."""
+        if self.facts.mask < logits.shape[1]:
+            logits[:, self.facts.mask] = -torch.inf
+        if self.options.forbid_eos:
+            logits[:, self.facts.eos] = -torch.inf
+        seeds = [self.canvas.seeds[place] for place in at[0].tolist()]
+        places = Places(seeds, self.canvas.positions[at].tolist(), step)
+        proposal = self.strategy.propose(logits, places)
+        tokens, sure = proposal.tokens.cpu(), proposal.confidence.cpu()
+        if self.options.late_eos:
+            ends = torch.tensor(self.facts.ends, dtype=torch.int64, device=logits.device)
+            rest = logits.index_fill(1, ends[ends < logits.shape[1]], -torch.inf)
+            sure = self.strategy.sureness_without(rest, proposal, places).cpu()
+            sure = sure.masked_fill(self._is_end(tokens), LATE)
+        return tokens, sure
 
     def _agenda(self, block: int, rows: Tensor) -> Agenda:
         first = self.canvas.spans[block][0]

@@ -9,11 +9,19 @@ from qdc.options import Options, option, switch
 
 CacheName = Literal["none", "prefix", "dual"]
 CACHES: tuple[str, ...] = get_args(CacheName)
+CACHE_BITS = (8, 4)
+"""Of codes that keys and values are kept in."""
 
 LONGEST_NAME = 256
 """Characters of a strategy and its own options, which may be a stranger's."""
 SMALLEST = 1e-100
 """Of temperatures that are not 0: what is divided by less, overflows."""
+
+
+def _codes(bits: int | None) -> int | None:
+    if bits is not None and bits not in CACHE_BITS:
+        raise ValueError(f"give {' or '.join(map(str, CACHE_BITS))}")
+    return bits
 
 
 def _divides(temperature: float) -> float:
@@ -109,6 +117,15 @@ class DecodeOptions(Options):
             more="Which keys and values are kept within a block, see ``docs/decoding.md``",
         ),
     ] = "none"
+    cache_bits: Annotated[
+        int | None,
+        AfterValidator(_codes),
+        option(
+            "N",
+            "Of a cache kept as codes: 8 or 4",
+            more="As computed if not given; codes take less memory, and are an approximation more",
+        ),
+    ] = None
     temperature: Temperature = 0.0
     top_p: TopP = None
     top_k: TopK = None

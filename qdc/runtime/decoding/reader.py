@@ -11,13 +11,16 @@ block-causal one nothing sees later blocks, so the text behind the block is left
 blocks are never computed again, and ``prefix`` is exact; so is ``dual`` if the block is a whole
 attention block.
 
+What is kept may be kept as codes of 8 or 4 bits; what a call computes itself it sees as computed.
+
 Where logits are shifted, the place that predicts the first token of a block stands in front of it.
 A window begins with the block once that token is decided, as in Fast-dLLM. While it is open, it
 begins one column earlier; ``dual`` in a part of an attention block computes the whole of that then,
 as v2 does. Rows that differ in that are computed in two calls, so that none depends on another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,7 @@ from qdc.errors import UnsupportedModel
 from qdc.models.layers import takes_windows
 from qdc.models.predictions import require_finite
 from qdc.models.window import Window, through
+from qdc.numerics.rowquantizer import Bits
 from qdc.runtime.decoding.canvas import Canvas
 from qdc.runtime.decoding.facts import DecodeFacts
 
@@ -41,11 +45,45 @@ modules and functions whole texts are asked.
 """
 
 
+class Predicts(Protocol):
+    """What the loop reads predictions from: a ``Reader``, or a model that is streamed."""
+
+    canvas: Canvas
+    cache: str
+    rows: Tensor
+    """``i64[rows]``: those that are not finished."""
+    forwards: int
+    """Calls of the model so far."""
+
+    def keep_rows(self, kept: Tensor) -> None:
+        """Go on with these of the rows, ``bool[rows]``."""
+
+    def begin(self, first: int, last: int) -> None:
+        """Turn to the block of columns ``first`` to ``last``."""
+
+    def parts(self, rows: Tensor, columns: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Predict single places of the block, some at a time.
+
+        Args:
+            rows: among those that are left, ``i64[places]``.
+            columns: ``i64[places]``.
+
+        Yields:
+            Which of the places, and logits ``f64[n, vocabulary]`` for them, which are the caller's.
+        """
+
+
 class Reader:
     """Calls the model for the rows of a canvas that are not finished."""
 
     def __init__(
-        self, model: Model, canvas: Canvas, facts: DecodeFacts, cache: str, guidance: float
+        self,
+        model: Model,
+        canvas: Canvas,
+        facts: DecodeFacts,
+        cache: str,
+        guidance: float,
+        bits: int | None = None,
     ) -> None:
         """Prepare a batch.
 
@@ -55,6 +93,7 @@ class Reader:
             facts: of the model.
             cache: ``none``, ``prefix`` or ``dual``.
             guidance: weight of classifier-free guidance, 0 is without.
+            bits: 8 or 4, of the codes in which keys and values are kept; None as computed.
 
         Raises:
             UnsupportedModel: the model cannot be computed in parts, and the cache asks for it.
@@ -62,6 +101,9 @@ class Reader:
         self.model, self.canvas, self.facts = model, canvas, facts
         self.cache, self.guidance = cache, guidance
         self.forwards = 0
+        self.cache_bytes = self.cache_plain_bytes = 0
+        """Most bytes of keys and values that were kept, and what they would be as computed."""
+        self.bits: Bits | None = None if bits is None else 8 if bits == 8 else 4
         self.rows = torch.arange(len(canvas.tokens))
         self.device = _device(model)
         self._given = canvas.visible & ~canvas.masked
@@ -92,6 +134,10 @@ class Reader:
     def begin(self, first: int, last: int) -> None:
         """Turn to the block of columns ``first`` to ``last``."""
         self._first, self._last, self._fresh = first, last, True
+
+    def parts(self, rows: Tensor, columns: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Predict single places of the block, all in one part."""
+        yield slice(None), self.read(rows, columns)
 
     def read(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Predict single places of the block.
@@ -224,7 +270,11 @@ class Reader:
         assert self._window is not None
         self._window.move(first, last, seen, kept)
         with through(self._window):
-            return self.model(tokens[:, first:last].to(self.device))
+            logits = self.model(tokens[:, first:last].to(self.device))
+        held, plain = self._window.kept_bytes
+        self.cache_bytes = max(self.cache_bytes, held)
+        self.cache_plain_bytes = max(self.cache_plain_bytes, plain)
+        return logits
 
     def _flush_left(self, tokens: Tensor) -> Tensor:
         """Call a model that takes whole texts: its rows begin at 0, the padding is behind them."""
@@ -238,7 +288,7 @@ class Reader:
         copies = 2 if self.guidance else 1
         positions = self.canvas.positions[self.rows].repeat(copies, 1).to(self.device)
         visible = self.canvas.visible[self.rows].repeat(copies, 1).to(self.device)
-        return Window(positions, visible, keeps=self.cache != "none")
+        return Window(positions, visible, keeps=self.cache != "none", bits=self.bits)
 
 
 def _device(model: Model) -> torch.device:

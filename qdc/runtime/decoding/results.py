@@ -43,6 +43,10 @@ class Decoded:
     forwards: int
     """Calls of the model."""
     seconds: float
+    cache_bytes: int = 0
+    """Most bytes of keys and values that were kept at a time; 0 without a cache."""
+    cache_plain_bytes: int = 0
+    """What these would take as they were computed: more, where they are kept as codes."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -9,6 +9,7 @@ from qdc.pipeline.strategybase import Stepwise, Strategy
 from qdc.pipeline.syntax import parse_item
 from qdc.runtime.decoding.apd import Apd
 from qdc.runtime.decoding.dream import Entropy, MaskGitPlus, Origin, TopKMargin
+from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.llada import (
     Dynamic,
     LowConfidence,
@@ -39,7 +40,16 @@ Strategies = Mapping[str, type[Strategy]]
 BUILT_IN: Strategies = {kind.name: kind for kind in STRATEGIES}
 """What is known where no registry is at hand."""
 
-OF_THE_LOOP = ("length", "strategy", "cache", "cfg", "seed", "forbid_eos", "stop_early")
+OF_THE_LOOP = (
+    "length",
+    "strategy",
+    "cache",
+    "cache_bits",
+    "cfg",
+    "seed",
+    "forbid_eos",
+    "stop_early",
+)
 SHARED = tuple(name for name in DecodeOptions.model_fields if name not in OF_THE_LOOP)
 """Options that act through a strategy alone, so each strategy says whether it reads them."""
 
@@ -84,6 +94,17 @@ def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> 
     return strategy
 
 
+def own_strategy(facts: DecodeFacts) -> str:
+    """The strategy that the published code of a kind of model samples with.
+
+    LLaDA's default, the one of Dream's README, of SDAR and of Fast-dLLM v2: they are told apart by
+    which position predicts a token, and whether attention goes by blocks.
+    """
+    if facts.attention_block is None:
+        return Entropy.name if facts.logits_shift else LowConfidence.name
+    return Threshold.name if facts.logits_shift else Dynamic.name
+
+
 def _refuse_ignored(options: DecodeOptions, kind: type[Strategy], known: Strategies) -> None:
     read = shared_options(kind)
     wrong = []
@@ -92,6 +113,8 @@ def _refuse_ignored(options: DecodeOptions, kind: type[Strategy], known: Strateg
         if name not in read and getattr(options, name) != default:
             readers = ", ".join(n for n, each in known.items() if name in shared_options(each))
             wrong.append(f"{name} has no effect on {kind.name}; it is read by {readers}")
+    if options.cache_bits is not None and options.cache == "none":
+        wrong.append("cache_bits has no effect without a cache; it is read by prefix, dual")
     if needs_verifier(kind) and (options.cache != "none" or options.cfg or options.forbid_eos):
         wrong.append("apd has its own window of keys and takes no cache, cfg or forbid_eos")
     if wrong:

@@ -139,8 +139,8 @@ class Other(Codec):
     ("codec", "words"),
     [
         (Other(rows=1, columns=8), "no kernel for layers stored as other"),
-        (binary_layer(1, 8, 48, 24, (1, 1)).part.codec, "blocks of 32, 64 and multiples of 128"),
-        (UniformGrid(rows=8, columns=96, group=48, bits=2), "groups of 32, 64 and multiples"),
+        (binary_layer(1, 8, 48, 24, (1, 1)).part.codec, "blocks of multiples of 32"),
+        (UniformGrid(rows=8, columns=96, group=48, bits=2), "groups of multiples of 32"),
     ],
 )
 def test_codecs_without_a_kernel_are_refused(codec: Codec, words: str) -> None:

@@ -18,6 +18,7 @@ from tests.support.traces import (
     PUBLISHED,
     PublishedNoise,
     Trace,
+    diffcoder_options,
     dream_options,
     llada2_options,
     llada_options,
@@ -32,7 +33,7 @@ from tests.support.traces import (
 __all__ = ["one_thread"]
 
 ROOT = Path(__file__).parents[3]
-KINDS = ("llada", "dream", "dream-fast", "v2", "sdar", "llada2", "likelihood")
+KINDS = ("llada", "dream", "dream-fast", "v2", "sdar", "llada2", "diffcoder", "likelihood")
 DIFFERENCES = {
     "topk_margin top-p 0.8": "Ties.",
     "fast dream none threshold 0.2": "Fast-dLLM on Dream without a cache.",
@@ -110,6 +111,12 @@ def test_llada2_is_decoded_as_published_unless_told_otherwise() -> None:
     assert found.calls == trace["nfe"]
 
 
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(("folder", "trace"), every("diffcoder"))
+def test_stable_diffcoder(folder: str, trace: Trace, cache: str) -> None:
+    check(folder, trace, {**diffcoder_options(trace), "cache": cache})
+
+
 @pytest.mark.parametrize(("folder", "trace"), every("likelihood"))
 def test_likelihoods(folder: str, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published masks and weights, in place of those that are drawn here."""
@@ -141,5 +148,5 @@ def test_every_model_with_traces_is_replayed() -> None:
     folders = {path.parent.name for path in PUBLISHED.glob("*/traces*.json")}
     replayed = [folder for kind in KINDS for folder, _ in read_traces(kind)]
     assert folders == set(replayed)
-    assert len(folders) == 7
-    assert len(replayed) == 97
+    assert len(folders) == 8
+    assert len(replayed) == 102

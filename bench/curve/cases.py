@@ -1,0 +1,101 @@
+"""What stands on the curve and around it, for a model with a mask token and for a causal one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from qdc.ir.graph import LayerGraph
+
+OURS, LIBRARY = "ours", "library"
+RATES = (1.75, 2.25, 2.5)
+"""Budgets between those of the presets."""
+CAUSAL_RATES = (1.75, 2.0, 2.25, 2.5, 3.0)
+LOWERING = (
+    "stages(calibrate-cross,sensitivity{damp=0.1},"
+    "trellis-lower{asymmetry=1 bits=allocated sweeps=2 rounds=1}),pack"
+)
+"""Of ``best`` and its kin, which differ in the rates that layers get."""
+TYPES = (
+    "IQ1_M", "IQ2_XXS", "TQ2_0", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K",
+)  # fmt: skip
+"""llama.cpp's, by their bits."""
+SUPER = 256
+"""Columns of a block of theirs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure: a pipeline of ours, or a library with its options."""
+
+    name: str
+    pipeline: str = ""
+    peer: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    missing: str = ""
+    """Why it cannot be run on this model."""
+
+    @property
+    def family(self) -> str:
+        """Whose it is."""
+        return LIBRARY if self.peer else OURS
+
+    @property
+    def path(self) -> str:
+        """What ``--only`` is matched with, a seed behind it."""
+        return f"{self.family}/{self.name}"
+
+
+def cases(graph: LayerGraph) -> Iterator[Case]:
+    """All of them, ours first."""
+    yield from ours(causal=graph.model.mask_token_id is None)
+    yield from libraries(sorted({node.columns for node in graph.layers()}))
+
+
+def ours(*, causal: bool) -> Iterator[Case]:
+    """The points of our curve, by their bits; a causal model has no masks to probe losses under."""
+    if causal:
+        for rate in CAUSAL_RATES:
+            allocation = f"allocate-rates{{budget={rate:g} weights=energy}}"
+            measured = f"calibrate-mcs,sensitivity,predict-error,{allocation}"
+            yield Case(f"rates {rate:g}", f"{measured},{LOWERING}")
+        yield Case("default", "default")
+        return
+    for name in ("small", "best", "large", "default", "uniform"):
+        yield Case(name, name)
+    for rate in RATES:
+        allocation = f"allocate-rates{{budget={rate:g} count=layers}}"
+        measured = f"calibrate-mcs,sensitivity,predict-error,probe-loss,{allocation}"
+        yield Case(f"rates {rate:g}", f"quantize-vocab,{measured},{LOWERING}")
+
+
+def libraries(widths: list[int]) -> Iterator[Case]:
+    """Every library at two and three bits, and llama.cpp's types; ``widths`` are of the linears."""
+    for bits, group in ((2, 128), (2, 64), (3, 128)):
+        yield Case(
+            f"AutoRound {bits} bits g{group}",
+            peer="autoround",
+            options={"iters": 200, "bits": bits, "group_size": group, "sym": False},
+        )
+    for bits in (2, 3):
+        for group in (128, 64):
+            ragged = [width for width in widths if width % group]
+            yield Case(
+                f"GPTQ {bits} bits g{group}",
+                peer="gptq",
+                options={"bits": bits, "group_size": group, "observer": "memoryless_mse"},
+                missing=f"llm-compressor takes whole groups, and rows of {ragged[0]} weights have "
+                f"none of {group}"
+                if ragged
+                else "",
+            )
+            yield Case(
+                f"HQQ {bits} bits g{group}",
+                peer="hqq",
+                options={"nbits": bits, "group_size": group},
+            )
+    for kind in TYPES:
+        yield Case(f"llama.cpp {kind}", peer="llamacpp", options={"type": kind})
+    if any(width % SUPER for width in widths):
+        for kind in TYPES:
+            options = {"type": kind, "padded": True}
+            yield Case(f"llama.cpp {kind}, padded", peer="llamacpp", options=options)

@@ -1,0 +1,205 @@
+"""guide: weights are the squared derivatives of a plain model; equal ones change no bit."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from qdc.errors import InvalidCalibration, MissingAnnotation
+from qdc.ir.annotations import Moment
+from qdc.ir.guidance import Guidance
+from qdc.models.predictions import predictions
+from qdc.numerics.random_numbers import uniforms
+from qdc.passes.guide import drawn_slope
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.plan import check_order
+from qdc.pipeline.registry import standard_registry
+from qdc.runtime.load import load_checkpoint
+from qdc.streaming.unit import Unit
+from tests.support.checkpoints import MASK, write_checkpoint
+from tests.support.compiles import Spy, run_passes
+from tests.support.families import CASES, write_family
+from tests.support.outlooks import forecast_tiny
+
+TEXT = "a deterministic walk through the standard library, one word after another. " * 40
+SAMPLES = "samples=8 length=16 pack=within batch=3"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guide") / "model"
+    return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, dtype=torch.float32, vocab=2048)
+
+
+@pytest.fixture(scope="module")
+def text(model: Path) -> Path:
+    path = model.with_name("text.txt")
+    path.write_text(TEXT)
+    return path
+
+
+class Look(Spy):
+    """Keep weights of tokens, moments and samples."""
+
+    name: ClassVar[str] = "look"
+    weights: ClassVar[dict[str, Tensor]] = {}
+    moments: ClassVar[dict[str, Tensor]] = {}
+    tokens: ClassVar[list[Tensor]] = []
+
+    def run(self, unit: Unit) -> None:
+        for node in unit.layers():
+            note, moment = (unit.graph.get(node.name, kind) for kind in (Guidance, Moment))
+            if isinstance(note, Guidance):
+                self.weights[node.path] = unit.get(note.tensor).clone()
+            if isinstance(moment, Moment):
+                self.moments[node.path] = unit.get(moment.tensor).clone()
+                self.tokens[:] = [s.tokens for s in unit.open_streams().values()][:1]
+
+
+def looked(model: Path, text: Path, folder: Path, passes: str) -> type[Look]:
+    known = standard_registry()
+    known.add(Look)
+    for kept in (Look.weights, Look.moments, Look.tokens):
+        kept.clear()
+    run_passes(model, folder, known, f"{passes},rtn-lower,pack", calibration=text)
+    return Look
+
+
+def plain(model: Path, tokens: Tensor, names: list[str], shift: int, everywhere: bool) -> Tensor:
+    """Squared derivatives by the outputs of some linears, f32[samples, length], added up."""
+    module = load_checkpoint(model, "cpu", torch.float32)
+    module.requires_grad_()
+    seen: list[Tensor] = []
+
+    def hold(_: object, given: object, result: Tensor) -> None:
+        result.retain_grad()
+        seen.append(result)
+
+    for name in names:
+        module.get_submodule(name).register_forward_hook(hold)
+    total, count, parts = torch.zeros(()), 0, []
+    for batch in torch.split(tokens, 3):
+        mask = torch.ones_like(batch, dtype=torch.bool) if everywhere else batch == MASK
+        found = predictions(module(batch), mask, shift)
+        chances = uniforms(len(found), "guide", 0, count).double()
+        count += len(found)
+        chosen = found.detach().double().softmax(-1).cumsum(-1)
+        drawn = (chosen > (chances[:, None] * chosen[:, -1:])).int().argmax(-1)
+        total = total - found.log_softmax(-1).gather(1, drawn[:, None]).sum()
+    torch.autograd.backward(total)
+    for index in range(0, len(seen), len(names)):
+        grads = [each.grad for each in seen[index : index + len(names)]]
+        parts.append(torch.stack([g.square().sum(-1) for g in grads if g is not None]).sum(0))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [("llada", ""), ("llada", " geometry=clean"), ("dream", "")]
+)
+def test_weights_are_squared_derivatives_of_the_whole_model(
+    family: str, options: str, model: Path, text: Path, tmp_path: Path
+) -> None:
+    if family == "dream":
+        model = write_family(tmp_path, CASES["dream"], dtype=torch.float32)
+    weighed = f"{{{SAMPLES}{options} token-weights=guided}}"
+    passes = f"guide{{{SAMPLES}{options} exponent=1}},calibrate-mcs{weighed},look"
+    found = looked(model, text, tmp_path / "run", passes)
+    (tokens,) = found.tokens
+    one = "0.self_attn." if family == "dream" else "0."
+    places = [
+        sorted(name for name in found.weights if f".{one}{part}" in name)
+        for part in (("q_proj",) if family == "dream" else ("ff_proj",))
+    ]
+    names = places[0]
+    beside = ("k_proj", "v_proj") if family == "dream" else ("up_proj",)
+    names += [names[0].rpartition(".")[0] + f".{other}" for other in beside]
+    everywhere = "clean" in options
+    shift = 1 if family == "dream" and not everywhere else 0
+    expected = plain(model, tokens, names, shift, everywhere)
+    for name in names:
+        weights = found.weights[name]
+        assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
+        torch.testing.assert_close(weights, expected / expected.mean(), rtol=1e-3, atol=1e-3)
+    assert float(expected.std()) > 0.1 * float(expected.mean())
+
+
+@pytest.mark.parametrize("masked", [" masked-weight=3", pytest.param("", marks=pytest.mark.slow)])
+def test_equal_weights_give_the_plain_moment_bit_for_bit(
+    masked: str, model: Path, text: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name, start, option in (("a", f"guide{{{SAMPLES} exponent=0}},", "guided"), ("b", "", "")):
+        weighed = f" token-weights={option}" if option else ""
+        passes = f"{start}stages(calibrate-cross{{{SAMPLES}{masked}{weighed}}},look,rtn-lower)"
+        known = standard_registry()
+        known.add(Look)
+        Look.moments.clear()
+        run_passes(model, tmp_path / name, known, f"{passes},pack", calibration=text)
+        found.append(dict(Look.moments))
+    one, two = found
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_guided_moment_counts_every_token_by_its_weight(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    passes = f"guide{{{SAMPLES}}},calibrate-mcs{{{SAMPLES} token-weights=guided}},look"
+    found = looked(model, text, tmp_path, passes)
+    (name,) = (n for n in found.moments if n.endswith("blocks.0.q_proj"))
+    module = load_checkpoint(model, "cpu", torch.float32)
+    seen: list[Tensor] = []
+    module.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    module(found.tokens[0])
+    inputs, weights = seen[0].flatten(0, 1).double(), found.weights[name].flatten().double()
+    expected = (inputs * weights[:, None]).T @ inputs / weights.sum()
+    torch.testing.assert_close(found.moments[name].double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_slope_is_prediction_less_the_token_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2000, 4, generator=generator)[:1].expand(2000, 4).contiguous()
+    head = {"weight": torch.randn(6, 4, generator=generator)}
+    slopes = drawn_slope(hidden, head, uniforms(2000, "drawn"))
+    predicted = (hidden[:1].double() @ head["weight"].double().T).softmax(-1)
+    kinds = (predicted - torch.eye(6).double()) @ head["weight"].double()
+    nearest = torch.cdist(slopes.double(), kinds)
+    assert float(nearest.min(1).values.max()) < 1e-5
+    counts = torch.bincount(nearest.argmin(1), minlength=6) / 2000
+    torch.testing.assert_close(counts.double(), predicted[0], rtol=0, atol=0.04)
+
+
+def test_other_samples_and_no_weights_are_refused(model: Path, text: Path, tmp_path: Path) -> None:
+    other = SAMPLES.replace("samples=8", "samples=6")
+    passes = f"guide{{{SAMPLES}}},calibrate-mcs{{{other} token-weights=guided}}"
+    with pytest.raises(InvalidCalibration, match="guide has weighed other samples than calibrate"):
+        looked(model, text, tmp_path, passes)
+    with pytest.raises(MissingAnnotation, match="calibrate-mcs reads @guidance"):
+        check_order(
+            build_plan("calibrate-mcs{token-weights=guided},rtn-lower", standard_registry())
+        )
+
+
+def test_tokens_of_experts_count_alike(text: Path, tmp_path: Path) -> None:
+    experts = write_family(tmp_path / "experts", CASES["llada-moe"], dtype=torch.float32)
+    passes = f"guide{{{SAMPLES}}},calibrate-mcs{{{SAMPLES} token-weights=guided}},look"
+    found = looked(experts, text, tmp_path / "run", passes)
+    for name, weights in found.weights.items():
+        assert bool((weights == 1).all()) == (".experts." in name), name
+
+
+def test_samples_that_wait_together_change_nothing(model: Path, text: Path, tmp_path: Path) -> None:
+    known: list[dict[str, Tensor]] = []
+    for waiting in ("", " waiting=4"):
+        passes = f"guide{{{SAMPLES}{waiting}}},calibrate-mcs{{{SAMPLES}}},look"
+        found = looked(model, text, tmp_path / f"run{len(known)}", passes)
+        known.append(dict(found.weights))
+    one, two = known
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_it_is_foreseen(model: Path) -> None:
+    passes = "guide,stages(calibrate-cross{token-weights=guided},rtn-lower),pack"
+    assert not forecast_tiny(model, passes).unknown
