@@ -48,7 +48,7 @@ class Rotate(Pass):
     name: ClassVar[str] = "rotate"
     provides: ClassVar[Kinds] = (Rotation,)
     annotates: ClassVar[Kinds] = (RotatedHeads,)
-    forbids: ClassVar[Kinds] = (Moment, CrossMoment, Factor, Lowered, InputCodes)
+    forbids: ClassVar[Kinds] = (Rotation, Moment, CrossMoment, Factor, Lowered, InputCodes)
 
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="which rotations are drawn")
     fold: Literal["none", "heads"] = Field(

@@ -193,15 +193,15 @@ def _term(
     read: _Segment, weight: IntegerWeight, number: int, at: int, codes: Tensor, rows: slice
 ) -> Tensor:
     """The term t of a segment for some rows of the weight, f32[m, n]."""
-    products = integer_product(read.codes, codes)
+    products, sums = integer_product(read.codes, codes), read.sums
     if read.codes.shape[1] > NARROW:
-        products = products.to(torch.int64)
+        products, sums = products.to(torch.int64), sums.to(torch.int64)
     if read.zero is not None:
         products -= read.zero * weight.sums[number, rows]
     if weight.offset:
-        products += weight.offset * read.sums
+        products += weight.offset * sums
     if weight.zero is not None:
-        products -= read.sums * weight.zero[at, rows]
+        products -= sums * weight.zero[at, rows]
     term = products.float().mul_(weight.scale[at, rows])
     if weight.minimum is not None:
         term.add_(weight.minimum[at, rows] * read.sums.float())

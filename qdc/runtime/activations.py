@@ -155,7 +155,7 @@ def attach(
         device: where the model is.
 
     Raises:
-        InvalidArtifact: static scales are damaged.
+        InvalidArtifact: static scales are damaged, or the mask token is no token of the model.
     """
     for path, does in weights.activations.items():
         linear: Any = body.get_submodule(path)
@@ -163,9 +163,8 @@ def attach(
             suffix: weights.plain(file_key(path, suffix))
             for suffix in does.specification(linear.in_features)
         }
-        scale = stored.get("input_scale")
-        if scale is not None and bool((scale < 0).any()):
-            raise InvalidArtifact("input_scale holds negative numbers", where=[path])
+        if does.input is not None:
+            _check_stored(path, does.input, stored)
         if does.rotation is not None or does.input is not None:
             linear.add_module(READS, InputTransform(linear.in_features, does, stored).to(device))
             if not getattr(linear, "reads_codes", False):
@@ -178,6 +177,19 @@ def attach(
     if any(does.by_class for does in weights.activations.values()):
         assert mask_token is not None, "the configuration was checked"
         _tell_masked(module, body, mask_token)
+
+
+def _check_stored(path: str, form: RowFormat, stored: Mapping[str, Tensor]) -> None:
+    """Refuse static scales that no range has, and zero points that are no codes."""
+    scale, zero = stored.get("input_scale"), stored.get("input_zero")
+    if scale is not None and bool((scale < 0).any()):
+        raise InvalidArtifact("input_scale holds negative numbers", where=[path])
+    lowest, highest = form.quantizer.lowest, form.quantizer.highest
+    if zero is not None and bool(((zero < lowest) | (zero > highest)).any()):
+        raise InvalidArtifact(
+            f"input_zero holds what is no code of {form.bits} bits: {lowest} to {highest}",
+            where=[path],
+        )
 
 
 @contextmanager
@@ -230,7 +242,7 @@ def _tell_masked(module: nn.Module, body: nn.Module, mask_token: int) -> None:
     def forget(model: nn.Module, given: tuple[Any, ...], result: Any) -> None:
         _MASKED.set(None)
 
-    found = [part for part in body.modules() if hasattr(part, "num_embeddings")]
+    found: list[Any] = [part for part in body.modules() if hasattr(part, "num_embeddings")]
     of_transformers: Any = next(
         (part for part in module.modules() if hasattr(part, "get_input_embeddings")), None
     )
@@ -240,6 +252,11 @@ def _tell_masked(module: nn.Module, body: nn.Module, mask_token: int) -> None:
         raise QdcError(
             f"the model has {len(found)} embeddings, and which of them reads tokens is not known",
             help="compile it again without classes=masked",
+        )
+    if mask_token >= found[0].num_embeddings:
+        raise InvalidArtifact(
+            f"mask_token is {mask_token}, and the model has {found[0].num_embeddings} tokens: no "
+            "token would be masked"
         )
     found[0].register_forward_pre_hook(look)
     module.register_forward_hook(forget, always_call=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qdc.numerics.attention_mass import attention_mass
 from qdc.numerics.integer_linear import IntegerWeight, integer_linear, segment_width
-from qdc.numerics.rowquantizer import RowQuantizer
+from qdc.numerics.rowquantizer import RowCodes, RowQuantizer
 
 ROWS, TOKENS = 3, 4
 
@@ -119,6 +119,23 @@ def test_sums_are_those_of_whole_numbers_and_not_of_floats() -> None:
     for product in (rows.codes.float() * codes.float())[0]:
         one_by_one = one_by_one + product
     assert float(one_by_one) != exact
+
+
+@pytest.mark.parametrize(("code", "zero"), [(0, 255), (255, 0)])
+def test_sums_of_the_longest_segment_fit(code: int, zero: int) -> None:
+    """Zero points times sums of inputs pass 32 bits where a grid spans 65536 columns."""
+    columns = 1 << 16
+    codes = torch.full((1, columns), code, dtype=torch.uint8)
+    codes[0, 0] = 128  # neither all codes nor their differences from the zero point fit 8 bits
+    parts = codes, torch.ones(1, 1), None, torch.full((1, 1), zero, dtype=torch.uint8)
+    rows = RowCodes(
+        torch.full((1, columns), 127, dtype=torch.int8),
+        torch.ones(1, 1),
+        torch.full((1, 1), -128, dtype=torch.int8),
+    )
+    exact = 255 * int(codes.to(torch.int64).sum() - columns * zero)
+    found = integer_linear(rows, 0, IntegerWeight.of(*parts, columns))
+    assert float(found) == float(torch.tensor(exact).float())
 
 
 @settings(max_examples=60, deadline=None)

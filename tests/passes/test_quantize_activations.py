@@ -1,6 +1,8 @@
 """quantize-activations: what is annotated, what later passes see, and what a loaded model does."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,16 @@ import qdc
 from qdc.cli import run
 from qdc.comparing.measure import drift
 from qdc.errors import InvalidArtifact, InvalidPipeline, QdcError, UnsupportedModel
+from qdc.format.weights import Weights
 from qdc.frontend.opening import open_model
-from qdc.ir.activations import InputCodes, OutputCodes, RowFormat
+from qdc.ir.activations import InputCodes, LayerActivations, OutputCodes, RowFormat
 from qdc.ir.annotations import Moment
 from qdc.ir.attention import source
 from qdc.numerics import integer_linear
 from qdc.numerics.hadamard import RandomHadamard
 from qdc.passes.quantize_activations import QuantizeActivations
 from qdc.passkit.token_statistics import ClipSearch, Ranges
-from qdc.runtime.activations import InputTransform, knowing_masked
+from qdc.runtime.activations import InputTransform, attach, knowing_masked
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.integers import IntegerLinear
@@ -39,6 +42,19 @@ FINE = "rtn-lower{bits=8 group=8},pack"
 MEASURED = "samples=3 length=12 seed=7"
 TOKENS = torch.tensor([[2, 3, 1, 5, 1, 1, 8, 9, 10, 1, 12, 13], [1] * 12])
 """Token 1 is the mask."""
+
+
+@dataclass(frozen=True)
+class Stored(Weights):
+    """Tensors at hand, by the ends of their names."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+    def plain(self, name: str) -> Tensor:
+        return self.tensors[name.rpartition(".")[2]]
+
+    def stored(self, layer: str) -> dict[str, Tensor]:
+        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +285,7 @@ def test_clean_text_has_one_class() -> None:
     ("change", "said"),
     [
         (lambda q, path: q.pop("mask_token"), "mask_token"),
+        (lambda q, path: q.update(mask_token=1 << 20), "no token would be masked"),
         (lambda q, path: q["activations"][path]["input"].update(bits=16), "bits"),
         (lambda q, path: q["activations"][path]["input"].update(clip=[1, 1, 1]), "clip"),
         (lambda q, path: q["activations"][path]["input"].update(static=False), "no place"),
@@ -287,6 +304,16 @@ def test_a_hostile_configuration_is_refused(
     with pytest.raises(InvalidArtifact) as caught:
         qdc.load(copy)
     assert said in str(caught.value)
+
+
+def test_zero_points_that_are_no_codes_are_refused() -> None:
+    form = RowFormat(bits=4, zeros="asymmetric", static=True)
+    linear = torch.nn.Linear(8, 2)
+    stored = {"input_scale": torch.ones(1, 1), "input_zero": torch.full((1, 1), 8).to(torch.int8)}
+    weights = Stored({}, activations={"0": LayerActivations(input=form)}, tensors=stored)
+    body = torch.nn.Sequential(linear)
+    with pytest.raises(InvalidArtifact, match="-8 to 7"):
+        attach(body, body, weights, None, "cpu")
 
 
 def test_the_annotations_check_themselves() -> None:

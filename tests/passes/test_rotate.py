@@ -146,6 +146,7 @@ def test_drift_is_measured_in_rotated_coordinates(model: Path, tmp_path: Path, f
     [
         ("stages(calibrate-mcs,rotate,rtn-lower),pack", "@moment"),
         ("rtn-lower,rotate,pack", "@lowered"),
+        ("rotate{seed=1},rotate{seed=2},rtn-lower,pack", "@rotation"),
         ("rotate,stages(calibrate-mcs,sensitivity,quip-lower),pack", "quip-lower"),
         ("rotate,stages(calibrate-mcs,sensitivity,trellis-lower),pack", "trellis-lower"),
     ],
