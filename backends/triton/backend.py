@@ -33,6 +33,7 @@ class Triton(Reference):
     """Compute from packed weights on a CUDA device; write what the reference backend writes."""
 
     name: ClassVar[str] = "triton"
+    activations: ClassVar[bool] = False
 
     ahead: tuple[Literal["sm_80", "sm_90"], ...] = Field(
         default=(),

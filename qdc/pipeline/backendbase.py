@@ -65,7 +65,7 @@ class Backend(Configured, ABC):
     requires: ClassVar[Kinds] = (Packed,)
     """Annotations that every quantized layer must carry."""
     activations: ClassVar[bool] = True
-    """Whether what it writes can say what linears do with what they read: rotations, codes."""
+    """Whether it can say and do what linears do with what they read: rotations, codes."""
     single_file: ClassVar["SingleFile | None"] = None
     """The one file that takes the place of OUT, if it is not the folder."""
 

@@ -62,12 +62,12 @@ def of_activations(plan: Plan) -> list[str]:
 
 
 def _refuse_activations(plan: Plan, backend: Backend) -> None:
-    """Refuse passes whose work a backend's files cannot tell a reader. Raises InvalidPipeline."""
+    """Refuse passes whose work a backend does not do or say. Raises ``InvalidPipeline``."""
     names = of_activations(plan)
     if names:
         raise InvalidPipeline(
-            f"{' and '.join(names)} changes what linears read, which the files of the backend "
-            f"{backend.name} cannot say",
+            f"{' and '.join(names)} changes what linears read, which the backend {backend.name} "
+            "does not follow",
             help="write with the backend reference, or leave the pass out",
         )
 

@@ -161,6 +161,8 @@ def test_what_it_would_make_wrong_is_refused(
 def test_backends_that_cannot_say_it_refuse(model: Path, artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(QdcError, match="gguf"):
         qdc.compile(model, f"rotate,{FINE}", "gguf", out=tmp_path / "out")
+    with pytest.raises(QdcError, match="triton does not follow"):
+        qdc.compile(model, f"rotate,{FINE}", "triton", out=tmp_path / "out")
     with pytest.raises(QdcError, match="rotate"):
         qdc.export(artifact, out=tmp_path / "dense")
 
