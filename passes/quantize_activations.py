@@ -37,6 +37,7 @@ from qdc.passkit import (
     Kinds,
     LayerGraph,
     Node,
+    Pass,
     Preset,
     Stage,
     Stream,
@@ -134,7 +135,21 @@ class QuantizeActivations(CalibrationOptions):
             raise ValueError("clips and ranges count every token alike: weights are for moments")
         if self.classes == "masked" and not self.measures:
             raise ValueError("classes=masked is for what is measured: clip=search, ranges=static")
+        fields = type(self).model_fields
+        given = [name for name in fields if name in self.idle]
+        given = [name for name in given if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(
+                f"{', '.join(given).replace('_', '-')} is for what is measured: clip=search, "
+                "ranges=static, values=interaction"
+            )
         return self
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """What says how samples are drawn, where none are."""
+        own = set(CalibrationOptions.model_fields) - set(Pass.model_fields)
+        return frozenset() if self.measures else frozenset(own)
 
     @property
     def searches(self) -> bool:

@@ -167,7 +167,8 @@ class _Builder:
     def step(self, item: Item) -> Pass:
         kind = self.registry.find_pass(item.name)
         made = configured(kind, item, self.text)
-        fields = {name.replace("_", "-") for name in kind.model_fields}
+        read = set(kind.model_fields) - made.idle if isinstance(made, Pass) else set()
+        fields = {name.replace("_", "-") for name in read}
         taken = {k: v for k, v in self.overrides.items() if k.replace("_", "-") in fields}
         twice = sorted(set(taken) & set(item.options))
         if twice:

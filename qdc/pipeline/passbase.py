@@ -93,6 +93,11 @@ class Pass(Configured):
         """``barrier``, unless the options decide."""
         return self.barrier
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Fields that nothing reads with the other options as they are: no option goes to them."""
+        return frozenset()
+
     def check_later(self, later: "Sequence[Pass]") -> None:
         """Refuse passes behind it in the pipeline that its result is not meant for."""
 

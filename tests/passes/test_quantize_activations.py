@@ -22,7 +22,10 @@ from qdc.ir.attention import source
 from qdc.numerics import integer_linear
 from qdc.numerics.hadamard import RandomHadamard
 from qdc.passes.quantize_activations import QuantizeActivations
+from qdc.passkit.calibration import CalibrationOptions
 from qdc.passkit.token_statistics import ClipSearch, Ranges
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.registry import standard_registry
 from qdc.runtime.activations import InputTransform, attach, knowing_masked
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
@@ -251,6 +254,7 @@ def test_static_ranges_are_those_of_each_class() -> None:
         ("clip=0", "above 0"),
         ("clip=often", "or search"),
         ("bits=5", "bits"),
+        ("samples=4 geometry=tmas", "samples, geometry is for what is measured"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(
@@ -258,6 +262,17 @@ def test_options_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(InvalidPipeline, match=said):
         compile_tiny(model, tmp_path / "out", f"quantize-activations{{{step}}},{FINE}")
+
+
+def test_options_of_samples_go_past_what_draws_none() -> None:
+    """Those of the command line, and what an effort prefers."""
+    text, registry = "quantize-activations,calibrate-mcs,rtn-lower", standard_registry()
+    still, draws, _ = build_plan(text, registry, {"samples": 4}, {"geometry": "clean"}).passes()
+    assert still == QuantizeActivations()
+    assert isinstance(draws, CalibrationOptions)
+    assert (draws.samples, draws.geometry) == (4, "clean")
+    with pytest.raises(InvalidPipeline, match="no pass of the pipeline takes --samples"):
+        build_plan("quantize-activations,rtn-lower", registry, {"samples": 4})
 
 
 def test_twice_is_refused(model: Path, tmp_path: Path) -> None:
