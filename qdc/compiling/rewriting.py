@@ -100,7 +100,12 @@ def _check_annotations(graph: LayerGraph, plan: Plan) -> None:
             )
         provided += step.provides
     read = dict.fromkeys(kind for step in plan.passes() for kind in step.needs())
-    check_order(plan, present=tuple(kind for kind in read if not _lacking(layers, graph, kind)))
+    present = [kind for kind in read if not _lacking(layers, graph, kind)]
+    forbidden = dict.fromkeys(kind for step in plan.passes() for kind in step.forbids)
+    # One layer is enough, and so is the summary of a text.
+    slots = {slot for node in layers for slot in graph.annotations(node.name)}
+    present += [kind for kind in forbidden if kind.slot_name() in slots and kind not in present]
+    check_order(plan, present=tuple(present))
 
 
 def _lacking(layers: Sequence[Node], graph: LayerGraph, kind: type[Annotation]) -> list[str]:

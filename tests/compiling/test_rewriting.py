@@ -17,6 +17,7 @@ from qdc.errors import (
 from qdc.format.codec import Lowered
 from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
+from qdc.ir.activations import Rotation
 from qdc.ir.annotations import Factor, Kept, Moment, Orders, Salience
 from qdc.ir.costs import Costs
 from qdc.ir.graph import LayerGraph
@@ -211,6 +212,17 @@ def test_passes_refuse_the_graph_as_in_a_compile(registry: Registry) -> None:
         run(graph(), "breaking", registry)
     with pytest.raises(InvalidPipeline, match="scale"):
         run(graph(), "writing,measure-orders,abmp-allocate,daq-lower{scale-bits=8}", registry)
+
+
+@pytest.mark.parametrize("summary", [False, True])
+def test_what_a_pass_would_make_wrong_is_refused(summary: bool, registry: Registry) -> None:
+    """As in a compile; a layer is enough, and a text of it too."""
+    found = two_blocks()
+    found.annotate("h0.gate", Rotation(seed=3))
+    if summary:
+        found = parse(render(found), registry.annotations())
+    with pytest.raises(InvalidPipeline, match="makes @rotation of before it wrong"):
+        run(found, "rotate", registry)
 
 
 def test_layers_may_be_lowered_each_in_its_own_way(registry: Registry) -> None:
