@@ -6,5 +6,5 @@
 One run has the same calibration samples, held-out windows and masks for all: a user of
 ``qdc.comparing``, as ``bench.quality`` is, whose jobs are kept by digest. ``cases`` says what is
 measured, ``jobs`` makes work of it, ``judgement`` holds each point of others against our curve,
-``tables``, ``drawing`` and ``page`` show it.
+``promises`` says what is asked of ours; ``tables``, ``drawing`` and ``page`` show it.
 """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bench.common.files import write
 from bench.common.markdown import replace_part
+from bench.quality.tables import checklist
 from qdc.comparing.jobs import Setup
 from qdc.comparing.judge import read_held_out
 from qdc.comparing.result import Result
@@ -15,6 +16,7 @@ from . import drawing, tables
 from .cases import LIBRARY, OURS
 from .jobs import Job, Settings
 from .judgement import Point, point_of, verdicts
+from .promises import targets
 
 PARTS = {
     False: ("bench.curve: masked", "curve-masked.svg"),
@@ -56,19 +58,19 @@ def write_page(
             left.setdefault(job.case.name, []).append(job.seed)
     names = ", ".join(map(str, seeds))
     said = _held_out(settings, shared)
-    text = "\n\n".join(
-        (
-            f"![{CAPTION}](quality/{drawn})",
-            tables.setting(results, settings.model.name, names, said, ratio),
-            tables.summary(judged),
-            tables.verdict_table(judged),
-            "All points:",
-            tables.points_table(ours, theirs, ratio),
-            tables.not_run(missing, left),
-        )
+    blocks = (
+        f"![{CAPTION}](quality/{drawn})",
+        tables.setting(results, settings.model.name, names, said, ratio),
+        tables.summary(judged),
+        checklist(targets(ours, theirs, ratio)),
+        tables.verdict_table(judged),
+        "All points:",
+        tables.points_table(ours, theirs, ratio),
+        tables.not_run(missing, left),
     )
     page = docs / "quality.md"
-    changed = replace_part(page.read_text(encoding="utf-8"), part, text.strip())
+    text = "\n\n".join(filter(None, blocks))
+    changed = replace_part(page.read_text(encoding="utf-8"), part, text)
     what = "rise of the next-token loss" if causal else "rise of the masked loss at ratio 0.5"
     points = [point_of(name, each, ratio) for name, each in ours.items()]
     plot = drawing.curve(points, _by_library(jobs, theirs, ratio), f"{what}, nats a token")

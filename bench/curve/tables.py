@@ -56,7 +56,9 @@ def points_table(ours: Found, theirs: Found, ratio: Ratio) -> str:
 
 
 def verdict_table(found: Sequence[Verdict]) -> str:
-    """Each point of others beside our curve at its bits."""
+    """Each point of others beside our curve at its bits; nothing if there is none."""
+    if not found:
+        return ""
     rows = []
     for verdict in found:
         ours, apart = verdict.ours, verdict.apart

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.curve import judgement
+from bench.curve import judgement, promises
 from bench.curve.__main__ import main
 from bench.curve.cases import LIBRARY, OURS, TYPES, Case, libraries, ours
 from bench.curve.jobs import Job, Settings, resolve, setup
@@ -118,6 +118,26 @@ def test_what_does_not_lie_above_is_named_with_its_reason() -> None:
     assert re.search("- better: .* below it beyond noise", said)
     assert "- far" not in said
     assert "All 1 points" in summary([v for v in found if v.point.name == "far"])
+
+
+def test_a_promise_is_about_the_best_library_of_no_fewer_bits() -> None:
+    own = {"rates 2": [made(0.04, 2.0)], "default": [made(0.05, 2.3)]}
+    theirs = {
+        "coarse": [made(0.01, 1.9)],
+        "good": [made(0.1, 2.1)],
+        "worse": [made(0.2, 2.2)],
+        "wide": [made(0.01, 2.4)],
+    }
+    causal = [*promises.CAUSAL]
+    found = [promises._target(promise, own, theirs, 0.5) for promise in causal]
+    assert [each.met for each in found] == [True, None]
+    assert "0.1000 of good at 2.100: 0.40" in found[0].measured
+    theirs["good"] = [made(0.08, 2.1)]
+    assert promises._target(causal[0], own, theirs, 0.5).met is False
+    (small,) = (each for each in promises.MASKED if each.other)
+    against = {small.other: [made(0.06, 2.14)]}
+    assert promises._target(small, {"small": [made(0.05, 1.5)]}, against, 0.5).met is False
+    assert promises._target(small, {"small": [made(0.04, 1.5)]}, against, 0.5).met is True
 
 
 def test_every_case_of_ours_is_a_pipeline_that_can_be_run(settings: Settings) -> None:
