@@ -5,24 +5,28 @@ the derivative of the end loss, taken over a layer's outputs, is the layer's own
 curvature, where the plain moment counts all outputs alike. Here the loss is that of tokens drawn
 from the original's own predictions at masked positions (with ``geometry=clean`` at all), so that
 the mean of the squares is the curvature of KL(original, quantized), and no text is taught. The
-outputs of all layers that read one value are averaged: one weight for each token and stage.
+outputs of all layers that read one value are averaged: one weight for each token and stage. Few
+tokens have most of the squares, and a moment of few tokens scatters: their root (``exponent=0.5``)
+loses less than the squares themselves, which are GuidedQuant's.
 
     before   %h0.q = linear %x   w f16[64,512]
     after        @guidance  128 samples of 256 tokens   as good as 9,310 equal ones
 
 ``calibrate-mcs`` and ``calibrate-cross`` read it with ``token-weights=guided``, and draw the same
-samples. States of the original wait on the host at every region's boundary; then regions are
-computed again from the last to the first, one at a time, with gradients.
+samples. States of the original wait on the host at every region's boundary, those of ``waiting``
+samples at a time; then regions are computed again from the last to the first, one at a time, with
+gradients. Tokens of experts are not weighed.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from qdc.ir.guidance import Guidance
-from qdc.ir.routing import ROWS
+from qdc.ir.routing import rows_of
 from qdc.ir.tensors import digest
 from qdc.numerics.random_numbers import uniforms
 from qdc.passkit import (
@@ -34,8 +38,8 @@ from qdc.passkit import (
     LayerGraph,
     Node,
     Stage,
+    States,
     Unit,
-    UnsupportedModel,
     Work,
     model_validator,
     table_key,
@@ -46,6 +50,8 @@ from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.stream import Stream
 from qdc.streaming.work import FP32
 
+WAITING_TOKENS = 16_384
+"""At each region's boundary: 4 GB for 32 regions of width 4096. Each time all weights are read."""
 WITHOUT_HEAD = "leave guide out of the pipeline, and token-weights of calibrations"
 
 
@@ -57,7 +63,13 @@ class Guide(CalibrationOptions):
     barrier: ClassVar[bool] = True
 
     exponent: float = Field(
-        default=1, ge=0, le=1, description="of the squared derivative; 0 weighs all tokens alike"
+        default=0.5, ge=0, le=1, description="of the squared derivative; 0 weighs all tokens alike"
+    )
+
+    waiting: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"samples whose states wait at a time; {WAITING_TOKENS:,} tokens if not given",
     )
 
     @model_validator(mode="after")
@@ -69,52 +81,80 @@ class Guide(CalibrationOptions):
         return self
 
     def check(self, graph: LayerGraph) -> None:
-        """Refuse a model without a head, and experts, whose tokens come and go."""
+        """Refuse a model without a head."""
         super().check(graph)
         output_head(graph, WITHOUT_HEAD)
-        routed = [node.name for node in graph if node.op == ROWS]
-        if routed:
-            raise UnsupportedModel(
-                "tokens of experts cannot be weighed by guide",
-                where=[f"%{name}" for name in routed],
-                help=WITHOUT_HEAD,
-            )
 
     def run(self, unit: Unit) -> None:
-        """Run the original forwards, and back again."""
+        """Run the original forwards and back again, with some samples after the others."""
         drawn = self.draw(unit)
+        count, length = drawn.tokens.shape
+        size = self.together(count, length)
+        squares: dict[str, list[Tensor]] = {stage.value: [] for stage, _ in self.weighed(unit)}
+        positions = 0
+        for rows in torch.split(torch.arange(count), size):
+            stream = unit.loose_stream(
+                drawn.select(rows).batches(self.batch), unit.original_weights()
+            )
+            positions = self.add(unit, stream, squares, positions)
+            unit.count(stream)
+        if not positions:
+            raise InvalidCalibration(
+                f"none of the {count} samples has a masked position",
+                help=f"raise --samples or {self.name}{{samples=...}}",
+            )
+        for stage, layers in unit.layers_by_stage():
+            found = squares.get(stage.value)
+            self.note(unit, drawn, stage, layers, None if found is None else torch.cat(found))
+
+    def together(self, samples: int, length: int) -> int:
+        """Samples whose states wait at a time: whole batches."""
+        batches = max(1, (self.waiting or max(1, WAITING_TOKENS // length)) // self.batch)
+        return min(samples, batches * self.batch)
+
+    @staticmethod
+    def weighed(unit: Unit | Forecast) -> Iterator[tuple[Stage, tuple[Node, ...]]]:
+        """The stages whose tokens are weighed: all but those of experts."""
+        for stage, layers in unit.layers_by_stage():
+            if rows_of(unit.graph, stage.value) is None:
+                yield stage, layers
+
+    def add(
+        self, unit: Unit, stream: Stream, squares: dict[str, list[Tensor]], positions: int
+    ) -> int:
+        """Add the squared derivatives of some samples, ``f32[b, length]`` for each batch.
+
+        Returns:
+            How many predictions were looked at so far.
+        """
         head, read = output_head(unit.graph, WITHOUT_HEAD), unit.original_weights()
-        stream = unit.loose_stream(drawn.batches(self.batch), read)
         way = list(pieces(stream, head))
         course = Course(stream.executor, stream.states, tuple(piece for piece, _ in way))
-        behind = self.ends(unit, stream, head)
+        behind, positions = self.ends(unit, stream, head, positions)
         for region in reversed(unit.graph.regions):
             piece, kept = way.pop()
-            stages = [(s, layers) for s, layers in unit.layers_by_stage() if s in region.stages]
+            stages = [(s, layers) for s, layers in self.weighed(unit) if s in region.stages]
             watched = tuple(node.name for _, layers in stages for node in layers)
             parameters = {name: read(name) for name in piece.steps}
-            squares: list[Gradients] = []
             for index, held in enumerate(kept):
                 batch = Batch(held, stream.segments_of(index))
                 found = course.backward(batch, piece, parameters, behind[index], watched)
-                behind[index], seen = found
-                squares.append({name: slope.square().sum(-1).cpu() for name, slope in seen.items()})
-            for stage, layers in stages:
-                names = [node.name for node in layers]
-                total = torch.cat([sum_of([part[n] for n in names]) for part in squares])
-                self.note(unit, stream, stage, layers, total)
-        unit.count(stream)
+                behind[index], slopes = found
+                for stage, layers in stages:
+                    parts = [slopes[node.name].square().sum(-1).cpu() for node in layers]
+                    squares[stage.value].append(sum_of(parts))
+        return positions
 
-    def ends(self, unit: Unit, stream: Stream, head: Stage) -> list[Gradients]:
+    def ends(
+        self, unit: Unit, stream: Stream, head: Stage, positions: int
+    ) -> tuple[list[Gradients], int]:
         """Derivatives of the loss by what the head reads, batch by batch.
 
-        Raises:
-            InvalidCalibration: no position is masked.
+        Before them ``positions`` predictions were looked at; their number with these is returned.
         """
         weights = unit.original_weights()(head.layers[0])
-        everywhere = self.masks == "clean"
-        shift = 0 if everywhere else unit.model.logits_shift
-        found, count = list[Gradients](), 0
+        everywhere = self.geometry == "clean"
+        shift, found = 0 if everywhere else unit.model.logits_shift, list[Gradients]()
         for index, values in enumerate(stream.compute((head.value,))):
             hidden, segments = values[head.value], stream.segments_of(index)
             tokens, data = stream.batches()[index], stream.rows(stream.data)[index]
@@ -122,32 +162,33 @@ class Guide(CalibrationOptions):
             for rows, places in masked_positions(data if everywhere else tokens == unit.model.mask):
                 source = sources_within(rows, places, shift, segments)
                 at = rows.to(hidden.device), source.to(hidden.device)
-                chances = uniforms(len(rows), "guide", self.seed, count)
+                chances = uniforms(len(rows), "guide", self.seed, positions)
                 slope.index_put_(at, drawn_slope(hidden[at], weights, chances), accumulate=True)
-                count += len(rows)
+                positions += len(rows)
             found.append({head.value: slope})
-        if not count:
-            raise InvalidCalibration(
-                f"none of the {len(stream.tokens)} samples has a masked position",
-                help=f"raise --samples or {self.name}{{samples=...}}",
-            )
-        return found
+        return found, positions
 
     def note(
-        self, unit: Unit, stream: Stream, stage: Stage, layers: tuple[Node, ...], squares: Tensor
+        self,
+        unit: Unit,
+        drawn: States,
+        stage: Stage,
+        layers: tuple[Node, ...],
+        squares: Tensor | None,
     ) -> None:
         """Write the weights of a stage on its layers, from squares ``f32[samples, length]``."""
-        data = stream.data
-        weights = squares.double().pow(self.exponent)
-        mean = weights[data].mean()
-        if not float(mean) > 0 or not bool(mean.isfinite()):
+        data = drawn.data
+        found = None if squares is None else squares.double().pow(self.exponent)
+        mean = 0.0 if found is None else float(found[data].mean())
+        if found is None or not 0 < mean < math.inf:
+            reason = "tokens of experts" if found is None else "no prediction hangs on it"
             for node in layers:
-                unit.remark("missed", node, reason="no prediction hangs on it")
-            weights, mean = torch.ones_like(weights), torch.ones_like(mean)
-        weights = weights / mean * data
+                unit.remark("missed", node, reason=reason)
+            found, mean = torch.ones(data.shape, dtype=torch.float64), 1.0
+        weights = found / mean * data
         note = Guidance(
             tensor=unit.put(table_key(stage.value, "guidance"), weights.float()),
-            states=digest(stream.tokens),
+            states=digest(drawn.tokens),
             effective=float(weights.sum().square() / weights.square().sum()),
         )
         for node in layers:
@@ -158,8 +199,9 @@ class Guide(CalibrationOptions):
         stream, waiting = self.travel(unit, original=True), 0
         stream.start(unit.graph.regions[0])
         samples, length = stream.tokens.shape
+        share = self.together(samples, length) / samples
         for region in unit.graph.regions:
-            waiting += stream.kept_bytes() // unit.held_bytes
+            waiting += math.ceil(share * stream.kept_bytes() / unit.held_bytes)
             unit.keep_states("boundaries", waiting)
             nbytes, once = stream.cost(stream.results(region))
             unit.work(2 * nbytes, once.times(3))

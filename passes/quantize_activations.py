@@ -86,14 +86,15 @@ class QuantizeActivations(CalibrationOptions):
         ),
         "w4a4": Preset(
             "quantize-vocab,stages(rotate,quantize-activations{bits=4 scheme=group clip=search "
-            f"grid={SEARCHED} classes=masked values=interaction}},calibrate-cross,"
+            f"grid={SEARCHED} classes=masked}},calibrate-cross,"
             "sensitivity{damp=0.1},gptq-lower{bits=4 zero=packed sweeps=1 rounds=2 "
             "asymmetry=1 target=whole}),pack"
         ),
         "w2a8": Preset(
             "quantize-vocab,stages(quantize-activations{clip=search "
             f"grid={SEARCHED} classes=masked}},calibrate-cross,"
-            "sensitivity{damp=0.1 block=256},abmp-allocate,daq-lower{asymmetry=1}),pack"
+            "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
+            "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
         ),
     }
     forbids: ClassVar[Kinds] = (InputCodes,)

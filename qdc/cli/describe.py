@@ -62,7 +62,8 @@ def describe(kind: type[Configured]) -> Described:
         reads=tuple(tags(getattr(kind, "requires", ()))),
         writes=tuple(tags((*getattr(kind, "provides", ()), *getattr(kind, "annotates", ())))),
         whole_model=kind.barrier if issubclass(kind, Pass) else None,
-        calibration=kind.reads_calibration if issubclass(kind, Pass) else None,
+        # Where the options decide, it may.
+        calibration=bool(kind.reads_calibration) if issubclass(kind, Pass) else None,
         options=tuple(
             Option(
                 name.replace("_", "-"),

@@ -112,6 +112,29 @@ def test_an_artifact_stays_causal(made: Made) -> None:
     torch.testing.assert_close(through(ids).logits, compiled(ids), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.slow), "gpt-neox"])
+def test_predictions_of_all_positions_are_tuned(kind: str, tmp_path: Path) -> None:
+    """Of norms with biases and linears with biases, too."""
+    write_causal(tmp_path / "model", kind)
+    passes = (
+        "guide,stages(calibrate-cross{token-weights=guided},rtn-lower{group=16}),"
+        "distill{rounds=3 batch=1 held-out=0.5},pack"
+    )
+    given: dict[str, Any] = {"samples": 8, "length": LENGTH, "write_report": False}
+    out = tmp_path / "out"
+    report = qdc.compile(tmp_path / "model", passes, out=out, geometry="clean", **given)
+    assert report.distilled is not None
+    assert report.distilled.improved
+    assert report.distilled.positions == 4 * LENGTH
+    original = qdc.load_original(tmp_path / "model")
+    ids, plain = tokens(4, LENGTH), tmp_path / "plain"
+    qdc.compile(tmp_path / "model", "rtn-lower{group=16},pack", out=plain, write_report=False)
+    right = original(ids).log_softmax(-1)
+    wrong = [qdc.load(p, backend="reference")(ids).log_softmax(-1) for p in (plain, out)]
+    before, after = (float((right.exp() * (right - each)).sum(-1).mean()) for each in wrong)
+    assert after < before
+
+
 def test_next_token_loss_is_that_of_transformers(
     made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

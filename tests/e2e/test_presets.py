@@ -33,6 +33,12 @@ def test_the_text_is_a_fixed_point(name: str) -> None:
     assert build_plan(str(plan), registry) == plan
 
 
+def test_w2a8_has_the_weights_of_default() -> None:
+    """But for what it does with activations it is the same pipeline."""
+    text = re.sub(r"quantize-activations\{[^}]*\},", "", PRESETS["w2a8"].text)
+    assert text == PRESETS["default"].text
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_takes_the_seed_of_the_command_line(seed: int) -> None:
     """A comparison gives one to every method that draws: no pass may mind that it has no use."""

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 import qdc
 import qdc.hf
-from qdc.errors import InvalidArtifact, QdcError
+from qdc.errors import InvalidArtifact, QdcError, UnsupportedModel
 from qdc.hf import settings
 from tests.e2e.test_plugin_quantizer import SOURCE
 from tests.support.artifacts import unsealed
@@ -102,6 +102,13 @@ def test_files_outside_the_folder_are_refused(copy: Path, tmp_path: Path) -> Non
     shutil.move(copy / SHARD, tmp_path / SHARD)
     index.write_text(index.read_text(encoding="utf-8").replace(SHARD, f"../{SHARD}"))
     assert "names files outside its folder" in refusal(copy)
+
+
+def test_what_linears_do_with_their_inputs_is_not_left_out(copy: Path) -> None:
+    turned = {LAYER: {"rotation": 1}}
+    edit_config(copy, lambda q: q.update(format_version=2, activations=turned))
+    with pytest.raises(UnsupportedModel, match="do not follow"):
+        AutoModelForMaskedLM.from_pretrained(copy)
 
 
 @pytest.mark.parametrize(

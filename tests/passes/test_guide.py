@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.errors import InvalidCalibration, MissingAnnotation, UnsupportedModel
+from qdc.errors import InvalidCalibration, MissingAnnotation
 from qdc.ir.annotations import Moment
 from qdc.ir.guidance import Guidance
 from qdc.models.predictions import predictions
@@ -103,9 +103,8 @@ def test_weights_are_squared_derivatives_of_the_whole_model(
 ) -> None:
     if family == "dream":
         model = write_family(tmp_path, CASES["dream"], dtype=torch.float32)
-    given = f"{{{SAMPLES}{options}}}"
     weighed = f"{{{SAMPLES}{options} token-weights=guided}}"
-    passes = f"guide{given},calibrate-mcs{weighed},look"
+    passes = f"guide{{{SAMPLES}{options} exponent=1}},calibrate-mcs{weighed},look"
     found = looked(model, text, tmp_path / "run", passes)
     (tokens,) = found.tokens
     one = "0.self_attn." if family == "dream" else "0."
@@ -172,9 +171,7 @@ def test_a_slope_is_prediction_less_the_token_drawn() -> None:
     torch.testing.assert_close(counts.double(), predicted[0], rtol=0, atol=0.04)
 
 
-def test_other_samples_and_models_with_experts_are_refused(
-    model: Path, text: Path, tmp_path: Path
-) -> None:
+def test_other_samples_and_no_weights_are_refused(model: Path, text: Path, tmp_path: Path) -> None:
     other = SAMPLES.replace("samples=8", "samples=6")
     passes = f"guide{{{SAMPLES}}},calibrate-mcs{{{other} token-weights=guided}}"
     with pytest.raises(InvalidCalibration, match="guide has weighed other samples than calibrate"):
@@ -183,9 +180,24 @@ def test_other_samples_and_models_with_experts_are_refused(
         check_order(
             build_plan("calibrate-mcs{token-weights=guided},rtn-lower", standard_registry())
         )
+
+
+def test_tokens_of_experts_count_alike(text: Path, tmp_path: Path) -> None:
     experts = write_family(tmp_path / "experts", CASES["llada-moe"], dtype=torch.float32)
-    with pytest.raises(UnsupportedModel, match="tokens of experts cannot be weighed"):
-        forecast_tiny(experts, "guide,rtn-lower,pack")
+    passes = f"guide{{{SAMPLES}}},calibrate-mcs{{{SAMPLES} token-weights=guided}},look"
+    found = looked(experts, text, tmp_path / "run", passes)
+    for name, weights in found.weights.items():
+        assert bool((weights == 1).all()) == (".experts." in name), name
+
+
+def test_samples_that_wait_together_change_nothing(model: Path, text: Path, tmp_path: Path) -> None:
+    known: list[dict[str, Tensor]] = []
+    for waiting in ("", " waiting=4"):
+        passes = f"guide{{{SAMPLES}{waiting}}},calibrate-mcs{{{SAMPLES}}},look"
+        found = looked(model, text, tmp_path / f"run{len(known)}", passes)
+        known.append(dict(found.weights))
+    one, two = known
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_it_is_foreseen(model: Path) -> None:

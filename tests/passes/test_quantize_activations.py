@@ -30,7 +30,9 @@ from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, make_job, run_passes, spying
 from tests.support.decoding import facts
+from tests.support.experts import write_mixture
 from tests.support.graphs import two_blocks
+from tests.support.natives import write_native
 from tests.support.outlooks import forecast_tiny
 
 FINE = "rtn-lower{bits=8 group=8},pack"
@@ -306,3 +308,32 @@ def test_layers_by_themselves_are_told_which_tokens_are_masked(model: Path, arti
     found = drift(loaded, original, graph, torch.randint(2, 40, (9, 12)), 1)
     assert len(found.layers) == 14
     assert all(0 < share < 0.1 for share in found.layers.values())
+
+
+def test_experts_read_codes_too(tmp_path: Path) -> None:
+    """The last one of each block never gets a token."""
+    model = write_mixture(tmp_path / "model", experts=4, count=1, idle=True)
+    compile_tiny(model, tmp_path / "out", f"rotate,quantize-activations,{FINE}")
+    wanted = qdc.load_original(model)(TOKENS)
+    found = qdc.load(tmp_path / "out", backend="reference")(TOKENS)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1
+    with pytest.raises(UnsupportedModel, match="places"):
+        compile_tiny(
+            model,
+            tmp_path / "classes",
+            f"quantize-activations{{{MEASURED} clip=search classes=masked}},{FINE}",
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "llama", "qwen3-moe"])
+def test_classes_of_transformers_follow(kind: str, tmp_path: Path) -> None:
+    model = write_native(tmp_path / "model", kind)
+    compile_tiny(model, tmp_path / "out", f"rotate,quantize-activations,{FINE}")
+    tokens = torch.randint(2, 40, (2, 12))
+    wanted = qdc.load_original(model)(tokens)
+    for backend in ("reference", "cpu{arithmetic=f32}"):
+        found = qdc.load(tmp_path / "out", backend=backend)(tokens)
+        assert float((found - wanted).norm() / wanted.norm()) < 0.1
+    with pytest.raises(UnsupportedModel, match="values"):
+        compile_tiny(model, tmp_path / "values", f"quantize-activations{{values=plain}},{FINE}")

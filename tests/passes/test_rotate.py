@@ -2,18 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 import qdc
+from qdc.backends.reference import Reference
 from qdc.errors import InvalidArtifact, InvalidPipeline, QdcError, UnsupportedModel
 from qdc.ir.activations import Rotation
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.numerics.hadamard import RandomHadamard
 from qdc.passes.rotate import Rotate
+from qdc.pipeline.backendbase import Runtime
+from qdc.pipeline.registry import standard_registry
+from qdc.runtime.dense import DenseRuntime
+from qdc.runtime.load import load_artifact
 from qdc.streaming.unit import Unit
 from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
@@ -185,3 +191,19 @@ def test_a_hostile_configuration_is_refused(
     with pytest.raises(InvalidArtifact) as caught:
         qdc.load(copy)
     assert said in str(caught.value)
+
+
+def test_a_backend_that_does_not_follow_is_refused(artifact: Path) -> None:
+    class Deaf(DenseRuntime):
+        follows_activations = False
+
+    class Old(Reference):
+        name: ClassVar[str] = "old"
+
+        def runtime(self, device: torch.device, dtype: torch.dtype | None) -> Runtime:
+            return Deaf(device, torch.float32)
+
+    registry = standard_registry()
+    registry.add(Old)
+    with pytest.raises(QdcError, match=r"does not follow.*rotate what they read"):
+        load_artifact(artifact, registry, "cpu", None, "old")
