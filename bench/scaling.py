@@ -1,12 +1,14 @@
 """How much several processes gain on one wide region, and what they send each other.
 
     python -m bench.scaling --processes 1 2
+    python -m bench.scaling --processes 1 2 4 --experts 64 --width 256 --hidden 128
     python -m bench.scaling --arithmetic
 
-The first builds a random checkpoint of one region and compiles it under torchrun, with one thread
-a process. For every pass it prints wall seconds, and the critical path: of each application the CPU
-seconds of the rank that took longest, added up. The critical path is what the wall would be on a
-machine that does nothing else. The second prints what ownership alone allows for large models.
+The first two build a random checkpoint of one region, dense or a mixture of experts, and compile it
+under torchrun, with one thread a process. For every pass it prints wall seconds, and the critical
+path: of each application the CPU seconds of the rank that took longest, added up. The critical path
+is what the wall would be on a machine that does nothing else. The last prints what ownership alone
+allows for large models.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import torch
 
 from bench.common.checkpoint import build
 from bench.common.clocks import Moment, now
+from bench.common.mixture import Mixture
 from bench.common.processes import answer, environment
 from bench.common.shapes import LLADA, Model, stages
 from qdc.compiling.compiler import run_job
@@ -36,6 +39,9 @@ from qdc.distributed.world import World
 from qdc.ir.graph import Node
 from qdc.ir.types import Parameter, ValueType
 from qdc.pipeline.registry import standard_registry
+from qdc.planning.forecast import forecast
+from qdc.planning.machine import Machine
+from qdc.planning.options import ForecastOptions
 from qdc.streaming.unit import Unit
 
 VOCABULARY = 2048
@@ -95,9 +101,19 @@ def work(options: argparse.Namespace) -> None:
             row[0] += rows[0][1]
             row[1] += max(cpu for _, _, cpu in rows)
         facts = {"passes": found, "sent": report.sent_bytes, "seconds": report.seconds}
-        text = json.dumps({**facts, "reduce": transfer})
+        text = json.dumps({**facts, "reduce": transfer, "foreseen": foreseen(options, world.size)})
         (options.folder / f"{world.size}.json").write_text(text)
     leave()
+
+
+def foreseen(options: argparse.Namespace, ranks: int) -> int:
+    """Bytes that the plan says so many processes send."""
+    asked = ForecastOptions.parse(
+        model_dir=options.folder / "model", passes=PASSES.format(batch=options.batch), ranks=ranks,
+        samples=options.samples, length=options.length,
+    )  # fmt: skip
+    machine = Machine.elsewhere("h100").asked(ranks, None)
+    return forecast(asked, standard_registry(), machine, text=False).sent_bytes
 
 
 def bandwidth(world: World, megabytes: int) -> float:
@@ -117,10 +133,7 @@ def measure(options: argparse.Namespace) -> None:
     """Run all numbers of processes and print the table."""
     with TemporaryDirectory() as folder:
         options.folder = Path(folder)
-        build(
-            options.folder / "model", regions=1, width=options.width, hidden=options.hidden,
-            vocabulary=VOCABULARY,
-        )  # fmt: skip
+        write(options)
         found = {count: started(options, count) for count in options.processes}
     first = found[options.processes[0]]
     print(f"load of the machine  {' '.join(f'{load:.1f}' for load in os.getloadavg())}")
@@ -135,8 +148,19 @@ def measure(options: argparse.Namespace) -> None:
         )
         print(
             f"{count} processes: lowering {wall:.2f} times as fast by the wall, {path:.2f} by the "
-            f"critical path; {run['sent'] / 1e6:.1f} MB sent; reduce {run['reduce'] / 1e9:.2f} GB/s"
+            f"critical path; {run['sent'] / 1e6:.1f} MB sent, {run['foreseen'] / 1e6:.1f} of them "
+            f"foreseen; reduce {run['reduce'] / 1e9:.2f} GB/s"
         )
+
+
+def write(options: argparse.Namespace) -> None:
+    """The random checkpoint that is compiled."""
+    folder, width, hidden = options.folder / "model", options.width, options.hidden
+    if options.experts:
+        experts, chosen = options.experts, options.chosen
+        Mixture(1, width, hidden, experts, chosen, VOCABULARY).write(folder)
+    else:
+        build(folder, regions=1, width=width, hidden=hidden, vocabulary=VOCABULARY)
 
 
 def started(options: argparse.Namespace, count: int) -> dict[str, Any]:
@@ -151,26 +175,34 @@ def started(options: argparse.Namespace, count: int) -> dict[str, Any]:
 
 
 def arithmetic(ranks: Sequence[int]) -> None:
-    """How many times faster ownership lets lowering be, stage by stage and by whole regions."""
+    """How many times faster ownership lets lowering be: by stages, waves, whole regions."""
     print("model      in        " + "".join(f"{count:>7}" for count in ranks))
     for model, shapes in REGIONS.items():
         groups = [
             [layer(f"s{s}.{p}", rows, shape.columns) for p, rows in enumerate(shape.rows)]
             for s, shape in enumerate(shapes)
         ]
-        rows = {"stages": groups, "regions": [[node for nodes in groups for node in nodes]]}
+        waves: dict[str, list[list[Node]]] = {}
+        for shape, nodes in zip(shapes, groups, strict=True):
+            waves.setdefault(shape.layer, []).append(nodes)
+        rows = {
+            "stages": [[nodes] for nodes in groups],
+            "waves": list(waves.values()),
+            "regions": [[[node] for nodes in groups for node in nodes]],
+        }
         for where, each in rows.items():
             print(f"{model:<10} {where:<10}" + "".join(f"{gain(each, n):>7.2f}" for n in ranks))
 
 
-def gain(groups: Sequence[Sequence[Node]], ranks: int) -> float:
-    """Cost of all layers over that of the longest loads, one group after the other."""
-    found = owners(groups, ranks)
+def gain(waves: Sequence[Sequence[Sequence[Node]]], ranks: int) -> float:
+    """Cost of all layers over that of the longest loads, one wave after the other."""
+    found = owners(waves, ranks)
+    each = [[node for nodes in wave for node in nodes] for wave in waves]
     longest = sum(
         max(sum(cost(n) for n in nodes if found[n.name] == rank) for rank in range(ranks))
-        for nodes in groups
+        for nodes in each
     )
-    return sum(cost(node) for nodes in groups for node in nodes) / longest
+    return sum(cost(node) for nodes in each for node in nodes) / longest
 
 
 def layer(name: str, rows: int, columns: int) -> Node:
@@ -186,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--hidden", type=int, default=3072)
+    parser.add_argument("--experts", type=int, default=0, help="of a mixture; 0 is a dense model")
+    parser.add_argument("--chosen", type=int, default=4, help="experts of a token")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--batch", type=int, default=2)

@@ -39,7 +39,7 @@ def streamed(folder: Path, batches: list[Tensor]) -> tuple[Moments, float]:
     stream = Stream(program, batches, weights, torch.device("cpu"))
     found: Moments = {}
     for region in program.graph.regions:
-        for stage in region.stages:
+        for stage in program.graph.waves[region.name].each():
             stream.enter(stage)
             accumulator = MomentAccumulator(program.graph[stage.layers[0]].columns)
             for value in stream.values(stage):

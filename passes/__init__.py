@@ -82,8 +82,8 @@ PASSES = (
 def rated(vocabulary: str, allocation: str) -> Preset:
     """Trellis codes, each layer at the rate that its errors deserve, beside such a vocabulary."""
     return Preset(
-        f"{vocabulary},calibrate-mcs,sensitivity,predict-error,probe-loss,{allocation},"
-        "stages(calibrate-cross,sensitivity{damp=0.1},"
+        f"{vocabulary},guide,calibrate-mcs,sensitivity,predict-error,probe-loss,{allocation},"
+        "stages(calibrate-cross{token-weights=guided},sensitivity{damp=0.1},"
         "trellis-lower{asymmetry=1 bits=allocated sweeps=2 rounds=1}),pack"
     )
 

@@ -14,8 +14,9 @@ quantized one sends to an expert counts as not drifted, one that only the origin
 left out.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from torch import Tensor
 
@@ -36,8 +37,9 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import paired, weighed
+from qdc.passkit.experts import Reading, paired, parts_of, weighed_together
 from qdc.passkit.guided import WeighedOptions
+from qdc.streaming.streamforecast import StreamForecast
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
 
@@ -51,6 +53,7 @@ class CalibrateCross(WeighedOptions):
     name: ClassVar[str] = "calibrate-cross"
     provides: ClassVar[Kinds] = (Moment, CrossMoment)
     only_in_stages: ClassVar[bool] = True
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "samples"
 
     residual: bool = Field(
         default=True, description="also what the residual stream has lost, where a layer adds to it"
@@ -60,48 +63,75 @@ class CalibrateCross(WeighedOptions):
         """Advance both streams to each stage and add up what it reads."""
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
         reference = unit.reference(stream.samples, split=True)
-        for stage, layers in unit.layers_by_stage():
-            stream.enter(stage)
-            reference.enter(stage)
-            carrier = residual_of(unit.graph, stage) if self.residual else None
-            rows = None if carrier is None else layers[0].rows
-            moment = MomentAccumulator(layers[0].columns, unit.device)
-            cross = CrossMomentAccumulator(layers[0].columns, unit.device, rows=rows)
-            source = self.source(unit, stream, stage, layers)
-            sums = moment, cross
-            weights = self.counted(unit, stream, layers)
-            add = partial(self.add, (stream, reference), stage, carrier, weights, source, sums)
-            unit.accumulate(layers, add, *sums)
-            unit.share(layers, partial(self.note, unit, stage, source, sums))
+        for wave in unit.layers_by_wave():
+            stages = [stage for stage, _ in wave]
+            stream.enter(stages[0])
+            reference.enter(stages[0])
+            carriers = self.carriers(unit.graph, stages)
+            sources = self.sources(unit, stream, wave)
+            sums = {
+                stage.value: sums_of(unit, layers, carried=stage.value in carriers)
+                for stage, layers in wave
+            }
+            weights = {stage.value: self.counted(unit, stream, layers) for stage, layers in wave}
+            streams = stream, reference
+            add = partial(self.add, streams, stages, carriers, weights, sources, sums)
+            unit.accumulate_all([(layers, sums[stage.value]) for stage, layers in wave], add)
+            unit.share_wave(wave, partial(self.note, unit, sources, sums))
+
+    def carriers(self, graph: LayerGraph, stages: Sequence[Stage]) -> dict[str, str]:
+        """By the value of a stage what its output is added to, where that is followed."""
+        found = {stage.value: residual_of(graph, stage) for stage in stages if self.residual}
+        return {value: carrier for value, carrier in found.items() if carrier is not None}
 
     def add(
         self,
         streams: tuple[Stream, Stream],
-        stage: Stage,
-        carrier: str | None,
-        weights: Tensor | None,
-        source: Source,
-        sums: Sums,
+        stages: list[Stage],
+        carriers: Mapping[str, str],
+        weights: Mapping[str, Tensor | None],
+        sources: Mapping[str, Source],
+        sums: Mapping[str, Sums],
     ) -> None:
-        """Add up what the stage reads in the quantized stream and in the original one.
+        """Add up what the stages read in the quantized stream and in the original one.
 
         A token counts as ``weights`` say, ``f32[samples, length]``, or as the stream does.
         """
+        pooled = {value for value, source in sources.items() if source.pooled}
+        others = {value: (carrier,) for value, carrier in carriers.items()}
+        for part in parts_of(streams[0], stages, pooled):
+            found = (weighed_together(s, part, weights, others, pooled=pooled) for s in streams)
+            for now, original in zip(*found, strict=True):
+                for value, (reading, share) in now.items():
+                    before, carrier = original[value][0], carriers.get(value)
+                    self.add_one(reading, before, share, carrier, sums[value])
+
+    def add_one(
+        self,
+        now: Reading,
+        original: Reading,
+        share: Tensor | None,
+        carrier: str | None,
+        sums: Sums,
+    ) -> None:
+        """Add what one stage reads of one batch."""
         moment, cross = sums
-        others = () if carrier is None else (carrier,)
-        found = (weighed(s, stage, others, pooled=source.pooled, weights=weights) for s in streams)
-        for (now, share), (original, _) in zip(*found, strict=True):
-            moment.add(now.value, share)
-            cross.add(now.value, paired(now, original), share)
-            if carrier is not None:
-                residual_now, residual_before = now.found[carrier], original.found[carrier]
-                cross.add_residual(now.value, residual_now, residual_before, share)
+        moment.add(now.value, share)
+        cross.add(now.value, paired(now, original), share)
+        if carrier is not None:
+            residual_now, residual_before = now.found[carrier], original.found[carrier]
+            cross.add_residual(now.value, residual_now, residual_before, share)
 
     def note(
-        self, unit: Unit, stage: Stage, source: Source, sums: Sums, layers: tuple[Node, ...]
+        self,
+        unit: Unit,
+        sources: Mapping[str, Source],
+        all_sums: Mapping[str, Sums],
+        stage: Stage,
+        layers: tuple[Node, ...],
     ) -> None:
-        """Keep the sums over all samples and write them on layers of the stage."""
-        moment, cross = sums
+        """Keep the sums over all samples and write them on layers of a stage."""
+        source, (moment, cross) = sources[stage.value], all_sums[stage.value]
         lost = cross.residual()
         residual = None if lost is None else unit.put(table_key(stage.value, "residual"), lost)
         lasting = unit.put(table_key(stage.value, "cross-moment"), cross.value())
@@ -114,7 +144,7 @@ class CalibrateCross(WeighedOptions):
                 samples=self.samples,
                 tokens=moment.tokens,
                 masked=source.masked,
-                geometry=self.masks,
+                geometry=self.chosen_geometry,
                 masked_weight=self.masked_weight,
                 token_weights=self.token_weights,
                 routed=source.routed,
@@ -128,26 +158,78 @@ class CalibrateCross(WeighedOptions):
     def forecast(self, unit: Forecast) -> None:
         """Two streams side by side, and the sums of a stage while they grow."""
         stream, reference = self.travel(unit), self.travel(unit, original=True)
-        for stage, layers in unit.layers_by_stage():
-            stream.enter(stage)
-            reference.enter(stage)
-            columns, rows = layers[0].columns, layers[0].rows
-            carrier = residual_of(unit.graph, stage) if self.residual else None
-            wanted = (stage.value,) if carrier is None else (stage.value, carrier)
-            squares = 4 * columns**2
-            residual = 0 if carrier is None else 4 * rows * columns
-            effort = Work(products=stream.tokens_of(stage) * (4 * columns**2 + residual / 2))
-            (now, work), (original, again) = stream.cost(wanted), reference.cost(wanted)
-            sums = 4 * squares + 2 * residual  # they grow in fp64
-            unit.work(now + original + sums, effort + work + again)
-            unit.work(sums + residual)
-            lost = None if carrier is None else unit.put(stage, "residual", rows, columns)
-            unit.work(sums + squares)
-            cross = unit.put(stage, "cross-moment", columns, columns)
-            unit.work(3 * squares)
-            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
-            for node in layers:
-                unit.annotate(node, CrossMoment(tensor=cross, drift=0, residual=lost))
+        for wave in unit.layers_by_wave():
+            stages = [stage for stage, _ in wave]
+            stream.enter(stages[0])
+            reference.enter(stages[0])
+            carriers = self.carriers(unit.graph, stages)
+            sizes = [SumSizes.of(layers, stage.value in carriers) for stage, layers in wave]
+            growing = sum(size.growing for size in sizes)
+            effort = {
+                stage.value: stream.tokens_of(stage) * size.products
+                for (stage, _), size in zip(wave, sizes, strict=True)
+            }
+            for part in parts_of(stream, stages):
+                values = [stage.value for stage in part]
+                wanted = [*values, *(carriers[value] for value in values if value in carriers)]
+                (now, work), (original, again) = stream.cost(wanted), reference.cost(wanted)
+                summed = Work(products=sum(effort[value] for value in values))
+                unit.work(now + original + growing, summed + work + again)
+            for (stage, layers), size in zip(wave, sizes, strict=True):
+                self.expect_notes(unit, stream, stage, layers, size, growing)
+                growing -= size.growing
+
+    def expect_notes(
+        self,
+        unit: Forecast,
+        stream: StreamForecast,
+        stage: Stage,
+        layers: tuple[Node, ...],
+        size: "SumSizes",
+        growing: int,
+    ) -> None:
+        """What is kept of the sums of a stage, one after the other, beside all that still grow."""
+        columns, rows = layers[0].columns, layers[0].rows
+        unit.work(growing + size.residual)
+        lost = unit.put(stage, "residual", rows, columns) if size.residual else None
+        unit.work(growing + size.squares)
+        cross = unit.put(stage, "cross-moment", columns, columns)
+        unit.work(growing - size.growing + 3 * size.squares)
+        self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
+        for node in layers:
+            unit.annotate(node, CrossMoment(tensor=cross, drift=0, residual=lost))
+
+
+class SumSizes(NamedTuple):
+    """Bytes of the sums of a stage."""
+
+    squares: int
+    """Of one square matrix in fp32."""
+    residual: int
+    """The same of what the residual stream has lost, 0 where that is not followed."""
+
+    @classmethod
+    def of(cls, layers: tuple[Node, ...], carried: bool) -> Self:
+        """Those of a stage."""
+        columns, rows = layers[0].columns, layers[0].rows
+        return cls(4 * columns**2, 4 * rows * columns * carried)
+
+    @property
+    def growing(self) -> int:
+        """All of them while they grow, in fp64."""
+        return 4 * self.squares + 2 * self.residual
+
+    @property
+    def products(self) -> float:
+        """Operations for each token."""
+        return self.squares + self.residual / 2
+
+
+def sums_of(unit: Unit, layers: tuple[Node, ...], *, carried: bool) -> Sums:
+    """Empty sums of a stage."""
+    columns, rows = layers[0].columns, layers[0].rows if carried else None
+    cross = CrossMomentAccumulator(columns, unit.device, rows=rows)
+    return MomentAccumulator(columns, unit.device), cross
 
 
 def residual_of(graph: LayerGraph, stage: Stage) -> str | None:

@@ -35,8 +35,9 @@ weight. An expert that sees fewer than ``least-tokens`` gets that of all tokens,
     after        @moment  f32[64,64]   8 samples, 256 tokens pooled for 12 routed, 38% masked
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -53,7 +54,7 @@ from qdc.passkit import (
     Work,
     table_key,
 )
-from qdc.passkit.experts import weighed
+from qdc.passkit.experts import parts_of, weighed_together
 from qdc.passkit.guided import WeighedOptions
 
 
@@ -66,64 +67,80 @@ class CalibrateMcs(WeighedOptions):
 
     name: ClassVar[str] = "calibrate-mcs"
     provides: ClassVar[Kinds] = (Moment,)
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "samples"
 
     def run(self, unit: Unit) -> None:
         """Advance the stream to each stage and add up the value that it reads."""
         stream = unit.stream(lambda: self.draw(unit).batches(self.batch), split=True)
-        for stage, layers in unit.layers_by_stage():
-            stream.enter(stage)
-            source = self.source(unit, stream, stage, layers)
-            moment = MomentAccumulator(layers[0].columns, unit.device)
-            weights = self.counted(unit, stream, layers)
-            add = partial(self.add, stream, stage, weights, source, moment)
-            unit.accumulate(layers, add, moment)
-            unit.share(layers, partial(self.note, unit, stage, source, moment))
+        for wave in unit.layers_by_wave():
+            stream.enter(wave[0][0])
+            sources = self.sources(unit, stream, wave)
+            moments = {
+                stage.value: MomentAccumulator(layers[0].columns, unit.device)
+                for stage, layers in wave
+            }
+            weights = {stage.value: self.counted(unit, stream, layers) for stage, layers in wave}
+            stages = [stage for stage, _ in wave]
+            add = partial(self.add, stream, stages, weights, sources, moments)
+            unit.accumulate_all([(layers, [moments[s.value]]) for s, layers in wave], add)
+            unit.share_wave(wave, partial(self.note, unit, sources, moments))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)
 
     def add(
         self,
         stream: Stream,
-        stage: Stage,
-        weights: Tensor | None,
-        source: Source,
-        moment: MomentAccumulator,
+        stages: list[Stage],
+        weights: Mapping[str, Tensor | None],
+        sources: Mapping[str, Source],
+        moments: Mapping[str, MomentAccumulator],
     ) -> None:
-        """Add up what the stage reads; tokens count as ``f32[samples, length]`` say, if given."""
-        for part, share in weighed(stream, stage, pooled=source.pooled, weights=weights):
-            moment.add(part.value, share)
+        """Add up what the stages read; tokens count as ``f32[samples, length]`` say, if given."""
+        pooled = {value for value, source in sources.items() if source.pooled}
+        for part in parts_of(stream, stages, pooled):
+            for found in weighed_together(stream, part, weights, {}, pooled=pooled):
+                for value, (reading, share) in found.items():
+                    moments[value].add(reading.value, share)
 
     def note(
         self,
         unit: Unit,
+        sources: Mapping[str, Source],
+        moments: Mapping[str, MomentAccumulator],
         stage: Stage,
-        source: Source,
-        moment: MomentAccumulator,
         layers: tuple[Node, ...],
     ) -> None:
-        """Keep the sum over all samples and write it on layers of the stage."""
+        """Keep the sum over all samples and write it on layers of a stage."""
+        source, moment = sources[stage.value], moments[stage.value]
         note = Moment(
             tensor=unit.put(table_key(stage.value, "moment"), moment.value()),
             samples=self.samples,
             tokens=moment.tokens,
             masked=source.masked,
-            geometry=self.masks,
+            geometry=self.chosen_geometry,
             masked_weight=self.masked_weight,
             token_weights=self.token_weights,
             routed=source.routed,
         )
+        moment.clear()  # the sum is larger than what is kept of it
         for node in layers:
             unit.annotate(node, note)
 
     def forecast(self, unit: Forecast) -> None:
         """One stream, and the sum of a stage while it grows."""
         stream = self.travel(unit)
-        for stage, layers in unit.layers_by_stage():
-            stream.enter(stage)
-            (nbytes, work), columns = stream.cost((stage.value,)), layers[0].columns
-            summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
-            unit.work(nbytes + 8 * columns**2, work + summed)
-            unit.work((8 + 4) * columns**2)
-            self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
+        for wave in unit.layers_by_wave():
+            stages = [stage for stage, _ in wave]
+            stream.enter(stages[0])
+            sums = [8 * layers[0].columns ** 2 for _, layers in wave]
+            for part in parts_of(stream, stages):
+                nbytes, work = stream.cost([stage.value for stage in part])
+                summed = sum(
+                    2 * stream.tokens_of(s) * unit.graph[s.layers[0]].columns ** 2 for s in part
+                )
+                unit.work(nbytes + sum(sums), work + Work(products=summed))
+            for place, (stage, layers) in enumerate(wave):
+                unit.work(sum(sums[place:]) + sums[place] // 2)
+                self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))
         if unit.whole_region and unit.region is not None:
             stream.leave(unit.region)

@@ -181,7 +181,7 @@ class Distill(CalibrationOptions):
             Two streams, one before the first region and the original's before the head; the way
             between both; the original's predictions.
         """
-        head, everywhere = output_head(unit.graph, WITHOUT_HEAD), self.masks == "clean"
+        head, everywhere = output_head(unit.graph, WITHOUT_HEAD), self.chosen_geometry == "clean"
         read, (name,) = unit.original_weights(), head.layers
         reference = unit.loose_stream(batches, read)
         found = tuple(piece for piece, _ in pieces(reference, head))

@@ -153,7 +153,7 @@ class Guide(CalibrationOptions):
         Before them ``positions`` predictions were looked at; their number with these is returned.
         """
         weights = unit.original_weights()(head.layers[0])
-        everywhere = self.geometry == "clean"
+        everywhere = self.chosen_geometry == "clean"
         shift, found = 0 if everywhere else unit.model.logits_shift, list[Gradients]()
         for index, values in enumerate(stream.compute((head.value,))):
             hidden, segments = values[head.value], stream.segments_of(index)

@@ -44,6 +44,7 @@ class MeasureOrders(Pass):
     """Fit every block at orders 1 to 4 and note what each leaves of the layer's output error."""
 
     name: ClassVar[str] = "measure-orders"
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
     requires: ClassVar[Kinds] = (Factor, Salience)
     provides: ClassVar[Kinds] = (Costs,)
 

@@ -8,7 +8,7 @@ predicted ones and that unpacking gives the same weight bit for bit, and release
     after        @packed  11,265 B   2 sign bits/weight   2.75 in all
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from qdc.passkit import Forecast, Kinds, Lowered, Node, Packed, Pass, Unit, Work, file_key
 
@@ -20,6 +20,7 @@ class Pack(Pass):
     requires: ClassVar[Kinds] = (Lowered,)
     provides: ClassVar[Kinds] = (Packed,)
     consumes: ClassVar[Kinds] = (Lowered,)
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
 
     def run(self, unit: Unit) -> None:
         """Pack one layer after the other."""

@@ -12,7 +12,7 @@ times this is the output error to expect.
 allocate-rates reads it.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class PredictError(Pass):
     """Note how far a layer's rotated codes will be from right: its error at a distortion of one."""
 
     name: ClassVar[str] = "predict-error"
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
     requires: ClassVar[Kinds] = (Factor,)
     provides: ClassVar[Kinds] = (PredictedError,)
 

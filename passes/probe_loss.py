@@ -11,15 +11,18 @@ output error. allocate{weights=loss} and allocate-rates count a layer's errors s
     after        @loss  0.0013 nats at 1,631 positions   0.021 for a unit of output error
 
 Every layer costs one run of the regions behind it on ``probes`` samples; qdc.passkit.probes
-says what is held meanwhile.
+says what is held meanwhile. Experts of a block are tried ``together``: gates of an eighth of them
+in one run, and so on; what the run loses is divided by their errors, each times its tokens.
 """
 
+from collections.abc import Container, Iterator, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qdc.ir.routing import ROUTED, rows_of
 from qdc.numerics.order_costs import fitter, order_costs
 from qdc.passkit import (
     BLOCK,
@@ -48,9 +51,50 @@ from qdc.passkit import (
 from qdc.passkit.experts import weighed
 from qdc.passkit.head import output_head
 from qdc.passkit.probes import WITHOUT_HEAD, Probes
+from qdc.streaming.streamforecast import StreamForecast
 
 PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""
+
+
+GROUPS = 8
+"""Trials of all experts of a block at one place, if nobody says how many are tried together."""
+Bundle = list[tuple[Stage, list[str]]]
+"""Stages, and names of their layers."""
+
+
+class Fit(NamedTuple):
+    """A layer as it is tried."""
+
+    name: str
+    dense: Tensor | None
+    """``f32[rows, columns]``; None once it was tried."""
+    error: float
+    """Its output error, as a mean over its tokens."""
+    tokens: int
+    """Tokens that are routed to it, of all samples."""
+
+
+class Trial(NamedTuple):
+    """Layers that are tried in one run."""
+
+    name: str
+    layers: tuple[Fit, ...]
+
+    def weights(self) -> dict[str, Tensor]:
+        """What takes the place of the layers' weights."""
+        return {fit.name: fit.dense for fit in self.layers if fit.dense is not None}
+
+    def without_weights(self) -> "Trial":
+        """The same, of which only figures are needed any more."""
+        return Trial(self.name, tuple(fit._replace(dense=None) for fit in self.layers))
+
+    def parts(self) -> Iterator[tuple[str, float, float]]:
+        """Each layer, its error, and its share of what the run has lost: by errors and tokens."""
+        whole = sum(fit.error * fit.tokens for fit in self.layers)
+        for fit in self.layers:
+            alone = 1 / len(self.layers)
+            yield fit.name, fit.error, fit.error * fit.tokens / whole if whole else alone
 
 
 class ProbeLoss(ExpertOptions):
@@ -59,11 +103,18 @@ class ProbeLoss(ExpertOptions):
     name: ClassVar[str] = "probe-loss"
     provides: ClassVar[Kinds] = (LossSensitivity,)
     barrier: ClassVar[bool] = True
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
 
     probes: int | None = Field(
         default=None,
         ge=1,
         description=f"samples on which each layer is tried; {PROBE_TOKENS:,} tokens if not given",
+    )
+    together: int | None = Field(
+        default=None,
+        ge=1,
+        description="experts of a block that are tried in one run, each counting by the error of "
+        f"its tokens; one in {GROUPS} of them if not given",
     )
     order: int = Field(default=2, ge=1, le=HIGHEST_ORDER, description="order of the tried layer")
     block: int = Field(
@@ -78,6 +129,10 @@ class ProbeLoss(ExpertOptions):
         """Refuse a model without a head."""
         super().check(graph)
         output_head(graph, WITHOUT_HEAD)
+        if self.together is not None and not any(map(is_routed, graph.linears())):
+            raise InvalidCalibration(
+                "together is given, and the model has no experts", help="leave it out"
+            )
 
     def run(self, unit: Unit) -> None:
         """Walk through the model once, with ever more probes."""
@@ -95,94 +150,137 @@ class ProbeLoss(ExpertOptions):
         probed = len(batches)
         if count < samples:
             batches += drawn.select(order[count:]).batches(self.batch)
-        probes = Probes(unit, batches, probed, everywhere=self.masks == "clean")
+        probes = Probes(unit, batches, probed, everywhere=self.chosen_geometry == "clean")
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
-        errors: dict[str, float] = {}
+        trials: list[Trial] = []
         for region in unit.graph.regions:
             probes.advance(region)
-            for stage in region.stages:
-                if stopped.isdisjoint(stage.layers):
+            for wave in unit.graph.waves[region.name].stages:
+                if all(stopped.isdisjoint(stage.layers) for stage in wave):
                     continue
                 # Also without a layer to try: values are rounded where the stream stops.
-                probes.enter(stage)
-                tried = [layer for layer in stage.layers if layer in wanted]
-                if tried:
-                    errors |= self.probe(unit, probes, region, stage, tried)
+                probes.enter(wave[0])
+                for bundle in self.bundles(unit.graph, wave, stopped):
+                    mine = self.mine(bundle, wanted)
+                    trials += self.probe(unit, probes, region, mine) if mine else []
             probes.leave(region)
-        for name in errors:
-            rise, positions = probes.divergence(name)
+        for trial in trials:
+            rise, positions = probes.divergence(trial.name)
             if not positions:
                 raise InvalidCalibration(
                     f"none of the {count} samples has a masked position",
                     help=f"raise {self.name}{{probes=...}}",
                 )
-            note = LossSensitivity(rise=rise, error=errors[name], positions=positions)
-            unit.annotate(unit.graph[name], note)
+            for name, error, share in trial.parts():
+                note = LossSensitivity(rise=rise * share, error=error, positions=positions)
+                unit.annotate(unit.graph[name], note)
         unit.count(probes.original, *probes.probes.values())
 
+    def bundles(
+        self, graph: LayerGraph, wave: Sequence[Stage], stopped: Container[str]
+    ) -> list[Bundle]:
+        """Stages of a wave whose layers are tried in the same runs, with the layers to try.
+
+        One stage, or some experts in their order, which is that of a router with groups.
+        """
+        routed = [stage for stage in wave if rows_of(graph, stage.value) is not None]
+        size = self.together or -(-len(routed) // GROUPS) or 1
+        parts = [routed[start : start + size] for start in range(0, len(routed), size)]
+        parts += [[stage] for stage in wave if stage not in routed]
+        found = [
+            [(stage, [name for name in stage.layers if name in stopped]) for stage in part]
+            for part in parts
+        ]
+        return [[(stage, names) for stage, names in part if names] for part in found]
+
+    @staticmethod
+    def mine(bundle: Bundle, wanted: Container[str]) -> Bundle:
+        """What a process tries: its own layers of a stage, or a bundle that begins with one."""
+        if len(bundle) == 1:
+            ((stage, names),) = bundle
+            own = [name for name in names if name in wanted]
+            return [(stage, own)] if own else []
+        return bundle if bundle and bundle[0][1][0] in wanted else []
+
     def forecast(self, unit: Forecast) -> None:
-        """One run of the model, and a run of what is behind each layer on the probed samples."""
+        """One run of the model, and a run of what is behind each trial on the probed samples."""
         stream = self.travel(unit, original=True)
         samples, length = stream.tokens.shape
         count = min(self.probes or max(1, PROBE_TOKENS // length), samples)
         (head,) = output_head(unit.graph, WITHOUT_HEAD).layers
-        width = unit.graph[head].columns
-        for region in unit.graph.regions:
-            for stage, layers in unit.layers_by_stage():
-                if stage not in region.stages:
+        width, graph = unit.graph[head].columns, unit.graph
+        stopped = {node.name for node in unit.layers()}
+        for region in graph.regions:
+            runs = 0
+            for wave in graph.waves[region.name].stages:
+                bundles = self.bundles(graph, wave, stopped)
+                if not any(bundles):
                     continue
-                stream.enter(stage)
-                columns = layers[0].columns
-                nbytes, work = stream.cost((stage.value,))
-                summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
-                unit.work(nbytes + 8 * columns**2, work + summed)
-                unit.work(8 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
-                behind = linears_from(unit.graph, region, stage)
-                for node in layers:
-                    nbytes, work = self.try_layer(unit, node, behind, count * length)
-                    unit.work(nbytes, work + Work(linears=count * len(behind)))
+                stream.enter(wave[0])
+                behind = linears_from(graph, region, wave[0])
+                for stage, names in (pair for bundle in bundles for pair in bundle):
+                    self.expect_fits(unit, stream, stage, [graph[name] for name in names])
+                tried = sum(max((len(n) for _, n in bundle), default=0) for bundle in bundles)
+                tokens = {
+                    node.name: count * length * (stream.share if is_routed(node) else 1)
+                    for node in behind
+                }
+                products = sum(2 * n.rows * n.columns * tokens[n.name] for n in behind)
+                linears = sum(tokens.values()) / length
+                unit.work(0, Work(products=products, linears=linears).times(tried))
+                runs += tried
             stream.leave(region)
-            done = sum(1 for n in unit.layers() if n.name in region.nodes)
-            unit.keep_states(f"probes of {region.name}", done * count * length * width)
+            unit.keep_states(f"probes of {region.name}", runs * count * length * width)
 
-    def try_layer(
-        self, unit: Forecast, node: Node, behind: list[Node], tokens: int
-    ) -> tuple[int, Work]:
-        """Fit a layer, and run all linears from its stage on."""
-        run = sum(each.rows * each.columns for each in behind)
-        weights = node.rows * node.columns
-        sweeps = 15 * (12 * self.order + 4 * 2**self.order)
-        work = Work(
-            products=weights * node.columns + 2 * run * tokens,
-            exact=weights * node.columns,
-            elements=weights * sweeps,
-        )
-        exact = 8 * (node.columns**2 + 4 * weights)
-        return 2 * unit.weight(node) + 4 * node.columns**2 + exact, work
+    def expect_fits(
+        self, unit: Forecast, stream: StreamForecast, stage: Stage, nodes: list[Node]
+    ) -> None:
+        """The moment of a stage, and a fit of its layers."""
+        columns = nodes[0].columns
+        nbytes, work = stream.cost((stage.value,))
+        summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
+        unit.work(nbytes + 8 * columns**2, work + summed)
+        unit.work(8 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
+        for node in nodes:
+            weights = node.rows * node.columns
+            sweeps = 15 * (12 * self.order + 4 * 2**self.order)
+            work = Work(
+                products=weights * columns, exact=weights * columns, elements=weights * sweeps
+            )
+            exact = 8 * (columns**2 + 4 * weights)
+            unit.work(2 * unit.weight(node) + 4 * columns**2 + exact, work)
 
-    def probe(
-        self, unit: Unit, probes: Probes, region: Region, stage: Stage, layers: list[str]
-    ) -> dict[str, float]:
-        """Branch off once for each layer of a stage; returns the layers' output errors."""
-        stream, nodes = probes.enter(stage), [unit.graph[name] for name in layers]
+    def probe(self, unit: Unit, probes: Probes, region: Region, bundle: Bundle) -> list[Trial]:
+        """Branch off once for each layer of a stage; of experts once for all at one place."""
+        fits = [self.fits(unit, probes, stage, names) for stage, names in bundle]
+        trials = []
+        for place in range(max(len(names) for _, names in bundle)):
+            tried = [fit[place] for fit in fits if place < len(fit)]
+            trial = Trial(tried[0].name, tuple(tried))
+            probes.replace(trial.name, trial.weights(), region)
+            trials.append(trial.without_weights())
+        return trials
+
+    def fits(self, unit: Unit, probes: Probes, stage: Stage, names: list[str]) -> list[Fit]:
+        """Fit layers of a stage on what it reads."""
+        stream, nodes = probes.enter(stage), [unit.graph[name] for name in names]
         source = self.source(unit, stream, stage, nodes)
         accumulator = MomentAccumulator(nodes[0].columns, unit.device)
         for part, weights in weighed(stream, stage, pooled=source.pooled):
             accumulator.add(part.value, weights)
-        factor = self.factor(accumulator.value(), layers)
+        factor = self.factor(accumulator.value(), names)
+        tokens = accumulator.tokens if source.routed is None else source.routed
         dead = factor.dead.nonzero().flatten()
         quantize = fitter(15, 1e-4, 16, feedback=False, rounds=0, code_sweeps=0)
-        errors: dict[str, float] = {}
+        found: list[Fit] = []
         for node in nodes:
-            name = node.name
-            weight = probes.weight(name).index_fill(1, dead, 0)
+            weight = probes.weight(node.name).index_fill(1, dead, 0)
             slices = block_slices(node.columns, self.block)
-            orders = (self.order,)
-            found = order_costs(weight, factor.upper, slices, orders, self.order, quantize)
-            errors[name] = residual_cost(weight, found.dense, factor.upper)
-            probes.replace(name, found.dense, region)
-        return errors
+            fitted = order_costs(weight, factor.upper, slices, (self.order,), self.order, quantize)
+            error = residual_cost(weight, fitted.dense, factor.upper)
+            found.append(Fit(node.name, fitted.dense, error, tokens))
+        return found
 
     def factor(self, moment: Tensor, layers: list[str]) -> Factorization:
         """Invert a moment. Raises ``NotPositiveDefinite`` naming the layers that read it."""
@@ -204,8 +302,15 @@ class ProbeLoss(ExpertOptions):
         return torch.cat([first, others.nonzero()[:, 0]])
 
 
+def is_routed(node: Node) -> bool:
+    """Whether a linear is one of an expert."""
+    return node.type.shape[:1] == (ROUTED,)
+
+
 def linears_from(graph: LayerGraph, region: Region, stage: Stage) -> list[Node]:
-    """The linears of the regions from this stage on, in execution order."""
+    """The linears of the regions from the wave of this stage on."""
     later = graph.regions[graph.regions.index(region) + 1 :]
-    stages = [*region.stages[region.stages.index(stage) :], *(s for r in later for s in r.stages)]
+    waves = graph.waves[region.name].stages
+    first = next(place for place, wave in enumerate(waves) if stage in wave)
+    stages = [s for wave in waves[first:] for s in wave] + [s for r in later for s in r.stages]
     return [graph[name] for each in stages for name in each.layers]

@@ -11,6 +11,7 @@ Z_ij = W_ij^2 / U_jj^2, where U is the upper Cholesky factor of the inverse of t
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -29,6 +30,7 @@ from qdc.passkit import (
     NotPositiveDefinite,
     Pass,
     Salience,
+    Stage,
     Unit,
     Work,
     block_slices,
@@ -48,6 +50,7 @@ class Sensitivity(Pass):
     name: ClassVar[str] = "sensitivity"
     requires: ClassVar[Kinds] = (Moment,)
     provides: ClassVar[Kinds] = (Factor, Salience)
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
 
     damp: float = Field(default=0.01, gt=0, le=10, description="share of the mean diagonal added")
     attempts: int = Field(
@@ -70,8 +73,8 @@ class Sensitivity(Pass):
     def run(self, unit: Unit) -> None:
         """Factorize once for each stage, then score each layer's own weights."""
         failed: dict[str, str] = {}
-        for stage, layers in unit.layers_by_stage():
-            failed |= unit.share(layers, partial(self.score, unit, stage.value, layers))
+        for wave in unit.layers_by_wave():
+            failed |= unit.share_wave(wave, partial(self.score, unit, dict(wave)))
         overflowing = [f"%{name}" for name, why in failed.items() if why == OVERFLOW]
         singular = {f"%{name}": why for name, why in failed.items() if why != OVERFLOW}
         if singular:
@@ -88,12 +91,17 @@ class Sensitivity(Pass):
             )
 
     def score(
-        self, unit: Unit, value: str, stage: tuple[Node, ...], layers: tuple[Node, ...]
+        self,
+        unit: Unit,
+        stages: Mapping[Stage, tuple[Node, ...]],
+        of: Stage,
+        layers: tuple[Node, ...],
     ) -> dict[str, str]:
-        """Factorize for some layers of a stage, which read ``value``, and score their weights.
+        """Factorize for some layers of a stage, and score their weights.
 
         Returns the layers that fail, and why.
         """
+        value, stage = of.value, stages[of]
         failed: dict[str, str] = {}
         moment = unit.get(unit.graph.require(layers[0].name, Moment).tensor)
         slices = block_slices(layers[0].columns, self.width(layers[0].columns))

@@ -81,6 +81,7 @@ class SlimAllocate(ExpertOptions):
     """Move a bit from the least to the most salient column groups, as many as outputs ask for."""
 
     name: ClassVar[str] = "slim-allocate"
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "samples"
     requires: ClassVar[Kinds] = (Salience,)
     provides: ClassVar[Kinds] = (Orders,)
     presets: ClassVar[Mapping[str, Preset]] = {

@@ -55,6 +55,10 @@ class StreamState(Frozen):
     routed: int = Field(ge=0)
     batches: tuple[File, ...] = ()
     """Its values; of the last step alone."""
+    samples: File | None = None
+    """The samples of all processes, where each has values of its part of the batches alone."""
+    most: int | None = Field(default=None, ge=1)
+    """Samples of the largest batch that the device could hold; None if all fitted."""
 
 
 class Entry(Frozen):
@@ -76,6 +80,8 @@ class Entry(Frozen):
             yield self.graph
         for stream in self.streams:
             yield from stream.batches
+            if stream.samples is not None:
+                yield stream.samples
 
 
 class PassRecord(Frozen):
@@ -91,6 +97,8 @@ class Journal(Frozen):
 
     format: Literal["qdc-journal"] = "qdc-journal"
     version: int = VERSION
+    run: str = Field(default="", pattern=r"^([0-9a-f]{32})?$")
+    """Of a compile of several processes, each of which has a journal: what they have in common."""
     identity: dict[str, str]
     """What the bytes of the artifact depend on, by the names that a user knows."""
     total: int = Field(ge=0)
@@ -127,18 +135,18 @@ class Journal(Frozen):
             if self.identity.get(name) != identity.get(name)
         ]
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, name: str = JOURNAL) -> None:
         """Replace the journal of a folder, atomically. Raises ``QdcError``."""
-        replace_bytes(folder / JOURNAL, (self.model_dump_json(indent=1) + "\n").encode())
+        replace_bytes(folder / name, (self.model_dump_json(indent=1) + "\n").encode())
 
 
-def read_journal(folder: Path) -> Journal | None:
+def read_journal(folder: Path, name: str = JOURNAL) -> Journal | None:
     """Read the journal of a folder; None if it has none.
 
     Raises:
         InvalidJournal: it is damaged, hostile, or newer than this qdc.
     """
-    path = folder / JOURNAL
+    path = folder / name
     if not path.exists() and not path.is_symlink():
         return None
     try:

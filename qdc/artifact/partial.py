@@ -28,6 +28,7 @@ from qdc.artifact.commit import (
 )
 from qdc.artifact.journal import JOURNAL, File, Journal, read_journal
 from qdc.artifact.lock import Lock
+from qdc.artifact.rankfolder import discard_ranks
 from qdc.disk import read_regular, unwritable, write_bytes
 from qdc.errors import (
     InvalidCalibration,
@@ -102,6 +103,8 @@ def repair(out: Path) -> bool:
     """
     out, folder = out.absolute(), partial_folder(out)
     _sweep_reports(out)
+    if not os.path.lexists(folder):
+        discard_ranks(out)
     if folder.is_symlink() or not folder.is_dir():
         return False
     if not (folder / LOCK).is_file():
@@ -212,6 +215,8 @@ class Partial:
             settle(self.folder, self.out)
             check_interrupted(self.out, resume=resume, restart=restart)
             self.journal = None if restart else read_journal(self.folder)
+            if self.journal is None:
+                discard_ranks(self.out)
             self._clear()
             for folder in (self.artifact, self.kept, self.scratch):
                 folder.mkdir(exist_ok=True)

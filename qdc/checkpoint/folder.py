@@ -111,10 +111,7 @@ class Checkpoint:
         path, key = self._files[part.key], part.key
         with open_tensors(path) as file:
             try:
-                if part.rows is None:
-                    found: Tensor = file.get_tensor(key)
-                else:
-                    found = file.get_slice(key)[slice(*part.rows)]
+                found: Tensor = file.get_slice(key)[part.cut] if part.cut else file.get_tensor(key)
             except SafetensorError as error:
                 raise InvalidCheckpoint(
                     f"tensor {key} is gone: the file has changed meanwhile", where=[str(path)]

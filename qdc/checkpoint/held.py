@@ -71,8 +71,7 @@ class HeldModule(Checkpoint):
 
     def _read(self, part: Part) -> Tensor:
         whole = self._state[part.key].detach()
-        some = whole if part.rows is None else whole[slice(*part.rows)]
-        return some.to("cpu").contiguous()
+        return whole[part.cut].to("cpu").contiguous()
 
     @property
     def nbytes(self) -> int:

@@ -29,6 +29,7 @@ def families_command(plugins: Sequence[Path], as_json: bool) -> None:
         "families", "family", "architectures", "sees", "mask", "logits shift", "front end",
         right=(3, 4),
     )  # fmt: skip
+    rows.columns[1].no_wrap = True  # names of classes are looked for as they are
     for family in families.members:
         mask = "in config" if family.mask_token_id is None else str(family.mask_token_id)
         rows.add_row(

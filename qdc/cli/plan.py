@@ -1,5 +1,6 @@
 """``qdc plan``: what a compile would store, hold and take, before it is run."""
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from qdc.planning.forecast import forecast
 from qdc.planning.machine import Machine
 from qdc.planning.options import ForecastOptions
 from qdc.planning.outlook import Choice, Outlook, RegionKind, RuntimeMemory, Verdict
+from qdc.planning.ranks import LINK
 from qdc.planning.running import RunOutlook, foresee_running, is_compiled
 from qdc.planning.verdict import judged
 from qdc.streaming.ledger import Peak
@@ -42,6 +44,7 @@ def plan_command(options: ForecastOptions, *, as_json: bool) -> None:
         return
     gpu, device = options.gpu, options.device
     machine = Machine.here(device) if gpu is None else Machine.elsewhere(gpu)
+    machine = machine.asked(options.ranks, options.device_rate)
     outlook = judged(options, registry, machine, forecast(options, registry, machine))
     if as_json:
         print_json(outlook.as_data())
@@ -150,9 +153,22 @@ def _summary(outlook: Outlook, width: int) -> Table:
 
 
 def _regions(kind: RegionKind) -> str:
-    stages = " | ".join(" ".join(layers) for layers in kind.stages)
+    """The stages, those of the experts of one wave once."""
+    stages = iter(kind.stages)
+    waves = [
+        list(dict.fromkeys(_any(" ".join(next(stages))) for _ in range(count)))
+        for count in kind.waves
+    ]
+    listed = " | ".join(stage for wave in waves for stage in wave)
     count = "1 region" if kind.regions == 1 else f"{kind.regions} regions"
-    return f"{count} of {len(kind.stages)} stages: {stages}   {kind.weights:,} weights each"
+    together = "" if max(kind.waves) == 1 else f" in {len(kind.waves)} waves"
+    weights = f"{kind.weights:,} weights each"
+    return f"{count} of {len(kind.stages)} stages{together}: {listed}   {weights}"
+
+
+def _any(names: str) -> str:
+    """``experts.3.up`` as ``experts.*.up``."""
+    return re.sub(r"\.\d+\.", ".*.", names)
 
 
 def after(outlook: Outlook) -> str:
@@ -186,12 +202,23 @@ def _verdict(outlook: Outlook) -> Table:
     kind = "an estimate" if outlook.measured else "an estimate from data-sheet peaks, not measured"
     time = f"about {duration(outlook.seconds)} on {outlook.machine}, {kind}"
     rows.add_row("time", f"{time}{unknown}")
+    if outlook.ranks > 1:
+        rows.add_row("processes", _processes(outlook))
     rows.add_row("disk", _disk(outlook, found.free_disk))
     for choice in found.choices:
         rows.add_row("instead", _choice(choice))
     if not found.fits and not found.choices:
         rows.add_row("instead", "nothing smaller was found that fits; a larger machine")
     return rows
+
+
+def _processes(outlook: Outlook) -> str:
+    """How many, and what they send."""
+    sent = f"{size(outlook.sent_bytes)} sent, {duration(outlook.sent_seconds)} at an assumed"
+    return (
+        f"{outlook.ranks:,}, each with such a device; memory is that of the first one\n"
+        f"{sent} {LINK / 1e9:g} GB/s"
+    )
 
 
 def _fit(found: Verdict, outlook: Outlook) -> str:

@@ -1,26 +1,27 @@
 """The compiler: checkpoint to graph, pipeline, artifact, report."""
 
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
+import msgpack
 import torch
 
-from qdc.artifact.card import Figures, card_text
-from qdc.artifact.digests import CARD
-from qdc.artifact.emission import Emission
 from qdc.artifact.partial import Partial, repair
+from qdc.artifact.rankfolder import Noted, RankFolder
 from qdc.artifact.writer import ArtifactWriter
 from qdc.checkpoint.folder import Checkpoint
-from qdc.compiling.collect import full_text, layer_reports, outside_reports
+from qdc.compiling.collect import full_text
 from qdc.compiling.compose import compile_report
 from qdc.compiling.dumper import Dumper
 from qdc.compiling.finished import finished_report
 from qdc.compiling.given import Given
 from qdc.compiling.instruments import GraphVerifier, Meter, Remarks
 from qdc.compiling.job import Job, plan_job
+from qdc.compiling.making import Making
 from qdc.compiling.options import CompileOptions
 from qdc.compiling.origin import facts, identity
 from qdc.compiling.repro import Repro
@@ -33,18 +34,18 @@ from qdc.distributed.handshake import from_first, same, total
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
-from qdc.ir.graph import LayerGraph, ModelFacts, Region
+from qdc.ir.graph import ModelFacts
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.passkit.calibration import CalibrationOptions
-from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import standard_registry
+from qdc.pipeline.traversal import Traversal
 from qdc.planning.expected import expected_seconds
 from qdc.report.files import ReportWriter, discard_other_report, discard_report
 from qdc.report.model import CompileReport
-from qdc.runtime.device import exact_products
+from qdc.runtime.device import exact_products, own_memory
 from qdc.stopping import undisturbed
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.states import StateStore
@@ -86,8 +87,8 @@ def run_job(
 ) -> CompileReport:
     """Compile. Either the artifact is complete at the end, or nothing has changed at its place.
 
-    A compile that ends early leaves a folder to go on from as soon as a step is finished; one of
-    several processes does not.
+    A compile that ends early leaves a folder to go on from as soon as a step is finished, and each
+    of several processes one.
 
     Args:
         job: what to compile, and how.
@@ -101,11 +102,6 @@ def run_job(
     started = time.perf_counter()
     notify = progress or (lambda what, done, total: None)
     world = world or World()
-    if world.size > 1 and job.options.resume:
-        raise QdcError(
-            "several processes cannot go on from an interrupted compile",
-            help="resume it without torchrun, or discard it with --restart",
-        )
     checkpoint, program = job.open()
     job = job.fitted(program.graph.model)
     refuse_masks(job.plan, program.graph)
@@ -125,11 +121,19 @@ def run_job(
     places = job.dump_places if world.first else frozenset[int]()
     dumper = Dumper(job.plan, job.dump_folder, places, program.graph)
     repro = Repro(job.plan, job.repro_folder, job.command)
-    ticker = Ticker(notify, job.plan.applications(program.graph), lambda: _expected(job))
+    memory = _statistics_memory(job, world)
+    applications = Traversal(job.plan, program.graph, memory).applications
+    ticker = Ticker(notify, applications, lambda: _expected(job, memory))
     instruments = (repro, ticker, meter, remarks, *job.instruments, dumper, GraphVerifier())
     with _partial(job, world) as partial, _scratch(job, partial) as scratch, exact_products():
-        if partial is not None and partial.journal is None and job.options.resume:
-            complete = finished_report(job, program, checkpoint, calibration, digest)
+        if job.options.resume:
+            done = partial.journal is None if isinstance(partial, Partial) else False
+            complete = _complete(
+                world,
+                lambda: (
+                    finished_report(job, program, checkpoint, calibration, digest) if done else None
+                ),
+            )
             if complete is not None:
                 return complete
         workspace = Workspace(
@@ -141,10 +145,11 @@ def run_job(
             states=StateStore(torch_dtype(job.options.states), job.options.states_limit, scratch),
             world=world,
             tags=job.registry.annotations(),
+            memory=memory,
         )
-        if partial is None or job.backend is None:
+        if partial is None or job.backend is None:  # nobody asks for an artifact
             runner = Runner(job.plan, workspace, instruments, scratch)
-            runner.run(lambda region: workspace.release(region.nodes, scratch=False))
+            runner.run(_release(workspace))
             _verify(job, workspace)
 
             def without_artifact(shared: Shared) -> CompileReport:
@@ -152,61 +157,77 @@ def run_job(
                 return _timed(report, dumper, time.perf_counter() - started, shared)
 
             return _everywhere(world, workspace, without_artifact)
-        writer = ArtifactWriter(
-            job.out,
-            force=job.options.force,
-            folder=partial.artifact,
-            single=job.backend.single_file,
+        made_from = _made_from(job, calibration, digest, checkpoint, world)
+        runner = Runner(job.plan, workspace, instruments, partial.kept, keep=True)
+        making = None
+        if isinstance(partial, Partial):
+            origin = facts(job, calibration, digest, checkpoint, causal=program.graph.model.causal)
+            making = Making(job.out, job.backend, partial, workspace, origin, job.options.force)
+        savepoints = Savepoints(
+            partial,
+            runner,
+            None if making is None else making.writer,
+            (meter, remarks),
+            made_from,
+            started,
+            _run_of(partial, world),
         )
-        origin = facts(job, calibration, digest, checkpoint, causal=program.graph.model.causal)
-        emission = Emission(program.graph, workspace.tensors, checkpoint, writer, origin)
-        region_done = _emitter(job.backend, emission, workspace)
-        alone = world.size == 1
-        runner = Runner(job.plan, workspace, instruments, partial.kept, keep=alone)
-        made_from = identity(job, calibration, digest, checkpoint)
-        savepoints = Savepoints(partial, runner, writer, (meter, remarks), made_from, started)
+        region_done = _release(workspace) if making is None else making.region_done
         first = 0
         if partial.journal is not None:
             resumption = Resumption(savepoints, partial.journal, job.registry.annotations())
             first = resumption.restore(region_done, (repro, GraphVerifier()))
             ticker.go_on(sum(row.units for row in meter.measured))
-        # Of several processes each holds a part of the states: there is nothing to go on from.
-        runner.run(region_done, savepoints.save if alone else lambda step: None, first)
+        runner.run(region_done, savepoints.save, first)
         _verify(job, workspace)
-        job.backend.finish(emission)
-        if job.backend.single_file is None:
-            figures = _figures(program.graph, checkpoint, writer)
-            writer.file(CARD, card_text(checkpoint, origin, figures))
-        writer.seal()
+        if making is not None:
+            making.finish()
 
         def finished(shared: Shared) -> CompileReport:
-            report = compile_report(job, workspace, meter, remarks, digest, writer)
+            assert making is not None
+            assert isinstance(partial, Partial)
+            report = compile_report(job, workspace, meter, remarks, digest, making.writer)
             report = report.model_copy(update={"resumed": savepoints.resumed})
             report = _timed(report, dumper, savepoints.seconds, shared)
-            _commit(job, partial, writer, report)
+            _commit(job, partial, making.writer, report)
             return report
 
         return _everywhere(world, workspace, finished)
 
 
-def _figures(graph: LayerGraph, checkpoint: Checkpoint, writer: ArtifactWriter) -> Figures:
-    """What the card of the artifact says in numbers."""
-    rows = tuple(layer_reports(graph))
-    weights = sum(row.weights for row in rows)
-    beside = tuple(outside_reports(graph))
-    every = (*rows, *beside)
-    whole = 8 * sum(row.nbytes for row in every) / max(1, sum(row.weights for row in every))
-    signs = all(row.bits_word == "sign bits" for row in rows)
-    return Figures(
-        layers=len(rows),
-        weights=weights,
-        bits_word="sign bits" if signs else "code bits",
-        bits=sum(row.payload_bits for row in rows) / max(1, weights),
-        effective_bits=8 * sum(row.nbytes for row in rows) / max(1, weights),
-        whole_bits=whole if beside else None,
-        bytes_before=checkpoint.nbytes,
-        tensor_bytes=writer.tensor_bytes,
-    )
+def _made_from(
+    job: Job, calibration: Calibration | None, digest: str, checkpoint: Checkpoint, world: World
+) -> dict[str, str]:
+    """What a compile that goes on must have the same of; of several processes their number too."""
+    found = identity(job, calibration, digest, checkpoint)
+    if world.size > 1:
+        found |= {"processes": str(world.size), "deterministic-reduce": str(world.ordered)}
+    return found
+
+
+def _run_of(partial: Partial | RankFolder, world: World) -> str:
+    """What the journals of all processes have in common; nothing where there is one process."""
+    if world.size == 1:
+        return ""
+    mine = secrets.token_hex(16) if partial.journal is None else partial.journal.run
+    return from_first(world, lambda: mine)
+
+
+def _complete(world: World, look: Callable[[], CompileReport | None]) -> CompileReport | None:
+    """The report of the artifact that is there already, if the first process finds it, in all."""
+
+    def text() -> str:
+        found = look()
+        return "" if found is None else found.model_dump_json()
+
+    answer = from_first(world, text)
+    return CompileReport.model_validate_json(answer) if answer else None
+
+
+def _statistics_memory(job: Job, world: World) -> int:
+    """What the statistics of a wave may take: what the process with the least has."""
+    mine = job.options.statistics_limit(own_memory(torch.device(job.device)))
+    return min(int(answer) for answer in world.agree(str(mine).encode()))
 
 
 def _everywhere(
@@ -248,12 +269,9 @@ def _agreed(job: Job, checkpoint: Checkpoint, calibration: Calibration | None) -
     }
 
 
-def _emitter(backend: Backend, emission: Emission, workspace: Workspace) -> RegionDone:
-    def region_done(region: Region) -> None:
-        backend.emit_region(emission, region)
-        workspace.release(region.nodes, scratch=False)
-
-    return region_done
+def _release(workspace: Workspace) -> RegionDone:
+    """What is done with a finished region where nobody writes it."""
+    return lambda region: workspace.release(region.nodes, scratch=False)
 
 
 def _verify(job: Job, workspace: Workspace) -> None:
@@ -281,15 +299,33 @@ def _commit(job: Job, partial: Partial, writer: ArtifactWriter, report: CompileR
             pages.commit()
 
 
-def _partial(job: Job, world: World) -> AbstractContextManager[Partial | None]:
-    """The folder in which the artifact is made; None if none is written here."""
-    if job.backend is None or not world.first:
-        return nullcontext()
-    return Partial(job.out, resume=job.options.resume, restart=job.options.restart)
+@contextmanager
+def _partial(job: Job, world: World) -> Iterator[Partial | RankFolder | None]:
+    """The folder of this process, in the first the one of the artifact; None if none is made."""
+    if job.backend is None:
+        yield None
+        return
+    resume, restart = job.options.resume, job.options.restart
+    if world.size == 1:
+        with Partial(job.out, resume=resume, restart=restart) as partial:
+            yield partial
+        return
+    if world.first:
+        with Partial(job.out, resume=resume, restart=restart) as partial:
+            journal = partial.journal
+            known = None if journal is None or not journal.run else journal
+            noted = None if known is None else [known.run, len(known.entries)]
+            world.agree(msgpack.packb(noted))
+            yield partial
+        return
+    (answer, *_) = world.agree()
+    found = msgpack.unpackb(answer)
+    with RankFolder(job.out, world.rank, None if found is None else Noted(*found)) as own:
+        yield own
 
 
 @contextmanager
-def _scratch(job: Job, partial: Partial | None) -> Iterator[Path]:
+def _scratch(job: Job, partial: Partial | RankFolder | None) -> Iterator[Path]:
     """Yield a folder for what waits: beside what will be written, where there is room."""
     if partial is not None:
         yield partial.scratch
@@ -301,13 +337,13 @@ def _scratch(job: Job, partial: Partial | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _expected(job: Job) -> Expected | None:
+def _expected(job: Job, memory: int) -> Expected | None:
     """What each application of a pass may take; None where that is not known beforehand."""
     if job.given is not None:  # to trace a module once more could take longer than it tells
         return None
     try:
         _, program = job.open()
         device = torch.device(job.device)
-        return expected_seconds(program, job.plan, device, job.options.states)
+        return expected_seconds(program, job.plan, device, job.options.states, memory)
     except QdcError:
         return None

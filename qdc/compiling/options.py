@@ -143,6 +143,7 @@ class CommonKeywords(TypedDict, total=False):
     seed: int | None
     states: str
     host_memory: str | int | None
+    device_memory: str | int | None
     device: str
     deterministic_reduce: bool
     force: bool

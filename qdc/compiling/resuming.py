@@ -4,6 +4,9 @@ A damaged file costs its own step. For a shard or for tensors that wait, the ste
 region starts from the graph as it was, and the calibration streams go their old way through the
 finished regions, whose weights are in the shards. Values of the streams are found by that way, too,
 where their own files are damaged. What was done again must have its old digest.
+
+Several processes go on together, each from its own part. They redo nothing: where a file of one is
+damaged, all stop and say so.
 """
 
 import math
@@ -15,13 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qdc.artifact.journal import DISCARD, Entry, Journal, StreamState
+from qdc.artifact.journal import DISCARD, Entry, File, Journal, StreamState
 from qdc.artifact.partial import remove
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.compiling.dumper import notes_of
 from qdc.compiling.instruments import Instrument
 from qdc.compiling.runner import RegionDone, Runner
-from qdc.compiling.savepoints import Batch, Savepoints, read_batch
+from qdc.compiling.savepoints import Batch, Savepoints, read_batch, read_samples
 from qdc.errors import InvalidDump, InvalidJournal
 from qdc.ir.annotation import Annotation
 from qdc.ir.dump import read
@@ -87,17 +90,43 @@ class Resumption:
             for step, entry in zip(self.runner.traversal.steps, entries, strict=False)
             if not self._is_whole(entry)
         ]
+        if self.workspace.world.size > 1:
+            self._require_whole(damaged)
         broken = {step.number for step in damaged}
         for number, entry in enumerate(entries):
             if number not in broken:
                 for file in entry.written:
-                    self.savepoints.writer.adopt(file.name, file.sha256)
+                    self._adopt(file)
         for step in damaged:
             self._redo(step, region_done, instruments)
         self._load(self._graph(entries[-1]), len(entries))
         self._restore_streams(entries[-1])
         self._restore_counts()
         return len(entries)
+
+    def _adopt(self, file: File) -> None:
+        """Take over a finished file of the artifact."""
+        if self.savepoints.writer is None:
+            raise self._damaged("a process that is not the first has files of the artifact")
+        self.savepoints.writer.adopt(file.name, file.sha256)
+
+    def _require_whole(self, damaged: Sequence[Step]) -> None:
+        """Refuse damaged files of any process. Raises ``InvalidJournal`` with their names."""
+        last = self.journal.entries[-1]
+        lost = [step.name for step in damaged]
+        lost += [file.name for file in last.kept() if not file.is_whole(self.kept)]
+        answers = self.workspace.world.agree("\n".join(lost).encode())
+        where = [
+            f"rank {rank}: {name}"
+            for rank, answer in enumerate(answers)
+            for name in answer.decode().splitlines()
+        ]
+        if where:
+            raise InvalidJournal(
+                "files of the interrupted compile are missing or damaged",
+                where=where,
+                help=f"several processes do not redo what is damaged: {DISCARD}",
+            )
 
     def _is_whole(self, entry: Entry) -> bool:
         return all(file.is_whole(self.artifact) for file in entry.written) and all(
@@ -211,6 +240,9 @@ class Resumption:
         for stream in entry.streams:
             self._check_way(stream)
             key, trail = (stream.place, stream.original), _trail(stream)
+            if stream.samples is not None:
+                self._take_part(stream, stream.samples)
+                continue
             if not stream.batches or not all(f.is_whole(self.kept) for f in stream.batches):
                 self.workspace.trails[key] = trail
                 continue
@@ -228,6 +260,23 @@ class Resumption:
                     raise self._damaged(why)
             make = partial(Batches, batches, apart or None, weights or None)
             self.workspace.stream(key, make).take_over(trail, kept)
+
+    def _take_part(self, stream: StreamState, samples: File) -> None:
+        """Go on with this process's part of the batches."""
+        whole = read_samples(self.kept / samples.name)
+        apart, weights = (some or [None] * len(whole) for some in (whole.segments, whole.weights))
+        for given in zip(whole, apart, weights, strict=True):
+            self._check_batch(samples.name, Batch(*given, values={}))
+        key = stream.place, stream.original
+        made = self.workspace.stream(key, lambda: whole, split=True)
+        kept = []
+        for file, mine in zip(stream.batches, made.batches(), strict=True):
+            batch = read_batch(self.kept / file.name)
+            self._check_batch(file.name, batch)
+            if not torch.equal(batch.tokens, mine):
+                raise self._damaged(f"the states in {file.name} are those of other samples")
+            kept.append(self.workspace.states.hold(batch.values))
+        made.take_over(_trail(stream), kept)
 
     def _check_way(self, stream: StreamState) -> None:
         """A way is untrusted, too: it must stay inside the model."""
@@ -280,4 +329,4 @@ class Resumption:
 
 
 def _trail(stream: StreamState) -> Trail:
-    return Trail(stream.stops, stream.left, stream.calls, stream.routed)
+    return Trail(stream.stops, stream.left, stream.calls, stream.routed, stream.most)

@@ -41,7 +41,7 @@ class Runner:
     @cached_property
     def traversal(self) -> Traversal:
         """The way of the plan through the graph."""
-        return Traversal(self.plan, self.workspace.program.graph)
+        return Traversal(self.plan, self.workspace.program.graph, self.workspace.memory)
 
     def run(
         self,

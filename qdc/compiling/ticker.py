@@ -77,6 +77,7 @@ def _where(unit: Unit) -> str:
         return "the model"
     if unit.whole_region:
         return unit.region.name
-    names = [name.removeprefix(f"{unit.region.name}.") for name in unit.stages[0].layers]
+    layers = [name for stage in unit.stages for name in stage.layers]
+    names = [name.removeprefix(f"{unit.region.name}.") for name in layers]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"{unit.region.name} {' '.join(names[:MOST_NAMED])}{more}"

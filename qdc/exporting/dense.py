@@ -111,22 +111,23 @@ def _write_shards(
     notify: StepProgress,
     packing: Packing | None = None,
 ) -> int:
-    written = published_tensors(opened.body, opened.names)
+    written = published_tensors(opened.module, opened.names)
     sizes = _sizes(opened, packing, dtype.itemsize)
-    parts = plan_shards({key: (sum(sizes[n] for n in names),) for key, names in written.items()},
-                        1, limit)  # fmt: skip
+    whole = {key: (sum(sizes[n] for n in each.names),) for key, each in written.items()}
+    parts = plan_shards(whole, 1, limit)
     packed = packing.layers if packing else {}
     done, total = 0, sum(map(len, parts))
     for number, keys in enumerate(parts):
         tensors: dict[str, Tensor] = {}
         for key in keys:
             check()
-            names = written[key]
+            names = written[key].names
             if packing and layer_of(names[0]) in packed:
                 tensors |= packing.tensors(opened.weights, layer_of(key), [*map(layer_of, names)])
             else:
-                rows = [_rounded(name, opened.tensor(name), dtype) for name in names]
-                tensors[key] = rows[0] if len(rows) == 1 else torch.cat(rows)
+                tensors[key] = written[key].join(
+                    lambda name: _rounded(name, opened.tensor(name), dtype)
+                )
             done += 1
             notify("decode and write", done, total)
         writer.shard(f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors", tensors)
@@ -217,7 +218,7 @@ def _report(
         out=str(options.out),
         format=options.format,
         dtype=dtype,
-        tensors=len(published_tensors(opened.body, opened.names)),
+        tensors=len(published_tensors(opened.module, opened.names)),
         nbytes=writer.tensor_bytes,
         shards=shards,
         qdc_version=__version__,

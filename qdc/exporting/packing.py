@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qdc.artifact.config import QUANTIZATION
 from qdc.errors import InvalidArtifact, QdcError
-from qdc.exporting.published import published_layers
+from qdc.exporting.published import published_layers, stacked_layers
 from qdc.format.codec import Codec
 from qdc.format.uniformgrid import UniformGrid
 from qdc.format.weights import Weights
@@ -91,7 +91,8 @@ class Packing:
         layers = _uniform(inside)
         some = next(iter(layers.values()))
         weights = opened.weights
-        _refuse_torn(published_layers(opened.body), layers)
+        _refuse_torn(published_layers(opened.module), layers)
+        _refuse_stacks(set(stacked_layers(opened.module)) & set(layers))
         symmetric = all(_is_central(weights, path, codec) for path, codec in layers.items())
         if not symmetric:
             _refuse_broken_words(layers)
@@ -259,12 +260,23 @@ def _refuse_torn(whole: Mapping[str, str], packed: Collection[str]) -> None:
         )  # fmt: skip
 
 
+def _refuse_stacks(layers: Collection[str]) -> None:
+    """Refuse experts that the class in transformers has stacked. Raises ``QdcError``."""
+    if layers:
+        raise QdcError(
+            f"{len(layers)} layers are experts that the model's own class reads as one tensor of "
+            "three axes, which this format cannot pack",
+            where=sorted(layers),
+            help="export with --format dense, or keep the artifact and load it with qdc.load",
+        )
+
+
 def _linears_beside(opened: OpenedArtifact, packed: Iterable[str]) -> Iterator[str]:
     """Full paths of the linears, and of the routers of experts, that stay dense."""
     told = opened.source.config[QUANTIZATION].get("modules_to_not_convert", [])
     names = [path for path, m in opened.body.named_modules() if isinstance(m, nn.Linear)]
     routers = [path for path in told if isinstance(path, str)] if isinstance(told, list) else []
-    left, whole = set(packed), published_layers(opened.body)
+    left, whole = set(packed), published_layers(opened.module)
     beside = (path for path in (*names, *routers) if path not in left)
     yield from dict.fromkeys(whole.get(path, path) for path in beside)
 

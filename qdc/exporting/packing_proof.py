@@ -9,7 +9,6 @@ the library matches them, with those that are packed.
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qdc.artifact.config import QUANTIZATION
@@ -36,18 +35,17 @@ def verify_packed(
     config = package.quantization.QuantizationConfig.model_validate(written.config[QUANTIZATION])
     (scheme,) = config.config_groups.values()
     dtype = torch_dtype(packing.dtype)
-    differing, whole = [], published_tensors(opened.body, opened.names)
-    for done, (key, parts) in enumerate(whole.items()):
-        if layer_of(parts[0]) in packing.layers:
+    differing, whole = [], published_tensors(opened.module, opened.names)
+    for done, (key, made) in enumerate(whole.items()):
+        if layer_of(made.names[0]) in packing.layers:
             found = _decompressed(package, written, layer_of(key), scheme)
         else:
             found = written.tensor(key) if key in written else None
-        dense = [opened.tensor(name).to(dtype) for name in parts]
-        expected = dense[0] if len(dense) == 1 else torch.cat(dense)
+        expected = made.join(lambda name: opened.tensor(name).to(dtype))
         if found is None or found.dtype != dtype or not bool((found == expected).all()):
             differing.append(key)
         notify("compare tensors", done + 1, len(whole))
-    rows = published_layers(opened.body)
+    rows = published_layers(opened.module)
     ignored = [*config.ignore, *(path for path in rows if rows[path] in config.ignore)]
     meant = {
         path for path, _ in package.utils.match_named_modules(opened.body, scheme.targets, ignored)

@@ -20,6 +20,7 @@ from qdc.errors import UnsupportedModel
 from qdc.frontend.body import PREFIX, BodyModel
 from qdc.frontend.calls import ATTENTION_CALL, LINEAR_CALL, NodeCalls, Sizes
 from qdc.frontend.grouping import CallGroup, Calls, aten, stack, takes_apart
+from qdc.frontend.repeated import repeat_experts
 from qdc.frontend.tracer import unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, Node
 from qdc.ir.keys import file_key
@@ -57,8 +58,20 @@ class Drafting:
     """Turns groups of calls into nodes."""
 
     def __init__(
-        self, native: BodyModel, exported: ExportedProgram, checkpoint: Checkpoint | None
+        self,
+        native: BodyModel,
+        exported: ExportedProgram,
+        checkpoint: Checkpoint | None,
+        experts: Mapping[str, int],
     ) -> None:
+        """Take an export apart.
+
+        Args:
+            native: the whole model.
+            exported: of it, with the first expert of each block alone; the others are written.
+            checkpoint: gives the dtypes of the weights; the module's own without one.
+            experts: by the path of each block's experts how many there are.
+        """
         self.native, self.checkpoint = native, checkpoint
         self.owned, self.tied = native.owned, native.tied
         placeholders = {n.name: n for n in exported.graph.nodes if n.op == "placeholder"}
@@ -76,6 +89,7 @@ class Drafting:
                 self.constants[node] = native.body.get_buffer(name)
             else:
                 self.constants[node] = exported.constants[spec.target]
+        self.parameters |= repeat_experts(exported.graph, experts, self.parameters)
         self.letters = _letters(self.tokens)
         self.calls = Calls(exported.graph, _result(exported))
         strange = [n.name for n in exported.graph.nodes if n.op == "get_attr"]

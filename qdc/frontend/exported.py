@@ -23,6 +23,7 @@ from qdc.frontend.drafting import ROUTER, Drafting
 from qdc.frontend.functional import without_mutation
 from qdc.frontend.grouping import group_calls
 from qdc.frontend.native_config import first_line
+from qdc.frontend.repeated import shortened
 from qdc.frontend.structure import find_regions
 from qdc.frontend.tracer import Program, common_prefix, unique_names
 from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, ModelFacts, Node, Structure
@@ -60,9 +61,9 @@ def export_graph(
     Raises:
         UnsupportedModel: the export fails, or finds something that qdc does not compile.
     """
-    exported = _export(native, min(length, facts.max_length))
+    exported, experts = _export(native, min(length, facts.max_length))
     facts = facts.model_copy(update={"max_length": _longest(exported, facts.max_length)})
-    builder = Drafting(native, exported, checkpoint)
+    builder = Drafting(native, exported, checkpoint, experts)
     groups = group_calls(builder.calls, native.body, PREFIX)
     drafts = [builder.draft(group) for group in groups]
     prefix = common_prefix([draft.path for draft in drafts if draft.path])
@@ -89,9 +90,14 @@ def export_graph(
     return Program(graph, native.body, calls)
 
 
-def _export(native: BodyModel, length: int) -> ExportedProgram:
-    """Export with batch and length open. Raises ``UnsupportedModel`` with torch's reason."""
+def _export(native: BodyModel, length: int) -> tuple[ExportedProgram, dict[str, int]]:
+    """Export with batch and length open. Raises ``UnsupportedModel`` with torch's reason.
+
+    Returns:
+        The export, in which blocks of experts run the first of them alone, and how many each has.
+    """
     example = native.example()
+    experts = shortened(example)
     device = next((parameter.device for parameter in example.parameters()), None)
     ids = torch.zeros(BATCH, length, dtype=torch.int64, device=device)
     shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
@@ -108,7 +114,7 @@ def _export(native: BodyModel, length: int) -> ExportedProgram:
     changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if changed:
         raise UnsupportedModel(f"{native.kind} changes tensors in its forward", where=changed)
-    return exported
+    return exported, experts
 
 
 @contextmanager

@@ -8,6 +8,7 @@ computes, a norm for example, if it gives one value. Linears and embeddings stay
 import functools
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,8 @@ def group_calls(calls: Calls, module: nn.Module, prefix: str) -> tuple[CallGroup
             runs[-1][1].append(node)
         else:
             runs.append((place, [node]))
-    often = {place for place, _ in runs if sum(other == place for other, _ in runs) > 1}
+    times = Counter(place for place, _ in runs)
+    often = {place for place, count in times.items() if count > 1}
     groups: list[CallGroup] = []
     for place, members in runs:
         path = place.partition("@")[0]

@@ -6,17 +6,21 @@ of other tasks beside. Everything that is not sure to be one of these is an erro
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint, UnsupportedModel
+from qdc.frontend.held_in_parts import held_whole, require_shape
 from qdc.frontend.native import NativeModel
 from qdc.frontend.native_config import quiet
 from qdc.frontend.own_names import BUFFERS, COMPUTED, unwrapped
+from qdc.frontend.unrolled import GATE_UP
+from qdc.ir.parts import Part
 
 IGNORED = "transformers does not read it"
 
@@ -32,26 +36,32 @@ def match_tensors(native: NativeModel, checkpoint: Checkpoint) -> None:
         UnsupportedModel: transformers would compute a tensor from those of the checkpoint.
     """
     owned, tied = native.body.state_dict(), native.tied
-    found: dict[str, str] = {}
+    whole = held_whole(native.body)
+    found: dict[str, str | Part] = {}
     twins: dict[str, str] = {}
     spare: list[str] = []
-    claimed: dict[str, list[str]] = {}
-    for key, name in _renamed(native, checkpoint):
-        if name not in owned:
+    claimed: dict[str, list[Part]] = {}
+    for key, name in _renamed(native, checkpoint, {*owned, *whole}):
+        if name in whole:
+            require_shape(checkpoint, key, whole[name])
+            for inner, part in whole[name].parts.items():
+                claimed.setdefault(inner, []).append(replace(part, key=key))
+        elif name in owned:
+            claimed.setdefault(name, []).append(Part(key))
+        else:
             spare.append(key)
-            continue
-        claimed.setdefault(name, []).append(key)
-    twice = [key for keys in claimed.values() if len(keys) > 1 for key in keys]
+    twice = [each.key for parts in claimed.values() if len(parts) > 1 for each in parts]
     if twice:
         raise InvalidCheckpoint(
-            "tensors of the checkpoint have one place in the model", where=twice
+            "tensors of the checkpoint have one place in the model",
+            where=list(dict.fromkeys(twice)),
         )
-    for name, (key,) in claimed.items():
+    for name, (stored,) in claimed.items():
         first = tied.get(name, name)
         if first in found:
-            twins[key] = first
+            twins[stored.key] = first
         else:
-            found[first] = key
+            found[first] = stored
     left_out = {key: f"the same tensor as {first}" for key, first in twins.items()}
     left_out |= _explained(native, spare)
     checkpoint.rename(
@@ -59,8 +69,13 @@ def match_tensors(native: NativeModel, checkpoint: Checkpoint) -> None:
     )
 
 
-def _renamed(native: NativeModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Every key with its name in the module, as transformers itself renames when it loads."""
+def _renamed(
+    native: NativeModel, checkpoint: Checkpoint, known: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Every key with its name in the module, as transformers itself renames when it loads.
+
+    What has one of the ``known`` names has it already.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -71,8 +86,8 @@ def _renamed(native: NativeModel, checkpoint: Checkpoint) -> Iterator[tuple[str,
     prefix = native.body.base_model_prefix
     converted = []
     for key in checkpoint.headers:
-        plain = key if key in owned else unwrapped(key)
-        if plain in owned:
+        plain = key if key in known else unwrapped(key)
+        if plain in known:
             yield key, plain
             continue
         name, pattern = rename_source_key(plain, renamings, converters, prefix, owned)
@@ -126,3 +141,14 @@ def _base(native: NativeModel) -> str:
     """What the names of the base model begin with inside the module."""
     prefix = native.body.base_model_prefix
     return f"{prefix}." if hasattr(native.body, prefix) else ""
+
+
+def stacks_experts(native: NativeModel) -> bool:
+    """Whether checkpoints of the class hold experts stacked, as the class itself does.
+
+    Of others transformers stacks them when it loads, from tensors for each expert.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    rules = get_model_conversion_mapping(native.body)
+    return not any(GATE_UP in str(rule.target_patterns) for rule in rules)

@@ -8,13 +8,15 @@ refuse.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint
+from qdc.frontend.held_in_parts import held_whole, require_shape
 from qdc.ir.parts import Part
 from qdc.models.decoder import Decoder
 
@@ -45,8 +47,8 @@ def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
     owned = {name: first[parameter] for name, parameter in every}
     if set(checkpoint.headers) <= set(first.values()):
         return
-    fused = _fused(module)
-    known = {*owned, *fused}
+    whole = held_whole(module)
+    known = {*owned, *whole}
     claimed: dict[str, list[Part]] = {}
     left_out: dict[str, str] = {}
     spare: list[str] = []
@@ -54,16 +56,16 @@ def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
         name = _name(key, known)
         if name in owned:
             claimed.setdefault(name, []).append(Part(key))
-        elif name in fused:
-            _check_rows(checkpoint, key, fused[name])
-            for part, rows in fused[name].items():
-                claimed.setdefault(part, []).append(Part(key, rows))
+        elif name in whole:
+            require_shape(checkpoint, key, whole[name])
+            for inner, part in whole[name].parts.items():
+                claimed.setdefault(inner, []).append(replace(part, key=key))
         elif re.search(BUFFERS, name):
             _check_frequencies(module, checkpoint, key)
             left_out[key] = COMPUTED
         else:
             spare.append(key)
-    twice = [part.key for parts in claimed.values() if len(parts) > 1 for part in parts]
+    twice = [each.key for parts in claimed.values() if len(parts) > 1 for each in parts]
     if twice:
         raise InvalidCheckpoint(
             "tensors of the checkpoint have one place in the model",
@@ -79,36 +81,6 @@ def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
             twins[stored.key] = source
     left_out |= {key: f"the same tensor as {source}" for key, source in twins.items()}
     checkpoint.rename({**found, **{key: key for key in spare}}, left_out, twins)
-
-
-def _fused(module: nn.Module) -> dict[str, dict[str, tuple[int, int]]]:
-    """Tensors that checkpoints hold in the place of several: parts by name, with their rows."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, part in (module.fused if isinstance(module, Decoder) else {}).items():
-        assert part.rows is not None
-        found.setdefault(part.key, {})[name] = part.rows
-    return found
-
-
-def stored_whole(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that checkpoints hold in the place of several of the module's."""
-    found = {}
-    for key, parts in _fused(module).items():
-        some = next(iter(parts))
-        rows = max(last for _, last in parts.values())
-        found[key] = (rows, *module.get_parameter(some).shape[1:])
-    return found
-
-
-def _check_rows(checkpoint: Checkpoint, key: str, parts: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse a fused tensor that has not as many rows as its parts together."""
-    wanted = max(last for _, last in parts.values())
-    header = checkpoint.headers[key]
-    if not header.shape or header.shape[0] != wanted:
-        raise InvalidCheckpoint(
-            "tensors do not have the shape that config.json gives",
-            where=[f"{key}: {header}, need {wanted} rows for {', '.join(parts)}"],
-        )
 
 
 def _name(key: str, owned: Collection[str]) -> str:

@@ -48,6 +48,8 @@ class UnrolledExperts(nn.Module):
     def __init__(self, width: int, hidden: int, experts: int, activation: nn.Module) -> None:
         super().__init__()
         self.routing = Routing(experts)
+        self.executed = experts
+        """How many of them, from the first on."""
         for number in range(experts):
             self.add_module(str(number), Expert(width, hidden, number, Rows(number), activation))
 
@@ -55,9 +57,16 @@ class UnrolledExperts(nn.Module):
         """``[tokens, width]``, experts and weights ``[tokens, k]`` each, ``-> [tokens, width]``."""
         hidden, spread = hidden[None], self.routing(chosen, weights)
         mixed = torch.zeros_like(hidden)
-        for number in range(self.routing.experts):
+        for number in range(self.executed):
             mixed = self.get_submodule(str(number))(hidden, spread, mixed)
         return mixed[0]
+
+    def shorten(self) -> int:
+        """Leave the first expert alone; the others are gone. Returns how many there were."""
+        for number in range(1, self.executed):
+            delattr(self, str(number))
+        self.executed = 1
+        return self.routing.experts
 
 
 def unroll_experts(body: nn.Module) -> None:

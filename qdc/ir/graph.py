@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TypeVar
 
 import networkx as nx
@@ -17,6 +18,7 @@ from qdc.errors import (
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Kept
 from qdc.ir.types import Frozen, Parameter, ValueType
+from qdc.ir.waves import Waves, waves_of
 
 A = TypeVar("A", bound=Annotation)
 LINEAR, EMBEDDING = "linear", "embedding"
@@ -166,6 +168,11 @@ class LayerGraph:
     def regions(self) -> tuple[Region, ...]:
         """Regions in execution order."""
         return self.structure.regions
+
+    @cached_property
+    def waves(self) -> Mapping[str, Waves]:
+        """By the name of each region how its stages are taken."""
+        return {region.name: waves_of(self, region) for region in self.regions}
 
     def __eq__(self, other: object) -> bool:
         """Whether structure, pipeline and annotations are equal, those of a node in their order."""

@@ -33,19 +33,18 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal(
         "diffusion-gemma",
         ("DiffusionGemmaForBlockDiffusion",),
-        "it has no mask token, an encoder beside the decoder, and experts that are no linears; "
-        "missing here are calibration on random tokens in place of masks, decoding that renoises a "
-        "canvas, and one set of weights that is read causally and both ways",
+        "it has no mask token, and an encoder beside the decoder; missing here are calibration on "
+        "random tokens in place of masks, decoding that renoises a canvas, and one set of weights "
+        "that is read causally and both ways",
         "quantize it with a tool for Gemma; qdc compiles masked-denoising transformers",
     ),
     Refusal(
         "nemotron-labs-diffusion",
         ("NemotronLabsDiffusionModel", "NemotronDiffusionModel", "NemotronDiffusionVLMModel"),
-        "its published code, on Ministral3, could not be read: missing are its attention (all "
-        "positions, or blocks of 32), and how YaRN goes together with the scaling of queries by "
-        "position (llama-4), on which every logit depends",
-        "run it in its published precision; the layout is known: encoder.layers.N and "
-        "diffusion_head, mask 100",
+        "its finished blocks are read causally and the block in work both ways, by one set of "
+        "weights, which no attention here does; YaRN frequencies and queries that are scaled by "
+        "position (llama-4) are missing too",
+        "run it in its published precision (SGLang, transformers with its own code)",
     ),
     Refusal(
         "dream-reasoner",

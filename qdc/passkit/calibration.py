@@ -46,7 +46,7 @@ class CalibrationOptions(CalibrationFields):
         clean, maskable, use, segments = self.draw_clean(unit.calibration(), unit.model)
         unit.note_text(use)
         found = None
-        if self.masks == "tmas":
+        if self.chosen_geometry == "tmas":
             # A sample is rolled out once, however many of its states are seen.
             found = self._sample(unit, clean, maskable, segments)
         repeated = self.timesteps or 1
@@ -102,7 +102,7 @@ class CalibrationOptions(CalibrationFields):
             samples=self.samples,
             tokens=max(1, tokens),
             masked=0,
-            geometry=self.masks,
+            geometry=self.chosen_geometry,
             masked_weight=self.masked_weight,
             token_weights=self.token_weights,
         )
@@ -115,10 +115,10 @@ class CalibrationOptions(CalibrationFields):
 
     def _foresee_rollouts(self, unit: Forecast, length: int) -> None:
         """Sweeps of the original model in front of the calibration itself."""
-        if self.masks == "rollout":
+        if self.chosen_geometry == "rollout":
             rows = self.samples * (self.timesteps or 1)
             sweeps = steps_to(self.times(), self.steps).double().mean().item()
-        elif self.masks == "tmas":
+        elif self.chosen_geometry == "tmas":
             rows = self.samples
             visible = PROMPT if self.prefix is None else self.prefix
             steps = self.tmas().sampler.sweeps(length, int(visible * length), unit.model)
@@ -148,17 +148,17 @@ class CalibrationOptions(CalibrationFields):
     def _mask(
         self, unit: Unit, clean: Tensor, maskable: Tensor, segments: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if self.masks == "clean":
+        if self.chosen_geometry == "clean":
             return geometry.unmasked(clean)
         mask_id, seed = unit.model.mask, self.seed
         times = self.times()
-        if self.masks == "block-diffusion":
+        if self.chosen_geometry == "block-diffusion":
             own = unit.model.attention_block
             size = self.block_length or own or BLOCK_LENGTH
             return geometry.block_diffusion(
                 clean, maskable, times, mask_id, seed, size, aligned=own is not None
             )
-        if self.masks == "rollout":
+        if self.chosen_geometry == "rollout":
             return rollout(
                 unit, clean, maskable, times, self.steps, self.block_length, self.batch, segments
             )

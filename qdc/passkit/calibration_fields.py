@@ -124,9 +124,9 @@ class CalibrationFields(Pass):
     def _nothing_is_ignored(self) -> Self:
         for name, readers in READ_BY.items():
             given = getattr(self, name) != type(self).model_fields[name].default
-            if given and self.masks not in readers:
+            if given and self.chosen_geometry not in readers:
                 raise ValueError(
-                    f"geometry {self.masks} does not read {name.replace('_', '-')}, "
+                    f"geometry {self.chosen_geometry} does not read {name.replace('_', '-')}, "
                     f"which is for {', '.join(readers)}"
                 )
         if any(share < 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
@@ -139,7 +139,7 @@ class CalibrationFields(Pass):
                 )
         if self.certainty_base is not None and not all(0 < b <= 1e3 for b in self.certainty_base):
             raise ValueError("certainty-base takes two numbers above 0, at most 1000")
-        if self.token_weights == "certainty-linear" and self.masks == "clean":
+        if self.token_weights == "certainty-linear" and self.chosen_geometry == "clean":
             raise ValueError(
                 "token-weights certainty-linear weighs masked tokens alone by confidence, and "
                 "geometry clean masks none: take certainty, or leave it out"
@@ -155,7 +155,7 @@ class CalibrationFields(Pass):
         return self
 
     @property
-    def masks(self) -> Geometry:
+    def chosen_geometry(self) -> Geometry:
         """Which tokens are masked."""
         return self.geometry or USUAL
 
@@ -174,7 +174,7 @@ class CalibrationFields(Pass):
             )
         if self.asks_certainty:
             output_head(graph, WITHOUT)
-        if self.masks == "tmas":
+        if self.chosen_geometry == "tmas":
             output_head(graph, "choose another geometry")
             if graph.model.mask_token_id is not None:
                 self.tmas().sampler.make(graph.model)
@@ -197,7 +197,7 @@ class CalibrationFields(Pass):
     def times(self) -> Tensor:
         """The time of each row, ``f32[samples * timesteps]``: even, or random for ``uniform``."""
         many = self.timesteps
-        if self.masks == "uniform":
+        if self.chosen_geometry == "uniform":
             if many is None:
                 return geometry.stratified(self.samples, self.seed)
             rows = (geometry.stratified(many, self.seed, i) for i in range(self.samples))
@@ -210,7 +210,7 @@ class CalibrationFields(Pass):
         """Share of a window at its beginning that is never masked."""
         if self.prefix is not None:
             return self.prefix
-        return PROMPT if self.masks == "tmas" and not source.dialogues else 0
+        return PROMPT if self.chosen_geometry == "tmas" and not source.dialogues else 0
 
     def tmas(self) -> Tmas:
         """What is sampled, with ``geometry=tmas``."""
@@ -219,6 +219,6 @@ class CalibrationFields(Pass):
 
     def foreseen_states(self, model: ModelFacts) -> SampledStates | None:
         """The states that will be sampled; None where none are."""
-        if self.masks != "tmas":
+        if self.chosen_geometry != "tmas":
             return None
         return self.tmas().foreseen(self.samples, self.tmas().sampler.text(model))

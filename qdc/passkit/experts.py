@@ -5,7 +5,7 @@ already that of its own tokens. An expert that sees fewer tokens than its statis
 pooled ones of its block: those of the expert fed with every token, whatever the router says.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,11 @@ from qdc.passkit.calibration import CalibrationOptions
 from qdc.streaming.execute import Environment
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
+
+Wave = Sequence[tuple[Stage, tuple[Node, ...]]]
+"""Stages that do not hang on each other, with those of their layers that are to be quantized."""
+MOST = 2
+"""What a wave reads of one batch is computed in parts, of so many times the widest dense value."""
 
 
 class Source(NamedTuple):
@@ -61,23 +66,37 @@ class ExpertOptions(CalibrationOptions):
         return columns if self.least_tokens is None else self.least_tokens
 
     def source(self, unit: Unit, stream: Stream, stage: Stage, layers: Sequence[Node]) -> Source:
-        """Count the tokens of a stage and decide; remark on layers that see too few.
+        """The one of a single stage, see ``sources``."""
+        return self.sources(unit, stream, ((stage, tuple(layers)),))[stage.value]
+
+    def sources(self, unit: Unit, stream: Stream, wave: Wave) -> dict[str, Source]:
+        """Count the tokens of each stage and decide; remark on layers that see too few.
 
         Args:
             unit: of the layers.
-            stream: before the stage.
-            stage: whose statistics are to be taken.
-            layers: those of its layers that are to be quantized.
+            stream: before the wave.
+            wave: stages whose statistics are to be taken.
+
+        Returns:
+            By the value that each stage reads.
         """
-        count, masked = tokens_of(stream, stage)
-        if rows_of(unit.graph, stage.value) is not None:
-            count, masked = unit.total(stream, count, masked)
-        needed = self.least(layers[0].columns)
-        if count >= needed or rows_of(unit.graph, stage.value) is None:
-            return Source(masked / max(1, count))
-        for node in layers:
-            unit.remark("missed", node, reason="few routed tokens", tokens=count, needed=needed)
-        return Source(stream.masked[stream.data].double().mean().item(), routed=count)
+        counted = tokens_of(stream, [stage for stage, _ in wave])
+        routed = [v for v in counted if rows_of(unit.graph, v) is not None]
+        if routed:
+            sums = unit.total(stream, *(count for value in routed for count in counted[value]))
+            counted |= dict(zip(routed, zip(sums[::2], sums[1::2], strict=True), strict=True))
+        found: dict[str, Source] = {}
+        for stage, layers in wave:
+            count, masked = counted[stage.value]
+            needed = self.least(layers[0].columns)
+            if count >= needed or stage.value not in routed:
+                found[stage.value] = Source(masked / max(1, count))
+                continue
+            for node in layers:
+                unit.remark("missed", node, reason="few routed tokens", tokens=count, needed=needed)
+            share = stream.masked[stream.data].double().mean().item()
+            found[stage.value] = Source(share, routed=count)
+        return found
 
 
 def weighed(
@@ -97,10 +116,39 @@ def weighed(
     Raises:
         UnsupportedModel: rows belong to neither of these, and tokens do not all count the same.
     """
-    weights = stream.token_weights if weights is None else weights
-    facts = stream.masked if weights is None else weights
-    for part in read(stream, stage, facts, others, pooled=pooled):
-        yield part, None if weights is None else _of_rows(part, stage)
+    every, value = {stage.value} if pooled else (), stage.value
+    parts = weighed_together(stream, (stage,), {value: weights}, {value: others}, pooled=every)
+    for found in parts:
+        yield found[value]
+
+
+def weighed_together(
+    stream: Stream,
+    stages: Sequence[Stage],
+    weights: Mapping[str, Tensor | None],
+    others: Mapping[str, tuple[str, ...]],
+    *,
+    pooled: Collection[str] = (),
+) -> "Iterator[dict[str, tuple[Reading, Tensor | None]]]":
+    """The same for some stages of a wave, by the names of the values that they read.
+
+    Arguments as those of ``read_together``; ``weights`` by value, None where the stream's own
+    count. Raises ``UnsupportedModel`` as ``weighed``.
+    """
+    counts = {
+        stage.value: stream.token_weights if found is None else found
+        for stage in stages
+        for found in (weights.get(stage.value),)
+    }
+    facts = {value: stream.masked if given is None else given for value, given in counts.items()}
+    for found in read_together(stream, stages, facts, others, pooled=pooled):
+        yield {
+            stage.value: (
+                found[stage.value],
+                None if counts[stage.value] is None else _of_rows(found[stage.value], stage),
+            )
+            for stage in stages
+        }
 
 
 def _of_rows(part: "Reading", stage: Stage) -> Tensor:
@@ -153,31 +201,93 @@ def read(
         others: names of further values to compute.
         pooled: as if the router sent every token to the expert that the stage belongs to.
     """
-    rows = rows_of(stream.graph, stage.value)
-    wanted = (stage.value, *others, *(() if rows is None else (rows,)))
-    everywhere = rows if pooled else None
-    computed, parts = stream.compute(wanted, everywhere), stream.rows(facts)
-    batches = enumerate(zip(computed, parts, stream.places(), strict=True))
-    for index, (found, part, data) in batches:
-        value = stream.reading(stage, found[stage.value], index)
-        places = data if rows is None else found[rows]
-        if rows is None:
-            found = {name: stream.at(name, each, data) for name, each in found.items()}
-            value = stream.at(stage.value, value, data)
-        yield Reading(value, _at(part, places), found, places)
+    every, value = {stage.value} if pooled else (), stage.value
+    for found in read_together(stream, (stage,), {value: facts}, {value: others}, pooled=every):
+        yield found[value]
 
 
-def tokens_of(stream: Stream, stage: Stage) -> tuple[int, int]:
-    """Number of tokens that a stage reads, and how many of them are masked.
+def read_together(
+    stream: Stream,
+    stages: Sequence[Stage],
+    facts: Mapping[str, Tensor],
+    others: Mapping[str, tuple[str, ...]],
+    *,
+    pooled: Collection[str] = (),
+) -> Iterator[dict[str, Reading]]:
+    """Yield what some stages of a wave read, batch by batch and by the names of these values.
 
-    Of an expert only the routing is computed; the stream stands before the stage.
+    Args:
+        stream: the samples, before the wave.
+        stages: of one wave.
+        facts: by value ``[samples, length]``: something of each token.
+        others: by value the names of further values to compute.
+        pooled: values that are read as if the router sent every token to their expert.
     """
-    rows, hidden = rows_of(stream.graph, stage.value), stream.masked
-    if rows is None:
-        return int(stream.data.sum()), int(hidden.sum())
-    parts = zip(stream.compute((rows,)), stream.rows(hidden), strict=True)
-    masked = [_at(part, found[rows]) for found, part in parts]
-    return sum(map(len, masked)), sum(int(part.sum()) for part in masked)
+    graph = stream.graph
+    rows = {stage.value: rows_of(graph, stage.value) for stage in stages}
+    wanted = [name for value in rows for name in (value, rows[value], *others.get(value, ()))]
+    every = tuple(row for value, row in rows.items() if row is not None and value in pooled)
+    computed = stream.compute(tuple(dict.fromkeys(n for n in wanted if n is not None)), every)
+    parts = {value: stream.rows(given) for value, given in facts.items()}
+    for index, (found, data) in enumerate(zip(computed, stream.places(), strict=True)):
+        readings: dict[str, Reading] = {}
+        for stage in stages:
+            row, own = rows[stage.value], (stage.value, *others.get(stage.value, ()))
+            places = data if row is None else found[row]
+            value = stream.reading(stage, found[stage.value], index)
+            seen = {name: found[name] for name in own}
+            if row is None:
+                seen = {name: stream.at(name, each, data) for name, each in seen.items()}
+                value = stream.at(stage.value, value, data)
+            fact = _at(parts[stage.value][index], places)
+            readings[stage.value] = Reading(value, fact, seen, places)
+        yield readings
+
+
+def parts_of(
+    stream: Stream, stages: Sequence[Stage], pooled: Collection[str] = ()
+) -> list[list[Stage]]:
+    """Stages of a wave in parts whose values are computed at once: bounded, however many there are.
+
+    Which part a stage is in changes no value.
+    """
+    tokens = stream.sizes["B"] * stream.sizes["L"]
+    sizes = {
+        stage.value: stream.graph[stage.layers[0]].columns
+        * (tokens if stage.value in pooled else stream.rows_read(stage))
+        for stage in stages
+    }
+    most = MOST * tokens * max(stream.graph[stage.layers[0]].columns for stage in stages)
+    parts: list[list[Stage]] = []
+    filled = 0
+    for stage in stages:
+        if not parts or filled + sizes[stage.value] > most:
+            parts.append([])
+            filled = 0
+        parts[-1].append(stage)
+        filled += sizes[stage.value]
+    return parts
+
+
+def tokens_of(stream: Stream, stages: Sequence[Stage]) -> dict[str, tuple[int, int]]:
+    """Number of tokens that each stage reads, and how many of them are masked, by its value.
+
+    Of experts only the routing is computed; the stream stands before the wave of the stages.
+    """
+    hidden, rows = stream.masked, {s.value: rows_of(stream.graph, s.value) for s in stages}
+    whole = int(stream.data.sum()), int(hidden.sum())
+    found = {value: whole if row is None else (0, 0) for value, row in rows.items()}
+    routed = {value: row for value, row in rows.items() if row is not None}
+    if not routed:
+        return found
+    for computed, part in zip(
+        stream.compute(tuple(routed.values())), stream.rows(hidden), strict=True
+    ):
+        for value, row in routed.items():
+            masked = _at(part, computed[row])
+            count, sums = found[value]
+            found[value] = count + len(masked), sums + int(masked.sum())
+    return found
 
 
 def paired(now: Reading, original: Reading) -> Tensor:

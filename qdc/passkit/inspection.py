@@ -114,14 +114,16 @@ def inspect(
     states = _States(program, checkpoint, source, encode, sampling, device)
     stream = original_stream(program, checkpoint, states.batches(), device)
     found: list[StageShift] = []
-    stages = [(region, stage) for region in graph.regions for stage in region.stages]
+    stages = [
+        (region, stage) for region in graph.regions for stage in graph.waves[region.name].each()
+    ]
     for done, (region, stage) in enumerate(stages):
         stream.enter(stage)
         for ratio, masked_tokens, shifts in _compare(stream, stage, states, device):
             found.append(
                 StageShift(region.name, stage.value, stage.layers, ratio, masked_tokens, *shifts)
             )
-        if stage is region.stages[-1]:
+        if done + 1 == len(stages) or stages[done + 1][0] is not region:
             stream.leave(region)
         if progress is not None:
             progress(done + 1, len(stages))

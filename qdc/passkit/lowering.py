@@ -9,7 +9,7 @@ here, once.
 import math
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ EXACT = 8
 
 class Lowering(Pass, ABC):
     """A pass that turns weights into the working form of a codec."""
+
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
 
     @abstractmethod
     def lower(self, unit: Unit, node: Node) -> tuple[Lowered, Tensors]:

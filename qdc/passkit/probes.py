@@ -34,7 +34,7 @@ class Probes:
     everywhere: bool = False
     """Whether predictions count at every position, not at masked ones alone."""
     probes: dict[str, Stream] = field(default_factory=dict)
-    """The stream in which a layer is replaced, by the layer's name."""
+    """The stream in which layers are replaced, by the name of the run."""
 
     def __post_init__(self) -> None:
         """Start the original before the first region. Raises ``UnsupportedModel``."""
@@ -53,17 +53,18 @@ class Probes:
         """The original weight of a layer, ``f32[rows, columns]`` on the device."""
         return self._weights(layer)["weight"]
 
-    def replace(self, layer: str, weight: Tensor, region: Region) -> None:
-        """Branch off with ``weight`` in the place of the layer's, and run to the region's end.
+    def replace(self, name: str, weights: Mapping[str, Tensor], region: Region) -> None:
+        """Branch off with weights in the place of those of some layers, to the region's end.
 
-        The original stands at the layer's stage. In the last region the run goes up to the head.
+        The original stands before the wave of these layers. ``name`` is that of the run. In the
+        last region the run goes up to the head.
         """
         probe = self._stream(self.batches[: self.probed])
         probe.join(self.original)
-        self._replaced = {layer: weight}
+        self._replaced = dict(weights)
         self._leave(probe, region)
         self._replaced = {}
-        self.probes[layer] = probe
+        self.probes[name] = probe
 
     def advance(self, region: Region) -> None:
         """Run all probes of earlier regions through a region, in which nothing is replaced."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qdc.errors import QdcError
 from qdc.ir.graph import ModelFacts
+from qdc.models.families import FAMILIES
 from qdc.passkit.predictor import Predictor
 from qdc.passkit.streamed_reader import StreamedReader
 from qdc.pipeline.strategybase import Stepwise
@@ -46,7 +47,10 @@ class Sampler:
 
     def text(self, model: ModelFacts) -> str:
         """The strategy that is meant."""
-        return own_strategy(DecodeFacts.of(model)) if self.strategy == OWN else self.strategy
+        if self.strategy != OWN:
+            return self.strategy
+        usual = next((f.decoding for f in FAMILIES if f.name == model.family), {})
+        return own_strategy(DecodeFacts.of(model, usual=usual))
 
     def options(self, model: ModelFacts) -> DecodeOptions:
         """The options of the loop; ``steps`` where the strategy reads it."""

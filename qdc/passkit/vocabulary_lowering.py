@@ -5,7 +5,7 @@ lowered and packed some rows at a time, and no copy of it in fp32 exists.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +38,7 @@ class VocabularyLowering(Pass, ABC):
     """A pass that stores embedding and output head in the form of a codec."""
 
     barrier: ClassVar[bool] = True
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
 
     @abstractmethod
     def codec(self, node: Node) -> Codec:

@@ -8,7 +8,7 @@ state in local variables.
 import inspect
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -78,6 +78,9 @@ class Pass(Configured):
     """Whether it makes no sense on whole regions: it stands inside ``stages(...)`` alone."""
     reads_calibration: ClassVar[bool] = False
     """Whether it draws samples from the calibration text."""
+    divided: ClassVar[Literal["samples", "layers", "nothing"]] = "nothing"
+    """What several processes split of its work: samples (``split`` streams, ``accumulate``), layers
+    (``share``), or nothing, so that all do everything. ``qdc plan --ranks`` counts by it."""
 
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Pipelines that come with the pass, by the names under which users write them."""

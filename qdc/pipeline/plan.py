@@ -35,11 +35,20 @@ class StageOrder(Configured):
         "stream, while what they read is still in full precision (the released code's for LLaDA)",
     )
 
-    def sort(self, graph: LayerGraph, region: Region) -> tuple[Stage, ...]:
-        """The region's stages in the order in which they are finished."""
+    def waves(self, graph: LayerGraph, region: Region) -> tuple[tuple[Stage, ...], ...]:
+        """The region's stages in the order in which they are finished, wave by wave.
+
+        Those of one wave do not hang on each other.
+        """
+        waves = graph.waves[region.name].stages
         if self.order == "natural":
-            return region.stages
-        return tuple(sorted(region.stages, key=lambda stage: not _writes_residual(graph, stage)))
+            return waves
+        parts = [
+            tuple(stage for stage in wave if _writes_residual(graph, stage) is first)
+            for first in (True, False)
+            for wave in waves
+        ]
+        return tuple(part for part in parts if part)
 
 
 def _writes_residual(graph: LayerGraph, stage: Stage) -> bool:
@@ -117,17 +126,6 @@ class Plan:
                 if item.order != StageOrder():
                     return True
         return False
-
-    def applications(self, graph: LayerGraph) -> int:
-        """How many times a pass will be run on a unit."""
-        stages = sum(len(region.stages) for region in graph.regions)
-        total = 0
-        for item in self.items:
-            if isinstance(item, Group):
-                total += len(item.passes) * stages
-            else:
-                total += 1 if item.whole_model() else len(graph.regions)
-        return total
 
     def cut(self, place: int) -> "Plan":
         """The plan up to and including the pass at this place, counted over ``passes()``."""

@@ -9,24 +9,31 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage
+from qdc.pipeline.cutting import cut
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import Group, Plan, Segment
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What one application of a pass covers: a stage, a region, or the model for a barrier."""
+    """What one application of a pass covers: a wave, a region, or the model for a barrier."""
 
     step: Pass
     place: int
     """Place of the pass in the plan."""
     graph: LayerGraph
     """The whole graph."""
-    stages: tuple[Stage, ...]
+    waves: tuple[tuple[Stage, ...], ...]
+    """Its stages, and which of them are worked on together: they do not hang on each other."""
     region: Region | None
     """The region that the stages belong to; None for a barrier pass."""
     whole_region: bool
     """Whether it is all of its region, so that nothing of it is quantized in between."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All its stages, wave by wave."""
+        return tuple(stage for wave in self.waves for stage in wave)
 
     @property
     def name(self) -> str:
@@ -44,11 +51,20 @@ class Scope:
 
     def layers_by_stage(self) -> Iterator[tuple[Stage, tuple[Node, ...]]]:
         """Each stage with those of its linears that are to be quantized; empty stages left out."""
+        for wave in self.layers_by_wave():
+            yield from wave
+
+    def layers_by_wave(self) -> Iterator[tuple[tuple[Stage, tuple[Node, ...]], ...]]:
+        """The same, wave by wave; empty waves left out."""
         wanted = {node.name for node in self.layers()}
-        for stage in self.stages:
-            nodes = tuple(self.graph[name] for name in stage.layers if name in wanted)
-            if nodes:
-                yield stage, nodes
+        for wave in self.waves:
+            found = tuple(
+                (stage, tuple(self.graph[name] for name in stage.layers if name in wanted))
+                for stage in wave
+                if not wanted.isdisjoint(stage.layers)
+            )
+            if found:
+                yield found
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,8 @@ class Traversal:
 
     plan: Plan
     graph: LayerGraph
+    memory: int | None = None
+    """Bytes that the statistics of one wave may take; waves are cut to it. None is no limit."""
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -132,6 +150,19 @@ class Traversal:
         if not self.segments or self.segments[-1].barrier:
             found += self._regions(len(self.segments), len(found))
         return tuple(found)
+
+    @cached_property
+    def applications(self) -> int:
+        """How many times a pass will be run on a unit."""
+        regions = self.graph.regions
+        total = 0
+        for item in self.plan.items:
+            if isinstance(item, Group):
+                waves = (self._cut(item.order.waves(self.graph, region)) for region in regions)
+                total += len(item.passes) * sum(map(len, waves))
+            else:
+                total += 1 if item.whole_model() else len(regions)
+        return total
 
     def events(self, step: Step) -> Iterator[Event]:
         """What happens in one step, in order."""
@@ -154,21 +185,29 @@ class Traversal:
         segment = self.segments[step.segment]
         place = sum(len(before.passes()) for before in self.segments[: step.segment])
         if step.region is None:
-            stages = tuple(stage for region in self.graph.regions for stage in region.stages)
+            alone = tuple((stage,) for region in self.graph.regions for stage in region.stages)
             for offset, barrier in enumerate(segment.passes()):
-                yield Apply(Scope(barrier, place + offset, self.graph, stages, None, True))
+                yield Apply(Scope(barrier, place + offset, self.graph, alone, None, True))
             return
         region = self.graph.regions[step.region]
         for item in segment.items:
             if isinstance(item, Group):
-                for stage in item.order.sort(self.graph, region):
+                for wave in self._cut(item.order.waves(self.graph, region)):
                     for offset, inner in enumerate(item.passes):
                         at = place + offset
-                        yield Apply(Scope(inner, at, self.graph, (stage,), region, False))
-                    yield ReleaseScratch(stage.layers)
+                        yield Apply(Scope(inner, at, self.graph, (wave,), region, False))
+                    yield ReleaseScratch(tuple(name for stage in wave for name in stage.layers))
                 place += len(item.passes)
             else:
-                yield Apply(Scope(item, place, self.graph, region.stages, region, True))
+                yield Apply(Scope(item, place, self.graph, self.waves(region), region, True))
                 place += 1
         yield ReleaseScratch(tuple(name for stage in region.stages for name in stage.layers))
         yield Leave(region)
+
+    def waves(self, region: Region) -> tuple[tuple[Stage, ...], ...]:
+        """The region's stages as they are worked on together, in their natural order."""
+        return self._cut(self.graph.waves[region.name].stages)
+
+    def _cut(self, waves: tuple[tuple[Stage, ...], ...]) -> tuple[tuple[Stage, ...], ...]:
+        """The waves in parts whose statistics fit the memory."""
+        return tuple(part for wave in waves for part in cut(self.graph, wave, self.memory))

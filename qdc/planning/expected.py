@@ -17,7 +17,7 @@ Expected = list[tuple[int, float]]
 
 
 def expected_seconds(
-    program: Program, plan: Plan, device: torch.device, states: str
+    program: Program, plan: Plan, device: torch.device, states: str, memory: int | None = None
 ) -> Expected | None:
     """What the plan expects of every application, by rates measured for a fraction of a second.
 
@@ -26,13 +26,14 @@ def expected_seconds(
         plan: the passes.
         device: where they run.
         states: dtype of calibration states.
+        memory: bytes that the statistics of a wave may take.
 
     Returns:
         None if a pass does not say what it does.
     """
     width = torch.empty(0, dtype=torch_dtype(states)).element_size()
     ledger = Ledger(shared=device.type == "cpu")
-    account = Account(program, ledger, held=width, returns=plan.returns())
+    account = Account(program, ledger, held=width, returns=plan.returns(), memory=memory)
     rates, found, before = measure(device), Expected(), defaultdict[int, float](float)
 
     def applied(place: int) -> None:

@@ -36,6 +36,7 @@ from qdc.planning.outlook import (
     RuntimeMemory,
     ShardSize,
 )
+from qdc.planning.ranks import Ranks
 from qdc.planning.rates import Rates
 from qdc.planning.running import TOKENS, runtimes
 from qdc.planning.storage import shards, stored
@@ -85,6 +86,8 @@ def forecast(
     files = _Files.of(options, registry, plan, backend, account, checkpoint, base)
     samples, length = max(account.drawn.values(), default=(0, 0))
     layers = list(graph.layers())
+    ranks = Ranks(machine.ranks, plan, account)
+    sent, sending = ranks.sent()
     forwards = sum(work.linears for work in account.work.values())
     return Outlook(
         family=graph.model.family,
@@ -114,7 +117,10 @@ def forecast(
         calibration_text=uses,
         calibration_states=foreseen_states(plan, graph.model),
         forwards=forwards / max(1, samples * len(layers)),
-        passes=tuple(_costs(plan, account, machine.rates)),
+        passes=tuple(_costs(ranks, machine.rates)),
+        ranks=machine.ranks,
+        sent_bytes=sent,
+        sent_seconds=sending,
         unknown=tuple(account.unknown),
         warnings=(
             *(field for field in (checkpoint.unused_fields,) if field),
@@ -148,7 +154,11 @@ def _walked(
     largest = max(parameter.nbytes for parameter in checkpoint.headers.values())
     ledger.work("a tensor of the checkpoint", 2 * largest, "host")
     width = torch.empty(0, dtype=torch_dtype(options.states)).element_size()
-    account = Account(program, ledger, held=width, returns=plan.returns())
+    own = None if machine.shared else machine.device_memory
+    memory = options.statistics_limit(own)
+    account = Account(
+        program, ledger, held=width, returns=plan.returns(), memory=memory, ranks=machine.ranks
+    )
     walk(plan, account)
     return account, base
 
@@ -246,11 +256,14 @@ def region_kinds(graph: LayerGraph) -> Iterator[RegionKind]:
     for region in graph.regions:
         stages = tuple(
             tuple(name.removeprefix(f"{region.name}.") for name in stage.layers)
-            for stage in region.stages
+            for stage in graph.waves[region.name].each()
         )
         nodes = [graph[name] for stage in region.stages for name in stage.layers]
         weights = sum(node.rows * node.columns for node in nodes)
-        found = RegionKind(first=region.name, regions=1, stages=stages, weights=weights)
+        waves = tuple(len(wave) for wave in graph.waves[region.name].stages)
+        found = RegionKind(
+            first=region.name, regions=1, stages=stages, waves=waves, weights=weights
+        )
         if known and (known[-1].stages, known[-1].weights) == (stages, weights):
             known[-1] = known[-1].model_copy(update={"regions": known[-1].regions + 1})
         else:
@@ -301,13 +314,14 @@ def _blocks(account: Account, node: Node) -> int:
     return len(salience.widths if isinstance(salience, Salience) else block_slices(node.columns))
 
 
-def _costs(plan: Plan, account: Account, rates: Rates) -> Iterator[PassCost]:
-    for place, step in enumerate(plan.passes()):
-        work = account.work[place]
+def _costs(ranks: Ranks, rates: Rates) -> Iterator[PassCost]:
+    for place, step in enumerate(ranks.plan.passes()):
+        work, gain = ranks.account.work[place], ranks.gain(step)
         yield PassCost(
             name=step.name,
             products=work.products,
             exact=work.exact,
             elements=work.elements,
-            seconds=rates.seconds(work),
+            gain=gain,
+            seconds=rates.seconds(work) / gain,
         )

@@ -10,8 +10,9 @@ from qdc.checkpoint.folder import Checkpoint, read_json
 from qdc.checkpoint.layout import INDEX
 from qdc.errors import InvalidCheckpoint
 from qdc.frontend.coverage import check_tensors, mark_kept
+from qdc.frontend.held_in_parts import held_whole
 from qdc.frontend.opening import open_model
-from qdc.frontend.own_names import match_own_names, stored_whole
+from qdc.frontend.own_names import match_own_names
 from qdc.frontend.tracer import Program, trace
 from qdc.ir.types import BYTES, SHORT, Parameter
 from qdc.models.families import BUILT_IN, Families
@@ -37,7 +38,7 @@ class IndexOnly(Checkpoint):
         if not isinstance(names, dict) or not names:
             raise InvalidCheckpoint("the index has no weight_map", where=[str(folder / INDEX)])
         shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-        shapes |= stored_whole(module)
+        shapes |= {key: whole.shape for key, whole in held_whole(module).items()}
         self.dtype = _dtype(config, index, sum(p.numel() for p in module.parameters()))
         self.headers = {
             name: Parameter(name=name, dtype=self.dtype, shape=shapes.get(name, ()))

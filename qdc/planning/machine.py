@@ -1,15 +1,16 @@
 """The machine that a plan is for: this one, which is measured, or one elsewhere, by data sheets."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from qdc.planning.cards import find_card
 from qdc.planning.rates import Rates, measure
-from qdc.runtime.device import find_device
+from qdc.runtime.device import find_device, own_memory
 from qdc.streaming.memory import free_memory, machine_memory
+from qdc.streaming.work import FP32
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class Machine:
     """Bytes of the device's own memory; None where it has none."""
     disk: int | None
     """Bytes that are free where the command runs; None elsewhere."""
+    ranks: int = 1
+    """Processes that share a compile, each with such a device."""
 
     @classmethod
     def here(cls, device: str) -> "Machine":
         """This machine. Raises ``QdcError`` for a device that is not there."""
         where = torch.device(find_device(device))
-        own = torch.cuda.get_device_properties(where).total_memory if where.type == "cuda" else None
         return cls(
             device=str(where),
             title=f"this {where}",
@@ -44,7 +46,7 @@ class Machine:
             measured=True,
             memory=machine_memory(),
             free_memory=free_memory(),
-            device_memory=own,
+            device_memory=own_memory(where),
             disk=shutil.disk_usage(Path.cwd()).free,
         )
 
@@ -62,6 +64,21 @@ class Machine:
             device_memory=card.memory,
             disk=None,
         )
+
+    def asked(self, ranks: int, rates: tuple[float, float, float] | None) -> "Machine":
+        """The same with so many processes, and with other rates where some are given.
+
+        Args:
+            ranks: processes.
+            rates: operations a second in fp32 and in fp64, and bytes a second of the memory.
+        """
+        found = replace(self, ranks=ranks)
+        if rates is None:
+            return found
+        products, exact, memory = rates
+        given = Rates(products, exact, memory / FP32)
+        title = f"{self.title} at the given rates"
+        return replace(found, rates=given, measured=False, title=title)
 
     @property
     def shared(self) -> bool:

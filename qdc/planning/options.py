@@ -1,5 +1,6 @@
 """What is to be known of a compile for a forecast of it."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -9,13 +10,15 @@ from qdc.errors import QdcError
 from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.planning.effort import EFFORTS, Level, as_level
+from qdc.planning.rates import Rates
 from qdc.runtime.options import Device, Plugins
-from qdc.streaming.memory import states_memory
+from qdc.streaming.memory import states_memory, statistics_memory
 from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField, read_fields
 from qdc.text.records import DEFAULT_FIELD, Fields
 from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
+MOST_RANKS = 1 << 16
 OVERRIDES = ("samples", "length", "pack", "isolate", "geometry", "seed")
 """Options that go to every pass that has them."""
 
@@ -26,8 +29,36 @@ def _states(name: Any) -> Any:
     return name
 
 
-def _size(given: Any) -> Any:
-    return None if given is None else parse_size(str(given), "--host-memory")
+def _size(option: str) -> BeforeValidator:
+    """Bytes that a user gives to this option."""
+    return BeforeValidator(lambda given: None if given is None else parse_size(str(given), option))
+
+
+def _count(given: Any) -> int:
+    """Processes. Raises ``QdcError``."""
+    text = str(given)
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_RANKS:
+        raise QdcError(
+            f"--ranks is no number of processes: {text!r}",
+            help=f"write a number from 1 to {MOST_RANKS:,}",
+        )
+    return int(text)
+
+
+def _rates(given: Any) -> tuple[float, float, float] | None:
+    """Three rates. Raises ``QdcError``."""
+    if given is None:
+        return None
+    parts = given.split(",") if isinstance(given, str) else list(map(str, given))
+    found = [re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([KMGTP]?)", part.strip()) for part in parts]
+    rates = [float(each[1]) * 1000 ** " KMGTP".index(each[2] or " ") for each in found if each]
+    if len(rates) != len(parts) or len(rates) != len(Rates._fields) or not all(rates):
+        raise QdcError(
+            f"--device-rate is not three rates: {given!r}",
+            help="write operations a second in fp32 and in fp64, and bytes a second of the memory, "
+            "as in 40T,20T,2T",
+        )
+    return rates[0], rates[1], rates[2]
 
 
 class PlanOptions(Options):
@@ -102,11 +133,23 @@ class PlanOptions(Options):
     ] = "bf16"
     host_memory: Annotated[
         int | None,
-        BeforeValidator(_size),
+        _size("--host-memory"),
         option(
             "SIZE",
             "Of those, above it on disk [default: half of all]",
             more="Bytes, as a number or as in 8G; what is above waits in files beside the artifact",
+            verbatim=True,
+        ),
+    ] = None
+    device_memory: Annotated[
+        int | None,
+        _size("--device-memory"),
+        option(
+            "SIZE",
+            "For statistics of experts [default: a quarter]",
+            more="Bytes, as a number or as in 8G, of the device's memory. Experts of a block are "
+            "calibrated and lowered together, as many as this holds the moments of; what comes out "
+            "does not depend on it",
             verbatim=True,
         ),
     ] = None
@@ -127,6 +170,14 @@ class PlanOptions(Options):
     def states_limit(self) -> int:
         """Bytes of calibration states that stay in memory, as given or the usual share."""
         return states_memory() if self.host_memory is None else self.host_memory
+
+    def statistics_limit(self, own: int | None) -> int:
+        """Bytes that moments of experts may take together, as given or the usual share.
+
+        Args:
+            own: bytes of the device's own memory, None where it computes in the host's.
+        """
+        return statistics_memory(own) if self.device_memory is None else self.device_memory
 
     @property
     def pipeline(self) -> str:
@@ -164,6 +215,28 @@ class ForecastOptions(PlanOptions):
             "NAME",
             "A card elsewhere: h100, a100, 4090, ...",
             more="By its data sheet; nothing of it was measured",
+            before="plugins",
+        ),
+    ] = None
+
+    ranks: Annotated[
+        int,
+        BeforeValidator(_count),
+        option(
+            "N",
+            "Processes that share the compile",
+            more="One for each card, as torchrun starts them; memory is that of the first one",
+            before="plugins",
+        ),
+    ] = 1
+    device_rate: Annotated[
+        tuple[float, float, float] | None,
+        BeforeValidator(_rates),
+        option(
+            "RATES",
+            "What the device does in a second: fp32,fp64,bytes",
+            more="Operations in fp32 and in fp64, and bytes of its memory, as in 40T,20T,2T, in "
+            "place of what is measured or what a data sheet says",
             before="plugins",
         ),
     ] = None

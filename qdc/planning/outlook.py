@@ -28,7 +28,9 @@ class RegionKind(Frozen):
     first: str
     regions: int
     stages: tuple[tuple[str, ...], ...]
-    """Layers of each stage, by their names inside the region."""
+    """Layers of each stage, by their names inside the region, wave by wave."""
+    waves: tuple[int, ...] = ()
+    """Stages of each wave: those that are calibrated and lowered together."""
     weights: int
     """To be quantized, of one region."""
 
@@ -115,6 +117,8 @@ class PassCost(Frozen):
     """The same in fp64."""
     elements: float
     """Numbers read or written elementwise."""
+    gain: float = 1
+    """How many times faster the slowest of several processes is done with its part."""
     seconds: float
     """An estimate, from the speed of three kinds of arithmetic on this machine."""
 
@@ -165,6 +169,12 @@ class Outlook(Frozen):
     forwards: float
     """Linears executed for calibration, as a share of each quantized layer and sample."""
     passes: tuple[PassCost, ...]
+    ranks: int = 1
+    """Processes that share the compile; memory is that of the first."""
+    sent_bytes: int = 0
+    """What they deliver to each other, by arithmetic."""
+    sent_seconds: float = 0
+    """What that takes at an assumed rate."""
     unknown: tuple[str, ...] = ()
     """Passes that do not say what they do: memory, time and perhaps sizes are without them."""
     warnings: tuple[str, ...] = ()
@@ -202,7 +212,7 @@ class Outlook(Frozen):
     @property
     def seconds(self) -> float:
         """Of all passes, an estimate."""
-        return sum(cost.seconds for cost in self.passes)
+        return sum(cost.seconds for cost in self.passes) + self.sent_seconds
 
     @property
     def flops(self) -> float:

@@ -180,12 +180,13 @@ def values_bytes(graph: LayerGraph, tokens: int) -> int:
 def _layers(graph: LayerGraph, codecs: Mapping[str, Codec]) -> Iterator[Layer]:
     """Everything that is stored, in the order of the model, each once."""
     readers = {node.name: graph.owner(node.name) for node in graph}
+    shared = {to for name, to in readers.items() if name != to}
     seen = set[str]()
     for node in graph:
         owner = graph[readers[node.name]]
         codec = codecs.get(owner.path)
         if codec is not None and owner.name == node.name:
-            tied = any(to == node.name and name != node.name for name, to in readers.items())
+            tied = node.name in shared
             embedding = node.op == EMBEDDING
             yield Layer(
                 node.path,

@@ -9,6 +9,9 @@ from qdc.planning.storage import nbytes, stored
 from qdc.streaming.account import LOADED, SCRATCH, STATES, TABLE, Account
 from qdc.streaming.forecast import Forecast
 
+MOST_NAMED = 4
+"""Layers of a unit that are named."""
+
 
 def walk(plan: Plan, account: Account, applied: Callable[[int], None] = lambda place: None) -> None:
     """Forecast every pass on every unit, and let go of what the runner lets go of.
@@ -19,7 +22,7 @@ def walk(plan: Plan, account: Account, applied: Callable[[int], None] = lambda p
         applied: told the place of a pass after each of its units.
     """
     graph, ledger = account.program.graph, account.ledger
-    traversal = Traversal(plan, graph)
+    traversal = Traversal(plan, graph, account.memory)
     for event in (event for step in traversal.steps for event in traversal.events(step)):
         match event:
             case Apply(scope):
@@ -53,5 +56,7 @@ def walk(plan: Plan, account: Account, applied: Callable[[int], None] = lambda p
 def _moment(scope: Scope) -> str:
     where = "the whole model" if scope.region is None else scope.region.name
     if not scope.whole_region:
-        where = ", ".join(scope.stages[0].layers)
+        layers = [name for stage in scope.stages for name in stage.layers]
+        more = f" and {len(layers) - MOST_NAMED} more" if len(layers) > MOST_NAMED else ""
+        where = ", ".join(layers[:MOST_NAMED]) + more
     return f"{scope.step.name} on {where}"

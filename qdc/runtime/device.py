@@ -39,6 +39,13 @@ def check_device(device: str) -> None:
         raise QdcError(f"device {device!r} is not supported", help=KNOWN)
 
 
+def own_memory(device: torch.device) -> int | None:
+    """Bytes of a device's own memory; None where it computes in the host's."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Multiply fp32 matrices in fp32: moments in TF32 would lose what the fit rests on."""

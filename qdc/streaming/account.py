@@ -2,11 +2,14 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from qdc.distributed.ownership import owners
 from qdc.format.codec import Codec
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Node
+from qdc.pipeline.cutting import cut
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.work import Work
 
@@ -30,6 +33,10 @@ class Account:
     """Bytes of a calibration state's float between stages."""
     returns: bool
     """Whether streams hold the entrance of a region."""
+    memory: int | None = None
+    """Bytes that the statistics of a wave may take; None is no limit."""
+    ranks: int = 1
+    """Processes that share the compile; what is held is what the first of them holds."""
     codecs: dict[str, Codec | None] = field(default_factory=dict)
     """How each lowered node will be stored; None where its pass does not say."""
     packed: set[str] = field(default_factory=set)
@@ -45,10 +52,29 @@ class Account:
     scratch_bytes: int = 0
     """Most bytes that wait in a temporary file between two segments."""
 
+    def share(self, batches: int) -> float:
+        """The share of so many batches that the first process moves."""
+        return -(-batches // self.ranks) / max(1, batches)
+
+    def owns(self, node: Node) -> bool:
+        """Whether the first process owns a layer."""
+        return self.ranks == 1 or self._owners.get(node.name, 0) == 0
+
+    @cached_property
+    def _owners(self) -> dict[str, int]:
+        graph = self.program.graph
+        found: dict[str, int] = {}
+        for region in graph.regions:
+            stages = graph.waves[region.name].stages
+            waves = [part for wave in stages for part in cut(graph, wave, self.memory)]
+            layers = [[list(graph.layers([stage])) for stage in wave] for wave in waves]
+            found |= owners(layers, self.ranks)
+        return found
+
     def load(self, node: Node) -> None:
         """Hold the region's weights as the checkpoint has them: they are read once."""
         region = self.program.graph.inside.get(node.name)
-        if region is not None:
+        if region is not None and LOADED + region.name not in self.ledger:
             nodes = (self.program.graph[name] for name in region.nodes)
             nbytes = sum(p.nbytes for each in nodes for p in each.parameters)
             self.ledger.hold(LOADED + region.name, "weights of a region", nbytes)

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from qdc.errors import QdcError
 from qdc.frontend.calls import NodeCalls, Sizes
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import LINEAR
+from qdc.ir.graph import LINEAR, LayerGraph, Region, Stage
 from qdc.ir.routing import ROUTED, ROWS
 from qdc.models.layers import Attention
 from qdc.streaming.batches import Sight
@@ -39,7 +39,8 @@ class Executor:
         """
         self.program, self.device, self.inputs = program, device, inputs
         self.graph = program.graph
-        self.order = [node.name for node in self.graph]
+        self.order = execution_order(self.graph)
+        """Nodes as they are executed: stages of one wave side by side."""
         self.place = {name: index for index, name in enumerate(self.order)}
         self._names = {
             node: name for name, node in program.nodes.items() if isinstance(node, fx.Node)
@@ -56,6 +57,7 @@ class Executor:
         self.routed_rows = 0
         """Linears of experts executed, counted once for each token."""
         self._bounds, self._live = self._read_across_regions()
+        self._entrances: dict[str, int] = {}
 
     def steps(self, wanted: Collection[str], held: Collection[str]) -> list[str]:
         """Nodes to execute, in order, to get the wanted values from the held ones."""
@@ -80,9 +82,27 @@ class Executor:
         found = later | self._live[index]
         return frozenset(name for name in found if self.place[name] < boundary)
 
-    def derived(self, name: str, boundary: int) -> set[str]:
-        """Values from before this place of the order that hang on a node, itself included."""
-        found, pending = {name}, [name]
+    def span(self, region: Region) -> range:
+        """Places of a region's nodes in the order."""
+        start = self.place[region.nodes[0]]
+        return range(start, start + len(region.nodes))
+
+    def entrance(self, stage: Stage) -> int:
+        """Where samples stand before a stage, and before all others of its wave."""
+        layer = stage.layers[0]
+        if self._entrances.get(layer) is None:
+            wave = next((w for w in self._waves(layer) if stage in w), (stage,))
+            places = [self.place[each] for member in wave for each in member.layers]
+            self._entrances |= {each: min(places) for member in wave for each in member.layers}
+        return self._entrances[layer]
+
+    def _waves(self, layer: str) -> tuple[tuple[Stage, ...], ...]:
+        region = self.graph.inside.get(layer)
+        return () if region is None else self.graph.waves[region.name].stages
+
+    def derived(self, names: Collection[str], boundary: int) -> set[str]:
+        """Values from before this place of the order that hang on some nodes, these included."""
+        found, pending = set(names), list(names)
         while pending:
             for reader in self.edges.successors(pending.pop()):
                 if reader not in found and self.place[reader] < boundary:
@@ -102,7 +122,7 @@ class Executor:
             if step not in self.absent
             for read in self.edges.predecessors(step)
         }
-        ends = {self.place[region.nodes[-1]] + 1 for region in self.graph.regions}
+        ends = {self.span(region).stop for region in self.graph.regions}
         bounds = sorted(ends | {len(self.order)})
         live: set[str] = set()
         found: list[frozenset[str]] = []
@@ -329,3 +349,15 @@ def _narrowed(leaf: Attention, arguments: tuple[Any, ...], sight: Sight) -> tupl
     query, key, value, *_ = arguments
     visible = leaf.visible(query, None)
     return query, key, value, sight.same if visible is None else visible & sight.same
+
+
+def execution_order(graph: LayerGraph) -> list[str]:
+    """Names of all nodes, those of a region as its waves ask for."""
+    order: list[str] = []
+    for node in graph:
+        region = graph.inside.get(node.name)
+        if region is None:
+            order.append(node.name)
+        elif node.name == region.nodes[0]:
+            order += graph.waves[region.name].nodes
+    return order

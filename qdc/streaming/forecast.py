@@ -75,12 +75,16 @@ class Forecast(Scope):
     def put(self, stage: Stage, what: str, *shape: int) -> TensorRef:
         """Hold an f32 tensor of this shape until the stage's scratch tensors are released.
 
+        Of several processes only owners of the stage's layers hold it.
+
         Returns:
             A reference for annotations; its digest is a placeholder.
         """
         name = SCRATCH + table_key(stage.value, what)
         ref = TensorRef(name=name, dtype="f32", shape=shape, digest=NO_DIGEST)
-        self._account.ledger.hold(name, "statistics of a stage", ref.nbytes, "device")
+        account, layers = self._account, [self.graph[layer] for layer in stage.layers]
+        nbytes = ref.nbytes if any(map(account.owns, layers)) else 0
+        account.ledger.hold(name, "statistics of a stage", nbytes, "device")
         return ref
 
     def holds(self, ref: TensorRef) -> bool:

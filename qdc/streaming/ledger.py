@@ -37,11 +37,16 @@ class Ledger:
         self.moment = "start"
         """What runs now; callers set it."""
         self._held: dict[str, tuple[Place, str, int]] = {}
+        self._sums: Counter[tuple[Place, str]] = Counter()
+        """Of all that is held: a block of many experts holds thousands of things."""
         self._peaks: dict[Place, Peak] = {}
 
     def hold(self, name: str, kind: str, nbytes: int, place: Place = "host") -> None:
         """Hold bytes under a name, in place of what it stood for; ``kind`` groups them."""
-        self._held[name] = ("host" if self.shared else place, kind, nbytes)
+        self.release(name)
+        where: Place = "host" if self.shared else place
+        self._held[name] = (where, kind, nbytes)
+        self._sums[where, kind] += nbytes
         self._look(Counter())
 
     def __contains__(self, name: object) -> bool:
@@ -50,7 +55,9 @@ class Ledger:
 
     def release(self, name: str) -> int:
         """Forget a name; what it held, 0 if nothing."""
-        return self._held.pop(name, ("host", "", 0))[2]
+        place, kind, nbytes = self._held.pop(name, ("host", "", 0))
+        self._sums[place, kind] -= nbytes
+        return nbytes
 
     def release_all(self, start: str) -> int:
         """Forget every name that begins so; the bytes that they held."""
@@ -59,7 +66,7 @@ class Ledger:
 
     def held(self, *kinds: str) -> int:
         """Bytes of these kinds that are held now, wherever."""
-        return sum(nbytes for _, kind, nbytes in self._held.values() if kind in kinds)
+        return sum(nbytes for (_, kind), nbytes in self._sums.items() if kind in kinds)
 
     def work(self, kind: str, nbytes: int, place: Place = "device") -> None:
         """Bytes that are in memory for a moment beside all that is held."""
@@ -70,9 +77,8 @@ class Ledger:
         return self._peaks.get(place, Peak())
 
     def _look(self, passing: Counter[tuple[Place, str]]) -> None:
-        now = Counter(passing)
-        for place, kind, nbytes in self._held.values():
-            now[place, kind] += nbytes
+        now = Counter(self._sums)
+        now.update(passing)
         for kind, limit in self.limits.items():
             above = max(0, now["host", kind] - limit)
             now["host", kind] -= above

@@ -11,6 +11,8 @@ USUAL = 400_000_000
 """Bytes of a process that has imported torch, where the system does not say."""
 STATES_SHARE = 2
 """Calibration states take one part of so many; weights, statistics and files want the rest."""
+STATISTICS_SHARE = 4
+"""Statistics of a wave take one part of so many of the device's memory."""
 
 
 def machine_memory(limits: tuple[str, ...] = LIMITS) -> int:
@@ -41,9 +43,23 @@ def states_memory() -> int:
 
     Processes that torchrun has started on one machine share them.
     """
+    return machine_memory() // STATES_SHARE // _processes()
+
+
+def statistics_memory(own: int | None) -> int:
+    """Bytes that the statistics of a wave of experts may take if nobody says so.
+
+    Args:
+        own: bytes of the device's own memory; None where processes compute in the host's, which
+            they share.
+    """
+    whole = machine_memory() // _processes() if own is None else own
+    return whole // STATISTICS_SHARE
+
+
+def _processes() -> int:
     beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    processes = max(1, int(beside)) if beside.isdecimal() else 1
-    return machine_memory() // STATES_SHARE // processes
+    return max(1, int(beside)) if beside.isdecimal() else 1
 
 
 def resident_bytes() -> int:

@@ -9,9 +9,10 @@ from torch import Tensor
 from qdc.distributed import ownership
 from qdc.distributed.exchange import Changes, Exchange, notes_on
 from qdc.distributed.handshake import total
-from qdc.distributed.reduction import Accumulator, accumulate
+from qdc.distributed.reduction import Accumulator, Part, accumulate
 from qdc.ir.annotation import Annotation
-from qdc.ir.graph import Node
+from qdc.ir.graph import Node, Stage
+from qdc.ir.routing import rows_of
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Scope
 from qdc.streaming.remark import Remark
@@ -52,9 +53,24 @@ class SharedScope(Scope, ABC):
         The accumulators then hold the sums over all samples, in the processes that own one of the
         nodes; ``share`` calls work there.
         """
-        owners = self._owners(nodes)
-        needed = sorted({owners[node.name] for node in nodes})
-        accumulate(self._workspace.world, needed, accumulators, add)
+        self.accumulate_all([(nodes, accumulators)], add)
+
+    def accumulate_all(
+        self,
+        parts: Sequence[tuple[Sequence[Node], Sequence[Accumulator]]],
+        add: Callable[[], None],
+    ) -> None:
+        """The same for several groups of nodes at once, each with accumulators of its own."""
+        owners = self._owners([node for nodes, _ in parts for node in nodes])
+        needed = [
+            Part(sorted({owners[n.name] for n in nodes}), sums, narrow=self._is_routed(nodes))
+            for nodes, sums in parts
+        ]
+        accumulate(self._workspace.world, needed, add)
+
+    def _is_routed(self, nodes: Sequence[Node]) -> bool:
+        """Whether the nodes read the tokens of an expert: there are many such sums."""
+        return all(rows_of(self.graph, node.inputs[0]) is not None for node in nodes)
 
     def total(self, stream: Stream, *counts: int) -> list[int]:
         """Counts over all samples, from those of the samples that the stream moves here."""
@@ -95,6 +111,23 @@ class SharedScope(Scope, ABC):
         merged = {name: text for answer in answers for name, text in answer["found"].items()}
         return dict(sorted(merged.items(), key=lambda item: place.get(item[0], len(place))))
 
+    def share_wave(
+        self,
+        wave: Sequence[tuple[Stage, tuple[Node, ...]]],
+        work: Callable[[Stage, tuple[Node, ...]], Mapping[str, str] | None],
+    ) -> dict[str, str]:
+        """Share the layers of a wave; ``work`` gets one stage after the other, its layers here."""
+
+        def work_by_stage(mine: tuple[Node, ...]) -> dict[str, str]:
+            names, found = {node.name for node in mine}, dict[str, str]()
+            for stage, layers in wave:
+                here = tuple(node for node in layers if node.name in names)
+                if here:
+                    found |= work(stage, here) or {}
+            return found
+
+        return self.share([node for _, layers in wave for node in layers], work_by_stage)
+
     def settle(self) -> None:
         """Make sure that all processes have come to the same annotations."""
         if self._workspace.world.size == 1:
@@ -124,8 +157,9 @@ class SharedScope(Scope, ABC):
         known, ranks = self._workspace.owners, self._workspace.world.size
         if not known:
             for region in self.graph.regions:
-                wanted = [list(self.graph.layers([stage])) for stage in region.stages]
+                waves = self._workspace.waves(region)
+                wanted = [[list(self.graph.layers([s])) for s in wave] for wave in waves]
                 known.update(ownership.owners(wanted, ranks))
         others = [node for node in nodes if node.name not in known]
-        known.update(ownership.owners([others], ranks))
+        known.update(ownership.owners([[others]], ranks))
         return known

@@ -7,7 +7,8 @@ that are routed to it, unless a later pass rewrites what the stream has gone pas
 to where it entered the region. ``qdc plan`` goes the same way without data (``streamforecast``).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,11 +19,12 @@ from qdc.ir.routing import GIVE, ROUTED
 from qdc.ir.types import BYTES
 from qdc.models.experts import routed_share
 from qdc.streaming.batches import PADDING, Batches
-from qdc.streaming.execute import Environment, Executor
+from qdc.streaming.execute import Environment, Executor, Parameters
 from qdc.streaming.frontier import values_to_keep
 from qdc.streaming.inputs import LayerInputs
 from qdc.streaming.states import Held, StateStore
 from qdc.streaming.trail import Trail
+from qdc.streaming.work import FP32
 
 COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
 """Operations whose values may be kept but are not computed twice. Routing is held as weights, never
@@ -47,6 +49,7 @@ class Stream:
         returns: bool = False,
         states: StateStore | None = None,
         part: slice = slice(None),
+        decoded: int | None = None,
         inputs: LayerInputs | None = None,
         original: bool = False,
     ) -> None:
@@ -62,6 +65,9 @@ class Stream:
             states: where values wait between stages, and in which dtype; one of its own if none is
                 given. They are computed in fp32.
             part: the batches that this process moves; others move the rest.
+            decoded: bytes of parameters in fp32 that one move may hold at a time. Where experts of
+            a wave have more, each is made ready when its turn comes, for every batch anew. None is
+            no limit.
             inputs: what layers make of the values that they read; nothing if not given.
             original: whether the weights are the original ones: then nothing is made of values on
                 the way, and ``reading`` gives the original value in the layers' coordinates.
@@ -82,6 +88,7 @@ class Stream:
         """``f32[samples, length]``: what each token counts in statistics; None if all the same."""
         self.padded = self.segments is not None and bool((self.segments == PADDING).any())
         """Whether some of the positions are no data."""
+        self.decoded = decoded
         self._rows, self._part = [len(batch) for batch in batches], part
         self._segments = None if self.segments is None else self.rows(self.segments)
         self._masked = self.rows(self.masked)
@@ -146,7 +153,9 @@ class Stream:
     def trail(self) -> Trail:
         """The way up to here."""
         executor = self.executor
-        return Trail(tuple(self.stops), self._left, executor.linear_calls, executor.routed_rows)
+        most = int(executor.most) if math.isfinite(executor.most) else None
+        calls, routed = executor.linear_calls, executor.routed_rows
+        return Trail(tuple(self.stops), self._left, calls, routed, most)
 
     def follow(self, trail: Trail, between: Callable[[], None]) -> None:
         """Go a whole trail from the start; ``between`` is called after each stop."""
@@ -163,6 +172,8 @@ class Stream:
         self.names = tuple(self.kept[0]) if self.kept else self.names
         self.executor.linear_calls = trail.calls
         self.executor.routed_rows = trail.routed
+        if trail.most is not None:  # what did not fit is not tried again
+            self.executor.most = min(self.executor.most, trail.most)
         self.mark()
 
     def join(self, other: "Stream") -> None:
@@ -172,18 +183,18 @@ class Stream:
 
     def start(self, region: Region) -> None:
         """Advance to the first node of a region, or go back there."""
-        self._go(self.executor.place[region.nodes[0]])
+        self._go(self.executor.span(region).start)
         self.mark()
         self.stopped()
 
     def enter(self, stage: Stage) -> None:
-        """Advance to just before the stage's first linear, or go back there."""
-        self._go(min(self.executor.place[layer] for layer in stage.layers))
+        """Advance to just before the first linear of the stage's wave, or go back there."""
+        self._go(self.executor.entrance(stage))
         self.stopped()
 
     def leave(self, region: Region) -> None:
         """Advance past a region; does nothing if the samples are past it, or if none follows."""
-        self._left = self.executor.place[region.nodes[-1]] + 1
+        self._left = self.executor.span(region).stop
         if region is not self.graph.regions[-1]:
             self.advance(self._left)
         self.mark()
@@ -280,7 +291,7 @@ class Stream:
         return value.flatten(0, -2).index_select(0, places.to(value.device))
 
     def compute(
-        self, wanted: tuple[str, ...], everywhere: str | None = None
+        self, wanted: tuple[str, ...], everywhere: Collection[str] = ()
     ) -> Iterator[Environment]:
         """Yield values ahead of the boundary, batch by batch, on the device; nothing moves.
 
@@ -288,18 +299,18 @@ class Stream:
 
         Args:
             wanted: names of the values.
-            everywhere: a ``rows`` node; as if the router sent every token to its expert.
+            everywhere: ``rows`` nodes; as if the router sent every token to their experts.
         """
         held = set(self.names)
-        if everywhere is not None:
-            held = held - self.executor.derived(everywhere, self.boundary) | {everywhere}
+        if everywhere:
+            held = held - self.executor.derived(everywhere, self.boundary) | set(everywhere)
         steps = self.executor.steps(wanted, held)
         parameters = self._parameters(steps) if self.kept else {}
         for index, kept in enumerate(self.kept):
             environment: Mapping[str, Tensor] = kept
-            if everywhere is not None:
-                rows = self._everywhere(index)
-                environment = {name: kept[name] for name in held & set(kept)} | {everywhere: rows}
+            if everywhere:
+                rows = dict.fromkeys(everywhere, self._everywhere(index))
+                environment = {name: kept[name] for name in held & set(kept)} | rows
             with torch.no_grad():
                 found = self.executor.run(
                     environment,
@@ -315,6 +326,11 @@ class Stream:
         """Segments ``i64[b, length]`` of a batch that is moved here, by its place among those."""
         return None if self._segments is None else self._segments[index]
 
+    def rows_read(self, stage: Stage) -> int:
+        """Tokens of a whole batch that a stage reads; of an expert an even share."""
+        routed = self.graph[stage.value].type.shape[:1] == (ROUTED,)
+        return self.sizes[ROUTED] if routed else self.sizes["B"] * self.sizes["L"]
+
     def masked_of(self, index: int) -> Tensor | None:
         """Which tokens are masked, bool[b, length], of a batch, by its place among those here."""
         return None if self.inputs is None else self._masked[index].to(self.executor.device)
@@ -325,7 +341,7 @@ class Stream:
 
     def results(self, region: Region) -> tuple[str, ...]:
         """Names of the values that a region hands on: those that nodes after it read."""
-        read = self.executor.read_after(self.executor.place[region.nodes[-1]] + 1)
+        read = self.executor.read_after(self.executor.span(region).stop)
         return tuple(name for name in region.nodes if name in read)
 
     def dimensions(self, samples: int, length: int) -> Mapping[str, int]:
@@ -347,6 +363,25 @@ class Stream:
         places, count = self._places[index], self._rows[self._part][index]
         return torch.arange(count * self.tokens.shape[1]) if places is None else places
 
-    def _parameters(self, steps: list[str]) -> dict[str, Mapping[str, Tensor]]:
-        """What the steps read, as it stands now: decoded once for all batches."""
+    def _parameters(self, steps: list[str]) -> Parameters:
+        """What the steps read, as it stands now: decoded once for all batches, if memory allows."""
+        needed = sum(FP32 * p.elements({}) for name in steps for p in self.graph[name].parameters)
+        if self.decoded is not None and needed > self.decoded:
+            return _OneByOne(self.weights, steps)
         return {name: self.weights(name) for name in steps}
+
+
+class _OneByOne(Mapping[str, Mapping[str, Tensor]]):
+    """Parameters by node that are made ready when they are asked for, and not kept."""
+
+    def __init__(self, weights: NodeWeights, names: Sequence[str]) -> None:
+        self._weights, self._names = weights, names
+
+    def __getitem__(self, name: str) -> Mapping[str, Tensor]:
+        return self._weights(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -51,6 +51,7 @@ class StreamForecast(Stream):
             tokens.device,
             returns=account.returns,
             part=slice(0),
+            decoded=account.memory,
         )
         self.stopped()
 
@@ -66,7 +67,9 @@ class StreamForecast(Stream):
             boundary, names, *_ = self._entrance
             places |= {(boundary, name) for name in names}
         sizes, held = self.dimensions(*self.tokens.shape), self.account.held
-        return sum(bytes_of(self.graph[name].type, sizes, held) for _, name in places)
+        whole = sum(bytes_of(self.graph[name].type, sizes, held) for _, name in places)
+        batches = -(-len(self.tokens) // self.sizes["B"])
+        return int(whole * self.account.share(batches))
 
     def enter(self, stage: Stage) -> None:
         """Go to a stage, forwards or back; its region's weights are held from then on."""
@@ -103,7 +106,10 @@ class StreamForecast(Stream):
             for read in edges.predecessors(name):
                 if last[read] == name and read not in wanted:
                     live.pop(read, None)
-        ready = sum(FP32 * p.elements({}) for name in steps for p in graph[name].parameters)
+        parameters = [sum(FP32 * p.elements({}) for p in graph[name].parameters) for name in steps]
+        ready = sum(parameters)
+        if self.decoded is not None and ready > self.decoded:
+            ready = max(parameters)
         if self.segmented and any(graph[name].op == "attention" for name in steps):
             ready += MASK * self.sizes["B"] * self.sizes["L"] ** 2
         made = max(map(self._decoding, steps), default=0)

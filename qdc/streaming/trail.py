@@ -15,3 +15,5 @@ class Trail:
     """Linears executed, those of ways that were given up included."""
     routed: int
     """The same for the linears of experts, counted by tokens."""
+    most: int | None = None
+    """Samples of the largest batch that the device could hold; None if all fitted."""

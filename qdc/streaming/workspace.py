@@ -16,10 +16,11 @@ from qdc.frontend.tracer import Program
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Packed
 from qdc.ir.calibration_use import SampledStates, TokenCertainty
-from qdc.ir.graph import Node, Region
+from qdc.ir.graph import Node, Region, Stage
 from qdc.ir.tensors import TensorTable
 from qdc.ir.text_use import TextUse
 from qdc.ir.tuned import Tuned
+from qdc.pipeline.cutting import cut
 from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.inputs import LayerInputs
@@ -64,6 +65,8 @@ class Workspace:
     """The processes that share the compile."""
     tags: Mapping[str, type[Annotation]] = field(default_factory=dict)
     """Every annotation that a pass may write, by tag: they come from other processes too."""
+    memory: int | None = None
+    """Bytes that the statistics of a wave may take; None is no limit."""
     owners: dict[str, int] = field(default_factory=dict)
     """The rank that works on each node, as far as somebody has asked."""
     _loaded: dict[str, Tensor] = field(default_factory=dict)
@@ -129,6 +132,12 @@ class Workspace:
     def outside(self) -> tuple[str, ...]:
         """Names of the nodes outside of the regions."""
         return tuple(node.name for node in self.program.graph.outside())
+
+    def waves(self, region: Region) -> tuple[tuple[Stage, ...], ...]:
+        """The region's stages as they are worked on together."""
+        graph = self.program.graph
+        waves = graph.waves[region.name].stages
+        return tuple(part for wave in waves for part in cut(graph, wave, self.memory))
 
     def stream(self, key: Key, make: MakeBatches, *, split: bool = False) -> Stream:
         """The stream of this key, started from its samples at the first call.
@@ -200,6 +209,7 @@ class Workspace:
             returns=returns,
             states=states,
             part=part,
+            decoded=self.memory,
             inputs=inputs,
             original=original,
         )

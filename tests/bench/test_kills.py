@@ -15,6 +15,16 @@ def test_killed_compiles_are_resumed_to_the_same_bytes() -> None:
 
 
 @pytest.mark.slow
+def test_a_killed_rank_and_all_others_go_on_to_the_same_bytes() -> None:
+    arguments = ("--kills", 5, "--processes", 2, "--pipelines", "rtn")
+    found = python("-m", "bench.kills", *arguments)
+    assert found.returncode == 0, found.stdout + found.stderr
+    rows = [line.split() for line in found.stdout.splitlines()[1:]]
+    assert sum(int(row[-2]) for row in rows) >= 5
+    assert [row[-1] for row in rows] == [row[-2] for row in rows]
+
+
+@pytest.mark.slow
 def test_commands_that_end_at_a_call_lose_nothing() -> None:
     found = python("-m", "bench.commits", "--trials", 5, "--only", "export --force, two renames")
     assert found.returncode == 0, found.stdout + found.stderr

@@ -159,8 +159,8 @@ def test_strategies(qdc: Command) -> None:
     assert found["dynamic"]["defaults"] == {"threshold": 0.85}
     assert "--threshold [0.85]" in text
     assert [name for name, entry in found.items() if entry["verifier"]] == ["apd"]
-    help_page = qdc("generate", "--help").replace("topk-\n  margin", "topk-margin")
-    assert all(name in help_page for name in found), "help names those that come with qdc"
+    help_page = qdc("generate", "--help")
+    assert "qdc strategies lists low-confidence, threshold, entropy and all others" in help_page
 
 
 def test_defaults_keep_their_types(qdc: Command) -> None:

@@ -33,7 +33,7 @@ def test_each_value_is_a_pipeline_that_says_so(registry: Registry) -> None:
 
 def test_the_default_value_is_the_method_as_it_is(registry: Registry) -> None:
     """Its results are shared. A geometry has no value by default: the model decides."""
-    found, _ = made(registry, "gptq", "prefix=0,0.25")
+    found, _ = made(registry, "gptq", "masked-weight=1,2")
     assert str(build_plan(found.pipeline, registry)) == str(build_plan("gptq", registry))
 
 

@@ -25,7 +25,6 @@ def sdar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (PASSES, None, "geometry=block-diffusion"),
         (PASSES, "mcs", "geometry=mcs"),
-        (PASSES.replace("mcs,", "mcs{geometry=uniform},"), None, "geometry=uniform"),
     ],
 )
 def test_what_is_not_given_goes_by_blocks(

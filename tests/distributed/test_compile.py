@@ -14,7 +14,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling import job as jobs
 from qdc.compiling.compiler import run_job
 from qdc.distributed.world import World
-from qdc.errors import InvalidCalibration, QdcError
+from qdc.errors import InvalidCalibration
 from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.annotations import Moment
@@ -222,14 +222,3 @@ def test_only_the_first_rank_leaves_files(model: Path, tmp_path: Path) -> None:
     assert "repro" in note
     assert [path.name for path in tmp_path.iterdir()] == ["out-repro"]
     assert "of one rank" in (tmp_path / "out-repro" / "error.txt").read_text()
-
-
-def test_several_processes_do_not_resume(model: Path, tmp_path: Path) -> None:
-    def work(world: World) -> CompileReport:
-        passes = PIPELINES["data-free"]
-        job = make_job(model, tmp_path / "out", passes=passes, resume=True)
-        return run_job(job, None, world)
-
-    with pytest.raises(QdcError, match="cannot go on from an interrupted compile"):
-        on_ranks(2, work)
-    assert not any(tmp_path.iterdir())

@@ -45,7 +45,7 @@ def test_equals_go_to_the_rank_with_the_least_to_do_elsewhere() -> None:
 @given(st.lists(st.lists(st.integers(1, 64), min_size=1, max_size=5), max_size=4), RANKS)
 def test_each_layer_has_one_owner(rows: list[list[int]], ranks: int) -> None:
     stages = [stage(f"s{place}.", *counts) for place, counts in enumerate(rows)]
-    found = owners(stages, ranks)
+    found = owners([[nodes] for nodes in stages], ranks)
     assert set(found) == {node.name for nodes in stages for node in nodes}
     for nodes in stages:
         used = {found[node.name] for node in nodes}
@@ -55,7 +55,7 @@ def test_each_layer_has_one_owner(rows: list[list[int]], ranks: int) -> None:
 def test_the_single_layers_of_a_region_are_spread() -> None:
     """A stage of one layer cannot be shared, so different ranks get different stages."""
     stages = [stage("a", 4, 4, 4), stage("b", 4), stage("c", 9, 9), stage("d", 4)]
-    found = owners(stages, 2)
+    found = owners([[nodes] for nodes in stages], 2)
     assert {found["a0"], found["a1"]} == {0, 1}
     assert found["b0"] == 1  # rank 0 has two of the first stage
 

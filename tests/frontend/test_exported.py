@@ -40,7 +40,7 @@ def streamed(program: Program, checkpoint: Checkpoint, tokens: Tensor) -> Tensor
     stream = original_stream(program, checkpoint, [tokens], torch.device("cpu"))
     for region in program.graph.regions:
         stream.start(region)
-        for stage in region.stages:
+        for stage in program.graph.waves[region.name].each():
             stream.enter(stage)
         stream.leave(region)
     last = list(program.graph)[-1].name

@@ -16,6 +16,7 @@ from qdc.frontend.opening import open_model
 from qdc.models.experts import BiasedRouter, GroupedRouting
 from qdc.models.families import BUILT_IN
 from qdc.models.llada2 import LLADA2
+from qdc.passkit.trajectory import Sampler
 from qdc.planning.headers import open_headers
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.speech import decode_facts
@@ -162,3 +163,9 @@ def test_its_sampler_steps_back_where_another_is_asked_for() -> None:
     assert DecodeOptions(strategy="dynamic").settled(usual).threshold == 0.95
     assert DecodeOptions(strategy="threshold").settled(usual).threshold is None
     assert DecodeOptions().settled({}).strategy == "low-confidence"
+
+
+def test_trajectories_are_sampled_by_its_own_sampler() -> None:
+    facts = BUILT_IN.build(CASE.config)[1]
+    assert Sampler().text(facts) == "dynamic{threshold=0.95}"
+    assert str(Sampler().make(facts)) == "dynamic{threshold=0.95}"

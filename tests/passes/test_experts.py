@@ -9,7 +9,9 @@ from torch import Tensor, nn
 import qdc
 from qdc.errors import InvalidCalibration
 from qdc.ir.annotations import Moment
+from qdc.ir.costs import LossSensitivity
 from qdc.ir.cross import CrossMoment
+from qdc.ir.graph import Node, Stage
 from qdc.ir.routing import rows_of
 from qdc.numerics.moment import MomentAccumulator
 from qdc.passkit.experts import Reading, paired
@@ -180,10 +182,12 @@ def test_drift_is_of_the_tokens_that_both_models_route_alike(
 
     def look(label: str, unit: Unit) -> None:
         """Both streams stand before the stage: pair their tokens by hand, one by one."""
-        ((stage, layers),) = unit.layers_by_stage()
-        rows = rows_of(unit.graph, stage.value)
-        if rows is None:
-            return
+        for stage, layers in unit.layers_by_stage():
+            rows = rows_of(unit.graph, stage.value)
+            if rows is not None:
+                compare(unit, stage, layers, rows)
+
+    def compare(unit: Unit, stage: Stage, layers: tuple[Node, ...], rows: str) -> None:
         total, count = torch.zeros(layers[0].columns, layers[0].columns), 0
         streams = unit.open_streams()[0, False], unit.open_streams()[0, True]
         for now, original in zip(*(s.compute((stage.value, rows)) for s in streams), strict=True):
@@ -223,6 +227,36 @@ def test_pooled_streams_are_paired_token_by_token(model: Path, text: Path, tmp_p
         if ".experts." in name:
             assert moments.tokens == SAMPLES * LENGTH
             assert cross.drift > 1e-4
+
+
+def test_experts_are_probed_together(model: Path, text: Path, tmp_path: Path) -> None:
+    """What a run loses is divided by the layers' errors, each times its tokens."""
+    notes: dict[str, tuple[LossSensitivity, int]] = {}
+
+    def look(label: str, unit: Unit) -> None:
+        graph = unit.graph
+        for node in unit.layers():
+            tokens = graph.require(node.name, Moment).tokens
+            notes[node.name] = graph.require(node.name, LossSensitivity), tokens
+
+    forwards = {}
+    for together in (1, 2):
+        passes = (
+            f"calibrate-mcs{{{OPTIONS} least-tokens=1}},"
+            f"probe-loss{{{OPTIONS} least-tokens=1 probes=2 together={together}}},spy"
+        )
+        out, registry = tmp_path / str(together), spying(look)
+        report = run_passes(model, out, registry, passes, stop_after="spy", calibration=text)
+        forwards[together] = report.layer_forwards
+        assert len(notes) == 2 * (4 + 3 * 4)
+        losses = [
+            note.rise / (note.error * tokens)
+            for note, tokens in (notes[f"{BLOCK}.mlp.experts.{e}.down_proj"] for e in range(4))
+        ]
+        alike = [one == pytest.approx(other) for one, other in (losses[:2], losses[2:])]
+        assert all(alike) if together == 2 else not any(alike)
+        assert losses[0] != pytest.approx(losses[2])
+    assert forwards[2] < forwards[1]
 
 
 def test_every_preset_of_experts_compiles(text: Path, tmp_path: Path) -> None:

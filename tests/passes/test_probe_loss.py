@@ -54,7 +54,7 @@ def test_a_probe_is_a_run_of_the_changed_model(
                 original = probes.weight(layer)
                 noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
                 changed[layer] = original + 0.1 * noise
-                probes.replace(layer, changed[layer], region)
+                probes.replace(layer, {layer: changed[layer]}, region)
         probes.leave(region)
     used = tokens[:4]
     hidden = torch.ones_like(used, dtype=torch.bool) if everywhere else used == MASK
@@ -80,7 +80,7 @@ def test_nothing_changed_is_no_divergence(model: Path) -> None:
         probes.advance(region)
         if region is unit.graph.regions[0]:
             probes.enter(region.stages[0])
-            probes.replace(layer, probes.weight(layer).clone(), region)
+            probes.replace(layer, {layer: probes.weight(layer).clone()}, region)
         probes.leave(region)
     assert probes.divergence(layer)[0] == pytest.approx(0, abs=1e-9)
 

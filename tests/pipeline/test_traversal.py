@@ -107,7 +107,7 @@ def test_every_pass_meets_every_layer_once() -> None:
             for event in found.events(step)
             if isinstance(event, Apply)
         ]
-        assert len(scopes) == found.plan.applications(found.graph)
+        assert len(scopes) == found.applications
         for place, wanted in enumerate(found.plan.passes()):
             mine = [scope for scope in scopes if scope.place == place]
             assert {type(scope.step) for scope in mine} == {type(wanted)}

@@ -65,23 +65,20 @@ def test_only_routed_tokens_are_computed(model: Model) -> None:
     seen = sum(len(value) for e in range(EXPERTS) for value in model.inputs(f"{block}.{e}.up_proj"))
     assert seen == COUNT * model.samples * LENGTH
     dense = 8 * model.samples
-    # Of both blocks all linears but the last expert's down projection.
-    left = sum(map(len, model.inputs(stages[-1].layers[0])))
-    assert stream.linear_calls == pytest.approx(dense + (6 * seen - left) / LENGTH)
+    # Of both blocks all linears but the down projections of the last, which are one wave.
+    assert stream.linear_calls == pytest.approx(dense + 5 * seen / LENGTH)
 
 
 @pytest.mark.parametrize("experts", [3, 6])
 def test_what_is_held_does_not_grow_with_the_experts(tmp_path: Path, experts: int) -> None:
-    """The residual stream, the experts' sum so far, one weight for each expert; and of the expert
-    whose turn it is what its down projection reads."""
+    """Before the experts' inputs the residual stream and one weight for each expert; before their
+    outputs what all of these read too: a row for each token and expert that it is routed to."""
     model = model_of(write_mixture(tmp_path / "model", experts=experts))
     stream, tokens = model.stream(), model.samples * LENGTH
-    for number, stage in enumerate(expert_stages(model)):
+    for stage in expert_stages(model):
         stream.enter(stage)
-        expert, down = divmod(number, 2)
-        sums = WIDTH if expert % experts else 0
-        own = HIDDEN * sum(map(len, model.inputs(stage.layers[0]))) if down else 0
-        assert stream.kept_bytes() == 4 * (tokens * (WIDTH + sums + experts) + own)
+        own = COUNT * HIDDEN if "down" in stage.layers[0] else 0
+        assert stream.kept_bytes() == 4 * tokens * (WIDTH + experts + own)
 
 
 def test_rounded_states_do_not_change_who_gets_a_token(model: Model) -> None:
@@ -100,13 +97,13 @@ def test_rounded_states_do_not_change_who_gets_a_token(model: Model) -> None:
 
 def everything(stream: Stream, model: Model, stage: Stage) -> list[Tensor]:
     name = rows(model, stage)
-    return [found[stage.value] for found in stream.compute((stage.value,), everywhere=name)]
+    return [found[stage.value] for found in stream.compute((stage.value,), everywhere=(name,))]
 
 
 @pytest.mark.parametrize("expert", [0, EXPERTS - 1])
 def test_an_expert_can_be_fed_with_every_token(model: Model, expert: int) -> None:
     stages = expert_stages(model)[2 * EXPERTS :]
-    gate_up, down = stages[2 * expert], stages[2 * expert + 1]
+    gate_up, down = stages[expert], stages[EXPERTS + expert]
     hidden = model.outputs("model.layers.1.post_attention_layernorm")
     stream = model.stream()
     stream.enter(gate_up)
@@ -161,7 +158,12 @@ def test_what_later_nodes_read_is_found_for_every_boundary(model: Model) -> None
 
 def test_outputs_first_takes_the_experts_outputs_first(model: Model) -> None:
     region = model.regions[0]
-    order = StageOrder(order="outputs-first").sort(model.program.graph, region)
-    names = [stage.layers[0].removeprefix(f"{region.name}.") for stage in order]
-    downs = [f"mlp.experts.{number}.down_proj" for number in range(EXPERTS)]
-    assert names[: EXPERTS + 1] == ["self_attn.o_proj", *downs]
+    waves = StageOrder(order="outputs-first").waves(model.program.graph, region)
+    names = [[stage.layers[0].removeprefix(f"{region.name}.") for stage in wave] for wave in waves]
+    experts = [f"mlp.experts.{number}" for number in range(EXPERTS)]
+    assert names == [
+        ["self_attn.o_proj"],
+        [f"{expert}.down_proj" for expert in experts],
+        ["self_attn.q_proj"],
+        [f"{expert}.gate_proj" for expert in experts],
+    ]

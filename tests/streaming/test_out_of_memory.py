@@ -69,6 +69,21 @@ def test_a_size_that_did_not_fit_is_not_tried_again(
     assert [samples for _, samples in said] == [2]
 
 
+def test_the_size_that_did_fit_goes_with_the_way(
+    small: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that takes the way over, as in another process, does not try more again."""
+    tried = limit(monkeypatch, 2)
+    stream, heir = small.stream(), small.stream()
+    assert stream.trail.most is None
+    stream.enter(small.stages()[1])
+    assert stream.trail.most == 2
+    heir.take_over(stream.trail, stream.kept)
+    tried.clear()
+    heir.enter(small.stages()[2])
+    assert max(tried) == 2
+
+
 def test_one_sample_that_does_not_fit_says_what_to_lower(
     small: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

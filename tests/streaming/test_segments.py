@@ -81,7 +81,7 @@ def test_padded_rows_read_what_documents_read_alone(
     alone = [stream_of(folder(kind), [ids[None]]) for ids in documents()]
     require_apart_of(together)
     for region in together.graph.regions:
-        for stage in region.stages:
+        for stage in together.graph.waves[region.name].each():
             for stream in (together, *alone):
                 stream.enter(stage)
             columns = together.graph[stage.layers[0]].columns
@@ -93,9 +93,9 @@ def test_padded_rows_read_what_documents_read_alone(
                 for part in read(each, stage, each.masked):
                     expected.add(part.value)
             assert found.tokens == expected.tokens
-            assert tokens_of(together, stage) == tuple(
-                map(sum, zip(*(tokens_of(each, stage) for each in alone), strict=True))
-            )
+            value, counts = stage.value, [tokens_of(each, [stage]) for each in alone]
+            due = tuple(map(sum, zip(*(count[value] for count in counts), strict=True)))
+            assert tokens_of(together, [stage]) == {value: due}
             assert sum(map(len, together.values(stage))) == found.tokens
             if found.tokens:
                 torch.testing.assert_close(found.value(), expected.value())
@@ -126,7 +126,7 @@ def test_the_token_behind_documents_changes_no_bit(
 ) -> None:
     first, second = (stream_of(folder(kind), padded(fill)) for fill in (0, 37))
     for region in first.graph.regions:
-        for stage in region.stages:
+        for stage in first.graph.waves[region.name].each():
             pairs = []
             for stream in (first, second):
                 stream.enter(stage)

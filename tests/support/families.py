@@ -278,7 +278,7 @@ def _gated_shapes(path: str, width: int, hidden: int) -> Shapes:
     }
 
 
-def _fused_state(state: State) -> State:
+def stacked_state(state: State) -> State:
     """The native class stacks its experts, and each expert's gate and up projection."""
     fused = {name: tensor for name, tensor in state.items() if ".experts." not in name}
     for path in dict.fromkeys(n.split(".experts.")[0] for n in state if ".experts." in n):
@@ -360,7 +360,7 @@ CASES: dict[str, Case] = {
         ),
         shapes=_moe_shapes,
         native=_qwen3_moe,
-        convert=_fused_state,
+        convert=stacked_state,
         kept=("mlp.gate.weight",),
     ),
     "llada-moe with a dense block": Case(
@@ -378,7 +378,7 @@ CASES: dict[str, Case] = {
         ),
         shapes=_moe_shapes,
         native=_qwen3_moe,
-        convert=_fused_state,
+        convert=stacked_state,
         kept=("mlp.gate.weight",),
     ),
     "sdar-moe": Case(
@@ -395,7 +395,7 @@ CASES: dict[str, Case] = {
         ),
         shapes=_moe_shapes,
         native=_qwen3_moe,
-        convert=_fused_state,
+        convert=stacked_state,
         block=4,
         kept=("mlp.gate.weight",),
     ),

@@ -49,6 +49,7 @@ class ThreadWorld(World):
 
     def reduce(self, tensors: Sequence[Tensor], target: int) -> None:
         given = self.meeting.swap(self.rank, [tensor.clone() for tensor in tensors])
+        self.sent += sum(tensor.nbytes for tensor in tensors) * (self.rank != target)
         for place, tensor in enumerate(tensors):
             parts = [each[place] for each in given]
             # The wrong way round, and spoilt where it is not wanted: as a library may.
@@ -56,6 +57,7 @@ class ThreadWorld(World):
 
     def hand(self, tensors: Sequence[Tensor], source: int, target: int) -> None:
         given = self.meeting.swap(self.rank, [t.clone() for t in tensors])
+        self.sent += sum(tensor.nbytes for tensor in tensors) * (self.rank == source)
         if self.rank == target:
             for tensor, value in zip(tensors, given[source], strict=True):
                 tensor.copy_(value)

@@ -80,7 +80,8 @@ class Model:
         return self.program.graph.regions
 
     def stages(self) -> list[Stage]:
-        return [stage for region in self.regions for stage in region.stages]
+        graph = self.program.graph
+        return [stage for region in self.regions for stage in graph.waves[region.name].each()]
 
 
 def small_model(folder: Path) -> Model:

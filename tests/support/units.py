@@ -92,14 +92,16 @@ def make_unit(
         tags=tags or {},
     )
     region = graph.regions[0]
-    return Unit.of(Scope(step, 0, graph, region.stages, region, whole_region=True), workspace)
+    return Unit.of(
+        Scope(step, 0, graph, graph.waves[region.name].stages, region, whole_region=True), workspace
+    )
 
 
 def whole_model(step: Pass, workspace: Workspace) -> Unit:
     """The unit that a barrier pass gets."""
     graph = workspace.program.graph
-    stages = tuple(stage for region in graph.regions for stage in region.stages)
-    return Unit.of(Scope(step, 0, graph, stages, None, whole_region=True), workspace)
+    waves = tuple((stage,) for region in graph.regions for stage in region.stages)
+    return Unit.of(Scope(step, 0, graph, waves, None, whole_region=True), workspace)
 
 
 def unit_of_model(step: Pass, model: Path) -> Unit:

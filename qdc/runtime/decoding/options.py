@@ -106,7 +106,7 @@ class DecodeOptions(Options):
             more="The sampler that the model's family is published with, ``low-confidence`` where "
             "it has none of its own. It says how many places a step too; ``name{option=value}`` "
             "for options of its own",
-            shown="the model's own",
+            shown="the model's own, or low-confidence",
         ),
     ] = "low-confidence"
     cache: Annotated[

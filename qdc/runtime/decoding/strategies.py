@@ -97,9 +97,13 @@ def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> 
 def own_strategy(facts: DecodeFacts) -> str:
     """The strategy that the published code of a kind of model samples with.
 
-    LLaDA's default, the one of Dream's README, of SDAR and of Fast-dLLM v2: they are told apart by
-    which position predicts a token, and whether attention goes by blocks.
+    What the facts name as usual, else LLaDA's default, the one of Dream's README, of SDAR and of
+    Fast-dLLM v2: they are told apart by which position predicts a token, and whether attention goes
+    by blocks.
     """
+    if facts.usual:
+        rest = " ".join(f"{n}={v}" for n, v in facts.usual.items() if n != "strategy")
+        return f"{facts.usual['strategy']}{{{rest}}}" if rest else str(facts.usual["strategy"])
     if facts.attention_block is None:
         return Entropy.name if facts.logits_shift else LowConfidence.name
     return Threshold.name if facts.logits_shift else Dynamic.name
