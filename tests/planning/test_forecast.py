@@ -43,11 +43,11 @@ def test_llada_8b_is_planned_from_two_small_files(headers: Path) -> None:
     assert outlook.blocks == 4_608
     assert [(kind.regions, len(kind.stages)) for kind in outlook.regions] == [(32, 4)]
     assert len(outlook.shards) == 33
-    # Sign planes 2 bits a weight, row and column scales, orders; the vocabulary 8 bits a weight,
-    # a scale and a minimum a row; norms as they are.
+    # Sign planes 2 bits a weight, row and column scales of a byte, two fp16 peaks a plane, orders;
+    # the vocabulary 8 bits a weight, a scale and a minimum a row; norms as they are.
     planes = 4_608 * 2
     rows = 32 * (5 * 4096 * 16 + 2 * 12288 * 16 - 4096 * 16 + 4096 * 48)
-    signs = 6_979_321_856 // 4 + 2 * 2 * rows + 2 * 256 * planes + 4_608
+    signs = 6_979_321_856 // 4 + 2 * rows + (256 + 4) * planes + 4_608
     vocabulary = 2 * (126_464 * 4096 + 4 * 126_464)
     assert outlook.tensor_bytes == signs + vocabulary + 2 * 65 * 4096
     assert any("no tokenizer.json" in warning for warning in outlook.warnings)
