@@ -66,8 +66,8 @@ def _refuse_activations(plan: Plan, backend: Backend) -> None:
     names = of_activations(plan)
     if names:
         raise InvalidPipeline(
-            f"{' and '.join(names)} changes what linears read, which the backend {backend.name} "
-            "does not follow",
+            f"{' and '.join(names)} {'change' if len(names) > 1 else 'changes'} what linears read, "
+            f"which the backend {backend.name} does not follow",
             help="write with the backend reference, or leave the pass out",
         )
 
