@@ -113,6 +113,9 @@ def test_parts_of_their_own_are_taken(tmp_path: Path) -> None:
         ({"partial_rotary_factor": 0.25}, "cannot be rotated by 3 of their columns"),
         ({"norm_topk_prob": False}, "norm_topk_prob"),
         ({"num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"block_size": 0}, "block_size: Input should be greater than 0"),
+        ({"block_size": 1 << 31}, "block_size: Input should be less than or equal to 2147483647"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type"),
     ],
     ids=str,
 )
