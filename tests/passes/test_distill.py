@@ -186,6 +186,20 @@ def test_steps_that_only_do_harm_and_none_leave_everything_as_it_was(
         assert files(tmp_path / name) == files(tmp_path / "plain")
 
 
+@pytest.mark.parametrize("last", ["distill{rounds=1}", "polish{iterations=2}"])
+def test_what_only_chooses_experts_is_not_said_to_be_tuned(
+    last: str, text: Path, tmp_path: Path
+) -> None:
+    """The bias of LLaDA2's routers has no derivative."""
+    model = write_family(tmp_path / "model", CASES["llada2"])
+    plain = "rtn-lower{group=8}" if last.startswith("distill") else "calibrate-mcs,sensitivity"
+    lowered = plain if plain.startswith("rtn") else f"{plain},abmp-allocate,daq-lower"
+    report = compile_tiny(model, tmp_path / "out", f"{lowered},{last},pack", calibration=text)
+    kept = {row.reason for row in report.coverage if row.status == "kept"}
+    assert "router" in kept
+    assert "rms-norm, tuned" in kept
+
+
 @pytest.mark.slow
 def test_only_norms_move_where_only_they_may(model: Path, text: Path, tmp_path: Path) -> None:
     compile_tiny(model, tmp_path / "plain", f"{RTN},pack")
