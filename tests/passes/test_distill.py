@@ -1,5 +1,6 @@
 """distill: gradients are the whole model's, held-out loss never rises, what is stored, refusals."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from qdc.ir.tuned import Tuned
 from qdc.models.predictions import predictions
 from qdc.passes.distill import Distill
 from qdc.passkit.course import Batch
+from qdc.passkit.end_loss import Divergence
 from qdc.passkit.trial import Trial
 from qdc.passkit.tuning import Rates, Tuning
 from qdc.pipeline.builder import build_plan
@@ -209,6 +211,12 @@ def test_only_norms_move_where_only_they_may(model: Path, text: Path, tmp_path: 
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("norm" in name or "ln_f" in name for name in moved)
+
+
+def test_predictions_that_are_no_numbers_are_never_the_better_ones() -> None:
+    assert Divergence(math.nan, 3).mean == math.inf
+    assert Divergence(-1e-9, 3).mean == Divergence(0.0, 0).mean == 0
+    assert Divergence(6.0, 3).mean == 2
 
 
 def test_it_stands_behind_lowerings_and_before_pack() -> None:
