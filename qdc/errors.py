@@ -5,7 +5,7 @@ a traceback and exits with 1; a bug prints its traceback and exits with 2.
 """
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import ClassVar
 
 SHOWN = 12
@@ -156,11 +156,21 @@ def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
+FARTHER = 0.25
+"""How much less alike than the closest a name may be that is still offered."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which known names are close to ``name``, or list some; a text for ``help``."""
+    """Say which known names are close to ``name``, or list some; a text for ``help``.
+
+    Names that are much less close than the closest are left out.
+    """
     names = sorted(known)
     longer = [known for known in names if name and known.startswith(f"{name}-")]
-    close = [*longer, *(n for n in get_close_matches(name, names, 3, 0.5) if n not in longer)][:3]
+    near = get_close_matches(name, names, 3, 0.5)
+    likeness = [SequenceMatcher(None, name, other).ratio() for other in near]
+    near = [n for n, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - FARTHER]
+    close = [*longer, *(n for n in near if n not in longer)][:3]
     if close:
         return f"did you mean {' or '.join(close)}?"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

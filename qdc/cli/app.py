@@ -44,7 +44,6 @@ def compile(
       qdc compile MODEL -o out --effort low --calibration docs.jsonl --seed 1
       qdc compile MODEL -o out --calibration chats --chat-fields prompt,answer
       qdc compile MODEL -o out --passes 'stages(calibrate-mcs,rtn-lower),pack'
-      qdc compile MODEL -o out --dump-after all --timings
       qdc compile MODEL -o out --plugin my_pass.py --passes 'my-pass,...'
       torchrun --nproc-per-node 4 -m qdc compile MODEL -o out --device cuda
     """  # noqa: D301

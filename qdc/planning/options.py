@@ -10,7 +10,6 @@ from qdc.errors import QdcError
 from qdc.ir.text_use import Pack
 from qdc.options import Options, option, switch
 from qdc.planning.effort import EFFORTS, Level, as_level
-from qdc.planning.rates import Rates
 from qdc.runtime.options import Device, Plugins
 from qdc.streaming.memory import states_memory, statistics_memory
 from qdc.text.options import AroundTexts, Calibration, ChatFields, TextField, read_fields
@@ -19,6 +18,8 @@ from qdc.units import parse_size
 
 States = Literal["bf16", "f32"]
 MOST_RANKS = 1 << 16
+RATES = 3
+"""Products in fp32 and in fp64, and the memory: importing what they are brings torch along."""
 OVERRIDES = ("samples", "length", "pack", "isolate", "geometry", "seed")
 """Options that go to every pass that has them."""
 
@@ -52,7 +53,7 @@ def _rates(given: Any) -> tuple[float, float, float] | None:
     parts = given.split(",") if isinstance(given, str) else list(map(str, given))
     found = [re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([KMGTP]?)", part.strip()) for part in parts]
     rates = [float(each[1]) * 1000 ** " KMGTP".index(each[2] or " ") for each in found if each]
-    if len(rates) != len(parts) or len(rates) != len(Rates._fields) or not all(rates):
+    if len(rates) != len(parts) or len(rates) != RATES or not all(rates):
         raise QdcError(
             f"--device-rate is not three rates: {given!r}",
             help="write operations a second in fp32 and in fp64, and bytes a second of the memory, "

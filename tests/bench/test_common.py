@@ -156,7 +156,7 @@ def test_the_stream_gives_the_moments_of_whole_forwards(capsys: pytest.CaptureFi
 def test_arithmetic_of_ownership_and_of_floors(capsys: pytest.CaptureFixture[str]) -> None:
     scaling.main(["--arithmetic"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-8] for line in lines[1:]] == ["stages", "regions"] * 2
+    assert [line.split()[-8] for line in lines[1:]] == ["stages", "waves", "regions"] * 2
     assert "1.54" in lines[1]
     floors.main()
     table_ = capsys.readouterr().out.splitlines()

@@ -102,11 +102,10 @@ class DecodeOptions(Options):
         Field(min_length=1, max_length=LONGEST_NAME),
         option(
             "NAME",
-            "What is decided when",
+            "A family's own, or",
             more="The sampler that the model's family is published with, ``low-confidence`` where "
             "it has none of its own. It says how many places a step too; ``name{option=value}`` "
             "for options of its own",
-            shown="the model's own, or low-confidence",
         ),
     ] = "low-confidence"
     cache: Annotated[
