@@ -79,12 +79,14 @@ def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array
 
 def scales(layer: Mapping[str, Any], stored: Mapping[str, Array], kind: str) -> Array:
     """Scales in float32; codes of 8 bits stand beside their plane's peak, rounded to float16."""
-    found = stored[f"{kind}_scale"]
-    if layer.get("scale_bits", 16) == 8:
+    found, code = stored[f"{kind}_scale"], layer.get("scale_code", "linear")
+    short = layer.get("scale_bits", 16) == 8
+    expect(code in (("linear", "logarithmic") if short else ("linear",)), "scale_code")
+    if short:
         peak = stored[f"{kind}_peak"]
         expect(peak.shape == (1, found.shape[1], 1)[: found.ndim], f"{kind}_peak")
         expect(found.dtype == np.uint8, f"{kind}_scale")
-        if layer.get("scale_code", "linear") == "linear":
+        if code == "linear":
             found = (found.astype("f4") * peak.astype("f4") / np.float32(255)).astype("f2")
         else:
             octaves, steps = np.divmod(found.astype(np.int64) - 255, 32)

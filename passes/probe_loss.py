@@ -15,6 +15,7 @@ says what is held meanwhile. Experts of a block are tried ``together``: gates of
 in one run, and so on; what the run loses is divided by their errors, each times its tokens.
 """
 
+import math
 from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -33,6 +34,7 @@ from qdc.passkit import (
     Field,
     Forecast,
     InvalidCalibration,
+    InvalidCheckpoint,
     Kinds,
     LayerGraph,
     LossSensitivity,
@@ -171,6 +173,12 @@ class ProbeLoss(ExpertOptions):
                 raise InvalidCalibration(
                     f"none of the {count} samples has a masked position",
                     help=f"raise {self.name}{{probes=...}}",
+                )
+            if math.isnan(rise):
+                raise InvalidCheckpoint(
+                    "predictions are no numbers with layers quantized, or already without",
+                    where=[f"%{fit.name}" for fit in trial.layers],
+                    help=f"leave {self.name} out, and what reads it; does the model overflow fp32?",
                 )
             for name, error, share in trial.parts():
                 note = LossSensitivity(rise=rise * share, error=error, positions=positions)

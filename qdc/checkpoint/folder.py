@@ -58,6 +58,8 @@ class Checkpoint:
         """Tensors that the model has no use for, each with the reason."""
         self.unused_fields = ""
         """Fields of the configuration that nothing here knows, in words; empty if there is none."""
+        self.assumed_fields = ""
+        """What the configuration leaves to published code, in words; empty if there is nothing."""
         self._keys: dict[str, Part] = {}
         self._twins: dict[str, str] = {}
         for file in self.files:

@@ -49,7 +49,7 @@ class HeldModule(Checkpoint):
         for name, tensor in self.extra.items():
             _header(name, tensor)
         self.left_out, self._keys, self._twins, self._files = {}, {}, {}, {}
-        self.unused_fields = ""
+        self.unused_fields = self.assumed_fields = ""
         self.config: dict[str, Any] = {
             MODULE: {
                 "class": type(module).__name__,

@@ -145,6 +145,8 @@ def _totals(report: CompileReport) -> Table:
                 f"{', '.join(lost[:MOST_NAMED])}{more}",
             )
     rows.add_row("coverage", _coverage(report))
+    if report.assumed_fields:
+        rows.add_row("assumed", Text(report.assumed_fields))
     if report.unused_fields:
         rows.add_row("not used", Text(report.unused_fields))
     for plugin in report.plugins:

@@ -26,15 +26,15 @@ def families_command(plugins: Sequence[Path], as_json: bool) -> None:
         return
     to = console()
     rows = table(
-        "families", "family", "architectures", "sees", "mask", "logits shift", "front end",
-        right=(3, 4),
-    )  # fmt: skip
-    rows.columns[1].no_wrap = True  # names of classes are looked for as they are
+        "families", "family", "architectures", "mask", "logits shift", "front end", right=(2, 3)
+    )
+    for column in rows.columns[:2]:
+        column.no_wrap = True  # names are looked for as they are
     for family in families.members:
         mask = "in config" if family.mask_token_id is None else str(family.mask_token_id)
         rows.add_row(
-            family.name, "\n".join(family.architectures), family.attention, mask,
-            str(family.logits_shift), family.front_end,
+            family.name, "\n".join(family.architectures), mask, str(family.logits_shift),
+            family.front_end,
         )  # fmt: skip
     print_table(to, rows)
     for family in families.members:
@@ -44,7 +44,7 @@ def families_command(plugins: Sequence[Path], as_json: bool) -> None:
             print_lines(to, f"  defined    by {origin}")
         if family.published:
             print_lines(to, f"  published  {', '.join(family.published)}")
-        print_lines(to, f"  around     {_around(family)}")
+        print_lines(to, f"  sees       {family.attention}", f"  around     {_around(family)}")
         if family.decoding:
             print_lines(to, f"  decoding   {_decoding(family)}")
         if not family.proved:

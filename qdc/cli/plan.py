@@ -252,14 +252,15 @@ def _choice(choice: Choice) -> str:
 
 
 def _passes(outlook: Outlook) -> Table:
+    shared = outlook.ranks > 1
     rows = table(
-        "passes", "pass", "fp32 products", "fp64 products", "elementwise", "time",
-        right=(1, 2, 3, 4),
+        "passes", "pass", "fp32 products", "fp64 products", "elementwise", *["gain"] * shared,
+        "time", right=(1, 2, 3, 4, 5),
     )  # fmt: skip
     for cost in outlook.passes:
         known = cost.name not in outlook.unknown
         rows.add_row(
             cost.name, f"{cost.products:.2g}", f"{cost.exact:.2g}", f"{cost.elements:.2g}",
-            duration(cost.seconds) if known else "unknown",
+            *[f"{cost.gain:.3g} x"] * shared, duration(cost.seconds) if known else "unknown",
         )  # fmt: skip
     return rows

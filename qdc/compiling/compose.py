@@ -90,6 +90,7 @@ def asked_for(
         "environment": environment(job.device),
         "checkpoint": job.title,
         "unused_fields": checkpoint.unused_fields,
+        "assumed_fields": checkpoint.assumed_fields,
         "checkpoint_sha256": digest,
         "calibration": None if source is None else f"{source.name} sha256:{source.digest}",
         "calibration_left_out": "" if source is None else source.left_out,

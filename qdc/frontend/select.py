@@ -87,6 +87,7 @@ def trace_checkpoint(
     if front_end == "fx":
         module, facts = families.build(checkpoint.config)
         checkpoint.unused_fields = families.unused(checkpoint.config)
+        checkpoint.assumed_fields = families.assumed(checkpoint.config)
         match_own_names(module, checkpoint)
         return trace(module, facts, checkpoint)
     causal = looks_back(checkpoint.config, checkpoint.folder)

@@ -13,4 +13,5 @@ Width = Annotated[int, Field(gt=0, le=1 << 24)]
 """A size that no allocation on the meta device trips over."""
 Depth = Annotated[int, Field(gt=0, le=DEEPEST)]
 """A number of blocks that can be traced."""
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=(1 << 31) - 1)]
+"""A number that tensors of whole numbers can be compared with and divided by."""

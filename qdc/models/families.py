@@ -79,6 +79,15 @@ class Families:
         family = self.find(config)
         return "" if family is None else unused(family.unused(config), family.name)
 
+    def assumed(self, config: Mapping[str, Any]) -> str:
+        """Say what a family takes where its configuration is silent; empty if it is not."""
+        family = self.find(config)
+        found = {} if family is None else family.assumed(config)
+        if family is None or not found:
+            return ""
+        named = ", ".join(f"{field} {value}" for field, value in found.items())
+        return f"{named}: config.json does not say, and {family.name} is published so"
+
     def supported(self) -> str:
         """The architectures that are claimed, for an error's help."""
         return ", ".join(name for family in self.members for name in family.architectures)

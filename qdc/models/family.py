@@ -168,6 +168,12 @@ class Family:
         """Names of the fields that are set, and of which this family knows nothing."""
         return shown_fields(config, self.known, _alike(self.read(config)))
 
+    def assumed(self, config: Mapping[str, Any]) -> dict[str, object]:
+        """Mask token and attention block where the configuration is silent: field, then value."""
+        sizes, table = self.read(config), self.fields.present()
+        silent = (size for size in ASSUMED if size in table and table[size] not in config)
+        return {table[size]: getattr(sizes, size) for size in silent}
+
     def network(self, sizes: Sizes) -> Decoder:
         """Build the decoder where torch puts new tensors, with whatever weights it gives them."""
         layout = Layout(self.names, self.biases, self.rotates_early, self.logits_shift)
@@ -192,6 +198,8 @@ class Family:
         )
 
 
+ASSUMED = ("mask_token", "block")
+"""Sizes that published configurations leave to the code beside them, and that no tensor shows."""
 ROTATED = "rotary_dim"
 REPEATED = (*Fields().present().values(), ROTATED)
 """Names that most configurations of transformers have for sizes, and that may stand beside a

@@ -125,9 +125,11 @@ class CalibrationFields(Pass):
         for name, readers in READ_BY.items():
             given = getattr(self, name) != type(self).model_fields[name].default
             if given and self.chosen_geometry not in readers:
+                option, known = name.replace("_", "-"), ", ".join(readers)
+                if self.geometry is None:  # the model's attention chooses it, later than this
+                    raise ValueError(f"{option} is for {known}: write which geometry beside it")
                 raise ValueError(
-                    f"geometry {self.chosen_geometry} does not read {name.replace('_', '-')}, "
-                    f"which is for {', '.join(readers)}"
+                    f"geometry {self.chosen_geometry} does not read {option}, which is for {known}"
                 )
         if any(share < 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
             raise ValueError(f"shares add up to {sum(self.shares):g}, and all states are 1")

@@ -4,6 +4,7 @@ The divergence is KL(original, now), averaged over positions that count: masked 
 where none are masked. Logits exist for ``POSITIONS`` positions at a time, never for a batch.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -42,8 +43,9 @@ class Divergence(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Nats a position; 0 without one."""
-        return max(0.0, self.total / max(1, self.positions))
+        """Nats a position; 0 without one, infinite where predictions are no numbers."""
+        each = self.total / max(1, self.positions)
+        return math.inf if math.isnan(each) else max(0.0, each)
 
 
 @dataclass

@@ -6,6 +6,7 @@ k R^2 / 2 runs of a region. Held by the store of states: the value between two r
 probe, that is ``layers x samples x length x width`` floats in the end.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -82,7 +83,7 @@ class Probes:
         All streams are past the last region.
 
         Returns:
-            Nats, computed in fp64, and the number of positions.
+            Nats, computed in fp64, NaN where predictions are no numbers; the number of positions.
         """
         shift = 0 if self.everywhere else self.unit.model.logits_shift
         total, count = 0.0, 0
@@ -102,7 +103,8 @@ class Probes:
                 expected, found = (self._predictions(value[index]) for value in (right, wrong))
                 total += float((expected.exp() * (expected - found)).sum())
                 count += len(row)
-        return max(0.0, total / max(1, count)), count
+        mean = total / max(1, count)
+        return mean if math.isnan(mean) else max(0.0, mean), count
 
     def _counted(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
         """Positions whose predictions count, bool[b, length]."""

@@ -10,6 +10,7 @@ from qdc.format.codec import Codec, Lowered
 from qdc.format.relaxation import Relaxation, TrainableKind
 from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
+from qdc.ir.routing import ROUTER
 from qdc.numerics.error import block_errors
 from qdc.numerics.moment import MomentAccumulator
 from qdc.streaming.execute import Environment, Parameters
@@ -54,7 +55,8 @@ class RegionFit:
             (name, role): nn.Parameter(tensor.clone())
             for name, tensors in self.fixed.items()
             for role, tensor in tensors.items()
-            if tensor.ndim == 1
+            # A bias of a router chooses experts and no more, which has no derivative.
+            if tensor.ndim == 1 and unit.graph[name].op != ROUTER
         }
         self.dtypes = {
             (name, role): unit.stored_dtype(unit.graph[name], role) for name, role in self.vectors

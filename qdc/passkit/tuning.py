@@ -15,6 +15,7 @@ from qdc.format.codec import Codec, Lowered
 from qdc.format.rescaling import Rescaling
 from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
+from qdc.ir.routing import ROUTER
 from qdc.ir.tuned import Tuned
 from qdc.passkit.course import Piece
 from qdc.streaming.execute import Parameters
@@ -89,8 +90,11 @@ class Tuning:
             self.scales[node.name] = {s: self._leaf(t, rates.scale) for s, t in scales.items()}
             self.layers[node.name] = Layer(rescaling, states.hold(rescaling.fixed(working)))
         for name in (name for piece in found for name in piece.steps):
-            vectors = self._plain(unit.graph[name], matrices=False)
-            self.vectors[name] = {r: self._leaf(t, rates.vector) for r, t in vectors.items()}
+            node = unit.graph[name]
+            # What chooses experts has no derivative, so a bias that only chooses cannot move.
+            rate = 0.0 if node.op == ROUTER else rates.vector
+            vectors = self._plain(node, matrices=False)
+            self.vectors[name] = {r: self._leaf(t, rate) for r, t in vectors.items()}
 
     def groups(self) -> list[dict[str, object]]:
         """Parameter groups of an optimizer."""

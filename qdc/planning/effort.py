@@ -66,7 +66,8 @@ def said(level: Level, plan: "Plan", given: frozenset[str]) -> str:
     ]
     asked = [f"--{name}" for name in ("passes", "samples", "length") if name in given]
     own = f"; {' and '.join(asked)} as given" if asked else ""
-    return f"{level}: {', '.join(chosen) or 'no pass calibrates'}{own}"
+    nothing = "chooses nothing" if _values(plan, "samples") else "no pass calibrates"
+    return f"{level}: {', '.join(chosen) or nothing}{own}"
 
 
 def _values(plan: "Plan", name: str) -> list[int | None]:

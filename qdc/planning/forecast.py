@@ -95,7 +95,7 @@ def forecast(
         pipeline=str(plan),
         backend=str(backend),
         device=machine.device,
-        assumed=assumed,
+        assumed="\n".join(filter(None, (assumed, checkpoint.assumed_fields))),
         coverage=tuple(_fates(account)),
         regions=tuple(region_kinds(graph)),
         kinds=tuple(layer_kinds(account, layers)),

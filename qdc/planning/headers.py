@@ -44,7 +44,7 @@ class IndexOnly(Checkpoint):
             name: Parameter(name=name, dtype=self.dtype, shape=shapes.get(name, ()))
             for name in map(str, names)
         }
-        self.unused_fields, self.left_out = "", {}
+        self.unused_fields, self.assumed_fields, self.left_out = "", "", {}
         self._files: dict[str, Path] = {}
         self.index_bytes = sum(parameter.nbytes for parameter in self.headers.values())
 
@@ -71,6 +71,7 @@ def open_headers(folder: Path, families: Families = BUILT_IN) -> tuple[Checkpoin
     checkpoint = IndexOnly(folder, module, config)
     refuse_compiled(checkpoint)
     checkpoint.unused_fields = families.unused(config)
+    checkpoint.assumed_fields = families.assumed(config)
     match_own_names(module, checkpoint)
     program = trace(module, facts, checkpoint)
     check_tensors(program.graph, checkpoint)

@@ -133,7 +133,7 @@ class Outlook(Frozen):
     backend: str
     device: str
     assumed: str = ""
-    """What had to be assumed about the checkpoint."""
+    """What had to be assumed about the checkpoint, a line each."""
     coverage: tuple[Covered, ...]
     regions: tuple[RegionKind, ...]
     kinds: tuple[LayerKind, ...]

@@ -122,6 +122,8 @@ class CompileReport(Frozen):
     """Folder of the checkpoint."""
     unused_fields: str = ""
     """Fields of its config.json that nothing here knows, in words; empty if there is none."""
+    assumed_fields: str = ""
+    """What it leaves to published code, and was taken from there; empty if there is nothing."""
     checkpoint_sha256: str = ""
     calibration: str | None
     """Name and digest of the text."""

@@ -189,12 +189,13 @@ def test_columns_set_the_width(qdc: Command, monkeypatch: pytest.MonkeyPatch) ->
 def test_families_lists_all_with_their_proofs(qdc: Command) -> None:
     text = qdc("families")
     listed, _, proofs = text.partition("\n\n")
-    assert max(map(len, listed.splitlines())) <= 100
+    assert max(map(len, listed.splitlines())) <= 80
     data = json.loads(qdc("families", "--json"))
     assert [entry["name"] for entry in data["families"]] == [family.name for family in FAMILIES]
     for entry in data["families"]:
         assert f"\n{entry['name']} " in listed
         assert all(name in listed for name in entry["architectures"])
+        assert f"  sees       {entry['attention']}\n" in proofs
         for proof in entry["proved"]:
             assert proof["what"] in proofs
             assert proof["test"] in proofs

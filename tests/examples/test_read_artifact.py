@@ -146,3 +146,15 @@ def test_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
         assert (found.returncode, found.stdout) == (1, "")
         assert found.stderr.endswith(f"{message}\n")
         assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("bits", "code"), [(8, "cubic"), (8, None), (16, "logarithmic")])
+def test_refuses_codes_of_scales_that_the_format_does_not_have(
+    bits: int, code: str | None, decoded: dict[str, Callable[..., np.ndarray]]
+) -> None:
+    kind = "u1" if bits == 8 else "f2"
+    stored = {"row_scale": np.ones((3, 2), kind), "row_peak": np.ones((1, 2), "f2")}
+    layer = {"scale_bits": bits, "scale_code": code}
+    with pytest.raises(ValueError, match="scale_code is damaged"):
+        decoded["scales"](layer, stored, "row")
+    assert decoded["scales"]({"scale_bits": bits}, stored, "row").shape == (3, 2)

@@ -17,11 +17,16 @@ from qdc.models.experts import BiasedRouter, GroupedRouting
 from qdc.models.families import BUILT_IN
 from qdc.models.llada2 import LLADA2
 from qdc.passkit.trajectory import Sampler
+from qdc.pipeline.registry import standard_registry
+from qdc.planning.forecast import forecast
 from qdc.planning.headers import open_headers
+from qdc.planning.options import ForecastOptions
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.speech import decode_facts
+from tests.support.compiles import compile_tiny
 from tests.support.families import CASES, write_family
 from tests.support.llada2 import FUSED, PARTS, Llada2, named_flat, split_state
+from tests.support.outlooks import MACHINE
 from tests.support.published import FIXTURES, config_of
 
 CASE = CASES["llada2"]
@@ -113,6 +118,9 @@ def test_parts_of_their_own_are_taken(tmp_path: Path) -> None:
         ({"partial_rotary_factor": 0.25}, "cannot be rotated by 3 of their columns"),
         ({"norm_topk_prob": False}, "norm_topk_prob"),
         ({"num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"block_size": 0}, "block_size: Input should be greater than 0"),
+        ({"block_size": 1 << 31}, "block_size: Input should be less than or equal to 2147483647"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type"),
     ],
     ids=str,
 )
@@ -153,6 +161,25 @@ def test_the_end_of_sequence_is_the_family_s_where_nothing_else_says(
     known = decode_facts(facts, cast("Any", silent), {"eos_token_id": named}, family)
     assert known.ends == (end,)
     assert known.usual == {"strategy": "dynamic", "threshold": 0.95}
+
+
+def test_what_the_configuration_leaves_to_published_code_is_told(tmp_path: Path) -> None:
+    write_family(tmp_path, CASE)
+    assert open_model(tmp_path)[0].assumed_fields == ""
+    silent = {**CASE.config, "vocab_size": 157184}
+    del silent["mask_token_id"], silent["block_size"]
+    told = BUILT_IN.assumed(silent)
+    assert told.startswith("mask_token_id 156895, block_size 32: ")
+    assert told.endswith("llada2 is published so")
+    named = {**CASE.config}
+    del named["block_size"]
+    (tmp_path / "config.json").write_text(json.dumps(named))
+    assert open_model(tmp_path)[0].assumed_fields.startswith("block_size 32: ")
+    asked = ForecastOptions.parse(model_dir=tmp_path, passes="rtn-lower{group=8},pack")
+    found = forecast(asked, standard_registry(), MACHINE, text=False)
+    assert found.assumed.startswith("block_size 32: ")
+    report = compile_tiny(tmp_path, tmp_path / "out", "rtn-lower{group=8},pack")
+    assert report.assumed_fields == found.assumed
 
 
 def test_its_sampler_steps_back_where_another_is_asked_for() -> None:

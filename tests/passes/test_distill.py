@@ -1,5 +1,6 @@
 """distill: gradients are the whole model's, held-out loss never rises, what is stored, refusals."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from qdc.ir.tuned import Tuned
 from qdc.models.predictions import predictions
 from qdc.passes.distill import Distill
 from qdc.passkit.course import Batch
+from qdc.passkit.end_loss import Divergence
 from qdc.passkit.trial import Trial
 from qdc.passkit.tuning import Rates, Tuning
 from qdc.pipeline.builder import build_plan
@@ -186,6 +188,20 @@ def test_steps_that_only_do_harm_and_none_leave_everything_as_it_was(
         assert files(tmp_path / name) == files(tmp_path / "plain")
 
 
+@pytest.mark.parametrize("last", ["distill{rounds=1}", "polish{iterations=2}"])
+def test_what_only_chooses_experts_is_not_said_to_be_tuned(
+    last: str, text: Path, tmp_path: Path
+) -> None:
+    """The bias of LLaDA2's routers has no derivative."""
+    model = write_family(tmp_path / "model", CASES["llada2"])
+    plain = "rtn-lower{group=8}" if last.startswith("distill") else "calibrate-mcs,sensitivity"
+    lowered = plain if plain.startswith("rtn") else f"{plain},abmp-allocate,daq-lower"
+    report = compile_tiny(model, tmp_path / "out", f"{lowered},{last},pack", calibration=text)
+    kept = {row.reason for row in report.coverage if row.status == "kept"}
+    assert "router" in kept
+    assert "rms-norm, tuned" in kept
+
+
 @pytest.mark.slow
 def test_only_norms_move_where_only_they_may(model: Path, text: Path, tmp_path: Path) -> None:
     compile_tiny(model, tmp_path / "plain", f"{RTN},pack")
@@ -195,6 +211,12 @@ def test_only_norms_move_where_only_they_may(model: Path, text: Path, tmp_path: 
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("norm" in name or "ln_f" in name for name in moved)
+
+
+def test_predictions_that_are_no_numbers_are_never_the_better_ones() -> None:
+    assert Divergence(math.nan, 3).mean == math.inf
+    assert Divergence(-1e-9, 3).mean == Divergence(0.0, 0).mean == 0
+    assert Divergence(6.0, 3).mean == 2
 
 
 def test_it_stands_behind_lowerings_and_before_pack() -> None:

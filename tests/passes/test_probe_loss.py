@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qdc.errors import InvalidCheckpoint
 from qdc.ir.costs import LossSensitivity
 from qdc.models.predictions import predictions
 from qdc.passes.probe_loss import ProbeLoss
@@ -14,7 +15,7 @@ from qdc.passkit.probes import Probes
 from qdc.runtime.load import load_checkpoint
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import MASK, write_checkpoint
-from tests.support.compiles import run_passes, spying
+from tests.support.compiles import compile_tiny, run_passes, spying
 from tests.support.families import CASES, write_family
 from tests.support.units import unit_of_model
 
@@ -102,6 +103,17 @@ def test_every_layer_gets_its_weight(model: Path, tmp_path: Path) -> None:
     again = dict(found)
     run_passes(model, tmp_path, spying(look), passes, stop_after="spy-all")
     assert found == again
+
+
+def test_predictions_that_are_no_numbers_are_not_taken_for_equal_ones(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = lambda self, hidden: torch.full((len(hidden), 2), torch.nan)  # noqa: E731
+    monkeypatch.setattr(Probes, "_predictions", nothing)
+    text = f"probe-loss{{{OPTIONS}}},rtn-lower{{group=16}},pack"
+    with pytest.raises(InvalidCheckpoint, match="predictions are no numbers") as caught:
+        compile_tiny(model, tmp_path / "out", text, samples=None, length=None)
+    assert caught.value.where
 
 
 def test_probed_samples_are_spread_over_the_times() -> None:

@@ -158,7 +158,7 @@ def test_rows_without_a_place_are_refused(model: Path) -> None:
     ("options", "expected"),
     [
         ("geometry=tmas clean-copy=true", "does not read clean-copy"),
-        ("shares=0.5,0.5", "geometry mcs does not read shares, which is for tmas"),
+        ("shares=0.5,0.5", "shares is for tmas: write which geometry beside it"),
         ("geometry=tmas shares=0.5,0.6", "shares add up to 1.1"),
         ("geometry=tmas shares=1.5,-0.5", "shares"),
         ("geometry=tmas strategy=apd", "calibration has none"),

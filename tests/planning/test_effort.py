@@ -85,6 +85,8 @@ def test_an_effort_that_changes_nothing_is_refused() -> None:
     assert planned(effort="normal", passes="data-free")[1] == (
         "normal: no pass calibrates; --passes as given"
     )
+    calibrated = planned(passes="stages(calibrate-mcs),rtn", samples=4, length=32)[1]
+    assert calibrated == "normal: chooses nothing; --passes and --samples and --length as given"
     with pytest.raises(QdcError, match="--effort higth is no effort") as caught:
         planned(effort="higth")
     assert "did you mean high?" in str(caught.value)

@@ -1,12 +1,15 @@
 """Plans of several processes: what is divided, what is sent, what the first of them holds."""
 
+import io
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from qdc.checkpoint.folder import Checkpoint
+from qdc.cli.plan import print_outlook
 from qdc.compiling import job as jobs
 from qdc.compiling.compiler import run_job
 from qdc.distributed.world import World
@@ -17,6 +20,7 @@ from qdc.pipeline.registry import standard_registry
 from qdc.planning.forecast import forecast
 from qdc.planning.options import ForecastOptions
 from qdc.planning.outlook import Outlook
+from qdc.planning.verdict import judged
 from qdc.report.model import CompileReport
 from tests.support import llada2_headers as llada2
 from tests.support.compiles import make_job
@@ -105,6 +109,20 @@ def test_llada2_is_planned_from_two_small_files(
     assert (dense.waves, sparse.waves) == ((1, 1, 1, 1), (1, 1, 17, 17))
     assert (outlook.layers, len(outlook.coverage)) == (7 + 4 + 3 * 17, 2 * 8 + 3 + 2 + 3 * 17 + 3)
     assert outlook.seconds > 0
+
+
+def test_gains_are_shown_for_several_processes_alone(model: Path) -> None:
+    for ranks in (1, 4):
+        asked = ForecastOptions.parse(model_dir=model, passes=PASSES, ranks=ranks)
+        registry, machine = standard_registry(), MACHINE.asked(ranks, None)
+        found = judged(asked, registry, machine, forecast(asked, registry, machine))
+        shown = io.StringIO()
+        print_outlook(Console(width=80, file=shown), found)
+        lines = shown.getvalue().partition("\npasses")[2].splitlines()
+        assert ("gain" in lines[1].split()) == (ranks > 1)
+        for cost in found.passes:
+            (line,) = (each for each in lines if each.startswith(f"{cost.name} "))
+            assert (f" {cost.gain:.3g} x " in line) == (ranks > 1)
 
 
 @pytest.mark.parametrize(
