@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from qdc.cli import run
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.registry import standard_registry
 from tests.support.checkpoints import EMBEDDED
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, qdc
 from tests.support.documents import ADDRESS, Desk, blocks, desk
 from tests.support.embedded import LINE, SAMPLES
 from tests.support.ggufs import needs_engine, needs_gguf
@@ -129,12 +128,11 @@ def test_readme_answers_in_the_order_of_a_newcomer_s_questions() -> None:
     assert places == sorted(places)
 
 
-def test_tutorial_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tutorial_shows_what_is_printed() -> None:
     """The plan of today's ``default``; of the artifact what follows from shapes and options."""
     text = TUTORIAL.read_text(encoding="utf-8")
-    capsys.readouterr()
-    assert run(["plan", str(EMBEDDED), "--effort", "low"]) == 0
-    printed = capsys.readouterr().out.splitlines()
+    # In a process of its own: what other tests have loaded is in no user's plan.
+    printed = qdc("plan", EMBEDDED, "--effort", "low").stdout.splitlines()
     shown = text.partition("lines that matter:\n\n```\n")[2].partition("\n```")[0].splitlines()
     assert len(shown) == 4
     assert [line for line in shown if line not in printed] == []
