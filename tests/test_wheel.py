@@ -84,6 +84,7 @@ def test_wheel_has_every_file_of_the_packages(wheel: Path) -> None:
     assert not wanted - packed
 
 
+@pytest.mark.slow
 def test_commands_run_from_the_wheel(bare: Path, tmp_path: Path) -> None:
     """With the embedded text and the templates of the report, which travel as package data."""
     model = write_checkpoint(tmp_path / "model", d_model=64, mlp_hidden_size=64, n_layers=1)

@@ -306,6 +306,7 @@ def test_causal_weights_go_there_and_back(causal: Path) -> None:
     assert apart.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_samples_of_a_causal_model_are_those_of_a_compile(causal: Path, tmp_path: Path) -> None:
     seen: list[Tensor] = []
 

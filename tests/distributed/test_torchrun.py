@@ -94,6 +94,7 @@ def test_two_processes_give_the_structure_and_scales_of_one(
     assert (tmp_path / "out" / "config.json").read_bytes() == config
 
 
+@pytest.mark.slow
 def test_the_error_of_one_rank_ends_all_and_is_shown_once(model: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "failing.py"
     plugin.write_text(FAILING)

@@ -112,6 +112,7 @@ def test_an_artifact_stays_causal(made: Made) -> None:
     torch.testing.assert_close(through(ids).logits, compiled(ids), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.slow), "gpt-neox"])
 def test_predictions_of_all_positions_are_tuned(kind: str, tmp_path: Path) -> None:
     """Of norms with biases and linears with biases, too."""

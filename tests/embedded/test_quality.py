@@ -72,6 +72,7 @@ def test_default_keeps_most_of_what_the_model_learned(
     assert 0 < found.differences[0].rise < 0.25 * gap
 
 
+@pytest.mark.slow
 def test_round_to_nearest_is_clearly_worse(compared: Callable[[str], Comparison]) -> None:
     ours, theirs = compared("default").differences[0], compared("rtn").differences[0]
     noise = ours.standard_error + theirs.standard_error

@@ -18,6 +18,7 @@ QUICK = (
 """The format of ``default``, fitted in a hurry: what is tested is how it runs."""
 
 
+@pytest.mark.slow
 def test_every_emitted_layer_and_the_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ def family_of(module: PackedLinear, tokens: int, dtype: torch.dtype) -> str:
     return default_choice(tokens, module.pair_planes.shape[1], units).variant.family
 
 
-@settings(max_examples=14)
+@settings(max_examples=10)
 @given(st.data())
 def test_binary(data: st.DataObject) -> None:
     block = data.draw(st.sampled_from([32, 64, 96, 128, 256, 288]))
