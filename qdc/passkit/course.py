@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from qdc.ir.graph import Region, Stage
-from qdc.streaming.execute import Executor, Parameters
+from qdc.streaming.execute import Executor
+from qdc.streaming.parameters import Parameters
 from qdc.streaming.states import Held, StateStore
 from qdc.streaming.stream import Stream
 

@@ -15,7 +15,8 @@ from qdc.ir.graph import LayerGraph
 from qdc.models.predictions import require_finite
 from qdc.passkit.head import head_logits, masked_positions, output_head, sources_within
 from qdc.streaming.batches import Batches
-from qdc.streaming.stream import NodeWeights, Stream
+from qdc.streaming.parameters import NodeWeights
+from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
 Logits = Iterator[tuple[Tensor, Tensor, Tensor]]

@@ -13,7 +13,8 @@ from qdc.ir.keys import table_key
 from qdc.ir.routing import ROUTER
 from qdc.numerics.error import block_errors
 from qdc.numerics.moment import MomentAccumulator
-from qdc.streaming.execute import Environment, Parameters
+from qdc.streaming.execute import Environment
+from qdc.streaming.parameters import Parameters
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 

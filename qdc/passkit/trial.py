@@ -8,7 +8,7 @@ import torch
 from qdc.passkit.course import Batch, Course, Gradients, Piece
 from qdc.passkit.end_loss import Divergence, EndLoss
 from qdc.passkit.tuning import Tuning
-from qdc.streaming.execute import Parameters
+from qdc.streaming.parameters import Parameters
 
 
 @dataclass(frozen=True)

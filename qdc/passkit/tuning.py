@@ -18,7 +18,7 @@ from qdc.ir.keys import table_key
 from qdc.ir.routing import ROUTER
 from qdc.ir.tuned import Tuned
 from qdc.passkit.course import Piece
-from qdc.streaming.execute import Parameters
+from qdc.streaming.parameters import Parameters
 from qdc.streaming.states import Held, StateStore
 from qdc.streaming.unit import Unit
 

@@ -17,11 +17,10 @@ from qdc.ir.routing import ROUTED, ROWS
 from qdc.models.layers import Attention
 from qdc.streaming.batches import Sight
 from qdc.streaming.inputs import LayerInputs
+from qdc.streaming.parameters import Parameters
 
 Environment = dict[str, Tensor]
 Shrunk = Callable[[str, int], None]
-Parameters = Mapping[str, Mapping[str, Tensor]]
-"""By node and role: what every executed node computes with."""
 
 
 class Executor:

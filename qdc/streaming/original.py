@@ -7,8 +7,9 @@ from torch import Tensor
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.frontend.tracer import Program
+from qdc.streaming.parameters import NodeWeights
 from qdc.streaming.states import StateStore
-from qdc.streaming.stream import NodeWeights, Stream
+from qdc.streaming.stream import Stream
 
 
 def original_weights(program: Program, checkpoint: Checkpoint, device: torch.device) -> NodeWeights:

@@ -18,13 +18,14 @@ from qdc.ir.graph import Region, Stage
 from qdc.ir.routing import GIVE, ROUTED
 from qdc.ir.types import BYTES
 from qdc.models.experts import routed_share
-from qdc.streaming.batches import PADDING, Batches
-from qdc.streaming.execute import Environment, Executor, Parameters
+from qdc.streaming.batches import Batches
+from qdc.streaming.execute import Environment, Executor
 from qdc.streaming.frontier import values_to_keep
 from qdc.streaming.inputs import LayerInputs
+from qdc.streaming.parameters import NodeWeights, Parameters, parameters_of
 from qdc.streaming.states import Held, StateStore
+from qdc.streaming.streamsamples import StreamSamples
 from qdc.streaming.trail import Trail
-from qdc.streaming.work import FP32
 
 COSTLY = frozenset({"linear", "attention", "input", "embedding", "routing", GIVE})
 """Operations whose values may be kept but are not computed twice. Routing is held as weights, never
@@ -32,11 +33,9 @@ as the scores before it: rounded scores could choose other experts. What experts
 sum, never apart: only that is bounded however uneven the routing is."""
 Entrance = tuple[int, tuple[str, ...], list[Held], int]
 """Where a region was entered: boundary, names and values that are held there, number of stops."""
-NodeWeights = Callable[[str], Mapping[str, Tensor]]
-"""``node name -> tensors by role``, in the compute dtype, as they stand now."""
 
 
-class Stream:
+class Stream(StreamSamples):
     """Batches of samples at one place of the model."""
 
     def __init__(
@@ -73,6 +72,7 @@ class Stream:
                 the way, and ``reading`` gives the original value in the layers' coordinates.
         """
         batches = Batches.of(batches)
+        super().__init__(batches, part, program.graph.model.mask_token_id)
         self.inputs, self._original = inputs, original
         self.executor = Executor(program, device, None if original else inputs)
         self.graph, self.weights, self.returns = program.graph, weights, returns
@@ -80,20 +80,7 @@ class Stream:
         """Share of the tokens that an expert gets, as if the router were even."""
         self.sizes = self.dimensions(*batches[0].shape)
         """Of a whole batch, by the names of symbolic dimensions."""
-        self.tokens = torch.cat(batches.tokens)
-        """``i64[samples, length]``: what was put in, in all processes together."""
-        self.segments = None if batches.segments is None else torch.cat(batches.segments)
-        """``i64[samples, length]``: which positions of a row see each other; None if all do."""
-        self.token_weights = None if batches.weights is None else torch.cat(batches.weights)
-        """``f32[samples, length]``: what each token counts in statistics; None if all the same."""
-        self.padded = self.segments is not None and bool((self.segments == PADDING).any())
-        """Whether some of the positions are no data."""
         self.decoded = decoded
-        self._rows, self._part = [len(batch) for batch in batches], part
-        self._segments = None if self.segments is None else self.rows(self.segments)
-        self._masked = self.rows(self.masked)
-        data = self.rows(self.data)
-        self._places = [p.flatten().nonzero()[:, 0] if self.padded else None for p in data]
         self.boundary = self._left = 0
         """Nodes before the boundary have been computed; those before ``left`` are finished."""
         self.names: tuple[str, ...] = (self.executor.tokens,)
@@ -106,48 +93,9 @@ class Stream:
         self.mark()
 
     @property
-    def masked(self) -> Tensor:
-        """``bool[samples, length]``: which of the tokens are masked; padding never is."""
-        mask = self.graph.model.mask_token_id
-        if mask is None:
-            return torch.zeros_like(self.tokens, dtype=torch.bool)
-        return (self.tokens == mask) & self.data
-
-    @property
-    def data(self) -> Tensor:
-        """``bool[samples, length]``: which of the positions are no padding."""
-        if self.segments is None:
-            return torch.ones_like(self.tokens, dtype=torch.bool)
-        return self.segments != PADDING
-
-    @property
-    def split(self) -> bool:
-        """Whether other processes move some of the batches."""
-        return self._part != slice(None)
-
-    @property
     def linear_calls(self) -> float:
         """Linears executed, counted once for each sample; an expert's by its share of tokens."""
         return self.executor.linear_calls + self.executor.routed_rows / self.tokens.shape[1]
-
-    def batches(self) -> Batches:
-        """The samples that are moved here, ``i64[b, length]`` each, as they were put in."""
-        return self.samples()[self._part]
-
-    def samples(self) -> Batches:
-        """The samples of all processes, as they were put in."""
-        beside = (
-            None if t is None else torch.split(t, self._rows)
-            for t in (self.segments, self.token_weights)
-        )
-        return Batches(torch.split(self.tokens, self._rows), *beside)
-
-    def places(self) -> list[Tensor | None]:
-        """Of each batch that is moved here the places of its data, ``i64[n]`` in b * length.
-
-        None where all of them are data.
-        """
-        return list(self._places)
 
     @property
     def trail(self) -> Trail:
@@ -240,7 +188,7 @@ class Stream:
     @torch.no_grad()
     def move(self, steps: list[str], keep: frozenset[str]) -> None:
         """Compute the values to keep, batch by batch, with the weights of now."""
-        parameters = self._parameters(steps) if self.kept else {}
+        parameters = self._parameters(steps)
         staying = [name for name in keep if name in self.names]
         for index, environment in enumerate(self.kept):
             missing, segments = keep.difference(staying), self.segments_of(index)
@@ -248,10 +196,6 @@ class Stream:
             found = self.executor.run(environment, steps, parameters, missing, segments, masked)
             found |= {name: environment[name] for name in staying}
             self.kept[index] = self.states.hold(found)
-
-    def rows(self, values: Tensor) -> list[Tensor]:
-        """Of something with a row for each sample, the rows of each batch that is moved here."""
-        return list(torch.split(values, self._rows))[self._part]
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield what the layers of a stage multiply, batch by batch: rotated, if they are.
@@ -305,11 +249,11 @@ class Stream:
         if everywhere:
             held = held - self.executor.derived(everywhere, self.boundary) | set(everywhere)
         steps = self.executor.steps(wanted, held)
-        parameters = self._parameters(steps) if self.kept else {}
+        parameters = self._parameters(steps)
         for index, kept in enumerate(self.kept):
             environment: Mapping[str, Tensor] = kept
             if everywhere:
-                rows = dict.fromkeys(everywhere, self._everywhere(index))
+                rows = dict.fromkeys(everywhere, self._data_places(index))
                 environment = {name: kept[name] for name in held & set(kept)} | rows
             with torch.no_grad():
                 found = self.executor.run(
@@ -321,10 +265,6 @@ class Stream:
                     self.masked_of(index),
                 )
             yield found
-
-    def segments_of(self, index: int) -> Tensor | None:
-        """Segments ``i64[b, length]`` of a batch that is moved here, by its place among those."""
-        return None if self._segments is None else self._segments[index]
 
     def rows_read(self, stage: Stage) -> int:
         """Tokens of a whole batch that a stage reads; of an expert an even share."""
@@ -358,30 +298,6 @@ class Stream:
         kind = self.graph[name].type
         return max(1, kind.elements(self.sizes) * BYTES[kind.dtype])
 
-    def _everywhere(self, index: int) -> Tensor:
-        """Places ``i64[n]`` of all data of a batch."""
-        places, count = self._places[index], self._rows[self._part][index]
-        return torch.arange(count * self.tokens.shape[1]) if places is None else places
-
     def _parameters(self, steps: list[str]) -> Parameters:
-        """What the steps read, as it stands now: decoded once for all batches, if memory allows."""
-        needed = sum(FP32 * p.elements({}) for name in steps for p in self.graph[name].parameters)
-        if self.decoded is not None and needed > self.decoded:
-            return _OneByOne(self.weights, steps)
-        return {name: self.weights(name) for name in steps}
-
-
-class _OneByOne(Mapping[str, Mapping[str, Tensor]]):
-    """Parameters by node that are made ready when they are asked for, and not kept."""
-
-    def __init__(self, weights: NodeWeights, names: Sequence[str]) -> None:
-        self._weights, self._names = weights, names
-
-    def __getitem__(self, name: str) -> Mapping[str, Tensor]:
-        return self._weights(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        """What the steps compute with; nothing where no batch is moved."""
+        return parameters_of(self.graph, self.weights, steps, self.decoded) if self.kept else {}

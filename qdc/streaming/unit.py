@@ -24,9 +24,10 @@ from qdc.pipeline.traversal import Scope
 from qdc.streaming.apart import require_apart
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.original import original_weights
+from qdc.streaming.parameters import NodeWeights
 from qdc.streaming.remark import Remark
 from qdc.streaming.sharing import SharedScope
-from qdc.streaming.stream import NodeWeights, Stream
+from qdc.streaming.stream import Stream
 from qdc.streaming.workspace import Key, MakeBatches, Workspace
 
 

@@ -24,9 +24,10 @@ from qdc.pipeline.cutting import cut
 from qdc.streaming.batches import Batches
 from qdc.streaming.calibration import Calibration
 from qdc.streaming.inputs import LayerInputs
+from qdc.streaming.parameters import NodeWeights
 from qdc.streaming.remark import Remark
 from qdc.streaming.states import StateStore
-from qdc.streaming.stream import NodeWeights, Stream
+from qdc.streaming.stream import Stream
 from qdc.streaming.trail import Trail
 
 MakeBatches = Callable[[], Sequence[Tensor]]
