@@ -49,7 +49,7 @@ def pieces(stream: Stream, head: Stage) -> Iterator[tuple[Piece, list[Held]]]:
 
     Yields each piece once it is behind the stream, and where batches have waited before it.
     """
-    graph, executor = stream.graph, stream.executor
+    graph, order = stream.graph, stream.order
     stream.start(graph.regions[0])
     for region in graph.regions:
         held, kept = stream.names, list(stream.kept)
@@ -61,7 +61,7 @@ def pieces(stream: Stream, head: Stage) -> Iterator[tuple[Piece, list[Held]]]:
             wanted = stream.names
         given = tuple(name for name in wanted if name not in held)
         staying = tuple(name for name in wanted if name in held)
-        yield Piece(region, executor.steps(given, held), given, staying), kept
+        yield Piece(region, order.steps(given, held), given, staying), kept
 
 
 class Batch(NamedTuple):

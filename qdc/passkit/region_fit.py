@@ -43,7 +43,7 @@ class RegionFit:
         data = stream.rows(stream.data)
         self.weights = [part * real for part, real in zip(weights, data, strict=True)]
         self.targets = [stream.states.hold(found) for found in reference.compute(self.outputs)]
-        self.steps = self.executor.steps(self.outputs, self.states[0])
+        self.steps = self.executor.order.steps(self.outputs, self.states[0])
         self.fixed = {name: stream.weights(name) for name in self.steps}
         self.layers: dict[str, Relaxation] = {}
         self.codecs: dict[str, Codec] = {}
@@ -141,7 +141,7 @@ class RegionFit:
         """Relative output error of each layer on the held-out states, as stored."""
         stages = {stage.value: stage for stage, _ in unit.layers_by_stage()}
         values = tuple(stages)
-        steps = self.executor.steps(values, self.states[0])
+        steps = self.executor.order.steps(values, self.states[0])
         parameters = {name: self.stream.weights(name) for name in steps}
         moments = {
             stage.value: MomentAccumulator(nodes[0].columns, unit.device)

@@ -107,7 +107,9 @@ class _Trial:
 
     def mixes(self, node: Node) -> bool:
         """Whether a change in a segment changes the node's value outside of it."""
-        inputs = [self.graph[name] for name in node.inputs if name not in self.executor.absent]
+        inputs = [
+            self.graph[name] for name in node.inputs if name not in self.executor.order.absent
+        ]
         shapes = [each.type.shape for each in (*inputs, node)]
         if any(ROUTED in shape for shape in shapes):
             return False  # rows of single tokens, and what adds them up token by token

@@ -1,7 +1,6 @@
 """Execute part of a traced model, node by node, from values that are at hand."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -12,11 +11,12 @@ from torch.func import functional_call
 from qdc.errors import QdcError
 from qdc.frontend.calls import NodeCalls, Sizes
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import LINEAR, LayerGraph, Region, Stage
+from qdc.ir.graph import LINEAR
 from qdc.ir.routing import ROUTED, ROWS
 from qdc.models.layers import Attention
 from qdc.streaming.batches import Sight
 from qdc.streaming.inputs import LayerInputs
+from qdc.streaming.order import ExecutionOrder
 from qdc.streaming.parameters import Parameters
 
 Environment = dict[str, Tensor]
@@ -29,7 +29,7 @@ class Executor:
     def __init__(
         self, program: Program, device: torch.device, inputs: LayerInputs | None = None
     ) -> None:
-        """Index the nodes; the inputs but for the token ids are absent.
+        """Index the nodes.
 
         Args:
             program: the traced model.
@@ -38,15 +38,11 @@ class Executor:
         """
         self.program, self.device, self.inputs = program, device, inputs
         self.graph = program.graph
-        self.order = execution_order(self.graph)
-        """Nodes as they are executed: stages of one wave side by side."""
-        self.place = {name: index for index, name in enumerate(self.order)}
+        self.order = ExecutionOrder(program.graph)
+        """What is executed when."""
         self._names = {
             node: name for name, node in program.nodes.items() if isinstance(node, fx.Node)
         }
-        self.tokens, *self.absent = [node.name for node in self.graph if node.op == "input"]
-        self.edges = self.graph.edges.copy()
-        self.edges.remove_nodes_from(self.absent)
         self.most: float = math.inf
         """Samples of the largest batch that the device may be able to hold."""
         self.shrunk: Shrunk = lambda name, samples: None
@@ -55,81 +51,6 @@ class Executor:
         """Linears executed, counted once for each sample; without those of experts."""
         self.routed_rows = 0
         """Linears of experts executed, counted once for each token."""
-        self._bounds, self._live = self._read_across_regions()
-        self._entrances: dict[str, int] = {}
-
-    def steps(self, wanted: Collection[str], held: Collection[str]) -> list[str]:
-        """Nodes to execute, in order, to get the wanted values from the held ones."""
-        needed = set[str]()
-        pending = [name for name in wanted if name not in held]
-        while pending:
-            name = pending.pop()
-            if name not in needed:
-                needed.add(name)
-                pending.extend(p for p in self.edges.predecessors(name) if p not in held)
-        return sorted(needed, key=self.place.__getitem__)
-
-    def read_after(self, boundary: int) -> frozenset[str]:
-        """Values from before this place of the order that nodes from it on read."""
-        index = bisect_left(self._bounds, boundary)
-        later = {
-            name
-            for step in self.order[boundary : self._bounds[index]]
-            if step not in self.absent
-            for name in self.edges.predecessors(step)
-        }
-        found = later | self._live[index]
-        return frozenset(name for name in found if self.place[name] < boundary)
-
-    def span(self, region: Region) -> range:
-        """Places of a region's nodes in the order."""
-        start = self.place[region.nodes[0]]
-        return range(start, start + len(region.nodes))
-
-    def entrance(self, stage: Stage) -> int:
-        """Where samples stand before a stage, and before all others of its wave."""
-        layer = stage.layers[0]
-        if self._entrances.get(layer) is None:
-            wave = next((w for w in self._waves(layer) if stage in w), (stage,))
-            places = [self.place[each] for member in wave for each in member.layers]
-            self._entrances |= {each: min(places) for member in wave for each in member.layers}
-        return self._entrances[layer]
-
-    def _waves(self, layer: str) -> tuple[tuple[Stage, ...], ...]:
-        region = self.graph.inside.get(layer)
-        return () if region is None else self.graph.waves[region.name].stages
-
-    def derived(self, names: Collection[str], boundary: int) -> set[str]:
-        """Values from before this place of the order that hang on some nodes, these included."""
-        found, pending = set(names), list(names)
-        while pending:
-            for reader in self.edges.successors(pending.pop()):
-                if reader not in found and self.place[reader] < boundary:
-                    found.add(reader)
-                    pending.append(reader)
-        return found
-
-    def _read_across_regions(self) -> tuple[list[int], list[frozenset[str]]]:
-        """Ends of the regions and of the model, and what nodes from each of them on read.
-
-        It is worked out once: a region of many experts has many boundaries, each of which then
-        looks no further than the region's end.
-        """
-        last = {
-            read: self.place[step]
-            for step in self.order
-            if step not in self.absent
-            for read in self.edges.predecessors(step)
-        }
-        ends = {self.span(region).stop for region in self.graph.regions}
-        bounds = sorted(ends | {len(self.order)})
-        live: set[str] = set()
-        found: list[frozenset[str]] = []
-        for start, end in zip([0, *bounds], bounds, strict=False):
-            live |= {name for name in self.order[start:end] if name in last}
-            live = {name for name in live if last[name] >= end}
-            found.append(frozenset(live))
-        return bounds, found
 
     def run(
         self,
@@ -146,7 +67,7 @@ class Executor:
 
         Args:
             held: values at hand, on any device and in any floating dtype; computed with in fp32.
-            steps: as ``steps(wanted, held)`` gives them.
+            steps: as ``order.steps(wanted, held)`` gives them.
             parameters: of every step.
             wanted: the values to return.
             segments: ``i64[b, length]``, see ``batches``; None if all positions see each other.
@@ -246,7 +167,7 @@ class Executor:
         masked: Tensor | None,
     ) -> Environment:
         """Execute the steps, dropping each value after its last reader."""
-        last = {read: step for step in steps for read in self.edges.predecessors(step)}
+        last = {read: step for step in steps for read in self.order.edges.predecessors(step)}
         environment = {name: self._widen(held[name]) for name in {*last, *wanted} & set(held)}
         sizes = self._sizes(held)
         sight = None if segments is None else Sight(segments.to(self.device))
@@ -254,7 +175,7 @@ class Executor:
             environment[step] = self.execute(
                 step, environment, parameters[step], sizes, sight, masked
             )
-            for read in self.edges.predecessors(step):
+            for read in self.order.edges.predecessors(step):
                 if last[read] == step and read not in wanted:
                     environment.pop(read, None)
         return {name: environment[name] for name in wanted}
@@ -348,15 +269,3 @@ def _narrowed(leaf: Attention, arguments: tuple[Any, ...], sight: Sight) -> tupl
     query, key, value, *_ = arguments
     visible = leaf.visible(query, None)
     return query, key, value, sight.same if visible is None else visible & sight.same
-
-
-def execution_order(graph: LayerGraph) -> list[str]:
-    """Names of all nodes, those of a region as its waves ask for."""
-    order: list[str] = []
-    for node in graph:
-        region = graph.inside.get(node.name)
-        if region is None:
-            order.append(node.name)
-        elif node.name == region.nodes[0]:
-            order += graph.waves[region.name].nodes
-    return order

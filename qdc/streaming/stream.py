@@ -75,6 +75,7 @@ class Stream(StreamSamples):
         super().__init__(batches, part, program.graph.model.mask_token_id)
         self.inputs, self._original = inputs, original
         self.executor = Executor(program, device, None if original else inputs)
+        self.order = self.executor.order
         self.graph, self.weights, self.returns = program.graph, weights, returns
         self.share = routed_share(program.module)
         """Share of the tokens that an expert gets, as if the router were even."""
@@ -83,10 +84,10 @@ class Stream(StreamSamples):
         self.decoded = decoded
         self.boundary = self._left = 0
         """Nodes before the boundary have been computed; those before ``left`` are finished."""
-        self.names: tuple[str, ...] = (self.executor.tokens,)
+        self.names: tuple[str, ...] = (self.order.tokens,)
         """Of the values that are kept."""
         self.states = states or StateStore()
-        self.kept = [self.states.hold({self.executor.tokens: batch}) for batch in batches[part]]
+        self.kept = [self.states.hold({self.order.tokens: batch}) for batch in batches[part]]
         """The values, batch by batch."""
         self.stops: list[int] = []
         """Every boundary at which values were held; each rounds them."""
@@ -131,18 +132,18 @@ class Stream(StreamSamples):
 
     def start(self, region: Region) -> None:
         """Advance to the first node of a region, or go back there."""
-        self._go(self.executor.span(region).start)
+        self._go(self.order.span(region).start)
         self.mark()
         self.stopped()
 
     def enter(self, stage: Stage) -> None:
         """Advance to just before the first linear of the stage's wave, or go back there."""
-        self._go(self.executor.entrance(stage))
+        self._go(self.order.entrance(stage))
         self.stopped()
 
     def leave(self, region: Region) -> None:
         """Advance past a region; does nothing if the samples are past it, or if none follows."""
-        self._left = self.executor.span(region).stop
+        self._left = self.order.span(region).stop
         if region is not self.graph.regions[-1]:
             self.advance(self._left)
         self.mark()
@@ -150,7 +151,7 @@ class Stream(StreamSamples):
 
     def passed(self, name: str) -> bool:
         """Whether values that hang on this node were computed, in a region not yet left."""
-        return self._left <= self.executor.place[name] < self.boundary
+        return self._left <= self.order.place[name] < self.boundary
 
     def rewind(self) -> None:
         """Go back to where the region was entered. Raises ``RuntimeError`` if not held."""
@@ -171,17 +172,17 @@ class Stream(StreamSamples):
         """Compute what the nodes from ``boundary`` on need, and keep the cheapest part of it."""
         if boundary <= self.boundary:
             return
-        executor = self.executor
-        needed = executor.read_after(boundary)
-        reach = [*self.names, *executor.steps(needed, self.names)]
+        order = self.order
+        needed = order.read_after(boundary)
+        reach = [*self.names, *order.steps(needed, self.names)]
         keep = values_to_keep(
-            executor.edges,
+            order.edges,
             reach,
             needed,
             {name: self._nbytes(name) for name in reach},
             [name for name in reach if self.graph[name].op in COSTLY],
         )
-        self.move(executor.steps(keep, self.names), keep)
+        self.move(order.steps(keep, self.names), keep)
         self.boundary, self.names = boundary, tuple(keep)
         self.stops.append(boundary)
 
@@ -247,8 +248,8 @@ class Stream(StreamSamples):
         """
         held = set(self.names)
         if everywhere:
-            held = held - self.executor.derived(everywhere, self.boundary) | set(everywhere)
-        steps = self.executor.steps(wanted, held)
+            held = held - self.order.derived(everywhere, self.boundary) | set(everywhere)
+        steps = self.order.steps(wanted, held)
         parameters = self._parameters(steps)
         for index, kept in enumerate(self.kept):
             environment: Mapping[str, Tensor] = kept
@@ -281,7 +282,7 @@ class Stream(StreamSamples):
 
     def results(self, region: Region) -> tuple[str, ...]:
         """Names of the values that a region hands on: those that nodes after it read."""
-        read = self.executor.read_after(self.executor.span(region).stop)
+        read = self.order.read_after(self.order.span(region).stop)
         return tuple(name for name in region.nodes if name in read)
 
     def dimensions(self, samples: int, length: int) -> Mapping[str, int]:

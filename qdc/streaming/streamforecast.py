@@ -91,11 +91,11 @@ class StreamForecast(Stream):
         Returns:
             Most bytes of values and decoded parameters at a time, on the device; and the work.
         """
-        return self._cost(self.executor.steps(wanted, self.names), wanted)
+        return self._cost(self.order.steps(wanted, self.names), wanted)
 
     def _cost(self, steps: list[str], wanted: Collection[str]) -> tuple[int, Work]:
         """Walk through the steps as the executor does, values dropped after their last reader."""
-        edges, graph = self.executor.edges, self.graph
+        edges, graph = self.order.edges, self.graph
         last = {read: step for step in steps for read in edges.predecessors(step)}
         live = {name: bytes_of(graph[name].type, self.sizes, FP32) for name in self.names}
         highest, work = sum(live.values()), Work()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from qdc.frontend.opening import open_model
 from qdc.ir.graph import LayerGraph, Stage
 from qdc.pipeline.cutting import cut, statistics_bytes
-from qdc.streaming.execute import execution_order
+from qdc.streaming.order import execution_order
 from tests.support.experts import HIDDEN, WIDTH, write_mixture
 from tests.support.graphs import two_blocks
 

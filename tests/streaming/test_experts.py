@@ -145,15 +145,15 @@ def test_the_stream_goes_back_to_where_it_entered(model: Model) -> None:
 
 
 def test_what_later_nodes_read_is_found_for_every_boundary(model: Model) -> None:
-    executor = model.stream().executor
-    for boundary in range(len(executor.order) + 1):
-        future = set(executor.order[boundary:])
+    order = model.stream().order
+    for boundary in range(len(order.names) + 1):
+        future = set(order.names[boundary:])
         due = {
             name
-            for name in executor.order[:boundary]
-            if name not in executor.absent and future & set(executor.edges.successors(name))
+            for name in order.names[:boundary]
+            if name not in order.absent and future & set(order.edges.successors(name))
         }
-        assert executor.read_after(boundary) == due
+        assert order.read_after(boundary) == due
 
 
 def test_outputs_first_takes_the_experts_outputs_first(model: Model) -> None:

@@ -98,17 +98,17 @@ def test_computing_ahead_moves_nothing(model: Model) -> None:
     path = "model.transformer.blocks.1"
     torch.testing.assert_close(found, model.outputs(path))
     assert [set(e) for e in stream.kept] == [set(e) for e in held]
-    assert stream.boundary == stream.executor.place[region.nodes[0]]
+    assert stream.boundary == stream.executor.order.place[region.nodes[0]]
 
 
 def steps_of(model: Model, held: Mapping[str, Tensor]) -> tuple[Executor, list[str], str]:
     executor = Executor(model.program, torch.device("cpu"))
-    last = executor.order[-1]
-    return executor, executor.steps((last,), held), last
+    last = executor.order.names[-1]
+    return executor, executor.order.steps((last,), held), last
 
 
 def test_the_executor_gives_what_a_plain_forward_gives(model: Model) -> None:
-    held = {Executor(model.program, torch.device("cpu")).tokens: model.batches[0]}
+    held = {Executor(model.program, torch.device("cpu")).order.tokens: model.batches[0]}
     executor, steps, last = steps_of(model, held)
     parameters = {name: model.weights(name) for name in steps}
     found = executor.run(held, steps, parameters, (last,))
@@ -118,7 +118,7 @@ def test_the_executor_gives_what_a_plain_forward_gives(model: Model) -> None:
 
 
 def test_gradients_flow_through_the_executor(model: Model) -> None:
-    held = {Executor(model.program, torch.device("cpu")).tokens: model.batches[0]}
+    held = {Executor(model.program, torch.device("cpu")).order.tokens: model.batches[0]}
     executor, steps, last = steps_of(model, held)
     parameters = {name: dict(model.weights(name)) for name in steps}
     for name in ("blocks.0.q_proj", "blocks.2.ff_norm"):
