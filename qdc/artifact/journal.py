@@ -140,6 +140,12 @@ class Journal(Frozen):
         replace_bytes(folder / name, (self.model_dump_json(indent=1) + "\n").encode())
 
 
+def damaged_journal(where: Path, why: str) -> InvalidJournal:
+    """The error that says what is wrong with a journal, or with what it names."""
+    what = f"the journal of the interrupted compile is damaged: {why}"
+    return InvalidJournal(what, where=[str(where)], help=DISCARD)
+
+
 def read_journal(folder: Path, name: str = JOURNAL) -> Journal | None:
     """Read the journal of a folder; None if it has none.
 
@@ -158,11 +164,7 @@ def read_journal(folder: Path, name: str = JOURNAL) -> Journal | None:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise InvalidJournal(
-            f"the journal of the interrupted compile is damaged: {place} {first['msg']}".rstrip(),
-            where=[str(path)],
-            help=DISCARD,
-        ) from error
+        raise damaged_journal(path, f"{place} {first['msg']}".rstrip()) from error
     except UnfitJson as error:
         raise InvalidJournal(f"the journal {error}", where=[str(path)], help=DISCARD) from error
     except (OSError, RecursionError) as error:

@@ -2,29 +2,25 @@
 
 A damaged file costs its own step. For a shard or for tensors that wait, the step runs again: its
 region starts from the graph as it was, and the calibration streams go their old way through the
-finished regions, whose weights are in the shards. Values of the streams are found by that way, too,
-where their own files are damaged. What was done again must have its old digest.
+finished regions, whose weights are in the shards. What was done again must have its old digest.
 
 Several processes go on together, each from its own part. They redo nothing: where a file of one is
 damaged, all stop and say so.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from qdc.artifact.journal import DISCARD, Entry, File, Journal, StreamState
+from qdc.artifact.journal import DISCARD, Entry, File, Journal, damaged_journal
 from qdc.artifact.partial import remove
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.compiling.dumper import notes_of
 from qdc.compiling.instruments import Instrument
 from qdc.compiling.runner import RegionDone, Runner
-from qdc.compiling.savepoints import Batch, Savepoints, read_batch, read_samples
+from qdc.compiling.savepoints import Savepoints
+from qdc.compiling.streamstates import StreamStates
 from qdc.errors import InvalidDump, InvalidJournal
 from qdc.ir.annotation import Annotation
 from qdc.ir.dump import read
@@ -34,8 +30,6 @@ from qdc.ir.opaque import Opaque
 from qdc.ir.tensors import digest
 from qdc.ir.types import TensorRef
 from qdc.pipeline.traversal import Step
-from qdc.streaming.batches import Batches
-from qdc.streaming.trail import Trail
 
 Notes = Mapping[str, Iterable[Annotation]]
 
@@ -56,6 +50,7 @@ class Resumption:
         """
         self.savepoints, self.journal, self.tags = savepoints, journal, tags
         self.runner, self.workspace = savepoints.runner, savepoints.workspace
+        self.streams = StreamStates(self.workspace, savepoints.partial)
         self.kept = savepoints.partial.kept
         self.artifact = savepoints.partial.artifact
         self.graph = self.workspace.program.graph
@@ -100,7 +95,7 @@ class Resumption:
         for step in damaged:
             self._redo(step, region_done, instruments)
         self._load(self._graph(entries[-1]), len(entries))
-        self._restore_streams(entries[-1])
+        self.streams.restore(entries[-1])
         self._restore_counts()
         return len(entries)
 
@@ -138,10 +133,7 @@ class Resumption:
         entry = self.journal.entries[step.number]
         self._load(self._notes_before(step), step.number)
         if step.region:
-            before = self.journal.entries[step.number - 1].streams
-            for stream in before:
-                self._check_way(stream)
-            self.workspace.trails.update({(s.place, s.original): _trail(s) for s in before})
+            self.streams.follow(self.journal.entries[step.number - 1])
         quiet = Runner(
             self.runner.plan, self.workspace, instruments, self.kept, keep=self.runner.keep
         )
@@ -236,79 +228,6 @@ class Resumption:
             raise self._damaged(f"{path.name} cannot be read") from error
         return found
 
-    def _restore_streams(self, entry: Entry) -> None:
-        for stream in entry.streams:
-            self._check_way(stream)
-            key, trail = (stream.place, stream.original), _trail(stream)
-            if stream.samples is not None:
-                self._take_part(stream, stream.samples)
-                continue
-            if not stream.batches or not all(f.is_whole(self.kept) for f in stream.batches):
-                self.workspace.trails[key] = trail
-                continue
-            batches, apart, weights, kept = [], [], [], []
-            for file in stream.batches:
-                batch = read_batch(self.kept / file.name)
-                self._check_batch(file.name, batch)
-                batches.append(batch.tokens)
-                apart += [] if batch.segments is None else [batch.segments]
-                weights += [] if batch.weights is None else [batch.weights]
-                kept.append(self.workspace.states.hold(batch.values))
-            for what, some in (("segments", apart), ("weights", weights)):
-                if some and len(some) != len(batches):
-                    why = f"some batches of a calibration stream have {what}, some none"
-                    raise self._damaged(why)
-            make = partial(Batches, batches, apart or None, weights or None)
-            self.workspace.stream(key, make).take_over(trail, kept)
-
-    def _take_part(self, stream: StreamState, samples: File) -> None:
-        """Go on with this process's part of the batches."""
-        whole = read_samples(self.kept / samples.name)
-        apart, weights = (some or [None] * len(whole) for some in (whole.segments, whole.weights))
-        for given in zip(whole, apart, weights, strict=True):
-            self._check_batch(samples.name, Batch(*given, values={}))
-        key = stream.place, stream.original
-        made = self.workspace.stream(key, lambda: whole, split=True)
-        kept = []
-        for file, mine in zip(stream.batches, made.batches(), strict=True):
-            batch = read_batch(self.kept / file.name)
-            self._check_batch(file.name, batch)
-            if not torch.equal(batch.tokens, mine):
-                raise self._damaged(f"the states in {file.name} are those of other samples")
-            kept.append(self.workspace.states.hold(batch.values))
-        made.take_over(_trail(stream), kept)
-
-    def _check_way(self, stream: StreamState) -> None:
-        """A way is untrusted, too: it must stay inside the model."""
-        places = (*stream.stops, stream.left)
-        if not all(0 <= place <= len(self._initial) for place in places):
-            raise self._damaged("a calibration stream has left the model")
-
-    def _check_batch(self, name: str, batch: Batch) -> None:
-        """A batch is untrusted: what is computed with must have the shapes of the graph."""
-        tokens, segments, weights, values = batch
-        good = tokens.dtype == torch.int64 and tokens.ndim == 2 and bool(tokens.numel())
-        good = good and int(tokens.min()) >= 0 and int(tokens.max()) < self.graph.model.vocabulary
-        if good and segments is not None:
-            good = segments.dtype == torch.int64 and segments.shape == tokens.shape
-        if good and weights is not None:
-            good = weights.dtype == torch.float32 and weights.shape == tokens.shape
-            good = good and bool(((weights >= 0) & weights.isfinite()).all())
-        for node, value in values.items():
-            good = good and node in self.graph
-            good = good and tuple(value.shape) == self._shape(node, tokens)
-        if not good:
-            raise self._damaged(f"the states in {name} are not those of this model")
-
-    def _shape(self, node: str, tokens: Tensor) -> tuple[int, ...]:
-        sizes = dict(zip("BL", tokens.shape, strict=True))
-        return tuple(
-            math.prod(sizes.get(name, 0) for name in size.split("*"))
-            if isinstance(size, str)
-            else size
-            for size in self.graph[node].type.shape
-        )
-
     def _restore_counts(self) -> None:
         journal, savepoints = self.journal, self.savepoints
         self.workspace.linear_calls = journal.linear_calls
@@ -321,12 +240,4 @@ class Resumption:
             row.seconds, row.peak_bytes, row.units = cost.seconds, cost.peak_bytes, cost.units
 
     def _damaged(self, why: str) -> InvalidJournal:
-        return InvalidJournal(
-            f"the journal of the interrupted compile is damaged: {why}",
-            where=[str(self.savepoints.partial.folder)],
-            help=DISCARD,
-        )
-
-
-def _trail(stream: StreamState) -> Trail:
-    return Trail(stream.stops, stream.left, stream.calls, stream.routed, stream.most)
+        return damaged_journal(self.savepoints.partial.folder, why)
