@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -26,8 +25,16 @@ from qdc.artifact.commit import (
     restore,
     set_aside_name,
 )
-from qdc.artifact.journal import JOURNAL, File, Journal, read_journal
-from qdc.artifact.lock import Lock
+from qdc.artifact.journal import JOURNAL, Journal, read_journal
+from qdc.artifact.lockedfolder import (
+    ARTIFACT,
+    KEPT,
+    LOCK,
+    LockedFolder,
+    keep_only,
+    lock_left,
+    make_folders,
+)
 from qdc.artifact.rankfolder import discard_ranks
 from qdc.disk import read_regular, unwritable, write_bytes
 from qdc.errors import (
@@ -41,7 +48,7 @@ from qdc.errors import (
 )
 from qdc.stopping import undisturbed
 
-LOCK, ARTIFACT, REPORT, NOTE = "lock", "artifact", "report", "commit.json"
+REPORT, NOTE = "report", "commit.json"
 LARGEST_NOTE = 1 << 12
 log = logging.getLogger(__name__)
 HOW = "go on with --resume, or discard it with --restart"
@@ -107,13 +114,8 @@ def repair(out: Path) -> bool:
         discard_ranks(out)
     if folder.is_symlink() or not folder.is_dir():
         return False
-    if not (folder / LOCK).is_file():
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is empty: a process has ended before it took the lock
-        return False
-    try:
-        lock = Lock(folder / LOCK, str(out))
-    except OutputExists:
+    lock = lock_left(folder, str(out))
+    if lock is None:
         return False
     try:
         committed = settle(folder, out)
@@ -175,7 +177,7 @@ def _sweep_reports(out: Path) -> None:
                 log.warning("removed %s, which an earlier process has left", path)
 
 
-class Partial:
+class Partial(LockedFolder):
     """The folder while a compile runs; a context that cleans up behind it."""
 
     def __init__(self, out: Path, *, resume: bool = False, restart: bool = False) -> None:
@@ -185,13 +187,10 @@ class Partial:
             OutputExists: another compile is at work there, or was interrupted.
             QdcError: the file system refuses.
         """
-        self.out, self.folder = out.absolute(), partial_folder(out)
-        self.artifact, self.kept = self.folder / ARTIFACT, self.folder / "kept"
+        super().__init__(partial_folder(out))
+        self.out = out.absolute()
         self.report = self.folder / REPORT
         """Where the report waits until the artifact is in its place."""
-        self.scratch = self.folder / "scratch"
-        self.journal: Journal | None = None
-        """What is finished; None as long as nothing is."""
         taken = False
         try:
             with undisturbed():
@@ -210,26 +209,13 @@ class Partial:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder.parent, error) from error
-        self._lock = Lock(self.folder / LOCK, str(self.out))
-        try:
+        with self._locked(str(self.out)):
             settle(self.folder, self.out)
             check_interrupted(self.out, resume=resume, restart=restart)
             self.journal = None if restart else read_journal(self.folder)
             if self.journal is None:
                 discard_ranks(self.out)
             self._clear()
-            for folder in (self.artifact, self.kept, self.scratch):
-                folder.mkdir(exist_ok=True)
-        except OSError as error:
-            self._lock.release()
-            raise unwritable(self.folder, error) from error
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __enter__(self) -> "Partial":
-        """Hold the lock of the folder until the block is left."""
-        return self
 
     def __exit__(
         self,
@@ -272,29 +258,16 @@ class Partial:
         """Write a journal whose files are all complete, then remove what only older ones name."""
         journal.write(self.folder)
         self.journal = journal
-        self.sweep(self.kept, (file for entry in journal.entries for file in entry.kept()))
-
-    def sweep(self, folder: Path, listed: Iterable[File]) -> None:
-        """Remove all that is not listed: left by a process that was ended, or out of date."""
-        names = {file.name for file in listed}
-        for path in folder.iterdir():
-            if path.name not in names:
-                remove(path)
+        self._sweep_kept(journal)
 
     def _clear(self) -> None:
         """Remove what no journal speaks of."""
-        ours = {LOCK} if self.journal is None else {LOCK, JOURNAL, ARTIFACT, "kept"}
-        for path in self.folder.iterdir():
-            if path.name not in ours:
-                remove(path)
-        if self.journal is None:
-            return
-        for folder in (self.artifact, self.kept):
-            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-                remove(folder)
-            folder.mkdir(exist_ok=True)
-        self.sweep(self.artifact, (f for entry in self.journal.entries for f in entry.written))
-        self.sweep(self.kept, (f for entry in self.journal.entries for f in entry.kept()))
+        journal = self.journal
+        keep_only(self.folder, {LOCK} if journal is None else {LOCK, JOURNAL, ARTIFACT, KEPT})
+        make_folders(self.artifact, self.kept, self.scratch)
+        if journal is not None:
+            keep_only(self.artifact, {f.name for entry in journal.entries for f in entry.written})
+            self._sweep_kept(journal)
 
 
 def _remove_all(folder: Path) -> None:
@@ -304,16 +277,6 @@ def _remove_all(folder: Path) -> None:
     gone, what is there belongs to another.
     """
     (folder / JOURNAL).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.name != LOCK:
-            remove(path)
+    keep_only(folder, {LOCK})
     (folder / LOCK).unlink(missing_ok=True)
     folder.rmdir()
-
-
-def remove(path: Path) -> None:
-    """Remove whatever is there, or nothing. Raises OSError."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import NamedTuple
 
 from qdc.artifact.journal import DISCARD, JOURNAL, Journal, read_journal
-from qdc.artifact.lock import Lock
+from qdc.artifact.lockedfolder import KEPT, LOCK, LockedFolder, keep_only, lock_left, make_folders
 from qdc.disk import sync_folder, unwritable
-from qdc.errors import InvalidJournal, OutputExists, QdcError
+from qdc.errors import InvalidJournal, QdcError
 from qdc.stopping import undisturbed
 
-LOCK, WAITING, KEPT, SCRATCH = "lock", "journal.next.json", "kept", "scratch"
+WAITING = "journal.next.json"
 RANK = ".rank-"
 
 
@@ -48,18 +48,15 @@ def discard_ranks(out: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    if not (folder / LOCK).is_file():
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is empty: a process has ended before it took the lock
-        return
-    with contextlib.suppress(OutputExists, QdcError):
-        lock = Lock(folder / LOCK, str(folder))
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
+    with contextlib.suppress(QdcError):
+        lock = lock_left(folder, str(folder))
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
 
 
-class RankFolder:
-    """The folder while a compile runs; a context that cleans up behind it."""
+class RankFolder(LockedFolder):
+    """The folder while a compile runs; nothing is in its ``artifact``, which the first writes."""
 
     def __init__(self, out: Path, rank: int, noted: Noted | None) -> None:
         """Make the folder or take it over, and lock it.
@@ -74,40 +71,22 @@ class RankFolder:
             InvalidJournal: it has no part of what the first process has noted.
             QdcError: the file system refuses.
         """
-        self.folder = rank_folder(out, rank)
-        self.artifact = self.folder / "artifact"
-        """Where nothing is: the first process writes the artifact."""
-        self.kept, self.scratch = self.folder / KEPT, self.folder / SCRATCH
-        self.journal: Journal | None = None
-        """What is finished; None as long as nothing is."""
+        super().__init__(rank_folder(out, rank))
         with undisturbed():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise unwritable(self.folder.parent, error) from error
-            self._lock = Lock(self.folder / LOCK, str(self.folder))
-            try:
+            with self._locked(str(self.folder)):
                 self._take(rank, noted)
-            except OSError as error:
-                self._lock.release()
-                raise unwritable(self.folder, error) from error
-            except BaseException:
-                self._lock.release()
-                raise
 
     def _take(self, rank: int, noted: Noted | None) -> None:
         if noted is not None:
             self._go_on(rank, noted)
-        ours = {LOCK, JOURNAL, KEPT} if noted is not None else {LOCK}
-        for path in self.folder.iterdir():
-            if path.name not in ours:
-                _remove(path)
-        for folder in (self.kept, self.scratch):
-            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-                _remove(folder)
-            folder.mkdir(exist_ok=True)
+        keep_only(self.folder, {LOCK} if noted is None else {LOCK, JOURNAL, KEPT})
+        make_folders(self.kept, self.scratch)
         if self.journal is not None:
-            self._sweep(self.journal)
+            self._sweep_kept(self.journal)
 
     def _go_on(self, rank: int, noted: Noted) -> None:
         """Take the journal of the step that the first process has noted."""
@@ -133,23 +112,13 @@ class RankFolder:
         try:
             self._put_in_place()
             self.journal = journal
-            self._sweep(journal)
+            self._sweep_kept(journal)
         except OSError as error:
             raise unwritable(self.folder, error) from error
 
     def _put_in_place(self) -> None:
         (self.folder / WAITING).replace(self.folder / JOURNAL)
         sync_folder(self.folder)
-
-    def _sweep(self, journal: Journal) -> None:
-        names = {file.name for entry in journal.entries for file in entry.kept()}
-        for path in self.kept.iterdir():
-            if path.name not in names:
-                _remove(path)
-
-    def __enter__(self) -> "RankFolder":
-        """Hold the lock of the folder until the block is left."""
-        return self
 
     def __exit__(
         self,
@@ -168,10 +137,3 @@ class RankFolder:
             else:
                 shutil.rmtree(self.scratch, ignore_errors=True)
         self._lock.release()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from qdc.artifact.journal import DISCARD, Entry, File, Journal, damaged_journal
-from qdc.artifact.partial import remove
+from qdc.artifact.lockedfolder import remove
 from qdc.checkpoint.folder import SAFETENSORS_DTYPES
 from qdc.compiling.dumper import notes_of
 from qdc.compiling.instruments import Instrument

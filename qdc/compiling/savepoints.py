@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qdc.artifact.journal import Entry, File, Journal, PassRecord, StreamState
-from qdc.artifact.partial import Partial
+from qdc.artifact.lockedfolder import LockedFolder
 from qdc.artifact.rankfolder import RankFolder
 from qdc.artifact.writer import ArtifactWriter
 from qdc.compiling.instruments import Meter, Remarks
@@ -39,7 +39,7 @@ class Savepoints:
 
     def __init__(
         self,
-        partial: Partial | RankFolder,
+        partial: LockedFolder,
         runner: Runner,
         writer: ArtifactWriter | None,
         observed: tuple[Meter, Remarks],

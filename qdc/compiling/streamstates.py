@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from qdc.artifact.journal import Entry, File, StreamState, damaged_journal
-from qdc.artifact.partial import Partial
-from qdc.artifact.rankfolder import RankFolder
+from qdc.artifact.lockedfolder import LockedFolder
 from qdc.compiling.savepoints import Batch, read_batch, read_samples
 from qdc.streaming.batches import Batches
 from qdc.streaming.trail import Trail
@@ -22,7 +21,7 @@ from qdc.streaming.workspace import Workspace
 class StreamStates:
     """Puts the streams of a workspace where a journal says that they stood."""
 
-    def __init__(self, workspace: Workspace, partial: Partial | RankFolder) -> None:
+    def __init__(self, workspace: Workspace, partial: LockedFolder) -> None:
         """Take nothing over yet.
 
         Args:
