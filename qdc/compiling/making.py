@@ -11,6 +11,9 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.compiling.collect import layer_reports, outside_reports
 from qdc.ir.graph import LayerGraph, Region
 from qdc.pipeline.backendbase import Backend
+from qdc.report.files import ReportWriter, discard_report
+from qdc.report.model import CompileReport
+from qdc.stopping import undisturbed
 from qdc.streaming.workspace import Workspace
 
 
@@ -37,6 +40,7 @@ class Making:
             force: whether it may take the place of another.
         """
         self.backend, self.workspace, self.origin = backend, workspace, origin
+        self.out, self.partial = out, partial
         self.writer = ArtifactWriter(
             out, force=force, folder=partial.artifact, single=backend.single_file
         )
@@ -56,6 +60,19 @@ class Making:
             figures = _figures(self.workspace.program.graph, checkpoint, self.writer)
             self.writer.file(CARD, card_text(checkpoint, self.origin, figures))
         self.writer.seal()
+
+    def commit(self, report: CompileReport, *, write_report: bool) -> None:
+        """Make the artifact appear, and its report with it."""
+        pages = ReportWriter(self.out, self.partial.report) if write_report else None
+        if pages is not None:
+            pages.stage(report)
+        self.partial.note_commit()
+        with undisturbed():
+            self.writer.commit()
+            if pages is None:
+                discard_report(self.out)
+            else:
+                pages.commit()
 
 
 def _figures(graph: LayerGraph, checkpoint: Checkpoint, writer: ArtifactWriter) -> Figures:
