@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.common.jobs import LIBRARY_WORKER
 from bench.curve import judgement, promises
 from bench.curve.__main__ import main
 from bench.curve.cases import LIBRARY, OURS, TYPES, Case, libraries, ours
@@ -13,7 +14,6 @@ from bench.curve.jobs import Job, Settings, resolve, setup
 from bench.curve.judgement import Point, curve_at, front, verdicts
 from bench.curve.page import write_page
 from bench.curve.tables import summary, verdict_table
-from bench.quality.jobs import LIBRARY_WORKER
 from qdc.comparing.result import Result
 from tests.bench.test_quality import PAGE, stub
 from tests.support.checkpoints import EMBEDDED
