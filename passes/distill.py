@@ -41,6 +41,7 @@ from qdc.passkit import (
     Work,
     model_validator,
 )
+from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Course, batches_of, pieces
 from qdc.passkit.end_loss import EndLoss
 from qdc.passkit.head import POSITIONS, output_head
@@ -188,8 +189,7 @@ class Distill(CalibrationOptions):
         loss = EndLoss(
             original=read(name),
             now=present(unit, name),
-            shift=0 if everywhere else unit.model.logits_shift,
-            mask=None if everywhere else unit.model.mask,
+            counted=CountedPositions.of(unit.model, everywhere=everywhere),
             states=reference.states,
         )
         for index, values in enumerate(reference.compute((head.value,))):

@@ -44,8 +44,9 @@ from qdc.passkit import (
     model_validator,
     table_key,
 )
+from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, Gradients, pieces
-from qdc.passkit.head import POSITIONS, head_logits, masked_positions, output_head, sources_within
+from qdc.passkit.head import POSITIONS, head_logits, output_head
 from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.stream import Stream
 from qdc.streaming.work import FP32
@@ -153,14 +154,12 @@ class Guide(CalibrationOptions):
         Before them ``positions`` predictions were looked at; their number with these is returned.
         """
         weights = unit.original_weights()(head.layers[0])
-        everywhere = self.chosen_geometry == "clean"
-        shift, found = 0 if everywhere else unit.model.logits_shift, list[Gradients]()
+        everywhere, found = self.chosen_geometry == "clean", list[Gradients]()
+        counted = CountedPositions.of(unit.model, everywhere=everywhere)
         for index, values in enumerate(stream.compute((head.value,))):
             hidden, segments = values[head.value], stream.segments_of(index)
-            tokens, data = stream.batches()[index], stream.rows(stream.data)[index]
             slope = torch.zeros_like(hidden)
-            for rows, places in masked_positions(data if everywhere else tokens == unit.model.mask):
-                source = sources_within(rows, places, shift, segments)
+            for rows, source in counted.sources(stream.batches()[index], segments):
                 at = rows.to(hidden.device), source.to(hidden.device)
                 chances = uniforms(len(rows), "guide", self.seed, positions)
                 slope.index_put_(at, drawn_slope(hidden[at], weights, chances), accumulate=True)

@@ -16,14 +16,13 @@ in one run, and so on; what the run loses is divided by their errors, each times
 """
 
 import math
-from collections.abc import Container, Iterator, Sequence
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from qdc.ir.routing import ROUTED, rows_of
+from qdc.ir.routing import ROUTED
 from qdc.numerics.order_costs import fitter, order_costs
 from qdc.passkit import (
     BLOCK,
@@ -53,50 +52,11 @@ from qdc.passkit import (
 from qdc.passkit.experts import weighed
 from qdc.passkit.head import output_head
 from qdc.passkit.probes import WITHOUT_HEAD, Probes
+from qdc.passkit.replacements import GROUPS, Bundle, Fit, Replacement, bundles, own_part
 from qdc.streaming.streamforecast import StreamForecast
 
 PROBE_TOKENS = 4096
 """What is held grows with layers times probed tokens: see docs/allocation.md."""
-
-
-GROUPS = 8
-"""Trials of all experts of a block at one place, if nobody says how many are tried together."""
-Bundle = list[tuple[Stage, list[str]]]
-"""Stages, and names of their layers."""
-
-
-class Fit(NamedTuple):
-    """A layer as it is tried."""
-
-    name: str
-    dense: Tensor | None
-    """``f32[rows, columns]``; None once it was tried."""
-    error: float
-    """Its output error, as a mean over its tokens."""
-    tokens: int
-    """Tokens that are routed to it, of all samples."""
-
-
-class Trial(NamedTuple):
-    """Layers that are tried in one run."""
-
-    name: str
-    layers: tuple[Fit, ...]
-
-    def weights(self) -> dict[str, Tensor]:
-        """What takes the place of the layers' weights."""
-        return {fit.name: fit.dense for fit in self.layers if fit.dense is not None}
-
-    def without_weights(self) -> "Trial":
-        """The same, of which only figures are needed any more."""
-        return Trial(self.name, tuple(fit._replace(dense=None) for fit in self.layers))
-
-    def parts(self) -> Iterator[tuple[str, float, float]]:
-        """Each layer, its error, and its share of what the run has lost: by errors and tokens."""
-        whole = sum(fit.error * fit.tokens for fit in self.layers)
-        for fit in self.layers:
-            alone = 1 / len(self.layers)
-            yield fit.name, fit.error, fit.error * fit.tokens / whole if whole else alone
 
 
 class ProbeLoss(ExpertOptions):
@@ -155,7 +115,7 @@ class ProbeLoss(ExpertOptions):
         probes = Probes(unit, batches, probed, everywhere=self.chosen_geometry == "clean")
         stopped = {node.name for node in unit.layers()}
         wanted = {node.name for node in layers}
-        trials: list[Trial] = []
+        trials: list[Replacement] = []
         for region in unit.graph.regions:
             probes.advance(region)
             for wave in unit.graph.waves[region.name].stages:
@@ -163,8 +123,8 @@ class ProbeLoss(ExpertOptions):
                     continue
                 # Also without a layer to try: values are rounded where the stream stops.
                 probes.enter(wave[0])
-                for bundle in self.bundles(unit.graph, wave, stopped):
-                    mine = self.mine(bundle, wanted)
+                for bundle in bundles(unit.graph, wave, stopped, self.together):
+                    mine = own_part(bundle, wanted)
                     trials += self.probe(unit, probes, region, mine) if mine else []
             probes.leave(region)
         for trial in trials:
@@ -185,32 +145,6 @@ class ProbeLoss(ExpertOptions):
                 unit.annotate(unit.graph[name], note)
         unit.count(probes.original, *probes.probes.values())
 
-    def bundles(
-        self, graph: LayerGraph, wave: Sequence[Stage], stopped: Container[str]
-    ) -> list[Bundle]:
-        """Stages of a wave whose layers are tried in the same runs, with the layers to try.
-
-        One stage, or some experts in their order, which is that of a router with groups.
-        """
-        routed = [stage for stage in wave if rows_of(graph, stage.value) is not None]
-        size = self.together or -(-len(routed) // GROUPS) or 1
-        parts = [routed[start : start + size] for start in range(0, len(routed), size)]
-        parts += [[stage] for stage in wave if stage not in routed]
-        found = [
-            [(stage, [name for name in stage.layers if name in stopped]) for stage in part]
-            for part in parts
-        ]
-        return [[(stage, names) for stage, names in part if names] for part in found]
-
-    @staticmethod
-    def mine(bundle: Bundle, wanted: Container[str]) -> Bundle:
-        """What a process tries: its own layers of a stage, or a bundle that begins with one."""
-        if len(bundle) == 1:
-            ((stage, names),) = bundle
-            own = [name for name in names if name in wanted]
-            return [(stage, own)] if own else []
-        return bundle if bundle and bundle[0][1][0] in wanted else []
-
     def forecast(self, unit: Forecast) -> None:
         """One run of the model, and a run of what is behind each trial on the probed samples."""
         stream = self.travel(unit, original=True)
@@ -222,14 +156,14 @@ class ProbeLoss(ExpertOptions):
         for region in graph.regions:
             runs = 0
             for wave in graph.waves[region.name].stages:
-                bundles = self.bundles(graph, wave, stopped)
-                if not any(bundles):
+                parts = bundles(graph, wave, stopped, self.together)
+                if not any(parts):
                     continue
                 stream.enter(wave[0])
                 behind = linears_from(graph, region, wave[0])
-                for stage, names in (pair for bundle in bundles for pair in bundle):
+                for stage, names in (pair for bundle in parts for pair in bundle):
                     self.expect_fits(unit, stream, stage, [graph[name] for name in names])
-                tried = sum(max((len(n) for _, n in bundle), default=0) for bundle in bundles)
+                tried = sum(max((len(n) for _, n in bundle), default=0) for bundle in parts)
                 tokens = {
                     node.name: count * length * (stream.share if is_routed(node) else 1)
                     for node in behind
@@ -259,13 +193,15 @@ class ProbeLoss(ExpertOptions):
             exact = 8 * (columns**2 + 4 * weights)
             unit.work(2 * unit.weight(node) + 4 * columns**2 + exact, work)
 
-    def probe(self, unit: Unit, probes: Probes, region: Region, bundle: Bundle) -> list[Trial]:
+    def probe(
+        self, unit: Unit, probes: Probes, region: Region, bundle: Bundle
+    ) -> list[Replacement]:
         """Branch off once for each layer of a stage; of experts once for all at one place."""
         fits = [self.fits(unit, probes, stage, names) for stage, names in bundle]
         trials = []
         for place in range(max(len(names) for _, names in bundle)):
             tried = [fit[place] for fit in fits if place < len(fit)]
-            trial = Trial(tried[0].name, tuple(tried))
+            trial = Replacement(tried[0].name, tuple(tried))
             probes.replace(trial.name, trial.weights(), region)
             trials.append(trial.without_weights())
         return trials

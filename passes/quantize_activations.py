@@ -26,9 +26,7 @@ from pydantic import BeforeValidator
 from torch import Tensor
 
 from qdc.ir.activations import InputCodes, OutputCodes, RowFormat
-from qdc.ir.attention import ATTENTION, source
 from qdc.ir.routing import ROWS
-from qdc.numerics.attention_mass import attention_mass
 from qdc.numerics.rowquantizer import Bits, Scales, Zeros
 from qdc.passkit import (
     CalibrationOptions,
@@ -48,6 +46,7 @@ from qdc.passkit import (
     model_validator,
     table_key,
 )
+from qdc.passkit.attention_values import mixed, refuse_lost_values, search_values
 from qdc.passkit.experts import read
 from qdc.passkit.token_statistics import ClipSearch, Ranges
 from qdc.streaming.forecast import NO_DIGEST
@@ -180,17 +179,8 @@ class QuantizeActivations(CalibrationOptions):
                 "the model has no mask token, so no tokens are masked",
                 help="leave classes=masked out",
             )
-        lost = [node.name for node in graph if node.op == ATTENTION and not source(graph, node)]
-        attends = any(node.op == ATTENTION for node in graph)
-        if self.values != "none" and (lost or not attends):
-            raise UnsupportedModel(
-                "the values of an attention are not what a linear gives, or are out of reach in "
-                "models of transformers' own classes"
-                if attends
-                else "the graph has no attention whose values could be quantized",
-                where=[f"%{name}" for name in lost],
-                help="leave values out: linears' inputs are quantized without it",
-            )
+        if self.values != "none":
+            refuse_lost_values(graph, "leave values out: linears' inputs are quantized without it")
 
     def without_masks(self) -> "QuantizeActivations | None":
         """The same for all tokens alike, on clean text."""
@@ -250,30 +240,12 @@ class QuantizeActivations(CalibrationOptions):
         form = self.form(self.clips).model_copy(update={"static": False})
         if self.values == "plain" or stream is None:
             return OutputCodes(form=form)
-        names = attention.inputs[:3]
-        search = ClipSearch(form, self.grid, None)
-        parts = stream.rows(stream.masked), stream.rows(stream.data)
-        batches = zip(stream.compute(names), *parts, strict=True)
-        for index, (found, masked, data) in enumerate(batches):
-            query, key, value = (found[name] for name in names)
-            mass = attention_mass(
-                query, key, stream.segments_of(index), stream.graph.model.attention_block
-            )
-            flat = value.flatten(2)
-            columns = torch.ones(flat.shape[-1], device=flat.device)
-            search.add(flat, masked, columns, (mass * data.to(mass.device)).square())
-        clips, error = search.best()
+        clips, error = search_values(stream, attention, form, self.grid)
         return OutputCodes(form=form.model_copy(update={"clip": clips}), error=error)
 
     def mixed(self, graph: LayerGraph, layers: Sequence[Node]) -> Iterator[tuple[Node, Node]]:
-        """Attentions whose values these layers give, each with its layer."""
-        if self.values == "none":
-            return
-        wanted = {node.name for node in layers}
-        for node in graph:
-            found = source(graph, node) if node.op == ATTENTION else ""
-            if found in wanted:
-                yield node, graph[found]
+        """Attentions with the layer that gives their values, of these layers, if asked for."""
+        return mixed(graph, () if self.values == "none" else layers)
 
     @property
     def clips(self) -> tuple[float, ...]:

@@ -72,42 +72,46 @@ def forms(dtypes: Sequence[str] = ("bf16",), width: int = 128) -> Iterator[Form]
 
 def binary_form(variant: Variant, dtype: str, width: int, split: int) -> Form:
     """The kernel of multi-binary linears in one variant."""
-    return Form(
-        name=f"binary-{variant.name}" + (f"-k{split}" if split > 1 else ""),
-        kernel="binary_linear",
-        constants={
-            "ROWS": variant.rows,
-            "TOKENS": variant.tokens,
-            "WIDTH": width,
-            "ADD_FIRST": variant.family == "tile",
-            "SPLIT": split,
-            "HAS_BIAS": False,
-            "RAGGED": False,
-            "PTX": True,
-        },
-        warps=variant.warps,
-        stages=variant.stages,
-        dtype=dtype,
-        signs=2 * variant.rows * width,
-    )
+    name = f"binary-{variant.name}" + (f"-k{split}" if split > 1 else "")
+    constants = {
+        "WIDTH": width,
+        "ADD_FIRST": variant.family == "tile",
+        "SPLIT": split,
+        "HAS_BIAS": False,
+    }
+    signs = 2 * variant.rows * width
+    return _linear_form(name, "binary_linear", variant, dtype, constants, signs)
 
 
 def _uniform_form(variant: Variant, dtype: str, width: int) -> Form:
+    name = f"uniform-8-{variant.rows}x{variant.tokens}-w{variant.warps}-s{variant.stages}"
+    constants = {"WIDTH": width, "BITS": 8, "HAS_BIAS": False}
+    return _linear_form(name, "uniform_linear", variant, dtype, constants)
+
+
+def _linear_form(
+    name: str,
+    kernel: str,
+    variant: Variant,
+    dtype: str,
+    constants: dict[str, int | bool],
+    signs: int = 0,
+) -> Form:
+    """A linear in one variant, of whole tiles, with what its codec wants beside."""
     return Form(
-        name=f"uniform-8-{variant.rows}x{variant.tokens}-w{variant.warps}-s{variant.stages}",
-        kernel="uniform_linear",
+        name=name,
+        kernel=kernel,
         constants={
             "ROWS": variant.rows,
             "TOKENS": variant.tokens,
-            "WIDTH": width,
-            "BITS": 8,
-            "HAS_BIAS": False,
+            **constants,
             "RAGGED": False,
             "PTX": True,
         },
         warps=variant.warps,
         stages=variant.stages,
         dtype=dtype,
+        signs=signs,
     )
 
 
@@ -116,23 +120,9 @@ def _trellis_forms(dtype: str) -> Iterator[Form]:
     groups = {rate: window_group(1, rate, shape["WINDOW"]) for rate in RATES}
     for number, (_, variant) in enumerate(TRELLIS):
         for rate in RATES if number == 0 else RATES[:1]:
-            yield Form(
-                name=f"trellis-{rate // EIGHTHS}-{variant.name}",
-                kernel="trellis_linear",
-                constants={
-                    "ROWS": variant.rows,
-                    "TOKENS": variant.tokens,
-                    **shape,
-                    "RATE": rate,
-                    "GROUP": groups[rate],
-                    "SPLIT": 4,
-                    "RAGGED": False,
-                    "PTX": True,
-                },
-                warps=variant.warps,
-                stages=variant.stages,
-                dtype=dtype,
-            )
+            name = f"trellis-{rate // EIGHTHS}-{variant.name}"
+            constants = {**shape, "RATE": rate, "GROUP": groups[rate], "SPLIT": 4}
+            yield _linear_form(name, "trellis_linear", variant, dtype, constants)
     yield Form(
         name=f"trellis-expand-{RATES[0] // EIGHTHS}",
         kernel="trellis_expand",

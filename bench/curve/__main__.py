@@ -11,21 +11,16 @@ by a digest of all that decides it: the call can be interrupted, repeated, or gi
 
 import argparse
 import re
-import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.common.processes import EMBEDDED, ROOT
-from qdc.comparing.display import display
-from qdc.comparing.runner import finished, pending, run_all
+from bench.common.running import print_jobs, run_pending, seeds
+from qdc.comparing.runner import finished
 from qdc.errors import QdcError
 
 from .cases import cases
-from .jobs import Job, Settings, resolve, setup
+from .jobs import Settings, resolve, setup
 from .page import write_page
 
 
@@ -56,27 +51,13 @@ def _run(given: argparse.Namespace) -> int:
     jobs = list(resolve(cases(shared.graph), given.seeds, shared, settings.peers_python))
     wanted = [job for job in jobs if re.search(given.only, job.path)]
     if given.list:
-        _print(wanted, given.out)
+        print_jobs(wanted, given.out)
         return 0
-    failed = {} if given.page_only else _work(wanted, given)
+    failed = {} if given.page_only else run_pending(wanted, given.out, given.jobs, given.threads)
     results = finished(given.out, jobs)
     if given.page or given.page_only:
         write_page(jobs, results, given.docs, settings, shared)
     return 1 if failed else 0
-
-
-def _work(wanted: Sequence[Job], given: argparse.Namespace) -> dict[str, str]:
-    """Run what is not done; last lines of each job that failed, by its path."""
-    given.out.mkdir(parents=True, exist_ok=True)
-    # Ended politely, the run takes its processes with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    todo = pending(given.out, wanted)
-    with display(len(todo), given.jobs) as shown:
-        outcome = run_all(todo, given.out, given.jobs, given.threads, shown)
-    for path, error in outcome.failed.items():
-        print(f"\n{path}: {error}", file=sys.stderr)
-    print(f"{outcome.done} done, {len(outcome.failed)} failed", file=sys.stderr)
-    return outcome.failed
 
 
 def _text(given: Path | None, model: Path, side: str) -> Path | None:
@@ -100,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", default="", metavar="REGEX", help="jobs to run, as '^library/llama.cpp'")
     add("--jobs", type=int, default=1, help="processes at a time")
     add("--threads", type=int, default=1, help="threads of each")
-    add("--seeds", type=_seeds, default=(0, 1, 2), metavar="LIST", help="calibration seeds")
+    add("--seeds", type=seeds, default=(0, 1, 2), metavar="LIST", help="calibration seeds")
     add("--samples", type=int, help="calibration samples [default: the passes' 128]")
     add("--length", type=int, help="tokens of a sample and of a window [default: the model's]")
     add("--windows", type=int, default=32, help="held-out windows")
@@ -111,29 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--docs", type=Path, default=ROOT / "docs", help="folder of quality.md")
     add("--peers-python", type=Path, default=Path(".venv-peers/bin/python"))
     return parser
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, need numbers as 0,1,2") from None
-
-
-def _print(jobs: list[Job], out: Path) -> None:
-    done = finished(out, jobs)
-    table = Table("job", "state", "what", box=None, pad_edge=False)
-    states = {
-        job.path: "missing" if job.work is None else "done" if job.path in done else "to do"
-        for job in jobs
-    }
-    for job in jobs:
-        what = job.missing or job.case.pipeline or f"{job.case.peer} {job.case.options}"
-        table.add_row(job.path, states[job.path], what)
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    console.print(table)
-    counts = {state: list(states.values()).count(state) for state in ("done", "to do", "missing")}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
 if __name__ == "__main__":

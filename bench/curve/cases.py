@@ -5,16 +5,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qdc.ir.graph import LayerGraph
+from qdc.passes.allocate_rates import AllocateRates
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.passbase import Pass
+from qdc.pipeline.plan import Group, Plan
+from qdc.pipeline.registry import standard_registry
 
 OURS, LIBRARY = "ours", "library"
 RATES = (1.75, 2.25, 2.5)
-"""Budgets between those of the presets."""
+"""Budgets of ``best`` between those of the presets, all that is stored of the layers counted."""
 CAUSAL_RATES = (1.75, 2.0, 2.25, 2.5, 3.0)
-LOWERING = (
+CAUSAL = (
+    "calibrate-mcs,sensitivity,predict-error,allocate-rates{budget=%g weights=energy},"
     "stages(calibrate-cross,sensitivity{damp=0.1},"
     "trellis-lower{asymmetry=1 bits=allocated sweeps=2 rounds=1}),pack"
 )
-"""Of ``best`` and its kin, which differ in the rates that layers get."""
+"""At a rate. No preset is like it: what ``best`` guides and probes by are losses under masks."""
 TYPES = (
     "IQ1_M", "IQ2_XXS", "TQ2_0", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K",
 )  # fmt: skip
@@ -55,17 +61,25 @@ def ours(*, causal: bool) -> Iterator[Case]:
     """The points of our curve, by their bits; a causal model has no masks to probe losses under."""
     if causal:
         for rate in CAUSAL_RATES:
-            allocation = f"allocate-rates{{budget={rate:g} weights=energy}}"
-            measured = f"calibrate-mcs,sensitivity,predict-error,{allocation}"
-            yield Case(f"rates {rate:g}", f"{measured},{LOWERING}")
+            yield Case(f"rates {rate:g}", CAUSAL % rate)
         yield Case("default", "default")
         return
     for name in ("small", "best", "large", "default", "uniform"):
         yield Case(name, name)
     for rate in RATES:
-        allocation = f"allocate-rates{{budget={rate:g} count=layers}}"
-        measured = f"calibrate-mcs,sensitivity,predict-error,probe-loss,{allocation}"
-        yield Case(f"rates {rate:g}", f"quantize-vocab,{measured},{LOWERING}")
+        yield Case(f"rates {rate:g}", best_at(rate))
+
+
+def best_at(rate: float) -> str:
+    """The pipeline of the preset ``best`` with another budget."""
+    plan = build_plan("best", standard_registry())
+    return str(Plan(tuple(_at(item, rate) for item in plan.items)))
+
+
+def _at(item: Pass | Group, rate: float) -> Pass | Group:
+    if not isinstance(item, AllocateRates):
+        return item
+    return AllocateRates(**{**item.model_dump(), "budget": rate, "count": "layers"})
 
 
 def libraries(widths: list[int]) -> Iterator[Case]:

@@ -1,17 +1,13 @@
 """From a case to work with a digest: what would give the same figures is the same job."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
-from bench.peers import PEERS
-from bench.quality.jobs import LIBRARY_WORKER, SEEDLESS
+from bench.common.jobs import CaseJob
+from bench.peers.jobs import SEEDLESS, library_work
 from qdc.comparing.jobs import Setup
 from qdc.comparing.methods import parse_methods
-from qdc.comparing.runner import WORKER
-from qdc.comparing.runner import Job as AnyJob
 from qdc.comparing.vary import variants
 from qdc.comparing.work import Calibrating, Judging, Work
 from qdc.errors import QdcError
@@ -21,14 +17,7 @@ from .cases import Case
 
 DRAWN_CLEAN = {"geometry": "clean"}
 """How samples are drawn for a model without a mask token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job(AnyJob):
-    """One case with one seed."""
-
-    case: Case
-    seed: int | None
+Job = CaseJob[Case]
 
 
 @dataclass(frozen=True)
@@ -81,25 +70,12 @@ def resolve(
             try:
                 if case.missing:
                     raise QdcError(case.missing)
-                work = (
-                    _peer(case, seed, shared, peers_python)
-                    if case.peer
-                    else _own(case, seed, shared)
-                )
-                yield _job(case, seed, work)
+                if case.peer:
+                    yield Job.of(case, seed, _library(case, seed, shared, peers_python))
+                else:
+                    yield Job.of(case, seed, _own(case, seed, shared))
             except QdcError as error:
-                yield _job(case, seed, None, error.what)
-
-
-def _job(case: Case, seed: int | None, work: Work | None, missing: str = "") -> Job:
-    return Job(
-        path=case.path + ("" if seed is None else f"/seed{seed}"),
-        work=work,
-        missing=missing,
-        module=LIBRARY_WORKER if case.peer else WORKER,
-        case=case,
-        seed=seed,
-    )
+                yield Job.of(case, seed, None, error.what)
 
 
 def drawn(shared: Setup) -> dict[str, str]:
@@ -115,20 +91,14 @@ def _own(case: Case, seed: int | None, shared: Setup) -> Work:
     return shared.work(case.name, variant.pipeline, seed, case.pipeline)[0]
 
 
-def _peer(case: Case, seed: int | None, shared: Setup, python: Path) -> Work:
-    if not python.is_file():
-        raise QdcError(f"no interpreter at {python}, see bench/README.md")
-    options = import_module(f"bench.peers.{PEERS[case.peer]}").DEFAULTS | case.options
-    return shared.other(
+def _library(case: Case, seed: int | None, shared: Setup, python: Path) -> Work:
+    return library_work(
+        shared,
         case.name,
-        f"{case.peer} {json.dumps(options | drawn(shared), sort_keys=True)}",
-        seed=seed,
-        calibration=shared.calibrating,
+        case.peer,
+        case.options,
+        seed,
+        python,
+        drawn=drawn(shared),
         text=shared.calibration_digest,
-        extra={
-            "peer": case.peer,
-            "options": case.options,
-            "python": str(python),
-            "drawn": drawn(shared),
-        },
     )

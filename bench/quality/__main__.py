@@ -2,20 +2,15 @@
 
 import argparse
 import re
-import signal
 import sys
-from collections.abc import Container
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.common.processes import EMBEDDED, ROOT
-from qdc.comparing.display import display
-from qdc.comparing.runner import finished, pending, run_all
+from bench.common.running import print_jobs, run_pending, seeds
+from qdc.comparing.runner import finished
 
 from . import ablations, cases
-from .jobs import Job, Settings, resolve
+from .jobs import Settings, resolve
 from .page import write_page
 
 
@@ -38,20 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     wanted = [job for job in jobs if re.search(given.only, job.path)]
     if given.list:
-        _print(wanted, given.out)
+        print_jobs(wanted, given.out)
         return 0
-    failed = {}
-    if not given.page:
-        given.out.mkdir(parents=True, exist_ok=True)
-        # Ended politely, the run takes its processes with it.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        todo = pending(given.out, wanted)
-        with display(len(todo), given.jobs) as shown:
-            outcome = run_all(todo, given.out, given.jobs, given.threads, shown)
-        failed = outcome.failed
-        for path, error in failed.items():
-            print(f"\n{path}: {error}", file=sys.stderr)
-        print(f"{outcome.done} done, {len(failed)} failed", file=sys.stderr)
+    failed = {} if given.page else run_pending(wanted, given.out, given.jobs, given.threads)
     if not given.no_page:
         write_page(jobs, finished(given.out, jobs), given.docs, settings)
     return 1 if failed else 0
@@ -69,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", default="", metavar="REGEX", help="jobs to run, as '^method/best/'")
     add("--jobs", type=int, default=1, help="processes at a time")
     add("--threads", type=int, default=1, help="threads of each (timings run alone, on 2)")
-    add("--seeds", type=_seeds, default=(0, 1, 2), help="calibration seeds of the methods")
-    add("--ablation-seeds", type=_seeds, default=(0,), help="the same for the ablations")
+    add("--seeds", type=seeds, default=(0, 1, 2), help="calibration seeds of the methods")
+    add("--ablation-seeds", type=seeds, default=(0,), help="the same for the ablations")
     add("--tag", default="", help="marks the source of qdc; another tag computes everything anew")
     add("--windows", type=int, default=64, help="held-out windows")
     add("--samples", type=int, help="calibration samples where a pipeline does not say: trial runs")
@@ -80,30 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--docs", type=Path, default=ROOT / "docs", help="folder of quality.md")
     add("--peers-python", type=Path, default=Path(".venv-peers/bin/python"))
     return parser
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    found = tuple(int(part) for part in text.split(","))
-    if not found:
-        raise argparse.ArgumentTypeError("need at least one seed")
-    return found
-
-
-def _print(jobs: list[Job], out: Path) -> None:
-    done = finished(out, jobs)
-    table = Table("job", "state", "what", box=None, pad_edge=False)
-    for job in jobs:
-        state = _state(job, done)
-        what = job.missing or job.case.pipeline or f"{job.case.peer} {job.case.options}"
-        table.add_row(job.path, state, what)
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    console.print(table)
-    counts = {s: sum(1 for j in jobs if _state(j, done) == s) for s in ("done", "to do", "missing")}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
-
-
-def _state(job: Job, done: Container[str]) -> str:
-    return "missing" if job.work is None else "done" if job.path in done else "to do"
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """From a case to work with a digest: what would give the same figures is the same job."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
-from bench.peers import PEERS
+from bench.common.jobs import CaseJob
+from bench.peers.jobs import SEEDLESS, library_work
 from qdc.comparing.jobs import Setup
 from qdc.comparing.methods import taken
-from qdc.comparing.runner import WORKER
-from qdc.comparing.runner import Job as AnyJob
 from qdc.comparing.work import Calibrating, Judging, Work
 from qdc.errors import QdcError
 from qdc.pipeline.builder import build_plan
@@ -19,11 +16,9 @@ from qdc.pipeline.registry import Registry, standard_registry
 
 from .cases import TIMING, TIMING_THREADS, Case
 
-SEEDLESS = ("hqq",)
-"""Libraries that read no samples: one seed is all."""
-LIBRARY_WORKER = "bench.quality.worker"
 MASKS = 3
 """Drawings of each window and ratio."""
+Job = CaseJob[Case]
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,6 @@ class Settings:
     tag: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job(AnyJob):
-    """One case with one seed."""
-
-    case: Case
-    seed: int | None
-
-
 def resolve(cases: Iterable[Case], seeds: Iterable[int], settings: Settings) -> Iterator[Job]:
     """Every case with every seed, or with none where no seed changes anything."""
     wanted = list(seeds)
@@ -55,22 +42,11 @@ def resolve(cases: Iterable[Case], seeds: Iterable[int], settings: Settings) -> 
         try:
             needed: list[int | None] = list(wanted) if _takes_seed(case) else [None]
             for seed in needed[:1] if case.kind == TIMING else needed:
-                yield _job(case, seed, _work(case, seed, settings))
+                # Timings run alone.
+                alone = TIMING_THREADS if case.kind == TIMING else None
+                yield Job.of(case, seed, _work(case, seed, settings), alone=alone)
         except QdcError as error:
-            yield _job(case, None, None, error.what)
-
-
-def _job(case: Case, seed: int | None, work: Work | None, missing: str = "") -> Job:
-    """``method/default/seed0``; timings run alone."""
-    return Job(
-        path=case.path + ("" if seed is None else f"/seed{seed}"),
-        work=work,
-        missing=missing,
-        alone=TIMING_THREADS if case.kind == TIMING else None,
-        module=LIBRARY_WORKER if case.peer else WORKER,
-        case=case,
-        seed=seed,
-    )
+            yield Job.of(case, None, None, error.what)
 
 
 def _work(case: Case, seed: int | None, settings: Settings) -> Work:
@@ -79,22 +55,15 @@ def _work(case: Case, seed: int | None, settings: Settings) -> Work:
                    settings.samples, settings.tag, judged=not timed)  # fmt: skip
     if not case.peer:
         return setup.work(case.path, case.pipeline, seed, mark=TIMING if timed else "")[0]
-    told = {"peer": case.peer, "options": case.options, "python": str(settings.peers_python)}
-    return setup.other(
+    return library_work(
+        setup,
         case.path,
-        _peer(case, settings),
-        seed=seed,
-        calibration=setup.calibrating,
-        extra=told,
+        case.peer,
+        case.options,
+        seed,
+        settings.peers_python,
         mark=TIMING if timed else "",
     )
-
-
-def _peer(case: Case, settings: Settings) -> str:
-    if not settings.peers_python.is_file():
-        raise QdcError(f"no interpreter at {settings.peers_python}, see bench/README.md")
-    defaults = import_module(f"bench.peers.{PEERS[case.peer]}").DEFAULTS
-    return f"{case.peer} {json.dumps(defaults | case.options, sort_keys=True)}"
 
 
 def _takes_seed(case: Case) -> bool:

@@ -8,7 +8,7 @@ weights are written as symmetric ones, which more engines take: -s * (code' - mi
 mirrored is the same number.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from qdc.artifact.config import QUANTIZATION
-from qdc.errors import InvalidArtifact, QdcError
+from qdc.errors import QdcError
+from qdc.exporting.packable import (
+    FORMAT,
+    WORD,
+    in_blocks,
+    is_central,
+    packed_layers,
+    refuse_broken_words,
+    refuse_stacks,
+    refuse_torn,
+    scales_dtype,
+)
 from qdc.exporting.published import published_layers, stacked_layers
-from qdc.format.codec import Codec
 from qdc.format.uniformgrid import UniformGrid
 from qdc.format.weights import Weights
 from qdc.ir.keys import file_key
@@ -27,15 +37,10 @@ from qdc.numerics.uniform import unpack_codes
 from qdc.runtime.load import OpenedArtifact
 from qdc.version import install
 
-BITS, GROUPS = (2, 4, 8), (32, 64, 128)
-"""What engines have products for; the library itself takes any."""
-FORMAT = "pack-quantized"
 LINEAR = "Linear"
 """What engines look for among the targets; names of layers are not understood by all of them."""
-WORD = 32
 AT_ONCE = 1 << 24
 """Weights that are packed at a time: the library takes some bytes for each meanwhile."""
-COMPILE = "compile with --passes engine (2 bits) or engine-4bit, whose layers are of that form"
 
 
 def library() -> Any:
@@ -88,14 +93,14 @@ class Packing:
         """
         library()
         inside = {path: codec for path, codec in opened.codecs.items() if in_blocks(path)}
-        layers = _uniform(inside)
+        layers = packed_layers(inside)
         some = next(iter(layers.values()))
         weights = opened.weights
-        _refuse_torn(published_layers(opened.module), layers)
-        _refuse_stacks(set(stacked_layers(opened.module)) & set(layers))
-        symmetric = all(_is_central(weights, path, codec) for path, codec in layers.items())
+        refuse_torn(published_layers(opened.module), layers)
+        refuse_stacks(set(stacked_layers(opened.module)) & set(layers))
+        symmetric = all(is_central(weights, path, codec) for path, codec in layers.items())
         if not symmetric:
-            _refuse_broken_words(layers)
+            refuse_broken_words(layers)
         return cls(
             bits=some.bits,
             group=some.group,
@@ -103,7 +108,7 @@ class Packing:
             layers=layers,
             ignored=tuple(_linears_beside(opened, layers)),
             decoded=tuple(path for path in opened.codecs if path not in layers),
-            dtype=_scales_dtype(weights, layers, asked),
+            dtype=scales_dtype(weights, layers, asked),
         )
 
     def tensors(self, weights: Weights, layer: str, parts: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -193,84 +198,6 @@ class Packing:
         }
 
 
-def in_blocks(path: str) -> bool:
-    """Whether a layer is one of a block: embedding and head, which engines keep, are in none."""
-    return any(part.isdigit() for part in path.split("."))
-
-
-def _uniform(codecs: Mapping[str, Codec]) -> dict[str, UniformGrid]:
-    """The layers of the blocks, if they can all be packed alike. Raises ``QdcError``."""
-    if not codecs:
-        raise QdcError("no layer of a block is quantized: there is nothing to pack", help=COMPILE)
-    found = {path: codec for path, codec in codecs.items() if isinstance(codec, UniformGrid)}
-    wrong = {path: f"codec {c.name}" for path, c in codecs.items() if path not in found}
-    wrong |= {path: reason for path, codec in found.items() if (reason := _unfit(codec))}
-    if wrong:
-        raise QdcError(
-            f"{len(wrong)} of {len(codecs)} layers cannot be packed as {FORMAT} integers",
-            where=[f"{path}: {reason}" for path, reason in wrong.items()],
-            help=COMPILE,
-        )
-    forms = {(codec.bits, codec.group) for codec in found.values()}
-    if len(forms) > 1:
-        raise QdcError(
-            "engines fuse layers of a block, and read one form for all: "
-            + ", ".join(f"{bits} bits in groups of {group}" for bits, group in sorted(forms)),
-            where=[f"{p}: {c.bits} bits in groups of {c.group}" for p, c in found.items()],
-            help=COMPILE,
-        )
-    return found
-
-
-def _unfit(codec: UniformGrid) -> str:
-    """Why one layer cannot be packed; empty if it can."""
-    if codec.zero != "packed":
-        return "minima in fp16, where the format has zero points that are codes (zero=packed)"
-    if codec.bits not in BITS:
-        return f"{codec.bits} bits, of {', '.join(map(str, BITS))}"
-    if codec.group not in GROUPS:
-        return f"groups of {codec.group}, of {', '.join(map(str, GROUPS))}"
-    if codec.columns % codec.group:
-        return f"{codec.columns} columns are no whole groups of {codec.group}"
-    return ""
-
-
-def _refuse_broken_words(layers: Mapping[str, UniformGrid]) -> None:
-    """Engines read zero points of rows by whole words. Raises ``QdcError``."""
-    wrong = [p for p, codec in layers.items() if codec.rows * codec.bits % WORD]
-    if wrong:
-        raise QdcError(
-            f"zero points of {len(wrong)} layers do not fill words of {WORD} bits",
-            where=[f"{path}: {layers[path].rows} rows" for path in wrong],
-            help=COMPILE + ", and need no zero points",
-        )
-
-
-def _refuse_torn(whole: Mapping[str, str], packed: Collection[str]) -> None:
-    """Layers that are one tensor for others are packed together or not. Raises ``QdcError``."""
-    torn = {whole[path] for path in whole if path in packed} & {
-        whole[path] for path in whole if path not in packed
-    }
-    if torn:
-        raise QdcError(
-            f"{len(torn)} tensors of the published names would be packed in part",
-            where=[f"{path}: {whole[path]}" for path in whole
-                   if whole[path] in torn and path not in packed],
-            help="compile without leaving out one of q, k and v, or export with --format dense",
-        )  # fmt: skip
-
-
-def _refuse_stacks(layers: Collection[str]) -> None:
-    """Refuse experts that the class in transformers has stacked. Raises ``QdcError``."""
-    if layers:
-        raise QdcError(
-            f"{len(layers)} layers are experts that the model's own class reads as one tensor of "
-            "three axes, which this format cannot pack",
-            where=sorted(layers),
-            help="export with --format dense, or keep the artifact and load it with qdc.load",
-        )
-
-
 def _linears_beside(opened: OpenedArtifact, packed: Iterable[str]) -> Iterator[str]:
     """Full paths of the linears, and of the routers of experts, that stay dense."""
     told = opened.source.config[QUANTIZATION].get("modules_to_not_convert", [])
@@ -279,33 +206,6 @@ def _linears_beside(opened: OpenedArtifact, packed: Iterable[str]) -> Iterator[s
     left, whole = set(packed), published_layers(opened.module)
     beside = (path for path in (*names, *routers) if path not in left)
     yield from dict.fromkeys(whole.get(path, path) for path in beside)
-
-
-def _is_central(weights: Weights, layer: str, codec: UniformGrid) -> bool:
-    """Whether every zero point that says something is one of the two codes next to the middle."""
-    zero = unpack_codes(weights.plain(file_key(layer, "zero")), codec.bits, codec.groups)
-    scale, middle = weights.plain(file_key(layer, "scale")), 1 << (codec.bits - 1)
-    return bool(((zero == middle) | (zero == middle - 1) | (scale == 0)).all())
-
-
-def _scales_dtype(weights: Weights, layers: Iterable[str], asked: str | None) -> str:
-    """The dtype that holds every scale as it is. Raises ``InvalidArtifact``."""
-    rounded = [
-        layer
-        for layer in layers
-        if not _holds(weights.plain(file_key(layer, "scale")), torch.bfloat16)
-    ]
-    if asked == "bf16" and rounded:
-        raise InvalidArtifact(
-            f"scales of {len(rounded)} layers are no numbers of bf16",
-            where=rounded,
-            help="export with --dtype f16, or compile with --passes engine, whose scales are both",
-        )
-    return asked or ("f16" if rounded else "bf16")
-
-
-def _holds(scale: Tensor, dtype: torch.dtype) -> bool:
-    return torch.equal(scale.to(dtype).float(), scale.float())
 
 
 def _signed(codes: Tensor, codec: UniformGrid, mirrored: Tensor) -> Tensor:

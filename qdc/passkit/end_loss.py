@@ -13,21 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qdc.passkit.head import masked_positions, sources_within
-from qdc.streaming.batches import PADDING
+from qdc.passkit.counted import CountedPositions, Sources
 from qdc.streaming.states import Held, StateStore
-
-
-class Places(NamedTuple):
-    """Where the hidden states stand that predictions are read from, some positions of a batch.
-
-    Attributes:
-        rows: ``i64[n]``, of the batch.
-        positions: ``i64[n]``.
-    """
-
-    rows: Tensor
-    positions: Tensor
 
 
 class Divergence(NamedTuple):
@@ -56,36 +43,22 @@ class EndLoss:
     """The head of the original model by role, f32 on the device."""
     now: Mapping[str, Tensor]
     """The head as it is now."""
-    shift: int
-    """1 if the state before a position predicts it, and predictions count at masked ones."""
-    mask: int | None
-    """Token whose positions count; None if all count."""
+    counted: CountedPositions
     states: StateStore
-    _places: list[list[Places]] = field(default_factory=list)
+    _sources: list[list[Sources]] = field(default_factory=list)
     _right: list[Held] = field(default_factory=list)
 
     def add(self, tokens: Tensor, segments: Tensor | None, hidden: Tensor) -> None:
         """Keep what the original's head reads of the next batch, ``f32[b, length, width]``."""
-        places = [
-            Places(rows, sources_within(rows, at, self.shift, segments))
-            for rows, at in masked_positions(self.counted(tokens, segments))
-        ]
-        self._places.append(places)
-        right = [hidden[_index(part, hidden)] for part in places]
+        sources = list(self.counted.sources(tokens, segments))
+        self._sources.append(sources)
+        right = [hidden[_index(part, hidden)] for part in sources]
         kept = torch.cat(right) if right else hidden.new_zeros(0, hidden.shape[-1])
         self._right.append(self.states.hold({"hidden": kept}))
 
-    def counted(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
-        """Positions whose predictions count, ``bool[b, length]``."""
-        if self.mask is not None:
-            return tokens == self.mask
-        return (
-            torch.ones_like(tokens, dtype=torch.bool) if segments is None else segments != PADDING
-        )
-
     def positions(self, batch: int) -> int:
         """Number of positions of a batch that count."""
-        return sum(len(part.rows) for part in self._places[batch])
+        return sum(len(part[0]) for part in self._sources[batch])
 
     @torch.no_grad()
     def value(self, batch: int, hidden: Tensor) -> Divergence:
@@ -106,12 +79,12 @@ class EndLoss:
             found.index_put_(_index(part, hidden), slope, accumulate=True)
         return Divergence(total, self.positions(batch)), found
 
-    def _parts(self, batch: int, hidden: Tensor) -> Iterator[tuple[Places, Tensor, Tensor]]:
-        """Places, and logarithms of the original's and of today's predictions there."""
+    def _parts(self, batch: int, hidden: Tensor) -> Iterator[tuple[Sources, Tensor, Tensor]]:
+        """Where they are read from, and logarithms of the original's predictions and of today's."""
         right = self._right[batch]["hidden"]
         start = 0
-        for part in self._places[batch]:
-            end = start + len(part.rows)
+        for part in self._sources[batch]:
+            end = start + len(part[0])
             kept = right[start:end].to(hidden.device, torch.float32)
             found = hidden[_index(part, hidden)]
             yield part, _predictions(kept, self.original), _predictions(found, self.now)
@@ -122,5 +95,6 @@ def _predictions(hidden: Tensor, head: Mapping[str, Tensor]) -> Tensor:
     return functional.linear(hidden, head["weight"], head.get("bias")).log_softmax(-1)
 
 
-def _index(part: Places, values: Tensor) -> tuple[Tensor, Tensor]:
-    return part.rows.to(values.device), part.positions.to(values.device)
+def _index(part: Sources, values: Tensor) -> Sources:
+    rows, positions = part
+    return rows.to(values.device), positions.to(values.device)

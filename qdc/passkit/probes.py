@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from qdc.ir.graph import Region, Stage
-from qdc.passkit.head import head_logits, masked_positions, output_head, sources_within
-from qdc.streaming.batches import PADDING, Batches
+from qdc.passkit.counted import CountedPositions
+from qdc.passkit.head import head_logits, output_head
+from qdc.streaming.batches import Batches
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
 
@@ -85,7 +85,7 @@ class Probes:
         Returns:
             Nats, computed in fp64, NaN where predictions are no numbers; the number of positions.
         """
-        shift = 0 if self.everywhere else self.unit.model.logits_shift
+        counted = CountedPositions.of(self.unit.model, everywhere=self.everywhere)
         total, count = 0.0, 0
         batches = Batches.of(self.batches[: self.probed])
         pairs = zip(
@@ -97,22 +97,13 @@ class Probes:
         )
         for tokens, segments, *values in pairs:
             right, wrong = (each[self.head.value] for each in values)
-            for row, place in masked_positions(self._counted(tokens, segments)):
-                source = sources_within(row, place, shift, segments)
+            for row, source in counted.sources(tokens, segments):
                 index = (row.to(right.device), source.to(right.device))
                 expected, found = (self._predictions(value[index]) for value in (right, wrong))
                 total += float((expected.exp() * (expected - found)).sum())
                 count += len(row)
         mean = total / max(1, count)
         return mean if math.isnan(mean) else max(0.0, mean), count
-
-    def _counted(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
-        """Positions whose predictions count, bool[b, length]."""
-        if not self.everywhere:
-            return tokens == self.unit.model.mask
-        if segments is None:
-            return torch.ones_like(tokens, dtype=torch.bool)
-        return segments != PADDING
 
     def _predictions(self, hidden: Tensor) -> Tensor:
         return head_logits(hidden, self._weights(self.head.layers[0])).log_softmax(-1)

@@ -1,55 +1,37 @@
 """From a model folder and a pipeline to an outlook: nothing but headers is read."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 
 from qdc.checkpoint.folder import Checkpoint
-from qdc.format.codec import Codec
 from qdc.frontend.coverage import Covered, coverage
 from qdc.frontend.encoding import open_encoder
 from qdc.frontend.tracer import Program
-from qdc.ir.activations import InputCodes
 from qdc.ir.annotations import Orders, Salience
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.tensors import torch_dtype
 from qdc.numerics.blocks import block_slices
-from qdc.pipeline.backendbase import Backend
-from qdc.pipeline.builder import build_backend
-from qdc.pipeline.foreseen import Foreseen
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import Registry
-from qdc.planning.companions import companions, note_lowered
 from qdc.planning.configure import configure
 from qdc.planning.effort import said
+from qdc.planning.files import Files
 from qdc.planning.headers import open_headers
+from qdc.planning.kinds import layer_kinds, region_kinds
 from qdc.planning.machine import Machine
 from qdc.planning.options import PlanOptions
-from qdc.planning.outlook import (
-    BesideSize,
-    LayerKind,
-    Outlook,
-    PassCost,
-    RegionKind,
-    RuntimeMemory,
-    ShardSize,
-)
+from qdc.planning.outlook import Outlook, PassCost
 from qdc.planning.ranks import Ranks
 from qdc.planning.rates import Rates
-from qdc.planning.running import TOKENS, runtimes
-from qdc.planning.storage import shards, stored
 from qdc.planning.text import Looked, foreseen_states, look_at_text
 from qdc.planning.walk import walk
 from qdc.planning.warnings import shape_warnings
 from qdc.streaming.account import WAITING, Account
-from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.memory import resident_bytes
-from qdc.text.source import EMBEDDED
 from qdc.text.tokenizer import Encoder
-from qdc.version import __version__
 
 
 def forecast(
@@ -83,7 +65,7 @@ def forecast(
     account, base = _walked(options, machine, checkpoint, program, plan)
     ledger = account.ledger
     backend.check({graph[name].path: codec for name, codec in account.codecs.items() if codec})
-    files = _Files.of(options, registry, plan, backend, account, checkpoint, base)
+    files = Files.of(options, registry, plan, backend, account, checkpoint, base)
     samples, length = max(account.drawn.values(), default=(0, 0))
     layers = list(graph.layers())
     ranks = Ranks(machine.ranks, plan, account)
@@ -161,141 +143,6 @@ def _walked(
     )
     walk(plan, account)
     return account, base
-
-
-@dataclass(frozen=True)
-class _Files:
-    """What will lie on the disk."""
-
-    shards: tuple[ShardSize, ...] = ()
-    beside: tuple[BesideSize, ...] = ()
-    uncounted: tuple[str, ...] = ()
-    for_a_while: int = 0
-    """Bytes of files that are gone at the end."""
-    tokens: int = 0
-    """Of a forward of what was compiled."""
-    running: tuple[RuntimeMemory, ...] = ()
-    """What running it takes, where the files are a folder that a runtime loads."""
-
-    @classmethod
-    def of(
-        cls,
-        options: PlanOptions,
-        registry: Registry,
-        plan: Plan,
-        backend: Backend,
-        account: Account,
-        checkpoint: Checkpoint,
-        base: int,
-    ) -> "_Files":
-        """Nothing is known where a pass has no forecast: it may keep layers, or store otherwise."""
-        graph = account.program.graph
-        codecs = {name: codec for name, codec in account.codecs.items() if codec is not None}
-        if account.unknown or len(codecs) < len(account.codecs):
-            return cls()
-        written = stored(account, [node.name for node in graph])
-        foreseen = Foreseen(
-            checkpoint=checkpoint,
-            graph=graph,
-            codecs={graph[name].path: codec for name, codec in codecs.items()},
-            stored=dict(written),
-            facts=_facts(options, registry, plan, backend),
-            families=registry.families,
-        )
-        graph.after = str(plan)
-        note_lowered(graph, codecs, registry)
-        laid_out = build_backend("reference", registry) if backend.single_file else backend
-        layout = laid_out.layout(graph)
-        if layout is None:
-            return cls(
-                uncounted=(f"files: the backend {backend.name} does not say what it writes",)
-            )
-        parts = {shard.name: shard for shard in shards(account, layout)}
-        tensors = {name: [key for key, _ in stored(account, layout[name])] for name in parts}
-        beside = companions(backend, foreseen, {n: (parts[n], tensors[n]) for n in parts})
-        unread = tuple(foreseen.unread)
-        if backend.single_file is None:
-            files = tuple(BesideSize(name=file.name, nbytes=file.nbytes) for file in beside)
-            tokens = min(options.length or TOKENS, graph.model.max_length)
-            running = runtimes(registry, graph, foreseen.codecs, tokens, base)
-            return cls(tuple(parts.values()), files, unread, 0, tokens, tuple(running))
-        whole = tuple(
-            ShardSize(name=f.name, tensor_bytes=f.tensor_bytes, file_bytes=f.nbytes) for f in beside
-        )
-        # The one file is made of a whole folder, which is then removed.
-        return cls(whole, (), unread, sum(shard.file_bytes for shard in parts.values()))
-
-
-def _facts(
-    options: PlanOptions, registry: Registry, plan: Plan, backend: Backend
-) -> dict[str, object]:
-    """What the configuration will say of its origin, with digests of the right length."""
-    source = options.calibration
-    calibration = {
-        "name": EMBEDDED if source is None else source.name,
-        "sha256": NO_DIGEST,
-        "fields": list(options.fields.chat or (options.fields.text,)),
-    }
-    asked = options.document_tokens
-    return {
-        "qdc_version": __version__,
-        "pipeline": str(plan),
-        "frontend": "fx",
-        "backend": str(backend),
-        "checkpoint_sha256": NO_DIGEST,
-        "states": options.states,
-        "calibration": calibration if any(p.reads_calibration for p in plan.passes()) else None,
-        "plugins": registry.plugins,
-        **({} if asked == "auto" else {"document_tokens": asked}),
-    }
-
-
-def region_kinds(graph: LayerGraph) -> Iterator[RegionKind]:
-    """Regions in order, neighbours that are alike folded into one."""
-    known: list[RegionKind] = []
-    for region in graph.regions:
-        stages = tuple(
-            tuple(name.removeprefix(f"{region.name}.") for name in stage.layers)
-            for stage in graph.waves[region.name].each()
-        )
-        nodes = [graph[name] for stage in region.stages for name in stage.layers]
-        weights = sum(node.rows * node.columns for node in nodes)
-        waves = tuple(len(wave) for wave in graph.waves[region.name].stages)
-        found = RegionKind(
-            first=region.name, regions=1, stages=stages, waves=waves, weights=weights
-        )
-        if known and (known[-1].stages, known[-1].weights) == (stages, weights):
-            known[-1] = known[-1].model_copy(update={"regions": known[-1].regions + 1})
-        else:
-            known.append(found)
-    yield from known
-
-
-def layer_kinds(account: Account, layers: Iterable[Node]) -> Iterator[LayerKind]:
-    """Layers of one place and shape together, with the vocabulary's matrices behind them."""
-    graph, groups = account.program.graph, dict[tuple[str, int, int], list[Node]]()
-    lowered = (node for node in graph.vocabulary() if node.name in account.codecs)
-    for node in (*layers, *lowered):
-        groups.setdefault((node.kind, node.rows, node.columns), []).append(node)
-    for (kind, rows, columns), nodes in groups.items():
-        codecs = [account.codecs.get(node.name) for node in nodes]
-        known = [codec for codec in codecs if codec is not None]
-        whole = len(known) == len(nodes) and not account.unknown
-        yield LayerKind(
-            kind=kind,
-            layers=len(nodes),
-            rows=rows,
-            columns=columns,
-            codec=known[0].name if whole else None,
-            nbytes=_layers_bytes(graph, nodes, known) if whole else None,
-        )
-
-
-def _layers_bytes(graph: LayerGraph, nodes: Iterable[Node], codecs: Iterable[Codec]) -> int:
-    """Stored bytes of layers: what their codecs hold, and static scales of what they read."""
-    notes = (graph.get(node.name, InputCodes) for node in nodes)
-    static = sum(note.nbytes for note in notes if note is not None)
-    return static + sum(codec.nbytes for codec in codecs)
 
 
 def _fates(account: Account) -> Iterator[Covered]:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from bench.common.jobs import LIBRARY_WORKER
 from bench.curve import judgement, promises
 from bench.curve.__main__ import main
-from bench.curve.cases import LIBRARY, OURS, TYPES, Case, libraries, ours
+from bench.curve.cases import LIBRARY, OURS, TYPES, Case, best_at, libraries, ours
 from bench.curve.jobs import Job, Settings, resolve, setup
 from bench.curve.judgement import Point, curve_at, front, verdicts
 from bench.curve.page import write_page
 from bench.curve.tables import summary, verdict_table
-from bench.quality.jobs import LIBRARY_WORKER
 from qdc.comparing.result import Result
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.registry import standard_registry
 from tests.bench.test_quality import PAGE, stub
 from tests.support.checkpoints import EMBEDDED
 
@@ -148,6 +150,12 @@ def test_every_case_of_ours_is_a_pipeline_that_can_be_run(settings: Settings) ->
     digests = {job.path: job.work.digest for job in jobs if job.work is not None}
     kinds = {name: digest for name, digest in digests.items() if "uniform" not in name}
     assert len(set(kinds.values())) == len(kinds)
+
+
+def test_rates_between_the_presets_are_of_the_preset_itself() -> None:
+    assert best_at(3) == str(build_plan("large", standard_registry()))
+    cases = {case.name: case.pipeline for case in ours(causal=False)}
+    assert cases["rates 2.25"] == best_at(2.25) != best_at(2.5)
 
 
 def test_llama_cpp_is_padded_only_where_rows_do_not_fit() -> None:

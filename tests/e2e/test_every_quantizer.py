@@ -34,6 +34,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny
 from tests.support.outlooks import forecast_tiny
 from tests.support.running import assert_packed_alike
+from tests.support.texts import TEXT
 
 REGISTRY = standard_registry()
 FEWER = {"polish": ("iterations", 2), "trellis-lower": ("window", 8)}
@@ -43,7 +44,6 @@ LINEARS = 7
 TOKENS = torch.tensor([[5, 6, 7, 1, 9, 1]])
 
 
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 """Short: most of a tiny compile would be the time to read all of the embedded text."""
 
 

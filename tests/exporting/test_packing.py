@@ -19,7 +19,7 @@ from qdc.artifact.writer import EXPORT
 from qdc.checkpoint.folder import Checkpoint
 from qdc.cli.export import _summary
 from qdc.errors import ExportDiffers, InvalidArtifact, QdcError
-from qdc.exporting import packing as packing_module
+from qdc.exporting import packable
 from qdc.exporting.packing import Packing, library
 from qdc.format.multibinary import MultiBinary
 from qdc.format.uniformgrid import UniformGrid
@@ -81,7 +81,7 @@ def test_the_library_decompresses_what_the_codec_decodes(
     stored = random_layer(codec, central, seed)
     weights = Stored({"m.0": codec})
     object.__setattr__(weights, "layers", {"m.0": stored})
-    symmetric = packing_module._is_central(weights, "m.0", codec)
+    symmetric = packable.is_central(weights, "m.0", codec)
     assert symmetric == central
     packed = Packing(bits, 32, symmetric, {"m.0": codec}, (), (), dtype)
     found = {k.removeprefix("m.0."): t for k, t in packed.tensors(weights, "m.0").items()}
@@ -241,14 +241,14 @@ def test_forms_that_no_engine_reads_are_refused(fields: dict[str, Any], reason: 
         "m.0.not": UniformGrid.model_validate(usual | fields),
     }
     with pytest.raises(QdcError, match="1 of 2 layers cannot be packed") as caught:
-        packing_module._uniform(codecs)
+        packable.packed_layers(codecs)
     assert caught.value.where[0].startswith(f"m.0.not: {reason}")
 
 
 def test_planes_and_mixtures_are_refused() -> None:
     planes = MultiBinary(rows=16, columns=128, block=128, orders=(2,))
     with pytest.raises(QdcError, match="1 of 1 layers") as caught:
-        packing_module._uniform({"m.0": planes})
+        packable.packed_layers({"m.0": planes})
     assert caught.value.where == ("m.0: codec multi-binary",)
     wide, fine = (
         UniformGrid.model_validate(
@@ -257,9 +257,9 @@ def test_planes_and_mixtures_are_refused() -> None:
         for group in (128, 64)
     )
     with pytest.raises(QdcError, match="2 bits in groups of 64, 2 bits in groups of 128"):
-        packing_module._uniform({"m.0": wide, "m.1": fine})
+        packable.packed_layers({"m.0": wide, "m.1": fine})
     with pytest.raises(QdcError, match="nothing to pack"):
-        packing_module._uniform({})
+        packable.packed_layers({})
 
 
 def test_scales_that_bf16_does_not_hold_are_refused(artifact: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from qdc.numerics.blocks import block_slices
 from qdc.numerics.uniform import Zero, fit_uniform
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny
+from tests.support.texts import TEXT
 from tests.support.units import noise
 
 ZEROS: list[Zero] = ["float", "packed"]
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 
 
 def relaxed(

@@ -16,7 +16,6 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, run_passes, spying
 from tests.support.graphs import annotated, ref, two_blocks
 
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 OPTIONS = "samples=3 length=12 seed=7"
 Found = dict[str, tuple[Tensor, Tensor, float]]
 
@@ -25,13 +24,6 @@ Found = dict[str, tuple[Tensor, Tensor, float]]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cross") / "model"
     return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, dtype=torch.float32)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 def collect(model: Path, folder: Path, text: Path, passes: str) -> Found:

@@ -13,9 +13,9 @@ from qdc.streaming.unit import Unit
 from qdc.text.tokenizer import load_tokenizer
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import run_passes, spying
+from tests.support.texts import TEXT
 from tests.support.units import make_unit, noise
 
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 OPTIONS = "samples=3 length=12 seed=7"
 
 
@@ -23,13 +23,6 @@ OPTIONS = "samples=3 length=12 seed=7"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrate") / "model"
     return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, dtype=torch.float32)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 def moments(

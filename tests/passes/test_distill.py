@@ -28,7 +28,6 @@ from tests.support.compiles import compile_tiny, run_passes
 from tests.support.families import CASES, write_family
 from tests.support.outlooks import forecast_tiny
 
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 SAMPLES = "samples=8 length=16 pack=within"
 RTN = "rtn-lower{group=16}"
 
@@ -39,13 +38,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(
         folder, d_model=32, mlp_hidden_size=48, vocab=2048, seed=1, dtype=torch.float32
     )
-
-
-@pytest.fixture(scope="module")
-def text(model: Path) -> Path:
-    path = model.with_name("text.txt")
-    path.write_text(TEXT)
-    return path
 
 
 class Compare(Distill):

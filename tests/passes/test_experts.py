@@ -21,7 +21,6 @@ from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import run_passes, spying
 from tests.support.experts import HIDDEN, WIDTH, write_mixture
 
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 SAMPLES, LENGTH = 5, 12
 OPTIONS = f"samples={SAMPLES} length={LENGTH} batch=2 seed=7 pack=within"
 BLOCK = "model.layers.1"
@@ -30,13 +29,6 @@ BLOCK = "model.layers.1"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mixture(tmp_path_factory.mktemp("experts") / "model")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 class Calibrated:

@@ -23,7 +23,6 @@ from tests.support.compiles import Spy, run_passes
 from tests.support.families import CASES, write_family
 from tests.support.outlooks import forecast_tiny
 
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 SAMPLES = "samples=8 length=16 pack=within batch=3"
 
 
@@ -31,13 +30,6 @@ SAMPLES = "samples=8 length=16 pack=within batch=3"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guide") / "model"
     return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, dtype=torch.float32, vocab=2048)
-
-
-@pytest.fixture(scope="module")
-def text(model: Path) -> Path:
-    path = model.with_name("text.txt")
-    path.write_text(TEXT)
-    return path
 
 
 class Look(Spy):

@@ -24,7 +24,6 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import PLAIN, Spy, compile_tiny, run_passes
 from tests.support.plain import PlainModel
 
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 SAMPLES = "samples=16 length=12 pack=within"
 STAGES = (
     f"stages(calibrate-mcs{{{SAMPLES}}},look{{label=calibrated}},sensitivity,abmp-allocate,"
@@ -91,13 +90,6 @@ def registry() -> Registry:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("polish") / "model"
     return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, seed=1)
-
-
-@pytest.fixture(scope="module")
-def text(model: Path) -> Path:
-    path = model.with_name("text.txt")
-    path.write_text(TEXT)
-    return path
 
 
 def run(model: Path, text: Path, folder: Path, options: str, bits: int = 16, end: str = "") -> Any:

@@ -7,6 +7,7 @@ without a case fails ``tests/models/test_equality.py``.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,21 @@ def _llada_shapes(config: Mapping[str, Any]) -> Shapes:
     return published_shapes(dict(config))
 
 
+LLADA_MOE: dict[str, Any] = {
+    "model_type": "llada",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "expert_intermediate_size": 24,
+    "norm_topk_prob": False,
+    "qk_layernorm": True,
+}
+_mixture = partial(
+    Case,
+    shapes=_moe_shapes,
+    native=_qwen3_moe,
+    convert=stacked_state,
+    kept=("mlp.gate.weight",),
+)
 CASES: dict[str, Case] = {
     "llada": Case(
         family="llada",
@@ -345,43 +361,25 @@ CASES: dict[str, Case] = {
         convert=_tied_state,
         block=8,
     ),
-    "llada-moe": Case(
+    "llada-moe": _mixture(
         family="llada-moe",
         config=decoder_config(
             "LLaDAMoEModelLM",
-            model_type="llada",
+            **LLADA_MOE,
             num_key_value_heads=4,
             rope_theta=50000.0,
-            num_experts=4,
-            num_experts_per_tok=2,
-            expert_intermediate_size=24,
-            norm_topk_prob=False,
-            qk_layernorm=True,
         ),
-        shapes=_moe_shapes,
-        native=_qwen3_moe,
-        convert=stacked_state,
-        kept=("mlp.gate.weight",),
     ),
-    "llada-moe with a dense block": Case(
+    "llada-moe with a dense block": _mixture(
         family="llada-moe",
         config=decoder_config(
             "LLaDAMoEModelLM",
-            model_type="llada",
-            num_experts=4,
-            num_experts_per_tok=2,
-            expert_intermediate_size=24,
+            **LLADA_MOE,
             dense_intermediate_size=40,
             moe_layer_freq=[0, 1],
-            norm_topk_prob=False,
-            qk_layernorm=True,
         ),
-        shapes=_moe_shapes,
-        native=_qwen3_moe,
-        convert=stacked_state,
-        kept=("mlp.gate.weight",),
     ),
-    "sdar-moe": Case(
+    "sdar-moe": _mixture(
         family="sdar-moe",
         config=decoder_config(
             "SDARMoeForCausalLM",
@@ -393,11 +391,7 @@ CASES: dict[str, Case] = {
             moe_intermediate_size=24,
             norm_topk_prob=True,
         ),
-        shapes=_moe_shapes,
-        native=_qwen3_moe,
-        convert=stacked_state,
         block=4,
-        kept=("mlp.gate.weight",),
     ),
     "llada2": Case(
         family="llada2",

@@ -48,12 +48,12 @@ from qdc.streaming.workspace import Workspace
 from qdc.text.source import TextSource
 from qdc.text.tokenizer import encoder, load_tokenizer
 from tests.support.checkpoints import write_checkpoint
+from tests.support.texts import TEXT
 from tests.support.units import Weights, correlated_moment, noise
 
 HEADER = re.compile(r"# passes (?P<passes>.+)\n# on (?P<on>annotations|weights|model)\n")
 UNKNOWN = "0" * 64
 """Digest of a tensor that is to be made up."""
-TEXT = "a deterministic walk through the standard library, one word after another. " * 40
 WIDTH, HIDDEN = 32, 48
 
 

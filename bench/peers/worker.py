@@ -1,6 +1,6 @@
 """Do the work of a library: see ``qdc.comparing.worker``, which does that of pipelines.
 
-python -m bench.quality.worker WORK.json RESULT.json
+python -m bench.peers.worker WORK.json RESULT.json
 """
 
 import os
