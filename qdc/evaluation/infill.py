@@ -82,7 +82,7 @@ def infill(
         raise QdcError(f"found {steps} steps, need at least 1", help="leave steps out for the best")
     options = DecodeOptions(steps=None if steps is None else min(steps, max(1, tokens.shape[1])))
     facts = DecodeFacts(
-        mask=mask_id,
+        mask_token_id=mask_id,
         vocabulary=max(mask_id, int(tokens.max())) + 1 if tokens.numel() else 1,
         max_length=max(1, tokens.shape[1]),
         logits_shift=logits_shift(logits),

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import networkx as nx
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from qdc.errors import (
     InvalidGraph,
@@ -89,6 +89,17 @@ class ModelFacts(Frozen):
     """1 if position i of the logits predicts token i + 1."""
     attention_block: int | None = Field(default=None, gt=0)
     """Tokens of a block, if a position sees just its own block and those before it; 1 if causal."""
+    canvas: int | None = Field(default=None, gt=0)
+    """Tokens of a canvas, of a model that takes noise out of the end of a text: the last so many
+    tokens see each other and what is before them, which is causal. None for every other model."""
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_canvas(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A model without a canvas is written as it was before there were any."""
+        found: dict[str, Any] = write(self)
+        if self.canvas is None:
+            found.pop("canvas", None)
+        return found
 
     @property
     def mask(self) -> int:

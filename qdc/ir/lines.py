@@ -40,6 +40,7 @@ _FACTS = re.compile(
     rf"(?P<mask_token_id>[0-9]{{1,99}}|none)   vocabulary (?P<vocabulary>{_THOUSANDS})"
     rf"   length (?P<max_length>{_THOUSANDS})"
     r"(?:   in blocks of (?P<attention_block>[0-9]{1,99}))?"
+    r"(?:   canvas of (?P<canvas>[0-9]{1,99}))?"
     r"(?:   logits shifted by (?P<logits_shift>[01]))?"
 )
 NO_MASK = "none"
@@ -65,11 +66,12 @@ def header_lines(graph: LayerGraph, *, full: bool = False) -> list[str]:
     shift = f"   logits shifted by {model.logits_shift}" if model.logits_shift else ""
     mask = NO_MASK if model.mask_token_id is None else model.mask_token_id
     blocks = f"   in blocks of {model.attention_block}" if model.attention_block else ""
+    canvas = f"   canvas of {model.canvas}" if model.canvas else ""
     lines = [
         f"{GRAPH}{graph.name}   qdc-ir {VERSION}   {count} linears   {weights:,} weights"
         f"{IN_FULL if full else ''}",
         f"{FAMILY}{model.family}{prefix}   mask {mask}   "
-        f"vocabulary {model.vocabulary:,}   length {model.max_length:,}{blocks}{shift}",
+        f"vocabulary {model.vocabulary:,}   length {model.max_length:,}{blocks}{canvas}{shift}",
     ]
     return [*lines, f"{AFTER}{graph.after}"] if graph.after else lines
 

@@ -257,6 +257,7 @@ def structures(draw: st.DrawFn) -> Structure:
             max_length=draw(st.integers(1, 2**40)),
             logits_shift=draw(st.integers(0, 1)),
             attention_block=draw(st.none() | st.integers(1, 9)),
+            canvas=draw(st.none() | st.integers(1, 9)),
         ),
         nodes=tuple(building.nodes),
         regions=tuple(regions),

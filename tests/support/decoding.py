@@ -15,7 +15,7 @@ VOCABULARY = 6
 def facts(**fields: object) -> DecodeFacts:
     """Facts of a toy with six tokens, of which 1 is the mask."""
     return DecodeFacts.model_validate(
-        {"mask": MASK, "vocabulary": VOCABULARY, "max_length": 64, **fields}
+        {"mask_token_id": MASK, "vocabulary": VOCABULARY, "max_length": 64, **fields}
     )
 
 

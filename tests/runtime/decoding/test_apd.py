@@ -219,7 +219,7 @@ def test_a_window_changes_little_and_none_changes_nothing(models: tuple[Path, Pa
     import qdc
 
     model, verifier = qdc.load_original(models[0]), loaded(models)
-    known = DecodeFacts(mask=1, vocabulary=2048, eos=0, ends=(0,), max_length=64)
+    known = DecodeFacts(mask_token_id=1, vocabulary=2048, eos=0, ends=(0,), max_length=64)
 
     def run(window: int) -> list[list[int]]:
         wanted = options(length=20, apd_window=window, temperature=0.5, apd_mixture=0.9)

@@ -213,7 +213,7 @@ def test_classes_of_transformers_decode_in_batches(tmp_path: Path, kind: str) ->
     folder = write_native(tmp_path / kind, kind)
     model = load_checkpoint(folder, "cpu", torch.float32)
     assert isinstance(model, NativeModel)
-    facts = DecodeFacts(mask=1, vocabulary=2048, eos=0, ends=(0,), max_length=40)
+    facts = DecodeFacts(mask_token_id=1, vocabulary=2048, eos=0, ends=(0,), max_length=40)
     together = answers(model, facts, PROMPTS, cfg=0.5)
     assert together == [answers(model, facts, [prompt], cfg=0.5)[0] for prompt in PROMPTS]
 
