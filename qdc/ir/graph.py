@@ -118,6 +118,11 @@ class ModelFacts(Frozen):
         return self.mask_token_id is not None and (self.attention_block or 0) > 1
 
     @property
+    def renoises(self) -> bool:
+        """Whether it was trained to take random tokens out of a canvas, and not masks."""
+        return self.canvas is not None
+
+    @property
     def causal(self) -> bool:
         """Whether every position sees just itself and those before it."""
         return self.attention_block == 1
