@@ -40,11 +40,14 @@ def predictions(logits: Tensor, wanted: Tensor, shift: int) -> Tensor:
     return logits[rows, sources(places, shift)]
 
 
-def require_finite(logits: Tensor) -> None:
-    """Raise NotFinite if any of ``[positions, vocabulary]`` is infinite or not a number."""
+def require_finite(logits: Tensor, which: str = "masked") -> None:
+    """Raise NotFinite if any of ``[positions, vocabulary]`` is infinite or not a number.
+
+    ``which`` positions they are is said in the error.
+    """
     bad = int((~logits.isfinite()).any(-1).sum())
     if bad:
         raise NotFinite(
-            f"the logits of {bad} of {len(logits)} masked positions are not finite",
+            f"the logits of {bad} of {len(logits)} {which} positions are not finite",
             help="check the weights for overflow, or compile with more damping",
         )

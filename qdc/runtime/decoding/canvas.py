@@ -57,7 +57,7 @@ def lay_out(
 
     Raises ``QdcError`` for no prompt, one that is too long, and a block that does not fit.
     """
-    _check(prompts, length, facts)
+    check_prompts(prompts, length, facts)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     grid = facts.attention_block
     if grid is None:
@@ -122,13 +122,19 @@ def block_size(block: int | None, grid: int | None) -> int | None:
     return block or grid
 
 
-def _check(prompts: Sequence[Sequence[int]], length: int, facts: DecodeFacts) -> None:
+def check_prompts(
+    prompts: Sequence[Sequence[int]], length: int, facts: DecodeFacts, why: str = ""
+) -> None:
+    """Refuse prompts that the model cannot read, or not with an answer of ``length`` tokens.
+
+    ``why`` is said behind that length. Raises ``QdcError``.
+    """
     if not prompts:
         raise QdcError("found no prompt", help="give one prompt or more")
     longest = max(map(len, prompts))
     if longest + length > facts.max_length:
         raise QdcError(
-            f"a prompt of {longest} tokens and an answer of {length} are {longest + length}, "
+            f"a prompt of {longest} tokens and an answer of {length}{why} are {longest + length}, "
             f"the model takes {facts.max_length}",
             help="shorten the prompt or the answer",
         )

@@ -9,16 +9,18 @@ from torch import Tensor
 
 from qdc.errors import QdcError
 from qdc.numerics.noise import Places
-from qdc.pipeline.strategybase import Stepwise
+from qdc.pipeline.strategybase import Stepwise, Strategy
 from qdc.runtime.decoding.agenda import Agenda, goes_alone
 from qdc.runtime.decoding.apd import Apd, decode_adaptively
 from qdc.runtime.decoding.canvas import lay_out
+from qdc.runtime.decoding.denoising import Renoise
+from qdc.runtime.decoding.denoising_loop import denoise
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.reader import Model, Predicts, Reader
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch, answers
 from qdc.runtime.decoding.schedule import shared_steps
-from qdc.runtime.decoding.strategies import BUILT_IN, Strategies, make_strategy
+from qdc.runtime.decoding.strategies import BUILT_IN, Strategies, check_canvas, make_strategy
 from qdc.runtime.decoding.verifier import Verifier
 
 LATE = -1e300
@@ -58,6 +60,9 @@ def decode(
     each = row_seeds(prompts, options, seeds)
     strategy = make_strategy(options, strategies)
     check_verifier(strategy, present=verifier is not None)
+    check_canvas(strategy, facts)
+    if isinstance(strategy, Renoise):
+        return denoise(model, prompts, strategy, options, facts, watch, each)
     if isinstance(strategy, Apd):
         assert verifier is not None
         return decode_adaptively(model, prompts, strategy, options, facts, verifier, watch, each)
@@ -73,7 +78,7 @@ def decode(
     return Decoded(tokens, found, loop.written, loop.steps, reader.forwards, seconds, *kept)
 
 
-def check_verifier(strategy: Stepwise | Apd, *, present: bool) -> None:
+def check_verifier(strategy: Strategy, *, present: bool) -> None:
     """Refuse ``apd`` without a verifier, and a verifier without it. Raises ``QdcError``."""
     if isinstance(strategy, Apd) and not present:
         raise QdcError(

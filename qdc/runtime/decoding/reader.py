@@ -103,9 +103,9 @@ class Reader:
         self.forwards = 0
         self.cache_bytes = self.cache_plain_bytes = 0
         """Most bytes of keys and values that were kept, and what they would be as computed."""
-        self.bits: Bits | None = None if bits is None else 8 if bits == 8 else 4
+        self.bits = code_bits(bits)
         self.rows = torch.arange(len(canvas.tokens))
-        self.device = _device(model)
+        self.device = device_of(model)
         self._given = canvas.visible & ~canvas.masked
         self._windowed = takes_windows(model)
         if cache != "none" and not self._windowed:
@@ -291,7 +291,13 @@ class Reader:
         return Window(positions, visible, keeps=self.cache != "none", bits=self.bits)
 
 
-def _device(model: Model) -> torch.device:
+def code_bits(bits: int | None) -> Bits | None:
+    """Bits of the codes that keys and values are kept in, as options give them."""
+    return None if bits is None else 8 if bits == 8 else 4
+
+
+def device_of(model: Model) -> torch.device:
+    """Where a model computes."""
     if isinstance(model, nn.Module):
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device

@@ -8,6 +8,7 @@ from qdc.pipeline.registry import find_named
 from qdc.pipeline.strategybase import Stepwise, Strategy
 from qdc.pipeline.syntax import parse_item
 from qdc.runtime.decoding.apd import Apd
+from qdc.runtime.decoding.denoising import Renoise
 from qdc.runtime.decoding.dream import Entropy, MaskGitPlus, Origin, TopKMargin
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.llada import (
@@ -33,6 +34,7 @@ STRATEGIES: tuple[type[Strategy], ...] = (
     Sequential,
     Static,
     Dynamic,
+    Renoise,
     Apd,
 )
 
@@ -64,7 +66,7 @@ def needs_verifier(kind: type[Strategy]) -> bool:
     return issubclass(kind, Apd)
 
 
-def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> Stepwise | Apd:
+def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> Stepwise | Renoise | Apd:
     """Make the strategy that the options name, with what it reads of them.
 
     Args:
@@ -86,12 +88,32 @@ def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> 
     shared = {n: getattr(options, n) for n in SHARED if n in kind.model_fields and n not in written}
     given = {name: value for name, value in shared.items() if value is not None}
     strategy = configured(kind, item, options.strategy, given)
-    if not isinstance(strategy, Stepwise | Apd):
+    if not isinstance(strategy, Stepwise | Renoise | Apd):
         raise QdcError(
             f"the strategy {kind.name} does not say what its steps decide",
             help="subclass Stepwise, as docs/writing_strategies.md shows",
         )
     return strategy
+
+
+def check_canvas(strategy: Strategy, facts: DecodeFacts) -> None:
+    """Refuse a strategy of masks for a model of noise, and the other way round.
+
+    Raises ``QdcError``, which says what the model is decoded by.
+    """
+    name = strategy.name
+    if facts.canvas is not None and not isinstance(strategy, Renoise):
+        raise QdcError(
+            f"the strategy {name} fills masked places, and the model has no mask token: it takes "
+            f"random tokens out of canvases of {facts.canvas}",
+            help=f"leave --strategy out, or take {Renoise.name}",
+        )
+    if facts.canvas is None and isinstance(strategy, Renoise):
+        raise QdcError(
+            f"the strategy {name} takes random tokens out of a canvas, and the model was trained "
+            "to fill masks",
+            help="leave --strategy out, or take one of masks: qdc strategies lists them",
+        )
 
 
 def own_strategy(facts: DecodeFacts) -> str:
@@ -121,6 +143,10 @@ def _refuse_ignored(options: DecodeOptions, kind: type[Strategy], known: Strateg
         wrong.append("cache_bits has no effect without a cache; it is read by prefix, dual")
     if needs_verifier(kind) and (options.cache != "none" or options.cfg or options.forbid_eos):
         wrong.append("apd has its own window of keys and takes no cache, cfg or forbid_eos")
+    if issubclass(kind, Renoise) and (options.cfg or options.forbid_eos):
+        wrong.append("renoise takes no cfg, which masks the prompt, and no forbid_eos")
+    if issubclass(kind, Renoise) and options.cache == "dual":
+        wrong.append("nothing is behind a canvas, so renoise takes no cache dual, but prefix")
     if wrong:
         raise _refused(*wrong)
 
