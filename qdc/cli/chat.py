@@ -16,7 +16,7 @@ from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.speech import chat_tokens
-from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
+from qdc.runtime.decoding.strategies import check_canvas, make_strategy, needs_verifier
 from qdc.runtime.options import RunOptions
 from qdc.text.records import ASSISTANT, SYSTEM, USER, Message
 
@@ -55,7 +55,7 @@ def chat_command(
             help="continue a text with qdc generate, or fill gaps with qdc run",
         )
     options = options.settled(opened.decoding.usual)
-    make_strategy(options, opened.strategies)
+    check_canvas(make_strategy(options, opened.strategies), opened.decoding)
     conversation = Conversation(opened, options, begun, quiet=as_json)
     if sys.stdin.isatty():
         print(HOW, file=sys.stderr)
@@ -109,7 +109,8 @@ class Conversation:
         return text
 
     def _tokens(self) -> list[int]:
-        room = self.opened.facts.max_length - self.options.length
+        facts = self.opened.decoding
+        room = facts.max_length - facts.computed(self.options.length)
         left_out = 0
         while True:
             written = [message._asdict() for message in self.messages]

@@ -17,7 +17,7 @@ from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.loop import check_verifier, decode
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Decoded, Snapshot, Watch
-from qdc.runtime.decoding.strategies import make_strategy
+from qdc.runtime.decoding.strategies import check_canvas, make_strategy
 from qdc.runtime.decoding.verifier import load_verifier
 from qdc.runtime.options import RunOptions
 from qdc.units import size
@@ -48,6 +48,7 @@ def generate_command(
     )  # fmt: skip
     options = options.settled(opened.decoding.usual)
     strategy = make_strategy(options, strategies)
+    check_canvas(strategy, opened.decoding)
     check_verifier(strategy, present=verifier is not None)
     tokens, added = prompt_tokens(written, opened)
     checks = (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from qdc.errors import QdcError, nearest
+from qdc.errors import QdcError, UnsupportedModel, nearest
 from qdc.ir.graph import ModelFacts
 from qdc.models.masks import read_mask
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -93,7 +93,13 @@ def run_loop(
 
     Raises:
         QdcError: a parameter is unknown or not offered, or prompt and answer do not fit.
+        UnsupportedModel: the model is decoded by canvases of noise.
     """
+    if facts.canvas is not None:
+        raise UnsupportedModel(
+            "generate of these classes fills masks, and the model takes noise out of a canvas",
+            help="qdc generate, or qdc.runtime.decoding.loop.decode with qdc.load",
+        )
     own = getattr(model, "generation_config", None)
     given = {**_said(own), **_said(config), **options}
     _refuse(given)

@@ -104,6 +104,13 @@ class ModelFacts(Frozen):
     @property
     def mask(self) -> int:
         """The mask token. Raises ``UnsupportedModel`` for a model that has none."""
+        if self.renoises:
+            raise UnsupportedModel(
+                "the model has no mask token: it takes random tokens out of a canvas, and fills no "
+                "gaps",
+                help="qdc generate, chat and serve write answers with it; qdc eval --text measures "
+                "its loss at tokens that were drawn anew",
+            )
         if self.mask_token_id is None:
             raise UnsupportedModel(
                 "the model has no mask token: it fills no masked places, and nothing decodes it",

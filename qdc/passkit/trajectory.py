@@ -23,7 +23,7 @@ from qdc.runtime.decoding.loop import Loop
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.results import Snapshot
 from qdc.runtime.decoding.schedule import shared_steps
-from qdc.runtime.decoding.strategies import BUILT_IN, make_strategy, own_strategy
+from qdc.runtime.decoding.strategies import BUILT_IN, check_canvas, make_strategy, own_strategy
 
 OPEN = torch.iinfo(torch.int32).max
 """In place of a step, where nothing was decided."""
@@ -66,6 +66,7 @@ class Sampler:
             QdcError: there is none of that name, it refuses an option, or it asks a verifier.
         """
         strategy = make_strategy(self.options(model), BUILT_IN)
+        check_canvas(strategy, DecodeFacts.of(model))
         if isinstance(strategy, Stepwise):
             return strategy
         raise QdcError(

@@ -64,8 +64,8 @@ def make_app(service: Service) -> ASGIApp:
     offered = offer(
         service.strategies,
         service.limits,
+        service.facts,
         verifies=service.verifies,
-        usual=service.facts.usual,
     )
     started = int(time.time())
 
@@ -78,6 +78,7 @@ def make_app(service: Service) -> ASGIApp:
             "qdc": {
                 "compiled": service.compiled,
                 "attention_block": service.facts.attention_block,
+                "canvas": service.facts.canvas,
                 "chat_template": service.wording.has_template,
                 **offered,
             },

@@ -12,7 +12,12 @@ from qdc.errors import InvalidPipeline, QdcError, UnknownName
 from qdc.pipeline.strategybase import Strategy
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.runtime.decoding.strategies import Strategies, make_strategy, needs_verifier
+from qdc.runtime.decoding.strategies import (
+    Strategies,
+    check_canvas,
+    make_strategy,
+    needs_verifier,
+)
 from qdc.serve.bodies import Body, FillRequest, Message
 from qdc.serve.engine import Engine
 from qdc.serve.finaltext import FinalText
@@ -80,13 +85,17 @@ class Intake:
         tokens = await self._read(request, client, read)
         room = self.limits.max_length - len(tokens)
         length = body.length
-        if room < (length or 1):
+        if room < self.facts.computed(length or 1):
             asked = "and no answer fits" if length is None else f"and an answer of {length}"
+            if self.facts.canvas is not None:
+                asked += f" in canvases of {self.facts.canvas}"
             raise self._too_long(
                 f"a prompt of {len(tokens)} tokens {asked}",
                 "max_tokens" if length is not None else None,
             )
-        options = body.options(min(DEFAULT_LENGTH, room) if length is None else length)
+        if length is None:
+            length = min(DEFAULT_LENGTH, self.facts.longest(room))
+        options = body.options(length)
         options = options.settled(self.facts.usual)
         self._check_strategy(options)
         final = FinalText(self.wording.decode, body.stops)
@@ -97,6 +106,13 @@ class Intake:
     async def queue_gaps(self, request: Http, body: FillRequest) -> FillTicket:
         """Queue a text with gaps. Raises as ``queue`` does."""
         client: str = getattr(request.state, CLIENT)
+        if self.facts.canvas is not None:
+            raise Refused(
+                400,
+                "the model has no mask token: it writes answers behind a prompt, and fills no gaps",
+                param="text",
+                code="unsupported",
+            )
         pieces, size = body.pieces, body.gap_tokens
         count = len(pieces) - 1
         if count < 1:
@@ -152,6 +168,7 @@ class Intake:
         """
         try:
             strategy = make_strategy(options, self.strategies)
+            check_canvas(strategy, self.facts)
         except (UnknownName, InvalidPipeline) as error:
             text = f"{error.what}; {error.help}" if isinstance(error, UnknownName) else error.what
             raise Refused(400, text, param="strategy", code="invalid_request") from error
@@ -177,7 +194,7 @@ class Intake:
             tokens = self.wording.prompt(
                 text, special=special, add_special_tokens=add_special_tokens
             )
-            if self.facts.mask in tokens:
+            if self.facts.mask_token_id in tokens:
                 raise self._writes_mask("prompt", "nothing in front of an answer is filled")
             return tokens
 

@@ -1,12 +1,17 @@
 """What the server says of its model to clients and to its page."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from qdc.pipeline.passbase import summary
 from qdc.pipeline.strategybase import Strategy
+from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.options import CACHE_BITS, CACHES, DecodeOptions
-from qdc.runtime.decoding.strategies import Strategies, needs_verifier, shared_options
+from qdc.runtime.decoding.strategies import (
+    Strategies,
+    needs_canvas,
+    needs_verifier,
+    shared_options,
+)
 from qdc.serve.intake import DEFAULT_LENGTH
 from qdc.serve.limits import Limits
 
@@ -17,32 +22,39 @@ COUNTED = ("steps", "block")
 
 
 def offer(
-    strategies: Strategies, limits: Limits, *, verifies: bool, usual: Mapping[str, Any]
+    strategies: Strategies, limits: Limits, facts: DecodeFacts, *, verifies: bool
 ) -> dict[str, Any]:
     """Lengths, strategies with what each reads and is, caches, and bounds of what is a number.
 
     Args:
         strategies: all that there are, by name.
         limits: of the server.
+        facts: of the model; those strategies are offered that decode it, and its own is the first.
         verifies: whether strategies that need a verifier can run.
-        usual: options of the model's own sampler; its strategy is the first.
     """
+    usual = facts.usual
     own = str(usual.get("strategy", ""))
+    canvas = facts.canvas is not None
     offered = {
-        name: kind for name, kind in strategies.items() if verifies or not needs_verifier(kind)
+        name: kind
+        for name, kind in strategies.items()
+        if needs_canvas(kind) == canvas and (verifies or not needs_verifier(kind))
     }
     offered = dict(sorted(offered.items(), key=lambda item: item[0] != own))
     defaults = {name: _defaults(kind) for name, kind in offered.items()}
     if own in defaults:
-        defaults[own] |= {name: value for name, value in usual.items() if name != "strategy"}
+        own_options = shared_options(offered[own])
+        defaults[own] |= {name: value for name, value in usual.items() if name in own_options}
     return {
         "max_length": limits.max_length,
-        "default_length": min(DEFAULT_LENGTH, limits.max_length),
+        "default_length": min(DEFAULT_LENGTH, facts.longest(limits.max_length)),
         "strategies": list(offered),
         "strategy_options": {name: shared_options(kind) for name, kind in offered.items()},
         "strategy_defaults": defaults,
         "strategy_summaries": {name: summary(kind) for name, kind in offered.items()},
-        "fill_strategies": [name for name, kind in offered.items() if not needs_verifier(kind)],
+        "fill_strategies": [
+            name for name, kind in offered.items() if not canvas and not needs_verifier(kind)
+        ],
         "caches": list(CACHES),
         "cache_bits": list(CACHE_BITS),
         "bounds": bounds(limits),

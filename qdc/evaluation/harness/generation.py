@@ -10,7 +10,7 @@ from qdc.evaluation.harness.subject import Subject
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.not_offered import NOT_OFFERED, asks_nothing
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.runtime.decoding.strategies import make_strategy, needs_verifier
+from qdc.runtime.decoding.strategies import check_canvas, make_strategy, needs_verifier
 from qdc.units import Progress
 
 DEFAULT_LENGTH = 256
@@ -59,12 +59,14 @@ def question(
     fields = {"length": _length(settings), **_drawing(settings)}
     wanted = {} if given is None else given.model_dump(exclude_unset=True)
     options = DecodeOptions.parse(**{**fields, **wanted}).settled(subject.decoding.usual)
-    if needs_verifier(type(make_strategy(options, subject.strategies))):
+    strategy = make_strategy(options, subject.strategies)
+    check_canvas(strategy, subject.decoding)
+    if needs_verifier(type(strategy)):
         raise QdcError(
             "tasks have no verifier, which the strategy apd needs",
             help="choose another strategy in --generate",
         )
-    room = subject.facts.max_length - options.length
+    room = subject.facts.max_length - subject.decoding.computed(options.length)
     if room < 1:
         raise QdcError(
             f"answers of {options.length} tokens leave no room for a prompt, the model takes "

@@ -58,8 +58,10 @@ class DenoisingLoop:
         assert facts.canvas is not None, "another model has been refused"
         self.strategy, self.options, self.facts = strategy, options, facts
         self.seeds, self.size = list(seeds), facts.canvas
-        self.canvases = -(-options.length // self.size)
-        check_prompts(prompts, self.canvases * self.size, facts, self._why(facts.canvas))
+        whole = facts.computed(options.length)
+        self.canvases = whole // self.size
+        why = "" if whole == options.length else f", in whole canvases of {facts.canvas}"
+        check_prompts(prompts, whole, facts, why)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         self.begin = int(lengths.max())
         """Column of the first token of all answers."""
@@ -145,9 +147,3 @@ class DenoisingLoop:
             self.tokens[row, last:] = self.facts.ends[0]
             self.masked[row] = False
         self.reader.keep_rows(~found)
-
-    def _why(self, canvas: int) -> str:
-        """What makes an answer longer than was asked for; empty if nothing does."""
-        if self.options.length % canvas == 0:
-            return ""
-        return f", in whole canvases of {canvas}"

@@ -44,6 +44,14 @@ class DecodeFacts(Frozen):
             )
         return self.mask_token_id
 
+    def computed(self, length: int) -> int:
+        """Tokens that an answer of ``length`` tokens is written in: whole canvases."""
+        return length if self.canvas is None else -(-length // self.canvas) * self.canvas
+
+    def longest(self, room: int) -> int:
+        """The longest answer that is written in ``room`` tokens; 0 where none is."""
+        return max(0, room if self.canvas is None else room // self.canvas * self.canvas)
+
     @classmethod
     def of(
         cls,

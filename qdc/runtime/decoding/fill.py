@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import torch
 
 from qdc.errors import QdcError
-from qdc.runtime.decoding.apd import Apd
+from qdc.pipeline.strategybase import Stepwise
 from qdc.runtime.decoding.canvas import block_size, lay_out_gaps
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.loop import Loop, row_seeds
 from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.decoding.reader import Model, Reader
 from qdc.runtime.decoding.results import Decoded, Watch
-from qdc.runtime.decoding.strategies import BUILT_IN, Strategies, make_strategy
+from qdc.runtime.decoding.strategies import BUILT_IN, Strategies, check_canvas, make_strategy
 
 
 @torch.no_grad()
@@ -50,17 +50,19 @@ def fill(
     """
     options = options.settled(facts.usual)
     _check(texts, gaps, options, facts)
-    strategy = make_strategy(options, strategies)
-    if isinstance(strategy, Apd):
+    strategy, mask = make_strategy(options, strategies), facts.mask
+    check_canvas(strategy, facts)
+    if not isinstance(strategy, Stepwise):
         raise QdcError(
-            "apd writes behind a prompt from left to right, and a gap has text behind it",
+            f"{strategy.name} writes behind a prompt from left to right, and a gap has text behind "
+            "it",
             help="take another strategy, as threshold",
         )
     canvas = lay_out_gaps(
         torch.tensor([list(text) for text in texts], dtype=torch.int64),
         torch.tensor([list(gap) for gap in gaps], dtype=torch.bool),
         block_size(options.block, facts.attention_block),
-        facts.mask,
+        mask,
         row_seeds(texts, options, seeds),
     )
     reader = Reader(model, canvas, facts, options.cache, options.cfg, options.cache_bits)

@@ -66,6 +66,11 @@ def needs_verifier(kind: type[Strategy]) -> bool:
     return issubclass(kind, Apd)
 
 
+def needs_canvas(kind: type[Strategy]) -> bool:
+    """Whether it takes noise out of a canvas, and not masks."""
+    return issubclass(kind, Renoise)
+
+
 def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> Stepwise | Renoise | Apd:
     """Make the strategy that the options name, with what it reads of them.
 
@@ -124,7 +129,7 @@ def own_strategy(facts: DecodeFacts) -> str:
     by blocks.
     """
     if facts.usual:
-        rest = " ".join(f"{n}={v}" for n, v in facts.usual.items() if n != "strategy")
+        rest = " ".join(f"{n}={v}" for n, v in facts.usual.items() if n not in OF_THE_LOOP)
         return f"{facts.usual['strategy']}{{{rest}}}" if rest else str(facts.usual["strategy"])
     if facts.attention_block is None:
         return Entropy.name if facts.logits_shift else LowConfidence.name

@@ -17,6 +17,7 @@ function fillFields(chosen) {
     field.max = Math.min(most, Number.MAX_SAFE_INTEGER); // beyond it numbers are not exact here
     field.title = most < 1e6 ? `${least} to ${most}` : `${least} or more`;
   }
+  if (!facts.fill_strategies.length) at("mode").querySelector("[value=fill]")?.remove();
   for (const id of FIELDS) at(id).value = "";
   at("length").value = Math.min(64, facts.default_length);
   at("gap").value = Math.min(4, facts.max_length);
