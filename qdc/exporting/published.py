@@ -16,7 +16,7 @@ from qdc.frontend.native import NativeModel
 from qdc.frontend.unrolled import DOWN, GATE_UP
 from qdc.ir.keys import layer_of
 from qdc.ir.parts import Part
-from qdc.models.decoder import Decoder
+from qdc.models.own import OwnModel, fused_of
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ def published_tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Publ
 
 def published_layers(module: nn.Module) -> Mapping[str, str]:
     """Layers that are rows of a published one, each with the path of that."""
-    fused = module.fused if isinstance(module, Decoder) else {}
-    return {layer_of(name): layer_of(part.key) for name, part in fused.items()}
+    fused = fused_of(module).items()
+    rows = ((name, part) for name, part in fused if part.rows and part.place is None)
+    return {layer_of(name): layer_of(part.key) for name, part in rows}
 
 
 def stacked_layers(module: nn.Module) -> tuple[str, ...]:
@@ -67,9 +68,9 @@ def stacked_layers(module: nn.Module) -> tuple[str, ...]:
     return tuple(layer_of(name) for name, part in _held(module).items() if part.place is not None)
 
 
-def _held(module: nn.Module) -> dict[str, Part]:
+def _held(module: nn.Module) -> Mapping[str, Part]:
     """Which of the model's tensors are published within others."""
-    if isinstance(module, Decoder):
+    if isinstance(module, OwnModel):
         return module.fused
     if not isinstance(module, NativeModel) or not stacks_experts(module):
         return {}

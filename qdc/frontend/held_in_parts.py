@@ -15,8 +15,8 @@ from qdc.errors import InvalidCheckpoint
 from qdc.frontend.unrolled import DOWN, GATE_UP
 from qdc.ir.keys import file_key
 from qdc.ir.parts import Part, stacked
-from qdc.models.decoder import Decoder
 from qdc.models.experts import Expert
+from qdc.models.own import fused_of
 
 
 class Whole(NamedTuple):
@@ -30,10 +30,14 @@ class Whole(NamedTuple):
 def held_whole(module: nn.Module) -> dict[str, Whole]:
     """Every tensor that a checkpoint of a module may hold in the place of several, by its key."""
     found: dict[str, Whole] = {}
-    for name, part in (module.fused if isinstance(module, Decoder) else {}).items():
-        assert part.rows is not None
-        columns = module.get_parameter(name).shape[1:]
+    for name, part in fused_of(module).items():
+        if part.place is not None:  # as in the stacks of any model, below
+            continue
         shape, parts = found.get(part.key, Whole((), {}))
+        if part.rows is None:
+            found[part.key] = Whole(tuple(module.get_parameter(name).shape), {name: part})
+            continue
+        columns = module.get_parameter(name).shape[1:]
         rows = max(part.rows[1], *shape[:1]) if shape else part.rows[1]
         found[part.key] = Whole((rows, *columns), {**parts, name: part})
     for stack in expert_stacks(module):

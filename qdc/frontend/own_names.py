@@ -19,6 +19,7 @@ from qdc.errors import InvalidCheckpoint
 from qdc.frontend.held_in_parts import held_whole, require_shape
 from qdc.ir.parts import Part
 from qdc.models.decoder import Decoder
+from qdc.models.own import OwnModel
 
 BUFFERS = r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq)$"
 """Buffers that checkpoints of older versions hold; the module computes them."""
@@ -60,6 +61,8 @@ def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
             require_shape(checkpoint, key, whole[name])
             for inner, part in whole[name].parts.items():
                 claimed.setdefault(inner, []).append(replace(part, key=key))
+        elif (reason := _left_out(module, name)) is not None:
+            left_out[key] = reason
         elif re.search(BUFFERS, name):
             _check_frequencies(module, checkpoint, key)
             left_out[key] = COMPUTED
@@ -89,6 +92,12 @@ def _name(key: str, owned: Collection[str]) -> str:
         return key
     plain = unwrapped(key)
     return BASE + plain if plain not in owned and BASE + plain in owned else plain
+
+
+def _left_out(module: nn.Module, name: str) -> str | None:
+    """Why a tensor is not read that published checkpoints hold; None if that is not known."""
+    known = module.left_out if isinstance(module, OwnModel) else {}
+    return next((reason for start, reason in known.items() if name.startswith(start)), None)
 
 
 def _check_frequencies(module: nn.Module, checkpoint: Checkpoint, key: str) -> None:

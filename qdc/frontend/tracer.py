@@ -20,6 +20,8 @@ from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
 from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
+from qdc.models.canvas import CanvasAttention, OnCanvas, Scalars, Signal, SoftCap
+from qdc.models.canvas_decoder import CanvasDecoder
 from qdc.models.experts import (
     TRACED_ROWS,
     BiasedRouter,
@@ -28,23 +30,33 @@ from qdc.models.experts import (
     Router,
     Routing,
     Rows,
+    ScaledRouter,
+    ScaledRouting,
     Take,
 )
-from qdc.models.layers import Attention, RMSNorm, Rotary
+from qdc.models.layers import Attention, ProportionalRotary, RMSNorm, Rotary
 
 LEAVES: dict[type[nn.Module], str] = {
     nn.Linear: LINEAR,
     nn.Embedding: "embedding",
     RMSNorm: "rms-norm",
     Rotary: "rotary",
+    ProportionalRotary: "rotary",
     Attention: "attention",
+    CanvasAttention: "attention",
     Router: ROUTER,
     BiasedRouter: ROUTER,
+    ScaledRouter: ROUTER,
     Routing: "routing",
     GroupedRouting: "routing",
+    ScaledRouting: "routing",
     Rows: ROWS,
     Take: "take",
     Give: GIVE,
+    Signal: "signal",
+    OnCanvas: "on-canvas",
+    Scalars: "scalars",
+    SoftCap: "soft-cap",
 }
 BATCH, LENGTH = 7_927, 104_743
 
@@ -71,7 +83,8 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
     """Trace ``module`` (on meta) and build its layer graph.
 
     Args:
-        module: the model, called as ``module(input_ids, attention_mask=None)``.
+        module: the model, called as ``module(input_ids, attention_mask=None)``; one with a canvas
+            takes a third input.
         facts: what the graph says about the model.
         checkpoint: gives the dtypes of the weights; the module's own without one.
 
@@ -83,7 +96,8 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
     if not isinstance(output.args[0], fx.Node):
         raise UnsupportedModel("the model does not return one tensor, the logits")
     kept = [node for node in traced.nodes if node.op != "output"]
-    values = _Shapes(fx.GraphModule(module, traced)).values(kept)
+    further = module.further_inputs(BATCH, LENGTH) if isinstance(module, CanvasDecoder) else ()
+    values = _Shapes(fx.GraphModule(module, traced)).values(kept, further)
     paths = {node: _path(node) for node in kept}
     prefix = common_prefix([path for node, path in paths.items() if node.op == "call_module"])
     plain = [paths[node].removeprefix(prefix) for node in kept]
@@ -110,11 +124,13 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
 class _Shapes(fx.Interpreter):
     """Run the graph on meta tensors and note each value's type."""
 
-    def values(self, wanted: list[fx.Node]) -> dict[fx.Node, ValueType]:
+    def values(
+        self, wanted: list[fx.Node], further: Sequence[Tensor]
+    ) -> dict[fx.Node, ValueType]:
         self.found: dict[fx.Node, ValueType] = {}
         input_ids = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device="meta")
         mask = torch.ones(BATCH, LENGTH, dtype=torch.bool, device="meta")
-        self.run(input_ids, mask)
+        self.run(input_ids, mask, *further)
         return {node: self.found[node] for node in wanted}
 
     def run_node(self, n: fx.Node) -> Any:

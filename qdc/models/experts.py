@@ -45,6 +45,25 @@ class BiasedRouter(Router):
         return torch.stack((scores, scores + bias.float()), dim=-2)
 
 
+class ScaledRouter(Router):
+    """Scores of what was normed without a weight, and then scaled column by column.
+
+    Source: the router of Gemma 4.
+    """
+
+    def __init__(self, width: int, experts: int, eps: float) -> None:
+        """Build without weights."""
+        super().__init__(width, experts, bias=False)
+        self.scale = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[batch, T, width] -> [batch, T, experts]``."""
+        normed = F.rms_norm(hidden.float(), hidden.shape[-1:], eps=self.eps).to(hidden.dtype)
+        scaled = normed * self.scale * self.in_features**-0.5
+        return F.linear(scaled, self.weight)
+
+
 class Routing(nn.Module):
     """From scores to the weight of every expert for every token: 0 but for the best ones."""
 
@@ -66,6 +85,20 @@ class Routing(nn.Module):
         if self.normalized:
             best = best / best.sum(-1, keepdim=True)
         return torch.zeros_like(shares).scatter(-1, chosen, best).to(scores.dtype)
+
+
+class ScaledRouting(Routing):
+    """The same with weights that add up to 1, each times a number of its expert."""
+
+    def __init__(self, experts: int, count: int) -> None:
+        """Choose; ``count`` are the experts of a token."""
+        super().__init__(experts, count, normalized=True)
+        self.per_expert_scale = nn.Parameter(torch.ones(experts))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """``[batch, T, experts]``, in fp32; the result has the dtype of the scores."""
+        weights = super().forward(scores.float()) * self.per_expert_scale.float()
+        return weights.to(scores.dtype)
 
 
 class GroupedRouting(Routing):

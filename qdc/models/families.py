@@ -8,6 +8,7 @@ from torch import nn
 
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import ModelFacts
+from qdc.models.diffusion_gemma import DIFFUSION_GEMMA
 from qdc.models.dream import DREAM
 from qdc.models.family import Family, Refusal
 from qdc.models.fast_dllm import FAST_DLLM
@@ -27,17 +28,10 @@ FAMILIES: tuple[Family, ...] = (
     SDAR_MOE,
     LLADA2,
     STABLE_DIFFCODER,
+    DIFFUSION_GEMMA,
 )
 
 REFUSED: tuple[Refusal, ...] = (
-    Refusal(
-        "diffusion-gemma",
-        ("DiffusionGemmaForBlockDiffusion",),
-        "it has no mask token, and an encoder beside the decoder; missing here are calibration on "
-        "random tokens in place of masks, decoding that renoises a canvas, and one set of weights "
-        "that is read causally and both ways",
-        "quantize it with a tool for Gemma; qdc compiles masked-denoising transformers",
-    ),
     Refusal(
         "nemotron-labs-diffusion",
         ("NemotronLabsDiffusionModel", "NemotronDiffusionModel", "NemotronDiffusionVLMModel"),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdc.models.window import current_window
+from qdc.models.window import Window, current_window
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
@@ -23,18 +23,24 @@ def embedding(rows: int, width: int) -> nn.Embedding:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm: computed in fp32, cast back, then scaled by the weight."""
+    """Root-mean-square norm: computed in fp32, cast back, then scaled by the weight, if it has one.
 
-    def __init__(self, width: int, eps: float) -> None:
+    Without a weight nothing is scaled.
+    """
+
+    weight: nn.Parameter | None
+
+    def __init__(self, width: int, eps: float, *, scaled: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.register_parameter("weight", nn.Parameter(torch.ones(width)) if scaled else None)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., width] -> [..., width]`` in the dtype of ``x``."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        plain = wide.to(x.dtype)
+        return plain if self.weight is None else self.weight * plain
 
 
 class Rotary(nn.Module):
@@ -53,14 +59,12 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, T, heads, head_width]``, rotated, in the dtype of ``x``."""
-        half = self.turned // 2
-        exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
         window = current_window()
         if window is None:
             places = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
         else:
             places = window.places().to(x.device, torch.float32)
-        angles = places[..., None] * self.theta**-exponent
+        angles = places[..., None] * self.frequencies(x.device)
         cosine, sine = angles.cos()[..., None, :], angles.sin()[..., None, :]
         low, high = x[..., : self.turned].float().chunk(2, dim=-1)
         parts = (low * cosine - high * sine, high * cosine + low * sine)
@@ -68,6 +72,31 @@ class Rotary(nn.Module):
         if self.turned == self.head_width:
             return turned
         return torch.cat((turned, x[..., self.turned :]), dim=-1)
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Angles by which one position turns the pairs, ``f32[turned / 2]``."""
+        half = self.turned // 2
+        exponent = torch.arange(half, device=device, dtype=torch.float32) / half
+        return self.theta**-exponent
+
+
+class ProportionalRotary(Rotary):
+    """Rotary position embedding that pairs the halves of a whole head and turns the first pairs.
+
+    Frequencies are those of a rotation of the whole head; the further pairs stand still. Source:
+    Gemma 4's ``proportional`` rotation.
+    """
+
+    def __init__(self, head_width: int, theta: float, share: float) -> None:
+        """Choose; ``share`` is that of the pairs that are turned, at most 1."""
+        super().__init__(head_width, theta)
+        self.pairs = int(share * head_width // 2)
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Angles by which one position turns the pairs, ``f32[head_width / 2]``."""
+        every = super().frequencies(device)
+        still = torch.arange(len(every), device=device) >= self.pairs
+        return every.masked_fill(still, 0.0)
 
 
 class Attention(nn.Module):
@@ -77,6 +106,9 @@ class Attention(nn.Module):
     every position. Blocks are counted from the first position, padding included, unless a window is
     in force: then positions, padding and further keys are the window's.
     """
+
+    scale: float | None = None
+    """What scores are multiplied with; None for one over the root of a head's width."""
 
     def __init__(self, block: int | None = None) -> None:
         super().__init__()
@@ -95,12 +127,13 @@ class Attention(nn.Module):
             visible = self.visible(query, attention_mask)
         else:
             key, value = window.extend(self, key, value)
-            visible = window.mask(self.block)
+            visible = self.visible_in(window)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
             attn_mask=visible,
+            scale=self.scale,
             enable_gqa=key.shape[2] != query.shape[2],
         )
         return mixed.transpose(1, 2).flatten(2)
@@ -118,6 +151,10 @@ class Attention(nn.Module):
         number = torch.arange(query.shape[1], device=query.device) // self.block
         earlier = number[:, None] >= number[None, :]
         return earlier[None, None] if padding is None else earlier & padding
+
+    def visible_in(self, window: Window) -> Tensor | None:
+        """The same while a window is in force, ``bool[batch or 1, 1, columns or 1, seen]``."""
+        return window.mask(self.block)
 
 
 def takes_windows(model: object) -> bool:
