@@ -15,8 +15,8 @@ from qdc.cli.models import open_runnable
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import CACHES, DecodeOptions
 from qdc.runtime.decoding.speech import chat_tokens
-from qdc.runtime.decoding.strategies import BUILT_IN
 from tests.cli.conftest import Command
+from tests.support.decoding import OF_MASKS
 from tests.support.natives import write_native
 
 PROMPT = "def read(path):\n"
@@ -45,10 +45,10 @@ def test_the_answer_and_what_it_took(artifact: Path, capsys: pytest.CaptureFixtu
     assert re.fullmatch(figures, error)
 
 
-@pytest.mark.parametrize("strategy", [name for name in BUILT_IN if name != "apd"])
+@pytest.mark.parametrize("strategy", OF_MASKS)
 def test_every_strategy_and_cache(model: Path, qdc: Command, strategy: str) -> None:
     """An original checkpoint, block by block; the options reach the loop."""
-    kept = CACHES[list(BUILT_IN).index(strategy) % len(CACHES)]
+    kept = CACHES[OF_MASKS.index(strategy) % len(CACHES)]
     options = ("--strategy", strategy, "--cache", kept, "--block", 4, "--temperature", 0.5)
     found = json.loads(qdc("generate", model, PROMPT, *SHORT, *options, "--seed", 3, "--json"))
     fields = {"strategy": strategy, "cache": kept, "block": 4, "temperature": 0.5, "seed": 3}

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from qdc.numerics.noise import Places
+from qdc.pipeline.strategybase import Stepwise
 from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.strategies import BUILT_IN
 
 MASK, EOS = 1, 0
+OF_MASKS = [name for name, kind in BUILT_IN.items() if issubclass(kind, Stepwise)]
+"""Strategies that fill masks by the common loop."""
 VOCABULARY = 6
 
 

@@ -19,7 +19,9 @@ from qdc.runtime.decoding.reader import code_bits, device_of
 class CanvasModel(Protocol):
     """A model that takes noise out of the end of a text."""
 
-    def __call__(self, tokens: Tensor, mask: Tensor | None, *, before: Tensor | None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, mask: Tensor | None = None, *, before: Tensor | None
+    ) -> Tensor:
         """Predict the tokens of a canvas, the last columns of each row.
 
         Args:
@@ -110,11 +112,8 @@ class DenoisingReader:
         first, last = self._first, self._first + self.canvas
         if self._window is not None:
             self._window.move(first, last, last)
-            place = torch.ones_like(canvas, dtype=torch.bool)
             with through(self._window):
-                found: Tensor = self.model(
-                    canvas.to(self.device), canvas=place.to(self.device), before=before
-                )
+                found: Tensor = self.model(canvas.to(self.device), before=before)
             self._note_cache()
             return found.float().clone()
         text = torch.cat((self.tokens[self.rows, :first], canvas), 1).to(self.device)

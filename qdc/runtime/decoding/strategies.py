@@ -71,7 +71,9 @@ def needs_canvas(kind: type[Strategy]) -> bool:
     return issubclass(kind, Renoise)
 
 
-def make_strategy(options: DecodeOptions, strategies: Strategies = BUILT_IN) -> Stepwise | Renoise | Apd:
+def make_strategy(
+    options: DecodeOptions, strategies: Strategies = BUILT_IN
+) -> Stepwise | Renoise | Apd:
     """Make the strategy that the options name, with what it reads of them.
 
     Args:

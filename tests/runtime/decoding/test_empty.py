@@ -9,8 +9,7 @@ from torch import Tensor
 from qdc.cli.models import open_runnable
 from qdc.runtime.decoding.loop import decode
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.runtime.decoding.strategies import BUILT_IN
-from tests.support.decoding import MASK, VOCABULARY, facts
+from tests.support.decoding import MASK, OF_MASKS, VOCABULARY, facts
 from tests.support.families import CASES, write_family
 
 PROMPTS = [[], [5, 6, 7, 8, 9], []]
@@ -19,7 +18,7 @@ PROMPTS = [[], [5, 6, 7, 8, 9], []]
 @pytest.mark.parametrize("name", ["llada", "dream", "sdar"])
 def test_the_answer_is_the_same_alone_and_in_a_batch(name: str, tmp_path: Path) -> None:
     opened = open_runnable(write_family(tmp_path / name, CASES[name]), "cpu", ())
-    for strategy in (each for each in BUILT_IN if each != "apd"):
+    for strategy in OF_MASKS:
         for cache in ("none", "dual"):
             for temperature in (0.0, 1.0):
                 options = DecodeOptions.model_validate(

@@ -33,7 +33,9 @@ from tests.support.traces import (
 __all__ = ["one_thread"]
 
 ROOT = Path(__file__).parents[3]
-KINDS = ("llada", "dream", "dream-fast", "v2", "sdar", "llada2", "diffcoder", "likelihood")
+KINDS = (
+    "llada", "dream", "dream-fast", "v2", "sdar", "llada2", "diffcoder", "likelihood", "canvas",
+)  # fmt: skip
 DIFFERENCES = {
     "topk_margin top-p 0.8": "Ties.",
     "fast dream none threshold 0.2": "Fast-dLLM on Dream without a cache.",
@@ -148,5 +150,5 @@ def test_every_model_with_traces_is_replayed() -> None:
     folders = {path.parent.name for path in PUBLISHED.glob("*/traces*.json")}
     replayed = [folder for kind in KINDS for folder, _ in read_traces(kind)]
     assert folders == set(replayed)
-    assert len(folders) == 8
-    assert len(replayed) == 102
+    assert len(folders) == 9
+    assert len(replayed) == 103
