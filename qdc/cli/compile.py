@@ -21,6 +21,7 @@ from qdc.cli.terminal import (
 )
 from qdc.compiling.compiler import compile_model
 from qdc.compiling.options import CompileOptions
+from qdc.frontend.coverage import spare_tensors
 from qdc.report.model import CompileReport
 
 DIGITS = 12
@@ -188,7 +189,7 @@ def _coverage(report: CompileReport) -> str:
     if reasons:
         kept += f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
     spare = sum(row.status == "left out" for row in report.coverage)
-    kept += f", {spare} left out" if spare else ""
+    kept += f", {spare_tensors(report.coverage)}" if spare else ""
     done = "quantized" if report.layers else "to quantize"
     return (
         f"{total - reasons.total() - spare} tensors {done}, {kept}; "

@@ -15,6 +15,7 @@ from qdc.cli.terminal import (
     size,
     table,
 )
+from qdc.frontend.coverage import spare_tensors
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.forecast import forecast
 from qdc.planning.machine import Machine
@@ -127,9 +128,11 @@ def _summary(outlook: Outlook, width: int) -> Table:
     rows.add_row("quantized", f"{outlook.weights:,} weights in {outlook.layers:,} layers")
     rows.add_row("blocks", f"{outlook.blocks:,}")
     kept = [row for row in outlook.coverage if row.status == "kept"]
+    spare = sum(row.status == "left out" for row in outlook.coverage)
+    left = f", {spare_tensors(outlook.coverage)}" if spare else ""
     rows.add_row(
-        "coverage", f"{len(outlook.coverage)} tensors: {len(outlook.coverage) - len(kept)} "
-        f"quantized, {len(kept)} kept, none unmapped",
+        "coverage", f"{len(outlook.coverage)} tensors: {len(outlook.coverage) - len(kept) - spare} "
+        f"quantized, {len(kept)} kept{left}, none unmapped",
     )  # fmt: skip
     rows.add_row("before", size(outlook.bytes_before))
     rows.add_row("after", after(outlook))

@@ -1,5 +1,7 @@
 """What happens to every tensor of a checkpoint; nothing is left out in silence."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
 from qdc.checkpoint.folder import Checkpoint
@@ -10,6 +12,8 @@ from qdc.ir.graph import LINEAR, LayerGraph
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import Frozen, Parameter
 
+MOST_REASONS = 3
+"""More reasons than these are told in the report alone."""
 FLOATING = ("f64", "f32", "f16", "bf16")
 
 
@@ -20,6 +24,15 @@ class Covered(Frozen):
     status: Literal["quantized", "kept", "left out"]
     reason: str
     weights: int
+
+
+def spare_tensors(rows: Iterable[Covered]) -> str:
+    """Say how many tensors of a checkpoint nothing reads, and why; empty if all are read."""
+    reasons = Counter(row.reason for row in rows if row.status == "left out")
+    if not reasons:
+        return ""
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"{reasons.total()} left out" + (f" ({told})" if len(reasons) <= MOST_REASONS else "")
 
 
 def mark_kept(graph: LayerGraph) -> None:

@@ -52,9 +52,15 @@ def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
     known = {*owned, *whole}
     claimed: dict[str, list[Part]] = {}
     left_out: dict[str, str] = {}
+    twins: dict[str, str] = {}
     spare: list[str] = []
     for key in checkpoint.headers:
         name = _name(key, known)
+        if isinstance(module, OwnModel) and name not in known:
+            name = module.alias(name)
+            if name in owned and name in checkpoint.headers and name != key:
+                twins[key] = owned[name]
+                continue
         if name in owned:
             claimed.setdefault(name, []).append(Part(key))
         elif name in whole:
@@ -75,7 +81,6 @@ def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
             where=list(dict.fromkeys(twice)),
         )
     found: dict[str, str | Part] = {}
-    twins: dict[str, str] = {}
     for name, (stored,) in claimed.items():
         source = owned[name]
         if name == source or source not in claimed:

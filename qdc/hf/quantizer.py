@@ -112,13 +112,13 @@ class QdcQuantizer(HfQuantizer):
     def _refuse_other_class(self, model: PreTrainedModel) -> None:
         """Refuse a class of transformers for a family of qdc that shares its ``model_type``.
 
-        It may have the same tensors, and would look back only.
+        It may have the same tensors, and would look back only; or others, in two stacks.
         """
         if self.quantization_config.parsed.frontend == "fx" and not isinstance(model, OwnModel):
             raise QdcError(
                 f"transformers reads this artifact with its own {type(model).__name__}, which "
-                "computes something else than the model it is of",
-                help="load it with qdc.load(ARTIFACT)",
+                "computes something else, or from other tensors, than the model it is of",
+                help="load it with qdc.load(ARTIFACT), or give transformers what qdc export writes",
             )
 
     def _add_biases(self, model: PreTrainedModel) -> None:

@@ -32,7 +32,7 @@ EMBEDDING, BLOCKS = "model.decoder.embed_tokens", "model.decoder.layers"
 CONDITIONING, FINAL_NORM, HEAD = "model.decoder.self_conditioning", "model.decoder.norm", "lm_head"
 TEXT = "model.encoder.language_model"
 """Where the published class has the same stack again, which reads the text."""
-IMAGES = "it reads images, and only text is read here"
+IMAGES = "of the part that reads images, which is not done here"
 
 
 class GeluFeedForward(nn.Module):

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qdc.models.configuration import MOST_EXPERTS, Count, Depth, Width
+from qdc.models.configuration import DEEPEST, MOST_EXPERTS, Count, Depth, Width
+from qdc.models.variants import same_value
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 TEXT = "text_config"
@@ -54,6 +55,7 @@ USUAL_ROPES: Mapping[str, Mapping[str, object]] = {
 }
 EVERY = 6
 """Where blocks are not listed, each sixth one is full."""
+OF_KIND = {"sliding": SLIDING, "full": FULL}
 HELD: Mapping[str, tuple[object, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
     "attention_bias": (False, None),
@@ -148,10 +150,9 @@ def read_canvas_sizes(config: Mapping[str, Any]) -> tuple[CanvasSizes | None, li
     given["canvas"] = config.get(CANVAS, USUAL_CANVAS)
     blocks = given["blocks"]
     kinds = text.get(KINDS)
-    if kinds is None and type(blocks) is int and 0 < blocks <= 1024:
-        kinds = [FULL if number % EVERY == 0 else SLIDING for number in range(1, blocks + 1)]
-        kinds[-1] = FULL
-    problems += _numbers(given)
+    if kinds is None:
+        known = range(1, blocks + 1) if type(blocks) is int and 0 < blocks <= DEEPEST else ()
+        kinds = [SLIDING if number % EVERY and number < blocks else FULL for number in known]
     heads = {"columns": given.pop("head_width"), "key_heads": given.pop("key_heads")}
     try:
         overridden = _overridden(text, kinds if isinstance(kinds, list) else [])
@@ -163,6 +164,7 @@ def read_canvas_sizes(config: Mapping[str, Any]) -> tuple[CanvasSizes | None, li
         "sliding": {**heads, **overridden[SLIDING], **ropes[SLIDING]},
         "full": {**heads, **overridden[FULL], **ropes[FULL]},
     }
+    problems += _truths(given)
     try:
         sizes = CanvasSizes.model_validate(given)
     except ValidationError as error:
@@ -174,17 +176,19 @@ def read_canvas_sizes(config: Mapping[str, Any]) -> tuple[CanvasSizes | None, li
 def _held(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[str]:
     places = [(f"{TEXT}.", text, name) for name in HELD]
     for prefix, where, name in (*places, ("", config, TIED)):
-        if name in where and not any(where[name] is value or
-                                     (isinstance(value, str) and where[name] == value)
-                                     for value in HELD[name]):  # fmt: skip
+        if name in where and not any(same_value(where[name], value) for value in HELD[name]):
             wanted = " or ".join(map(repr, HELD[name]))
             yield f"{prefix}{name}: Input should be {wanted} (given {where[name]!r:.80})"
 
 
-def _numbers(given: Mapping[str, object]) -> Iterator[str]:
+def _truths(given: Mapping[str, Any]) -> Iterator[str]:
+    """Truth values in the place of numbers, as which they would count."""
     for size, value in given.items():
-        if isinstance(value, bool):
-            yield f"{_name(size)}: Input should be a number"
+        inner = value.items() if isinstance(value, dict) else ()
+        for place in ([(size, value)], [((size, name), each) for name, each in inner]):
+            for where, one in place:
+                if isinstance(one, bool):
+                    yield f"{_name(where)}: Input should be a number"
 
 
 def _overridden(text: Mapping[str, Any], kinds: list[Any]) -> dict[str, dict[str, object]]:
@@ -242,8 +246,8 @@ def _ropes(text: Mapping[str, Any]) -> dict[str, dict[str, object]]:
         other = [n for n, v in rope.items() if n not in known and not (n == "factor" and v == 1)]
         if other:
             raise ValueError(f"{where}.{other[0]}: scaled rotary embeddings are not implemented")
-        if isinstance(rope.get("rope_theta"), bool) or "rope_theta" not in rope:
-            raise ValueError(f"{where}.rope_theta: Input should be a number greater than 0")
+        if "rope_theta" not in rope:
+            raise ValueError(f"{where}.rope_theta: a value is needed")
         found[kind] = {"theta": rope["rope_theta"]}
         if named == "proportional":
             found[kind]["share"] = 1.0 if share is None else share
@@ -252,18 +256,21 @@ def _ropes(text: Mapping[str, Any]) -> dict[str, dict[str, object]]:
 
 def _told(error: Any) -> str:
     """A problem that pydantic has found, under its published name."""
-    first, *rest = map(str, error["loc"])
-    if first in ("sliding", "full"):
-        kind = SLIDING if first == "sliding" else FULL
-        of = {"columns": "head_dim", "key_heads": "num_key_value_heads"}.get(rest[0], ROPES)
-        return f"{TEXT}.{of}: {error['msg']}, in blocks of {kind}"
-    return f"{'.'.join((_name(first), *rest))}: {error['msg']}"
+    first, *rest = error["loc"]
+    if first in OF_KIND:
+        return f"{_name((first, rest[0]))}: {error['msg']}, in blocks of {OF_KIND[first]}"
+    return f"{'.'.join((_name(first), *map(str, rest)))}: {error['msg']}"
 
 
-def _name(size: str) -> str:
+def _name(size: str | tuple[str, str]) -> str:
+    """The published field of a size, or of one that blocks of a kind have of their own."""
     if size == "canvas":
         return CANVAS
-    return f"{TEXT}.{ {**FIELDS, 'kinds': KINDS}.get(size, size)}".replace(" ", "")
+    if isinstance(size, tuple):
+        field = {"columns": "head_dim", "key_heads": "num_key_value_heads"}.get(size[1], ROPES)
+    else:
+        field = {**FIELDS, "kinds": KINDS}.get(size, size)
+    return f"{TEXT}.{field}"
 
 
 def _contradictions(sizes: CanvasSizes) -> Iterator[str]:

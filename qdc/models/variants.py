@@ -48,7 +48,7 @@ def refused_variants(
     for field, allowed in {**SHARED, **variants}.items():
         if field not in config or field in read:
             continue
-        if not any(_same(config[field], value) for value in allowed):
+        if not any(same_value(config[field], value) for value in allowed):
             wanted = " or ".join(map(repr, allowed))
             yield f"{field}: Input should be {wanted} (given {config[field]!r})"
     layers = None if LAYER_TYPES in variants else config.get(LAYER_TYPES)
@@ -109,7 +109,7 @@ def _scaled(rope: Mapping[str, Any], *, partial: bool) -> Iterator[str]:
         if name in ("rope_type", "type"):
             if value != "default":
                 yield f"{name}: Input should be 'default'"
-        elif name != SHARE or not _same(value, 1):
+        elif name != SHARE or not same_value(value, 1):
             yield f"{name}: scaled or partial rotary embeddings are not implemented"
 
 
@@ -122,7 +122,7 @@ def _is_positive(value: object) -> TypeGuard[float]:
     )
 
 
-def _same(given: object, allowed: object) -> bool:
+def same_value(given: object, allowed: object) -> bool:
     """Whether published code, which asks ``if config.field``, takes both alike.
 
     A 1 stands for true, and null for false; a true stands for no number.

@@ -78,7 +78,7 @@ def forecast(
         backend=str(backend),
         device=machine.device,
         assumed="\n".join(filter(None, (assumed, checkpoint.assumed_fields))),
-        coverage=tuple(_fates(account)),
+        coverage=tuple(_fates(account, checkpoint)),
         regions=tuple(region_kinds(graph)),
         kinds=tuple(layer_kinds(account, layers)),
         layers=len(layers),
@@ -145,11 +145,11 @@ def _walked(
     return account, base
 
 
-def _fates(account: Account) -> Iterator[Covered]:
+def _fates(account: Account, checkpoint: Checkpoint) -> Iterator[Covered]:
     """Every tensor with its fate, those among them that a pass will take from outside."""
     graph = account.program.graph
     taken = {node.weight.name for node in graph.vocabulary() if node.name in account.codecs}
-    for row in coverage(graph):
+    for row in coverage(graph, checkpoint):
         changed = {"status": "quantized", "reason": "the vocabulary"}
         yield row.model_copy(update=changed) if row.tensor in taken else row
 

@@ -39,7 +39,9 @@ class IndexOnly(Checkpoint):
             raise InvalidCheckpoint("the index has no weight_map", where=[str(folder / INDEX)])
         shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
         shapes |= {key: whole.shape for key, whole in held_whole(module).items()}
-        self.dtype = _dtype(config, index, sum(p.numel() for p in module.parameters()))
+        every = all(name in shapes for name in map(str, names))
+        weights = sum(p.numel() for p in module.parameters()) if every else None
+        self.dtype = _dtype(config, index, weights)
         self.headers = {
             name: Parameter(name=name, dtype=self.dtype, shape=shapes.get(name, ()))
             for name in map(str, names)
@@ -81,8 +83,11 @@ def open_headers(folder: Path, families: Families = BUILT_IN) -> tuple[Checkpoin
     return checkpoint, program, what
 
 
-def _dtype(config: dict[str, Any], index: dict[str, Any], weights: int) -> str:
+def _dtype(config: dict[str, Any], index: dict[str, Any], weights: int | None) -> str:
     """The dtype that the total of the index gives, else the configuration's, else bf16.
+
+    Without a number of weights, as where a checkpoint holds tensors that are not read, the total
+    gives none.
 
     Raises:
         InvalidCheckpoint: the total is that of no floating dtype.
@@ -91,7 +96,7 @@ def _dtype(config: dict[str, Any], index: dict[str, Any], weights: int) -> str:
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     named = next((str(config[field]) for field in DTYPE_FIELDS if field in config), USUAL)
     named = SHORT.get(named.removeprefix("torch."), named)
-    if not isinstance(total, int):
+    if not isinstance(total, int) or weights is None:
         return named if named in BYTES else USUAL
     fitting = [d for d in ("bf16", "f16", "f32", "f64") if BYTES[d] * weights == total]
     if not fitting:

@@ -12,9 +12,8 @@ import qdc
 import qdc.hf
 from qdc.checkpoint.layout import INDEX, SINGLE
 from qdc.errors import QdcError, UnsupportedModel
-from qdc.models.families import FAMILIES
 from tests.support.compiles import compile_tiny
-from tests.support.families import CASES, write_family
+from tests.support.families import CASES, TABLES, write_family
 from tests.support.handovers import PACKED, batch, logits
 
 OF_TRANSFORMERS = ("stable-diffcoder",)
@@ -132,7 +131,7 @@ def test_a_text_longer_than_the_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_family_has_a_published_model_type() -> None:
-    without = [family.name for family in FAMILIES if not family.model_type]
+    without = [family.name for family in TABLES if not family.model_type]
     assert without == list(OF_TRANSFORMERS)
 
 

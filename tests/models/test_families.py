@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from qdc.errors import UnsupportedModel
-from qdc.frontend.select import build_module, choose, parse_choice
+from qdc.frontend.select import build_module, choose
 from qdc.models.experts import routed_share
 from qdc.models.families import BUILT_IN, FAMILIES, REFUSED
 from qdc.models.family import Refusal
 from tests.support.checkpoints import EMBEDDED
-from tests.support.families import CASES
+from tests.support.families import CASES, TABLES
+from tests.support.published import config_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -305,18 +306,12 @@ def test_known_families_are_refused_with_a_reason(refusal: Refusal) -> None:
         assert caught.value.help == refusal.help
 
 
-@pytest.mark.parametrize("choice", ["auto", "fx", "export"])
-@pytest.mark.parametrize("name", ["diffusion-gemma"])
-def test_published_configurations_of_refused_families_are_refused(name: str, choice: str) -> None:
-    """By every front end: transformers has a class for one of them."""
-    place = Path(__file__).parents[1] / "fixtures" / "refused" / name / "config.json"
-    config = json.loads(place.read_text(encoding="utf-8"))
-    refusal = BUILT_IN.refusal(config)
-    assert refusal is not None
-    assert refusal.name == name
-    with pytest.raises(UnsupportedModel) as caught:
-        build_module(config, choose(config, parse_choice(choice)))
-    assert choice == "export" or refusal.reason in caught.value.what
+def test_a_model_of_two_stacks_is_none_for_the_other_front_end() -> None:
+    """Transformers has a class for it; ours is found by itself."""
+    config = config_of("diffusion-gemma")
+    assert choose(config) == "fx"
+    with pytest.raises(UnsupportedModel):
+        build_module(config, "export")
 
 
 def test_no_architecture_is_claimed_twice() -> None:
@@ -333,7 +328,10 @@ def test_every_proof_is_a_test_over_all_cases() -> None:
             path, _, function = proof.test.partition("::")
             text = (ROOT / path).read_text(encoding="utf-8")
             assert f"def {function}(" in text
-            assert "params=list(CASES.values())" in text or '"name", PUBLISHED' in text
+            own = family not in TABLES and "canvas" in path
+            assert (
+                own or "params=list(CASES.values())" in text or '"name", PUBLISHED' in text
+            )
 
 
 QWEN_7B = {

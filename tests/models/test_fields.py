@@ -6,11 +6,11 @@ import pytest
 from transformers import PretrainedConfig
 
 from qdc.errors import UnsupportedModel
-from qdc.models.families import FAMILIES
 from qdc.models.family import Family
 from qdc.models.other_fields import GENERIC, unused
 from qdc.models.sizes import Sizes
 from qdc.models.variants import SHARED
+from tests.support.families import TABLES
 from tests.support.published import config_of
 
 Table = dict[str, Any]
@@ -199,7 +199,7 @@ REPEATED = {"rotary_dim"}
 """Fields of published configurations that say again what others give."""
 PARTIAL = {"llada2"}
 """Families that rotate a part of each head."""
-NAMES = sorted(family.name for family in FAMILIES)
+NAMES = sorted(family.name for family in TABLES)
 
 
 def held_by(name: str) -> Table:
@@ -209,7 +209,7 @@ def held_by(name: str) -> Table:
 
 
 def family(name: str) -> Family:
-    return next(each for each in FAMILIES if each.name == name)
+    return next(each for each in TABLES if each.name == name)
 
 
 def read(name: str, **fields: Any) -> Sizes:

@@ -2,7 +2,7 @@
 
 A case is a ``config.json`` under the published field names, the published tensor names, and how the
 same weights go into a native class. Nothing here is derived from our own implementations. A family
-without a case fails ``tests/models/test_equality.py``.
+of the one decoder that has no case fails ``tests/models/test_equality.py``.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,10 +24,17 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from qdc.models.diffusion_gemma import CanvasFamily
+from qdc.models.families import FAMILIES
 from tests.support.checkpoints import EMBEDDED, VOCABULARY, published_shapes, write_model
 from tests.support.llada2 import Llada2, fused_state, llada2_shapes, named_flat, split_state
 
-__all__ = ["CASES", "EMBEDDED", "Case", "decoder_config", "decoder_shapes", "write_family"]
+__all__ = [
+    "CASES", "EMBEDDED", "TABLES", "Case", "decoder_config", "decoder_shapes", "write_family",
+]  # fmt: skip
+
+TABLES = tuple(family for family in FAMILIES if not isinstance(family, CanvasFamily))
+"""The families of the one decoder; that with a canvas has cases in ``tests.support.canvas``."""
 
 Shapes = dict[str, tuple[int, ...]]
 State = dict[str, Tensor]

@@ -17,6 +17,12 @@ def config_of(name: str) -> dict[str, Any]:
     return config
 
 
+def kept_rows(name: str, length: int, kept: int) -> slice:
+    """The positions of which a fixture holds logits: those of a canvas, or every n-th."""
+    canvas = "canvas_length" in config_of(name)
+    return slice(length - kept, None) if canvas else slice(None, None, length // kept)
+
+
 def write_published(folder: Path, name: str) -> Path:
     """Write the checkpoint of a fixture and return its folder."""
     weights = FIXTURES / SHARED_WEIGHTS.get(name, name) / "model.safetensors"
