@@ -77,8 +77,8 @@ class StreamStates:
         """Go on with this process's part of the batches."""
         whole = read_samples(self.kept / samples.name)
         beside = (some or [None] * len(whole) for some in whole.beside)
-        for given in zip(whole, *beside, strict=True):
-            self._check_batch(samples.name, Batch(*given, values={}))
+        for tokens, apart, weights, noised in zip(whole, *beside, strict=True):
+            self._check_batch(samples.name, Batch(tokens, apart, weights, noised, {}))
         key = stream.place, stream.original
         made = self.workspace.stream(key, lambda: whole, split=True)
         kept = []

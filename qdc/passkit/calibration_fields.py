@@ -19,9 +19,7 @@ from qdc.pipeline.passbase import Pass
 from qdc.runtime.decoding.options import LONGEST_NAME
 from qdc.text.source import TextSource
 
-Geometry = Literal[
-    "mcs", "uniform", "block-diffusion", "rollout", "tmas", "uniform-noise", "clean"
-]
+Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "tmas", "uniform-noise", "clean"]
 USUAL: Geometry = "mcs"
 NOISE: Geometry = "uniform-noise"
 BLOCK_LENGTH, STEPS = 32, 8
