@@ -53,8 +53,8 @@ from qdc.streaming.work import FP32
 WITHOUT_HEAD = "leave distill out of the pipeline; polish needs no predictions"
 WEIGHTS_HELD = 4
 """A region's weights in fp32 at a time: as they are made, a copy with its gradient, one decoded."""
-HEAD_COPIES = 4
-"""Logits of some positions at a time: of both models, their probabilities, a difference."""
+HEAD_COPIES = 5
+"""Logits of some positions at a time: of both models, both probabilities, a difference."""
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -191,6 +191,7 @@ class Distill(CalibrationOptions):
             now=present(unit, name),
             counted=CountedPositions.of(unit.model, everywhere=everywhere),
             states=reference.states,
+            cap=unit.model.logit_cap,
         )
         for index, values in enumerate(reference.compute((head.value,))):
             loss.add(batches[index], reference.segments_of(index), values[head.value])

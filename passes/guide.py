@@ -46,7 +46,7 @@ from qdc.passkit import (
 )
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, Gradients, pieces
-from qdc.passkit.head import POSITIONS, head_logits, output_head
+from qdc.passkit.head import POSITIONS, head_logits, output_head, through_cap
 from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.stream import Stream
 from qdc.streaming.work import FP32
@@ -162,7 +162,8 @@ class Guide(CalibrationOptions):
             for rows, source in counted.sources(stream.batches()[index], segments):
                 at = rows.to(hidden.device), source.to(hidden.device)
                 chances = uniforms(len(rows), "guide", self.seed, positions)
-                slope.index_put_(at, drawn_slope(hidden[at], weights, chances), accumulate=True)
+                drawn = drawn_slope(hidden[at], weights, chances, unit.model.logit_cap)
+                slope.index_put_(at, drawn, accumulate=True)
                 positions += len(rows)
             found.append({head.value: slope})
         return found, positions
@@ -226,20 +227,24 @@ def sum_of(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def drawn_slope(hidden: Tensor, head: Mapping[str, Tensor], chances: Tensor) -> Tensor:
+def drawn_slope(
+    hidden: Tensor, head: Mapping[str, Tensor], chances: Tensor, cap: float | None = None
+) -> Tensor:
     """The derivative of -log p of one token a position, drawn from p itself.
 
     Args:
         hidden: ``f32[n, width]``, what the head reads.
         head: its weights by role.
         chances: ``f32[n]`` in [0, 1), by which tokens are drawn.
+        cap: what logits are bent to stay within; None if they are not.
 
     Returns:
         By ``hidden``, ``f32[n, width]``.
     """
-    predicted = head_logits(hidden, head).softmax(-1)
+    logits = head_logits(hidden, head, cap)
+    predicted = logits.softmax(-1)
     upto = predicted.cumsum(-1)
     wanted = chances.to(upto.device, upto.dtype)[:, None] * upto[:, -1:]
     token = torch.searchsorted(upto, wanted, right=True).clamp(max=upto.shape[1] - 1)
     slope = predicted.scatter_add(1, token, -torch.ones_like(wanted))
-    return slope.float() @ head["weight"]
+    return through_cap(slope, logits, cap).float() @ head["weight"]

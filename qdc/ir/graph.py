@@ -93,12 +93,16 @@ class ModelFacts(Frozen):
     """Tokens of a canvas, of a model that takes noise out of the end of a text: the last so many
     tokens see each other and what is before them, which is causal. None for every other model."""
 
+    logit_cap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """What logits are bent to stay within, behind the head: c tanh(x / c). None for most models."""
+
     @model_serializer(mode="wrap")
-    def _without_an_absent_canvas(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A model without a canvas is written as it was before there were any."""
+    def _without_what_is_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A model without canvas or cap is written as it was before there were any."""
         found: dict[str, Any] = write(self)
-        if self.canvas is None:
-            found.pop("canvas", None)
+        for name in ("canvas", "logit_cap"):
+            if getattr(self, name) is None:
+                found.pop(name, None)
         return found
 
     @property

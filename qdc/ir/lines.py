@@ -32,6 +32,7 @@ FIELDS = "        "
 Tags = Mapping[str, type[Annotation]]
 """The annotation classes that are known here, by tag."""
 _THOUSANDS = r"[0-9]{1,3}(?:,[0-9]{3}){0,40}"
+_FLOAT = r"[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-]?[0-9]{1,3})?"
 _COUNTS = re.compile(
     rf"(?P<version>[0-9]{{1,9}})   (?P<linears>[0-9]{{1,9}}) linears"
     rf"   (?P<weights>{_THOUSANDS}) weights"
@@ -41,6 +42,7 @@ _FACTS = re.compile(
     rf"   length (?P<max_length>{_THOUSANDS})"
     r"(?:   in blocks of (?P<attention_block>[0-9]{1,99}))?"
     r"(?:   canvas of (?P<canvas>[0-9]{1,99}))?"
+    rf"(?:   logits within (?P<logit_cap>{_FLOAT}))?"
     r"(?:   logits shifted by (?P<logits_shift>[01]))?"
 )
 NO_MASK = "none"
@@ -67,6 +69,7 @@ def header_lines(graph: LayerGraph, *, full: bool = False) -> list[str]:
     mask = NO_MASK if model.mask_token_id is None else model.mask_token_id
     blocks = f"   in blocks of {model.attention_block}" if model.attention_block else ""
     canvas = f"   canvas of {model.canvas}" if model.canvas else ""
+    canvas += f"   logits within {model.logit_cap!r}" if model.logit_cap else ""
     lines = [
         f"{GRAPH}{graph.name}   qdc-ir {VERSION}   {count} linears   {weights:,} weights"
         f"{IN_FULL if full else ''}",
@@ -105,7 +108,7 @@ def read_facts(line: str) -> tuple[str, dict[str, Any]]:
     if not prefix:
         family = said.removeprefix(FAMILY)
     facts: dict[str, Any] = {
-        key: None if value == NO_MASK else _number(value)
+        key: None if value == NO_MASK else _fact(key, value)
         for key, value in found.groupdict().items()
         if value is not None
     }
@@ -263,6 +266,10 @@ def _shaped(word: str, at: int) -> dict[str, Any]:
     sizes = found["shape"].split(",") if found["shape"] else []
     shape = tuple(int(size) if size.isdigit() else size for size in sizes)
     return {"dtype": found["dtype"], "shape": shape}
+
+
+def _fact(key: str, written: str) -> int | float:
+    return float(written) if key == "logit_cap" else _number(written)
 
 
 def _number(digits: str) -> int:

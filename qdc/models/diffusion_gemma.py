@@ -101,6 +101,7 @@ class CanvasFamily(Family):
             vocabulary=sizes.vocabulary,
             max_length=sizes.max_length,
             canvas=sizes.canvas,
+            logit_cap=sizes.cap,
         )
         return module.eval().requires_grad_(False), facts
 

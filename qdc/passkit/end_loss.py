@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qdc.passkit.counted import CountedPositions, Sources
+from qdc.passkit.head import bent, through_cap
 from qdc.streaming.states import Held, StateStore
 
 
@@ -45,6 +46,8 @@ class EndLoss:
     """The head as it is now."""
     counted: CountedPositions
     states: StateStore
+    cap: float | None = None
+    """What logits are bent to stay within, behind the head; None if they are not."""
     _sources: list[list[Sources]] = field(default_factory=list)
     _right: list[Held] = field(default_factory=list)
 
@@ -64,7 +67,8 @@ class EndLoss:
     def value(self, batch: int, hidden: Tensor) -> Divergence:
         """What a batch loses, from what the head reads now, ``f32[b, length, width]``."""
         total = 0.0
-        for _, right, wrong in self._parts(batch, hidden):
+        for _, right, logits in self._parts(batch, hidden):
+            wrong = logits.log_softmax(-1)
             total += float((right.exp() * (right - wrong)).sum(dtype=torch.float64))
         return Divergence(total, self.positions(batch))
 
@@ -72,27 +76,29 @@ class EndLoss:
     def gradient(self, batch: int, hidden: Tensor) -> tuple[Divergence, Tensor]:
         """The same, and the derivative of the sum by ``hidden``, of its shape."""
         total, found = 0.0, torch.zeros_like(hidden)
-        for part, right, wrong in self._parts(batch, hidden):
+        for part, right, logits in self._parts(batch, hidden):
+            wrong = logits.log_softmax(-1)
             total += float((right.exp() * (right - wrong)).sum(dtype=torch.float64))
             # The derivative of a divergence by the logits is what both predict differently.
-            slope = wrong.exp_().sub_(right.exp_()) @ self.now["weight"]
-            found.index_put_(_index(part, hidden), slope, accumulate=True)
+            slope = through_cap(wrong.exp_().sub_(right.exp_()), logits, self.cap)
+            found.index_put_(_index(part, hidden), slope @ self.now["weight"], accumulate=True)
         return Divergence(total, self.positions(batch)), found
 
     def _parts(self, batch: int, hidden: Tensor) -> Iterator[tuple[Sources, Tensor, Tensor]]:
-        """Where they are read from, and logarithms of the original's predictions and of today's."""
-        right = self._right[batch]["hidden"]
+        """Where they are read from, logarithms of the original's predictions, today's logits."""
+        held = self._right[batch]["hidden"]
         start = 0
         for part in self._sources[batch]:
             end = start + len(part[0])
-            kept = right[start:end].to(hidden.device, torch.float32)
+            kept = held[start:end].to(hidden.device, torch.float32)
             found = hidden[_index(part, hidden)]
-            yield part, _predictions(kept, self.original), _predictions(found, self.now)
+            right = self._logits(kept, self.original).log_softmax(-1)
+            yield part, right, self._logits(found, self.now)
             start = end
 
-
-def _predictions(hidden: Tensor, head: Mapping[str, Tensor]) -> Tensor:
-    return functional.linear(hidden, head["weight"], head.get("bias")).log_softmax(-1)
+    def _logits(self, hidden: Tensor, head: Mapping[str, Tensor]) -> Tensor:
+        """``f32[n, vocabulary]``."""
+        return bent(functional.linear(hidden, head["weight"], head.get("bias")), self.cap)
 
 
 def _index(part: Sources, values: Tensor) -> Sources:

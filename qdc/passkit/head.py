@@ -10,13 +10,17 @@ from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, LayerGraph, Stage
 from qdc.models.predictions import sources
 
+SOFT_CAP = "soft-cap"
+"""What may stand behind the head: logits bent to stay within ``ModelFacts.logit_cap``."""
 POSITIONS = 256
 """Positions whose logits are computed at once: f64[256, vocabulary]."""
 
 
 def output_head(graph: LayerGraph, help: str) -> Stage:
     """The linear at the model's end. Raises ``UnsupportedModel`` with ``help`` if there is none."""
-    head = list(graph)[-1]
+    *_, head = list(graph)
+    if head.op == SOFT_CAP and graph.model.logit_cap is not None:
+        head = graph[head.inputs[0]]
     if head.op != LINEAR:
         raise UnsupportedModel(
             f"predictions are read from a linear at the end, and the model ends in {head.op}",
@@ -45,6 +49,24 @@ def sources_within(rows: Tensor, places: Tensor, shift: int, segments: Tensor | 
     return torch.where(segments[rows, found] == segments[rows, places], found, places)
 
 
-def head_logits(hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """``f64[n, vocabulary]`` of ``[n, columns]``; ``weights`` are the head's by role."""
-    return functional.linear(hidden, weights["weight"], weights.get("bias")).double()
+def head_logits(
+    hidden: Tensor, weights: Mapping[str, Tensor], cap: float | None = None
+) -> Tensor:
+    """``f64[n, vocabulary]`` of ``[n, columns]``.
+
+    Args:
+        hidden: what the head reads.
+        weights: the head's, by role.
+        cap: what logits are bent to stay within; None if they are not.
+    """
+    return bent(functional.linear(hidden, weights["weight"], weights.get("bias")).double(), cap)
+
+
+def bent(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits ``[n, vocabulary]`` within a cap; as they are without one."""
+    return logits if cap is None else (logits / cap).tanh() * cap
+
+
+def through_cap(slope: Tensor, logits: Tensor, cap: float | None) -> Tensor:
+    """From a derivative by bent logits, all ``[n, vocabulary]``, to that by what the head gives."""
+    return slope if cap is None else slope * (1 - (logits / cap).square())

@@ -111,6 +111,7 @@ class Predictor:
         shift = self.graph.model.logits_shift
         for row, place in masked_positions(wanted):
             source = sources_within(row, place, shift, segments)
-            found = head_logits(hidden[row.to(hidden.device), source.to(hidden.device)], weights)
+            read = hidden[row.to(hidden.device), source.to(hidden.device)]
+            found = head_logits(read, weights, self.graph.model.logit_cap)
             require_finite(found)
             yield row, place, found

@@ -106,7 +106,8 @@ class Probes:
         return mean if math.isnan(mean) else max(0.0, mean), count
 
     def _predictions(self, hidden: Tensor) -> Tensor:
-        return head_logits(hidden, self._weights(self.head.layers[0])).log_softmax(-1)
+        weights, cap = self._weights(self.head.layers[0]), self.unit.model.logit_cap
+        return head_logits(hidden, weights, cap).log_softmax(-1)
 
     def _leave(self, stream: Stream, region: Region) -> None:
         if region is self.unit.graph.regions[-1]:

@@ -258,6 +258,7 @@ def structures(draw: st.DrawFn) -> Structure:
             logits_shift=draw(st.integers(0, 1)),
             attention_block=draw(st.none() | st.integers(1, 9)),
             canvas=draw(st.none() | st.integers(1, 9)),
+            logit_cap=draw(st.none() | st.floats(1e-9, 1e30)),
         ),
         nodes=tuple(building.nodes),
         regions=tuple(regions),
