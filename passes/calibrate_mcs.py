@@ -17,6 +17,8 @@ Other geometries, for other samplers and for comparison:
   first; costs about half of ``steps`` further runs of the model;
 - ``tmas``: states of its whole trajectories, behind a prompt, with fixed shares from stretches of
   the way, more at the two ends (DLLMQuant, arXiv 2508.14090); costs as much as ``rollout``;
+- ``uniform-noise``: no mask, but random tokens in the canvas at the end of a sample, each by the
+  chance of the sample's time; the default of models that are trained on such noise;
 - ``clean``: no mask, as tools for autoregressive models calibrate.
 
 The release keeps the first quarter of a sample visible, ``prefix=0.25``, so that no state has more

@@ -16,6 +16,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.batches import fitting_batch
 from qdc.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, held_out
 from qdc.evaluation.next_token import compare_next, evaluate_next, require_causal
+from qdc.evaluation.noise import Noise
 from qdc.evaluation.options import EvaluationOptions
 from qdc.evaluation.results import NextToken, NextTokenComparison
 from qdc.ir.graph import ModelFacts
@@ -27,6 +28,8 @@ from qdc.units import StepProgress
 Result = Evaluation | Comparison | NextToken | NextTokenComparison
 OF_MASKS = ("ratios", "seeds", "infills", "hide", "report")
 """Options that a model without mask token has no use for; the report's page is of masked losses."""
+OF_GAPS = ("infills", "hide", "report")
+"""Those that a model of canvases has no use for, which is measured at random tokens."""
 PROBE = "def f(x):\n    return x + 1\n"
 
 
@@ -126,10 +129,12 @@ def _measure(
     name: str,
     update: StepProgress,
 ) -> Result:
-    facts = candidate.facts
-    if facts.mask_token_id is None:
-        _refuse_masks(asked)
+    facts, hides = candidate.facts, _hides(candidate.facts)
+    if hides is None:
+        _refuse(asked, OF_MASKS, "the next-token loss of the model is measured")
         require_causal(facts)
+    elif facts.renoises:
+        _refuse(asked, OF_GAPS, "the loss at random tokens of a canvas is measured")
     size = facts.max_length if asked.length is None else asked.length
     if size > facts.max_length:
         raise QdcError(
@@ -153,21 +158,22 @@ def _measure(
     def tick(done: int, total: int) -> None:
         update(f"evaluate {name}"[:22], done, total)
 
-    if facts.mask_token_id is None:
+    if hides is None:
         settings = (batch, tick, documents, owners, text)
         if original is None:
             return evaluate_next(candidate, windows, *settings)
         return compare_next(candidate, original, windows, *settings)
     if original is None:
         return evaluate(
-            candidate, windows, facts.mask_token_id, asked.ratios, drawn, batch,
+            candidate, windows, hides, asked.ratios, drawn, batch,
             progress=tick, documents=documents, owners=owners, text=text,
             behind_clean=behind_clean,
         )  # fmt: skip
     return compare(
-        candidate, original, windows, facts.mask_token_id, asked.ratios, drawn, batch,
+        candidate, original, windows, hides, asked.ratios, drawn, batch,
         progress=tick, documents=documents, owners=owners, text=text,
-        infills=_infills(windows, asked.infills), block=facts.attention_block,
+        infills=0 if facts.renoises else _infills(windows, asked.infills),
+        block=facts.attention_block,
         decoded=lambda done, total: update("fill gaps", done, total),
         behind_clean=behind_clean,
     )  # fmt: skip
@@ -181,16 +187,23 @@ def _loading(path: Path, update: StepProgress) -> Iterator[None]:
     update(f"load {path.name}", 1, 1)
 
 
-def _refuse_masks(asked: EvaluationOptions) -> None:
+def _hides(facts: ModelFacts) -> int | Noise | None:
+    """What hides tokens of a text: the mask token, or noise; None where nothing does."""
+    if facts.canvas is not None:
+        return Noise(facts.canvas, facts.vocabulary)
+    return facts.mask_token_id
+
+
+def _refuse(asked: EvaluationOptions, names: Sequence[str], instead: str) -> None:
     """Refuse options of masked losses for a model without mask token."""
-    given = [name for name in OF_MASKS if name in asked.model_fields_set]
+    given = [name for name in names if name in asked.model_fields_set]
     if "report" in given and not asked.report:
         given.remove("report")
     if given:
         raise QdcError(
             f"{', '.join(f'--{name}' for name in given)} is about masked tokens, and the model has "
             "no mask token",
-            help="leave it out: the next-token loss of the model is measured",
+            help=f"leave it out: {instead}",
         )
 
 

@@ -20,15 +20,23 @@ def print_evaluation(to: Console, found: Evaluation, *, markdown: bool = False) 
         (f"{row.ratio:g}", f"{row.tokens:,}", f"{row.loss:.4f}", spread(row.interval, ".4f"))
         for row in found.ratios
     ]
-    rows.append(("bound", "", f"{found.bound:.4f}", spread(found.bound_interval, ".4f")))
+    if found.bound is not None:
+        rows.append(("bound", "", f"{found.bound:.4f}", spread(found.bound_interval, ".4f")))
     rows.append(("unigram", "", f"{found.unigram:.4f}", ""))
-    columns = ("mask ratio", "tokens", "cross-entropy", "95% interval")
+    columns = (_ratio(found), "tokens", "cross-entropy", "95% interval")
     sheet = Sheet(
         _title(found),
         columns,
         (1, 2, 3),
         rows,
-        (BOUND, UNIGRAM, *_blocks(found), _unit(found), *text_lines(found.text)),
+        (
+            *_bound(found),
+            UNIGRAM,
+            *_noise(found),
+            *_blocks(found),
+            _unit(found),
+            *text_lines(found.text),
+        ),
     )
     print_sheet(to, sheet, markdown=markdown)
 
@@ -51,29 +59,55 @@ def print_comparison(to: Console, found: Comparison, *, markdown: bool = False) 
                 f"{rise.rise / gap:.1%}" if gap > 0 else "n/a",
             )
         )
-    rows.append(
-        (
-            "bound", "", f"{candidate.bound:.4f}", f"{original.bound:.4f}",
-            f"{found.bound_rise:+.4f}", f"{found.bound_standard_error:.4f}",
-            spread(found.bound_interval), "",
-        )
-    )  # fmt: skip
+    if candidate.bound is not None:
+        rows.append(
+            (
+                "bound", "", f"{candidate.bound:.4f}", f"{original.bound:.4f}",
+                f"{found.bound_rise:+.4f}", f"{found.bound_standard_error:.4f}",
+                spread(found.bound_interval), "",
+            )
+        )  # fmt: skip
     rows.append(("unigram", "", "", f"{original.unigram:.4f}", "", "", "", ""))
     columns = (
-        "mask ratio", "tokens", "compiled", "original", "rise", "s.e.", "95% interval",
+        _ratio(candidate), "tokens", "compiled", "original", "rise", "s.e.", "95% interval",
         "share of gap",
     )  # fmt: skip
     notes = (
-        BOUND, UNIGRAM, "gap: from the original to unigram", *_blocks(candidate),
+        *_bound(candidate), UNIGRAM, "gap: from the original to unigram", *_how(candidate),
         _unit(candidate), *text_lines(candidate.text),
     )  # fmt: skip
     sheet = Sheet(_title(candidate), columns, (1, 2, 3, 4, 5, 6, 7), rows, notes)
     print_sheet(to, sheet, markdown=markdown)
     if found.agreements:
         print_lines(to, "")
-        print_sheet(to, _agreements(found.agreements), markdown=markdown)
+        print_sheet(to, _agreements(found.agreements, candidate), markdown=markdown)
     if found.decoding is not None:
         print_lines(to, "", *_decoding(found.decoding))
+
+
+def _ratio(found: Evaluation) -> str:
+    """The name of the column of ratios."""
+    return "mask ratio" if found.canvas is None else "noise ratio"
+
+
+def _bound(found: Evaluation) -> tuple[str, ...]:
+    """What the bound is, where there is one."""
+    return () if found.bound is None else (BOUND,)
+
+
+def _noise(found: Evaluation) -> tuple[str, ...]:
+    """What a ratio means for a model that writes canvases from noise."""
+    if found.canvas is None:
+        return ()
+    return (
+        f"noise: that share of the last {min(found.canvas, found.length)} tokens of a window, its "
+        "canvas, is random, and the loss is of the text's tokens there",
+    )
+
+
+def _how(found: Evaluation) -> tuple[str, ...]:
+    """How a model of canvases, or one whose attention goes by blocks, has read the windows."""
+    return (*_noise(found), *_blocks(found))
 
 
 def _blocks(found: Evaluation) -> tuple[str, ...]:
@@ -99,7 +133,8 @@ def print_comparisons(
         (str(reference), f"{row.ratio:g}", f"{row.loss:.4f}", "", "", "", "", "")
         for row in first.original.ratios
     ]
-    rows.append((str(reference), "bound", f"{first.original.bound:.4f}", "", "", "", "", ""))
+    if first.original.bound is not None:
+        rows.append((str(reference), "bound", f"{first.original.bound:.4f}", "", "", "", "", ""))
     for path, each in found:
         for row, rise, agreement in zip(
             each.candidate.ratios, each.differences, each.agreements, strict=True
@@ -111,6 +146,8 @@ def print_comparisons(
                     f"{agreement.divergence:.4f}",
                 )
             )  # fmt: skip
+        if each.candidate.bound is None:
+            continue
         rows.append(
             (
                 str(path), "bound", f"{each.candidate.bound:.4f}", f"{each.bound_rise:+.4f}",
@@ -118,11 +155,13 @@ def print_comparisons(
             )
         )  # fmt: skip
     columns = (
-        "model", "mask ratio", "loss", "rise", "s.e.", "95% interval", "same top token", "KL"
+        "model", _ratio(first.candidate),
+        "loss", "rise", "s.e.", "95% interval", "same top token", "KL"
     )  # fmt: skip
     notes = (
         f"rise, same top token and KL: against {reference}",
-        BOUND,
+        *_bound(first.candidate),
+        *_noise(first.candidate),
         _unit(first.candidate),
         *text_lines(first.candidate.text),
     )
@@ -133,7 +172,7 @@ def print_comparisons(
         print_lines(to, "", str(path), *_decoding(decoding))
 
 
-def _agreements(found: Sequence[Agreement]) -> Sheet:
+def _agreements(found: Sequence[Agreement], of: Evaluation) -> Sheet:
     rows: list[tuple[str, ...]] = [
         (
             f"{row.ratio:g}",
@@ -144,8 +183,10 @@ def _agreements(found: Sequence[Agreement]) -> Sheet:
         )
         for row in found
     ]
-    columns = ("mask ratio", "same top token", "95% interval", "KL", "95% interval")
-    return Sheet("agreement on masked tokens", columns, (1, 2, 3, 4), rows, (f"KL: {DIVERGENCE}",))
+    columns = (_ratio(of), "same top token", "95% interval", "KL", "95% interval")
+    tokens = "masked tokens" if of.canvas is None else "tokens that were drawn anew"
+    note = f"KL: {DIVERGENCE if of.canvas is None else DIVERGENCE.replace('masked', 'random')}"
+    return Sheet(f"agreement on {tokens}", columns, (1, 2, 3, 4), rows, (note,))
 
 
 def _decoding(found: DecodeAgreement) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ from qdc.cli.terminal import (
     tell_left_out,
     tell_withheld,
 )
-from qdc.errors import InvalidCalibration, QdcError
+from qdc.errors import InvalidCalibration, QdcError, UnsupportedModel
 from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
+from qdc.ir.graph import ModelFacts
 from qdc.numerics.shift import Shift
 from qdc.passkit.inspection import Sampling, StageShift, inspect
 from qdc.pipeline.registry import standard_registry
@@ -27,7 +28,7 @@ from qdc.runtime.device import exact_products, find_device
 from qdc.text.options import read_fields
 from qdc.text.source import read_source
 
-DRAWN = {"samples", "pack", "seed", "ratios", "geometry", "steps", "top"}
+DRAWN = {"samples", "pack", "seed", "ratios", "steps", "top"}
 """Options that say what is drawn and compared."""
 LEGEND = (
     "against the same windows without masks; ratio 0: other windows without masks, by chance",
@@ -36,6 +37,12 @@ LEGEND = (
 )
 MATTERS = 1.5
 """Times the distance of other text, from which on the masks are what moves the moments."""
+NOISE = "uniform-noise"
+IN_NOISE = (
+    ("masks move", "noise moves"), ("without masks", "without noise"), ("masks are", "noise is"),
+    ("masked samples", "samples with noise"), ("geometry=mcs", f"geometry={NOISE}"),
+)  # fmt: skip
+"""Words of masks, and those for random tokens in their place."""
 COLUMNS = ("trace", "space", "moment", "KL")
 
 
@@ -53,6 +60,7 @@ def inspect_command(options: InspectionOptions, *, as_json: bool) -> None:
         )
     sampling = _sampling(
         **options.model_dump(include=DRAWN),
+        geometry=_geometry(options, program.graph.model),
         length=longest if length is None else length,
     )
     source = read_source(options.calibration, fields)
@@ -92,7 +100,9 @@ def print_inspection(
     to: Console, found: Sequence[StageShift], sampling: Sampling, calibration: str
 ) -> None:
     """Print what follows, a summary by ratio, then every stage at every ratio."""
-    print_lines(to, *conclusion(found, sampling.ratios), "")
+    said = conclusion(found, sampling.ratios)
+    noise = sampling.geometry == NOISE
+    print_lines(to, *(_of_noise(line) if noise else line for line in said), "")
     title = f"{sampling.samples} windows of {sampling.length} tokens from {calibration}"
     rows = table(
         f"{title}: mean over {len({row.value for row in found})} stages",
@@ -114,7 +124,27 @@ def print_inspection(
         each.add_row("" if name == before else name, f"{row.ratio:g}", *cells[:4], *cells[5::2])
         before = name
     print_table(to, each)
-    print_lines(to, "", *LEGEND)
+    print_lines(to, "", *(_of_noise(line) if noise else line for line in LEGEND))
+
+
+def _geometry(options: InspectionOptions, model: ModelFacts) -> str:
+    """What is compared at each ratio. Raises ``UnsupportedModel`` where the model has no such."""
+    given = options.geometry or (NOISE if model.renoises else "mcs")
+    if model.renoises != (given == NOISE):
+        has = "is trained on random tokens" if model.renoises else "has no canvas of random tokens"
+        raise UnsupportedModel(f"the model {has}", help="leave --geometry out")
+    if model.renoises and options.pack == "pad":
+        raise UnsupportedModel(
+            "padding behind a text would be the model's canvas", help="leave --pack pad out"
+        )
+    return given
+
+
+def _of_noise(line: str) -> str:
+    """A line of masks, said of noise."""
+    for word, other in IN_NOISE:
+        line = line.replace(word, other)
+    return line
 
 
 def conclusion(found: Sequence[StageShift], ratios: Sequence[float]) -> tuple[str, ...]:

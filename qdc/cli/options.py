@@ -61,13 +61,15 @@ class InspectionOptions(Options):
         tuple[float, ...], BeforeValidator(as_ratios), option("LIST", "Mask ratios")
     ] = (0.1, 0.3, 0.5, 0.7, 0.9)
     geometry: Annotated[
-        Literal["mcs", "tmas"],
+        Literal["mcs", "tmas", "uniform-noise"] | None,
         option(
             "NAME",
-            "mcs | tmas",
-            more="Who masks at each ratio: chance, or the model's own sampler behind a prompt",
+            "mcs | tmas | uniform-noise",
+            more="Who masks at each ratio: chance, or the model's own sampler behind a prompt; "
+            "``uniform-noise`` puts random tokens into a canvas. Not given: ``mcs``, and "
+            "``uniform-noise`` for models that write canvases from noise, which take no other",
         ),
-    ] = "mcs"
+    ] = None
     steps: Annotated[int, option("N", "Of the sampler of tmas")] = STEPS
     top: Annotated[int, option("N", "Eigenvectors whose space is compared")] = 8
     device: Device = "cpu"
@@ -75,9 +77,9 @@ class InspectionOptions(Options):
 
     @model_validator(mode="after")
     def _steps_are_read(self) -> Self:
-        if self.geometry == "mcs" and self.steps != STEPS:
+        if self.geometry != "tmas" and self.steps != STEPS:
             raise QdcError(
-                "--steps is of a sampler, and --geometry mcs asks none",
+                f"--steps is of a sampler, and --geometry {self.geometry or 'mcs'} asks none",
                 help="leave --steps out, or take --geometry tmas",
             )
         return self

@@ -31,7 +31,8 @@ from qdc.streaming.batches import Batches
 from qdc.streaming.stream import Stream
 from qdc.streaming.workspace import Key, Workspace
 
-TOKENS, SEGMENTS, WEIGHTS, ROWS, HELD = "tokens", "segments", "weights", "rows", "held."
+TOKENS, SEGMENTS, WEIGHTS, NOISED = "tokens", "segments", "weights", "noised"
+ROWS, HELD = "rows", "held."
 
 
 class Savepoints:
@@ -154,14 +155,14 @@ class Savepoints:
     def _stream(self, step: Step, key: Key, stream: Stream) -> StreamState:
         place, original = key
         name = f"{step.number:05d}_stream_{place}{'_original' if original else ''}"
-        files, given = [], stream.token_weights
-        weights = None if given is None else stream.rows(given)
+        files = []
+        given = {WEIGHTS: stream.token_weights, NOISED: stream.noised}
+        rows = {what: stream.rows(each) for what, each in given.items() if each is not None}
         for batch, (tokens, held) in enumerate(zip(stream.batches(), stream.kept, strict=True)):
             path, beside = self.partial.kept / f"{name}_{batch}.safetensors", {}
             if (apart := stream.segments_of(batch)) is not None:
                 beside[SEGMENTS] = apart.contiguous()
-            if weights is not None:
-                beside[WEIGHTS] = weights[batch].contiguous()
+            beside |= {what: each[batch].contiguous() for what, each in rows.items()}
             values = {HELD + key: held[key] for key in held}
             write_tensors(path, {TOKENS: tokens, **beside, **values})
             files.append(File.of(path))
@@ -187,7 +188,9 @@ class Savepoints:
 def _samples(stream: Stream) -> dict[str, Tensor]:
     """All samples of a stream, those of other processes too, and the sizes of the batches."""
     batches = stream.samples()
-    beside = {SEGMENTS: stream.segments, WEIGHTS: stream.token_weights}
+    beside = {
+        SEGMENTS: stream.segments, WEIGHTS: stream.token_weights, NOISED: stream.noised,
+    }  # fmt: skip
     return {
         TOKENS: stream.tokens.contiguous(),
         ROWS: torch.tensor([len(batch) for batch in batches], dtype=torch.int64),
@@ -201,7 +204,7 @@ def read_samples(path: Path) -> Batches:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         rows = found[ROWS].tolist()
-        beside = [found.get(name) for name in (SEGMENTS, WEIGHTS)]
+        beside = [found.get(name) for name in (SEGMENTS, WEIGHTS, NOISED)]
         apart = [None if each is None else torch.split(each, rows) for each in beside]
         return Batches(torch.split(found[TOKENS], rows), *apart)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
@@ -214,6 +217,7 @@ class Batch(NamedTuple):
     tokens: Tensor
     segments: Tensor | None
     weights: Tensor | None
+    noised: Tensor | None
     values: dict[str, Tensor]
 
 
@@ -224,8 +228,9 @@ def read_batch(path: Path) -> Batch:
             # Copied out of the mapping, into memory that torch has aligned.
             found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         tokens = found.pop(TOKENS)
-        segments, weights = found.pop(SEGMENTS, None), found.pop(WEIGHTS, None)
+        beside = (found.pop(name, None) for name in (SEGMENTS, WEIGHTS, NOISED))
+        segments, weights, noised = beside
     except (OSError, SafetensorError, KeyError) as error:
         raise InvalidJournal("a batch of states cannot be read", where=[str(path)]) from error
     values = {name.removeprefix(HELD): value for name, value in found.items()}
-    return Batch(tokens, segments, weights, values)
+    return Batch(tokens, segments, weights, noised, values)

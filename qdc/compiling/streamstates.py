@@ -57,27 +57,28 @@ class StreamStates:
 
     def _take_whole(self, stream: StreamState) -> None:
         """Go on with all batches."""
-        batches, apart, weights, kept = [], [], [], []
+        batches, apart, weights, noised, kept = [], [], [], [], []
         for file in stream.batches:
             batch = self._read(file)
             batches.append(batch.tokens)
             apart += [] if batch.segments is None else [batch.segments]
             weights += [] if batch.weights is None else [batch.weights]
+            noised += [] if batch.noised is None else [batch.noised]
             kept.append(self.workspace.states.hold(batch.values))
-        for what, some in (("segments", apart), ("weights", weights)):
+        for what, some in (("segments", apart), ("weights", weights), ("noise", noised)):
             if some and len(some) != len(batches):
                 why = f"some batches of a calibration stream have {what}, some none"
                 raise damaged_journal(self.folder, why)
-        make = bound(Batches, batches, apart or None, weights or None)
+        make = bound(Batches, batches, apart or None, weights or None, noised or None)
         made = self.workspace.stream((stream.place, stream.original), make)
         made.take_over(_trail(stream), kept)
 
     def _take_part(self, stream: StreamState, samples: File) -> None:
         """Go on with this process's part of the batches."""
         whole = read_samples(self.kept / samples.name)
-        apart, weights = (some or [None] * len(whole) for some in (whole.segments, whole.weights))
-        for given in zip(whole, apart, weights, strict=True):
-            self._check_batch(samples.name, Batch(*given, values={}))
+        beside = (some or [None] * len(whole) for some in whole.beside)
+        for tokens, apart, weights, noised in zip(whole, *beside, strict=True):
+            self._check_batch(samples.name, Batch(tokens, apart, weights, noised, {}))
         key = stream.place, stream.original
         made = self.workspace.stream(key, lambda: whole, split=True)
         kept = []
@@ -102,7 +103,7 @@ class StreamStates:
 
     def _check_batch(self, name: str, batch: Batch) -> None:
         """A batch is untrusted: what is computed with must have the shapes of the graph."""
-        tokens, segments, weights, values = batch
+        tokens, segments, weights, noised, values = batch
         good = tokens.dtype == torch.int64 and tokens.ndim == 2 and bool(tokens.numel())
         good = good and int(tokens.min()) >= 0 and int(tokens.max()) < self.graph.model.vocabulary
         if good and segments is not None:
@@ -110,6 +111,8 @@ class StreamStates:
         if good and weights is not None:
             good = weights.dtype == torch.float32 and weights.shape == tokens.shape
             good = good and bool(((weights >= 0) & weights.isfinite()).all())
+        if good and noised is not None:
+            good = noised.dtype == torch.bool and noised.shape == tokens.shape
         for node, value in values.items():
             good = good and node in self.graph
             good = good and tuple(value.shape) == self._shape(node, tokens)

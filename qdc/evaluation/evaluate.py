@@ -18,6 +18,7 @@ from qdc.evaluation.bootstrap import Interval, interval, standard_error
 from qdc.evaluation.held_out import held_out, held_out_windows
 from qdc.evaluation.in_blocks import at_once, block_by_block
 from qdc.evaluation.masked_loss import Logits, Sums, bound_masks, masked_sums, ratio_mask
+from qdc.evaluation.noise import Noise
 from qdc.evaluation.results import (
     Agreement,
     Comparison,
@@ -52,7 +53,7 @@ BOUND_SAMPLES = 8
 def evaluate(
     logits: Logits,
     windows: Tensor,
-    mask_id: int,
+    mask_id: int | Noise,
     ratios: Sequence[float] = RATIOS,
     seeds: Sequence[int] = SEEDS,
     batch: int = BATCH,
@@ -65,6 +66,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure one model on clean windows ``i64[w, length]``.
 
+    ``mask_id`` is the mask token, or says how random tokens are drawn in its place; then there is
+    no bound, and a ratio is that of a window's canvas.
+
     Each ratio is measured once a seed, the bound with ``bound_samples`` masks a window from the
     first seed; ``progress`` counts forwards. ``documents`` and ``text`` are only noted in the
     result; ``owners``, ``i64[w]``, are the documents of the windows, which intervals resample. With
@@ -75,14 +79,14 @@ def evaluate(
     settings = (ratios, seeds, batch, bound_samples, progress, behind_clean)
     measured = _measure((logits,), windows, mask_id, *settings)
     found = _evaluation(0, windows, ratios, measured, documents, text, groups_of(owners))
-    return found.model_copy(update={"behind_clean": behind_clean})
+    return found.model_copy(update=_noted(mask_id, behind_clean))
 
 
 def compare(
     candidate_logits: Logits,
     original_logits: Logits,
     windows: Tensor,
-    mask_id: int,
+    mask_id: int | Noise,
     ratios: Sequence[float] = RATIOS,
     seeds: Sequence[int] = SEEDS,
     batch: int = BATCH,
@@ -111,10 +115,11 @@ def compare(
     models = (candidate_logits, original_logits)
     settings = (ratios, seeds, batch, bound_samples, progress, behind_clean)
     measured = _measure(models, windows, mask_id, *settings)
-    groups, noted = groups_of(owners), {"behind_clean": behind_clean}
+    groups, noted = groups_of(owners), _noted(mask_id, behind_clean)
     differences = [_rise(sums, groups) for sums in measured]
-    decoding = None
+    decoding, bound = None, differences[len(ratios)] if len(differences) > len(ratios) else None
     if infills:
+        assert isinstance(mask_id, int), "a canvas has no gaps"
         decoding = decode_agreement(
             *models, windows, mask_id, infills, groups, block, progress=decoded
         )
@@ -127,14 +132,13 @@ def compare(
         ),
         differences=tuple(
             Difference(ratio=ratio, rise=rise, standard_error=error, interval=ends)
-            for ratio, (rise, error, ends) in zip(ratios, differences[:-1], strict=True)
+            for ratio, (rise, error, ends) in zip(ratios, differences, strict=False)
         ),
-        bound_rise=differences[-1][0],
-        bound_standard_error=differences[-1][1],
-        bound_interval=differences[-1][2],
+        bound_rise=None if bound is None else bound[0],
+        bound_standard_error=None if bound is None else bound[1],
+        bound_interval=None if bound is None else bound[2],
         agreements=tuple(
-            _agreement(ratio, sums, groups)
-            for ratio, sums in zip(ratios, measured[:-1], strict=True)
+            _agreement(ratio, sums, groups) for ratio, sums in zip(ratios, measured, strict=False)
         ),
         decoding=decoding,
     )
@@ -143,6 +147,12 @@ def compare(
 def groups_of(owners: Tensor | None) -> Tensor | None:
     """The documents, unless there is just one: then windows are all that can be resampled."""
     return None if owners is None or len(torch.unique(owners)) < 2 else owners
+
+
+def _noted(mask_id: int | Noise, behind_clean: int | None) -> dict[str, int | None]:
+    """What the result says of how places were hidden."""
+    canvas = mask_id.canvas if isinstance(mask_id, Noise) else None
+    return {"behind_clean": behind_clean, "canvas": canvas}
 
 
 def _check(
@@ -185,7 +195,7 @@ def check_windows(windows: Tensor, owners: Tensor | None) -> None:
 def _measure(
     models: Sequence[Logits],
     windows: Tensor,
-    mask_id: int,
+    mask_id: int | Noise,
     ratios: Sequence[float],
     seeds: Sequence[int],
     batch: int,
@@ -193,10 +203,11 @@ def _measure(
     progress: Progress | None,
     behind_clean: int | None,
 ) -> list[Sums]:
-    """Sum each ratio over its seeds; the last entry is the bound.
+    """Sum each ratio over its seeds; with masks there is one more entry, the bound.
 
     There ``tokens`` is 1 and a window's loss a mean, so that loss over tokens is the bound in nats.
     """
+    bound_samples = 0 if isinstance(mask_id, Noise) else bound_samples
     forwards = len(models) * -(-len(windows) // batch)
     total, passed = forwards * (len(ratios) * len(seeds) + bound_samples), 0
 
@@ -209,14 +220,21 @@ def _measure(
     count, length = windows.shape
     read = at_once if behind_clean is None else block_by_block(behind_clean)
     measured = []
+
+    def hidden(ratio: float, seed: int) -> tuple[Tensor, int | Tensor]:
+        if isinstance(mask_id, int):
+            return ratio_mask(count, length, ratio, seed), mask_id
+        places = mask_id.places(count, length, ratio, seed)
+        return places, mask_id.tokens(count, length, seed)
+
     for ratio in ratios:
-        masks = (ratio_mask(count, length, ratio, seed) for seed in seeds)
         parts = [
             masked_sums(
-                models, windows, mask, mask_id, batch, done, compared=len(models) > 1, read=read
+                models, windows, *hidden(ratio, seed), batch, done, compared=len(models) > 1,
+                read=read,
             )
-            for mask in masks
-        ]
+            for seed in seeds
+        ]  # fmt: skip
         tokens = torch.stack([part.tokens for part in parts]).sum(0)
         measured.append(
             Sums(
@@ -226,12 +244,14 @@ def _measure(
                 _added([part.divergences for part in parts]),
             )
         )
-    bound = [torch.zeros(count, dtype=torch.float64) for _ in models]
+    if isinstance(mask_id, Noise):
+        return measured
+    bound = [torch.zeros(len(windows), dtype=torch.float64) for _ in models]
     for mask in bound_masks(count, length, bound_samples, seeds[0]):
         sums = masked_sums(models, windows, mask, mask_id, batch, done, read=read)
         for mean, loss in zip(bound, sums.losses, strict=True):
             mean += loss / sums.tokens / bound_samples
-    return [*measured, Sums(torch.ones(count, dtype=torch.int64), tuple(bound))]
+    return [*measured, Sums(torch.ones(len(windows), dtype=torch.int64), tuple(bound))]
 
 
 def _added(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -251,6 +271,7 @@ def _evaluation(
     losses = [float(sums.losses[model].sum() / sums.tokens.sum()) for sums in measured]
     ends = [interval(sums.losses[model], sums.tokens, groups) for sums in measured]
     frequency = windows.flatten().bincount().double() / windows.numel()
+    bounded = len(measured) > len(ratios)
     return Evaluation(
         documents=documents,
         text=text,
@@ -259,12 +280,10 @@ def _evaluation(
         unigram=float(torch.special.entr(frequency).sum()),
         ratios=tuple(
             RatioResult(ratio=ratio, tokens=int(sums.tokens.sum()), loss=loss, interval=end)
-            for ratio, sums, loss, end in zip(
-                ratios, measured[:-1], losses[:-1], ends[:-1], strict=True
-            )
+            for ratio, sums, loss, end in zip(ratios, measured, losses, ends, strict=False)
         ),
-        bound=losses[-1],
-        bound_interval=ends[-1],
+        bound=losses[-1] if bounded else None,
+        bound_interval=ends[-1] if bounded else None,
         resampled="windows" if groups is None else "documents",
     )
 

@@ -73,7 +73,7 @@ def masked_sums(
     models: Sequence[Logits],
     windows: Tensor,
     masked: Tensor,
-    mask_id: int | None,
+    mask_id: int | Tensor | None,
     batch: int,
     done: Callable[[], None],
     *,
@@ -82,6 +82,8 @@ def masked_sums(
     read: Read = at_once,
 ) -> Sums:
     """Run every model on clean windows ``i64[w, length]`` with the places of ``masked`` hidden.
+
+    They are hidden by the mask token, or by tokens ``i64[w, length]`` that stand in for the text's.
 
     Cross-entropy in nats, computed in float32 and summed in float64; with ``compared`` every model
     is also held against the last one. ``done`` is called after each forward. Without a mask token
@@ -94,7 +96,11 @@ def masked_sums(
     )
     for start in range(0, len(windows), batch):
         clean, hidden = windows[start : start + batch], masked[start : start + batch]
-        noisy = clean if mask_id is None else clean.masked_fill(hidden, mask_id)
+        noisy = clean
+        if isinstance(mask_id, Tensor):
+            noisy = torch.where(hidden, mask_id[start : start + batch], clean)
+        elif mask_id is not None:
+            noisy = clean.masked_fill(hidden, mask_id)
         row = hidden.nonzero()[:, 0] + start
         expected: Tensor | None = None
         for place, model in reversed(list(enumerate(models))):

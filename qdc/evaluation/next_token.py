@@ -21,6 +21,12 @@ from qdc.units import Progress
 
 def require_causal(facts: ModelFacts) -> None:
     """Raise ``UnsupportedModel`` for a model that sees the token that it would have to predict."""
+    if facts.renoises:
+        raise UnsupportedModel(
+            "the model takes random tokens out of a canvas: it has neither a masked loss nor a "
+            "next-token loss",
+            help="qdc eval --text measures its loss at tokens that were drawn anew",
+        )
     if not facts.causal:
         raise UnsupportedModel(
             "the model has no mask token and reads to both sides: it has neither a masked loss nor "

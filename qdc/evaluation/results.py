@@ -36,13 +36,17 @@ class Evaluation(_Result):
     length: int
     unigram: float
     ratios: tuple[RatioResult, ...]
-    bound: float
+    bound: float | None
+    """None where random tokens stand in for masks: then there is none."""
     bound_interval: Interval | None = None
     resampled: Literal["documents", "windows"] = "windows"
     """What counts as one observation for intervals and standard errors."""
     behind_clean: int | None = None
     """Tokens of the blocks that are read one by one behind clean text; None where all masks of a
     window are seen at once."""
+    canvas: int | None = None
+    """Tokens at the end of a window of which a share, the ratio, is replaced by random ones; None
+    where masks hide them, anywhere in a window."""
 
 
 class Difference(_Result):
@@ -92,8 +96,8 @@ class Comparison(_Result):
     candidate: Evaluation
     original: Evaluation
     differences: tuple[Difference, ...]
-    bound_rise: float
-    bound_standard_error: float
+    bound_rise: float | None
+    bound_standard_error: float | None
     bound_interval: Interval | None = None
     agreements: tuple[Agreement, ...] = ()
     decoding: DecodeAgreement | None = None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qdc.ir.graph import Node
 
 SHORT_LIST = 8
-USUAL_GEOMETRY, EQUAL = "mcs", "equal"
+USUAL_GEOMETRY, NOISE_GEOMETRY, EQUAL = "mcs", "uniform-noise", "equal"
 Width = Annotated[int, Field(gt=0)]
 """Columns of a block."""
 
@@ -61,7 +61,7 @@ class Moment(Annotation):
     samples: int = Field(gt=0)
     tokens: int = Field(gt=0)
     masked: float = Field(ge=0, le=1)
-    """Share of the tokens that were masked."""
+    """Share of the tokens that were masked, or random."""
     geometry: str = Field(default=USUAL_GEOMETRY, pattern=r"^[a-z][a-z0-9-]*$", max_length=64)
     """Which tokens were masked."""
     masked_weight: float = Field(default=1, gt=0, allow_inf_nan=False)
@@ -88,7 +88,8 @@ class Moment(Annotation):
         shape = shape_text(self.tensor.dtype, self.tensor.shape)
         weight = "" if self.masked_weight == 1 else f" of weight {self.masked_weight:g}"
         geometry = "" if self.geometry == USUAL_GEOMETRY else f"   {self.geometry}"
-        masked = f"{self.masked:.0%} masked{weight}"
+        what = "noise" if self.geometry == NOISE_GEOMETRY else "masked"
+        masked = f"{self.masked:.0%} {what}{weight}"
         pooled = "" if self.routed is None else f" pooled for {self.routed:,} routed"
         tokens = f"{self.tokens:,} tokens{pooled}"
         weighed = "" if self.token_weights == EQUAL else f"   {self.token_weights}"

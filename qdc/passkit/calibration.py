@@ -8,7 +8,7 @@ from torch import Tensor
 from qdc.ir.annotations import Moment
 from qdc.ir.graph import ModelFacts, Node, Stage
 from qdc.passkit import geometry
-from qdc.passkit.calibration_fields import BLOCK_LENGTH, CalibrationFields
+from qdc.passkit.calibration_fields import BLOCK_LENGTH, NOISE, CalibrationFields
 from qdc.passkit.certainty import WITHOUT, Certainty, confidences, use_of
 from qdc.passkit.geometry import Masked
 from qdc.passkit.predictor import Predictor
@@ -54,7 +54,8 @@ class CalibrationOptions(CalibrationFields):
         if segments is not None:
             segments = segments.repeat_interleave(repeated, 0)
         tokens, masked = found or self._mask(unit, clean, maskable, segments)
-        states = States(clean, tokens, masked, self.weigh(masked), segments)
+        noise = self.chosen_geometry == NOISE
+        states = States(clean, tokens, masked, self.weigh(masked), segments, noise)
         weights = states.weights * states.data
         if self.asks_certainty:
             weights = weights * self._certainty(unit, states)
@@ -150,6 +151,12 @@ class CalibrationOptions(CalibrationFields):
     ) -> tuple[Tensor, Tensor]:
         if self.chosen_geometry == "clean":
             return geometry.unmasked(clean)
+        model = unit.model
+        if self.chosen_geometry == NOISE:
+            assert model.canvas is not None, "check has refused every other model"
+            return geometry.noised(
+                clean, maskable, self.times(), model.vocabulary, model.canvas, self.seed
+            )
         mask_id, seed = unit.model.mask, self.seed
         times = self.times()
         if self.chosen_geometry == "block-diffusion":

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from qdc.errors import InvalidCalibration
+from qdc.errors import InvalidCalibration, UnsupportedModel
 from qdc.ir.calibration_use import SampledStates
 from qdc.ir.graph import LayerGraph, ModelFacts
 from qdc.ir.text_use import Pack
@@ -19,19 +19,20 @@ from qdc.pipeline.passbase import Pass
 from qdc.runtime.decoding.options import LONGEST_NAME
 from qdc.text.source import TextSource
 
-Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "tmas", "clean"]
+Geometry = Literal["mcs", "uniform", "block-diffusion", "rollout", "tmas", "uniform-noise", "clean"]
 USUAL: Geometry = "mcs"
+NOISE: Geometry = "uniform-noise"
 BLOCK_LENGTH, STEPS = 32, 8
 READ_BY = {
     "prefix": ("mcs", "block-diffusion", "rollout", "tmas"),
-    "timesteps": ("mcs", "uniform", "block-diffusion", "rollout", "tmas"),
-    "clean_copy": ("mcs", "block-diffusion", "rollout"),
+    "timesteps": ("mcs", "uniform", "block-diffusion", "rollout", "tmas", NOISE),
+    "clean_copy": ("mcs", "block-diffusion", "rollout", NOISE),
     "block_length": ("block-diffusion", "rollout", "tmas"),
     "steps": ("rollout", "tmas"),
     "shares": ("tmas",),
     "way": ("tmas",),
     "strategy": ("tmas",),
-    "masked_weight": ("mcs", "uniform", "block-diffusion", "rollout", "tmas"),
+    "masked_weight": ("mcs", "uniform", "block-diffusion", "rollout", "tmas", NOISE),
 }
 """Options that only some geometries read; with another one they are refused."""
 
@@ -67,7 +68,7 @@ class CalibrationFields(Pass):
     geometry: Geometry | None = Field(
         default=None,
         description="which tokens are masked; mcs if not given, block-diffusion where attention "
-        "goes by blocks",
+        "goes by blocks, uniform-noise where canvases are written from noise",
     )
     timesteps: int | None = Field(
         default=None,
@@ -99,7 +100,10 @@ class CalibrationFields(Pass):
         description=f"that the sampler of tmas decides by; {OWN} is that of the family's code",
     )
     masked_weight: float = Field(
-        default=1, gt=0, le=1e6, description="what a masked position counts against a visible one"
+        default=1,
+        gt=0,
+        le=1e6,
+        description="what a masked position, or one of noise, counts against a visible one",
     )
 
     token_weights: TokenWeights = Field(
@@ -174,6 +178,7 @@ class CalibrationFields(Pass):
                 f"the model takes {graph.model.max_length}",
                 help=f"the longest is --length {graph.model.max_length}, which it is if not given",
             )
+        self._check_noise(graph.model)
         if self.asks_certainty:
             output_head(graph, WITHOUT)
         if self.chosen_geometry == "tmas":
@@ -181,6 +186,28 @@ class CalibrationFields(Pass):
             if graph.model.mask_token_id is not None:
                 self.tmas().sampler.make(graph.model)
                 self.tmas().sampler.block_of(graph.model)
+
+    def _check_noise(self, model: ModelFacts) -> None:
+        """Refuse masks for a model of noise, and noise for every other one."""
+        chosen, problem, help = self.chosen_geometry, "", ""
+        if not model.renoises:
+            if chosen == NOISE:
+                problem = "geometry uniform-noise puts random tokens into a canvas, and the model "
+                problem += "has none"
+                help = "leave --geometry out"
+        elif chosen not in (NOISE, "clean"):
+            problem = f"geometry {chosen} draws masks, and the model was trained on random tokens"
+            help = f"leave --geometry out, or take {NOISE} or clean"
+        elif self.segmented:
+            given = "isolate" if self.isolate else f"pack {self.pack}"
+            problem = f"{given} sets places apart, and the canvas is the end of a sample"
+            help = "take --pack documents or within"
+        elif self.asks_certainty:
+            problem = f"token-weights {self.token_weights} reads predictions at all places, and "
+            problem += "the model has none before its canvas"
+            help = WITHOUT
+        if problem:
+            raise UnsupportedModel(problem, where=[str(self)], help=help)
 
     def without_masks(self) -> Self | None:
         """The same pass with ``geometry=clean``, and without the options that only masks read."""

@@ -20,17 +20,25 @@ class CountedPositions(NamedTuple):
     Attributes:
         mask: token at whose positions they do; None if they do at all that hold data.
         shift: 1 if the state before a position predicts it.
+        canvas: last positions of a row, at which alone a model that writes canvases predicts; None
+            for every other model.
     """
 
     mask: int | None
     shift: int
+    canvas: int | None = None
 
     @classmethod
     def of(cls, model: ModelFacts, *, everywhere: bool) -> "CountedPositions":
         """Masked ones, read where the model predicts them; or all, each read at its own state.
 
+        Of a model that takes noise out of a canvas all of the canvas, noise or not: its sampler
+        looks at every place of it.
+
         Raises ``UnsupportedModel`` where masked ones are asked for and there is no mask token.
         """
+        if model.canvas is not None:
+            return cls(None, 0, model.canvas)
         return cls(None, 0) if everywhere else cls(model.mask, model.logits_shift)
 
     def sources(self, tokens: Tensor, segments: Tensor | None) -> Iterator[Sources]:
@@ -47,6 +55,9 @@ class CountedPositions(NamedTuple):
         """``bool[b, length]``."""
         if self.mask is not None:
             return tokens == self.mask
+        if self.canvas is not None:
+            length = tokens.shape[1]
+            return (torch.arange(length) >= length - self.canvas).expand(tokens.shape)
         if segments is None:
             return torch.ones_like(tokens, dtype=torch.bool)
         return segments != PADDING

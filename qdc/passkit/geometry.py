@@ -1,4 +1,4 @@
-"""Mask geometries: which tokens of a clean sample the model does not see.
+"""Mask geometries: which tokens of a clean sample the model does not see as they are.
 
 Each function takes clean windows and the places that may be masked at all (no prompt, no prefix),
 and returns the windows with the mask token, and the mask. A sample's time is the share of those
@@ -49,6 +49,27 @@ def scattered(clean: Tensor, maskable: Tensor, times: Tensor, mask_id: int, seed
     """
     masked = (_draws(clean, seed) < times[:, None]) & maskable
     return clean.masked_fill(masked, mask_id), masked
+
+
+def noised(
+    clean: Tensor, maskable: Tensor, times: Tensor, vocabulary: int, canvas: int, seed: int
+) -> Masked:
+    """Put random tokens in the place of those of a canvas, each with its sample's time as chance.
+
+    The canvas are the last ``canvas`` places; what stands before them is read as text, and stays.
+    Any token of the ``vocabulary`` may be drawn, that of the text as well, and counts as noise.
+    Source: DiffusionGemma, whose canvases begin as such noise (transformers 5.24).
+
+    Returns:
+        ``i64[N, length]`` with noise in it, and ``bool[N, length]``: where.
+    """
+    behind = torch.arange(clean.shape[1]) >= clean.shape[1] - canvas
+    places = (_draws(clean, seed) < times[:, None]) & maskable & behind
+    rows = [
+        uniforms(clean.shape[1], "calibration noise", seed, index) for index in range(len(clean))
+    ]
+    random = (torch.stack(rows).double() * vocabulary).long()
+    return torch.where(places, random, clean), places
 
 
 def block_diffusion(

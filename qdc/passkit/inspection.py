@@ -15,7 +15,7 @@ from torch import Tensor
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCalibration
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import Stage
+from qdc.ir.graph import ModelFacts, Stage
 from qdc.ir.text_use import Pack, TextUse
 from qdc.models.layers import takes_windows
 from qdc.numerics.shift import (
@@ -27,7 +27,7 @@ from qdc.numerics.shift import (
     together,
 )
 from qdc.passkit.experts import Reading, read
-from qdc.passkit.geometry import Masked, scattered
+from qdc.passkit.geometry import Masked, noised, scattered
 from qdc.passkit.predictor import Predictor
 from qdc.passkit.samples import draw_samples
 from qdc.passkit.tmas import PROMPT, Aims, choose
@@ -50,8 +50,9 @@ class Sampling(BaseModel):
     pack: Pack = "documents"
     seed: int = Field(default=0, ge=0, lt=1 << 62)
     ratios: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    geometry: Literal["mcs", "tmas"] = "mcs"
-    """What masks at each ratio: chance, or the model's own sampler."""
+    geometry: Literal["mcs", "tmas", "uniform-noise"] = "mcs"
+    """What masks at each ratio: chance, or the model's own sampler; or chance that puts random
+    tokens into the canvas of a model that has no mask token."""
     steps: int = Field(default=16, ge=1, le=1 << 12)
     """Of a whole text, of the sampler."""
     top: int = Field(default=8, ge=1)
@@ -166,7 +167,7 @@ class _States:
             return
         for ratio in sampling.ratios:
             times = torch.full((sampling.samples,), ratio)
-            self.parts.append(scattered(clean, maskable, times, model.mask, sampling.seed))
+            self.parts.append(_at_times(clean, maskable, times, model, sampling))
 
     def batches(self) -> Batches:
         pairs = zip(self.parts, self.segments, strict=True)
@@ -181,6 +182,16 @@ class _States:
     def part(self) -> int:
         """Batches of a part."""
         return -(-self.sampling.samples // self.sampling.batch)
+
+
+def _at_times(
+    clean: Tensor, maskable: Tensor, times: Tensor, model: ModelFacts, sampling: Sampling
+) -> Masked:
+    """Windows masked, or noised, by chance at times ``f32[samples]``."""
+    if sampling.geometry == "uniform-noise":
+        assert model.canvas is not None, "the command has refused every other model"
+        return noised(clean, maskable, times, model.vocabulary, model.canvas, sampling.seed)
+    return scattered(clean, maskable, times, model.mask, sampling.seed)
 
 
 def _rolled(

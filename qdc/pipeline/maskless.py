@@ -16,6 +16,14 @@ def refuse_masks(plan: Plan, graph: LayerGraph) -> None:
     """Raise ``UnsupportedModel`` where masks would be drawn and the model has no mask token."""
     if graph.model.mask_token_id is not None:
         return
+    if graph.model.renoises:  # geometries are refused by the passes themselves
+        idle = dict.fromkeys(step.name for step in plan.passes() if step.without_masks() is None)
+        if idle:
+            raise UnsupportedModel(
+                f"the model has no mask token, and masks are what {', '.join(idle)} works on",
+                help=f"leave {', '.join(idle)} out",
+            )
+        return
     drawing = [step for step in plan.passes() if str(step.without_masks()) != str(step)]
     if not drawing:
         return

@@ -75,8 +75,11 @@ def _refuse_activations(plan: Plan, backend: Backend) -> None:
 def geometry_of(model: ModelFacts) -> dict[str, object]:
     """The masks that a model is calibrated with by itself, where they are not those of all passes.
 
-    A sampler that goes by attention blocks has one of them in work, and clean text before it.
+    A sampler that goes by attention blocks has one of them in work, and clean text before it; one
+    that writes canvases has random tokens in them.
     """
+    if model.renoises:
+        return {"geometry": "uniform-noise"}
     return {"geometry": "block-diffusion"} if model.denoises_blocks else {}
 
 

@@ -124,7 +124,8 @@ class PlanOptions(Options):
             "Which tokens are masked: mcs, uniform, clean, ...",
             more="clean masks none, as for a model without mask token; block-diffusion, rollout "
             "and tmas are the others. Not given: mcs, and block-diffusion where attention goes by "
-            "blocks (SDAR, LLaDA2, Fast-dLLM v2). For every pass that has this option",
+            "blocks (SDAR, LLaDA2, Fast-dLLM v2), and uniform-noise for canvases (DiffusionGemma). "
+            "For every pass that has this option",
         ),
     ] = None
     states: Annotated[

@@ -5,7 +5,8 @@ number for each position, its segment, says so: attention stays within a segment
 the segment ``PADDING`` are no data. They are computed, since a batch has one length, and left out
 of everything that is counted, averaged or fitted.
 
-Tokens may weigh unlike each other in what is averaged; their weights go with them.
+Tokens may weigh unlike each other in what is averaged; their weights go with them. So do the places
+whose tokens are noise, where noise is no token of its own that would tell.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ class Batches(Sequence[Tensor]):
         tokens: Sequence[Tensor],
         segments: Sequence[Tensor] | None = None,
         weights: Sequence[Tensor] | None = None,
+        noised: Sequence[Tensor] | None = None,
     ) -> None:
         """Take batches.
 
@@ -34,10 +36,13 @@ class Batches(Sequence[Tensor]):
             segments: of the same shapes; None if all positions of a row see each other.
             weights: ``f32[b, length]`` each, what a token counts in statistics; None if all count
                 the same.
+            noised: ``bool[b, length]`` each, where random tokens stand in for those of the text;
+                None if there are none, or if the mask token says where.
         """
         self.tokens = tuple(tokens)
         self.segments = None if segments is None else tuple(segments)
         self.weights = None if weights is None else tuple(weights)
+        self.noised = None if noised is None else tuple(noised)
 
     @classmethod
     def of(cls, batches: Sequence[Tensor]) -> "Batches":
@@ -46,10 +51,16 @@ class Batches(Sequence[Tensor]):
 
     @classmethod
     def split(
-        cls, tokens: Tensor, segments: Tensor | None, size: int, weights: Tensor | None = None
+        cls,
+        tokens: Tensor,
+        segments: Tensor | None,
+        size: int,
+        weights: Tensor | None = None,
+        noised: Tensor | None = None,
     ) -> "Batches":
         """Cut ``i64[samples, length]`` into batches; the last one may be smaller."""
-        beside = (None if t is None else torch.split(t, size) for t in (segments, weights))
+        given = (segments, weights, noised)
+        beside = (None if t is None else torch.split(t, size) for t in given)
         return cls(torch.split(tokens, size), *beside)
 
     @overload
@@ -59,13 +70,18 @@ class Batches(Sequence[Tensor]):
     def __getitem__(self, place: int | slice) -> "Tensor | Batches":
         """The tokens of one batch, or some batches."""
         if isinstance(place, slice):
-            beside = (None if t is None else t[place] for t in (self.segments, self.weights))
+            beside = (None if t is None else t[place] for t in self.beside)
             return Batches(self.tokens[place], *beside)
         return self.tokens[place]
 
     def __iter__(self) -> Iterator[Tensor]:
         """The tokens, batch by batch."""
         return iter(self.tokens)
+
+    @property
+    def beside(self) -> tuple[tuple[Tensor, ...] | None, ...]:
+        """Segments, weights and noise, each by batch or None."""
+        return self.segments, self.weights, self.noised
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -74,7 +90,7 @@ class Batches(Sequence[Tensor]):
     def __add__(self, other: "Batches") -> "Batches":
         """These batches, then others of the same kind."""
         beside = []
-        for mine, others in ((self.segments, other.segments), (self.weights, other.weights)):
+        for mine, others in zip(self.beside, other.beside, strict=True):
             assert (mine is None) == (others is None), "all batches have them, or none has"
             beside.append(None if mine is None or others is None else (*mine, *others))
         return Batches((*self.tokens, *other.tokens), *beside)

@@ -23,6 +23,9 @@ class StreamSamples:
         """``i64[samples, length]``: which positions of a row see each other; None if all do."""
         self.token_weights = None if batches.weights is None else torch.cat(batches.weights)
         """``f32[samples, length]``: what each token counts in statistics; None if all the same."""
+        self.noised = None if batches.noised is None else torch.cat(batches.noised)
+        """``bool[samples, length]``: where random tokens stand in for the text's; None if the mask
+        token says it."""
         self.padded = self.segments is not None and bool((self.segments == PADDING).any())
         """Whether some of the positions are no data."""
         self._rows, self._part, self._mask = [len(batch) for batch in batches], part, mask
@@ -33,7 +36,9 @@ class StreamSamples:
 
     @property
     def masked(self) -> Tensor:
-        """``bool[samples, length]``: which of the tokens are masked; padding never is."""
+        """``bool[samples, length]``: which tokens are masked or noise; padding never is."""
+        if self.noised is not None:
+            return self.noised & self.data
         if self._mask is None:
             return torch.zeros_like(self.tokens, dtype=torch.bool)
         return (self.tokens == self._mask) & self.data
@@ -58,7 +63,7 @@ class StreamSamples:
         """The samples of all processes, as they were put in."""
         beside = (
             None if t is None else torch.split(t, self._rows)
-            for t in (self.segments, self.token_weights)
+            for t in (self.segments, self.token_weights, self.noised)
         )
         return Batches(torch.split(self.tokens, self._rows), *beside)
 

@@ -185,12 +185,16 @@ class DecodeOptions(Options):
     def settled(self, usual: Mapping[str, object]) -> Self:
         """The same, with what a model's own sampler has where nothing else was asked for.
 
-        Another strategy than the model's own keeps its own defaults.
+        Another strategy than the model's own keeps its own defaults; the model's own with options
+        written to it keeps them, and takes the cache alone.
 
         Args:
             usual: options by name, ``strategy`` among them, or nothing.
         """
         given = self.model_fields_set
-        if not usual or (self.names_strategy and self.strategy != usual["strategy"]):
+        if usual and self.names_strategy and self.strategy != usual["strategy"]:
+            own = self.strategy.partition("{")[0].strip() == usual["strategy"]
+            usual = {n: v for n, v in usual.items() if own and n == "cache"}
+        if not usual:
             return self
         return self.model_copy(update={n: v for n, v in usual.items() if n not in given})

@@ -28,6 +28,9 @@ def decode_facts(
     the model has no embedding for are left out.
     """
     named = config.get("eos_token_id")
+    text = config.get("text_config")  # of models that read more than text
+    if named is None and isinstance(text, Mapping):
+        named = text.get("eos_token_id")
     found = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
     if family is not None and all(token is None for token in found):
         found.append(family.end_token_id)
