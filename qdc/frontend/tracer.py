@@ -124,9 +124,7 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
 class _Shapes(fx.Interpreter):
     """Run the graph on meta tensors and note each value's type."""
 
-    def values(
-        self, wanted: list[fx.Node], further: Sequence[Tensor]
-    ) -> dict[fx.Node, ValueType]:
+    def values(self, wanted: list[fx.Node], further: Sequence[Tensor]) -> dict[fx.Node, ValueType]:
         self.found: dict[fx.Node, ValueType] = {}
         input_ids = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device="meta")
         mask = torch.ones(BATCH, LENGTH, dtype=torch.bool, device="meta")

@@ -18,8 +18,10 @@ class OwnModel(nn.Module):
 
     @property
     def fused(self) -> Mapping[str, Part]:
-        """Tensors of the module that checkpoints hold otherwise, by name: rows of another one, one
-        of a stack, or a whole tensor of another name."""
+        """Tensors of the module that checkpoints hold otherwise, by name.
+
+        They are rows of another one, one of a stack, or whole under another name.
+        """
         return {}
 
     def alias(self, key: str) -> str:

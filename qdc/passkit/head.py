@@ -49,9 +49,7 @@ def sources_within(rows: Tensor, places: Tensor, shift: int, segments: Tensor | 
     return torch.where(segments[rows, found] == segments[rows, places], found, places)
 
 
-def head_logits(
-    hidden: Tensor, weights: Mapping[str, Tensor], cap: float | None = None
-) -> Tensor:
+def head_logits(hidden: Tensor, weights: Mapping[str, Tensor], cap: float | None = None) -> Tensor:
     """``f64[n, vocabulary]`` of ``[n, columns]``.
 
     Args:

@@ -39,7 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact(model: Path) -> Path:
-    report = compile_tiny(model, model.with_name("out"), "default", samples=8, length=24, geometry="clean")
+    options: dict[str, Any] = {"samples": 8, "length": 24}
+    report = compile_tiny(model, model.with_name("out"), "default", **options)
     assert report.predicted_bytes == report.tensor_bytes
     return model.with_name("out")
 
@@ -111,9 +112,9 @@ def test_commands_show_plan_and_tell_what_is_left_out(
 
 
 def test_classes_of_transformers_do_not_stand_in(artifact: Path) -> None:
-    import qdc.hf  # noqa: F401, PLC0415  # registers what is asked for below
+    from transformers import DiffusionGemmaForBlockDiffusion
 
-    from transformers import DiffusionGemmaForBlockDiffusion  # noqa: PLC0415
+    import qdc.hf  # noqa: F401  # registers what is asked for below
 
     with pytest.raises(QdcError, match="from other tensors"):
         DiffusionGemmaForBlockDiffusion.from_pretrained(artifact)

@@ -329,9 +329,7 @@ def test_every_proof_is_a_test_over_all_cases() -> None:
             text = (ROOT / path).read_text(encoding="utf-8")
             assert f"def {function}(" in text
             own = family not in TABLES and "canvas" in path
-            assert (
-                own or "params=list(CASES.values())" in text or '"name", PUBLISHED' in text
-            )
+            assert own or "params=list(CASES.values())" in text or '"name", PUBLISHED' in text
 
 
 QWEN_7B = {
