@@ -27,7 +27,7 @@ def default_scorer(facts: ModelFacts) -> Scorer:
 
 
 def require_masks(facts: ModelFacts, tasks: Sequence[str] = ()) -> None:
-    """Raise ``UnsupportedModel`` for a model of noise, naming the tasks that ask for likelihoods."""
+    """Raise ``UnsupportedModel`` for a model of noise; ``tasks`` are what asks for likelihoods."""
     if facts.renoises:
         raise UnsupportedModel(
             "a likelihood is asked for, whose bound is that of masks, and the model takes random "
