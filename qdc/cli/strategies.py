@@ -10,9 +10,14 @@ from qdc.pipeline.passbase import option_text
 from qdc.pipeline.registry import Registry, find_named, standard_registry
 from qdc.pipeline.strategybase import Strategy
 from qdc.runtime.decoding.options import DecodeOptions
-from qdc.runtime.decoding.strategies import SHARED, needs_verifier, shared_options
+from qdc.runtime.decoding.strategies import (
+    SHARED,
+    needs_canvas,
+    needs_verifier,
+    shared_options,
+)
 
-ALL_BUT_APD = "all but apd take --cache, --cfg and --forbid-eos"
+OF_STEPS = "all but apd and renoise take --cache, --cfg and --forbid-eos"
 
 
 def strategies_command(names: Sequence[str], plugins: Sequence[Path], as_json: bool) -> None:
@@ -37,10 +42,10 @@ def strategies_command(names: Sequence[str], plugins: Sequence[Path], as_json: b
             print_lines(to, f"  source   {kind.source}")
         defaults = _own_defaults(kind)
         flags = [_flag(name, defaults) for name in shared_options(kind)]
-        flags += ["--verifier"] * needs_verifier(kind)
+        flags += ["--verifier"] * needs_verifier(kind) + ["--cache prefix"] * needs_canvas(kind)
         print_lines(to, f"  reads    {' '.join(flags) or 'no option'}")
         print_options(kind.name, _own_options(kind))
-    print_lines(to, "", ALL_BUT_APD)
+    print_lines(to, "", OF_STEPS)
 
 
 def _own_options(kind: type[Strategy]) -> list[Option]:
@@ -74,5 +79,6 @@ def _as_data(kind: type[Strategy], registry: Registry) -> dict[str, object]:
         "reads": shared_options(kind),
         "defaults": _own_defaults(kind),
         "verifier": needs_verifier(kind),
+        "canvas": needs_canvas(kind),
         "options": [option._asdict() for option in _own_options(kind)],
     }

@@ -55,7 +55,7 @@ def offer(
         "fill_strategies": [
             name for name, kind in offered.items() if not canvas and not needs_verifier(kind)
         ],
-        "caches": list(CACHES),
+        "caches": [name for name in CACHES if not canvas or name != "dual"],
         "cache_bits": list(CACHE_BITS),
         "bounds": bounds(limits),
     }

@@ -19,7 +19,7 @@ class AnswerProgress:
     """The state of an answer after a step."""
 
     tokens: list[int]
-    """Of the answer; the mask token where nothing is decided."""
+    """Of the answer; the mask token, or a draft, where nothing is decided."""
     masked: list[bool]
     """Not decided yet."""
     step: int

@@ -155,10 +155,12 @@ def test_strategies(qdc: Command) -> None:
     for name, entry in found.items():
         assert f"\n{name}\n  source   {entry['source']}\n  reads    --" in text
         assert entry["summary"]
-        assert (entry["origin"], entry["options"]) == (None, [])
+        assert (entry["origin"], entry["options"] == []) == (None, not entry["canvas"])
     assert found["dynamic"]["defaults"] == {"threshold": 0.85}
     assert "--threshold [0.85]" in text
     assert [name for name, entry in found.items() if entry["verifier"]] == ["apd"]
+    assert [name for name, entry in found.items() if entry["canvas"]] == ["renoise"]
+    assert "entropy-bound" in text
     help_page = qdc("generate", "--help")
     assert "qdc strategies lists low-confidence, threshold, entropy and all others" in help_page
 

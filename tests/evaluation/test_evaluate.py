@@ -166,6 +166,8 @@ def test_compare_agrees_with_evaluate() -> None:
         found.differences, found.candidate.ratios, found.original.ratios, strict=True
     ):
         assert difference.rise == pytest.approx(new.loss - old.loss)
+    assert found.candidate.bound is not None
+    assert found.original.bound is not None
     assert found.bound_rise == pytest.approx(found.candidate.bound - found.original.bound)
     assert type(found).model_validate_json(found.model_dump_json()) == found
 

@@ -1,9 +1,14 @@
 """Noise in canvases: what is drawn when, how streams know of it, and who is refused."""
 
+from pathlib import Path
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
 
+from qdc.compiling.savepoints import _samples, read_batch, read_samples
+from qdc.disk import write_tensors
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LayerGraph, ModelFacts
 from qdc.passes.calibrate_mcs import CalibrateMcs
@@ -15,6 +20,7 @@ from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import Plan
 from qdc.planning.configure import geometry_of
 from qdc.streaming.batches import Batches
+from qdc.streaming.stream import Stream
 from qdc.streaming.streamsamples import StreamSamples
 from tests.support.units import layers
 
@@ -126,3 +132,18 @@ def test_passes_that_work_on_masks_alone_are_refused_by_name() -> None:
     refuse_masks(Plan((calibration,)), graph_of(FACTS))
     with pytest.raises(UnsupportedModel, match="masks are what on-masks works on"):
         refuse_masks(Plan((calibration, OnMasks())), graph_of(FACTS))
+
+
+def test_a_journal_keeps_the_places_of_noise(tmp_path: Path) -> None:
+    clean = texts(5, 20)
+    places = torch.rand(clean.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    stream = StreamSamples(Batches.split(clean, None, 2, None, places), slice(None), None)
+    write_tensors(tmp_path / "samples", _samples(cast(Stream, stream)))
+    found = read_samples(tmp_path / "samples")
+    assert [len(batch) for batch in found] == [2, 2, 1]
+    assert torch.equal(torch.cat(found.noised or ()), places)
+    write_tensors(tmp_path / "batch", {"tokens": clean, "noised": places, "held.x": clean.float()})
+    batch = read_batch(tmp_path / "batch")
+    assert batch.noised is not None
+    assert torch.equal(batch.noised, places)
+    assert set(batch.values) == {"x"}

@@ -47,6 +47,7 @@ def test_offers_what_decodes_a_canvas(service: Service) -> None:
     assert offered["canvas"] == CANVAS
     assert (offered["strategies"], offered["fill_strategies"]) == (["renoise"], [])
     assert offered["strategy_options"] == {"renoise": []}
+    assert offered["caches"] == ["none", "prefix"]
     assert offered["default_length"] == 40
 
 

@@ -115,7 +115,7 @@ class DenoisingReader:
             with through(self._window):
                 found: Tensor = self.model(canvas.to(self.device), before=before)
             self._note_cache()
-            return found.float().clone()
+            return found.float()
         text = torch.cat((self.tokens[self.rows, :first], canvas), 1).to(self.device)
         visible = self.visible[self.rows, :last]
         mask = None if bool(visible.all()) else visible.to(self.device)

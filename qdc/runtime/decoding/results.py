@@ -14,7 +14,8 @@ class Snapshot:
     """
 
     tokens: Tensor
-    """``i64[batch, T]`` on the CPU; the mask token where nothing is decided yet."""
+    """``i64[batch, T]`` on the CPU; the mask token where nothing is decided yet, and in a canvas of
+    noise the most probable token."""
     masked: Tensor
     """``bool[batch, T]``: not decided yet."""
     step: int
