@@ -75,32 +75,42 @@ class CanvasAttention(Attention):
         super().__init__()
         self.canvas, self.past, self.scale = canvas, past, scale
 
-    def visible(self, query: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Who sees whom, ``bool[batch or 1, 1, T, T]``, or a mask of four axes as it was given."""
+    def visible(self, query: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """Who sees whom, ``bool[batch or 1, 1, T, T]``, or a mask of four axes as it was given.
+
+        None where all see all: there is no text, and no padding.
+        """
         if attention_mask is not None and attention_mask.dim() == 4:
             return attention_mask
         length = query.shape[1]
-        columns = torch.arange(length, device=query.device)
         shown = None if attention_mask is None else attention_mask.bool()
-        return self._seen(columns, columns, canvas_start(length, self.canvas), shown)
+        return self._seen(range(length), range(length), shown, query.device)
 
-    def visible_in(self, window: Window) -> Tensor:
+    def visible_in(self, window: Window) -> Tensor | None:
         """The same while a window is in force; columns before its call are text.
 
         The call may not see columns behind it.
         """
         begin = 0 if window.keeps else window.first
-        device = window.visible.device
-        asks = torch.arange(window.first, window.last, device=device)
-        answers = torch.arange(begin, window.seen, device=device)
-        start = window.first + canvas_start(len(asks), self.canvas)
-        return self._seen(asks, answers, start, window.visible[:, begin : window.seen])
+        shown = None if window.shows_all else window.visible[:, begin : window.seen]
+        asks, answers = range(window.first, window.last), range(begin, window.seen)
+        return self._seen(asks, answers, shown, window.visible.device)
 
-    def _seen(self, asks: Tensor, answers: Tensor, start: int, shown: Tensor | None) -> Tensor:
-        seen = seen_columns(asks, answers, start, self.past)[None, None]
+    def _seen(
+        self, asks: range, answers: range, shown: Tensor | None, device: torch.device
+    ) -> Tensor | None:
+        """Which columns see which others, where these are ``shown``, ``bool[batch, answers]``."""
+        start = asks.start + canvas_start(len(asks), self.canvas)
+        near = self.past is None or start - answers.start < self.past
+        if shown is None and start == asks.start and near:
+            return None
+        these, others = (
+            torch.arange(each.start, each.stop, device=device) for each in (asks, answers)
+        )
+        seen = seen_columns(these, others, start, self.past)[None, None]
         if shown is None:
             return seen
-        return (seen & shown[:, None, None, :]) | (asks[:, None] == answers)
+        return (seen & shown[:, None, None, :]) | (these[:, None] == others)
 
 
 class OnCanvas(nn.Module):

@@ -60,6 +60,11 @@ class Window:
                 each.keep_rows(rows)
         self._masks = {}
 
+    @property
+    def shows_all(self) -> bool:
+        """Whether no column is hidden from the others."""
+        return self._all_visible
+
     def places(self) -> Tensor:
         """Positions of the columns of this call, ``i64[batch, last - first]``."""
         return self.positions[:, self.first : self.last]

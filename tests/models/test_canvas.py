@@ -12,7 +12,7 @@ from torch import Tensor
 from qdc.errors import InvalidCheckpoint, QdcError, UnsupportedModel
 from qdc.frontend.coverage import coverage
 from qdc.frontend.opening import open_model
-from qdc.models.canvas import as_text, canvas_start, seen_columns
+from qdc.models.canvas import CanvasAttention, as_text, canvas_start, seen_columns
 from qdc.models.canvas_decoder import CanvasDecoder
 from qdc.models.canvas_sizes import USUAL_ROPES, CanvasSizes
 from qdc.models.diffusion_gemma import DIFFUSION_GEMMA
@@ -40,6 +40,19 @@ def test_text_is_causal_and_the_canvas_sees_all_of_itself() -> None:
     assert sight(5, 3, 2) == ["x....", "xx...", ".xx..", "..xxx", "..xxx"]
     assert sight(3, 0, 1) == ["xxx", "xxx", "xxx"]
     assert sight(3, 3, 2) == ["x..", "xx.", ".xx"]
+
+
+def test_no_mask_is_made_where_all_see_all() -> None:
+    query = torch.zeros(1, 4, 1, 2)
+    assert CanvasAttention(4, 2).visible(query, None) is None
+    text = Window(torch.arange(9)[None], torch.ones(1, 9, dtype=torch.bool), keeps=True)
+    text.move(5, 9, 9)
+    assert CanvasAttention(4).visible_in(text) is None
+    assert CanvasAttention(4, 6).visible_in(text) is None
+    (seen,) = CanvasAttention(4, 5).visible_in(text)[0]
+    assert seen.sum(1).tolist() == [8] * 4
+    hidden = torch.tensor([[0, 1, 1, 1]])
+    assert CanvasAttention(4).visible(query, hidden)[0, 0].sum(0).tolist() == [1, 4, 4, 4]
 
 
 def test_the_canvas_is_the_end_of_what_is_called() -> None:
