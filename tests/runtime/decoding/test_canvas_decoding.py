@@ -1,6 +1,6 @@
 """Canvases are decided as the installed transformers decides them, whatever is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
