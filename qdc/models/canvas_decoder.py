@@ -7,6 +7,7 @@ of the canvas and one number for each block, is taken by position. Source: trans
 ``models/diffusion_gemma``; it is traced and loaded as ``Decoder`` is.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import ClassVar
@@ -265,7 +266,7 @@ class CanvasDecoder(OwnModel):
             embedded: Tensor = table(part)
             dtype = embedded.dtype
             found[:, -shape[1] :] += shares[..., part] @ embedded.float()
-        return (found * width**0.5).to(dtype)
+        return (found * math.sqrt(width)).to(dtype)
 
     def _blocks(
         self, input_ids: Tensor, attention_mask: Tensor | None, before: Tensor | None
