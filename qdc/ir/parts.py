@@ -1,5 +1,6 @@
 """A tensor of a model that a checkpoint holds as a part of a larger one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -29,7 +30,7 @@ class Part:
         return rows if self.place is None else (self.place, *rows)
 
 
-def stacked(key: str, names: dict[int, tuple[tuple[str, int], ...]]) -> dict[str, Part]:
+def stacked(key: str, names: Mapping[int, tuple[tuple[str, int], ...]]) -> dict[str, Part]:
     """Parts of a stack, ``[experts, rows, columns]``.
 
     Args:

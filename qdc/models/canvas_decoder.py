@@ -7,6 +7,7 @@ of the canvas and one number for each block, is taken by position. Source: trans
 ``models/diffusion_gemma``; it is traced and loaded as ``Decoder`` is.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import ClassVar
@@ -260,10 +261,12 @@ class CanvasDecoder(OwnModel):
         shares = before.to(input_ids.device, torch.float32).softmax(-1)
         found = torch.zeros(batch, length, width, device=input_ids.device)
         table = at(self, EMBEDDING)
-        for part in torch.arange(rows, device=input_ids.device).split(TABLE_ROWS):
+        dtype = found.dtype
+        for part in torch.split(torch.arange(rows, device=input_ids.device), TABLE_ROWS):
             embedded: Tensor = table(part)
+            dtype = embedded.dtype
             found[:, -shape[1] :] += shares[..., part] @ embedded.float()
-        return (found * width**0.5).to(embedded.dtype)
+        return (found * math.sqrt(width)).to(dtype)
 
     def _blocks(
         self, input_ids: Tensor, attention_mask: Tensor | None, before: Tensor | None

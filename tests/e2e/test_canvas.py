@@ -16,7 +16,7 @@ from tests.support.canvas import CANVAS, in_transformers, native_logits, write_c
 from tests.support.compiles import compile_tiny
 
 TOLERANCE = 1e-4
-LARGER = {
+LARGER: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 6,
     "layer_types": None,

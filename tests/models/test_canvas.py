@@ -49,10 +49,13 @@ def test_no_mask_is_made_where_all_see_all() -> None:
     text.move(5, 9, 9)
     assert CanvasAttention(4).visible_in(text) is None
     assert CanvasAttention(4, 6).visible_in(text) is None
-    (seen,) = CanvasAttention(4, 5).visible_in(text)[0]
-    assert seen.sum(1).tolist() == [8] * 4
+    seen = CanvasAttention(4, 5).visible_in(text)
+    assert seen is not None
+    assert seen[0, 0].sum(1).tolist() == [8] * 4
     hidden = torch.tensor([[0, 1, 1, 1]])
-    assert CanvasAttention(4).visible(query, hidden)[0, 0].sum(0).tolist() == [1, 4, 4, 4]
+    padded = CanvasAttention(4).visible(query, hidden)
+    assert padded is not None
+    assert padded[0, 0].sum(0).tolist() == [1, 4, 4, 4]
 
 
 def test_the_canvas_is_the_end_of_what_is_called() -> None:

@@ -33,7 +33,7 @@ def write_canvas(folder: Path, *, seed: int = 0, **fields: Any) -> Path:
                 torch.nn.init.normal_(tensor, std=2 / tensor.shape[-1] ** 0.5)
             elif "vision" not in name:
                 tensor.mul_(0.8 + 0.4 * torch.rand(tensor.shape))
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.bfloat16().save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**saved, **config}), encoding="utf-8")
     for name in TOKENIZER:
