@@ -25,13 +25,13 @@ def families_command(plugins: Sequence[Path], as_json: bool) -> None:
         print_json({"families": listed, "refused": refused})
         return
     to = console()
-    rows = table(
-        "families", "family", "architectures", "mask", "logits shift", "front end", right=(2, 3)
-    )
+    rows = table("families", "family", "architectures", "mask", "shift", "front end", right=(2, 3))
     for column in rows.columns[:2]:
         column.no_wrap = True  # names are looked for as they are
     for family in families.members:
-        mask = "in config" if family.mask_token_id is None else str(family.mask_token_id)
+        mask = "in config" if family.fills_masks else "none"
+        if family.mask_token_id is not None:
+            mask = str(family.mask_token_id)
         rows.add_row(
             family.name, "\n".join(family.architectures), mask, str(family.logits_shift),
             family.front_end,

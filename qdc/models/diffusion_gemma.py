@@ -6,7 +6,7 @@ again. Source: transformers, ``models/diffusion_gemma``, as in
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -47,6 +47,8 @@ DECODES = Proof(
 
 class CanvasFamily(Family):
     """A family whose configuration is nested, and whose models write on a canvas."""
+
+    fills_masks: ClassVar[bool] = False
 
     @property
     def attention(self) -> str:

@@ -98,6 +98,8 @@ class Family:
     """Published models, with their sizes."""
     proved: tuple[Proof, ...] = ()
     """What was shown of it, and by which tests; ``qdc families`` prints them."""
+    fills_masks: ClassVar[bool] = True
+    """Whether its models fill masks; without, they take noise out of a canvas."""
     front_end: ClassVar[str] = "fx"
     """Who traces it: ``fx``, as every family that is built here."""
 

@@ -194,6 +194,8 @@ def test_families_lists_all_with_their_proofs(qdc: Command) -> None:
     assert max(map(len, listed.splitlines())) <= 80
     data = json.loads(qdc("families", "--json"))
     assert [entry["name"] for entry in data["families"]] == [family.name for family in FAMILIES]
+    (canvas,) = (line for line in listed.splitlines() if line.startswith("diffusion-gemma"))
+    assert canvas.split()[2] == "none"
     for entry in data["families"]:
         assert f"\n{entry['name']} " in listed
         assert all(name in listed for name in entry["architectures"])
