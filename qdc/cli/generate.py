@@ -127,14 +127,15 @@ def _share(state: Snapshot) -> tuple[int, int]:
 
 
 def _drawn(state: Snapshot, opened: Opened, hidden: int) -> Text:
-    """The text so far, veiled where nothing is decided."""
+    """The text so far, dim or veiled where nothing is decided."""
     text = Text()
     row, masked = (part[0, hidden:].tolist() for part in (state.tokens, state.masked))
     pairs = zip(row, masked, strict=True)
     for veiled, group in groupby(pairs, key=lambda pair: pair[1]):
         tokens = [token for token, _ in group]
         if veiled:
-            text.append(VEIL * len(tokens), style="dim")
+            seen = opened.decode(tokens) if state.drafts else VEIL * len(tokens)
+            text.append(seen, style="dim")
         else:
             text.append(opened.decode(tokens))
     of = "" if state.steps is None else f" of {state.steps}"

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from qdc.cli import run
+from qdc.cli.generate import VEIL, _drawn
+from qdc.cli.models import open_runnable
 from qdc.ir.annotations import Moment
+from qdc.runtime.decoding.results import Snapshot
 from qdc.streaming.unit import Unit
 from tests.cli.conftest import Command
 from tests.support.canvas import CANVAS, write_canvas
@@ -43,6 +47,17 @@ def test_generate_writes_by_the_familys_own_strategy(
     assert first["cache_bytes"]
     assert first["tokens"] == again["tokens"] != other["tokens"]
     assert (other["forwards"], other["cache_bytes"]) == (4, 0)
+
+
+def test_a_terminal_shows_drafts_where_masks_are_veiled(canvas: Path) -> None:
+    opened = open_runnable(canvas, "cpu", [])
+    tokens = torch.tensor([opened.encode("def read(path):")])
+    masked = torch.arange(tokens.shape[1])[None] > 1
+    for drafts in (True, False):
+        drawn = _drawn(Snapshot(tokens, masked, 1, None, 1, drafts), opened, 0).plain
+        assert drawn.endswith("step 1")
+        assert ("read(path)" in drawn) == drafts
+        assert (VEIL in drawn) != drafts
 
 
 def test_what_does_not_go_with_a_canvas_is_refused(canvas: Path, refused: Command) -> None:

@@ -137,7 +137,7 @@ class DenoisingLoop:
 
     def _snapshot(self) -> Snapshot:
         tokens, masked = self.shown(self.tokens), self.shown(self.masked)
-        return Snapshot(tokens, masked, self.steps, None, self.reader.forwards)
+        return Snapshot(tokens, masked, self.steps, None, self.reader.forwards, drafts=True)
 
     def _leave_out_what_is_behind(self, last: int) -> None:
         """Close rows that hold an end between their prompt and the column ``last``."""

@@ -24,6 +24,8 @@ class Snapshot:
     """Steps in all, where that is known before the end; ends of sequence may save some."""
     forwards: int
     """Calls of the model so far."""
+    drafts: bool = False
+    """Whether tokens that are not decided are the model's best so far, and no mask tokens."""
 
 
 Watch = Callable[[Snapshot], None]
