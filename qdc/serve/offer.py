@@ -47,7 +47,7 @@ def offer(
         defaults[own] |= {name: value for name, value in usual.items() if name in own_options}
     return {
         "max_length": limits.max_length,
-        "default_length": min(DEFAULT_LENGTH, facts.longest(limits.max_length)),
+        "default_length": max(1, min(DEFAULT_LENGTH, facts.longest(limits.max_length))),
         "strategies": list(offered),
         "strategy_options": {name: shared_options(kind) for name, kind in offered.items()},
         "strategy_defaults": defaults,
