@@ -13,9 +13,10 @@ loses less than the squares themselves, which are GuidedQuant's.
     after        @guidance  128 samples of 256 tokens   as good as 9,310 equal ones
 
 ``calibrate-mcs`` and ``calibrate-cross`` read it with ``token-weights=guided``, and draw the same
-samples; weights that none of them reads, or of other samples, are refused before anything runs. States of the original wait on the host at every region's boundary, those of ``waiting``
-samples at a time; then regions are computed again from the last to the first, one at a time, with
-gradients. Tokens of experts are not weighed.
+samples; weights that none of them reads, or of other samples, are refused before anything runs.
+States of the original wait on the host at every region's boundary, those of ``waiting`` samples at
+a time; then regions are computed again from the last to the first, one at a time, with gradients.
+Tokens of experts are not weighed.
 """
 
 import math
