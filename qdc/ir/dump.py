@@ -18,6 +18,7 @@ from qdc.ir.lines import VERSION, Tags
 from qdc.ir.opaque import Opaque
 from qdc.ir.summary import Summary
 from qdc.ir.verify import verify
+from qdc.jsontext import model_of
 
 FORMAT = "qdc-ir"
 PARTS = {"format", "version", "after", "structure", "annotations"}
@@ -72,7 +73,7 @@ def from_bytes(data: bytes, tags: Tags) -> LayerGraph:
     if odd:
         raise InvalidDump("parts of the dump are missing or unknown", where=odd)
     try:
-        graph = LayerGraph(Structure.model_validate(raw["structure"]))
+        graph = LayerGraph(model_of(Structure, raw["structure"]))
         after, notes = raw["after"], raw["annotations"]
         if not isinstance(after, str) or not isinstance(notes, list):
             raise InvalidDump("after or annotations of the dump have the wrong type")
@@ -153,6 +154,6 @@ def note_from(entry: Any, tags: Tags) -> tuple[str, Annotation]:
     match entry:
         case [str(name), str(tag), dict(fields)]:
             if tag in tags:
-                return name, tags[tag].model_validate(fields)
+                return name, model_of(tags[tag], fields)
             return name, Opaque(unknown_tag=tag, data=fields)
     raise InvalidDump("an annotation of the dump is not [node, tag, fields]")

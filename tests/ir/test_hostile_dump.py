@@ -134,6 +134,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
         "pattern",
     ),
     "a broken budget": (lambda d: note(d, "orders").update(blocks=[4, 4]), "strict budget"),
+    "a number as text": (lambda d: note(d, "moment").update(tokens="8"), "valid integer"),
+    "a truth value as a number": (lambda d: note(d, "moment").update(masked=True), "valid number"),
     "deep nesting": (lambda d: note(d, "future").update(a=deep(DEEPEST)), "nested deeper"),
     "deeper nesting": (lambda d: note(d, "kept").update(reason=deep(400)), "valid string"),
     "a timestamp": (lambda d: note(d, "future").update(a=msgpack.Timestamp(0)), "Timestamp"),
