@@ -11,6 +11,7 @@ from qdc.errors import QdcError, UnknownName
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.cards import CARDS, find_card
 from qdc.planning.forecast import forecast
+from qdc.planning.headers import Headers, open_headers
 from qdc.planning.machine import Machine
 from qdc.planning.options import ForecastOptions, PlanOptions
 from qdc.planning.outlook import Outlook, Verdict
@@ -71,6 +72,30 @@ def test_what_is_given_stays_in_other_choices(shallow: Path) -> None:
     assert outlook.seconds > 24 * 3600
     assert verdict.choices[0].options == "--samples 16 --length 512"
     assert all(choice.seconds < outlook.seconds / 2 for choice in verdict.choices)
+
+
+def test_a_model_is_traced_once_for_all_choices(
+    shallow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def counted(folder: Path, *rest: Any) -> Any:
+        opened.append(folder)
+        return open_headers(folder, *rest)
+
+    monkeypatch.setattr("qdc.planning.headers.open_headers", counted)
+    slow = replace(MACHINE, rates=Rates(1e10, 1e10, 1e10), memory=64 * GIGA)
+    asked = PlanOptions.parse(model_dir=shallow, samples=64)
+    headers = Headers(shallow, REGISTRY.families)
+    one = forecast(asked, REGISTRY, slow, text=False, headers=headers)
+    verdict = judged(asked, REGISTRY, slow, one, headers).verdict
+    assert opened == [shallow]
+    assert verdict is not None
+    assert len(verdict.choices) > 1
+    # No forecast leaves annotations to the next one.
+    again = forecast(asked, REGISTRY, slow, text=False, headers=headers)
+    for of in ("kinds", "passes", "coverage", "blocks", "shards", "forwards"):
+        assert getattr(again, of) == getattr(one, of)
 
 
 def test_a_disk_that_is_too_small_is_said(shallow: Path) -> None:
