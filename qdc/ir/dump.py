@@ -22,6 +22,7 @@ from qdc.jsontext import model_of
 
 FORMAT = "qdc-ir"
 PARTS = {"format", "version", "after", "structure", "annotations"}
+WRITTEN_BY = "dumps are written by qdc compile --dump-after; write it again, or copy it again"
 LARGEST = 1 << 28
 LEAST_BYTES, FREE = 6, 1000
 """Bytes that a list or a map takes on average, at the least: an empty one is a single byte, and in
@@ -131,9 +132,9 @@ def _unpacked(data: bytes) -> dict[str, Any]:
             ext_hook=lambda code, found: counted(msgpack.ExtType(code, found)),
         )
     except (ValueError, msgpack.exceptions.UnpackException, TypeError, RecursionError) as error:
-        raise InvalidDump("the file is no qdc IR dump, or is cut short") from error
+        raise InvalidDump("the file is no qdc IR dump, or is cut short", help=WRITTEN_BY) from error
     if not isinstance(raw, dict):
-        raise InvalidDump("the file is no qdc IR dump")
+        raise InvalidDump("the file is no qdc IR dump", help=WRITTEN_BY)
     return raw
 
 
