@@ -16,6 +16,7 @@ FORMAT_VERSION = 2
 ACTIVATIONS = 2
 """The first version whose linears may do something with what they read."""
 QUANTIZATION = "quantization_config"
+AGAIN = "copy the folder again, or compile the model again"
 GUARD = {"transformers_weights": "import qdc.hf before from_pretrained: qdc has packed the weights"}
 """Keeps transformers from loading an artifact without ``qdc.hf``.
 
@@ -67,7 +68,7 @@ def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
         parsed = model_of(QuantizationConfig, config[QUANTIZATION])
     except ValidationError as error:
         raise InvalidArtifact(
-            f"quantization_config is not one of qdc: {_first(error)}",
+            f"quantization_config is not one of qdc: {_first(error)}", help=AGAIN
         ) from error
     if parsed.format_version > FORMAT_VERSION:
         raise InvalidArtifact(
@@ -79,7 +80,7 @@ def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
         raise InvalidArtifact(
             f"the artifact has format version {parsed.format_version} and names activations, "
             f"which version {ACTIVATIONS} has",
-            help="copy the folder again, or compile the model again",
+            help=AGAIN,
         )
     by_class = [path for path, each in parsed.activations.items() if each.by_class]
     if by_class and parsed.mask_token is None:
@@ -113,7 +114,7 @@ def parse_codec(layer: str, fields: Mapping[str, Any], codecs: Mapping[str, type
         return model_of(codecs[name], {k: v for k, v in fields.items() if k != "codec"})
     except ValidationError as error:
         raise InvalidArtifact(
-            f"the codec's settings are wrong: {_first(error)}", where=[layer]
+            f"the codec's settings are wrong: {_first(error)}", where=[layer], help=AGAIN
         ) from error
 
 

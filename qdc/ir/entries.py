@@ -12,7 +12,8 @@ from qdc.jsontext import model_of
 
 EXCERPT = 100
 """Characters of a line that an error shows."""
-T, M = TypeVar("T"), TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)

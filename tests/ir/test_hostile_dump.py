@@ -239,3 +239,10 @@ def test_changed_bytes_give_a_sound_graph_or_an_error(
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_error(data: bytes) -> None:
     assert not accepted(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x85\xa6format\xa3qdc", b"\x93\x01\x02\x03"])
+def test_a_file_that_is_no_dump_says_where_dumps_come_from(data: bytes) -> None:
+    with pytest.raises(InvalidDump, match="no qdc IR dump") as caught:
+        from_bytes(data, TAGS)
+    assert "--dump-after" in caught.value.help

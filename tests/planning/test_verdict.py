@@ -125,6 +125,10 @@ def test_names_of_cards_are_read_as_people_write_them() -> None:
     with pytest.raises(UnknownName, match="no card is called 'h10'") as caught:
         find_card("h10")
     assert "did you mean h100" in str(caught.value)
+    with pytest.raises(UnknownName) as caught:
+        find_card("nothing")
+    assert caught.value.help.count("known: ") == 1
+    assert "v100" in caught.value.help
 
 
 def test_one_machine_at_a_time() -> None:
