@@ -100,13 +100,14 @@ def print_inspection(
     to: Console, found: Sequence[StageShift], sampling: Sampling, calibration: str
 ) -> None:
     """Print what follows, a summary by ratio, then every stage at every ratio."""
-    said = conclusion(found, sampling.ratios)
     noise = sampling.geometry == NOISE
+    said = conclusion(found, sampling.ratios)
     print_lines(to, *(_of_noise(line) if noise else line for line in said), "")
+    hidden = "noise" if noise else "masked"
     title = f"{sampling.samples} windows of {sampling.length} tokens from {calibration}"
     rows = table(
         f"{title}: mean over {len({row.value for row in found})} stages",
-        "ratio", *COLUMNS, *(f"masked {name}" for name in COLUMNS[1:3]),
+        "ratio", *COLUMNS, *(f"{hidden} {name}" for name in COLUMNS[1:3]),
         *(f"visible {name}" for name in COLUMNS[1:3]), right=tuple(range(9)),
     )  # fmt: skip
     for ratio in (0.0, *sampling.ratios):
@@ -114,7 +115,7 @@ def print_inspection(
         rows.add_row(f"{ratio:g}", *_cells(here))
     print_table(to, rows)
     each = table(
-        "\nevery stage", "layers", "ratio", *COLUMNS, "masked moment", "visible moment",
+        "\nevery stage", "layers", "ratio", *COLUMNS, f"{hidden} moment", "visible moment",
         right=tuple(range(1, 8)),
     )  # fmt: skip
     before = ""

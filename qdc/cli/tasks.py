@@ -9,8 +9,8 @@ from qdc.cli.evaluate import PROBE, split
 from qdc.cli.models import REFERENCE, Opened, open_runnable
 from qdc.cli.sheets import Sheet, print_sheet, spread
 from qdc.cli.terminal import console, print_json, print_lines, progress
-from qdc.errors import QdcError, UnsupportedModel
-from qdc.evaluation.harness.likelihood import default_scorer
+from qdc.errors import QdcError
+from qdc.evaluation.harness.likelihood import default_scorer, require_masks
 from qdc.evaluation.harness.results import (
     MetricDifference,
     TaskComparison,
@@ -81,13 +81,8 @@ def tasks_command(options: EvaluationOptions, *, as_json: bool, as_markdown: boo
                 "was compiled with --document-tokens, give that here too",
             )
         known = marks
-        if scored and opened.facts.renoises:
-            raise UnsupportedModel(
-                "a task asks for likelihoods, whose bound is that of masks, and the model takes "
-                "random tokens out of a canvas",
-                where=found.names,
-                help="take tasks in which the model writes, as gsm8k",
-            )
+        if scored:
+            require_masks(opened.facts, found.names)
         runs.append(_run(opened, str(path), asked))
         del opened
     if reference is None:

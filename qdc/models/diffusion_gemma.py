@@ -39,6 +39,10 @@ COMPILES = Proof(
     "compiled and reloaded, logits as of the decoded weights in the native class, at most 1e-4 off",
     "tests/e2e/test_canvas.py::test_compiles_reloads_and_equals_the_native_class",
 )
+DECODES = Proof(
+    "canvases decided as transformers decides them, from the same noise, alone and in batches",
+    "tests/runtime/decoding/test_canvas_decoding.py::test_decides_what_transformers_decides",
+)
 
 
 class CanvasFamily(Family):
@@ -122,5 +126,5 @@ DIFFUSION_GEMMA = CanvasFamily(
     end_token_id=1,
     decoding={"strategy": "renoise", "cache": "prefix"},
     published=("DiffusionGemma 26B-A4B-it",),
-    proved=(replays("diffusion-gemma"), COMPILES),
+    proved=(replays("diffusion-gemma"), COMPILES, DECODES),
 )

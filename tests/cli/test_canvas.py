@@ -81,6 +81,7 @@ def test_inspect_calibration_speaks_of_noise(
     given = ("--samples", 2, "--length", 12, "--ratios", 0.9, "--top", 2)
     out = told(capsys, "inspect-calibration", canvas, *given)
     assert "noise moves what the layers read" in out
+    assert "noise moment" in " ".join(out.split())
     assert "against the same windows without noise" in out
     data = json.loads(told(capsys, "inspect-calibration", canvas, *given, "--json"))
     assert data["geometry"] == "uniform-noise"

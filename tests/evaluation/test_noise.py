@@ -6,6 +6,8 @@ from torch import Tensor
 
 from qdc.errors import UnsupportedModel
 from qdc.evaluation.evaluate import compare, evaluate
+from qdc.evaluation.harness.likelihood import score
+from qdc.evaluation.harness.options import LikelihoodOptions
 from qdc.evaluation.next_token import require_causal
 from qdc.evaluation.noise import Noise
 from qdc.ir.graph import ModelFacts
@@ -57,3 +59,9 @@ def test_a_canvas_has_no_next_token_loss() -> None:
     facts = ModelFacts(family="toy", mask_token_id=None, vocabulary=9, max_length=9, canvas=4)
     with pytest.raises(UnsupportedModel, match="takes random tokens out of a canvas"):
         require_causal(facts)
+
+
+def test_a_canvas_has_no_likelihood() -> None:
+    facts = ModelFacts(family="toy", mask_token_id=None, vocabulary=9, max_length=9, canvas=4)
+    with pytest.raises(UnsupportedModel, match="whose bound is that of masks"):
+        score(constant(torch.zeros(9)), [], facts, LikelihoodOptions())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qdc.errors import QdcError
+from qdc.errors import QdcError, UnsupportedModel
 from qdc.evaluation.harness.draws import Draws, even_times, exact_counts
 from qdc.evaluation.harness.options import LikelihoodOptions, Scorer
 from qdc.evaluation.harness.passages import Passage, pieces
@@ -26,6 +26,17 @@ def default_scorer(facts: ModelFacts) -> Scorer:
     return "dream" if facts.logits_shift and facts.attention_block is None else "llada"
 
 
+def require_masks(facts: ModelFacts, tasks: Sequence[str] = ()) -> None:
+    """Raise ``UnsupportedModel`` for a model of noise; ``tasks`` are what asks for likelihoods."""
+    if facts.renoises:
+        raise UnsupportedModel(
+            "a likelihood is asked for, whose bound is that of masks, and the model takes random "
+            "tokens out of a canvas",
+            where=tasks,
+            help="take tasks in which the model writes, as gsm8k",
+        )
+
+
 @torch.no_grad()
 def score(
     model: Logits,
@@ -37,8 +48,10 @@ def score(
     """Estimate the log-likelihood of every passage's answer, nats.
 
     Masks depend on the tokens of the passage and on the seed, not on where the passage stands.
-    Passages of one length share forwards. Raises QdcError for logits that are not finite.
+    Passages of one length share forwards. Raises QdcError for logits that are not finite, and
+    UnsupportedModel for a model that knows no masks.
     """
+    require_masks(facts)
     if options.cfg and facts.attention_block is not None:
         raise QdcError(
             "a block-causal model is scored block by block, which has no unguided prompt",
