@@ -16,7 +16,7 @@ from qdc.frontend.native import NativeModel
 from qdc.frontend.unrolled import DOWN, GATE_UP
 from qdc.ir.keys import layer_of
 from qdc.ir.parts import Part
-from qdc.models.own import OwnModel, fused_of
+from qdc.models.network import Network, fused_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def stacked_layers(module: nn.Module) -> tuple[str, ...]:
 
 def _held(module: nn.Module) -> Mapping[str, Part]:
     """Which of the model's tensors are published within others."""
-    if isinstance(module, OwnModel):
+    if isinstance(module, Network):
         return module.fused
     if not isinstance(module, NativeModel) or not stacks_experts(module):
         return {}

@@ -16,7 +16,7 @@ from qdc.frontend.unrolled import DOWN, GATE_UP
 from qdc.ir.keys import file_key
 from qdc.ir.parts import Part, stacked
 from qdc.models.experts import Expert
-from qdc.models.own import fused_of
+from qdc.models.network import fused_of
 
 
 class Whole(NamedTuple):

@@ -19,7 +19,7 @@ from qdc.errors import InvalidCheckpoint
 from qdc.frontend.held_in_parts import held_whole, require_shape
 from qdc.ir.parts import Part
 from qdc.models.decoder import Decoder
-from qdc.models.own import OwnModel
+from qdc.models.network import Network
 
 BUFFERS = r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq)$"
 """Buffers that checkpoints of older versions hold; the module computes them."""
@@ -56,7 +56,7 @@ def match_own_names(module: nn.Module, checkpoint: Checkpoint) -> None:
     spare: list[str] = []
     for key in checkpoint.headers:
         name = _name(key, known)
-        if isinstance(module, OwnModel) and name not in known:
+        if isinstance(module, Network) and name not in known:
             name = module.alias(name)
             if name in owned and name in checkpoint.headers and name != key:
                 twins[key] = owned[name]
@@ -101,7 +101,7 @@ def _name(key: str, owned: Collection[str]) -> str:
 
 def _left_out(module: nn.Module, name: str) -> str | None:
     """Why a tensor is not read that published checkpoints hold; None if that is not known."""
-    known = module.left_out if isinstance(module, OwnModel) else {}
+    known = module.left_out if isinstance(module, Network) else {}
     return next((reason for start, reason in known.items() if name.startswith(start)), None)
 
 

@@ -21,7 +21,6 @@ from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
 from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
 from qdc.models.canvas import CanvasAttention, OnCanvas, Scalars, Signal, SoftCap
-from qdc.models.canvas_decoder import CanvasDecoder
 from qdc.models.experts import (
     TRACED_ROWS,
     BiasedRouter,
@@ -35,6 +34,7 @@ from qdc.models.experts import (
     Take,
 )
 from qdc.models.layers import Attention, ProportionalRotary, RMSNorm, Rotary
+from qdc.models.network import Network
 
 LEAVES: dict[type[nn.Module], str] = {
     nn.Linear: LINEAR,
@@ -96,7 +96,7 @@ def trace(module: nn.Module, facts: ModelFacts, checkpoint: Checkpoint | None = 
     if not isinstance(output.args[0], fx.Node):
         raise UnsupportedModel("the model does not return one tensor, the logits")
     kept = [node for node in traced.nodes if node.op != "output"]
-    further = module.further_inputs(BATCH, LENGTH) if isinstance(module, CanvasDecoder) else ()
+    further = module.further_inputs(BATCH, LENGTH) if isinstance(module, Network) else ()
     values = _Shapes(fx.GraphModule(module, traced)).values(kept, further)
     paths = {node: _path(node) for node in kept}
     prefix = common_prefix([path for node, path in paths.items() if node.op == "call_module"])

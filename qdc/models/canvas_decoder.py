@@ -23,7 +23,7 @@ from qdc.models.canvas_sizes import CanvasSizes, HeadSizes
 from qdc.models.experts import Expert, ScaledRouter, ScaledRouting
 from qdc.models.layers import ProportionalRotary, RMSNorm, Rotary, embedding
 from qdc.models.masks import read_mask
-from qdc.models.own import OwnModel
+from qdc.models.network import Network
 from qdc.models.places import at, put
 
 GELU = partial(F.gelu, approximate="tanh")
@@ -144,7 +144,7 @@ class CanvasBlock(nn.Module):
         return found
 
 
-class CanvasDecoder(OwnModel):
+class CanvasDecoder(Network):
     """The whole model."""
 
     left_out: ClassVar[Mapping[str, str]] = {

@@ -16,7 +16,7 @@ from qdc.models.experts import BiasedRouter, Expert, GroupedRouting, Router, Rou
 from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
 from qdc.models.masks import read_mask
 from qdc.models.names import Names, free_name
-from qdc.models.own import OwnModel
+from qdc.models.network import Network
 from qdc.models.parts import FeedForward, Gated, Heads, Mixture, SelfAttention
 from qdc.models.places import at, inside, put
 from qdc.models.sizes import Sizes
@@ -162,7 +162,7 @@ def _routing(sizes: Sizes, experts: int, bias: str) -> tuple[Router, Routing]:
     return plain, Routing(experts, count, normalized=bool(sizes.normalized))
 
 
-class Decoder(OwnModel):
+class Decoder(Network):
     """The whole model, under the published key names."""
 
     def __init__(self, sizes: Sizes, layout: Layout) -> None:

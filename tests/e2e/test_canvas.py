@@ -121,9 +121,11 @@ def test_classes_of_transformers_do_not_stand_in(artifact: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("passes", ["default", "best"])
-def test_a_larger_one(passes: str, tmp_path: Path) -> None:
-    model = write_canvas(tmp_path / "model", **LARGER)
+@pytest.mark.parametrize(("passes", "fields"), [("default", LARGER), ("best", {})])
+def test_a_larger_one_and_the_longest_pipeline(
+    passes: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    model = write_canvas(tmp_path / "model", **fields)
     options: dict[str, Any] = {"samples": 8, "length": 48}
     compile_tiny(model, tmp_path / "out", passes, **options)
     check(model, tmp_path / "out", tmp_path / "dense")

@@ -1,14 +1,14 @@
-"""What every model that is built here says of the tensors of its checkpoints."""
+"""What every model that is built here says of its inputs and of the tensors of its checkpoints."""
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from qdc.ir.parts import Part
 
 
-class OwnModel(nn.Module):
+class Network(nn.Module):
     """A model under published key names: ``forward(input_ids, attention_mask=None)``."""
 
     logits_shift: int = 0
@@ -28,7 +28,11 @@ class OwnModel(nn.Module):
         """The name under which a tensor is published that checkpoints may hold twice."""
         return key
 
+    def further_inputs(self, batch: int, length: int) -> tuple[Tensor, ...]:
+        """What its forward takes beside tokens and mask, on meta, for whoever traces it."""
+        return ()
+
 
 def fused_of(module: nn.Module) -> Mapping[str, Part]:
-    """``OwnModel.fused``; nothing of other modules."""
-    return module.fused if isinstance(module, OwnModel) else {}
+    """``Network.fused``; nothing of other modules."""
+    return module.fused if isinstance(module, Network) else {}
