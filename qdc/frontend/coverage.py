@@ -14,7 +14,7 @@ from qdc.ir.graph import LINEAR, LayerGraph
 from qdc.ir.parts import Part
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import Frozen, Parameter
-from qdc.models.decoder import Decoder
+from qdc.models.network import fused_of
 
 MOST_REASONS = 3
 """More reasons than these are told in the report alone."""
@@ -66,7 +66,7 @@ def check_tensors(
     if missing:
         raise InvalidCheckpoint(
             f"the checkpoint lacks {len(missing)} tensors of the model",
-            where=_in_rows(missing, module.fused if isinstance(module, Decoder) else {}),
+            where=_in_rows(missing, {} if module is None else fused_of(module)),
             help="fetch the shards again, and see that config.json belongs to them",
         )
     wrong = [
