@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, LayerGraph, Stage
 from qdc.models.predictions import sources
+from qdc.numerics.products import linear
 
 POSITIONS = 256
 """Positions whose logits are computed at once: f64[256, vocabulary]."""
@@ -47,4 +47,4 @@ def sources_within(rows: Tensor, places: Tensor, shift: int, segments: Tensor | 
 
 def head_logits(hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """``f64[n, vocabulary]`` of ``[n, columns]``; ``weights`` are the head's by role."""
-    return functional.linear(hidden, weights["weight"], weights.get("bias")).double()
+    return linear(hidden, weights["weight"], weights.get("bias")).double()
