@@ -27,9 +27,9 @@ def test_takes_any_strides_and_several_leading_dimensions() -> None:
     left, right = normal(130, 3, 60).transpose(0, 1), normal(131, 60).T
     for part in (left, left[:, ::2], left[1:]):
         expected = (part.double() @ right.double()).float()
-        torch.testing.assert_close(product(part, right), expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(product(part, right), expected, rtol=0, atol=1e-4)
     wide = normal(200, 400)[:, 200:]
-    torch.testing.assert_close(product(wide.T, wide), wide.T @ wide, rtol=0, atol=1e-4)
+    torch.testing.assert_close(product(wide.T, wide), wide.T @ wide, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
