@@ -46,7 +46,6 @@ from qdc.passkit import (
     Work,
     block_slices,
     factor_bytes,
-    factor_flops,
     factorize,
     residual_cost,
 )
@@ -184,7 +183,7 @@ class ProbeLoss(ExpertOptions):
         nbytes, work = stream.cost((stage.value,))
         summed = Work(products=2 * stream.tokens_of(stage) * columns**2)
         unit.work(nbytes + 8 * columns**2, work + summed)
-        unit.work(8 * columns**2 + factor_bytes(columns), Work(exact=factor_flops(columns)))
+        unit.work(8 * columns**2 + factor_bytes(columns), Work(exact=4 * columns**3 / 3))
         for node in nodes:
             weights = node.rows * node.columns
             sweeps = 15 * (12 * self.order + 4 * 2**self.order)

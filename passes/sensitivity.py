@@ -37,7 +37,6 @@ from qdc.passkit import (
     block_widths,
     even_width,
     factor_bytes,
-    factor_flops,
     factorize,
     table_key,
 )
@@ -139,10 +138,10 @@ class Sensitivity(Pass):
         """A factorization for each stage, in fp64 and in place, then a look at each weight."""
         for stage, layers in unit.layers_by_stage():
             columns = layers[0].columns
-            widths = block_widths(columns, self.width(columns))
+            squares, widths = columns**2, block_widths(columns, self.width(columns))
             for turn, node in enumerate(layers):
                 if turn == 0 or self.accumulate:
-                    unit.work(factor_bytes(columns), Work(exact=factor_flops(columns)))
+                    unit.work(factor_bytes(columns), Work(exact=4 * columns * squares / 3))
                     factor = unit.put(stage, f"factor{turn}", columns, columns)
                 weight = unit.weight(node)
                 unit.work(3 * weight, Work(elements=weight))

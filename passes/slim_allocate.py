@@ -56,7 +56,6 @@ from qdc.passkit import (
     Work,
     block_slices,
     factor_bytes,
-    factor_flops,
     factorize,
     model_validator,
     table_key,
@@ -285,7 +284,7 @@ class SlimAllocate(ExpertOptions):
         """Charge the trials of a stage: three forms of each weight, the states of a batch."""
         columns, (nbytes, work) = layers[0].columns, cost
         if self.damp_in_place:
-            exact = Work(exact=2 * factor_flops(columns))
+            exact = Work(exact=8 * columns**3 / 3)
             unit.work(8 * columns**2 + factor_bytes(columns), exact)
             factor = unit.put(stage, "factor:slim", columns, columns)
             for node in layers:

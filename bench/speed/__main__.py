@@ -125,7 +125,7 @@ class Commands:
     def generation(self, checkout: Path, cache: str) -> float:
         """Tokens written in a second of the processor, loading left out."""
         cost = run(
-            checkout, "generate", self.artifact, "--text", PROMPT, "--length",
+            checkout, "generate", self.artifact, PROMPT, "--length",
             self.options.length, "--cache", cache, "--device", "cpu", "--json",
         )  # fmt: skip
         return float(json.loads(cost.said)["tokens_per_second"])

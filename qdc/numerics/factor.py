@@ -81,13 +81,8 @@ def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factoriz
 
 
 def factor_bytes(columns: int) -> int:
-    """What ``factorize`` takes beside the moment: an fp64 matrix, and two in fp32."""
-    return columns**2 * (8 + 4 + 4)
-
-
-def factor_flops(columns: int) -> float:
-    """Operations of ``factorize``, in fp64: a third of the cube for each of its two halves."""
-    return 2 * columns**3 / 3
+    """What ``factorize`` takes beside the moment, at most: two fp64 matrices, and one in fp32."""
+    return columns**2 * (8 + 8 + 4)
 
 
 def _cholesky_reversed(moment: Tensor, diagonal: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ the environment leaves all of it to torch.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -42,8 +43,13 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return linear(left, right.T)
 
 
-class WideProducts(TorchFunctionMode):
-    """Within a ``with`` block linears of any model are computed by ``linear``, in this thread."""
+def wide_products(device: torch.device | str) -> AbstractContextManager[object]:
+    """Have linears of any model computed by ``linear``, in this thread, where it is on a CPU."""
+    return _WideProducts() if torch.device(device).type == "cpu" else nullcontext()
+
+
+class _WideProducts(TorchFunctionMode):
+    """Within a ``with`` block linears are computed by ``linear``."""
 
     def __torch_function__(
         self,

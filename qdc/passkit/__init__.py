@@ -42,13 +42,7 @@ from qdc.numerics.bitplanes import pack_signs, unpack_signs
 from qdc.numerics.blocks import BLOCK, block_slices, block_widths, even_width
 from qdc.numerics.columns import Metric, block_metric, quantize_block
 from qdc.numerics.error import relative_output_error
-from qdc.numerics.factor import (
-    Factorization,
-    FactorizationFailed,
-    factor_bytes,
-    factor_flops,
-    factorize,
-)
+from qdc.numerics.factor import Factorization, FactorizationFailed, factor_bytes, factorize
 from qdc.numerics.feedback import (
     Compensation,
     quantize_blocks,
@@ -171,7 +165,6 @@ __all__ = [
     "Factorization",
     "factorize",
     "factor_bytes",
-    "factor_flops",
     "FactorizationFailed",
     "relative_output_error",
     "residual_cost",

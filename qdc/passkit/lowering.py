@@ -139,10 +139,10 @@ def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> dic
 
 
 def error_effort(node: Node) -> tuple[int, Work]:
-    """What ``output_error`` takes: the error in fp64, and four copies of the weight in fp32."""
+    """What ``output_error`` takes, at most: the moment and four copies of the weight in fp64."""
     weights = node.rows * node.columns
-    products = weights * node.columns
-    return (EXACT + 4 * 4) * weights, Work(exact=products, products=2 * products)
+    nbytes = EXACT * (node.columns**2 + 4 * weights) + 2 * 4 * weights
+    return nbytes, Work(exact=4 * weights * node.columns)
 
 
 def target(unit: Unit, node: Node, upper: Tensor, share: float = 0) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdc.numerics.products import WideProducts, linear, product
+from qdc.numerics.products import linear, product, wide_products
 
 SHAPES = [(2, 3, 5), (129, 130, 131)]
 """Rows, columns and results: too small for another library, and large enough for it."""
@@ -42,7 +42,7 @@ def test_leaves_other_dtypes_to_torch(dtype: torch.dtype) -> None:
 def test_modules_and_exported_graphs_multiply_so_within_a_block() -> None:
     module, inputs = nn.Linear(130, 131), normal(129, 130)
     expected = linear(inputs, module.weight, module.bias)
-    with WideProducts():
+    with wide_products("cpu"):
         assert torch.equal(module(inputs), expected)
         call = torch.ops.aten.linear.default
         assert torch.equal(call(inputs, module.weight, module.bias), expected)
@@ -51,7 +51,7 @@ def test_modules_and_exported_graphs_multiply_so_within_a_block() -> None:
 
 def test_derivatives_flow() -> None:
     module, inputs = nn.Linear(130, 131), normal(129, 130)
-    with WideProducts():
+    with wide_products("cpu"):
         module(inputs).sum().backward()
     assert module.weight.grad is not None
     torch.testing.assert_close(module.weight.grad[0], inputs.sum(0))

@@ -29,7 +29,7 @@ from qdc.errors import UnsupportedModel
 from qdc.models.layers import takes_windows
 from qdc.models.predictions import require_finite
 from qdc.models.window import Window, through
-from qdc.numerics.products import WideProducts
+from qdc.numerics.products import wide_products
 from qdc.numerics.rowquantizer import Bits
 from qdc.runtime.decoding.canvas import Canvas
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -206,7 +206,7 @@ class Reader:
         """
         self.forwards += 1
         first, last, seen = self._extent(wide=wide)
-        with WideProducts():
+        with wide_products(self.device):
             if self._window is not None:
                 if kept is not None:
                     kept = (torch.cat((kept, kept)) if self.guidance else kept).to(self.device)
