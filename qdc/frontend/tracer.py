@@ -129,7 +129,7 @@ class _Shapes(fx.Interpreter):
     def call_function(
         self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]
     ) -> Any:
-        found = None if kwargs else given_by_element(target, args)
+        found = None if any(kwargs.values()) else given_by_element(target, args)
         return super().call_function(target, args, kwargs) if found is None else found
 
     def run_node(self, n: fx.Node) -> Any:
