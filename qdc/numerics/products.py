@@ -32,10 +32,10 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Returns:
         [..., rows], inputs weight^T + bias.
     """
-    if not _is_worthwhile(inputs, weight, bias):
+    wide = _wide()
+    if wide is None or not _is_worthwhile(inputs, weight, bias):
         return F.linear(inputs, weight, bias)
-    found: Tensor = _wide()(inputs, weight, bias, "none", [], "")
-    return found
+    return wide(inputs, weight, bias, "none", [], "")
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _wide() -> Callable[..., Tensor] | None:
     """The product of oneDNN; None where torch comes without it, or the processor is too narrow."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -85,6 +85,5 @@ def _is_worthwhile(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and inputs.numel() * len(weight) >= WORTHWHILE
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
-        and torch.backends.mkldnn.enabled
-        and _wide() is not None
+        and bool(torch.backends.mkldnn.enabled)
     )
