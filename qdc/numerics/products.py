@@ -35,6 +35,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     wide = _wide()
     if wide is None or not _is_worthwhile(inputs, weight, bias):
         return F.linear(inputs, weight, bias)
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()  # for a part of a matrix oneDNN has nothing but plain loops
     return wide(inputs, weight, bias, "none", [], "")
 
 
