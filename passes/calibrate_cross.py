@@ -142,12 +142,13 @@ class CalibrateCross(WeighedOptions):
             Moment(
                 tensor=second,
                 samples=self.samples,
-                tokens=moment.tokens,
+                tokens=source.counted(moment.tokens),
                 masked=source.masked,
                 geometry=self.chosen_geometry,
                 masked_weight=self.masked_weight,
                 token_weights=self.token_weights,
                 routed=source.routed,
+                left_out=source.left_out,
             ),
             CrossMoment(tensor=lasting, drift=cross.drift, residual=residual),
         )

@@ -12,7 +12,8 @@ Other geometries, for other samplers and for comparison:
 - ``uniform``: the whole window is masked, at times that are random, one in each N-th of 0..1;
 - ``block-diffusion``: prefix and earlier blocks are visible, the current block is partly masked,
   all later ones are masked; the default of models whose attention goes by blocks, which are then
-  counted from the beginning of the sample;
+  counted from the beginning of the sample, and whose later blocks count nothing, for no sampler has
+  them in the model and nothing before them sees them (``left out`` in the note);
 - ``rollout``: states of the original model's own sampler, which fills the place of least doubt
   first; costs about half of ``steps`` further runs of the model;
 - ``tmas``: states of its whole trajectories, behind a prompt, with fixed shares from stretches of
@@ -115,12 +116,13 @@ class CalibrateMcs(WeighedOptions):
         note = Moment(
             tensor=unit.put(table_key(stage.value, "moment"), moment.value()),
             samples=self.samples,
-            tokens=moment.tokens,
+            tokens=source.counted(moment.tokens),
             masked=source.masked,
             geometry=self.chosen_geometry,
             masked_weight=self.masked_weight,
             token_weights=self.token_weights,
             routed=source.routed,
+            left_out=source.left_out,
         )
         moment.clear()  # the sum is larger than what is kept of it
         for node in layers:

@@ -37,6 +37,7 @@ from qdc.passkit import (
     quantize_on_grids,
     target,
 )
+from qdc.passkit.block_lowering import drift_effort
 
 
 class Gptq(Lowered):
@@ -81,16 +82,12 @@ class GptqLower(UniformLowering):
 
     def effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
         """Four copies of the weight, errors moved along; with asymmetry its term or target."""
-        weights, squares = node.rows * node.columns, node.columns**2
+        weights = node.rows * node.columns
         columns = (1 + self.rounds) * (1 + 2 * self.sweeps) * self.group
         work = Work(products=weights * node.columns, elements=weights * (self.reads + columns))
         nbytes = 5 * unit.weight(node) + 2 * self.codec(node).working_bytes
-        if self.asymmetry and self.target == "whole":
-            work += Work(products=6 * weights * node.columns)
-        elif self.asymmetry:
-            nbytes += 3 * 4 * squares
-            work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
-        return nbytes, work
+        drift_bytes, drift = drift_effort(node, self.asymmetry, self.target)
+        return nbytes + drift_bytes, work + drift
 
     def lower(self, unit: Unit, node: Node) -> tuple[Gptq, Tensors]:
         """Quantize the groups of a layer left to right."""

@@ -13,9 +13,10 @@ loses less than the squares themselves, which are GuidedQuant's.
     after        @guidance  128 samples of 256 tokens   as good as 9,310 equal ones
 
 ``calibrate-mcs`` and ``calibrate-cross`` read it with ``token-weights=guided``, and draw the same
-samples. States of the original wait on the host at every region's boundary, those of ``waiting``
-samples at a time; then regions are computed again from the last to the first, one at a time, with
-gradients. Tokens of experts are not weighed.
+samples; weights that none of them reads, or of other samples, are refused before anything runs.
+States of the original wait on the host at every region's boundary, those of ``waiting`` samples at
+a time; then regions are computed again from the last to the first, one at a time, with gradients.
+Tokens of experts are not weighed.
 """
 
 import math
@@ -34,9 +35,11 @@ from qdc.passkit import (
     Field,
     Forecast,
     InvalidCalibration,
+    InvalidPipeline,
     Kinds,
     LayerGraph,
     Node,
+    Pass,
     Stage,
     States,
     Unit,
@@ -47,6 +50,7 @@ from qdc.passkit import (
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, Gradients, pieces
 from qdc.passkit.head import POSITIONS, head_logits, output_head
+from qdc.pipeline.passbase import option_text
 from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.stream import Stream
 from qdc.streaming.work import FP32
@@ -80,6 +84,31 @@ class Guide(CalibrationOptions):
                 given = option.replace("_", "-")
                 raise ValueError(f"it does not read {given}, which is the calibration's own")
         return self
+
+    def check_later(self, later: Sequence[Pass]) -> None:
+        """Refuse weights that no pass reads, and readers that draw other samples."""
+        again = next((place for place, s in enumerate(later) if Guidance in s.provides), len(later))
+        reading = [step for step in later[:again] if Guidance in step.needs()]
+        if not reading:
+            raise InvalidPipeline(
+                f"{self.name} weighs tokens, and no calibration behind it asks for the weights",
+                help="write token-weights=guided to calibrate-mcs or calibrate-cross behind it, or "
+                f"leave {self.name} out",
+            )
+        own = self.draws()
+        for step in reading:
+            other = step.draws() if isinstance(step, CalibrationOptions) else own
+            unlike = [name for name in own if own[name] != other[name]]
+            if unlike:
+                raise InvalidPipeline(
+                    f"{self.name} weighs other samples than {step.name} draws",
+                    where=[
+                        f"{name}: {option_text(own[name])} and {option_text(other[name])}"
+                        for name in unlike
+                    ],
+                    help=f"write the same {', '.join(unlike)} to {self.name} and {step.name}, or "
+                    "to neither",
+                )
 
     def check(self, graph: LayerGraph) -> None:
         """Refuse a model without a head."""

@@ -55,6 +55,8 @@ GRID = (1.0, 0.8)
 SEARCHED = "1,0.95,0.9,0.85,0.8,0.75,0.7"
 """What the searches of our presets try."""
 GROUP = 128
+ONE_CLASS = "write classes=all, as in w4a4{classes=all} or w2a8{classes=all}"
+"""What to do where no token is known to be masked; these presets tell masked ones apart."""
 
 
 def as_clip(given: object) -> object:
@@ -88,13 +90,15 @@ class QuantizeActivations(CalibrationOptions):
             "quantize-vocab,stages(rotate,quantize-activations{bits=4 scheme=group clip=search "
             f"grid={SEARCHED} classes=masked}},calibrate-cross,"
             "sensitivity{damp=0.1},gptq-lower{bits=4 zero=packed sweeps=1 rounds=2 "
-            "asymmetry=1 target=whole}),pack"
+            "asymmetry=1 target=whole}),pack",
+            takes="quantize-activations",
         ),
         "w2a8": Preset(
             "quantize-vocab,stages(quantize-activations{clip=search "
             f"grid={SEARCHED} classes=masked}},calibrate-cross,"
             "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
-            "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
+            "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack",
+            takes="quantize-activations",
         ),
     }
     forbids: ClassVar[Kinds] = (InputCodes,)
@@ -134,6 +138,8 @@ class QuantizeActivations(CalibrationOptions):
             raise ValueError("clips and ranges count every token alike: weights are for moments")
         if self.classes == "masked" and not self.measures:
             raise ValueError("classes=masked is for what is measured: clip=search, ranges=static")
+        if self.classes == "masked" and self.chosen_geometry == "clean":
+            raise ValueError(f"geometry clean masks no token, so none has a class: {ONE_CLASS}")
         fields = type(self).model_fields
         given = [name for name in fields if name in self.idle]
         given = [name for name in given if getattr(self, name) != fields[name].default]
@@ -172,12 +178,12 @@ class QuantizeActivations(CalibrationOptions):
         if self.classes == "masked" and any(node.op == ROWS for node in graph):
             raise UnsupportedModel(
                 "an expert reads tokens without their places, so masked ones are not known",
-                help="leave classes=masked out",
+                help=ONE_CLASS,
             )
         if self.classes == "masked" and graph.model.mask_token_id is None:
             raise UnsupportedModel(
                 "the model has no mask token, so no tokens are masked",
-                help="leave classes=masked out",
+                help=ONE_CLASS,
             )
         if self.values != "none":
             refuse_lost_values(graph, "leave values out: linears' inputs are quantized without it")

@@ -6,7 +6,11 @@ counted before it is parsed: what opens a list or an object, and the commas betw
 
 import json
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
 
 DEEPEST = 100
 """Lists and objects inside one another."""
@@ -56,6 +60,23 @@ def parse_json(text: str | bytes, bounds: Bounds = BOUNDS) -> Any:
         raise _too_deep() from error
     _check_depth(found)
     return found
+
+
+def model_of(kind: type[M], data: object) -> M:
+    """A pydantic model of data as a file has it, where no value stands for one of another type.
+
+    A text is no number, and neither is a truth value; lists stand for tuples, as JSON has no other.
+
+    Raises:
+        ValidationError: the data, which may be no JSON at all, is not what the model says.
+    """
+    try:
+        return kind.model_validate_json(json.dumps(data), strict=True)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValidationError) and error.errors()[0]["type"] != "json_invalid":
+            raise
+    # It is no JSON: bytes, half a character, a number of thousands of digits, too deep a list.
+    return kind.model_validate(data, strict=True)
 
 
 def check_size(text: str | bytes, bounds: Bounds = BOUNDS) -> None:

@@ -14,13 +14,13 @@ from qdc.pipeline.registry import standard_registry
 OURS, LIBRARY = "ours", "library"
 RATES = (1.75, 2.25, 2.5)
 """Budgets of ``best`` between those of the presets, all that is stored of the layers counted."""
-CAUSAL_RATES = (1.75, 2.0, 2.25, 2.5, 3.0)
+CAUSAL_RATES = (1.75, 2.0, 2.2, 2.5, 3.0)
 CAUSAL = (
-    "calibrate-mcs,sensitivity,predict-error,allocate-rates{budget=%g weights=energy},"
-    "stages(calibrate-cross,sensitivity{damp=0.1},"
+    "guide,calibrate-mcs,sensitivity,predict-error,allocate-rates{budget=%g weights=energy},"
+    "stages(calibrate-cross{token-weights=guided},sensitivity{damp=0.1},"
     "trellis-lower{asymmetry=1 bits=allocated sweeps=2 rounds=1}),pack"
 )
-"""At a rate. No preset is like it: what ``best`` guides and probes by are losses under masks."""
+"""At a rate: ``best`` without its probes, each of which runs a whole model once more."""
 TYPES = (
     "IQ1_M", "IQ2_XXS", "TQ2_0", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K",
 )  # fmt: skip

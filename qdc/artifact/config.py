@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qdc.errors import InvalidArtifact, nearest
 from qdc.format.codec import Codec
 from qdc.ir.activations import LayerActivations
+from qdc.jsontext import model_of
 from qdc.models.document_tokens import DocumentTokens
 
 FORMAT_VERSION = 2
@@ -15,6 +16,7 @@ FORMAT_VERSION = 2
 ACTIVATIONS = 2
 """The first version whose linears may do something with what they read."""
 QUANTIZATION = "quantization_config"
+AGAIN = "copy the folder again, or compile the model again"
 GUARD = {"transformers_weights": "import qdc.hf before from_pretrained: qdc has packed the weights"}
 """Keeps transformers from loading an artifact without ``qdc.hf``.
 
@@ -63,12 +65,10 @@ def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
             help="compile it first: qdc compile MODEL -o OUT",
         )
     try:
-        parsed = QuantizationConfig.model_validate(config[QUANTIZATION])
+        parsed = model_of(QuantizationConfig, config[QUANTIZATION])
     except ValidationError as error:
-        first = error.errors()[0]
         raise InvalidArtifact(
-            f"quantization_config is not one of qdc: {first['msg']}",
-            where=[".".join(map(str, first["loc"]))],
+            f"quantization_config is not one of qdc: {_first(error)}", help=AGAIN
         ) from error
     if parsed.format_version > FORMAT_VERSION:
         raise InvalidArtifact(
@@ -80,7 +80,7 @@ def parse_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
         raise InvalidArtifact(
             f"the artifact has format version {parsed.format_version} and names activations, "
             f"which version {ACTIVATIONS} has",
-            help="copy the folder again, or compile the model again",
+            help=AGAIN,
         )
     by_class = [path for path, each in parsed.activations.items() if each.by_class]
     if by_class and parsed.mask_token is None:
@@ -111,10 +111,16 @@ def parse_codec(layer: str, fields: Mapping[str, Any], codecs: Mapping[str, type
             help=nearest(str(name), codecs) + "; load the plugin that wrote it with --plugin",
         )
     try:
-        return codecs[name].model_validate({k: v for k, v in fields.items() if k != "codec"})
+        return model_of(codecs[name], {k: v for k, v in fields.items() if k != "codec"})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
         raise InvalidArtifact(
-            f"the codec's settings are wrong: {place} {first['msg']}", where=[layer]
+            f"the codec's settings are wrong: {_first(error)}", where=[layer], help=AGAIN
         ) from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first field at fault, the type or value that it needs, and what was found there."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    given = "" if first["type"] == "missing" else f" (given {first['input']!r:.80})"
+    return f"{place} {first['msg']}{given}".lstrip()

@@ -160,7 +160,7 @@ def read_journal(folder: Path, name: str = JOURNAL) -> Journal | None:
             raise InvalidJournal("the journal is no journal", where=[str(path)], help=DISCARD)
         data = read_regular(path, LARGEST)
         check_size(data)
-        journal = Journal.model_validate_json(data)
+        journal = Journal.model_validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -17,6 +17,7 @@ from qdc.cli.terminal import (
 )
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.forecast import forecast
+from qdc.planning.headers import Headers
 from qdc.planning.machine import Machine
 from qdc.planning.options import ForecastOptions
 from qdc.planning.outlook import Choice, Outlook, RegionKind, RuntimeMemory, Verdict
@@ -45,7 +46,9 @@ def plan_command(options: ForecastOptions, *, as_json: bool) -> None:
     gpu, device = options.gpu, options.device
     machine = Machine.here(device) if gpu is None else Machine.elsewhere(gpu)
     machine = machine.asked(options.ranks, options.device_rate)
-    outlook = judged(options, registry, machine, forecast(options, registry, machine))
+    headers = Headers(options.model_dir, registry.families)
+    outlook = forecast(options, registry, machine, headers=headers)
+    outlook = judged(options, registry, machine, outlook, headers)
     if as_json:
         print_json(outlook.as_data())
     else:

@@ -1,14 +1,19 @@
 """What happens to every tensor of a checkpoint; nothing is left out in silence."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+from torch import nn
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCheckpoint
 from qdc.format.codec import Lowered
 from qdc.ir.annotations import OUTSIDE, TIED, Kept
 from qdc.ir.graph import LINEAR, LayerGraph
+from qdc.ir.parts import Part
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import Frozen, Parameter
+from qdc.models.decoder import Decoder
 
 FLOATING = ("f64", "f32", "f16", "bf16")
 
@@ -31,8 +36,15 @@ def mark_kept(graph: LayerGraph) -> None:
             graph.annotate(node.name, Kept(reason=OUTSIDE if own else TIED))
 
 
-def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
+def check_tensors(
+    graph: LayerGraph, checkpoint: Checkpoint, module: nn.Module | None = None
+) -> None:
     """Compare the checkpoint with the traced model, both ways.
+
+    Args:
+        graph: of the model.
+        checkpoint: headers under the model's own names.
+        module: what was traced; says which tensors may be held as rows of another one.
 
     Raises:
         InvalidCheckpoint: a tensor is missing, has another shape, or maps to nothing in the model.
@@ -41,7 +53,9 @@ def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
     missing = sorted(set(wanted) - set(checkpoint.headers))
     if missing:
         raise InvalidCheckpoint(
-            f"the checkpoint lacks {len(missing)} tensors of the model", where=missing
+            f"the checkpoint lacks {len(missing)} tensors of the model",
+            where=_in_rows(missing, module.fused if isinstance(module, Decoder) else {}),
+            help="fetch the shards again, and see that config.json belongs to them",
         )
     wrong = [
         f"{name}: {checkpoint.headers[name]} instead of {tuple(parameter.shape)}"
@@ -60,6 +74,17 @@ def check_tensors(graph: LayerGraph, checkpoint: Checkpoint) -> None:
     odd = [f"{n}: {p.dtype}" for n, p in checkpoint.headers.items() if p.dtype not in FLOATING]
     if odd:
         raise InvalidCheckpoint("weights are not floating point", where=odd)
+
+
+def _in_rows(names: Sequence[str], fused: Mapping[str, Part]) -> list[str]:
+    """Names of tensors, with the one that checkpoints usually hold them in, where there is one."""
+    told = []
+    for name in names:
+        part = fused.get(name)
+        rows = part.rows if part is not None else None
+        other = f", or rows {rows[0]} to {rows[1]} of {part.key}" if part and rows else ""
+        told.append(f"{name}{other}")
+    return told
 
 
 def coverage(graph: LayerGraph, checkpoint: Checkpoint | None = None) -> tuple[Covered, ...]:

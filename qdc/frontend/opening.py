@@ -22,6 +22,6 @@ def open_model(
     checkpoint = Checkpoint(folder)
     refuse_compiled(checkpoint)
     program = trace_checkpoint(checkpoint, choose(checkpoint.config, choice, families), families)
-    check_tensors(program.graph, checkpoint)
+    check_tensors(program.graph, checkpoint, program.module)
     mark_kept(program.graph)
     return checkpoint, program

@@ -70,16 +70,19 @@ class Moment(Annotation):
     """What else tokens are weighed by."""
     routed: int | None = Field(default=None, ge=0)
     """Tokens that an expert saw, where they are too few and all tokens stand in for them."""
+    left_out: int = Field(default=0, ge=0)
+    """Tokens of the samples that count nothing: those of blocks behind the one in work."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the last four out where they say nothing, as dumps before them did."""
+        """Leave the last five out where they say nothing, as dumps before them did."""
         data: dict[str, Any] = dump(self)
         usual = {
             "geometry": USUAL_GEOMETRY,
             "masked_weight": 1,
             "token_weights": EQUAL,
             "routed": None,
+            "left_out": 0,
         }
         return {k: v for k, v in data.items() if k not in usual or v != usual[k]}
 
@@ -90,7 +93,8 @@ class Moment(Annotation):
         geometry = "" if self.geometry == USUAL_GEOMETRY else f"   {self.geometry}"
         masked = f"{self.masked:.0%} masked{weight}"
         pooled = "" if self.routed is None else f" pooled for {self.routed:,} routed"
-        tokens = f"{self.tokens:,} tokens{pooled}"
+        behind = f" and {self.left_out:,} left out" if self.left_out else ""
+        tokens = f"{self.tokens:,} tokens{pooled}{behind}"
         weighed = "" if self.token_weights == EQUAL else f"   {self.token_weights}"
         return f"{shape}   {self.samples} samples, {tokens}, {masked}{geometry}{weighed}"
 

@@ -18,9 +18,11 @@ from qdc.ir.lines import VERSION, Tags
 from qdc.ir.opaque import Opaque
 from qdc.ir.summary import Summary
 from qdc.ir.verify import verify
+from qdc.jsontext import model_of
 
 FORMAT = "qdc-ir"
 PARTS = {"format", "version", "after", "structure", "annotations"}
+WRITTEN_BY = "dumps are written by qdc compile --dump-after; write it again, or copy it again"
 LARGEST = 1 << 28
 LEAST_BYTES, FREE = 6, 1000
 """Bytes that a list or a map takes on average, at the least: an empty one is a single byte, and in
@@ -72,7 +74,7 @@ def from_bytes(data: bytes, tags: Tags) -> LayerGraph:
     if odd:
         raise InvalidDump("parts of the dump are missing or unknown", where=odd)
     try:
-        graph = LayerGraph(Structure.model_validate(raw["structure"]))
+        graph = LayerGraph(model_of(Structure, raw["structure"]))
         after, notes = raw["after"], raw["annotations"]
         if not isinstance(after, str) or not isinstance(notes, list):
             raise InvalidDump("after or annotations of the dump have the wrong type")
@@ -130,9 +132,9 @@ def _unpacked(data: bytes) -> dict[str, Any]:
             ext_hook=lambda code, found: counted(msgpack.ExtType(code, found)),
         )
     except (ValueError, msgpack.exceptions.UnpackException, TypeError, RecursionError) as error:
-        raise InvalidDump("the file is no qdc IR dump, or is cut short") from error
+        raise InvalidDump("the file is no qdc IR dump, or is cut short", help=WRITTEN_BY) from error
     if not isinstance(raw, dict):
-        raise InvalidDump("the file is no qdc IR dump")
+        raise InvalidDump("the file is no qdc IR dump", help=WRITTEN_BY)
     return raw
 
 
@@ -153,6 +155,6 @@ def note_from(entry: Any, tags: Tags) -> tuple[str, Annotation]:
     match entry:
         case [str(name), str(tag), dict(fields)]:
             if tag in tags:
-                return name, tags[tag].model_validate(fields)
+                return name, model_of(tags[tag], fields)
             return name, Opaque(unknown_tag=tag, data=fields)
     raise InvalidDump("an annotation of the dump is not [node, tag, fields]")

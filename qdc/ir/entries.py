@@ -4,14 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from qdc.errors import InvalidText
 from qdc.ir.values import Misread, read_fields
+from qdc.jsontext import model_of
 
 EXCERPT = 100
 """Characters of a line that an error shows."""
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,7 @@ class Entry:
             return {}
         return self.exact.read(read_fields, len(self.exact.text) - len(self.exact.text.lstrip(" ")))
 
-    def made(self, kind: type[T], data: dict[str, Any]) -> T:
+    def made(self, kind: type[M], data: dict[str, Any]) -> M:
         """An object of a pydantic class from what the line says and from the exact fields."""
-        made: Callable[[Any], T] = kind.model_validate  # type: ignore[attr-defined]
         fields = self.fields()
-        return (self.exact or self.line).checked(lambda: made({**data, **fields}))
+        return (self.exact or self.line).checked(lambda: model_of(kind, {**data, **fields}))

@@ -89,7 +89,12 @@ def refused_fields(
     for name in set_fields(config, known):
         if name in alike and alike[name] == config[name]:
             continue
-        if _computes(name):
+        if alike.get(name) is not None and _computes(name):
+            yield (
+                f"{name}: the other fields give {alike[name]!r}; mend the one that is wrong, or "
+                f"take this one out (given {config[name]!r:.80})"
+            )
+        elif _computes(name):
             yield (
                 f"{name}: unknown, and by its name it changes what is computed; take it out if the "
                 f"model's own code does not read it (given {config[name]!r:.80})"

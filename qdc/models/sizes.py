@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qdc.jsontext import model_of
 from qdc.models.configuration import BEST_OF_GROUP, MOST_EXPERTS, Count, Depth, Width
 from qdc.models.variants import read_rope, refused_variants
 
@@ -183,13 +184,7 @@ def read_sizes(
     table = fields.present()
     given = {size: config[field] for size, field in table.items() if field in config}
     given |= {size: False for size in FLAGS if size in given and given[size] is None}
-    no_numbers = [
-        size
-        for size, value in given.items()
-        if (value is True or value is False) and size not in FLAGS
-    ]
     problems = list(refused_variants(config, variants, read=tuple(table.values())))
-    problems += [f"{table[size]}: Input should be a number" for size in no_numbers]
     rope = read_rope(config, table.get("theta", "rope_theta"), table.get("rotated", ""), variants)
     problems += rope.problems
     given |= rope.found
@@ -197,20 +192,22 @@ def read_sizes(
     untold = [size for size in DECISIVE if size in table and known.get(size) is None]
     problems += [f"{table[size]}: a value is needed" for size in untold]
     try:
-        sizes = Sizes.model_validate({k: v for k, v in known.items() if k not in untold})
+        sizes = model_of(Sizes, {k: v for k, v in known.items() if k not in untold})
     except ValidationError as error:
         return None, problems + _told(error, table)
     if not untold:
         problems += _contradictions(sizes, {size: table.get(size, size) for size in asdict(fields)})
-    return None if no_numbers else sizes, problems
+    return sizes, problems
 
 
 def _told(error: ValidationError, table: Mapping[str, str]) -> list[str]:
-    """The problems that pydantic has found, under published names."""
+    """The problems that pydantic has found, under published names, with what was found."""
     found = []
     for each in error.errors():
-        first, *rest = map(str, each["loc"])
-        found.append(f"{'.'.join((table.get(first, first), *rest))}: {each['msg']}")
+        first, *rest = map(str, each["loc"] or ("config.json",))
+        place = ".".join((table.get(first, first), *rest))
+        given = "" if each["type"] == "missing" else f" (given {each['input']!r:.80})"
+        found.append(f"{place}: {each['msg']}{given}")
     return found
 
 

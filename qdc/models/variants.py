@@ -2,7 +2,7 @@
 
 A field that would change the arithmetic, and that no size covers, must have a value for which the
 decoder computes what the published code computes. Other spellings of such a value are taken:
-integers for truth values, null where a false would stand, ``{"type": "default"}`` for no scaling.
+null where a false would stand, ``{"type": "default"}`` for no scaling; no number is a truth value.
 """
 
 import math
@@ -125,8 +125,8 @@ def _is_positive(value: object) -> TypeGuard[float]:
 def _same(given: object, allowed: object) -> bool:
     """Whether published code, which asks ``if config.field``, takes both alike.
 
-    A 1 stands for true, and null for false; a true stands for no number.
+    Null stands for false; a truth value stands for no number, and no number for a truth value.
     """
-    if isinstance(given, bool) and not isinstance(allowed, bool):
+    if isinstance(given, bool) != isinstance(allowed, bool) and given is not None:
         return False
     return given == allowed or (allowed is False and given is None)

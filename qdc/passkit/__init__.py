@@ -65,8 +65,9 @@ from qdc.numerics.uniform import (
 )
 from qdc.passkit.block_lowering import BlockLowering, CompensatedLowering, Problem
 from qdc.passkit.calibration import CalibrationOptions
-from qdc.passkit.experts import ExpertOptions, Source
+from qdc.passkit.experts import ExpertOptions
 from qdc.passkit.lowering import Lowering, error_effort, output_error, target
+from qdc.passkit.source import Source
 from qdc.passkit.states import States
 from qdc.passkit.uniform_lowering import UniformLowering
 from qdc.passkit.vocabulary_lowering import LoweredVocabulary, VocabularyLowering

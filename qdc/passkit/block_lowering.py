@@ -131,19 +131,24 @@ class DriftOptions(Lowering, ABC):
         return None if cross is None else asymmetry_term(cross, upper, self.asymmetry)
 
 
+def drift_effort(node: Node, asymmetry: float, target: str) -> tuple[int, Work]:
+    """Bytes and arithmetic of what a layer takes back of its drift: its target, or its term."""
+    products, squares = node.rows * node.columns**2, node.columns**2
+    if not asymmetry:
+        return 0, Work()
+    if target == "whole":
+        return 0, Work(products=6 * products)
+    return 3 * 4 * squares, Work(products=2 * products + 4 * squares * node.columns)
+
+
 class CompensatedLowering(DriftOptions, CompensationOptions, ABC):
     """A pass whose blocks hand their errors on, and that may take its inputs' drift back."""
 
     def compensation_effort(self, unit: Forecast, node: Node) -> tuple[int, Work]:
         """Bytes and arithmetic of moving errors along, and of the drift's target or term."""
-        weights, squares = node.rows * node.columns, node.columns**2
-        nbytes, work = COPIES * unit.weight(node), Work(products=weights * node.columns)
-        if self.asymmetry and self.target == "whole":
-            work += Work(products=6 * weights * node.columns)
-        elif self.asymmetry:
-            nbytes += 3 * 4 * squares
-            work += Work(products=2 * weights * node.columns + 4 * squares * node.columns)
-        return nbytes, work
+        drift_bytes, drift = drift_effort(node, self.asymmetry, self.target)
+        moved = Work(products=node.rows * node.columns**2)
+        return COPIES * unit.weight(node) + drift_bytes, moved + drift
 
 
 class BlockLowering(CompensatedLowering, FeedbackOptions, ABC):

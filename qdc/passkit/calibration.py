@@ -55,7 +55,7 @@ class CalibrationOptions(CalibrationFields):
             segments = segments.repeat_interleave(repeated, 0)
         tokens, masked = found or self._mask(unit, clean, maskable, segments)
         states = States(clean, tokens, masked, self.weigh(masked), segments)
-        weights = states.weights * states.data
+        weights = states.weights * states.data * ~self._unseen(unit.model, masked)
         if self.asks_certainty:
             weights = weights * self._certainty(unit, states)
         return replace(states, weights=weights)
@@ -127,6 +127,20 @@ class CalibrationOptions(CalibrationFields):
             return
         unit.sweep(rows, length, self.batch, times=sweeps, segmented=self.segmented)
 
+    def _block(self, model: ModelFacts) -> int:
+        """Tokens of a block of ``block-diffusion``."""
+        return self.block_length or model.attention_block or BLOCK_LENGTH
+
+    def _unseen(self, model: ModelFacts, masked: Tensor) -> Tensor:
+        """Which tokens no sampler has in the model, ``bool[N, length]``: they count nothing.
+
+        Where attention goes by blocks, a sampler holds the blocks up to the one in work alone, and
+        no token of them sees a later one.
+        """
+        if self.chosen_geometry != "block-diffusion" or not model.denoises_blocks:
+            return torch.zeros_like(masked)
+        return geometry.behind_work(masked, self._block(model))
+
     def _certainty(self, unit: Unit, states: States) -> Tensor:
         """What tokens weigh by confidence, ``f32[N, length]``."""
         rule = Certainty(self.token_weights, self.certainty_base, self.certainty_exponent)
@@ -154,9 +168,9 @@ class CalibrationOptions(CalibrationFields):
         times = self.times()
         if self.chosen_geometry == "block-diffusion":
             own = unit.model.attention_block
-            size = self.block_length or own or BLOCK_LENGTH
+            size, aligned = self._block(unit.model), own is not None
             return geometry.block_diffusion(
-                clean, maskable, times, mask_id, seed, size, aligned=own is not None
+                clean, maskable, times, mask_id, seed, size, aligned=aligned
             )
         if self.chosen_geometry == "rollout":
             return rollout(

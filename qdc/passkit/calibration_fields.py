@@ -34,6 +34,10 @@ READ_BY = {
     "masked_weight": ("mcs", "uniform", "block-diffusion", "rollout", "tmas"),
 }
 """Options that only some geometries read; with another one they are refused."""
+UNDRAWN = (
+    "batch", "masked_weight", "token_weights", "certainty_base", "certainty_exponent",
+)  # fmt: skip
+"""Options that have no part in which tokens are drawn, nor in which of them are masked."""
 
 
 class CalibrationFields(Pass):
@@ -165,6 +169,12 @@ class CalibrationFields(Pass):
     def asks_certainty(self) -> bool:
         """Whether tokens are weighed by how sure the original model is."""
         return self.token_weights in BASES
+
+    def draws(self) -> dict[str, object]:
+        """What says which samples are drawn and how they are masked, by the options' names."""
+        fields = [name for name in CalibrationFields.model_fields if name not in UNDRAWN]
+        own = {name.replace("_", "-"): getattr(self, name) for name in fields}
+        return {**own, "geometry": self.chosen_geometry}
 
     def check(self, graph: LayerGraph) -> None:
         """Refuse samples that are longer than the model takes."""

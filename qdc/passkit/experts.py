@@ -16,6 +16,7 @@ from qdc.errors import InvalidCalibration, UnsupportedModel
 from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.ir.routing import ROWS, rows_of
 from qdc.passkit.calibration import CalibrationOptions
+from qdc.passkit.source import Source
 from qdc.streaming.execute import Environment
 from qdc.streaming.stream import Stream
 from qdc.streaming.unit import Unit
@@ -24,20 +25,6 @@ Wave = Sequence[tuple[Stage, tuple[Node, ...]]]
 """Stages that do not hang on each other, with those of their layers that are to be quantized."""
 MOST = 2
 """What a wave reads of one batch is computed in parts, of so many times the widest dense value."""
-
-
-class Source(NamedTuple):
-    """Which tokens the statistics of a stage come from."""
-
-    masked: float
-    """Share of them that is masked."""
-    routed: int | None = None
-    """Tokens of the expert, if they are too few and all tokens stand in; None otherwise."""
-
-    @property
-    def pooled(self) -> bool:
-        """Whether the expert is fed with all tokens."""
-        return self.routed is not None
 
 
 class ExpertOptions(CalibrationOptions):
@@ -85,17 +72,20 @@ class ExpertOptions(CalibrationOptions):
         if routed:
             sums = unit.total(stream, *(count for value in routed for count in counted[value]))
             counted |= dict(zip(routed, zip(sums[::2], sums[1::2], strict=True), strict=True))
+        left_out = int(stream.data.sum()) - int(stream.counting.sum())
         found: dict[str, Source] = {}
         for stage, layers in wave:
             count, masked = counted[stage.value]
             needed = self.least(layers[0].columns)
             if count >= needed or stage.value not in routed:
-                found[stage.value] = Source(masked / max(1, count))
+                found[stage.value] = Source(masked / max(1, count), None, left_out, count)
                 continue
             for node in layers:
                 unit.remark("missed", node, reason="few routed tokens", tokens=count, needed=needed)
-            share = stream.masked[stream.data].double().mean().item()
-            found[stage.value] = Source(share, routed=count)
+            every = stream.masked[stream.counting]
+            found[stage.value] = Source(
+                every.double().mean().item(), count, left_out, every.numel()
+            )
         return found
 
 
@@ -274,19 +264,20 @@ def tokens_of(stream: Stream, stages: Sequence[Stage]) -> dict[str, tuple[int, i
 
     Of experts only the routing is computed; the stream stands before the wave of the stages.
     """
-    hidden, rows = stream.masked, {s.value: rows_of(stream.graph, s.value) for s in stages}
-    whole = int(stream.data.sum()), int(hidden.sum())
+    rows = {stage.value: rows_of(stream.graph, stage.value) for stage in stages}
+    facts = torch.stack((stream.counting, stream.masked & stream.counting), -1)
+    whole = int(facts[..., 0].sum()), int(facts[..., 1].sum())
     found = {value: whole if row is None else (0, 0) for value, row in rows.items()}
     routed = {value: row for value, row in rows.items() if row is not None}
     if not routed:
         return found
     for computed, part in zip(
-        stream.compute(tuple(routed.values())), stream.rows(hidden), strict=True
+        stream.compute(tuple(routed.values())), stream.rows(facts), strict=True
     ):
         for value, row in routed.items():
-            masked = _at(part, computed[row])
+            seen, masked = _at(part, computed[row]).unbind(-1)
             count, sums = found[value]
-            found[value] = count + len(masked), sums + int(masked.sum())
+            found[value] = count + int(seen.sum()), sums + int(masked.sum())
     return found
 
 
@@ -308,4 +299,4 @@ def paired(now: Reading, original: Reading) -> Tensor:
 
 
 def _at(facts: Tensor, rows: Tensor | None) -> Tensor:
-    return facts if rows is None else facts.flatten()[rows.to(facts.device)]
+    return facts if rows is None else facts.flatten(0, 1)[rows.to(facts.device)]

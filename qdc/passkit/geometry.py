@@ -87,6 +87,19 @@ def block_diffusion(
     return clean.masked_fill(masked, mask_id), masked
 
 
+def behind_work(masked: Tensor, block_length: int) -> Tensor:
+    """Which places lie in blocks behind the first one with a mask in it, ``bool[N, length]``.
+
+    Args:
+        masked: ``bool[N, length]``.
+        block_length: of blocks that are counted from the beginning of a sample.
+    """
+    number = torch.arange(masked.shape[1]) // block_length
+    beyond = int(number[-1]) + 1
+    current = torch.where(masked, number, beyond).amin(1, keepdim=True)
+    return number > current
+
+
 def unmasked(clean: Tensor) -> Masked:
     """Mask nothing: what calibration for autoregressive models does, kept for comparison."""
     return clean.clone(), torch.zeros_like(clean, dtype=torch.bool)

@@ -154,7 +154,13 @@ def _passes(items: Iterable[Pass | Group]) -> Iterator[Pass]:
         yield from item.passes if isinstance(item, Group) else (item,)
 
 
-def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str = "") -> None:
+def check_order(
+    plan: Plan,
+    present: Kinds = (),
+    final: Kinds = (),
+    backend: str = "",
+    whole: Plan | None = None,
+) -> None:
     """Check that everything that is read was provided before.
 
     Args:
@@ -162,12 +168,13 @@ def check_order(plan: Plan, present: Kinds = (), final: Kinds = (), backend: str
         present: annotations that the graph carries at the start.
         final: annotations that the backend of this name reads at the end.
         backend: its name.
+        whole: the pipeline that ``plan`` was cut from, if it was: passes look at what was to come.
 
     Raises:
         MissingAnnotation: naming every unmet need at once.
         InvalidPipeline: a pass refuses one behind it.
     """
-    steps = list(plan.passes())
+    steps = list((whole or plan).passes())
     for place, step in enumerate(steps):
         step.check_later(steps[place + 1 :])
     available: dict[type[Annotation], None] = dict.fromkeys(present)

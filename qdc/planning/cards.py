@@ -64,9 +64,10 @@ def find_card(name: str) -> Card:
     words = name.lower().replace("_", " ").replace("-", " ").split()
     short = "-".join(word for word in words if word not in ("nvidia", "geforce", "rtx"))
     if short not in CARDS:
+        near, all_names = nearest(short, CARDS), ", ".join(CARDS)
         raise UnknownName(
             f"no card is called {name!r}",
             where=["--gpu"],
-            help=f"{nearest(short, CARDS)}; known: {', '.join(CARDS)}",
+            help=f"{near}; known: {all_names}" if near.startswith("did") else f"known: {all_names}",
         )
     return CARDS[short]

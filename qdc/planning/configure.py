@@ -36,10 +36,11 @@ def configure(
     if model is None:
         _refuse_idle(options, registry, plan)
     backend: Backend | None = build_backend(options.backend, registry)
+    whole = plan
     if stop_after is not None:
         plan, backend = plan.cut(plan.place_of(stop_after)), None
     if backend is None:
-        check_order(plan)
+        check_order(plan, whole=whole)
     else:
         check_order(plan, final=backend.requires, backend=backend.name)
     if backend is not None and not backend.activations:

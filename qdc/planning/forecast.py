@@ -18,7 +18,7 @@ from qdc.pipeline.registry import Registry
 from qdc.planning.configure import configure
 from qdc.planning.effort import said
 from qdc.planning.files import Files
-from qdc.planning.headers import open_headers
+from qdc.planning.headers import Headers
 from qdc.planning.kinds import layer_kinds, region_kinds
 from qdc.planning.machine import Machine
 from qdc.planning.options import PlanOptions
@@ -35,7 +35,12 @@ from qdc.text.tokenizer import Encoder
 
 
 def forecast(
-    options: PlanOptions, registry: Registry, machine: Machine | None = None, *, text: bool = True
+    options: PlanOptions,
+    registry: Registry,
+    machine: Machine | None = None,
+    *,
+    text: bool = True,
+    headers: Headers | None = None,
 ) -> Outlook:
     """Work a compile out without running it.
 
@@ -46,6 +51,8 @@ def forecast(
         machine: where it would run; this one if not given, whose speed is measured for a fraction
             of a second.
         text: whether the calibration text is looked at.
+        headers: of the options' model, which another forecast may have opened; of this one alone if
+            not given.
 
     Raises:
         QdcError: what is asked for, the checkpoint, a file of calibration text, or a pass that
@@ -53,7 +60,8 @@ def forecast(
     """
     configure(options, registry)  # Refuses before anything is read.
     machine = machine or Machine.here(options.device)
-    checkpoint, program, assumed = open_headers(options.model_dir, registry.families)
+    headers = headers or Headers(options.model_dir, registry.families)
+    checkpoint, program, assumed = headers.open()
     graph = program.graph
     plan, backend = configure(options, registry, model=graph.model, longest=graph.model.max_length)
     assert backend is not None, "a plan is cut nowhere"

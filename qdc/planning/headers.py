@@ -1,5 +1,6 @@
 """A model folder whose shards may be missing: configuration and index stand in for headers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from qdc.frontend.held_in_parts import held_whole
 from qdc.frontend.opening import open_model
 from qdc.frontend.own_names import match_own_names
 from qdc.frontend.tracer import Program, trace
+from qdc.ir.graph import LayerGraph
 from qdc.ir.types import BYTES, SHORT, Parameter
 from qdc.models.families import BUILT_IN, Families
 
@@ -54,6 +56,27 @@ class IndexOnly(Checkpoint):
         return self.index_bytes
 
 
+class Headers:
+    """A model for several forecasts: opened and traced once, when the first one asks for it."""
+
+    def __init__(self, folder: Path, families: Families = BUILT_IN) -> None:
+        """Take the folder and the families that may claim it; nothing is read yet."""
+        self.folder, self.families = folder, families
+        self._opened: tuple[Checkpoint, Program, str] | None = None
+
+    def open(self) -> tuple[Checkpoint, Program, str]:
+        """What ``open_headers`` gives, and raises; the graph is the caller's own to annotate."""
+        if self._opened is None:
+            self._opened = open_headers(self.folder, self.families)
+        checkpoint, program, assumed = self._opened
+        graph = LayerGraph(program.graph.structure)
+        graph.after = program.graph.after
+        for node in program.graph:
+            for note in program.graph.annotations(node.name).values():
+                graph.annotate(node.name, note)
+        return checkpoint, replace(program, graph=graph), assumed
+
+
 def open_headers(folder: Path, families: Families = BUILT_IN) -> tuple[Checkpoint, Program, str]:
     """Open a model for planning: from the headers of its shards, or without any shard.
 
@@ -74,7 +97,7 @@ def open_headers(folder: Path, families: Families = BUILT_IN) -> tuple[Checkpoin
     checkpoint.assumed_fields = families.assumed(config)
     match_own_names(module, checkpoint)
     program = trace(module, facts, checkpoint)
-    check_tensors(program.graph, checkpoint)
+    check_tensors(program.graph, checkpoint, module)
     mark_kept(program.graph)
     dtype = checkpoint.dtype
     what = f"no shard is here: shapes follow from config.json, every tensor counts as {dtype}"

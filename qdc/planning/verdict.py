@@ -7,6 +7,7 @@ from qdc.errors import QdcError
 from qdc.pipeline.registry import Registry
 from qdc.planning.effort import EFFORTS
 from qdc.planning.forecast import forecast
+from qdc.planning.headers import Headers
 from qdc.planning.machine import Machine
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Choice, Outlook, Verdict
@@ -22,7 +23,13 @@ STEP = 1 << 28
 """Bytes to which ``--host-memory`` is rounded down."""
 
 
-def judged(options: PlanOptions, registry: Registry, machine: Machine, outlook: Outlook) -> Outlook:
+def judged(
+    options: PlanOptions,
+    registry: Registry,
+    machine: Machine,
+    outlook: Outlook,
+    headers: Headers | None = None,
+) -> Outlook:
     """The outlook with a verdict on it, and with choices where it does not fit or takes days.
 
     Args:
@@ -30,12 +37,14 @@ def judged(options: PlanOptions, registry: Registry, machine: Machine, outlook: 
         registry: knows passes, backends and model families.
         machine: where it would run.
         outlook: without a verdict.
+        headers: that it was made of; opened again, once for all choices, if not given.
     """
     lacking = list(_lacking(outlook, machine))
     choices: list[Choice] = []
+    headers = headers or Headers(options.model_dir, registry.families)
     if lacking or outlook.seconds > LONG:
         for words, changes in _candidates(options, outlook, machine):
-            found = _tried(options, registry, machine, words, changes)
+            found = _tried(options, registry, machine, words, changes, headers)
             better = found is not None and (
                 found.seconds < LONG or found.seconds < outlook.seconds / 2 or bool(lacking)
             )
@@ -100,11 +109,12 @@ def _tried(
     machine: Machine,
     words: str,
     changes: dict[str, Any],
+    headers: Headers,
 ) -> Choice | None:
     """The figures of other options; None where they cannot be."""
     other = options.model_copy(update=changes)
     try:
-        found = forecast(other, registry, machine, text=False)
+        found = forecast(other, registry, machine, text=False, headers=headers)
     except QdcError:
         return None
     device = found.device_memory

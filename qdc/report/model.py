@@ -14,6 +14,7 @@ from qdc.ir.calibration_use import SampledStates, TokenCertainty
 from qdc.ir.distilled import Distilled
 from qdc.ir.text_use import TextUse
 from qdc.ir.types import Frozen
+from qdc.jsontext import model_of
 from qdc.units import size
 
 SCHEMA = 1
@@ -250,7 +251,7 @@ class CompileReport(Frozen):
                 help="compile again, or use the qdc that wrote it",
             )
         try:
-            return cls.model_validate({k: v for k, v in data.items() if k not in DERIVED})
+            return model_of(cls, {k: v for k, v in data.items() if k not in DERIVED})
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))

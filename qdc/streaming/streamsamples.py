@@ -46,6 +46,11 @@ class StreamSamples:
         return self.segments != PADDING
 
     @property
+    def counting(self) -> Tensor:
+        """``bool[samples, length]``: which of the data have a weight above 0 in statistics."""
+        return self.data if self.token_weights is None else self.data & (self.token_weights > 0)
+
+    @property
     def split(self) -> bool:
         """Whether other processes move some of the batches."""
         return self._part != slice(None)

@@ -22,6 +22,7 @@ from qdc.ir.graph import LayerGraph
 from qdc.ir.parser import parse
 from qdc.ir.printer import render
 from qdc.passes.calibrate_mcs import CalibrateMcs
+from qdc.passes.quantize_activations import QuantizeActivations
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.maskless import refuse_masks
 from qdc.pipeline.plan import Plan
@@ -188,6 +189,16 @@ def test_masks_are_refused_with_the_pipeline_that_draws_none(graph: LayerGraph) 
     with pytest.raises(UnsupportedModel, match="drawn by") as caught:
         refuse_masks(build_plan("best", registry), graph)
     assert caught.value.help.endswith("else draw none: --geometry clean")
+
+
+def test_classes_of_masked_tokens_are_refused_with_what_to_write(graph: LayerGraph) -> None:
+    with pytest.raises(UnsupportedModel, match="no mask token") as caught:
+        QuantizeActivations(clip="search", classes="masked").check(graph)
+    assert "w4a4{classes=all}" in caught.value.help
+    plan = build_plan("w4a4{classes=all}", standard_registry(), {"geometry": "clean"})
+    refuse_masks(plan, graph)
+    for step in plan.passes():
+        step.check(graph)
 
 
 class MaskedOnly(CalibrateMcs):

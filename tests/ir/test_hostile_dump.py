@@ -134,6 +134,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
         "pattern",
     ),
     "a broken budget": (lambda d: note(d, "orders").update(blocks=[4, 4]), "strict budget"),
+    "a number as text": (lambda d: note(d, "moment").update(tokens="8"), "valid integer"),
+    "a truth value as a number": (lambda d: note(d, "moment").update(masked=True), "valid number"),
     "deep nesting": (lambda d: note(d, "future").update(a=deep(DEEPEST)), "nested deeper"),
     "deeper nesting": (lambda d: note(d, "kept").update(reason=deep(400)), "valid string"),
     "a timestamp": (lambda d: note(d, "future").update(a=msgpack.Timestamp(0)), "Timestamp"),
@@ -237,3 +239,10 @@ def test_changed_bytes_give_a_sound_graph_or_an_error(
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_error(data: bytes) -> None:
     assert not accepted(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x85\xa6format\xa3qdc", b"\x93\x01\x02\x03"])
+def test_a_file_that_is_no_dump_says_where_dumps_come_from(data: bytes) -> None:
+    with pytest.raises(InvalidDump, match="no qdc IR dump") as caught:
+        from_bytes(data, TAGS)
+    assert "--dump-after" in caught.value.help

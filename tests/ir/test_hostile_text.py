@@ -110,6 +110,8 @@ HOSTILE: dict[str, tuple[Callable[[str], str], str, str | None]] = {
     "a broken budget": (swapped('"blocks": [1, 3]', '"blocks": [3, 3]'), "strict budget", None),
     "an unknown field": (swapped('"damp"', '"code": 1, "damp"'), "not permitted", "{"),
     "a field of another type": (swapped('"damp": 0.01', '"damp": [2]'), "damp: ", "{"),
+    "a number as text": (swapped('"damp": 0.01', '"damp": "0.01"'), "damp: ", "{"),
+    "a truth value as a number": (swapped('"damp": 0.01', '"damp": true'), "damp: ", "{"),
     "an unknown field of the graph": (
         swapped("length 64\n", 'length 64\n        {"regions": []}\n'),
         "unknown field regions",

@@ -9,11 +9,13 @@ from qdc.errors import UnsupportedModel
 from qdc.models.families import FAMILIES
 from qdc.models.family import Family
 from qdc.models.other_fields import GENERIC, unused
-from qdc.models.sizes import Sizes
+from qdc.models.sizes import FLAGS, Sizes
 from qdc.models.variants import SHARED
 from tests.support.published import config_of
 
 Table = dict[str, Any]
+LISTS = {"sparse_blocks", "dense_blocks"}
+"""Sizes that are lists of numbers."""
 LINEAR: Table = {"rope_type": "linear", "factor": 2.0}
 HELD_BY_ALL: Table = {
     "hidden_act": "gelu",
@@ -216,6 +218,14 @@ def read(name: str, **fields: Any) -> Sizes:
     return family(name).read({**config_of(name), **fields})
 
 
+def refused(name: str, field: str, value: object) -> str:
+    """What is said of the field of that value, if it is refused and no other one is."""
+    with pytest.raises(UnsupportedModel) as caught:
+        read(name, **{field: value})
+    assert {place.split(":")[0].split(".")[0] for place in caught.value.where} == {field}
+    return "; ".join(caught.value.where)
+
+
 def cases(tables: dict[str, Table]) -> list[Any]:
     return [
         pytest.param(name, field, value, id=f"{name}-{field}")
@@ -288,7 +298,6 @@ HARMLESS: list[Table] = [
     {"rope_scaling": {"type": "default"}},
     {"rope_scaling": {"type": "default", "rope_type": "default", "factor": None}},
     {"use_sliding_window": None},
-    {"use_sliding_window": 0},
     {"layer_types": None},
     {"layer_types": ["full_attention", "full_attention"]},
     {"hidden_act": "swish"},
@@ -302,21 +311,33 @@ def test_harmless_spellings_are_taken(name: str, fields: Table) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_integers_and_null_stand_for_truth_values(name: str) -> None:
-    for field, allowed in family(name).variants.items():
-        if allowed == (False,):
-            assert read(name, **{field: None}) == read(name, **{field: 0}) == read(name)
-        if allowed == (True,):
-            assert read(name, **{field: 1}) == read(name)
-            with pytest.raises(UnsupportedModel):
-                read(name, **{field: 0})
-            with pytest.raises(UnsupportedModel):
-                read(name, **{field: None})
-    for field in {"tie_word_embeddings", "norm_topk_prob", "qk_layernorm"} & set(USED[name]):
-        assert (
-            read(name, **{field: None}) == read(name, **{field: 0}) == read(name, **{field: False})
-        )
-        assert read(name, **{field: 1}) == read(name, **{field: True})
+def test_null_stands_for_false_and_no_number_for_a_truth_value(name: str) -> None:
+    flags = {field: v[0] for field, v in family(name).variants.items() if type(v[0]) is bool}
+    for field, allowed in flags.items():
+        if allowed is False:
+            assert read(name, **{field: None}) == read(name)
+        else:
+            refused(name, field, None)
+    sizes = {"tie_word_embeddings", "norm_topk_prob", "qk_layernorm"} & set(USED[name])
+    for field in sizes:
+        assert read(name, **{field: None}) == read(name, **{field: False})
+    for field in sizes.union(flags):
+        for number in (0, 1, "true"):
+            assert f"(given {number!r})" in refused(name, field, number)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_is_no_text_and_no_truth_value(name: str) -> None:
+    fields = family(name).fields.present()
+    for size in fields.keys() - {*FLAGS, *LISTS, "scores"}:
+        for value in ("8", True, [8]):
+            told = refused(name, fields[size], value)
+            assert "valid integer" in told or "valid number" in told
+            assert f"(given {value!r})" in told
+    for size in fields.keys() & LISTS:
+        assert "(given '1')" in refused(name, fields[size], ["1"])
+        assert "(given 1)" in refused(name, fields[size], 1)
+    assert "8.5" in refused(name, fields["width"], 8.5)
 
 
 @pytest.mark.parametrize("name", NAMES)

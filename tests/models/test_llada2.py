@@ -87,6 +87,17 @@ def test_a_fused_tensor_of_other_rows_is_refused(tmp_path: Path) -> None:
     assert caught.value.where[0].startswith(f"{name}: ")
 
 
+def test_missing_fused_rows_are_told_by_the_name_of_the_published_tensor(tmp_path: Path) -> None:
+    write_family(tmp_path, CASE)
+    stored = load_file(tmp_path / "model.safetensors")
+    name = next(each for each in stored if FUSED in each)
+    save_file({n: t for n, t in stored.items() if n != name}, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidCheckpoint, match="lacks 3 tensors") as caught:
+        open_model(tmp_path)
+    assert all(place.endswith(f" of {name}") for place in caught.value.where)
+    assert "fetch the shards again" in caught.value.help
+
+
 def test_fused_rows_beside_a_part_of_them_are_refused(tmp_path: Path) -> None:
     write_family(tmp_path, CASE)
     stored = load_file(tmp_path / "model.safetensors")
@@ -114,7 +125,7 @@ def test_parts_of_their_own_are_taken(tmp_path: Path) -> None:
         ({"topk_group": 5}, "topk_group 5 is above n_group 4"),
         ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 is above the 4 experts"),
         ({"n_group": 8, "topk_group": 4}, "n_group 8: groups are chosen by their 2 best experts"),
-        ({"rotary_dim": 12}, "rotary_dim: unknown"),
+        ({"rotary_dim": 12}, "rotary_dim: the other fields give 6; mend"),
         ({"partial_rotary_factor": 0.25}, "cannot be rotated by 3 of their columns"),
         ({"norm_topk_prob": False}, "norm_topk_prob"),
         ({"num_key_value_heads": 0}, "num_key_value_heads"),

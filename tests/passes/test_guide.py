@@ -1,5 +1,6 @@
 """guide: weights are the squared derivatives of a plain model; equal ones change no bit."""
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.errors import InvalidCalibration, MissingAnnotation
+from qdc.errors import InvalidCalibration, InvalidPipeline, MissingAnnotation
 from qdc.ir.annotations import Moment
 from qdc.ir.guidance import Guidance
 from qdc.models.predictions import predictions
@@ -16,6 +17,8 @@ from qdc.passes.guide import drawn_slope
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order
 from qdc.pipeline.registry import standard_registry
+from qdc.planning.configure import configure
+from qdc.planning.options import PlanOptions
 from qdc.runtime.load import load_checkpoint
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import MASK, write_checkpoint
@@ -163,15 +166,56 @@ def test_a_slope_is_prediction_less_the_token_drawn() -> None:
     torch.testing.assert_close(counts.double(), predicted[0], rtol=0, atol=0.04)
 
 
-def test_other_samples_and_no_weights_are_refused(model: Path, text: Path, tmp_path: Path) -> None:
-    other = SAMPLES.replace("samples=8", "samples=6")
-    passes = f"guide{{{SAMPLES}}},calibrate-mcs{{{other} token-weights=guided}}"
+class OfOthers(Spy):
+    """Say that guide has seen other samples."""
+
+    name: ClassVar[str] = "of-others"
+
+    def run(self, unit: Unit) -> None:
+        for node in unit.layers():
+            note = unit.graph.require(node.name, Guidance)
+            unit.annotate(node, note.model_copy(update={"states": "0" * 64}))
+
+
+def test_weights_of_other_samples_are_refused(model: Path, text: Path, tmp_path: Path) -> None:
+    known = standard_registry()
+    known.add(OfOthers)
+    passes = f"guide{{{SAMPLES}}},of-others,calibrate-mcs{{{SAMPLES} token-weights=guided}}"
     with pytest.raises(InvalidCalibration, match="guide has weighed other samples than calibrate"):
-        looked(model, text, tmp_path, passes)
+        run_passes(model, tmp_path, known, f"{passes},rtn-lower,pack", calibration=text)
+
+
+READS = "calibrate-mcs{token-weights=guided}"
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [
+        ("guide,calibrate-mcs", "no calibration behind it asks for the weights"),
+        (f"guide,guide,{READS}", "no calibration behind it asks for the weights"),
+        (f"guide{{samples=6}},{READS}", "samples: 6 and 128"),
+        (f"guide{{length=16}},{READS}", "length: 16 and none"),
+        (f"guide{{seed=2}},{READS}", "seed: 2 and 0"),
+        (f"guide{{geometry=clean}},{READS}", "geometry: clean and mcs"),
+        (f"guide{{pack=pad}},{READS}", "pack: pad and documents"),
+        (f"guide,{READS},stages(calibrate-cross{{token-weights=guided seed=1}})", "seed: 0 and 1"),
+    ],
+)
+def test_weights_unread_or_of_other_samples_are_refused_before_a_run(
+    passes: str, said: str
+) -> None:
+    with pytest.raises(InvalidPipeline, match=re.escape(said)):
+        check_order(build_plan(passes, standard_registry()))
+
+
+def test_a_guide_is_asked_for_and_may_be_the_last_pass_of_a_part() -> None:
+    registry = standard_registry()
     with pytest.raises(MissingAnnotation, match="calibrate-mcs reads @guidance"):
-        check_order(
-            build_plan("calibrate-mcs{token-weights=guided},rtn-lower", standard_registry())
-        )
+        check_order(build_plan(READS, registry))
+    check_order(build_plan(f"guide{{batch=2 geometry=mcs}},{READS},guide,{READS}", registry))
+    options = PlanOptions.parse(model_dir=".", passes=f"guide,{READS},rtn-lower,pack")
+    plan, _ = configure(options, registry, stop_after="guide")
+    assert str(plan) == "guide"
 
 
 def test_tokens_of_experts_count_alike(text: Path, tmp_path: Path) -> None:
@@ -185,7 +229,7 @@ def test_tokens_of_experts_count_alike(text: Path, tmp_path: Path) -> None:
 def test_samples_that_wait_together_change_nothing(model: Path, text: Path, tmp_path: Path) -> None:
     known: list[dict[str, Tensor]] = []
     for waiting in ("", " waiting=4"):
-        passes = f"guide{{{SAMPLES}{waiting}}},calibrate-mcs{{{SAMPLES}}},look"
+        passes = f"guide{{{SAMPLES}{waiting}}},calibrate-mcs{{{SAMPLES} token-weights=guided}},look"
         found = looked(model, text, tmp_path / f"run{len(known)}", passes)
         known.append(dict(found.weights))
     one, two = known

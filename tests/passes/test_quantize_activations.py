@@ -251,6 +251,7 @@ def test_static_ranges_are_those_of_each_class() -> None:
         ("group=64", "scheme=group"),
         ("grid=1,0.5", "grid"),
         ("classes=masked", "classes=masked"),
+        ("clip=search classes=masked geometry=clean", "write classes=all, as in w4a4"),
         ("clip=0", "above 0"),
         ("clip=often", "or search"),
         ("bits=5", "bits"),
@@ -294,6 +295,16 @@ def test_clean_text_has_one_class() -> None:
     step = QuantizeActivations(clip="search", classes="masked").without_masks()
     assert step is not None
     assert (step.classes, step.geometry) == ("all", "clean")
+
+
+def test_presets_that_tell_masked_tokens_apart_take_one_class() -> None:
+    registry = standard_registry()
+    for preset in ("w4a4", "w2a8"):
+        with pytest.raises(InvalidPipeline, match="geometry clean masks no token"):
+            build_plan(preset, registry, {"geometry": "clean"})
+        plan = build_plan(f"{preset}{{classes=all}}", registry, {"geometry": "clean"})
+        (step,) = (s for s in plan.passes() if isinstance(s, QuantizeActivations))
+        assert (step.classes, step.clip) == ("all", "search")
 
 
 @pytest.mark.parametrize(

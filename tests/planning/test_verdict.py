@@ -11,6 +11,7 @@ from qdc.errors import QdcError, UnknownName
 from qdc.pipeline.registry import standard_registry
 from qdc.planning.cards import CARDS, find_card
 from qdc.planning.forecast import forecast
+from qdc.planning.headers import Headers, open_headers
 from qdc.planning.machine import Machine
 from qdc.planning.options import ForecastOptions, PlanOptions
 from qdc.planning.outlook import Outlook, Verdict
@@ -73,6 +74,30 @@ def test_what_is_given_stays_in_other_choices(shallow: Path) -> None:
     assert all(choice.seconds < outlook.seconds / 2 for choice in verdict.choices)
 
 
+def test_a_model_is_traced_once_for_all_choices(
+    shallow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def counted(folder: Path, *rest: Any) -> Any:
+        opened.append(folder)
+        return open_headers(folder, *rest)
+
+    monkeypatch.setattr("qdc.planning.headers.open_headers", counted)
+    slow = replace(MACHINE, rates=Rates(1e10, 1e10, 1e10), memory=64 * GIGA)
+    asked = PlanOptions.parse(model_dir=shallow, samples=64)
+    headers = Headers(shallow, REGISTRY.families)
+    one = forecast(asked, REGISTRY, slow, text=False, headers=headers)
+    verdict = judged(asked, REGISTRY, slow, one, headers).verdict
+    assert opened == [shallow]
+    assert verdict is not None
+    assert len(verdict.choices) > 1
+    # No forecast leaves annotations to the next one.
+    again = forecast(asked, REGISTRY, slow, text=False, headers=headers)
+    for of in ("kinds", "passes", "coverage", "blocks", "shards", "forwards"):
+        assert getattr(again, of) == getattr(one, of)
+
+
 def test_a_disk_that_is_too_small_is_said(shallow: Path) -> None:
     _, verdict = found(shallow, replace(MACHINE, disk=1000), passes="data-free")
     assert (verdict.lacking, verdict.choices) == (("disk",), ())
@@ -100,6 +125,10 @@ def test_names_of_cards_are_read_as_people_write_them() -> None:
     with pytest.raises(UnknownName, match="no card is called 'h10'") as caught:
         find_card("h10")
     assert "did you mean h100" in str(caught.value)
+    with pytest.raises(UnknownName) as caught:
+        find_card("nothing")
+    assert caught.value.help.count("known: ") == 1
+    assert "v100" in caught.value.help
 
 
 def test_one_machine_at_a_time() -> None:
