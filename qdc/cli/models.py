@@ -20,6 +20,7 @@ from qdc.frontend.select import choose, read_facts
 from qdc.ir.graph import ModelFacts
 from qdc.models.document_tokens import DocumentTokens
 from qdc.models.family import Family
+from qdc.numerics.products import wide_products
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.auto import chosen_backend
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -67,7 +68,8 @@ class Opened:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits ``i64[b, length] -> [b, length, vocabulary]``; the tokens may be on the CPU."""
-        found: Tensor = self.module(tokens.to(self.device))
+        with wide_products(self.device):
+            found: Tensor = self.module(tokens.to(self.device))
         return found
 
 

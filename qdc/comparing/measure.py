@@ -16,6 +16,7 @@ from qdc.evaluation.masked_loss import Logits, Sums, divergences, masked_sums, r
 from qdc.frontend.select import holder
 from qdc.ir.graph import LayerGraph, Node
 from qdc.models.predictions import predictions
+from qdc.numerics.products import wide_products
 from qdc.runtime.activations import knowing_masked
 
 DRIFT_WINDOWS, DRIFT_RATIO = 16, 0.5
@@ -33,7 +34,8 @@ class OnDevice:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits ``i64[b, length] -> [b, length, vocabulary]``."""
-        found: Tensor = self.module(tokens.to(self.device))
+        with wide_products(self.device):
+            found: Tensor = self.module(tokens.to(self.device))
         return found
 
 

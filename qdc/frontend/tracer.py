@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument, Target
 
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import UnsupportedModel
 from qdc.frontend.calls import NodeCalls
+from qdc.frontend.leafshapes import given_by, given_by_element
 from qdc.frontend.structure import find_regions
 from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
 from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
@@ -130,6 +132,19 @@ class _Shapes(fx.Interpreter):
         mask = torch.ones(BATCH, LENGTH, dtype=torch.bool, device="meta")
         self.run(input_ids, mask, *further)
         return {node: self.found[node] for node in wanted}
+
+    def call_module(
+        self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        leaf = self.module.get_submodule(str(target))
+        found = None if kwargs else given_by(leaf, args)
+        return super().call_module(target, args, kwargs) if found is None else found
+
+    def call_function(
+        self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        found = None if any(kwargs.values()) else given_by_element(target, args)
+        return super().call_function(target, args, kwargs) if found is None else found
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

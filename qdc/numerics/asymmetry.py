@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qdc.numerics.moment import ROWS, add_products
+from qdc.numerics.products import product
 
 
 class CrossMomentAccumulator:
@@ -147,7 +148,7 @@ def asymmetry_term(cross: Tensor, upper: Tensor, share: float) -> Tensor:
     Returns:
         f32[m, m], share * triu(D U^T) U, triu without the diagonal: strictly upper triangular.
     """
-    return share * ((cross @ upper.T).triu_(1) @ upper).triu_(1)
+    return share * product(product(cross, upper.T).triu_(1), upper).triu_(1)
 
 
 def drifted_target(
@@ -170,7 +171,7 @@ def drifted_target(
     Returns:
         f32[n, m], W + share * (W D + R) U^T U.
     """
-    lost = weight @ cross
+    lost = product(weight, cross)
     if residual is not None:
         lost = lost + residual
-    return weight + share * ((lost @ upper.T) @ upper)
+    return weight + share * product(product(lost, upper.T), upper)

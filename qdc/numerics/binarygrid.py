@@ -9,6 +9,7 @@ from qdc.numerics.components import Components, stored
 from qdc.numerics.components import dense as write_out
 from qdc.numerics.grids import Grid
 from qdc.numerics.nearest import nearest_levels, nearest_places
+from qdc.numerics.products import product
 
 RIDGE = 1e-6
 """Share of its diagonal added to a system whose components may coincide."""
@@ -80,7 +81,7 @@ def refit_rows(block: Tensor, c: Components, metric: Tensor) -> Tensor:
         f32[K, n].
     """
     part = (c.col_scale[:, None, :] * c.signs).transpose(0, 1)
-    weighted = part @ metric
+    weighted = product(part, metric)
     system = weighted @ part.transpose(1, 2)
     target = weighted @ block[:, :, None]
     return _solve(system, target)[:, :, 0].T.contiguous()
@@ -102,8 +103,8 @@ def refit_columns(block: Tensor, c: Components, metric: Tensor) -> Tensor:
     """
     order, rows, width = c.signs.shape
     part = (c.row_scale[:, :, None] * c.signs).transpose(0, 1).reshape(rows, order * width)
-    system = (part.T @ part) * metric.repeat(order, order)
-    target = (part * (block @ metric).repeat(1, order)).sum(0)
+    system = product(part.T, part) * metric.repeat(order, order)
+    target = (part * product(block, metric).repeat(1, order)).sum(0)
     return _solve(system, target[:, None]).reshape(order, width)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.grids import Grid
+from qdc.numerics.products import product
 
 PART = 32
 """Columns whose moves are handed on to all others at once, by one product of matrices."""
@@ -103,7 +104,7 @@ def coordinate_sweeps(
         f32[n, g], on the levels of the grid.
     """
     current = dense.T.contiguous()
-    gradient = metric.full @ (block.T - current)
+    gradient = product(metric.full, block.T - current)
     diagonal = metric.full.diagonal()
     for _ in range(sweeps):
         for part in block_slices(len(current), PART):
@@ -123,7 +124,7 @@ def coordinate_sweeps(
 def block_cost(block: Tensor, dense: Tensor, metric: Metric) -> float:
     """Output error of a block in its metric, tr(E M E^T), summed over rows; the sum in fp64."""
     error = block - dense
-    return float(((error @ metric.full) * error).sum(dtype=torch.float64))
+    return float((product(error, metric.full) * error).sum(dtype=torch.float64))
 
 
 def quantize_block(

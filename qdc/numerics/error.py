@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qdc.numerics.products import product
+
 
 class OutputError(NamedTuple):
     """The relative output error of a layer: ``total``, and the share of each block in it."""
@@ -18,8 +20,9 @@ class OutputError(NamedTuple):
 def relative_output_error(weight: Tensor, dense: Tensor, moment: Tensor) -> float:
     """Squared output error as a share of the squared output (quant-dllm.md 2.2).
 
-    tr(E M E^T) / tr(W M W^T) with E = W - Q and the undamped moment M, in fp64: compensation
-    works by cancellation, which fp32 would blur.
+    tr(E M E^T) / tr(W M W^T) with E = W - Q and the undamped moment M. The first is taken in fp64:
+    compensation works by cancellation, which fp32 would blur. Nothing cancels in the second, whose
+    products are fp32.
 
     Args:
         weight: f32[n, m].
@@ -52,15 +55,24 @@ def block_errors(
     Returns:
         The total as ``relative_output_error`` defines it, and one share a part.
     """
-    exact = weight.to(torch.float64)
-    metric = moment.to(torch.float64)
-    error = exact - dense.to(torch.float64)
-    columns = ((error @ metric) * error).sum(0)
-    wrong = max(float(columns.sum()), 0.0)
-    whole = float(((exact @ metric) * exact).sum())
+    columns = weight.shape[1]
+    cuts = [slice(*part.indices(columns)) for part in parts]
+    error = weight.to(torch.float64).sub_(dense)
+    shares = torch.zeros(len(cuts), dtype=torch.float64)
+    for place, part in enumerate(cuts):
+        # What two blocks have in common is half of it the one's and half the other's.
+        later = slice(part.start, columns)
+        common = ((error[:, part].T @ error[:, later]) * moment[part, later]).sum(0)
+        terms = torch.stack(
+            [common[c.start - part.start :][: c.stop - c.start].sum() for c in cuts[place:]]
+        ).cpu()
+        shares[place:] += terms
+        shares[place] += terms[1:].sum()
+    wrong = max(float(shares.sum()), 0.0)
     if wrong == 0.0:
         return OutputError(0.0, (0.0,) * len(parts))
+    single = weight.to(torch.float32)
+    whole = float((product(single, moment.to(torch.float32)) * single).sum(dtype=torch.float64))
     if whole <= 0:
         return OutputError(float("inf"), ())
-    shares = torch.stack([columns[part].sum() for part in parts]) / whole
-    return OutputError(wrong / whole, tuple(shares.tolist()))
+    return OutputError(wrong / whole, tuple((shares / whole).tolist()))

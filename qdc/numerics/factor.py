@@ -5,6 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qdc.numerics.blocks import block_slices
+
+PANEL = 512
+"""Columns that are factorized at once."""
+
 
 class FactorizationFailed(ArithmeticError):
     """A second moment that is not finite, or that no allowed damping made positive definite."""
@@ -70,14 +75,13 @@ def factorize(moment: Tensor, damp: float = 0.01, attempts: int = 9) -> Factoriz
         share = damp * 10.0**attempt
         lower = _cholesky_reversed(moment, diagonal + share * mean)
         if lower is not None:
-            inverse = _inverse(lower)
-            del lower
-            return Factorization(_upper(inverse), share, attempt + 1, dead)
+            _invert(lower)
+            return Factorization(_upper(lower), share, attempt + 1, dead)
     raise FactorizationFailed(f"the moment stays indefinite when damped by {share:g} of its mean")
 
 
 def factor_bytes(columns: int) -> int:
-    """What ``factorize`` takes beside the moment: two fp64 matrices, and one in fp32."""
+    """What ``factorize`` takes beside the moment, at most: two fp64 matrices, and one in fp32."""
     return columns**2 * (8 + 8 + 4)
 
 
@@ -85,20 +89,40 @@ def _cholesky_reversed(moment: Tensor, diagonal: Tensor) -> Tensor | None:
     """Factorize the moment with rows and columns reversed and this diagonal: f64[m, m], or None.
 
     The widest matrices of a compile are here, so each step is computed in place: in columns, the
-    layout that LAPACK takes without a copy.
+    layout that LAPACK takes without a copy. Most of the work is products, which are the fastest of
+    what there is in fp64.
     """
     wide = torch.empty(moment.shape, dtype=torch.float64, device=moment.device).T
     wide.copy_(moment.flip(0, 1)).diagonal().copy_(diagonal)
-    info = torch.empty((), dtype=torch.int32, device=moment.device)
-    torch.linalg.cholesky_ex(wide, out=(wide, info))
-    return wide if int(info) == 0 else None
+    for part in block_slices(len(wide), PANEL):
+        before, after = slice(0, part.start), slice(part.stop, len(wide))
+        panel = wide[part.start :, part]
+        panel.addmm_(wide[part.start :, before], wide[part, before].T, alpha=-1)
+        square, info = torch.linalg.cholesky_ex(wide[part, part])
+        if int(info):
+            return None
+        wide[part, part] = square
+        wide[before, part] = 0
+        wide[after, part] = torch.linalg.solve_triangular(
+            square.T, wide[after, part], upper=True, left=False
+        )
+    return wide
 
 
-def _inverse(lower: Tensor) -> Tensor:
-    """Invert f64[m, m], in the place of the identity."""
-    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device).T
-    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
-    return inverse
+def _invert(lower: Tensor) -> None:
+    """Invert f64[m, m], a lower triangle, in its own place: half by half, zeros left out."""
+    size = len(lower)
+    if size <= PANEL:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
+    half = size // 2
+    first, last, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    inner = torch.linalg.solve_triangular(last, below, upper=False)
+    below.copy_(torch.linalg.solve_triangular(first, inner, upper=False, left=False).neg_())
+    del inner
+    _invert(first)
+    _invert(last)
 
 
 def _upper(inverse: Tensor) -> Tensor:

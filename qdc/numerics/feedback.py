@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qdc.numerics.columns import block_metric, quantize_block
 from qdc.numerics.grids import Grid
+from qdc.numerics.products import product
 from qdc.numerics.threads import is_small, one_thread
 
 G = TypeVar("G", bound=Grid)
@@ -60,7 +61,7 @@ def quantize_blocks(
         current = rest[:, part]
         if asymmetry is not None:
             current = _drifted(current, asymmetry[part, part])
-            rest[:, part.stop :] += current @ asymmetry[part, part.stop :]
+            rest[:, part.stop :] += product(current, asymmetry[part, part.stop :])
         with one_thread(where=is_small(current)):
             quantized = quantize(index, current.clone(memory_format=torch.contiguous_format))
         if quantized.shape != current.shape:
@@ -76,7 +77,7 @@ def quantize_blocks(
             error = torch.linalg.solve_triangular(triangle, error, upper=True, left=False)
         else:
             error = error / triangle.diagonal()
-        rest[:, part.stop :] -= error @ upper[part, part.stop :]
+        rest[:, part.stop :] -= product(error, upper[part, part.stop :])
     return dense
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from qdc.numerics.blocks import block_slices
+from qdc.numerics.products import product
 
 ROWS = 1024
 """Of a sum, taken at once: nothing else of its size is made but the result."""
@@ -19,7 +20,7 @@ def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
     """
     for start in range(0, len(total), ROWS):
         rows = slice(start, start + ROWS)
-        total[rows] += left[:, rows].T @ right
+        total[rows] += product(left[:, rows].T, right)
 
 
 def add_square(total: Tensor, inputs: Tensor) -> None:
@@ -34,7 +35,7 @@ def add_square(total: Tensor, inputs: Tensor) -> None:
     columns = len(total)
     for rows in diagonal_blocks(columns):
         later = slice(rows.start, columns)
-        total[rows, later] += inputs[:, rows].T @ inputs[:, later]
+        total[rows, later] += product(inputs[:, rows].T, inputs[:, later])
 
 
 def mirror(total: Tensor) -> None:

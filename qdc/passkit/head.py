@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from qdc.errors import UnsupportedModel
 from qdc.ir.graph import LINEAR, LayerGraph, Stage
 from qdc.models.predictions import sources
+from qdc.numerics.products import linear
 
 SOFT_CAP = "soft-cap"
 """What may stand behind the head: logits bent to stay within ``ModelFacts.logit_cap``."""
@@ -57,7 +57,7 @@ def head_logits(hidden: Tensor, weights: Mapping[str, Tensor], cap: float | None
         weights: the head's, by role.
         cap: what logits are bent to stay within; None if they are not.
     """
-    return bent(functional.linear(hidden, weights["weight"], weights.get("bias")).double(), cap)
+    return bent(linear(hidden, weights["weight"], weights.get("bias")).double(), cap)
 
 
 def bent(logits: Tensor, cap: float | None) -> Tensor:

@@ -139,7 +139,7 @@ def output_error(unit: Unit, node: Node, note: Lowered, working: Tensors) -> dic
 
 
 def error_effort(node: Node) -> tuple[int, Work]:
-    """What ``output_error`` takes: the moment and four copies of the weight in fp64."""
+    """What ``output_error`` takes, at most: the moment and four copies of the weight in fp64."""
     weights = node.rows * node.columns
     nbytes = EXACT * (node.columns**2 + 4 * weights) + 2 * 4 * weights
     return nbytes, Work(exact=4 * weights * node.columns)

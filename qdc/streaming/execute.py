@@ -14,6 +14,7 @@ from qdc.frontend.tracer import Program
 from qdc.ir.graph import LINEAR
 from qdc.ir.routing import ROUTED, ROWS
 from qdc.models.layers import Attention
+from qdc.numerics.products import wide_products
 from qdc.streaming.batches import Sight
 from qdc.streaming.inputs import LayerInputs
 from qdc.streaming.order import ExecutionOrder
@@ -84,7 +85,8 @@ class Executor:
             return self._run_halves(held, steps, parameters, wanted, rows, segments, masked)
         calls, routed = self.linear_calls, self.routed_rows
         try:
-            return self._run(held, steps, parameters, wanted, segments, masked)
+            with wide_products(self.device):
+                return self._run(held, steps, parameters, wanted, segments, masked)
         except torch.OutOfMemoryError as error:
             if rows < 2:
                 raise QdcError(

@@ -55,7 +55,8 @@ def test_blocks_share_the_error_as_the_outputs_do() -> None:
     found = block_errors(weight, weight.round(), inputs.T @ inputs, PARTS)
     assert found.blocks == pytest.approx(tuple(expected), rel=1e-6)
     assert sum(found.blocks) == pytest.approx(found.total, rel=1e-12)
-    assert found.total == relative_output_error(weight, weight.round(), inputs.T @ inputs)
+    alone = relative_output_error(weight, weight.round(), inputs.T @ inputs)
+    assert found.total == pytest.approx(alone, rel=1e-12)
 
 
 def test_a_block_that_undoes_the_error_of_another_halves_its_share() -> None:

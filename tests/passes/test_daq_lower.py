@@ -29,7 +29,8 @@ def test_more_orders_give_less_error() -> None:
         unit = lower({"q": weight}, moment, (order, order))
         note = unit.graph.require("q", Daq)
         assert note.codec.orders == (order, order)
-        assert note.error == relative_output_error(weight, result(unit), moment)
+        found = relative_output_error(weight, result(unit), moment)
+        assert note.error == pytest.approx(found, rel=1e-12)
         errors.append(note.error)
     assert all(lower > 1.5 * higher for lower, higher in pairwise(errors))
 

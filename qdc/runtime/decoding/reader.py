@@ -29,6 +29,7 @@ from qdc.errors import UnsupportedModel
 from qdc.models.layers import takes_windows
 from qdc.models.predictions import require_finite
 from qdc.models.window import Window, through
+from qdc.numerics.products import wide_products
 from qdc.numerics.rowquantizer import Bits
 from qdc.runtime.decoding.canvas import Canvas
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -205,16 +206,17 @@ class Reader:
         """
         self.forwards += 1
         first, last, seen = self._extent(wide=wide)
-        if self._window is not None:
-            if kept is not None:
-                kept = (torch.cat((kept, kept)) if self.guidance else kept).to(self.device)
-            logits = self._through_window(tokens, first, last, seen, kept)
-            columns = (columns - first).clamp(min=0)
-        elif bool(self.canvas.visible.all()):
-            logits = self.model(tokens[:, :seen].to(self.device))
-        else:
-            logits = self._flush_left(tokens)
-            columns = columns - self.canvas.starts[self.rows[rows]]
+        with wide_products(self.device):
+            if self._window is not None:
+                if kept is not None:
+                    kept = (torch.cat((kept, kept)) if self.guidance else kept).to(self.device)
+                logits = self._through_window(tokens, first, last, seen, kept)
+                columns = (columns - first).clamp(min=0)
+            elif bool(self.canvas.visible.all()):
+                logits = self.model(tokens[:, :seen].to(self.device))
+            else:
+                logits = self._flush_left(tokens)
+                columns = columns - self.canvas.starts[self.rows[rows]]
         return self._picked(logits, rows, columns)
 
     def _picked(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,0 +1,201 @@
+"""What commands cost here and in another checkout, in turns, and where the time goes.
+
+    git worktree add --detach ../before a1e7e53
+    python -m bench.speed --before ../before --rounds 3
+    python -m bench.speed --parts
+
+Processor seconds of one thread, of processes of their own: ``qdc compile`` of the embedded model,
+whole; the calibration alone of a region of LLaDA-8B's width (random weights); ``qdc eval`` of what
+was compiled against its original; ``qdc generate`` from it. Commands of both checkouts take turns,
+the median of the rounds counts, and the artifact that both read is this checkout's. With
+``--parts``, instead, where the time of both compiles goes, by ``cProfile``: it makes what is
+written in Python look dearer than it is.
+"""
+
+import argparse
+import json
+import os
+import pstats
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.common.checkpoint import build
+from bench.common.markdown import table
+from bench.common.processes import EMBEDDED, ROOT, Failed, failure
+
+WORKER = Path(__file__).parent / "worker.py"
+CALIBRATION = "stages(calibrate-cross,rtn-lower),pack"
+PROMPT = "def read_lines(path):\n    "
+PARTS = {
+    "imports": ("_find_and_load",),
+    "forward, both streams": ("streaming/execute.py:run",),
+    "moments": (
+        "numerics/moment.py:add",
+        "numerics/asymmetry.py:add",
+        "numerics/asymmetry.py:add_residual",
+    ),
+    "factors": ("numerics/factor.py:factorize",),
+    "what drift takes back": ("numerics/asymmetry.py:drifted_target",),
+    "first fits": ("numerics/multibinary.py:fit",),
+    "feedback and refits": ("numerics/columns.py:quantize_block",),
+    "output errors": ("numerics/error.py:block_errors",),
+    "packing": ("passes/pack.py:run",),
+}
+"""Functions that none of the others calls, by the ends of their names."""
+
+
+class Cost(NamedTuple):
+    """What one command took."""
+
+    processor: float
+    """Seconds of the whole process."""
+    said: str
+    """What it wrote to stdout."""
+
+
+def run(checkout: Path, *command: object, profile: Path | None = None) -> Cost:
+    """Run a command of a checkout on one thread. Raises ``Failed``."""
+    search = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH", "")]))
+    variables = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            [sys.executable, str(WORKER), str(profile or "-"), *map(str, command)],
+            cwd=checkout, env=variables, stdin=subprocess.DEVNULL, stdout=said, stderr=errors,
+        )  # fmt: skip
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        for file in (said, errors):
+            file.seek(0)
+        if child.returncode:
+            raise Failed(failure(child.returncode, errors.read()))
+        return Cost(used.ru_utime + used.ru_stime, said.read())
+
+
+class Commands:
+    """The commands that are measured, and where they write."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+        self.artifact = folder / "artifact"
+        self.region = folder / "region"
+
+    def whole(self, checkout: Path, profile: Path | None = None) -> float:
+        """Compile the embedded model by ``default``: processor seconds."""
+        out = self.artifact if checkout == ROOT else self.folder / "other"
+        return run(
+            checkout, "compile", EMBEDDED, "-o", out, "--force", "--device", "cpu",
+            "--samples", self.options.samples, profile=profile,
+        ).processor  # fmt: skip
+
+    def calibration(self, checkout: Path) -> float:
+        """Calibrate a wide region: processor seconds of that pass."""
+        self.wide(checkout, CALIBRATION, None)
+        report = json.loads((self.folder / "wide-report" / "report.json").read_text("utf-8"))
+        rows: list[dict[str, Any]] = report["passes"]
+        return sum(row["seconds"] for row in rows if row["name"] == "calibrate-cross")
+
+    def wide(self, checkout: Path, pipeline: str, profile: Path | None) -> float:
+        """Compile a region of LLaDA-8B's width: processor seconds."""
+        if not self.region.exists():
+            width, hidden = self.options.width
+            build(self.region, regions=1, width=width, hidden=hidden, vocabulary=2048)
+        return run(
+            checkout, "compile", self.region, "-o", self.folder / "wide", "--force",
+            "--device", "cpu", "--passes", pipeline, "--samples", 4, "--length", 256,
+            profile=profile,
+        ).processor  # fmt: skip
+
+    def evaluation(self, checkout: Path) -> float:
+        """Tokens that both models read, in a second of the processor, loading included."""
+        windows = self.options.windows
+        cost = run(
+            checkout, "eval", self.artifact, "--against", EMBEDDED, "--text",
+            EMBEDDED / "heldout.jsonl", "--windows", windows, "--seeds", 1, "--device", "cpu",
+            "--json",
+        )  # fmt: skip
+        found = json.loads(cost.said)["candidate"]
+        forwards = len(found["ratios"]) + 8  # and the times of the bound
+        return float(2 * forwards * windows * found["length"] / cost.processor)
+
+    def generation(self, checkout: Path, cache: str) -> float:
+        """Tokens written in a second of the processor, loading left out."""
+        cost = run(
+            checkout, "generate", self.artifact, PROMPT, "--length",
+            self.options.length, "--cache", cache, "--device", "cpu", "--json",
+        )  # fmt: skip
+        return float(json.loads(cost.said)["tokens_per_second"])
+
+
+def turns(commands: Commands, before: Path, rounds: int) -> Iterator[tuple[object, ...]]:
+    """Measure every command in both checkouts, in turns, and yield the rows of a table."""
+    measures: dict[str, Callable[[Path], float]] = {
+        "compile of the embedded model, s": commands.whole,
+        "calibration of a wide region, s": commands.calibration,
+        "`qdc eval`, tokens/s": commands.evaluation,
+        "`qdc generate`, tokens/s": lambda checkout: commands.generation(checkout, "none"),
+        "`qdc generate --cache prefix`, tokens/s": lambda checkout: commands.generation(
+            checkout, "prefix"
+        ),
+    }
+    for name, measure in measures.items():
+        found: dict[Path, list[float]] = {before: [], ROOT: []}
+        for _ in range(rounds):
+            for checkout, values in found.items():
+                values.append(measure(checkout))
+        first, second = (statistics.median(values) for values in found.values())
+        yield name, f"{first:.1f}", f"{second:.1f}", f"{second / first:.2f}"
+
+
+def shares(profile: Path) -> dict[str, float]:
+    """The share of each part in all processor time of a profile; the last one is the rest."""
+    stats = pstats.Stats(str(profile))
+    spent: dict[str, float] = {}
+    for (file, _, function), row in stats.stats.items():  # type: ignore[attr-defined]
+        place = f"{file}:{function}".replace(os.sep, "/")
+        for part, ends in PARTS.items():
+            if any(place.endswith((f"/{end}", f":{end}")) for end in ends):
+                spent[part] = spent.get(part, 0) + row[3]
+    whole = stats.total_tt  # type: ignore[attr-defined]
+    found = {part: spent.get(part, 0) / whole for part in PARTS}
+    return {**found, "the rest": 1 - sum(found.values())}
+
+
+def parts(commands: Commands) -> Iterator[tuple[object, ...]]:
+    """Profile both compiles here and yield the rows of a table."""
+    small, wide = commands.folder / "small.prof", commands.folder / "wide.prof"
+    commands.whole(ROOT, small)
+    commands.wide(ROOT, "default", wide)
+    pairs = zip(shares(small).items(), shares(wide).values(), strict=True)
+    for (part, one), other in pairs:
+        yield part, f"{one:.1%}", f"{other:.1%}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--before", type=Path, help="another checkout of this repository")
+    kind.add_argument("--parts", action="store_true", help="where the time goes in this one")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=128, help="of the embedded model")
+    parser.add_argument("--width", type=int, nargs=2, default=(4096, 12288))
+    parser.add_argument("--windows", type=int, default=32, help="that qdc eval reads")
+    parser.add_argument("--length", type=int, default=64, help="tokens that qdc generate writes")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        commands = Commands(Path(name), options)
+        if options.parts:
+            print(table(("part", "embedded model", "wide region"), parts(commands)))
+            return
+        commands.whole(ROOT)  # what the others read
+        head = ("what", "before", "after", "after / before")
+        print(table(head, turns(commands, options.before.resolve(), options.rounds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Products of fp32 matrices on a CPU, by the library that uses the whole width of the processor.
+
+torch hands fp32 products to MKL, which takes AVX-512 on Intel's processors alone: on an AMD EPYC
+with AVX-512 it makes 100 GFLOP/s a core, and oneDNN, which torch carries too, 220. Both multiply
+and add in fp32. So products of some size go to oneDNN where the processor has AVX-512; the rest,
+and whatever needs a derivative, goes the way that torch chooses. ``ATEN_CPU_CAPABILITY=avx2`` in
+the environment leaves all of it to torch.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+WORTHWHILE = 1 << 21
+"""Multiplications from which on a product is worth a call of oneDNN: 32 rows of 256 by 256."""
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What ``torch.nn.functional.linear`` gives, in the same precision.
+
+    Args:
+        inputs: [..., columns], any float dtype and device.
+        weight: [rows, columns], of the same kind; any strides.
+        bias: [rows].
+
+    Returns:
+        [..., rows], inputs weight^T + bias.
+    """
+    wide = _wide()
+    if wide is None or not _is_worthwhile(inputs, weight, bias):
+        return F.linear(inputs, weight, bias)
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()  # for a part of a matrix oneDNN has nothing but plain loops
+    return wide(inputs, weight, bias, "none", [], "")
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """The product of matrices: [..., n] and [n, m] give [..., m]."""
+    return linear(left, right.T)
+
+
+def wide_products(device: torch.device | str) -> AbstractContextManager[object]:
+    """Have linears of any model computed by ``linear``, in this thread, where it is on a CPU."""
+    return _WideProducts() if torch.device(device).type == "cpu" else nullcontext()
+
+
+class _WideProducts(TorchFunctionMode):
+    """Within a ``with`` block linears are computed by ``linear``."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Take the place of one function of torch."""
+        chosen = linear if func in LINEARS else func
+        return chosen(*args, **(kwargs or {}))
+
+
+LINEARS = (F.linear, torch.ops.aten.linear.default)
+"""What modules call, and what exported graphs call."""
+
+
+@functools.cache
+def _wide() -> Callable[..., Tensor] | None:
+    """The product of oneDNN; None where torch comes without it, or the processor is too narrow."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def _is_worthwhile(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN can compute this, and is the faster one."""
+    given = (inputs, weight) if bias is None else (inputs, weight, bias)
+    return (
+        weight.ndim == 2
+        and inputs.numel() * len(weight) >= WORTHWHILE
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        and bool(torch.backends.mkldnn.enabled)
+    )
