@@ -34,8 +34,8 @@ def given_by(leaf: nn.Module, read: Sequence[Any]) -> Tensor | None:
         return _empty(leaf.weight.dtype, *value.shape, leaf.embedding_dim)
     if type(leaf) is nn.Linear and value.shape[-1] == leaf.in_features:
         return _empty(value.dtype, *value.shape[:-1], leaf.out_features)
-    if type(leaf) is RMSNorm and value.shape[-1:] == leaf.weight.shape:
-        return _empty(torch.promote_types(leaf.weight.dtype, value.dtype), *value.shape)
+    if type(leaf) is RMSNorm:
+        return _of_a_norm(leaf.weight, value)
     if type(leaf) is Rotary and value.shape[-1] == leaf.head_width:
         return _empty(value.dtype, *value.shape)
     if type(leaf) is Attention:
@@ -44,6 +44,12 @@ def given_by(leaf: nn.Module, read: Sequence[Any]) -> Tensor | None:
         if fit and key.shape[-1] == value.shape[-1] and value.shape[2] % key.shape[2] == 0:
             return _empty(value.dtype, *value.shape[:2], value.shape[2] * value.shape[3])
     return None
+
+
+def _of_a_norm(gains: Tensor | None, value: Tensor) -> Tensor | None:
+    if gains is None or value.shape[-1:] != gains.shape:
+        return None
+    return _empty(torch.promote_types(gains.dtype, value.dtype), *value.shape)
 
 
 def given_by_element(function: object, read: Sequence[Any]) -> Tensor | None:
