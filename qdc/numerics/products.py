@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 WORTHWHILE = 1 << 21
@@ -37,6 +38,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return F.linear(inputs, weight, bias)
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         weight = weight.contiguous()  # for a part of a matrix oneDNN has nothing but plain loops
+    if bias is not None:
+        bias = bias.contiguous()  # whose strides oneDNN does not look at
     return wide(inputs, weight, bias, "none", [], "")
 
 
@@ -61,8 +64,12 @@ class _WideProducts(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Take the place of one function of torch."""
-        chosen = linear if func in LINEARS else func
-        return chosen(*args, **(kwargs or {}))
+        named = dict(kwargs or {})
+        if func not in LINEARS or torch.compiler.is_compiling():
+            return func(*args, **named)
+        if "input" in named:
+            named["inputs"] = named.pop("input")
+        return linear(*args, **named)
 
 
 LINEARS = (F.linear, torch.ops.aten.linear.default)
@@ -85,7 +92,27 @@ def _is_worthwhile(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         weight.ndim == 2
         and inputs.numel() * len(weight) >= WORTHWHILE
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
+        and inputs.shape[-1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
+        and all(type(t) in PLAIN and t.dtype == torch.float32 for t in given)
+        and all(t.device.type == "cpu" for t in given)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        and not _is_transformed()
         and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+PLAIN = (Tensor, nn.Parameter)
+"""Others say themselves how they are multiplied."""
+
+
+def _is_transformed() -> bool:
+    """Whether torch computes something else of this, of which oneDNN's call would know nothing.
+
+    Tangents of forward differentiation are what it would lose, and autocast what it would not do.
+    """
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.is_autocast_enabled("cpu")
     )

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from qdc.numerics import products
 from qdc.numerics.products import linear, product, wide_products
@@ -72,3 +73,49 @@ def test_parts_of_matrices_are_handed_on_whole(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(found, values[:, :150].T @ values[:, 150:])
     assert given
     assert all(weight.is_contiguous() or weight.T.is_contiguous() for weight in given)
+
+
+def test_takes_any_bias_that_torch_takes() -> None:
+    # oneDNN reads a bias with gaps, or one that is repeated, as if it had none.
+    inputs, weight = normal(129, 130), normal(131, 130)
+    biases = (normal(262)[::2], normal(1).expand(131), normal(1), normal(1, 131))
+    for bias in biases:
+        expected = inputs.double() @ weight.double().T + bias.double()
+        torch.testing.assert_close(linear(inputs, weight, bias), expected.float())
+
+
+def test_what_does_not_fit_is_told_in_the_words_of_torch() -> None:
+    with pytest.raises(RuntimeError, match="129x130 and 65x131"):
+        linear(normal(129, 130), normal(131, 65))
+    with pytest.raises(RuntimeError, match=r"\(131\).*\(130\)"):
+        linear(normal(129, 130), normal(131, 130), normal(130))
+
+
+def test_tangents_of_forward_differentiation_flow() -> None:
+    inputs, weight, tangent = normal(129, 130), normal(131, 130), normal(130, 129).T
+    with forward_ad.dual_level():
+        found = linear(forward_ad.make_dual(inputs, tangent), weight)
+        moved = forward_ad.unpack_dual(found).tangent
+    torch.testing.assert_close(moved, tangent @ weight.T)
+
+
+def test_autocast_holds() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(normal(129, 130), normal(131, 130)).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_calls_by_name_within_a_block() -> None:
+    module, inputs, named = nn.Linear(130, 131), normal(129, 130), nn.functional.linear
+    with wide_products("cpu"):
+        found = named(input=inputs, weight=module.weight, bias=module.bias)
+        assert torch.equal(found, module(inputs))
+
+
+@pytest.mark.slow  # imports torch's compiler
+@torch.no_grad()
+def test_compiled_modules_have_no_breaks_within_a_block() -> None:
+    module, inputs = nn.Linear(130, 131), normal(129, 130)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with wide_products("cpu"):
+        torch.testing.assert_close(compiled(inputs), module(inputs))
