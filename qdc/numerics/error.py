@@ -1,5 +1,6 @@
 """How wrong the output of a quantized layer is."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,12 @@ import torch
 from torch import Tensor
 
 from qdc.numerics.products import product
+
+UNCANCELLED = 1e-2
+"""Share of what a layer's output would be if its inputs were independent from which on fp32 tells
+it to four digits: below, inputs that move together cancel one another."""
+SMALLEST = 1e-30
+"""Mean of fp32 terms from which on they lose no digits to the smallest numbers of fp32."""
 
 
 class OutputError(NamedTuple):
@@ -21,8 +28,8 @@ def relative_output_error(weight: Tensor, dense: Tensor, moment: Tensor) -> floa
     """Squared output error as a share of the squared output (quant-dllm.md 2.2).
 
     tr(E M E^T) / tr(W M W^T) with E = W - Q and the undamped moment M. The first is taken in fp64:
-    compensation works by cancellation, which fp32 would blur. Nothing cancels in the second, whose
-    products are fp32.
+    compensation works by cancellation, which fp32 would blur. So is the second where inputs
+    cancel or leave the range of fp32; as a rule they do neither, and its products are fp32.
 
     Args:
         weight: f32[n, m].
@@ -71,8 +78,20 @@ def block_errors(
     wrong = max(float(shares.sum()), 0.0)
     if wrong == 0.0:
         return OutputError(0.0, (0.0,) * len(parts))
-    single = weight.to(torch.float32)
-    whole = float((product(single, moment.to(torch.float32)) * single).sum(dtype=torch.float64))
+    del error
+    whole = _squared_output(weight, moment)
     if whole <= 0:
         return OutputError(float("inf"), ())
     return OutputError(wrong / whole, tuple((shares / whole).tolist()))
+
+
+def _squared_output(weight: Tensor, moment: Tensor) -> float:
+    """tr(W M W^T), in fp64 where fp32 would not tell it."""
+    single, metric = weight.to(torch.float32), moment.to(torch.float32)
+    apart = float((single.square() @ metric.diagonal()).sum(dtype=torch.float64))
+    if SMALLEST * single.numel() < apart < math.inf:
+        whole = float(product(single, metric).mul_(single).sum(dtype=torch.float64))
+        if UNCANCELLED * apart < whole < math.inf:
+            return whole
+    exact = weight.to(torch.float64)
+    return float((exact @ moment.to(torch.float64)).mul_(exact).sum())

@@ -72,3 +72,16 @@ def test_blocks_of_a_layer_without_error_or_output() -> None:
     zero, one = torch.zeros(1, 6), torch.ones(1, 6)
     assert block_errors(one, one, torch.eye(6), PARTS) == (0.0, (0.0, 0.0, 0.0))
     assert block_errors(zero, one, torch.eye(6), PARTS) == (float("inf"), ())
+
+
+@pytest.mark.parametrize(("weights", "inputs"), [(1e10, 1e20), (1e-15, 1e-15), (1, 1)])
+def test_holds_at_the_ends_of_fp32_and_where_outputs_cancel(weights: float, inputs: float) -> None:
+    # All inputs move together, a thousand times as far as each alone, and rows add up to 0.
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(2)).round(decimals=1)
+    weight[:, 1::2] = -weight[:, ::2]
+    moment = (torch.eye(64) + 2.0**20) * inputs
+    weight *= weights
+    found = block_errors(weight, weight / 2, moment, (slice(0, 32), slice(32, 64)))
+    exact, metric = weight.double(), moment.double()
+    error, output = exact - (weight / 2).double(), ((exact @ metric) * exact).sum()
+    assert found.total == pytest.approx(float(((error @ metric) * error).sum() / output), rel=1e-6)
