@@ -17,6 +17,10 @@ from qdc.models.layers import Attention, RMSNorm, Rotary
 
 BY_ELEMENT = (F.silu, operator.add, operator.mul)
 """Functions between the leaves that work number by number."""
+PLACES = (torch.int64, torch.int32)
+"""Dtypes of rows of an embedding."""
+HEADS = 4
+"""Axes of queries, keys and values: batch, length, heads, columns."""
 
 
 def given_by(leaf: nn.Module, read: Sequence[Any]) -> Tensor | None:
@@ -29,21 +33,37 @@ def given_by(leaf: nn.Module, read: Sequence[Any]) -> Tensor | None:
     Returns:
         None if this is no common leaf, or if what it reads does not fit: running it says so then.
     """
-    value: Tensor = read[0]
-    if type(leaf) is nn.Embedding:
+    if not read or not isinstance(read[0], Tensor):
+        return None
+    value = read[0]
+    if type(leaf) is nn.Embedding and value.dtype in PLACES:
         return _empty(leaf.weight.dtype, *value.shape, leaf.embedding_dim)
-    if type(leaf) is nn.Linear and value.shape[-1] == leaf.in_features:
-        return _empty(value.dtype, *value.shape[:-1], leaf.out_features)
+    if type(leaf) is nn.Linear:
+        return _of_a_linear(leaf, value)
     if type(leaf) is RMSNorm:
         return _of_a_norm(leaf.weight, value)
-    if type(leaf) is Rotary and value.shape[-1] == leaf.head_width:
+    if type(leaf) is Rotary and value.ndim == HEADS and value.shape[-1] == leaf.head_width:
         return _empty(value.dtype, *value.shape)
-    if type(leaf) is Attention:
-        key, values = read[1], read[2]
-        fit = key.shape == values.shape and key.shape[:2] == value.shape[:2]
-        if fit and key.shape[-1] == value.shape[-1] and value.shape[2] % key.shape[2] == 0:
-            return _empty(value.dtype, *value.shape[:2], value.shape[2] * value.shape[3])
+    if type(leaf) is Attention and len(read) >= len(("query", "key", "value")):
+        return _of_attention(value, *read[1:3])
     return None
+
+
+def _of_a_linear(leaf: nn.Linear, value: Tensor) -> Tensor | None:
+    tensors = [leaf.weight, value] + ([] if leaf.bias is None else [leaf.bias])
+    if value.shape[-1:] != leaf.weight.shape[1:] or len({t.dtype for t in tensors}) > 1:
+        return None
+    return _empty(value.dtype, *value.shape[:-1], len(leaf.weight))
+
+
+def _of_attention(query: Tensor, key: Tensor, values: Tensor) -> Tensor | None:
+    if query.ndim != HEADS or key.shape != values.shape or key.shape[:2] != query.shape[:2]:
+        return None
+    if len({query.dtype, key.dtype, values.dtype}) > 1:
+        return None
+    if key.shape[-1] != query.shape[-1] or query.shape[2] % key.shape[2]:
+        return None
+    return _empty(query.dtype, *query.shape[:2], query.shape[2] * query.shape[3])
 
 
 def _of_a_norm(gains: Tensor | None, value: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from qdc.numerics.products import product
 from qdc.streaming.work import Work
 
 SIDE = 768
@@ -42,7 +43,7 @@ def measure(device: torch.device) -> Rates:
 
 def _products(device: torch.device, dtype: torch.dtype) -> float:
     matrix = torch.ones(SIDE, SIDE, device=device, dtype=dtype)
-    return 2 * SIDE**3 * _rate(lambda: matrix @ matrix, device)
+    return 2 * SIDE**3 * _rate(lambda: product(matrix, matrix), device)
 
 
 def _elements(device: torch.device) -> float:
