@@ -58,7 +58,8 @@ class BlockWatch:
     def _add(self, found: Tensor, expected: Tensor) -> None:
         # Some Llamas have single numbers a thousand times the others', which round by their size.
         scale = expected.square().mean().sqrt() + expected.abs()
-        self.apart = max(self.apart, float(((found.float() - expected).abs() / scale).max()))
+        apart = float(((found.float() - expected).abs() / scale).max())
+        self.apart = max(apart, self.apart)  # in this order a NaN stays and is refused
         self._refuse_others()
 
     def _refuse_others(self) -> None:

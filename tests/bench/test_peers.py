@@ -90,7 +90,7 @@ def test_watch_passes_what_computes_our_blocks(probe: Tensor) -> None:
     assert "within" in watch.finish()
 
 
-@pytest.mark.parametrize("fault", ["causal", "order", "dtype", "unseen"])
+@pytest.mark.parametrize("fault", ["causal", "order", "dtype", "unseen", "nan"])
 def test_watch_refuses_another_function(probe: Tensor, fault: str) -> None:
     pair = open_pair(EMBEDDED, probe)
     native, watch = pair.native, BlockWatch(pair, probe)
@@ -99,6 +99,8 @@ def test_watch_refuses_another_function(probe: Tensor, fault: str) -> None:
             layer.self_attn.is_causal = True
     if fault == "dtype":
         native.bfloat16()
+    if fault == "nan":
+        native.model.layers[0].self_attn.o_proj.weight.data[3, 5] = float("nan")
 
     def watched(tokens: Tensor) -> None:
         native(tokens)
