@@ -94,8 +94,8 @@ def test_what_does_not_fit_is_told_in_the_words_of_torch() -> None:
 def test_tangents_of_forward_differentiation_flow() -> None:
     inputs, weight, tangent = normal(129, 130), normal(131, 130), normal(130, 129).T
     with forward_ad.dual_level():
-        found = linear(forward_ad.make_dual(inputs, tangent), weight)
-        moved = forward_ad.unpack_dual(found).tangent
+        dual = forward_ad.make_dual(inputs, tangent)  # type: ignore[no-untyped-call]
+        moved = forward_ad.unpack_dual(linear(dual, weight)).tangent  # type: ignore[no-untyped-call]
     torch.testing.assert_close(moved, tangent @ weight.T)
 
 
