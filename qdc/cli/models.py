@@ -2,9 +2,8 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -57,7 +56,7 @@ class Opened:
     """Of decoding, by name, those of the plugins among them."""
     family: Family | None = None
     """Of the model, if it is built here."""
-    generation: Mapping[str, Any] = MappingProxyType({})
+    generation: Mapping[str, Any] = field(default_factory=dict)
     """``generation_config.json``, if there is one."""
 
     @functools.cached_property
