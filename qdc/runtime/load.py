@@ -33,7 +33,7 @@ from qdc.pipeline.registry import Registry
 from qdc.runtime.activations import attach, check_activations, refuse_activations
 from qdc.runtime.auto import chosen_backend, tell_dense
 from qdc.runtime.integers import is_integer
-from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors, place, tied_names
+from qdc.runtime.weights import StoredWeights, Wanted, aligned, dense_tensors, place, tied_names
 
 FLOATING = ("f64", "f32", "f16", "bf16")
 
@@ -208,7 +208,7 @@ def load_checkpoint(
         tensor = source.tensor(name)
         if not is_finite(tensor):
             broken.append(name)
-        state[name] = tensor.to(device, dtype)
+        state[name] = aligned(tensor.to(device, dtype))
     refuse_broken(broken)
     place(body, state, tied_names(body))
     return module.to(device).requires_grad_(False)

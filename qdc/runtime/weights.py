@@ -19,6 +19,8 @@ from qdc.numerics.finite import is_finite
 Wanted = tuple[str | None, tuple[Dimension, ...]]
 """Dtype and shape of a stored tensor; None allows every floating dtype."""
 
+ALIGNMENT = 64
+
 
 @dataclass(frozen=True)
 class StoredWeights(Weights):
@@ -59,6 +61,15 @@ def tied_names(module: nn.Module) -> dict[str, str]:
     first = {parameter: name for name, parameter in module.named_parameters()}
     every = module.named_parameters(remove_duplicate=False)
     return {name: first[parameter] for name, parameter in every if first[parameter] != name}
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor at an address that torch itself would give it: a multiple of 64 bytes.
+
+    A file has tensors anywhere, and a product with a single row, as of an expert that gets one
+    token, is summed in another order where a weight is not at a multiple of 16 bytes.
+    """
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -137,6 +137,13 @@ def test_a_text_that_is_kept_gives_what_the_whole_gives(ours: CanvasDecoder) -> 
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
+def test_weights_stand_where_every_product_is_summed_alike(folder: Path, tmp_path: Path) -> None:
+    """Experts with one token are; a file in fp32 is not copied for its dtype."""
+    wide = rewrite(folder, tmp_path / "f32", lambda s: {n: t.float() for n, t in s.items()})
+    loaded = load_checkpoint(wide, "cpu", torch.float32)
+    assert all(each.data_ptr() % 64 == 0 for each in loaded.parameters())
+
+
 def test_a_signal_that_does_not_fit_is_refused(ours: CanvasDecoder) -> None:
     tokens = drawn(2, 12)
     for shape in ((2, CANVAS + 1, 2048), (1, CANVAS, 2048), (2, CANVAS, 2047), (2, 0, 2048)):

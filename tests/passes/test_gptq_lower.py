@@ -203,7 +203,8 @@ def test_the_error_is_measured() -> None:
     weight, moment = noise(6, COLUMNS), correlated_moment(COLUMNS)
     unit = lower({"q": weight}, moment)
     expected = relative_output_error(weight, result(unit), moment)
-    assert unit.graph.require("q", Gptq).error == expected > 0
+    assert unit.graph.require("q", Gptq).error == pytest.approx(expected, rel=1e-12)
+    assert expected > 0
 
 
 def test_layers_that_share_a_factor_do_not_disturb_each_other() -> None:

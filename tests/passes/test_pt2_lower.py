@@ -243,7 +243,8 @@ def test_the_error_is_measured_and_is_the_same_again() -> None:
     first, second = (lower({"q": weight}, moment, **PUBLISHED) for _ in range(2))
     assert torch.equal(result(first), result(second))
     expected = relative_output_error(weight, result(first), moment)
-    assert first.graph.require("q", Pt2).error == expected > 0
+    assert first.graph.require("q", Pt2).error == pytest.approx(expected, rel=1e-12)
+    assert expected > 0
 
 
 def test_weights_beyond_fp16_are_refused_by_name() -> None:
