@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,7 @@ from qdc.numerics.products import wide_products
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.auto import chosen_backend
 from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.generation_fields import GENERATION
 from qdc.runtime.decoding.speech import decode_facts
 from qdc.runtime.decoding.strategies import Strategies
 from qdc.runtime.device import find_device
@@ -55,11 +56,13 @@ class Opened:
     """Of decoding, by name, those of the plugins among them."""
     family: Family | None = None
     """Of the model, if it is built here."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """``generation_config.json``, if there is one."""
 
     @functools.cached_property
     def decoding(self) -> DecodeFacts:
         """What the decoding loop has to know. Raises ``UnsupportedModel`` without a mask token."""
-        return decode_facts(self.facts, self.tokenizer, self.config, self.family)
+        return decode_facts(self.facts, self.tokenizer, self.config, self.family, self.generation)
 
     @property
     def logits_shift(self) -> int:
@@ -120,6 +123,7 @@ def open_runnable(
             help="qdc.load gives the module; run and eval are for models that predict tokens",
         )
     tokenizer = load_tokenizer(folder)
+    generation = folder / GENERATION
     encode = open_encoder(folder, document_tokens, families=families, tokenizer=tokenizer)
     tell_withheld(encode.withheld)
 
@@ -137,6 +141,7 @@ def open_runnable(
         plain,
         registry.strategies,
         families.find(plain) if front_end == "fx" else None,
+        read_json(generation) if generation.exists() else {},
     )
 
 

@@ -55,6 +55,9 @@ USUAL_ROPES: Mapping[str, Mapping[str, object]] = {
 }
 EVERY = 6
 """Where blocks are not listed, each sixth one is full."""
+NEAREST = 2
+"""Columns of text in a sliding block: where none is kept beside the own one, published code slices
+its cache from -0, which is all of it."""
 OF_KIND = {"sliding": SLIDING, "full": FULL}
 HELD: Mapping[str, tuple[object, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
@@ -287,6 +290,13 @@ def _contradictions(sizes: CanvasSizes) -> Iterator[str]:
                 f"{TEXT}.num_attention_heads {sizes.heads} is no multiple of num_key_value_heads "
                 f"{heads.key_heads}, in blocks of {kind}"
             )
+    if sizes.canvas > sizes.max_length:
+        yield f"{CANVAS} {sizes.canvas} is above {TEXT}.max_position_embeddings {sizes.max_length}"
+    if sizes.past < NEAREST:
+        yield (
+            f"{TEXT}.sliding_window: Input should be {NEAREST} at the least (given {sizes.past}); "
+            "with less the published cache keeps all of the text"
+        )
     if sizes.experts_per_token > sizes.experts:
         yield (
             f"{TEXT}.top_k_experts {sizes.experts_per_token} is above num_experts {sizes.experts}"

@@ -181,12 +181,19 @@ class CalibrationFields(Pass):
         return {**own, "geometry": self.chosen_geometry}
 
     def check(self, graph: LayerGraph) -> None:
-        """Refuse samples that are longer than the model takes."""
+        """Refuse samples that are longer than the model takes, or too short to hold text."""
         if self.length is not None and self.length > graph.model.max_length:
             raise InvalidCalibration(
                 f"samples of {self.length} tokens are asked for, "
                 f"the model takes {graph.model.max_length}",
                 help=f"the longest is --length {graph.model.max_length}, which it is if not given",
+            )
+        canvas = graph.model.canvas
+        if self.length is not None and canvas is not None and self.length <= canvas:
+            raise InvalidCalibration(
+                f"samples of {self.length} tokens are all canvas, which takes {canvas}: "
+                "nothing would be read as text",
+                help=f"take a --length above {canvas}; {2 * canvas} are half text",
             )
         self._check_noise(graph.model)
         if self.asks_certainty:

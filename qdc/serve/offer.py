@@ -33,7 +33,7 @@ def offer(
         verifies: whether strategies that need a verifier can run.
     """
     usual = facts.usual
-    own = str(usual.get("strategy", ""))
+    own = str(usual.get("strategy", "")).partition("{")[0]
     canvas = facts.canvas is not None
     offered = {
         name: kind

@@ -231,6 +231,7 @@ HELD: Table = {
     "num_kv_shared_layers": 2,
     "head_dim": 15,
     "top_k_experts": 5,
+    "sliding_window": 1,
 }
 INERT: Table = {
     "attention_dropout": 0.5,
@@ -279,6 +280,10 @@ def test_fields_beside_the_text_are_read_too() -> None:
         with pytest.raises(UnsupportedModel) as caught:
             read(**fields)
         assert all(place.startswith(next(iter(fields))) for place in caught.value.where)
+    with pytest.raises(UnsupportedModel) as caught:
+        read(canvas_length=4097)
+    told = "canvas_length 4097 is above text_config.max_position_embeddings 4096"
+    assert caught.value.where == (told,)
     assert DIFFUSION_GEMMA.unused(config_of("diffusion-gemma")) == ()
     config = {**config_of("diffusion-gemma"), "trained_by": "somebody"}
     config["text_config"] = {**config["text_config"], "dataset": [1]}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qdc.compiling.savepoints import _samples, read_batch, read_samples
 from qdc.disk import write_tensors
-from qdc.errors import UnsupportedModel
+from qdc.errors import InvalidCalibration, UnsupportedModel
 from qdc.ir.graph import LayerGraph, ModelFacts
 from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passkit.counted import CountedPositions
@@ -107,6 +107,12 @@ def test_what_needs_masks_is_refused_by_name(options: dict[str, object], problem
     step = CalibrateMcs.model_validate({"geometry": "uniform-noise", **options})
     with pytest.raises(UnsupportedModel, match=problem):
         step.check(graph_of(FACTS))
+
+
+def test_samples_that_hold_no_text_are_refused() -> None:
+    CalibrateMcs(geometry="uniform-noise", length=CANVAS + 1).check(graph_of(FACTS))
+    with pytest.raises(InvalidCalibration, match="nothing would be read as text"):
+        CalibrateMcs(geometry="clean", length=CANVAS).check(graph_of(FACTS))
 
 
 def test_noise_is_chosen_for_canvases_alone() -> None:

@@ -186,14 +186,18 @@ class DecodeOptions(Options):
         """The same, with what a model's own sampler has where nothing else was asked for.
 
         Another strategy than the model's own keeps its own defaults; the model's own with options
-        written to it keeps them, and takes the cache alone.
+        written to it keeps them, and takes the cache alone. Without them it is the usual one, with
+        the options that are usual.
 
         Args:
             usual: options by name, ``strategy`` among them, or nothing.
         """
         given = self.model_fields_set
-        if usual and self.names_strategy and self.strategy != usual["strategy"]:
-            own = self.strategy.partition("{")[0].strip() == usual["strategy"]
+        name = str(usual.get("strategy", "")).partition("{")[0]
+        if self.strategy == name:
+            given = given - {"strategy"}
+        elif usual and self.names_strategy and self.strategy != usual["strategy"]:
+            own = self.strategy.partition("{")[0].strip() == name
             usual = {n: v for n, v in usual.items() if own and n == "cache"}
         if not usual:
             return self

@@ -1,19 +1,21 @@
 """What a tokenizer says of answers: how they end, and how a conversation is written."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qdc.errors import QdcError
 from qdc.ir.graph import ModelFacts
 from qdc.models.family import Family
 from qdc.runtime.decoding.facts import DecodeFacts
+from qdc.runtime.decoding.generation_fields import named_ends, with_published_options
 from qdc.text.tokenizer import FAILURES, encode_marked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
-"""How the published families write the end of a turn: LLaDA; Dream, SDAR; LLaDA-MoE."""
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|role_end|>", "<turn|>")
+"""How the published families write the end of a turn: LLaDA; Dream, SDAR; LLaDA-MoE; Gemma 4."""
 
 
 def decode_facts(
@@ -21,17 +23,22 @@ def decode_facts(
     tokenizer: "PreTrainedTokenizerFast",
     config: Mapping[str, Any],
     family: Family | None = None,
+    generation: Mapping[str, Any] = MappingProxyType({}),
 ) -> DecodeFacts:
     """Join what the model, its tokenizer, its ``config.json`` and its family say.
 
-    The end of sequence is the tokenizer's, else the configuration's, else the family's. Ends that
-    the model has no embedding for are left out.
+    The end of sequence is the tokenizer's, else the configuration's, else that of
+    ``generation_config.json``, ``generation``, else the family's; all that are named are ends. Ends
+    that the model has no embedding for are left out.
+
+    Raises ``QdcError`` where ``generation`` asks for a sampler that is not implemented.
     """
     named = config.get("eos_token_id")
     text = config.get("text_config")  # of models that read more than text
     if named is None and isinstance(text, Mapping):
         named = text.get("eos_token_id")
     found = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    found += named_ends(generation)
     if family is not None and all(token is None for token in found):
         found.append(family.end_token_id)
     vocabulary = tokenizer.get_vocab()
@@ -41,7 +48,7 @@ def decode_facts(
         for token in found
         if type(token) is int and 0 <= token < facts.vocabulary and token != facts.mask_token_id
     ]
-    usual = {} if family is None else family.decoding
+    usual = {} if family is None else with_published_options(family.decoding, generation)
     return DecodeFacts.of(facts, ends[0] if ends else None, tuple(ends), usual)
 
 
