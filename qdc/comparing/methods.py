@@ -122,8 +122,8 @@ def checked(plan: Plan, registry: Registry) -> Plan:
 
 
 def taken(plan: Plan, options: Sequence[str]) -> set[str]:
-    """Those options that some pass of a plan has: a compile refuses any other."""
-    return {name for step in plan.passes() for name in type(step).model_fields} & set(options)
+    """Those options that some pass of a plan reads: a compile refuses any other."""
+    return {name for name in options if steps_with(plan, name)}
 
 
 def written(text: str, registry: Registry) -> set[str]:
@@ -152,6 +152,10 @@ def overrides(
 
 
 def steps_with(plan: Plan, option: str) -> list[Pass]:
-    """Passes of a plan that have an option, by its name in pipeline text."""
+    """Passes of a plan that read an option, by its name in pipeline text or as a field."""
     field = option.replace("-", "_")
-    return [step for step in plan.passes() if field in type(step).model_fields]
+    return [
+        step
+        for step in plan.passes()
+        if field in type(step).model_fields and field not in step.idle
+    ]

@@ -160,13 +160,16 @@ def _set(step: Pass, settings: Mapping[str, str], dropped: list[str]) -> Pass:
     """
     fields = {name.replace("_", "-") for name in type(step).model_fields}
     given: dict[str, str | tuple[str, ...]] = {k: v for k, v in settings.items() if k in fields}
-    if not given:
+    read = {k: v for k, v in given.items() if k.replace("-", "_") not in step.idle}
+    if not read:
         return step
     text = f"{step.name}{{{' '.join(f'{key}={value}' for key, value in given.items())}}}"
     item, own = Item(step.name, 0, given), step.model_dump()
     try:
         return _made(step, item, text, own)
     except InvalidPipeline:
+        if read != given:  # nothing reads the others, whatever else is set
+            return _set(step, read, dropped)
         options = step.options()
         for names in (*combinations(options, 1), *combinations(options, 2)):
             left_out = {name.replace("-", "_") for name in names}

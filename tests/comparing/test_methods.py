@@ -3,6 +3,7 @@
 import pytest
 
 from qdc.comparing.methods import Method, overrides, parse_methods
+from qdc.comparing.vary import variants
 from qdc.errors import InvalidPipeline, MissingAnnotation, UnknownName
 from qdc.pipeline.registry import Registry, standard_registry
 
@@ -81,3 +82,16 @@ def test_an_option_goes_to_those_that_have_it_and_have_not_written_it(registry: 
     assert used(gptq) == (given, ())
     assert used(free) == ({}, ())
     assert used(own) == ({"seed": 1}, ("it writes its own samples",))
+
+
+def test_no_option_goes_to_a_pass_that_does_not_read_it_as_it_is(registry: Registry) -> None:
+    """Compiling refuses ``--seed`` and ``--samples`` where activations are not measured."""
+    text = "rtn-lower{bits=4},quantize-activations{bits=4%s},pack"
+    plain, searching = parse_methods([text % "", text % " clip=search"], registry)
+    given = {"samples": 4, "seed": 1}
+    assert overrides(plain.plan, plain.pipeline, given, registry) == ({}, ())
+    assert overrides(searching.plan, searching.pipeline, given, registry) == (given, ())
+    clean = {"geometry": "clean"}
+    kept, told = variants((plain, searching), (), registry, clean)
+    assert kept.pipeline == str(plain.plan)
+    assert "geometry=clean" in told.pipeline
