@@ -189,7 +189,9 @@ class QuantizeActivations(CalibrationOptions):
             refuse_lost_values(graph, "leave values out: linears' inputs are quantized without it")
 
     def without_masks(self) -> "QuantizeActivations | None":
-        """The same for all tokens alike, on clean text."""
+        """The same for all tokens alike, on clean text; itself where nothing is measured."""
+        if not self.measures:
+            return self
         found = super().without_masks()
         return None if found is None else found.model_copy(update={"classes": "all"})
 

@@ -297,6 +297,11 @@ def test_clean_text_has_one_class() -> None:
     assert (step.classes, step.geometry) == ("all", "clean")
 
 
+def test_what_measures_nothing_draws_no_masks() -> None:
+    step = QuantizeActivations(bits=4, clip=0.9)
+    assert step.without_masks() is step
+
+
 def test_presets_that_tell_masked_tokens_apart_take_one_class() -> None:
     registry = standard_registry()
     for preset in ("w4a4", "w2a8"):
