@@ -27,7 +27,7 @@ MASKED = (
     Promise("default", 0.6),
     Promise("small", 0.8, "AutoRound 2 bits g128"),
 )
-CAUSAL = (Promise("rates 2", 0.45), Promise("default", 0.6))
+CAUSAL = (Promise("rates 2", 0.45), Promise("rates 2.2", 0.45), Promise("default", 0.6))
 
 
 def targets(ours: Found, theirs: Found, ratio: Ratio) -> Iterator[Target]:
