@@ -19,7 +19,7 @@ from qdc.evaluation.next_token import compare_next, evaluate_next, require_causa
 from qdc.evaluation.noise import Noise
 from qdc.evaluation.options import EvaluationOptions
 from qdc.evaluation.results import NextToken, NextTokenComparison
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.report.files import write_report
 from qdc.report.model import CompileReport, EvaluationReport
 from qdc.text.source import TextSource, read_text

@@ -20,7 +20,7 @@ from qdc.cli.terminal import (
 from qdc.errors import InvalidCalibration, QdcError, UnsupportedModel
 from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.numerics.shift import Shift
 from qdc.passkit.inspection import Sampling, StageShift, inspect
 from qdc.pipeline.registry import standard_registry

@@ -17,7 +17,7 @@ from qdc.errors import QdcError
 from qdc.frontend.encoding import open_encoder
 from qdc.frontend.native import NativeModel
 from qdc.frontend.select import choose, read_facts
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.document_tokens import DocumentTokens
 from qdc.models.family import Family
 from qdc.numerics.products import wide_products

@@ -23,7 +23,7 @@ from qdc.evaluation.harness.results import (
 from qdc.evaluation.harness.subject import Subject
 from qdc.evaluation.harness.tasks import Tasks
 from qdc.evaluation.options import OF_LIKELIHOODS, EvaluationOptions
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.decoding.strategies import make_strategy
 

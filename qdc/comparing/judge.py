@@ -22,7 +22,7 @@ from qdc.evaluation.in_blocks import at_once, block_by_block
 from qdc.evaluation.next_token import require_causal
 from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.document_tokens import DocumentTokens
 from qdc.models.families import Families
 from qdc.pipeline.registry import standard_registry

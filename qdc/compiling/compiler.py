@@ -34,7 +34,7 @@ from qdc.distributed.handshake import from_first, same
 from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.passkit.calibration import CalibrationOptions

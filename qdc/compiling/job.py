@@ -18,7 +18,7 @@ from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
 from qdc.frontend.select import Choice, choose, parse_choice
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
 from qdc.pipeline.registry import Registry

@@ -14,7 +14,7 @@ from qdc.evaluation.bootstrap import interval, standard_error
 from qdc.evaluation.evaluate import BATCH, check_windows, groups_of
 from qdc.evaluation.masked_loss import Logits, Sums, masked_sums
 from qdc.evaluation.results import NextToken, NextTokenComparison
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.ir.text_use import TextUse
 from qdc.units import Progress
 

@@ -26,7 +26,8 @@ from qdc.frontend.native_config import first_line
 from qdc.frontend.repeated import shortened
 from qdc.frontend.structure import find_regions
 from qdc.frontend.tracer import Program, common_prefix, unique_names
-from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, ModelFacts, Node, Structure
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import EMBEDDING, LINEAR, LayerGraph, Node, Structure
 
 BATCH, LENGTH = 3, 24
 """Sizes of the example that is exported; they are not written into the graph."""

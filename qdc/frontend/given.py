@@ -25,7 +25,8 @@ from qdc.frontend.direction import find_attentions
 from qdc.frontend.exported import export_graph
 from qdc.frontend.tracer import Program
 from qdc.ir.dump import to_bytes
-from qdc.ir.graph import EMBEDDING, LayerGraph, ModelFacts
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import EMBEDDING, LayerGraph
 
 UNBOUNDED = 1 << 40
 """Stands for the longest input of a model whose trace has no bound."""

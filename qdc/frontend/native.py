@@ -20,7 +20,7 @@ from qdc.errors import UnsupportedModel
 from qdc.frontend.body import BodyModel
 from qdc.frontend.native_config import NOT_PARSED, first_line, parse_native, quiet
 from qdc.frontend.unrolled import unroll_experts
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.configuration import DEEPEST, MOST_EXPERTS
 from qdc.models.families import BUILT_IN
 from qdc.text.tokenizer import TOKENIZER, load_tokenizer

@@ -18,7 +18,7 @@ from qdc.frontend.native import NativeModel, build_native, looks_back, native_fa
 from qdc.frontend.native_config import unused_fields
 from qdc.frontend.own_names import match_own_names
 from qdc.frontend.tracer import Program, trace
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.families import BUILT_IN, Families
 from qdc.models.other_fields import unused
 

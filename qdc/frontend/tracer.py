@@ -19,7 +19,8 @@ from qdc.errors import UnsupportedModel
 from qdc.frontend.calls import NodeCalls
 from qdc.frontend.leafshapes import given_by, given_by_element
 from qdc.frontend.structure import find_regions
-from qdc.ir.graph import LINEAR, LayerGraph, ModelFacts, Node, Structure
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LINEAR, LayerGraph, Node, Structure
 from qdc.ir.routing import GIVE, ROUTED, ROUTER, ROWS
 from qdc.ir.types import Dimension, Parameter, ValueType, short_dtype
 from qdc.models.canvas import CanvasAttention, OnCanvas, Scalars, Signal, SoftCap

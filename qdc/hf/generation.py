@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from qdc.errors import QdcError, UnsupportedModel, nearest
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.masks import read_mask
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.loop import decode

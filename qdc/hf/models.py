@@ -24,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from qdc.errors import QdcError
 from qdc.hf.conversions import read_in_parts
 from qdc.hf.generation import run_loop
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.decoder import DecoderBlock, predict
 from qdc.models.families import Families
 from qdc.models.family import Family

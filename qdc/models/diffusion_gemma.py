@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qdc.errors import UnsupportedModel
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.canvas_decoder import CanvasDecoder
 from qdc.models.canvas_sizes import (
     CANVAS,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from qdc.errors import UnsupportedModel
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.diffusion_gemma import DIFFUSION_GEMMA
 from qdc.models.dream import DREAM
 from qdc.models.family import Family, Refusal

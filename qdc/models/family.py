@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qdc.errors import UnsupportedModel, nearest
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.decoder import BIASED, Decoder, Layout
 from qdc.models.names import Names
 from qdc.models.other_fields import refused_fields, shown_fields

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from qdc.ir.annotations import Moment
-from qdc.ir.graph import ModelFacts, Node, Stage
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import Node, Stage
 from qdc.passkit import geometry
 from qdc.passkit.calibration_fields import BLOCK_LENGTH, NOISE, CalibrationFields
 from qdc.passkit.certainty import WITHOUT, Certainty, confidences, use_of

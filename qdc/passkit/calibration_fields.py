@@ -8,7 +8,8 @@ from torch import Tensor
 
 from qdc.errors import InvalidCalibration, UnsupportedModel
 from qdc.ir.calibration_use import SampledStates
-from qdc.ir.graph import LayerGraph, ModelFacts
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LayerGraph
 from qdc.ir.text_use import Pack
 from qdc.passkit import geometry
 from qdc.passkit.certainty import BASES, WITHOUT, TokenWeights

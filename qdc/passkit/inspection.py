@@ -15,7 +15,8 @@ from torch import Tensor
 from qdc.checkpoint.folder import Checkpoint
 from qdc.errors import InvalidCalibration
 from qdc.frontend.tracer import Program
-from qdc.ir.graph import ModelFacts, Stage
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import Stage
 from qdc.ir.text_use import Pack, TextUse
 from qdc.models.layers import takes_windows
 from qdc.numerics.shift import (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qdc.errors import InvalidCalibration
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.ir.text_use import Pack, TextUse
 from qdc.passkit.dialogues import draw_dialogues
 from qdc.passkit.geometry import behind_prefix

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qdc.errors import QdcError
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.families import FAMILIES
 from qdc.passkit.predictor import Predictor
 from qdc.passkit.streamed_reader import StreamedReader

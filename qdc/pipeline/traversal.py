@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LayerGraph, Node, Region, Stage
 from qdc.pipeline.cutting import cut
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import Group, Plan, Segment

@@ -2,7 +2,7 @@
 
 from qdc.errors import InvalidPipeline
 from qdc.ir.activations import OfActivations
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.builder import build_backend, build_plan
 from qdc.pipeline.plan import Plan, check_order

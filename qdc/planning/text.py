@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.ir.calibration_use import SampledStates
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.ir.text_use import TextUse
 from qdc.passkit.calibration import CalibrationOptions
 from qdc.passkit.samples import draw_samples

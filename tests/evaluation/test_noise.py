@@ -10,7 +10,7 @@ from qdc.evaluation.harness.likelihood import score
 from qdc.evaluation.harness.options import LikelihoodOptions
 from qdc.evaluation.next_token import require_causal
 from qdc.evaluation.noise import Noise
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from tests.evaluation.test_evaluate import VOCABULARY, constant, recorder, windows
 
 NOISE = Noise(canvas=5, vocabulary=VOCABULARY)

@@ -16,7 +16,7 @@ from qdc.frontend.exported import trace_native
 from qdc.frontend.native import NativeModel, build_native, native_facts
 from qdc.frontend.opening import open_model
 from qdc.frontend.select import choose, parse_choice
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from tests.support.checkpoints import write_checkpoint
 from tests.support.natives import CONFIGURATIONS, rewrite, write_native
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qdc.frontend.tracer import Program, trace
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.layers import RMSNorm
 
 WIDTH, VOCABULARY = 8, 20

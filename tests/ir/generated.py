@@ -13,7 +13,8 @@ from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Factor, Kept, Moment, Orders, Packed, Salience
 from qdc.ir.costs import Costs, LossSensitivity
 from qdc.ir.cross import CrossMoment
-from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage, Structure
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LayerGraph, Node, Region, Stage, Structure
 from qdc.ir.opaque import Opaque
 from qdc.ir.tuned import Tuned
 from qdc.ir.types import BYTES, Dimension, Parameter, TensorRef, ValueType

@@ -5,7 +5,8 @@ import pytest
 
 from qdc.errors import QdcError, UnknownName
 from qdc.ir.annotations import Factor, Kept, Moment, Orders, Packed, Salience
-from qdc.ir.graph import LayerGraph, ModelFacts, Structure
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LayerGraph, Structure
 from qdc.ir.opaque import Opaque
 from qdc.ir.printer import as_data, render
 from tests.conftest import Golden

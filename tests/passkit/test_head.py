@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from qdc.errors import UnsupportedModel
 from qdc.frontend.tracer import trace
-from qdc.ir.graph import LayerGraph, ModelFacts
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LayerGraph
 from qdc.models.families import BUILT_IN
 from qdc.passes.guide import drawn_slope
 from qdc.passkit.counted import CountedPositions

@@ -10,7 +10,8 @@ from torch import Tensor
 from qdc.compiling.savepoints import _samples, read_batch, read_samples
 from qdc.disk import write_tensors
 from qdc.errors import InvalidCalibration, UnsupportedModel
-from qdc.ir.graph import LayerGraph, ModelFacts
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LayerGraph
 from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.geometry import grid, noised, scattered

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdc.errors import InvalidCalibration
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passkit import padding
 from qdc.passkit.padding import draw_padded, filling

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qdc.errors import InvalidCalibration
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.passkit.samples import draw_samples
 from qdc.passkit.windows import draw_joined, draw_within
 from qdc.text.joined import join

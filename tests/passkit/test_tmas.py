@@ -12,7 +12,7 @@ from torch import Tensor
 from qdc.errors import InvalidCalibration, QdcError
 from qdc.frontend.opening import open_model
 from qdc.ir.calibration_use import SampledStates
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.passes.calibrate_mcs import CalibrateMcs
 from qdc.passkit.geometry import behind_prefix
 from qdc.passkit.predictor import Predictor

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from qdc.ir.annotation import Annotation
-from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage, Structure
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LayerGraph, Node, Region, Stage, Structure
 from qdc.ir.types import Dimension, Parameter, TensorRef, ValueType
 
 FACTS = ModelFacts(family="toy", mask_token_id=3, vocabulary=1000, max_length=64)

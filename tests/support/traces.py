@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.families import BUILT_IN
 from qdc.numerics.noise import Places
 from qdc.runtime.decoding.facts import DecodeFacts

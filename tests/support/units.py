@@ -13,7 +13,8 @@ from qdc.frontend.opening import open_model
 from qdc.frontend.tracer import Program
 from qdc.ir.annotation import Annotation
 from qdc.ir.annotations import Factor, Moment, Orders
-from qdc.ir.graph import LayerGraph, ModelFacts, Node, Region, Stage, Structure
+from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import LayerGraph, Node, Region, Stage, Structure
 from qdc.ir.types import Parameter, ValueType, short_dtype
 from qdc.numerics.blocks import block_widths
 from qdc.numerics.factor import factorize

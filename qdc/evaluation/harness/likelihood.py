@@ -12,7 +12,7 @@ from qdc.errors import QdcError, UnsupportedModel
 from qdc.evaluation.harness.draws import Draws, even_times, exact_counts
 from qdc.evaluation.harness.options import LikelihoodOptions, Scorer
 from qdc.evaluation.harness.passages import Passage, pieces
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.predictions import Logits, logits_shift, predictions, require_finite
 from qdc.units import Progress
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from qdc.errors import QdcError
 from qdc.evaluation.harness.passages import Encode
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.predictions import Logits
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.strategies import BUILT_IN, Strategies

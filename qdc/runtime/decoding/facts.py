@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from qdc.errors import UnsupportedModel
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.ir.types import Frozen
 
 

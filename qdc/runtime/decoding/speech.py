@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qdc.errors import QdcError
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.family import Family
 from qdc.runtime.decoding.facts import DecodeFacts
 from qdc.runtime.decoding.generation_fields import named_ends, with_published_options

@@ -11,7 +11,7 @@ from qdc.errors import QdcError
 from qdc.evaluation.harness.likelihood import default_scorer, draw, is_greedy, score
 from qdc.evaluation.harness.options import LikelihoodOptions
 from qdc.evaluation.harness.passages import Passage
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 
 MASK, VOCABULARY = 1, 11
 FACTS = ModelFacts(family="llada", mask_token_id=MASK, vocabulary=VOCABULARY, max_length=32)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from qdc.frontend.native import NativeModel
 from qdc.frontend.tracer import LeafTracer
-from qdc.ir.graph import ModelFacts
+from qdc.ir.facts import ModelFacts
 from qdc.models.families import BUILT_IN
 from qdc.models.layers import Attention, takes_windows
 from qdc.runtime.decoding.facts import DecodeFacts
