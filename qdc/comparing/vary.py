@@ -169,7 +169,7 @@ def _set(step: Pass, settings: Mapping[str, str], dropped: list[str]) -> Pass:
         return _made(step, item, text, own)
     except InvalidPipeline:
         if read != given:  # nothing reads the others, whatever else is set
-            return _set(step, read, dropped)
+            return _set(step, {key: settings[key] for key in read}, dropped)
         options = step.options()
         for names in (*combinations(options, 1), *combinations(options, 2)):
             left_out = {name.replace("-", "_") for name in names}
