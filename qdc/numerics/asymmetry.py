@@ -124,9 +124,9 @@ class CrossMomentAccumulator:
 
 
 def _energy(rows: Tensor) -> Tensor:
-    """Squared length of each row, f64[tokens]."""
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return lengths.square()
+    """Squared length of each row, f64[tokens], from its length in f32."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths.double().square()
 
 
 def _mean(total: Tensor, weight: float) -> Tensor:

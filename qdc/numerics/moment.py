@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from qdc.numerics.blocks import block_slices
-from qdc.numerics.products import product
+from qdc.numerics.products import linear, product
 
 ROWS = 1024
 """Of a sum, taken at once: nothing else of its size is made but the result."""
@@ -26,16 +26,16 @@ def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
 def add_square(total: Tensor, inputs: Tensor) -> None:
     """Add ``inputs^T inputs``, a product in fp32, to a sum in fp64, on and above its diagonal.
 
-    What lies below is not computed: about six tenths of the products suffice.
+    What lies below is not computed: about six tenths of the products suffice. Inputs are turned
+    once, so that the parts that are multiplied lie in memory as whole rows.
 
     Args:
         total: f64[n, n], changed in place; what is below its blocks of the diagonal stays.
         inputs: f32[tokens, n].
     """
-    columns = len(total)
+    columns, turned = len(total), inputs.T.contiguous()
     for rows in diagonal_blocks(columns):
-        later = slice(rows.start, columns)
-        total[rows, later] += product(inputs[:, rows].T, inputs[:, later])
+        total[rows, rows.start :] += linear(turned[rows], turned[rows.start :])
 
 
 def mirror(total: Tensor) -> None:

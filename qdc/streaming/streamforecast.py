@@ -42,13 +42,14 @@ class StreamForecast(Stream):
         """
         self.segmented = segmented
         self.account, self.key, self.charge = account, key, charge
-        tokens = torch.empty(samples, length, dtype=torch.int64, device="meta")
+        # Token ids are not of the meta device: comparing those imports torch's compiler.
+        tokens = torch.zeros(samples, length, dtype=torch.int64)
         # Of all batches the size of the first counts; nothing is computed, and no weight is read.
         super().__init__(
             account.program,
             [tokens[:batch], tokens[batch:]],
             lambda name: {},
-            tokens.device,
+            torch.device("meta"),
             returns=account.returns,
             part=slice(0),
             decoded=account.memory,
