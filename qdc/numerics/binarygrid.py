@@ -36,9 +36,8 @@ class BinaryGrid(Grid):
         """Round one column to its nearest levels."""
         if self.sizes is None:
             return nearest_levels(self.levels[column], target)
-        large, small, middle = self.sizes
-        size = torch.where(target.abs() > middle[column], large[column], small[column])
-        return size.copysign_(target)
+        large, small, middle = self.sizes[column]
+        return torch.where(target.abs() > middle, large, small).copysign_(target)
 
     def encode(self, dense: Tensor) -> Components:
         """Components with the signs that write ``dense`` out, which lies on the levels."""
@@ -56,15 +55,16 @@ class BinaryGrid(Grid):
         return type(self)(refitted, self.scale_bits), write_out(refitted)
 
 
-def _sizes(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of f32[g, 2^K, n] the magnitudes at K of 1 or 2: larger, smaller, and half way between.
+def _sizes(levels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of f32[g, 2^K, n] the magnitudes at K of 1 or 2: larger, smaller, half way; by column.
 
     Every level has its negative, so that a weight keeps its sign and goes to the nearer magnitude:
     two comparisons less than among four levels.
     """
     sizes = levels[:, : levels.shape[1] // 2].abs()
     large, small = sizes.amax(1), sizes.amin(1)
-    return large, small, (large + small) / 2
+    middle = (large + small) / 2
+    return list(zip(large.unbind(), small.unbind(), middle.unbind(), strict=True))
 
 
 def refit_rows(block: Tensor, c: Components, metric: Tensor) -> Tensor:

@@ -70,16 +70,18 @@ def column_feedback(block: Tensor, metric: Metric, grid: Grid) -> Tensor:
     """
     rest = block.T[metric.order].contiguous()
     dense = torch.empty_like(rest)
-    upper, scale = metric.upper, metric.upper.diagonal()
+    upper = metric.upper
     for part in block_slices(len(rest), PART):
         near, later = rest[part], rest[part.stop :]
         errors = torch.empty_like(near)
-        triangle = upper[part, part]
-        for place, column in enumerate(metric.order[part].tolist()):
-            rounded = grid.nearest(column, near[place])
-            torch.sub(near[place], rounded, out=errors[place]).div_(scale[part.start + place])
-            near[place + 1 :].addr_(triangle[place, place + 1 :], errors[place], alpha=-1)
-            dense[part.start + place] = rounded
+        triangle, columns = upper[part, part], metric.order[part].tolist()
+        # Views are made for all columns at once: one by one they take as long as the arithmetic.
+        views = zip(near.unbind(), errors.unbind(), dense[part].unbind(), strict=True)
+        scales = triangle.diagonal().unbind()
+        for place, (target, error, result) in enumerate(views):
+            result.copy_(grid.nearest(columns[place], target))
+            torch.sub(target, result, out=error).div_(scales[place])
+            near[place + 1 :].addr_(triangle[place, place + 1 :], error, alpha=-1)
         later.addmm_(upper[part, part.stop :].T, errors, alpha=-1)
     result = torch.empty_like(dense)
     result[metric.order] = dense
@@ -105,18 +107,21 @@ def coordinate_sweeps(
     """
     current = dense.T.contiguous()
     gradient = product(metric.full, block.T - current)
-    diagonal = metric.full.diagonal()
+    rows, diagonal = current.unbind(), metric.full.diagonal().unbind()
     for _ in range(sweeps):
         for part in block_slices(len(current), PART):
             columns = metric.order[part]
             near, inside = gradient[columns], metric.full[columns][:, columns]
             moves = torch.empty_like(near)
-            for place, column in enumerate(columns.tolist()):
-                now = current[column]
-                best = grid.nearest(column, torch.addcdiv(now, near[place], diagonal[column]))
-                torch.sub(best, now, out=moves[place])
-                near.addr_(inside[:, place], moves[place], alpha=-1)
-                current[column] = best
+            views = zip(
+                columns.tolist(), near.unbind(), inside.unbind(1), moves.unbind(), strict=True
+            )
+            for column, slope, reach, move in views:
+                now = rows[column]
+                best = grid.nearest(column, torch.addcdiv(now, slope, diagonal[column]))
+                torch.sub(best, now, out=move)
+                near.addr_(reach, move, alpha=-1)
+                now.copy_(best)
             gradient.addmm_(metric.full[:, columns], moves, alpha=-1)
     return current.T.contiguous()
 
