@@ -1,5 +1,6 @@
 """``qdc compile``: run a job, print the summary."""
 
+import gc
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def compile_command(
 ) -> None:
     """Compile and report."""
     first = is_first()
+    gc.freeze()  # what was imported lives on, and no collection has to walk over it again
     with progress(shown=first) as update:
         report = compile_model(options, update, shlex.join(["qdc", *arguments]))
     if not first:
