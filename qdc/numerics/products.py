@@ -2,9 +2,9 @@
 
 torch hands fp32 products to MKL, which takes AVX-512 on Intel's processors alone: on an AMD EPYC
 with AVX-512 it makes 100 GFLOP/s a core, and oneDNN, which torch carries too, 220. Both multiply
-and add in fp32. So products of some size go to oneDNN where the processor has AVX-512; the rest,
-and whatever needs a derivative, goes the way that torch chooses. ``ATEN_CPU_CAPABILITY=avx2`` in
-the environment leaves all of it to torch.
+and add in fp32. So products of some size go to oneDNN where the processor has AVX-512, and those of
+their first derivatives too; the rest goes the way that torch chooses. ``ATEN_CPU_CAPABILITY=avx2``
+in the environment leaves all of it to torch.
 """
 
 import functools
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 WORTHWHILE = 1 << 21
@@ -31,16 +32,47 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         bias: [rows].
 
     Returns:
-        [..., rows], inputs weight^T + bias.
+        [..., rows], inputs weight^T + bias. Its derivatives are first ones: of what oneDNN has
+        computed torch refuses a second.
     """
-    wide = _wide()
-    if wide is None or not _is_worthwhile(inputs, weight, bias):
+    if _wide() is None or not _is_worthwhile(inputs, weight, bias):
         return F.linear(inputs, weight, bias)
+    given = (inputs, weight) if bias is None else (inputs, weight, bias)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        found: Tensor = _Differentiable.apply(inputs, weight, bias)
+        return found
+    return _by_onednn(inputs, weight, bias)
+
+
+def _by_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    wide = _wide()
+    assert wide is not None
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         weight = weight.contiguous()  # for a part of a matrix oneDNN has nothing but plain loops
     if bias is not None:
         bias = bias.contiguous()  # whose strides oneDNN does not look at
     return wide(inputs, weight, bias, "none", [], "")
+
+
+class _Differentiable(torch.autograd.Function):
+    """A linear of oneDNN and the two products of its derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return _by_onednn(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        rows = slope.reshape(-1, len(weight))
+        asked = ctx.needs_input_grad
+        return (
+            product(rows, weight).view(inputs.shape) if asked[0] else None,
+            product(rows.T, inputs.reshape(-1, weight.shape[1])) if asked[1] else None,
+            rows.sum(0) if asked[2] else None,
+        )
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -96,7 +128,6 @@ def _is_worthwhile(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.shape == weight.shape[:1])
         and all(type(t) in PLAIN and t.dtype == torch.float32 for t in given)
         and all(t.device.type == "cpu" for t in given)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
         and not _is_transformed()
         and bool(torch.backends.mkldnn.enabled)
     )

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from qdc.numerics.products import linear, product
 from qdc.passkit.counted import CountedPositions, Sources
 from qdc.passkit.head import bent, through_cap
 from qdc.streaming.states import Held, StateStore
@@ -81,7 +81,9 @@ class EndLoss:
             total += float((right.exp() * (right - wrong)).sum(dtype=torch.float64))
             # The derivative of a divergence by the logits is what both predict differently.
             slope = through_cap(wrong.exp_().sub_(right.exp_()), logits, self.cap)
-            found.index_put_(_index(part, hidden), slope @ self.now["weight"], accumulate=True)
+            found.index_put_(
+                _index(part, hidden), product(slope, self.now["weight"]), accumulate=True
+            )
         return Divergence(total, self.positions(batch)), found
 
     def _parts(self, batch: int, hidden: Tensor) -> Iterator[tuple[Sources, Tensor, Tensor]]:
@@ -98,7 +100,7 @@ class EndLoss:
 
     def _logits(self, hidden: Tensor, head: Mapping[str, Tensor]) -> Tensor:
         """``f32[n, vocabulary]``."""
-        return bent(functional.linear(hidden, head["weight"], head.get("bias")), self.cap)
+        return bent(linear(hidden, head["weight"], head.get("bias")), self.cap)
 
 
 def _index(part: Sources, values: Tensor) -> Sources:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 
 import torch
+from torch import Tensor
 
 from qdc.ir.graph import Stage
 from qdc.ir.routing import ROUTED
@@ -42,19 +43,28 @@ class StreamForecast(Stream):
         """
         self.segmented = segmented
         self.account, self.key, self.charge = account, key, charge
-        # Token ids are not of the meta device: comparing those imports torch's compiler.
-        tokens = torch.zeros(samples, length, dtype=torch.int64)
+        tokens = torch.empty(samples, length, dtype=torch.int64, device="meta")
         # Of all batches the size of the first counts; nothing is computed, and no weight is read.
         super().__init__(
             account.program,
             [tokens[:batch], tokens[batch:]],
             lambda name: {},
-            torch.device("meta"),
+            tokens.device,
             returns=account.returns,
             part=slice(0),
             decoded=account.memory,
         )
         self.stopped()
+
+    @property
+    def masked(self) -> Tensor:
+        """Any places; computing with tensors of no numbers would import torch's compiler."""
+        return torch.empty(self.tokens.shape, dtype=torch.bool, device=self.tokens.device)
+
+    @property
+    def data(self) -> Tensor:
+        """Any places too."""
+        return self.masked
 
     def tokens_of(self, stage: Stage) -> float:
         """Tokens of all samples that a stage reads: of an expert those routed to it, on average."""

@@ -1,5 +1,7 @@
 """What a calibration stream moves: token ids, what they see of each other, what they weigh."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,13 +19,13 @@ class StreamSamples:
             part: the batches that this process moves; others move the rest.
             mask: the id of the mask token; None if the model has none.
         """
-        self.tokens = torch.cat(batches.tokens)
+        self.tokens = _joined(batches.tokens)
         """``i64[samples, length]``: what was put in, in all processes together."""
-        self.segments = None if batches.segments is None else torch.cat(batches.segments)
+        self.segments = None if batches.segments is None else _joined(batches.segments)
         """``i64[samples, length]``: which positions of a row see each other; None if all do."""
-        self.token_weights = None if batches.weights is None else torch.cat(batches.weights)
+        self.token_weights = None if batches.weights is None else _joined(batches.weights)
         """``f32[samples, length]``: what each token counts in statistics; None if all the same."""
-        self.noised = None if batches.noised is None else torch.cat(batches.noised)
+        self.noised = None if batches.noised is None else _joined(batches.noised)
         """``bool[samples, length]``: where random tokens stand in for the text's; None if the mask
         token says it."""
         self.padded = self.segments is not None and bool((self.segments == PADDING).any())
@@ -91,3 +93,13 @@ class StreamSamples:
         """Places ``i64[n]`` of all data of a batch that is moved here."""
         places, count = self._places[index], self._rows[self._part][index]
         return torch.arange(count * self.tokens.shape[1]) if places is None else places
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """All parts below each other; those of a forecast hold no numbers.
+
+    For them ``cat`` would import torch's compiler, which takes longer than most forecasts.
+    """
+    if not parts[0].is_meta:
+        return torch.cat(tuple(parts))
+    return parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])

@@ -51,12 +51,47 @@ def test_modules_and_exported_graphs_multiply_so_within_a_block() -> None:
     torch.testing.assert_close(module(inputs), expected)
 
 
-def test_derivatives_flow() -> None:
-    module, inputs = nn.Linear(130, 131), normal(129, 130)
+@pytest.mark.parametrize("shape", [(129, 130), (3, 43, 130)])
+def test_derivatives_flow(shape: tuple[int, ...]) -> None:
+    module, inputs = nn.Linear(130, 131), normal(*shape).requires_grad_()
+    slope = normal(*shape[:-1], 131)
+    leaves = (inputs, module.weight, module.bias)
+    expected = torch.autograd.grad(module(inputs), leaves, slope)
     with wide_products("cpu"):
-        module(inputs).sum().backward()
-    assert module.weight.grad is not None
-    torch.testing.assert_close(module.weight.grad[0], inputs.sum(0))
+        found = torch.autograd.grad(module(inputs), leaves, slope)
+        one = torch.autograd.grad(module(inputs), module.bias, slope)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(one[0], found[2])
+
+
+def test_derivatives_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def taken(inputs: Tensor, weight: Tensor, *others: object) -> Tensor:
+        called.append((tuple(inputs.shape), tuple(weight.shape)))
+        return nn.functional.linear(inputs, weight)
+
+    monkeypatch.setattr(products, "_wide", lambda: taken)
+    inputs, weight = normal(129, 130).requires_grad_(), normal(131, 130).requires_grad_()
+    linear(inputs, weight).sum().backward()
+    assert called == [
+        ((129, 130), (131, 130)),
+        ((129, 131), (130, 131)),
+        ((131, 129), (130, 129)),
+    ]
+    inputs.grad = None
+    linear(inputs, weight.detach()).sum().backward()
+    assert len(called) == 5
+
+
+def test_second_derivatives_are_refused() -> None:
+    inputs = normal(129, 130).requires_grad_()
+    (slope,) = torch.autograd.grad(
+        linear(inputs, normal(131, 130)).square().sum(), inputs, create_graph=True
+    )
+    if products._wide() is not None:
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            slope.sum().backward()
 
 
 def test_parts_of_matrices_are_handed_on_whole(monkeypatch: pytest.MonkeyPatch) -> None:
