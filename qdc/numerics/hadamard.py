@@ -6,13 +6,15 @@ it, so that nothing but the width and a seed says which rotation it is. Source: 
 """
 
 import math
-from typing import NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from qdc.numerics.random_numbers import below, uniforms
 
+TOGETHER: Final = 256
+"""Rows transformed at once on a CPU, so that they stay in its cache."""
 SEEDS = 1 << 31
 """Seeds lie in [0, 2^31), so that one takes 32 bits with a sign."""
 
@@ -57,6 +59,15 @@ def walsh_hadamard(values: Tensor, size: int) -> Tensor:
     """
     if size < 1 or size & (size - 1) or values.shape[-1] % size:
         raise ValueError(f"{size} is no power of two that divides {values.shape[-1]} columns")
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return _step_by_step(values, size)
+    if torch.is_grad_enabled() and values.requires_grad:
+        found: Tensor = _Differentiable.apply(values, size)
+        return found
+    return _by_columns(values, size)
+
+
+def _step_by_step(values: Tensor, size: int) -> Tensor:
     current, step = values.contiguous(), 1
     while step < size:
         pairs = current.view(-1, 2, step)
@@ -64,6 +75,36 @@ def walsh_hadamard(values: Tensor, size: int) -> Tensor:
         current = torch.stack((first + second, first - second), dim=1).view(values.shape)
         step *= 2
     return current
+
+
+def _by_columns(values: Tensor, size: int) -> Tensor:
+    """The same sums, of columns that lie in memory as rows: a processor adds many at once."""
+    rows = values.reshape(-1, values.shape[-1])
+    result = torch.empty_like(rows)
+    for start in range(0, len(rows), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        current = rows[part].T.contiguous()
+        other, step = torch.empty_like(current), current.shape[1]
+        while step < size * current.shape[1]:
+            pairs, sums = current.view(-1, 2, step), other.view(-1, 2, step)
+            torch.add(pairs[:, 0], pairs[:, 1], out=sums[:, 0])
+            torch.sub(pairs[:, 0], pairs[:, 1], out=sums[:, 1])
+            current, other, step = other, current, 2 * step
+        result[part] = current.T
+    return result.view(values.shape)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The transform is its own transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        return _by_columns(values, size)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return walsh_hadamard(slope, ctx.size), None
 
 
 class RandomHadamard(NamedTuple):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -11,6 +11,7 @@ from torch.func import functional_call
 from qdc.errors import QdcError
 from qdc.frontend.calls import NodeCalls, Sizes
 from qdc.frontend.tracer import Program
+from qdc.ir.annotation import Annotation
 from qdc.ir.graph import LINEAR
 from qdc.ir.routing import ROUTED, ROWS
 from qdc.models.layers import Attention
@@ -22,6 +23,14 @@ from qdc.streaming.parameters import Parameters
 
 Environment = dict[str, Tensor]
 Shrunk = Callable[[str, int], None]
+
+
+class Read(NamedTuple):
+    """What a linear has made of a value."""
+
+    value: Tensor
+    notes: tuple[Annotation | None, ...]
+    read: Tensor
 
 
 class Executor:
@@ -52,6 +61,7 @@ class Executor:
         """Linears executed, counted once for each sample; without those of experts."""
         self.routed_rows = 0
         """Linears of experts executed, counted once for each token."""
+        self._last_read: Read | None = None
 
     def run(
         self,
@@ -101,6 +111,8 @@ class Executor:
                     where=[f"%{name}" for name in wanted if self._routed(name)],
                     help="lower the batch: 'calibrate-cross{batch=1}'",
                 ) from error
+        finally:
+            self._last_read = None
         # Here the error is gone, and with it what its traceback kept in memory.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -245,7 +257,13 @@ class Executor:
 
     def _read(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor:
         """What a linear multiplies in the place of the value that it reads."""
-        return value if self.inputs is None else self.inputs.read(name, value, masked)
+        if self.inputs is None:
+            return value
+        # Layers of a stage read the same value one after the other: it is turned once.
+        notes, last = self.inputs.notes(name), self._last_read
+        if last is None or last.value is not value or last.notes != notes:
+            last = self._last_read = Read(value, notes, self.inputs.read(name, value, masked))
+        return last.read
 
     def _give(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor:
         """What is read in the place of the value that a linear gives."""

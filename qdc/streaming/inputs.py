@@ -38,6 +38,10 @@ class LayerInputs:
             return value
         return found.of(self.graph[name].columns, self.device).forward(value)
 
+    def notes(self, name: str) -> tuple[Annotation | None, ...]:
+        """What says how a linear reads: where two have the same, they read a value alike."""
+        return self._note(name, Rotation), self._note(name, InputCodes)
+
     def read(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor:
         """What a linear multiplies in the place of the value that it reads.
 

@@ -11,6 +11,7 @@ from qdc.numerics.factor import factorize
 from qdc.numerics.hadamard import (
     SEEDS,
     RandomHadamard,
+    _step_by_step,
     random_seed,
     random_signs,
     transform_size,
@@ -113,3 +114,18 @@ def test_the_balance_meets_in_the_middle() -> None:
     shares = (moment / energy)[torch.arange(16) != 3]
     torch.testing.assert_close(shares, shares[0].expand(15), rtol=1e-5, atol=0)
     assert scale[3] == 1
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (300, 24), (2, 130, 64)])
+def test_sums_are_those_of_the_definition_bit_for_bit(shape: tuple[int, ...]) -> None:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    size = transform_size(shape[-1])
+    expected = _step_by_step(values, size)
+    assert torch.equal(walsh_hadamard(values, size), expected)
+    assert torch.equal(walsh_hadamard(values.double(), size), _step_by_step(values.double(), size))
+
+
+def test_derivatives_flow_through_the_transform() -> None:
+    values = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: walsh_hadamard(v, 4), values)
+    assert torch.autograd.gradgradcheck(lambda v: walsh_hadamard(v, 4).square(), values)
