@@ -13,8 +13,8 @@ from torch import Tensor
 
 from qdc.numerics.random_numbers import below, uniforms
 
-TOGETHER: Final = 256
-"""Rows transformed at once on a CPU, so that they stay in its cache."""
+TOGETHER: Final = 1 << 18
+"""Numbers transformed at once on a CPU, so that they stay in its cache."""
 SEEDS = 1 << 31
 """Seeds lie in [0, 2^31), so that one takes 32 bits with a sign."""
 
@@ -64,7 +64,8 @@ def walsh_hadamard(values: Tensor, size: int) -> Tensor:
     if torch.is_grad_enabled() and values.requires_grad:
         found: Tensor = _Differentiable.apply(values, size)
         return found
-    return _by_columns(values, size)
+    with torch._C.DisableTorchFunction():  # many calls, none of which anybody has to see
+        return _by_columns(values, size)
 
 
 def _step_by_step(values: Tensor, size: int) -> Tensor:
@@ -80,10 +81,10 @@ def _step_by_step(values: Tensor, size: int) -> Tensor:
 def _by_columns(values: Tensor, size: int) -> Tensor:
     """The same sums, of columns that lie in memory as rows: a processor adds many at once."""
     rows = values.reshape(-1, values.shape[-1])
-    result = torch.empty_like(rows)
-    for start in range(0, len(rows), TOGETHER):
-        part = slice(start, start + TOGETHER)
-        current = rows[part].T.contiguous()
+    result, many = torch.empty_like(rows), max(1, TOGETHER // rows.shape[1])
+    for start in range(0, len(rows), many):
+        part = slice(start, start + many)
+        current = rows[part].T.clone(memory_format=torch.contiguous_format)
         other, step = torch.empty_like(current), current.shape[1]
         while step < size * current.shape[1]:
             pairs, sums = current.view(-1, 2, step), other.view(-1, 2, step)

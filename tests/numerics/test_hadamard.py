@@ -116,12 +116,13 @@ def test_the_balance_meets_in_the_middle() -> None:
     assert scale[3] == 1
 
 
-@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (300, 24), (2, 130, 64)])
+@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (5, 1), (300, 24), (2, 130, 64)])
 def test_sums_are_those_of_the_definition_bit_for_bit(shape: tuple[int, ...]) -> None:
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     size = transform_size(shape[-1])
-    expected = _step_by_step(values, size)
+    given, expected = values.clone(), _step_by_step(values, size)
     assert torch.equal(walsh_hadamard(values, size), expected)
+    assert torch.equal(values, given)
     assert torch.equal(walsh_hadamard(values.double(), size), _step_by_step(values.double(), size))
 
 
