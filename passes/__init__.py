@@ -90,8 +90,9 @@ def rated(vocabulary: str, allocation: str) -> Preset:
 
 PRESETS = {
     "default": Preset(
-        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256 widths=even},"
-        "abmp-allocate,daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
+        "quantize-vocab,stages(rotate,calibrate-cross,"
+        "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
+        "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
     ),
     "best": rated("quantize-vocab", "allocate-rates"),
     "two": rated("quantize-vocab{bits=4}", "allocate-rates{count=effective}"),
@@ -117,8 +118,9 @@ PRESETS = {
         "arXiv 2510.03274",
     ),
     "uniform": Preset(
-        "quantize-vocab,stages(calibrate-cross,sensitivity{damp=0.1 block=256 widths=even},"
-        "abmp-allocate{ratio=0},daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
+        "quantize-vocab,stages(rotate,calibrate-cross,"
+        "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate{ratio=0},"
+        "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
     ),
     "rtn": Preset("stages(calibrate-mcs,rtn-lower),pack", 2),
     "gptq": Preset(

@@ -94,7 +94,7 @@ class QuantizeActivations(CalibrationOptions):
             takes="quantize-activations",
         ),
         "w2a8": Preset(
-            "quantize-vocab,stages(quantize-activations{clip=search "
+            "quantize-vocab,stages(rotate,quantize-activations{clip=search "
             f"grid={SEARCHED} classes=masked}},calibrate-cross,"
             "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
             "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack",
