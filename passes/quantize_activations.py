@@ -248,7 +248,7 @@ class QuantizeActivations(CalibrationOptions):
         form = self.form(self.clips).model_copy(update={"static": False})
         if self.values == "plain" or stream is None:
             return OutputCodes(form=form)
-        clips, error = search_values(stream, attention, form, self.grid)
+        clips, error = search_values(stream, attention, node, form, self.grid)
         return OutputCodes(form=form.model_copy(update={"clip": clips}), error=error)
 
     def mixed(self, graph: LayerGraph, layers: Sequence[Node]) -> Iterator[tuple[Node, Node]]:

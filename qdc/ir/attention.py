@@ -6,8 +6,10 @@ from qdc.ir.annotations import Kept
 from qdc.ir.graph import LINEAR, LayerGraph, Node
 
 ATTENTION: Final = "attention"
-VIEWS: Final = ("unflatten", "view", "reshape", "transpose", "permute", "contiguous")
-"""Operations between a value projection and attention that move numbers and change none."""
+VIEWS: Final = (
+    "unflatten", "view", "reshape", "transpose", "permute", "contiguous", "unsqueeze", "expand",
+)  # fmt: skip
+"""Operations between a value projection and attention that move or repeat numbers, no more."""
 
 
 class Mixing(NamedTuple):
@@ -23,14 +25,24 @@ class Mixing(NamedTuple):
     """Columns of a head."""
 
 
-def source(graph: LayerGraph, attention: Node) -> str:
-    """The linear whose output an attention mixes; empty if there is none.
+def places(graph: LayerGraph, attention: Node) -> int | None:
+    """The dimension that counts tokens in queries, keys and values; None where none is known.
 
-    Only qdc's own attention is known to read queries, keys and values, [b, length, heads, width]
-    each, in this order.
+    qdc's own attention reads them as [b, length, heads, width] each, in this order, exported ones
+    as [b, heads, length, width].
     """
     shapes = [graph[name].type.shape for name in attention.inputs[:3]]
-    if len(shapes) < 3 or any(len(s) != 4 or s[:2] != ("B", "L") for s in shapes):
+    if len(shapes) < 3 or any(len(shape) != 4 or shape[0] != "B" for shape in shapes):
+        return None
+    for place in (1, 2):
+        if all(shape[place] == "L" for shape in shapes):
+            return place
+    return None
+
+
+def source(graph: LayerGraph, attention: Node) -> str:
+    """The linear whose output an attention mixes; empty if there is none."""
+    if places(graph, attention) is None:
         return ""
     node = graph[attention.inputs[2]]
     while node.op in VIEWS and len(node.inputs) == 1:
@@ -45,7 +57,8 @@ def mixing(graph: LayerGraph, attention: Node) -> Mixing | None:
     is linear in them. The value projection has no bias.
     """
     value, readers = source(graph, attention), list(graph.edges.successors(attention.name))
-    if not value or len(readers) != 1 or graph[readers[0]].op != LINEAR:
+    apart = places(graph, attention) == 1
+    if not (value and apart) or len(readers) != 1 or graph[readers[0]].op != LINEAR:
         return None
     heads, width = graph[attention.inputs[2]].type.shape[2:]
     read, queries = graph[readers[0]], graph[attention.inputs[0]].type.shape[2]

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qdc.numerics.attention_mass import attention_mass
 from qdc.numerics.integer_linear import IntegerWeight, integer_linear, segment_width
 from qdc.numerics.rowquantizer import RowCodes, RowQuantizer
 
@@ -152,22 +151,3 @@ def test_segments_cut_no_group(columns: int, first: int, second: int) -> None:
 def test_a_long_row_is_cut_where_a_product_would_not_fit() -> None:
     assert segment_width(1 << 18, 0, 1 << 20) == 1 << 16
     assert segment_width(1 << 18, 0, 3 << 15) == 1 << 15
-
-
-@pytest.mark.parametrize("block", [None, 1, 3])
-@pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_attention_is_summed_over_heads_and_queries(block: int | None, key_heads: int) -> None:
-    generator = drawn(0)
-    query = torch.randn(2, 6, 4, 8, generator=generator)
-    key = torch.randn(2, 6, key_heads, 8, generator=generator)
-    segments = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 2]])
-    found = attention_mass(query, key, segments, block)
-    torch.testing.assert_close(found.sum(1), torch.full((2,), 24.0))
-    values = torch.eye(6)[None, :, None].expand(2, 6, key_heads, 6)
-    place = torch.arange(6) // (block or 6)
-    seen = (segments[:, :, None] == segments[:, None, :]) & (place[:, None] >= place[None])
-    mixed = torch.nn.functional.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), values.transpose(1, 2),
-        attn_mask=seen[:, None], enable_gqa=True,
-    )  # fmt: skip
-    torch.testing.assert_close(found, mixed.sum((1, 2)))

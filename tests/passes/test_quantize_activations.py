@@ -1,6 +1,7 @@
 """quantize-activations: what is annotated, what later passes see, and what a loaded model does."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,11 @@ from qdc.format.weights import Weights
 from qdc.frontend.opening import open_model
 from qdc.ir.activations import InputCodes, LayerActivations, OutputCodes, RowFormat
 from qdc.ir.annotations import Moment
-from qdc.ir.attention import source
+from qdc.ir.attention import ATTENTION, source
 from qdc.numerics import integer_linear
 from qdc.numerics.hadamard import RandomHadamard
 from qdc.passes.quantize_activations import QuantizeActivations
+from qdc.passkit.attention_values import attention_mass, read_by
 from qdc.passkit.calibration import CalibrationOptions
 from qdc.passkit.token_statistics import ClipSearch, Ranges
 from qdc.pipeline.builder import build_plan
@@ -32,6 +34,7 @@ from qdc.runtime.decoding.options import DecodeOptions
 from qdc.runtime.integers import IntegerLinear
 from qdc.streaming.batches import Batches
 from qdc.streaming.unit import Unit
+from tests.e2e.test_causal import write_causal
 from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, make_job, run_passes, spying
@@ -218,6 +221,37 @@ def test_what_streams_compute_is_what_the_artifact_does(model: Path, tmp_path: P
     assert float(alike.float().mean()) > 0.75
 
 
+@pytest.mark.parametrize("kind", ["llada", "llama"])
+def test_attention_is_summed_over_heads_and_queries(kind: str, model: Path, tmp_path: Path) -> None:
+    """By the attention itself: of qdc's own, and of an exported one that sees what is before."""
+    segments = torch.tensor([[1] * 12, [1] * 5 + [2] * 7])
+    masses: list[tuple[Tensor, Tensor]] = []
+
+    def look(label: str, unit: Unit) -> None:
+        if masses:
+            return  # the second region
+        stream = unit.stream(lambda: Batches([TOKENS], segments=[segments]))
+        attention = next(node for node in unit.graph if node.op == ATTENTION)
+        (found,) = stream.compute(tuple(read_by(stream, attention)))
+        mass = attention_mass(stream, attention, found, stream.segments_of(0))
+        query, key = (found[name] for name in attention.inputs[:2])
+        if kind == "llada":
+            query, key = query.transpose(1, 2), key.transpose(1, 2)
+        seen = segments[:, None, :, None] == segments[:, None, None, :]
+        if kind == "llama":
+            seen = seen & torch.ones(12, 12, dtype=torch.bool).tril()
+        scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        masses.append((mass, weights.sum((1, 2))))
+
+    folder = model if kind == "llada" else tmp_path / "native"
+    if kind == "llama":
+        write_causal(folder, kind)
+    run_passes(folder, tmp_path, spying(look), "spy,rtn-lower,pack", states="f32")
+    ((found, wanted),) = masses
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_search_clips_where_outliers_cost_more_than_they_are_worth() -> None:
     generator = torch.Generator().manual_seed(0)
     even = torch.rand(64, 256, generator=generator) - 0.5
@@ -393,5 +427,7 @@ def test_classes_of_transformers_follow(kind: str, tmp_path: Path) -> None:
     for backend in ("reference", "cpu{arithmetic=f32}"):
         found = qdc.load(tmp_path / "out", backend=backend)(tokens)
         assert float((found - wanted).norm() / wanted.norm()) < 0.1
-    with pytest.raises(UnsupportedModel, match="values"):
-        compile_tiny(model, tmp_path / "values", f"quantize-activations{{values=plain}},{FINE}")
+    valued = f"quantize-activations{{{MEASURED} values=interaction}},{FINE}"
+    compile_tiny(model, tmp_path / "values", valued)
+    found = qdc.load(tmp_path / "values", backend="reference")(tokens)
+    assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.1
