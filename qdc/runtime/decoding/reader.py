@@ -29,7 +29,7 @@ from qdc.errors import UnsupportedModel
 from qdc.models.layers import takes_windows
 from qdc.models.predictions import require_finite
 from qdc.models.window import Window, through
-from qdc.numerics.products import wide_products
+from qdc.numerics.products import has_matrices, wide_products
 from qdc.numerics.rowquantizer import Bits
 from qdc.runtime.decoding.canvas import Canvas
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -107,6 +107,7 @@ class Reader:
         self.bits = code_bits(bits)
         self.rows = torch.arange(len(canvas.tokens))
         self.device = device_of(model)
+        self._multiplies = has_matrices(model)
         self._given = canvas.visible & ~canvas.masked
         self._windowed = takes_windows(model)
         if cache != "none" and not self._windowed:
@@ -206,7 +207,7 @@ class Reader:
         """
         self.forwards += 1
         first, last, seen = self._extent(wide=wide)
-        with wide_products(self.device):
+        with wide_products(self.device, needed=self._multiplies):
             if self._window is not None:
                 if kept is not None:
                     kept = (torch.cat((kept, kept)) if self.guidance else kept).to(self.device)
