@@ -7,11 +7,12 @@ so plain ``torch.fx`` traces it; every tensor of the published checkpoints loads
 """
 
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from qdc.ir.parts import Part
+from qdc.models.asked import Asked, current_asked
 from qdc.models.experts import BiasedRouter, Expert, GroupedRouting, Router, Routing
 from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
 from qdc.models.masks import read_mask
@@ -59,14 +60,17 @@ class DecoderBlock(nn.Module):
         else:
             self._feed_forward = self._add_gated(self._places[1])
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """``[batch, T, width] -> [batch, T, width]``."""
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor | None, asked: Asked | None = None
+    ) -> Tensor:
+        """``[batch, T, width] -> [batch, T, width]``, or the positions asked for of each row."""
         names, (attention, feed_forward) = self.layout.names, self._places
         normed = at(self, names.attention_norm)(hidden)
         if attention:
-            mixed = at(self, attention)(normed, attention_mask)
+            mixed = at(self, attention)(normed, attention_mask, asked)
         else:
-            mixed = self._attention.run(self, normed, attention_mask)
+            mixed = self._attention.run(self, normed, attention_mask, asked)
+        hidden = hidden if asked is None else asked.narrow(hidden)
         hidden = hidden + at(self, names.output)(mixed)
         normed = at(self, names.feed_forward_norm)(hidden)
         if feed_forward:
@@ -165,6 +169,9 @@ def _routing(sizes: Sizes, experts: int, bias: str) -> tuple[Router, Routing]:
 class Decoder(Network):
     """The whole model, under the published key names."""
 
+    gives_asked: ClassVar[bool] = True
+    """Where positions are asked for, it gives the logits of these alone (``asked``)."""
+
     def __init__(self, sizes: Sizes, layout: Layout) -> None:
         """Build without weights."""
         super().__init__()
@@ -217,7 +224,11 @@ def predict(
     hidden = at(model, names.embedding)(input_ids)
     blocks = at(model, names.blocks)
     assert isinstance(blocks, nn.ModuleList)
-    for block in blocks:
-        hidden = block(hidden, attention_mask)
+    asked, last = current_asked(), len(blocks) - 1
+    for number, block in enumerate(blocks):
+        if asked is None or number < last:
+            hidden = block(hidden, attention_mask)
+        else:
+            hidden = asked.pick(block(hidden, attention_mask, asked))
     logits: Tensor = at(model, names.head)(at(model, names.final_norm)(hidden))
     return logits

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdc.models.asked import Asked
 from qdc.models.rotations import Frequencies
 from qdc.models.window import Window, current_window
 
@@ -101,12 +102,17 @@ class Attention(nn.Module):
         self.block = block
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        asked: Asked | None = None,
     ) -> Tensor:
         """``[batch, T, heads, head_width]`` each, mask ``[batch, T]`` (0 hides) or of four axes.
 
         Returns:
-            ``[batch, T, width]``.
+            ``[batch, T, width]``, or the positions asked for alone, those of a row side by side.
         """
         window = current_window()
         if window is None:
@@ -114,6 +120,8 @@ class Attention(nn.Module):
         else:
             key, value = window.extend(self, key, value)
             visible = self.visible_in(window)
+        if asked is not None:
+            query, visible = asked.narrow(query), asked.narrow_sight(visible)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),

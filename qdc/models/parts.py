@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdc.models.asked import Asked
 from qdc.models.places import at
 
 
@@ -31,8 +32,14 @@ class Heads:
     early: bool
     """Whether queries are rotated before keys are projected."""
 
-    def run(self, holder: nn.Module, normed: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """``[batch, T, width] -> [batch, T, heads * columns]``."""
+    def run(
+        self,
+        holder: nn.Module,
+        normed: Tensor,
+        attention_mask: Tensor | None,
+        asked: Asked | None = None,
+    ) -> Tensor:
+        """``[batch, T, width] -> [batch, T, heads * columns]``, or the positions asked for."""
         if self.early:
             query = self._turned(holder, self._heads(holder, self.query, normed), self.query_norm)
             key = self._turned(holder, self._heads(holder, self.key, normed), self.key_norm)
@@ -44,7 +51,8 @@ class Heads:
             query = self._normed(holder, query, self.query_norm)
             key = self._normed(holder, key, self.key_norm)
             query, key = self._turned(holder, query), self._turned(holder, key)
-        mixed: Tensor = at(holder, self.attention)(query, key, value, attention_mask)
+        asks = () if asked is None else (asked,)
+        mixed: Tensor = at(holder, self.attention)(query, key, value, attention_mask, *asks)
         return mixed
 
     def _heads(self, holder: nn.Module, path: str, normed: Tensor) -> Tensor:
@@ -109,9 +117,11 @@ class SelfAttention(nn.Module):
         super().__init__()
         self._recipe = recipe
 
-    def forward(self, normed: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, normed: Tensor, attention_mask: Tensor | None, asked: Asked | None = None
+    ) -> Tensor:
         """``[batch, T, width]`` to the heads' results side by side."""
-        return self._recipe.run(self, normed, attention_mask)
+        return self._recipe.run(self, normed, attention_mask, asked)
 
 
 class FeedForward(nn.Module):

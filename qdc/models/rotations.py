@@ -1,7 +1,7 @@
-"""By which angles positions turn the pairs of a head: computed once for all layers that ask alike.
+"""How positions turn the pairs of a head: computed once for all layers that ask alike.
 
-Queries and keys of every layer of a model are turned alike. Tables of whole texts are kept, the last
-few of a process; those of a window are kept by the window (``window.Window.rotation``).
+Queries and keys of every layer of a model are turned alike. Tables of whole texts are kept, the
+last few of a process; those of a window are kept by the window (``window.Window.rotation``).
 """
 
 import functools
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, ``f32[..., positions, 1, pairs]``, for heads ``[..., positions, heads, width]``."""
+"""Cosines and sines, ``f32[..., positions, 1, pairs]`` each, alike for all heads."""
 
 
 class Frequencies(NamedTuple):
