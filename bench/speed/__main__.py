@@ -2,12 +2,15 @@
 
     git worktree add --detach ../before a1e7e53
     python -m bench.speed --before ../before --rounds 3
+    python -m bench.speed --before ../before --only eval generate
     python -m bench.speed --parts
 
 Processor seconds of one thread, of processes of their own: ``qdc compile`` of the embedded model,
 whole; the calibration alone of a region of LLaDA-8B's width (random weights); ``qdc eval`` of what
-was compiled against its original; ``qdc generate`` from it. Commands of both checkouts take turns,
-the median of the rounds counts, and the artifact that both read is this checkout's. With
+was compiled against its original, and of two artifacts at once; ``qdc generate`` from it with each
+cache. Reading commands are run twice in a process and the second one counts: it loads the models,
+but neither imports nor compiles kernels. Commands of both checkouts take turns; given are the
+median of the rounds, the least and the most. The artifact that both read is this checkout's. With
 ``--parts``, instead, where the time of both compiles goes, by ``cProfile``: it makes what is
 written in Python look dearer than it is.
 """
@@ -16,11 +19,13 @@ import argparse
 import json
 import os
 import pstats
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +36,7 @@ from bench.common.processes import EMBEDDED, ROOT, Failed, failure
 WORKER = Path(__file__).parent / "worker.py"
 CALIBRATION = "stages(calibrate-cross,rtn-lower),pack"
 PROMPT = "def read_lines(path):\n    "
+KINDS = ("compile", "eval", "generate")
 PARTS = {
     "imports": ("_find_and_load",),
     "forward, both streams": ("streaming/execute.py:run",),
@@ -53,18 +59,18 @@ class Cost(NamedTuple):
     """What one command took."""
 
     processor: float
-    """Seconds of the whole process."""
+    """Seconds of the whole process, or of the last one of several times."""
     said: str
-    """What it wrote to stdout."""
+    """What it wrote to stdout, the last time."""
 
 
-def run(checkout: Path, *command: object, profile: Path | None = None) -> Cost:
+def run(checkout: Path, *command: object, profile: Path | None = None, times: int = 1) -> Cost:
     """Run a command of a checkout on one thread. Raises ``Failed``."""
     search = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            [sys.executable, str(WORKER), str(profile or "-"), *map(str, command)],
+            [sys.executable, str(WORKER), str(profile or "-"), str(times), *map(str, command)],
             cwd=checkout, env=variables, stdin=subprocess.DEVNULL, stdout=said, stderr=errors,
         )  # fmt: skip
         _, status, used = os.wait4(child.pid, 0)
@@ -73,7 +79,9 @@ def run(checkout: Path, *command: object, profile: Path | None = None) -> Cost:
             file.seek(0)
         if child.returncode:
             raise Failed(failure(child.returncode, errors.read()))
-        return Cost(used.ru_utime + used.ru_stime, said.read())
+        last = json.loads(said.read())[-1]
+        whole = used.ru_utime + used.ru_stime
+        return Cost(last["processor"] if times > 1 else whole, last["said"])
 
 
 class Commands:
@@ -83,6 +91,7 @@ class Commands:
         self.folder, self.options = folder, options
         self.artifact = folder / "artifact"
         self.region = folder / "region"
+        self.answers: dict[str, dict[Path, object]] = {}
 
     def whole(self, checkout: Path, profile: Path | None = None) -> float:
         """Compile the embedded model by ``default``: processor seconds."""
@@ -110,45 +119,61 @@ class Commands:
             profile=profile,
         ).processor  # fmt: skip
 
-    def evaluation(self, checkout: Path) -> float:
-        """Tokens that both models read, in a second of the processor, loading included."""
-        windows = self.options.windows
+    def evaluation(self, checkout: Path, artifacts: int) -> float:
+        """Seconds of the processor, loading included."""
+        second = self.folder / "second"
+        if not second.exists():
+            shutil.copytree(self.artifact, second)
         cost = run(
-            checkout, "eval", self.artifact, "--against", EMBEDDED, "--text",
-            EMBEDDED / "heldout.jsonl", "--windows", windows, "--seeds", 1, "--device", "cpu",
-            "--json",
+            checkout, "eval", *(self.artifact, second)[:artifacts], "--against", EMBEDDED,
+            "--text", EMBEDDED / "heldout.jsonl", "--windows", self.options.windows,
+            "--seeds", 1, "--device", "cpu", "--json", times=2,
         )  # fmt: skip
-        found = json.loads(cost.said)["candidate"]
-        forwards = len(found["ratios"]) + 8  # and the times of the bound
-        return float(2 * forwards * windows * found["length"] / cost.processor)
+        self._note(checkout, f"eval {artifacts}", cost.said)
+        return cost.processor
 
     def generation(self, checkout: Path, cache: str) -> float:
         """Tokens written in a second of the processor, loading left out."""
+        length, block = self.options.length, self.options.block
         cost = run(
-            checkout, "generate", self.artifact, PROMPT, "--length",
-            self.options.length, "--cache", cache, "--device", "cpu", "--json",
+            checkout, "generate", self.artifact, PROMPT, "--length", length, "--block", block,
+            "--cache", cache, "--device", "cpu", "--json", times=2,
         )  # fmt: skip
-        return float(json.loads(cost.said)["tokens_per_second"])
+        found = json.loads(cost.said)
+        self._note(checkout, f"generate {cache}", found["tokens"])
+        return float(found["tokens_per_second"])
+
+    def _note(self, checkout: Path, what: str, answer: object) -> None:
+        """Keep what was answered, to say whether both checkouts answer alike."""
+        self.answers.setdefault(what, {})[checkout] = answer
 
 
 def turns(commands: Commands, before: Path, rounds: int) -> Iterator[tuple[object, ...]]:
     """Measure every command in both checkouts, in turns, and yield the rows of a table."""
-    measures: dict[str, Callable[[Path], float]] = {
-        "compile of the embedded model, s": commands.whole,
-        "calibration of a wide region, s": commands.calibration,
-        "`qdc eval`, tokens/s": commands.evaluation,
-        "`qdc generate`, tokens/s": lambda checkout: commands.generation(checkout, "none"),
-        "`qdc generate --cache prefix`, tokens/s": lambda checkout: commands.generation(
-            checkout, "prefix"
-        ),
-    }
-    for name, measure in measures.items():
+    for name, measure in measures(commands):
         found: dict[Path, list[float]] = {before: [], ROOT: []}
         for _ in range(rounds):
             for checkout, values in found.items():
                 values.append(measure(checkout))
         first, second = (statistics.median(values) for values in found.values())
-        yield name, f"{first:.1f}", f"{second:.1f}", f"{second / first:.2f}"
+        each = (
+            f"{statistics.median(v):.1f} ({min(v):.1f} .. {max(v):.1f})" for v in found.values()
+        )
+        yield name, *each, f"{second / first:.2f}"
+
+
+def measures(commands: Commands) -> Iterator[tuple[str, Callable[[Path], float]]]:
+    """What is measured, and how."""
+    only = commands.options.only
+    if "compile" in only:
+        yield "compile of the embedded model, s", commands.whole
+        yield "calibration of a wide region, s", commands.calibration
+    for artifacts in (1, 2) if "eval" in only else ():
+        which = "an artifact" if artifacts == 1 else "two artifacts"
+        yield f"`qdc eval` of {which}, s", partial(commands.evaluation, artifacts=artifacts)
+    for cache in ("none", "prefix", "dual") if "generate" in only else ():
+        name = f"`qdc generate --cache {cache}`, tokens/s"
+        yield name, partial(commands.generation, cache=cache)
 
 
 def shares(profile: Path) -> dict[str, float]:
@@ -186,6 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, nargs=2, default=(4096, 12288))
     parser.add_argument("--windows", type=int, default=32, help="that qdc eval reads")
     parser.add_argument("--length", type=int, default=64, help="tokens that qdc generate writes")
+    parser.add_argument("--block", type=int, default=32, help="tokens of its blocks")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         commands = Commands(Path(name), options)
@@ -195,6 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands.whole(ROOT)  # what the others read
         head = ("what", "before", "after", "after / before")
         print(table(head, turns(commands, options.before.resolve(), options.rounds)))
+        for what, answers in commands.answers.items():
+            first, second = answers.values()
+            print(f"{what}: {'the same answer' if first == second else 'other answers'}")
 
 
 if __name__ == "__main__":

@@ -17,15 +17,18 @@ from torch import Tensor
 class Asked:
     """Positions of a batch, some in each row."""
 
-    def __init__(self, rows: Tensor, columns: Tensor, shape: torch.Size) -> None:
+    def __init__(
+        self, rows: Tensor, columns: Tensor, shape: torch.Size, *, states: bool = False
+    ) -> None:
         """Take note of them.
 
         Args:
             rows: ``i64[positions]``, on the model's device.
             columns: ``i64[positions]``, of the tokens of the call.
             shape: of these tokens, batch and length.
+            states: give what the last block gives, ``[positions, width]``, in place of logits.
         """
-        self.rows, self.columns = rows, columns
+        self.rows, self.columns, self.states = rows, columns, states
         batch, length = shape
         counts = torch.bincount(rows, minlength=batch)
         most = int(counts.max()) if batch else 0

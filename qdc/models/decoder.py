@@ -201,6 +201,10 @@ class Decoder(Network):
             attention_mask = read_mask(attention_mask, input_ids, self.sizes.block)
         return predict(self, self.layout.names, input_ids, attention_mask)
 
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., rows]`` of what the last block gives, ``[..., width]``."""
+        return project(self, self.layout.names, hidden)
+
 
 def fused_parts(sizes: Sizes, layout: Layout) -> dict[str, Part]:
     """Where checkpoints hold what a decoder of these sizes has in parts: none without ``fused``."""
@@ -230,5 +234,10 @@ def predict(
             hidden = block(hidden, attention_mask)
         else:
             hidden = asked.pick(block(hidden, attention_mask, asked))
+    return hidden if asked is not None and asked.states else project(model, names, hidden)
+
+
+def project(model: nn.Module, names: Names, hidden: Tensor) -> Tensor:
+    """Logits ``[..., vocabulary]`` of what the last block gives, ``[..., width]``."""
     logits: Tensor = at(model, names.head)(at(model, names.final_norm)(hidden))
     return logits

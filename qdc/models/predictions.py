@@ -6,6 +6,7 @@ the ecosystem (A.3).
 """
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from qdc.errors import NotFinite, QdcError
 from qdc.models.asked import Asked, asking
 from qdc.models.layers import takes_windows
+from qdc.models.recalled import Recalled
+from qdc.numerics.products import wide_products
 
 Logits = Callable[[Tensor], Tensor]
 """A model: ``i64[batch, T] -> [batch, T, vocabulary]``.
@@ -59,12 +62,24 @@ def predicted(model: Logits, tokens: Tensor, wanted: Tensor, shift: int) -> Tens
     return logits_at(model, tokens, rows, sources(places, shift))
 
 
-def logits_at(model: Logits, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Logits of a model at ``rows`` and ``columns``, ``i64[positions]``, as ``predicted``."""
-    if answers_asked(model):
-        device = device_of(getattr(model, "module", model))
-        with asking(Asked(rows.to(device), columns.to(device), tokens.shape)):
-            return model(tokens)
+def logits_at(
+    model: Logits, tokens: Tensor, rows: Tensor, columns: Tensor, *, asks: bool | None = None
+) -> Tensor:
+    """Logits of a model at ``rows`` and ``columns``, ``i64[positions]``, as ``predicted``.
+
+    ``asks`` is what ``answers_asked`` says of the model, for who calls it often.
+    """
+    body = getattr(model, "module", model)
+    if answers_asked(model) if asks is None else asks:
+        device = device_of(body)
+        rows, columns = rows.to(device), columns.to(device)
+        kept = isinstance(model, Recalled)
+        with asking(Asked(rows, columns, tokens.shape, states=kept)):
+            if not isinstance(model, Recalled):
+                return model(tokens)
+            states = model.states((tokens, rows, columns), lambda: model(tokens))
+        with wide_products(device):
+            return body.project(states.to(device))
     found = model(tokens)
     if found.ndim != 3 or found.shape[:2] != tokens.shape:
         raise QdcError(
@@ -84,7 +99,7 @@ def answers_asked(model: object) -> bool:
 def device_of(model: object) -> torch.device:
     """Where a model computes; of what is no module, the CPU."""
     if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
+        for tensor in chain(model.parameters(), model.buffers()):
             return tensor.device
     return torch.device("cpu")
 

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from qdc.errors import UnsupportedModel
-from qdc.models.asked import Asked, asking
 from qdc.models.layers import takes_windows
-from qdc.models.predictions import Logits, answers_asked, device_of, require_finite
+from qdc.models.predictions import Logits, answers_asked, device_of, logits_at, require_finite
 from qdc.models.window import Window, through
 from qdc.numerics.products import has_matrices, wide_products
 from qdc.numerics.rowquantizer import Bits
@@ -108,7 +107,8 @@ class Reader:
         self.bits = code_bits(bits)
         self.rows = torch.arange(len(canvas.tokens))
         self.device = device_of(model)
-        self._multiplies = has_matrices(model)
+        # What calls a module says itself how it multiplies, and being asked twice would cost.
+        self._multiplies = not hasattr(model, "module") and has_matrices(model)
         self._given = canvas.visible & ~canvas.masked
         self._windowed = takes_windows(model)
         self._asks = answers_asked(model)
@@ -226,13 +226,8 @@ class Reader:
         """Logits ``f64[places, vocabulary]`` of a call of the model, guided if asked for."""
         if self.guidance:
             rows, columns = torch.cat((rows, rows + len(self.rows))), torch.cat((columns, columns))
-        tokens = tokens.to(self.device)
-        if self._asks:
-            with asking(Asked(rows.to(self.device), columns.to(self.device), tokens.shape)):
-                found = model(tokens).double()
-        else:
-            logits = model(tokens)
-            found = logits[rows.to(logits.device), columns.to(logits.device)].double()
+        asks = self._asks and model is self.model
+        found = logits_at(model, tokens.to(self.device), rows, columns, asks=asks).double()
         require_finite(found)
         if self.guidance:
             found, without = found.chunk(2)
