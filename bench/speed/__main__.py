@@ -89,9 +89,9 @@ class Commands:
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder, self.options = folder, options
-        self.artifact = folder / "artifact"
+        self.artifact = options.artifact or folder / "artifact"
         self.region = folder / "region"
-        self.answers: dict[str, dict[Path, object]] = {}
+        self.answers: dict[str, dict[Path, Sequence[float]]] = {}
 
     def whole(self, checkout: Path, profile: Path | None = None) -> float:
         """Compile the embedded model by ``default``: processor seconds."""
@@ -129,7 +129,10 @@ class Commands:
             "--text", EMBEDDED / "heldout.jsonl", "--windows", self.options.windows,
             "--seeds", 1, "--device", "cpu", "--json", times=2,
         )  # fmt: skip
-        self._note(checkout, f"eval {artifacts}", cost.said)
+        found = json.loads(cost.said)
+        results = [found] if artifacts == 1 else [each["result"] for each in found["models"]]
+        every = [loss for result in results for loss in losses(result)]
+        self._note(checkout, f"losses of {artifacts}", every)
         return cost.processor
 
     def generation(self, checkout: Path, cache: str) -> float:
@@ -140,11 +143,11 @@ class Commands:
             "--cache", cache, "--device", "cpu", "--json", times=2,
         )  # fmt: skip
         found = json.loads(cost.said)
-        self._note(checkout, f"generate {cache}", found["tokens"])
+        self._note(checkout, f"tokens with cache {cache}", found["tokens"])
         return float(found["tokens_per_second"])
 
-    def _note(self, checkout: Path, what: str, answer: object) -> None:
-        """Keep what was answered, to say whether both checkouts answer alike."""
+    def _note(self, checkout: Path, what: str, answer: Sequence[float]) -> None:
+        """Keep what was answered, to say how far both checkouts answer alike."""
         self.answers.setdefault(what, {})[checkout] = answer
 
 
@@ -156,10 +159,20 @@ def turns(commands: Commands, before: Path, rounds: int) -> Iterator[tuple[objec
             for checkout, values in found.items():
                 values.append(measure(checkout))
         first, second = (statistics.median(values) for values in found.values())
-        each = (
-            f"{statistics.median(v):.1f} ({min(v):.1f} .. {max(v):.1f})" for v in found.values()
-        )
-        yield name, *each, f"{second / first:.2f}"
+        yield name, *map(spread, found.values()), f"{second / first:.2f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, the least and the most."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f} .. {max(values):.1f})"
+
+
+def losses(result: dict[str, Any]) -> Iterator[float]:
+    """Losses and divergences of a comparison."""
+    for side in ("candidate", "original"):
+        yield from (row["loss"] for row in result[side]["ratios"])
+        yield result[side]["bound"]
+    yield from (row["divergence"] for row in result["agreements"])
 
 
 def measures(commands: Commands) -> Iterator[tuple[str, Callable[[Path], float]]]:
@@ -211,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, nargs=2, default=(4096, 12288))
     parser.add_argument("--windows", type=int, default=32, help="that qdc eval reads")
     parser.add_argument("--length", type=int, default=64, help="tokens that qdc generate writes")
+    parser.add_argument("--artifact", type=Path, help="of the embedded model, if there is one")
     parser.add_argument("--block", type=int, default=32, help="tokens of its blocks")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args(arguments)
@@ -219,12 +233,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.parts:
             print(table(("part", "embedded model", "wide region"), parts(commands)))
             return
-        commands.whole(ROOT)  # what the others read
+        if options.artifact is None:
+            commands.whole(ROOT)  # what the others read
         head = ("what", "before", "after", "after / before")
         print(table(head, turns(commands, options.before.resolve(), options.rounds)))
         for what, answers in commands.answers.items():
-            first, second = answers.values()
-            print(f"{what}: {'the same answer' if first == second else 'other answers'}")
+            pairs = list(zip(*answers.values(), strict=True))
+            others = sum(first != second for first, second in pairs)
+            furthest = max(abs(first - second) for first, second in pairs)
+            print(f"{what}: {others} of {len(pairs)} differ, by {furthest:.2g} at most")
 
 
 if __name__ == "__main__":
