@@ -62,6 +62,7 @@ class Asked:
 
 
 _CURRENT: ContextVar[Asked | None] = ContextVar("asked positions", default=None)
+_LAST: ContextVar[Asked | None] = ContextVar("asked positions in the last block", default=None)
 
 
 def current_asked() -> Asked | None:
@@ -69,11 +70,30 @@ def current_asked() -> Asked | None:
     return None if torch.compiler.is_compiling() else _CURRENT.get()
 
 
+def asked_of_last() -> Asked | None:
+    """The same while the last block runs: there it is that positions are left out."""
+    return None if torch.compiler.is_compiling() else _LAST.get()
+
+
 @contextmanager
-def asking(asked: Asked | None) -> Iterator[None]:
-    """Ask for positions, or for all with None."""
+def asking(asked: Asked) -> Iterator[None]:
+    """Ask for positions."""
     token = _CURRENT.set(asked)
     try:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def last(asked: Asked) -> Iterator[None]:
+    """Run the last block: behind its keys and values it goes on with these positions alone.
+
+    It is not told by an argument, for its code is traced, and a trace takes every argument for a
+    value.
+    """
+    token = _LAST.set(asked)
+    try:
+        yield
+    finally:
+        _LAST.reset(token)

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from qdc.ir.parts import Part
-from qdc.models.asked import Asked, current_asked
+from qdc.models.asked import asked_of_last, current_asked, last
 from qdc.models.experts import BiasedRouter, Expert, GroupedRouting, Router, Routing
 from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
 from qdc.models.masks import read_mask
@@ -60,16 +60,15 @@ class DecoderBlock(nn.Module):
         else:
             self._feed_forward = self._add_gated(self._places[1])
 
-    def forward(
-        self, hidden: Tensor, attention_mask: Tensor | None, asked: Asked | None = None
-    ) -> Tensor:
-        """``[batch, T, width] -> [batch, T, width]``, or the positions asked for of each row."""
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """``[batch, T, width] -> [batch, T, width]``; of the last block, see ``asked.last``."""
         names, (attention, feed_forward) = self.layout.names, self._places
         normed = at(self, names.attention_norm)(hidden)
         if attention:
-            mixed = at(self, attention)(normed, attention_mask, asked)
+            mixed = at(self, attention)(normed, attention_mask)
         else:
-            mixed = self._attention.run(self, normed, attention_mask, asked)
+            mixed = self._attention.run(self, normed, attention_mask)
+        asked = asked_of_last()
         hidden = hidden if asked is None else asked.narrow(hidden)
         hidden = hidden + at(self, names.output)(mixed)
         normed = at(self, names.feed_forward_norm)(hidden)
@@ -228,12 +227,13 @@ def predict(
     hidden = at(model, names.embedding)(input_ids)
     blocks = at(model, names.blocks)
     assert isinstance(blocks, nn.ModuleList)
-    asked, last = current_asked(), len(blocks) - 1
-    for number, block in enumerate(blocks):
-        if asked is None or number < last:
+    asked = current_asked()
+    for number, block in enumerate(blocks, 1):
+        if asked is None or number < len(blocks):
             hidden = block(hidden, attention_mask)
         else:
-            hidden = asked.pick(block(hidden, attention_mask, asked))
+            with last(asked):
+                hidden = asked.pick(block(hidden, attention_mask))
     return hidden if asked is not None and asked.states else project(model, names, hidden)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdc.models.asked import Asked
+from qdc.models.asked import asked_of_last
 from qdc.models.rotations import Frequencies
 from qdc.models.window import Window, current_window
 
@@ -102,19 +102,15 @@ class Attention(nn.Module):
         self.block = block
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        asked: Asked | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
     ) -> Tensor:
         """``[batch, T, heads, head_width]`` each, mask ``[batch, T]`` (0 hides) or of four axes.
 
         Returns:
-            ``[batch, T, width]``, or the positions asked for alone, those of a row side by side.
+            ``[batch, T, width]``; in the last block the positions asked for, those of a row side by
+            side (``asked.last``).
         """
-        window = current_window()
+        window, asked = current_window(), asked_of_last()
         if window is None:
             visible = self.visible(query, attention_mask)
         else:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdc.models.asked import Asked
 from qdc.models.places import at
 
 
@@ -32,14 +31,8 @@ class Heads:
     early: bool
     """Whether queries are rotated before keys are projected."""
 
-    def run(
-        self,
-        holder: nn.Module,
-        normed: Tensor,
-        attention_mask: Tensor | None,
-        asked: Asked | None = None,
-    ) -> Tensor:
-        """``[batch, T, width] -> [batch, T, heads * columns]``, or the positions asked for."""
+    def run(self, holder: nn.Module, normed: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """``[batch, T, width] -> [batch, T, heads * columns]``."""
         if self.early:
             query = self._turned(holder, self._heads(holder, self.query, normed), self.query_norm)
             key = self._turned(holder, self._heads(holder, self.key, normed), self.key_norm)
@@ -51,8 +44,7 @@ class Heads:
             query = self._normed(holder, query, self.query_norm)
             key = self._normed(holder, key, self.key_norm)
             query, key = self._turned(holder, query), self._turned(holder, key)
-        asks = () if asked is None else (asked,)
-        mixed: Tensor = at(holder, self.attention)(query, key, value, attention_mask, *asks)
+        mixed: Tensor = at(holder, self.attention)(query, key, value, attention_mask)
         return mixed
 
     def _heads(self, holder: nn.Module, path: str, normed: Tensor) -> Tensor:
@@ -117,11 +109,9 @@ class SelfAttention(nn.Module):
         super().__init__()
         self._recipe = recipe
 
-    def forward(
-        self, normed: Tensor, attention_mask: Tensor | None, asked: Asked | None = None
-    ) -> Tensor:
+    def forward(self, normed: Tensor, attention_mask: Tensor | None) -> Tensor:
         """``[batch, T, width]`` to the heads' results side by side."""
-        return self._recipe.run(self, normed, attention_mask, asked)
+        return self._recipe.run(self, normed, attention_mask)
 
 
 class FeedForward(nn.Module):

@@ -7,6 +7,7 @@ the ecosystem (A.3).
 
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def logits_at(
 
     ``asks`` is what ``answers_asked`` says of the model, for who calls it often.
     """
-    body = getattr(model, "module", model)
+    body: Any = getattr(model, "module", model)
     if answers_asked(model) if asks is None else asks:
         device = device_of(body)
         rows, columns = rows.to(device), columns.to(device)
@@ -79,7 +80,8 @@ def logits_at(
                 return model(tokens)
             states = model.states((tokens, rows, columns), lambda: model(tokens))
         with wide_products(device):
-            return body.project(states.to(device))
+            logits: Tensor = body.project(states.to(device))
+        return logits
     found = model(tokens)
     if found.ndim != 3 or found.shape[:2] != tokens.shape:
         raise QdcError(
