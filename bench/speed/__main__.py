@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.common.checkpoint import build
-from bench.common.markdown import table
+from bench.common.markdown import header, row, table
 from bench.common.processes import EMBEDDED, ROOT, Failed, failure
 
 WORKER = Path(__file__).parent / "worker.py"
@@ -235,8 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if options.artifact is None:
             commands.whole(ROOT)  # what the others read
-        head = ("what", "before", "after", "after / before")
-        print(table(head, turns(commands, options.before.resolve(), options.rounds)))
+        print(header(("what", "before", "after", "after / before")))
+        for cells in turns(commands, options.before.resolve(), options.rounds):
+            print(row(cells), flush=True)
         for what, answers in commands.answers.items():
             pairs = list(zip(*answers.values(), strict=True))
             others = sum(first != second for first, second in pairs)
