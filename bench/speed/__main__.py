@@ -2,7 +2,7 @@
 
     git worktree add --detach ../before a1e7e53
     python -m bench.speed --before ../before --rounds 3
-    python -m bench.speed --before ../before --only eval generate
+    python -m bench.speed --before ../before --only eval eval-two generate
     python -m bench.speed --parts
 
 Processor seconds of one thread, of processes of their own: ``qdc compile`` of the embedded model,
@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +35,8 @@ from bench.common.processes import EMBEDDED, ROOT, Failed, failure
 WORKER = Path(__file__).parent / "worker.py"
 CALIBRATION = "stages(calibrate-cross,rtn-lower),pack"
 PROMPT = "def read_lines(path):\n    "
-KINDS = ("compile", "eval", "generate")
+KINDS = ("compile", "eval", "eval-two", "generate")
+CACHES = ("none", "prefix", "dual")
 PARTS = {
     "imports": ("_find_and_load",),
     "forward, both streams": ("streaming/execute.py:run",),
@@ -59,9 +59,9 @@ class Cost(NamedTuple):
     """What one command took."""
 
     processor: float
-    """Seconds of the whole process, or of the last one of several times."""
-    said: str
-    """What it wrote to stdout, the last time."""
+    """Seconds of the whole process, imports included."""
+    last: Sequence[dict[str, Any]]
+    """Of each command the last time: ``processor`` seconds, and what it ``said`` on stdout."""
 
 
 def run(checkout: Path, *command: object, profile: Path | None = None, times: int = 1) -> Cost:
@@ -79,9 +79,7 @@ def run(checkout: Path, *command: object, profile: Path | None = None, times: in
             file.seek(0)
         if child.returncode:
             raise Failed(failure(child.returncode, errors.read()))
-        last = json.loads(said.read())[-1]
-        whole = used.ru_utime + used.ru_stime
-        return Cost(last["processor"] if times > 1 else whole, last["said"])
+        return Cost(used.ru_utime + used.ru_stime, json.loads(said.read()))
 
 
 class Commands:
@@ -106,7 +104,8 @@ class Commands:
         self.wide(checkout, CALIBRATION, None)
         report = json.loads((self.folder / "wide-report" / "report.json").read_text("utf-8"))
         rows: list[dict[str, Any]] = report["passes"]
-        return sum(row["seconds"] for row in rows if row["name"] == "calibrate-cross")
+        seconds = (each["seconds"] for each in rows if each["name"] == "calibrate-cross")
+        return float(sum(seconds))
 
     def wide(self, checkout: Path, pipeline: str, profile: Path | None) -> float:
         """Compile a region of LLaDA-8B's width: processor seconds."""
@@ -129,22 +128,25 @@ class Commands:
             "--text", EMBEDDED / "heldout.jsonl", "--windows", self.options.windows,
             "--seeds", 1, "--device", "cpu", "--json", times=2,
         )  # fmt: skip
-        found = json.loads(cost.said)
+        [last] = cost.last
+        found = json.loads(last["said"])
         results = [found] if artifacts == 1 else [each["result"] for each in found["models"]]
         every = [loss for result in results for loss in losses(result)]
         self._note(checkout, f"losses of {artifacts}", every)
-        return cost.processor
+        return float(last["processor"])
 
-    def generation(self, checkout: Path, cache: str) -> float:
-        """Tokens written in a second of the processor, loading left out."""
+    def generation(self, checkout: Path) -> list[float]:
+        """Tokens written in a second of the processor with each cache, loading left out."""
         length, block = self.options.length, self.options.block
-        cost = run(
-            checkout, "generate", self.artifact, PROMPT, "--length", length, "--block", block,
-            "--cache", cache, "--device", "cpu", "--json", times=2,
-        )  # fmt: skip
-        found = json.loads(cost.said)
-        self._note(checkout, f"tokens with cache {cache}", found["tokens"])
-        return float(found["tokens_per_second"])
+        asked: list[object] = []
+        for cache in CACHES:
+            asked += [] if not asked else ["--"]
+            asked += ["generate", self.artifact, PROMPT, "--length", length, "--block", block]
+            asked += ["--cache", cache, "--device", "cpu", "--json"]
+        found = [json.loads(each["said"]) for each in run(checkout, *asked, times=2).last]
+        for cache, answer in zip(CACHES, found, strict=True):
+            self._note(checkout, f"tokens with cache {cache}", answer["tokens"])
+        return [float(answer["tokens_per_second"]) for answer in found]
 
     def _note(self, checkout: Path, what: str, answer: Sequence[float]) -> None:
         """Keep what was answered, to say how far both checkouts answer alike."""
@@ -153,13 +155,15 @@ class Commands:
 
 def turns(commands: Commands, before: Path, rounds: int) -> Iterator[tuple[object, ...]]:
     """Measure every command in both checkouts, in turns, and yield the rows of a table."""
-    for name, measure in measures(commands):
-        found: dict[Path, list[float]] = {before: [], ROOT: []}
+    for names, measure in measures(commands):
+        found: dict[Path, list[Sequence[float]]] = {before: [], ROOT: []}
         for _ in range(rounds):
             for checkout, values in found.items():
                 values.append(measure(checkout))
-        first, second = (statistics.median(values) for values in found.values())
-        yield name, *map(spread, found.values()), f"{second / first:.2f}"
+        for place, name in enumerate(names):
+            both = [[value[place] for value in values] for values in found.values()]
+            first, second = map(statistics.median, both)
+            yield name, *map(spread, both), f"{second / first:.2f}"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -175,29 +179,32 @@ def losses(result: dict[str, Any]) -> Iterator[float]:
     yield from (row["divergence"] for row in result["agreements"])
 
 
-def measures(commands: Commands) -> Iterator[tuple[str, Callable[[Path], float]]]:
-    """What is measured, and how."""
+def measures(
+    commands: Commands,
+) -> Iterator[tuple[Sequence[str], Callable[[Path], Sequence[float]]]]:
+    """What is measured, and how: a command may give several figures."""
     only = commands.options.only
     if "compile" in only:
-        yield "compile of the embedded model, s", commands.whole
-        yield "calibration of a wide region, s", commands.calibration
-    for artifacts in (1, 2) if "eval" in only else ():
-        which = "an artifact" if artifacts == 1 else "two artifacts"
-        yield f"`qdc eval` of {which}, s", partial(commands.evaluation, artifacts=artifacts)
-    for cache in ("none", "prefix", "dual") if "generate" in only else ():
-        name = f"`qdc generate --cache {cache}`, tokens/s"
-        yield name, partial(commands.generation, cache=cache)
+        yield ["compile of the embedded model, s"], lambda at: [commands.whole(at)]
+        yield ["calibration of a wide region, s"], lambda at: [commands.calibration(at)]
+    if "eval" in only:
+        yield ["`qdc eval` of an artifact, s"], lambda at: [commands.evaluation(at, 1)]
+    if "eval-two" in only:
+        yield ["`qdc eval` of two artifacts, s"], lambda at: [commands.evaluation(at, 2)]
+    if "generate" in only:
+        names = [f"`qdc generate --cache {cache}`, tokens/s" for cache in CACHES]
+        yield names, commands.generation
 
 
 def shares(profile: Path) -> dict[str, float]:
     """The share of each part in all processor time of a profile; the last one is the rest."""
     stats = pstats.Stats(str(profile))
     spent: dict[str, float] = {}
-    for (file, _, function), row in stats.stats.items():  # type: ignore[attr-defined]
+    for (file, _, function), figures in stats.stats.items():  # type: ignore[attr-defined]
         place = f"{file}:{function}".replace(os.sep, "/")
         for part, ends in PARTS.items():
             if any(place.endswith((f"/{end}", f":{end}")) for end in ends):
-                spent[part] = spent.get(part, 0) + row[3]
+                spent[part] = spent.get(part, 0) + figures[3]
     whole = stats.total_tt  # type: ignore[attr-defined]
     found = {part: spent.get(part, 0) / whole for part in PARTS}
     return {**found, "the rest": 1 - sum(found.values())}
