@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from qdc.errors import QdcError
 from qdc.format.codec import Codec
+from qdc.numerics.products import undisturbed
 
 from . import support
 from .packing import kept, layout_of
@@ -60,13 +61,14 @@ class PackedLinear(nn.Module):
             QdcError: the input's width or dtype is another one, gradients are asked for, or the
                 module was cast or moved.
         """
-        self._check(x)
-        layer = Layer(self.codec, self.layout, self._held(), self.offsets, self.arithmetic)
-        flat = x.reshape(-1, self.in_features)
-        if flat.shape[0] == 0:
-            return x.new_empty(*x.shape[:-1], self.out_features)
-        result = multiply(layer, flat).to(x.dtype).contiguous()
-        return result.reshape(*x.shape[:-1], self.out_features)
+        with undisturbed():
+            self._check(x)
+            layer = Layer(self.codec, self.layout, self._held(), self.offsets, self.arithmetic)
+            flat = x.reshape(-1, self.in_features)
+            if flat.shape[0] == 0:
+                return x.new_empty(*x.shape[:-1], self.out_features)
+            result = multiply(layer, flat).to(x.dtype).contiguous()
+            return result.reshape(*x.shape[:-1], self.out_features)
 
     @property
     def weight(self) -> Tensor:
@@ -93,7 +95,7 @@ class PackedLinear(nn.Module):
                 f"a packed linear of {self.in_features} columns was given {tuple(x.shape)}",
                 help="its input is [..., columns]",
             )
-        if x.dtype not in DTYPES or x.device.type != "cpu":
+        if x.dtype not in DTYPES or not x.is_cpu:
             raise QdcError(
                 f"a packed linear was given {x.dtype} on {x.device}",
                 help="the backend cpu computes on the CPU, with activations in fp32, bf16 or fp16",
@@ -105,7 +107,7 @@ class PackedLinear(nn.Module):
             )
         for name, kind in self._kinds.items():
             held = self._buffers[name]
-            if held is None or held.dtype != kind or held.device.type != "cpu":
+            if held is None or held.dtype != kind or not held.is_cpu:
                 raise QdcError(
                     "a packed model was cast or moved",
                     help="load it again with the dtype and the device that are wanted",

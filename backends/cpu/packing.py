@@ -7,6 +7,7 @@ the artifact, 8-bit scales apart, which are decoded to 16 bits.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,22 +45,22 @@ class Layout:
     orders: tuple[int, ...]
     """Planes of each block; 1 for codes."""
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """Rows of scales and results."""
         return -(-self.rows // ROWS) * ROWS
 
-    @property
+    @cached_property
     def padded_columns(self) -> int:
         """Columns of the blocks."""
         return self.blocks * self.width
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Of planes or codes."""
         return sum(self.orders) * self.width * max(self.bits, 1) // 8
 
-    @property
+    @cached_property
     def per_unit(self) -> int:
         """Columns of a unit."""
         return UNIT // max(self.bits, 1)

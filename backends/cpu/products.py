@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from qdc.format.codec import Codec
+from qdc.numerics.products import linear, product
 
 from . import support
 from .packing import Layout, padded_inputs
 from .ringlayout import RingLayout
-from .workspace import reserve
+from .workspace import address, reserve
 
 Arithmetic = Literal["fast", "f32"]
+FP32, HALF = 4, 2
+"""Bytes of numbers that kernels write to memory that is reserved."""
 TILE_BYTES = 4 << 20
 """Of the buffer that weights are written to: so much that it stays in the cache."""
 TABLES_BYTES = 3 << 18
@@ -124,9 +127,9 @@ def _look_up(layer: Layer, layout: Layout, values: Tensor) -> Tensor:
         scales=kept["scales"].data_ptr(),
         places=_address(kept, "places"),
         bias=layer.bias.data_ptr(),
-        tables=reserve("tables", (span, chunk, size // 2), torch.int16).data_ptr(),
-        steps=reserve("steps", (span, chunk), torch.float32).data_ptr(),
-        sums=reserve("sums", (span, chunk), torch.float32).data_ptr(),
+        tables=address("tables", span * chunk * size),
+        steps=address("steps", FP32 * span * chunk),
+        sums=address("sums", FP32 * span * chunk),
         result=result.data_ptr(),
     )
     return result[:, : layout.rows]
@@ -157,9 +160,9 @@ def _octets(layer: Layer, layout: Layout, values: Tensor) -> Tensor:
         scales=kept["scales"].data_ptr(),
         places=kept["places"].data_ptr(),
         bias=layer.bias.data_ptr(),
-        rounded=reserve("tables", (chunk, layout.padded_columns), torch.int16).data_ptr(),
-        steps=reserve("steps", (chunk, pieces), torch.float32).data_ptr(),
-        sums=reserve("sums", (chunk, layout.blocks), torch.float32).data_ptr(),
+        rounded=address("tables", HALF * chunk * layout.padded_columns),
+        steps=address("steps", FP32 * chunk * pieces),
+        sums=address("sums", FP32 * chunk * layout.blocks),
         result=result.data_ptr(),
         padded=layout.padded,
     )
@@ -182,9 +185,11 @@ def _by_tiles(layer: Layer, layout: Layout, values: Tensor) -> Tensor:
         stop = min(start + step, layout.rows)
         tile = reserve("tile", (stop - start, layout.padded_columns), kind)
         _expand(layer, layout, "f32" if kind == torch.float32 else "bf16", (start, stop), tile)
-        weight = tile[:, : layout.columns].T
-        part = result[:, start:stop]
-        torch.add(torch.mm(inputs, weight), layer.bias[start:stop], out=part)
+        weight, bias = tile[:, : layout.columns], layer.bias[start:stop]
+        if kind == torch.float32:
+            result[:, start:stop] = linear(inputs, weight, bias)
+        else:
+            torch.add(torch.mm(inputs, weight.T), bias, out=result[:, start:stop])
     return result
 
 
@@ -229,13 +234,13 @@ def _by_codec(layer: Layer, values: Tensor) -> Tensor:
     inputs = values.to(kind)
     if not codec.by_rows:
         weight = codec.dense(codec.unpack(layer.kept)).to(kind)
-        return torch.mm(inputs, weight.T) + layer.bias
+        return product(inputs, weight.T) + layer.bias
     step = max(1, TILE_BYTES // (4 * codec.columns))
     parts = []
     for start in range(0, codec.rows, step):
         rows = slice(start, min(start + step, codec.rows))
         weight = codec.dense_rows(layer.kept, rows).to(kind)
-        parts.append(torch.mm(inputs, weight.T) + layer.bias[rows])
+        parts.append(product(inputs, weight.T) + layer.bias[rows])
     return torch.cat(parts, dim=1)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qdc.numerics.hadamard import transform_size, walsh_hadamard
+from qdc.numerics.products import product
 
 from . import support
 from .ringlayout import RingLayout, level_table
@@ -98,7 +99,7 @@ def _by_tiles(
         _decode(kept, layout, table, "tile", (start, count), tile)
         if exact:
             tile = reserve("wide", tuple(tile.shape), torch.float32).copy_(tile)
-        result[:, start * height : (start + count) * height] = torch.mm(factors, tile)
+        result[:, start * height : (start + count) * height] = product(factors, tile)
     return result
 
 

@@ -20,6 +20,7 @@ from qdc.evaluation.noise import Noise
 from qdc.evaluation.options import EvaluationOptions
 from qdc.evaluation.results import NextToken, NextTokenComparison
 from qdc.ir.facts import ModelFacts
+from qdc.models.recalled import Recalled
 from qdc.report.files import write_report
 from qdc.report.model import CompileReport, EvaluationReport
 from qdc.text.source import TextSource, read_text
@@ -101,7 +102,7 @@ def _results(
     update: StepProgress,
 ) -> Iterator[Result]:
     """Measure one candidate after the other: two models at most are in memory."""
-    original = None
+    original, against = None, None
     for path in candidates:
         with _loading(path, update):
             candidate = open_runnable(
@@ -116,14 +117,16 @@ def _results(
                         document_tokens=asked.document_tokens, verify=asked.verify,
                         exact=True,
                     )  # fmt: skip
+                # All candidates are measured on the same masks: what it predicts is wanted again.
+                against = Recalled(original) if len(candidates) > 1 else original
             check_alike(candidate, original)
-        yield _measure(candidate, original, source, asked, path.name, update)
+        yield _measure(candidate, against, source, asked, path.name, update)
         del candidate
 
 
 def _measure(
     candidate: Opened,
-    original: Opened | None,
+    original: Opened | Recalled | None,
     source: TextSource,
     asked: EvaluationOptions,
     name: str,

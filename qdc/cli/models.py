@@ -20,7 +20,7 @@ from qdc.frontend.select import choose, read_facts
 from qdc.ir.facts import ModelFacts
 from qdc.models.document_tokens import DocumentTokens
 from qdc.models.family import Family
-from qdc.numerics.products import wide_products
+from qdc.numerics.products import has_matrices, wide_products
 from qdc.pipeline.registry import standard_registry
 from qdc.runtime.auto import chosen_backend
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -64,6 +64,10 @@ class Opened:
         """What the decoding loop has to know. Raises ``UnsupportedModel`` without a mask token."""
         return decode_facts(self.facts, self.tokenizer, self.config, self.family, self.generation)
 
+    @functools.cached_property
+    def _multiplies(self) -> bool:
+        return has_matrices(self.module)
+
     @property
     def logits_shift(self) -> int:
         """1 if position i of the logits predicts token i + 1."""
@@ -71,7 +75,7 @@ class Opened:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits ``i64[b, length] -> [b, length, vocabulary]``; the tokens may be on the CPU."""
-        with wide_products(self.device):
+        with wide_products(self.device, needed=self._multiplies):
             found: Tensor = self.module(tokens.to(self.device))
         return found
 

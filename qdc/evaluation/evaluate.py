@@ -121,7 +121,7 @@ def compare(
     if infills:
         assert isinstance(mask_id, int), "a canvas has no gaps"
         decoding = decode_agreement(
-            *models, windows, mask_id, infills, groups, block, progress=decoded
+            *models, windows, mask_id, infills, groups, block, progress=decoded, batch=batch
         )
     return Comparison(
         candidate=_evaluation(0, windows, ratios, measured, documents, text, groups).model_copy(

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from qdc.models.layers import takes_windows
-from qdc.models.predictions import Logits, logits_shift
+from qdc.models.predictions import Logits, logits_at, predicted, sources
 from qdc.models.window import Window, through
 
-Read = Callable[[Logits, Tensor, Tensor], Tensor]
-"""Logits ``[b, length, vocabulary]`` of a model, of masked windows ``i64[b, length]`` and of the
-same ones without masks."""
+Read = Callable[[Logits, Tensor, Tensor, Tensor, int], Tensor]
+"""Logits ``[places, vocabulary]`` of a model, of masked windows ``i64[b, length]`` and of the same
+ones without masks, that predict the places of ``bool[b, length]``, row by row; and how far in front
+of a token its prediction stands."""
 
 
-def at_once(model: Logits, noisy: Tensor, clean: Tensor) -> Tensor:
+def at_once(model: Logits, noisy: Tensor, clean: Tensor, wanted: Tensor, shift: int) -> Tensor:
     """Read masked windows as they are."""
-    return model(noisy)
+    return predicted(model, noisy, wanted, shift)
 
 
 def block_by_block(block: int) -> Read:
@@ -33,13 +34,17 @@ def block_by_block(block: int) -> Read:
         block: tokens of an attention block of the model.
     """
 
-    def read(model: Logits, noisy: Tensor, clean: Tensor) -> Tensor:
+    def read(model: Logits, noisy: Tensor, clean: Tensor, wanted: Tensor, shift: int) -> Tensor:
+        rows, places = wanted.nonzero(as_tuple=True)
+        columns = sources(places, shift)
+        if shift:
+            # What predicts the first token of a block stands in the block before it: read clean.
+            columns = columns + noisy.shape[1] * (columns % block == block - 1)
         body = getattr(model, "module", model)
         if isinstance(body, nn.Module) and takes_windows(body):
-            found = _side_by_side(model, noisy, clean)
-        else:
-            found = _one_after_the_other(model, noisy, clean, block)
-        return _shifted(model, *found, block)
+            return _side_by_side(model, noisy, clean, rows, columns)
+        found = _one_after_the_other(model, noisy, clean, block)
+        return found[rows.to(found.device), columns.to(found.device)]
 
     return read
 
@@ -62,29 +67,20 @@ class _Twice(Window):
         return (own | before | clean)[:, None]
 
 
-def _side_by_side(model: Logits, noisy: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of masked and of clean windows, ``[b, length, vocabulary]`` each."""
+def _side_by_side(
+    model: Logits, noisy: Tensor, clean: Tensor, rows: Tensor, columns: Tensor
+) -> Tensor:
+    """Logits at positions of masked windows with the clean ones behind them."""
     both = torch.cat((noisy, clean), 1)
     with through(_Twice(len(noisy), noisy.shape[1], noisy.device)):
-        masked, whole = model(both).chunk(2, dim=1)
-    return masked, whole
+        return logits_at(model, both, rows, columns)
 
 
-def _one_after_the_other(
-    model: Logits, noisy: Tensor, clean: Tensor, block: int
-) -> tuple[Tensor, Tensor]:
-    """The same by a forward for each block, of a model that knows nothing of windows."""
+def _one_after_the_other(model: Logits, noisy: Tensor, clean: Tensor, block: int) -> Tensor:
+    """All of the same logits, by a forward for each block, of a model that knows no windows."""
     parts = []
     for first in range(0, noisy.shape[1], block):
         last = min(first + block, noisy.shape[1])
         text = torch.cat((clean[:, :first], noisy[:, first:last]), 1)
         parts.append(model(text)[:, first:last])
-    return torch.cat(parts, 1), model(clean.clone())
-
-
-def _shifted(model: Logits, masked: Tensor, whole: Tensor, block: int) -> Tensor:
-    """What predicts the first token of a block stands in the block before it, which is clean."""
-    if not logits_shift(model):
-        return masked
-    last = torch.arange(masked.shape[1], device=masked.device) % block == block - 1
-    return torch.where(last[:, None], whole, masked)
+    return torch.cat((*parts, model(clean.clone())), 1)

@@ -78,6 +78,25 @@ def infill(
             "need [1, length] for both",
             help="fill one text at a time",
         )
+    return infill_all(logits, tokens, masked, mask_id, steps, progress, block)
+
+
+@torch.no_grad()
+def infill_all(
+    logits: Logits,
+    tokens: Tensor,
+    masked: Tensor,
+    mask_id: int,
+    steps: int | None = None,
+    progress: Progress | None = None,
+    block: int | None = None,
+) -> Tensor:
+    """Fill the gaps of several texts ``i64[batch, T]`` at once, as ``infill`` does each.
+
+    What is filled is the same, up to the rounding of the model. With a ``block`` every row is
+    computed for the blocks of all rows, so texts are best taken together that have gaps in the same
+    ones.
+    """
     if steps is not None and steps < 1:
         raise QdcError(f"found {steps} steps, need at least 1", help="leave steps out for the best")
     options = DecodeOptions(steps=None if steps is None else min(steps, max(1, tokens.shape[1])))
@@ -87,7 +106,7 @@ def infill(
         max_length=max(1, tokens.shape[1]),
         logits_shift=logits_shift(logits),
     )
-    canvas = lay_out_gaps(tokens.cpu(), masked.cpu(), block, mask_id)
+    canvas = lay_out_gaps(tokens.cpu(), masked.cpu(), block, mask_id, (0,) * len(tokens))
     reader = Reader(logits, canvas, facts, options.cache, options.cfg)
     loop = Loop(reader, LowConfidence(), options, facts, stops=False)
     loop.run(None if progress is None else _tell(progress))

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from qdc.errors import QdcError
 from qdc.evaluation.in_blocks import Read, at_once
-from qdc.models.predictions import Logits, logits_shift, predictions, require_finite
+from qdc.models.predictions import Logits, logits_shift, require_finite
 from qdc.numerics.random_numbers import uniforms
 
 __all__ = [
@@ -104,9 +104,8 @@ def masked_sums(
         row = hidden.nonzero()[:, 0] + start
         expected: Tensor | None = None
         for place, model in reversed(list(enumerate(models))):
-            logits = read(model, noisy.clone(), clean)
             moved = logits_shift(model) if shift is None else shift
-            found = _checked(logits, clean, hidden, moved)
+            found = _checked(read(model, noisy.clone(), clean, hidden, moved), clean)
             losses[place].index_add_(
                 0, row, functional.cross_entropy(found, clean[hidden], reduction="none").double()
             )
@@ -141,21 +140,15 @@ def divergences(expected: Tensor, found: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _checked(logits: Tensor, clean: Tensor, hidden: Tensor, shift: int) -> Tensor:
-    """Return the logits ``f32[masked, vocabulary]`` that predict the masked tokens, on the CPU."""
-    if logits.ndim != 3 or logits.shape[:2] != clean.shape:
-        raise QdcError(
-            f"found logits of shape {list(logits.shape)}, need [{len(clean)}, {clean.shape[1]}, "
-            "vocabulary]",
-            help="give the logits of every position",
-        )
+def _checked(logits: Tensor, clean: Tensor) -> Tensor:
+    """Return the logits ``f32[masked, vocabulary]`` of masked tokens on the CPU, checked."""
     highest = int(clean.max())
-    if highest >= logits.shape[2]:
+    if highest >= logits.shape[1]:
         raise QdcError(
-            f"found token {highest}, and the model has logits for {logits.shape[2]} tokens",
+            f"found token {highest}, and the model has logits for {logits.shape[1]} tokens",
             help="use the tokenizer of this model",
         )
-    found = predictions(logits, hidden, shift).float().cpu()
+    found = logits.float().cpu()
     require_finite(found)
     return found
 

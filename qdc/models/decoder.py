@@ -7,11 +7,12 @@ so plain ``torch.fx`` traces it; every tensor of the published checkpoints loads
 """
 
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from qdc.ir.parts import Part
+from qdc.models.asked import asked_of_last, current_asked, last
 from qdc.models.experts import BiasedRouter, Expert, GroupedRouting, Router, Routing
 from qdc.models.layers import Attention, RMSNorm, Rotary, embedding
 from qdc.models.masks import read_mask
@@ -60,13 +61,15 @@ class DecoderBlock(nn.Module):
             self._feed_forward = self._add_gated(self._places[1])
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """``[batch, T, width] -> [batch, T, width]``."""
+        """``[batch, T, width] -> [batch, T, width]``; of the last block, see ``asked.last``."""
         names, (attention, feed_forward) = self.layout.names, self._places
         normed = at(self, names.attention_norm)(hidden)
         if attention:
             mixed = at(self, attention)(normed, attention_mask)
         else:
             mixed = self._attention.run(self, normed, attention_mask)
+        asked = asked_of_last()
+        hidden = hidden if asked is None else asked.narrow(hidden)
         hidden = hidden + at(self, names.output)(mixed)
         normed = at(self, names.feed_forward_norm)(hidden)
         if feed_forward:
@@ -165,6 +168,9 @@ def _routing(sizes: Sizes, experts: int, bias: str) -> tuple[Router, Routing]:
 class Decoder(Network):
     """The whole model, under the published key names."""
 
+    gives_asked: ClassVar[bool] = True
+    """Where positions are asked for, it gives the logits of these alone (``asked``)."""
+
     def __init__(self, sizes: Sizes, layout: Layout) -> None:
         """Build without weights."""
         super().__init__()
@@ -194,6 +200,10 @@ class Decoder(Network):
             attention_mask = read_mask(attention_mask, input_ids, self.sizes.block)
         return predict(self, self.layout.names, input_ids, attention_mask)
 
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., rows]`` of what the last block gives, ``[..., width]``."""
+        return project(self, self.layout.names, hidden)
+
 
 def fused_parts(sizes: Sizes, layout: Layout) -> dict[str, Part]:
     """Where checkpoints hold what a decoder of these sizes has in parts: none without ``fused``."""
@@ -217,7 +227,17 @@ def predict(
     hidden = at(model, names.embedding)(input_ids)
     blocks = at(model, names.blocks)
     assert isinstance(blocks, nn.ModuleList)
-    for block in blocks:
-        hidden = block(hidden, attention_mask)
+    asked = current_asked()
+    for number, block in enumerate(blocks, 1):
+        if asked is None or number < len(blocks):
+            hidden = block(hidden, attention_mask)
+        else:
+            with last(asked):
+                hidden = asked.pick(block(hidden, attention_mask))
+    return hidden if asked is not None and asked.states else project(model, names, hidden)
+
+
+def project(model: nn.Module, names: Names, hidden: Tensor) -> Tensor:
+    """Logits ``[..., vocabulary]`` of what the last block gives, ``[..., width]``."""
     logits: Tensor = at(model, names.head)(at(model, names.final_norm)(hidden))
     return logits

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdc.models.asked import asked_of_last
+from qdc.models.rotations import Frequencies
 from qdc.models.window import Window, current_window
 
 
@@ -56,28 +58,18 @@ class Rotary(nn.Module):
         self.head_width = head_width
         self.theta = theta
         self.turned = head_width if turned is None else turned
+        self.frequencies = Frequencies(theta, self.turned // 2, self.turned // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, T, heads, head_width]``, rotated, in the dtype of ``x``."""
-        window = current_window()
-        if window is None:
-            places = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
-        else:
-            places = window.places().to(x.device, torch.float32)
-        angles = places[..., None] * self.frequencies(x.device)
-        cosine, sine = angles.cos()[..., None, :], angles.sin()[..., None, :]
+        window, each = current_window(), self.frequencies
+        cosine, sine = each.of_text(x) if window is None else window.rotation(each, x.device)
         low, high = x[..., : self.turned].float().chunk(2, dim=-1)
         parts = (low * cosine - high * sine, high * cosine + low * sine)
         turned = torch.cat(parts, dim=-1).to(x.dtype)
         if self.turned == self.head_width:
             return turned
         return torch.cat((turned, x[..., self.turned :]), dim=-1)
-
-    def frequencies(self, device: torch.device) -> Tensor:
-        """Angles by which one position turns the pairs, ``f32[turned / 2]``."""
-        half = self.turned // 2
-        exponent = torch.arange(half, device=device, dtype=torch.float32) / half
-        return self.theta**-exponent
 
 
 class ProportionalRotary(Rotary):
@@ -90,13 +82,8 @@ class ProportionalRotary(Rotary):
     def __init__(self, head_width: int, theta: float, share: float) -> None:
         """Choose; ``share`` is that of the pairs that are turned, at most 1."""
         super().__init__(head_width, theta)
-        self.pairs = int(share * head_width // 2)
-
-    def frequencies(self, device: torch.device) -> Tensor:
-        """Angles by which one position turns the pairs, ``f32[head_width / 2]``."""
-        every = super().frequencies(device)
-        still = torch.arange(len(every), device=device) >= self.pairs
-        return every.masked_fill(still, 0.0)
+        turning = int(share * head_width // 2)
+        self.frequencies = self.frequencies._replace(turning=turning)
 
 
 class Attention(nn.Module):
@@ -120,14 +107,17 @@ class Attention(nn.Module):
         """``[batch, T, heads, head_width]`` each, mask ``[batch, T]`` (0 hides) or of four axes.
 
         Returns:
-            ``[batch, T, width]``.
+            ``[batch, T, width]``; in the last block the positions asked for, those of a row side by
+            side (``asked.last``).
         """
-        window = current_window()
+        window, asked = current_window(), asked_of_last()
         if window is None:
             visible = self.visible(query, attention_mask)
         else:
             key, value = window.extend(self, key, value)
             visible = self.visible_in(window)
+        if asked is not None:
+            query, visible = asked.narrow(query), asked.narrow_sight(visible)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),

@@ -6,10 +6,17 @@ the ecosystem (A.3).
 """
 
 from collections.abc import Callable
+from itertools import chain
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from qdc.errors import NotFinite
+from qdc.errors import NotFinite, QdcError
+from qdc.models.asked import Asked, asking
+from qdc.models.layers import takes_windows
+from qdc.models.recalled import Recalled
+from qdc.numerics.products import wide_products
 
 Logits = Callable[[Tensor], Tensor]
 """A model: ``i64[batch, T] -> [batch, T, vocabulary]``.
@@ -38,6 +45,65 @@ def predictions(logits: Tensor, wanted: Tensor, shift: int) -> Tensor:
     """
     rows, places = wanted.to(logits.device).nonzero(as_tuple=True)
     return logits[rows, sources(places, shift)]
+
+
+def predicted(model: Logits, tokens: Tensor, wanted: Tensor, shift: int) -> Tensor:
+    """Have a model predict the places of ``wanted``, ``bool[batch, T]``, row by row.
+
+    Args:
+        model: gets ``tokens``, and computes no other logits where it can be asked.
+        tokens: ``i64[batch, T]``.
+        wanted: the places.
+        shift: how far in front of a token its prediction stands.
+
+    Returns:
+        ``[places, vocabulary]``. Raises ``QdcError`` for logits of another shape.
+    """
+    rows, places = wanted.nonzero(as_tuple=True)
+    return logits_at(model, tokens, rows, sources(places, shift))
+
+
+def logits_at(
+    model: Logits, tokens: Tensor, rows: Tensor, columns: Tensor, *, asks: bool | None = None
+) -> Tensor:
+    """Logits of a model at ``rows`` and ``columns``, ``i64[positions]``, as ``predicted``.
+
+    ``asks`` is what ``answers_asked`` says of the model, for who calls it often.
+    """
+    body: Any = getattr(model, "module", model)
+    if answers_asked(model) if asks is None else asks:
+        device = device_of(body)
+        rows, columns = rows.to(device), columns.to(device)
+        kept = isinstance(model, Recalled)
+        with asking(Asked(rows, columns, tokens.shape, states=kept)):
+            if not isinstance(model, Recalled):
+                return model(tokens)
+            states = model.states((tokens, rows, columns), lambda: model(tokens))
+        with wide_products(device):
+            logits: Tensor = body.project(states.to(device))
+        return logits
+    found = model(tokens)
+    if found.ndim != 3 or found.shape[:2] != tokens.shape:
+        raise QdcError(
+            f"found logits of shape {list(found.shape)}, need [{len(tokens)}, {tokens.shape[1]}, "
+            "vocabulary]",
+            help="give the logits of every position",
+        )
+    return found[rows.to(found.device), columns.to(found.device)]
+
+
+def answers_asked(model: object) -> bool:
+    """Whether a model, or the module that it calls, gives the logits of what is asked for alone."""
+    body = getattr(model, "module", model)
+    return bool(getattr(type(body), "gives_asked", False)) and takes_windows(body)
+
+
+def device_of(model: object) -> torch.device:
+    """Where a model computes; of what is no module, the CPU."""
+    if isinstance(model, nn.Module):
+        for tensor in chain(model.parameters(), model.buffers()):
+            return tensor.device
+    return torch.device("cpu")
 
 
 def require_finite(logits: Tensor, which: str = "masked") -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qdc.models.kept import Kept, kept
+from qdc.models.rotations import Frequencies, Rotation
 from qdc.numerics.rowquantizer import Bits
 
 
@@ -41,6 +42,7 @@ class Window:
         self._writes: Tensor | None = None
         self._kept: dict[nn.Module, tuple[Kept, Kept]] = {}
         self._masks: dict[int | None, Tensor | None] = {}
+        self._rotations: dict[tuple[Frequencies, torch.device], Rotation] = {}
 
     def move(self, first: int, last: int, seen: int, writes: Tensor | None = None) -> None:
         """The next call computes columns ``first`` to ``last``, and sees those before ``seen``.
@@ -49,7 +51,7 @@ class Window:
         computes for the others is to be thrown away.
         """
         self.first, self.last, self.seen, self._writes = first, last, seen, writes
-        self._masks = {}
+        self._masks, self._rotations = {}, {}
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with these rows alone, ``i64[kept]``."""
@@ -58,7 +60,7 @@ class Window:
         for pair in self._kept.values():
             for each in pair:
                 each.keep_rows(rows)
-        self._masks = {}
+        self._masks, self._rotations = {}, {}
 
     @property
     def shows_all(self) -> bool:
@@ -68,6 +70,14 @@ class Window:
     def places(self) -> Tensor:
         """Positions of the columns of this call, ``i64[batch, last - first]``."""
         return self.positions[:, self.first : self.last]
+
+    def rotation(self, frequencies: Frequencies, device: torch.device) -> Rotation:
+        """Cosines and sines at these positions, ``f32[batch, last - first, 1, pairs]`` each."""
+        asked = frequencies, device
+        if asked not in self._rotations:
+            places = self.places().to(device, torch.float32)
+            self._rotations[asked] = frequencies.rotation(places)
+        return self._rotations[asked]
 
     def extend(self, leaf: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep what ``leaf`` has computed, ``[batch, last - first, heads, head_width]``.

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from qdc.numerics.products import undisturbed
 from qdc.numerics.random_numbers import below, uniforms
 
 TOGETHER: Final = 1 << 18
@@ -64,7 +65,7 @@ def walsh_hadamard(values: Tensor, size: int) -> Tensor:
     if torch.is_grad_enabled() and values.requires_grad:
         found: Tensor = _Differentiable.apply(values, size)
         return found
-    with torch._C.DisableTorchFunction():  # many calls, none of which anybody has to see
+    with undisturbed():
         return _by_columns(values, size)
 
 

@@ -80,9 +80,39 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return linear(left, right.T)
 
 
-def wide_products(device: torch.device | str) -> AbstractContextManager[object]:
-    """Have linears of any model computed by ``linear``, in this thread, where it is on a CPU."""
-    return _WideProducts() if torch.device(device).type == "cpu" else nullcontext()
+def wide_products(
+    device: torch.device | str, *, needed: bool = True
+) -> AbstractContextManager[object]:
+    """Have linears of any model computed by ``linear``, in this thread, where it is on a CPU.
+
+    Every call of torch is looked at then, which costs a microsecond: ``has_matrices`` says whether
+    that is ``needed``.
+    """
+    return _WideProducts() if needed and torch.device(device).type == "cpu" else nullcontext()
+
+
+def has_matrices(model: object) -> bool:
+    """Whether a model may multiply with fp32 parameters; a packed one holds its weights otherwise.
+
+    Embeddings are looked up in. Of what is no module, nothing is known.
+    """
+    if not isinstance(model, nn.Module):
+        return True
+    return any(
+        parameter is not None and parameter.ndim > 1 and parameter.dtype == torch.float32
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module._parameters.values()
+    )
+
+
+def undisturbed() -> AbstractContextManager[object]:
+    """Within it no call of torch asks who else would compute it, ``wide_products`` among them.
+
+    For code that multiplies by kernels of its own: each small call of torch, and each look at a
+    tensor's address, would be asked about otherwise, for a microsecond.
+    """
+    return torch._C.DisableTorchFunction()
 
 
 class _WideProducts(TorchFunctionMode):

@@ -19,6 +19,7 @@ from qdc.format.tokenquantizer import TokenQuantizer
 from qdc.format.weights import Weights
 from qdc.ir.activations import LayerActivations, RowFormat
 from qdc.ir.keys import file_key
+from qdc.models.asked import current_asked
 from qdc.numerics.hadamard import RandomHadamard, transform_size
 from qdc.numerics.rowquantizer import RowCodes
 
@@ -270,7 +271,11 @@ def _masked_of(form: RowFormat, x: Tensor) -> Tensor | None:
     """
     if len(form.clip) == 1:
         return None
-    masked = _MASKED.get()
+    masked, asked = _MASKED.get(), current_asked()
+    if masked is not None and asked is not None and x.shape[:-1] != masked.shape:
+        # Behind the attention of the last block there are positions that somebody reads alone.
+        narrowed = asked.narrow(masked)
+        masked = narrowed if x.ndim > 2 else asked.pick(narrowed)
     if masked is None or masked.shape != x.shape[:-1]:
         raise QdcError(
             f"a linear that tells masked tokens from visible ones was given {tuple(x.shape)}, and "

@@ -108,3 +108,26 @@ def test_decode_agreement_counts_tokens_and_gaps() -> None:
     assert (agree.gaps, agree.tokens_equal, agree.gaps_equal) == (2, 1.0, 2)
     with pytest.raises(QdcError, match="need 1 or more in 2"):
         decode_agreement(writes(4), writes(5), clean[:, :1], MASK, 2)
+
+
+@pytest.mark.parametrize("block", [None, 5])
+def test_gaps_filled_together_are_those_filled_alone(block: int | None) -> None:
+    """Each row's decisions are its own; with blocks, rows are taken together by theirs."""
+    sizes: list[int] = []
+
+    class Counted(Table):
+        def __call__(self, tokens: Tensor) -> Tensor:
+            sizes.append(len(tokens))
+            return super().__call__(tokens)
+
+    models, clean = (Counted(0), Counted(1)), windows(7)
+    alone = decode_agreement(*models, clean, MASK, 7, None, block)
+    assert set(sizes) == {1}
+    sizes.clear()
+    told: list[tuple[int, int]] = []
+    together = decode_agreement(
+        *models, clean, MASK, 7, None, block, lambda *done: told.append(done), batch=4
+    )
+    assert together == alone
+    assert 1 < max(sizes) <= 4
+    assert told[-1] == (7, 7)

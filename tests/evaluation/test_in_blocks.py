@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from qdc.evaluation.evaluate import evaluate
 from qdc.evaluation.in_blocks import at_once, block_by_block
 from qdc.evaluation.masked_loss import ratio_mask
-from qdc.models.predictions import predictions
 from qdc.runtime.load import load_checkpoint
 from tests.support.families import CASES, MASK, write_family
 
@@ -51,15 +50,14 @@ def test_one_forward_equals_one_for_each_block(name: str, model: nn.Module, clea
     noisy = clean.masked_fill(hidden, MASK)
     shift = int(getattr(model, "logits_shift", 0))
     read = block_by_block(block)
-    at_one, one_by_one = (read(m, noisy, clean) for m in (model, Plain(model)))
-    torch.testing.assert_close(at_one, one_by_one, atol=1e-5, rtol=0)
-    found = predictions(at_one, hidden, shift)
+    found, one_by_one = (read(m, noisy, clean, hidden, shift) for m in (model, Plain(model)))
+    torch.testing.assert_close(found, one_by_one, atol=1e-5, rtol=0)
     for number, (row, place) in enumerate(hidden.nonzero().tolist()):
         first = place // block * block
         text = torch.cat((clean[row, :first], noisy[row, first : first + block]))[None]
         due = model(text)[0, max(0, place - shift)]
         torch.testing.assert_close(found[number], due, atol=1e-5, rtol=0)
-    seen = predictions(at_once(model, noisy, clean), hidden, shift)
+    seen = at_once(model, noisy, clean, hidden, shift)
     assert float((seen - found).abs().max()) > 0.01
 
 

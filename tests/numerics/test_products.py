@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from qdc.numerics import products
-from qdc.numerics.products import linear, product, wide_products
+from qdc.numerics.products import has_matrices, linear, product, undisturbed, wide_products
 
 SHAPES = [(2, 3, 5), (129, 130, 131)]
 """Rows, columns and results: too small for another library, and large enough for it."""
@@ -49,6 +49,26 @@ def test_modules_and_exported_graphs_multiply_so_within_a_block() -> None:
         call = torch.ops.aten.linear.default
         assert torch.equal(call(inputs, module.weight, module.bias), expected)
     torch.testing.assert_close(module(inputs), expected)
+
+
+@torch.no_grad()
+def test_who_holds_no_matrices_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4))
+    assert has_matrices(nn.Linear(2, 3))
+    assert has_matrices(lambda tokens: tokens)
+    assert not has_matrices(plain)
+    assert not has_matrices(nn.Linear(2, 3).bfloat16())
+    asked: list[object] = []
+    monkeypatch.setattr(products, "linear", lambda *given: asked.append(given))
+    module, inputs = nn.Linear(130, 131), normal(129, 130)
+    with wide_products("cpu", needed=False):
+        module(inputs)
+    with wide_products("cpu"), undisturbed():
+        module(inputs)
+    assert not asked
+    with wide_products("cpu"):
+        module(inputs)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("shape", [(129, 130), (3, 43, 130)])

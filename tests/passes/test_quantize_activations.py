@@ -20,6 +20,7 @@ from qdc.frontend.opening import open_model
 from qdc.ir.activations import InputCodes, LayerActivations, OutputCodes, RowFormat
 from qdc.ir.annotations import Moment
 from qdc.ir.attention import ATTENTION, source
+from qdc.models.predictions import answers_asked, logits_at
 from qdc.numerics import integer_linear
 from qdc.numerics.hadamard import RandomHadamard
 from qdc.passes.quantize_activations import QuantizeActivations
@@ -400,6 +401,16 @@ def test_layers_by_themselves_are_told_which_tokens_are_masked(model: Path, arti
     found = drift(loaded, original, graph, torch.randint(2, 40, (9, 12)), 1)
     assert len(found.layers) == 14
     assert all(0 < share < 0.1 for share in found.layers.values())
+
+
+@torch.no_grad()
+def test_positions_that_are_read_alone_keep_their_scales(artifact: Path) -> None:
+    """Behind the attention of the last block there are fewer rows than tokens."""
+    loaded = qdc.load(artifact, backend="reference")
+    assert answers_asked(loaded)
+    rows, columns = torch.tensor([1, 0, 0, 1]), torch.tensor([3, 4, 5, 11])
+    found = logits_at(loaded, TOKENS, rows, columns)
+    torch.testing.assert_close(found, loaded(TOKENS)[rows, columns], atol=1e-4, rtol=0)
 
 
 def test_experts_read_codes_too(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from qdc.evaluation.harness.draws import Draws, even_times, exact_counts
 from qdc.evaluation.harness.options import LikelihoodOptions, Scorer
 from qdc.evaluation.harness.passages import Passage, pieces
 from qdc.ir.facts import ModelFacts
-from qdc.models.predictions import Logits, logits_shift, predictions, require_finite
+from qdc.models.predictions import Logits, logits_shift, predicted, require_finite
 from qdc.units import Progress
 
 
@@ -126,7 +126,7 @@ def guided(
     shift = logits_shift(model)
 
     def read(tokens: Tensor) -> Tensor:
-        found = predictions(model(tokens), hidden, shift).float().cpu()
+        found = predicted(model, tokens, hidden, shift).float().cpu()
         require_finite(found)
         return found
 

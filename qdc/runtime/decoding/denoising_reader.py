@@ -12,8 +12,9 @@ from torch import Tensor
 
 from qdc.errors import UnsupportedModel
 from qdc.models.layers import takes_windows
+from qdc.models.predictions import device_of
 from qdc.models.window import Window, through
-from qdc.runtime.decoding.reader import code_bits, device_of
+from qdc.runtime.decoding.reader import code_bits
 
 
 class CanvasModel(Protocol):

@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdc.errors import UnsupportedModel
 from qdc.models.layers import takes_windows
-from qdc.models.predictions import require_finite
+from qdc.models.predictions import Logits, answers_asked, device_of, logits_at, require_finite
 from qdc.models.window import Window, through
-from qdc.numerics.products import wide_products
+from qdc.numerics.products import has_matrices, wide_products
 from qdc.numerics.rowquantizer import Bits
 from qdc.runtime.decoding.canvas import Canvas
 from qdc.runtime.decoding.facts import DecodeFacts
@@ -107,8 +107,11 @@ class Reader:
         self.bits = code_bits(bits)
         self.rows = torch.arange(len(canvas.tokens))
         self.device = device_of(model)
+        # What calls a module says itself how it multiplies, and being asked twice would cost.
+        self._multiplies = not hasattr(model, "module") and has_matrices(model)
         self._given = canvas.visible & ~canvas.masked
         self._windowed = takes_windows(model)
+        self._asks = answers_asked(model)
         if cache != "none" and not self._windowed:
             raise UnsupportedModel(
                 f"the cache {cache!r} needs a model that is computed in parts, and this one is not",
@@ -206,29 +209,30 @@ class Reader:
         """
         self.forwards += 1
         first, last, seen = self._extent(wide=wide)
-        with wide_products(self.device):
+        with wide_products(self.device, needed=self._multiplies):
             if self._window is not None:
                 if kept is not None:
                     kept = (torch.cat((kept, kept)) if self.guidance else kept).to(self.device)
-                logits = self._through_window(tokens, first, last, seen, kept)
                 columns = (columns - first).clamp(min=0)
+                found = self._through_window(tokens, (first, last, seen), kept, rows, columns)
             elif bool(self.canvas.visible.all()):
-                logits = self.model(tokens[:, :seen].to(self.device))
+                found = self._picked(self.model, tokens[:, :seen], rows, columns)
             else:
-                logits = self._flush_left(tokens)
                 columns = columns - self.canvas.starts[self.rows[rows]]
-        return self._picked(logits, rows, columns)
+                found = self._picked(self._flush_left, tokens, rows, columns)
+        return self._alike(found, rows)
 
-    def _picked(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        places = rows
-        rows, columns = rows.to(logits.device), columns.to(logits.device)
-        found = logits[rows, columns].double()
+    def _picked(self, model: Logits, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Logits ``f64[places, vocabulary]`` of a call of the model, guided if asked for."""
+        if self.guidance:
+            rows, columns = torch.cat((rows, rows + len(self.rows))), torch.cat((columns, columns))
+        asks = self._asks and model is self.model
+        found = logits_at(model, tokens.to(self.device), rows, columns, asks=asks).double()
         require_finite(found)
         if self.guidance:
-            without = logits[rows + len(self.rows), columns].double()
-            require_finite(without)
+            found, without = found.chunk(2)
             found = without + (self.guidance + 1) * (found - without)
-        return self._alike(found, places)
+        return found
 
     def _alike(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Give all places of a text of masks alone the logits of its first one.
@@ -267,16 +271,22 @@ class Reader:
         return (before if grid is None else min(start, before)), end, end
 
     def _through_window(
-        self, tokens: Tensor, first: int, last: int, seen: int, kept: Tensor | None
+        self,
+        tokens: Tensor,
+        extent: tuple[int, int, int],
+        kept: Tensor | None,
+        rows: Tensor,
+        columns: Tensor,
     ) -> Tensor:
         assert self._window is not None
-        self._window.move(first, last, seen, kept)
+        first, last, _ = extent
+        self._window.move(*extent, kept)
         with through(self._window):
-            logits = self.model(tokens[:, first:last].to(self.device))
+            found = self._picked(self.model, tokens[:, first:last], rows, columns)
         held, plain = self._window.kept_bytes
         self.cache_bytes = max(self.cache_bytes, held)
         self.cache_plain_bytes = max(self.cache_plain_bytes, plain)
-        return logits
+        return found
 
     def _flush_left(self, tokens: Tensor) -> Tensor:
         """Call a model that takes whole texts: its rows begin at 0, the padding is behind them."""
@@ -284,7 +294,7 @@ class Reader:
         starts = self.canvas.starts[self.rows].repeat(copies)[:, None]
         column = (torch.arange(tokens.shape[1])[None] + starts) % tokens.shape[1]
         mask = self.canvas.visible[self.rows].repeat(copies, 1).gather(1, column)
-        return self.model(tokens.gather(1, column).to(self.device), mask.to(self.device))
+        return self.model(tokens.gather(1, column.to(self.device)), mask.to(self.device))
 
     def _new_window(self) -> Window:
         copies = 2 if self.guidance else 1
@@ -296,11 +306,3 @@ class Reader:
 def code_bits(bits: int | None) -> Bits | None:
     """Bits of the codes that keys and values are kept in, as options give them."""
     return None if bits is None else 8 if bits == 8 else 4
-
-
-def device_of(model: Model) -> torch.device:
-    """Where a model computes."""
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    return torch.device("cpu")
