@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 from qdc.ir.activations import InputCodes, OfActivations, RotatedHeads, Rotation
 from qdc.ir.attention import ATTENTION, Mixing, mixing
-from qdc.numerics.hadamard import SEEDS, random_seed, transform_size
+from qdc.numerics.hadamard import random_seed, transform_size
 from qdc.passkit import (
     CrossMoment,
     Factor,
@@ -50,7 +50,7 @@ class Rotate(Pass):
     annotates: ClassVar[Kinds] = (RotatedHeads,)
     forbids: ClassVar[Kinds] = (Rotation, Moment, CrossMoment, Factor, Lowered, InputCodes)
 
-    seed: int = Field(default=0, ge=0, lt=SEEDS, description="which rotations are drawn")
+    seed: int = Field(default=0, ge=0, lt=1 << 62, description="which rotations are drawn")
     fold: Literal["none", "heads"] = Field(
         default="none", description="between values and outputs of attention: by heads, in weights"
     )
