@@ -82,6 +82,11 @@ class Pass(Configured):
     """What several processes split of its work: samples (``split`` streams, ``accumulate``), layers
     (``share``), or nothing, so that all do everything. ``qdc plan --ranks`` counts by it."""
 
+    reads_all: ClassVar[bool] = True
+    """Whether it may read how lowered layers stand by other ways than its calibration stream,
+    ``Unit.current``, and in ``share`` the tensors of the given layers. Of several processes all then
+    get these of the region before it runs, and what it lowers; where not, those that read them."""
+
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Pipelines that come with the pass, by the names under which users write them."""
 
