@@ -128,7 +128,7 @@ def test_who_has_what_is_found_out_again() -> None:
     assert on_ranks(4, work) == ["kv", "qk", "qk", "ko"]
 
 
-GLOO = '''
+GLOO = """
 import os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
@@ -152,7 +152,7 @@ dist.barrier()
 dist.destroy_process_group()
 if rank == 0:
     assert [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)] == [0, 0, 0]
-'''
+"""
 
 
 def test_processes_deliver_to_some_of_them(tmp_path: object) -> None:

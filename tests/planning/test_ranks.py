@@ -82,7 +82,9 @@ class Watch(Instrument):
         forms = unit._workspace.forms
         layers = [n for region in unit.graph.regions for s in region.stages for n in s.layers]
         lowered = [name for name in layers if forms.of(name)]
-        self.found[unit.step.name] = sum(all(map(unit.tensors.is_here, forms.of(n))) for n in lowered)
+        self.found[unit.step.name] = sum(
+            all(map(unit.tensors.is_here, forms.of(n))) for n in lowered
+        )
         owner, rank = unit._workspace.owners, unit._workspace.world.rank
         self.owned = sum(owner[name] == rank for name in layers)
 
