@@ -165,7 +165,7 @@ class World:
             if self.rank in members:
                 dist.broadcast(data, source, group=self._groups[members])
         elif self.rank == source:
-            dist.send(data, *to)
+            dist.send(data, to[0])
         elif self.rank in to:
             dist.recv(data, source)
 
