@@ -159,7 +159,7 @@ class World:
         members = frozenset((source, *to))
         if len(members) == self.size:
             dist.broadcast(data, source)
-        elif len(members) > 2:  # noqa: PLR2004
+        elif len(members) > 2:
             if members not in self._groups:  # all make it, those outside of it too
                 self._groups[members] = dist.new_group(sorted(members))
             if self.rank in members:

@@ -1,8 +1,8 @@
 """Which forms of lowered layers processes send each other, as a plan sees it.
 
-As ``qdc.distributed.forms`` does it: a form is with the process that made it, and goes to those that
-read it when they come to that. These are always the first so many: all, those that move samples, or
-the one that writes.
+As ``qdc.distributed.forms`` does it: a form is with the process that made it, and goes to those
+that read it when they come to that. These are always the first so many: all, those that move
+samples, or the one that writes.
 """
 
 from dataclasses import dataclass, field
