@@ -35,6 +35,7 @@ class AbmpAllocate(Pass):
     name: ClassVar[str] = "abmp-allocate"
     requires: ClassVar[Kinds] = (Salience,)
     provides: ClassVar[Kinds] = (Orders,)
+    reads_all: ClassVar[bool] = False
 
     base: int = Field(default=2, description="mean order of every layer")
     ratio: float = Field(default=0.05, ge=0, le=0.5, description="share of blocks moved each way")

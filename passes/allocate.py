@@ -62,6 +62,7 @@ class Allocate(Pass):
     name: ClassVar[str] = "allocate"
     requires: ClassVar[Kinds] = (Costs,)
     provides: ClassVar[Kinds] = (Orders,)
+    reads_all: ClassVar[bool] = False
 
     policy: Literal["knapsack", "abmp"] = Field(
         default="knapsack", description="exact optimum of the costs, or the paper's rule"

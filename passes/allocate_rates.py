@@ -91,6 +91,7 @@ class AllocateRates(Pass):
     name: ClassVar[str] = "allocate-rates"
     requires: ClassVar[Kinds] = (PredictedError,)
     provides: ClassVar[Kinds] = (Rate,)
+    reads_all: ClassVar[bool] = False
 
     budget: float = Field(default=2, gt=0, le=8, description="most mean bits a weight")
     count: Literal["codes", "layers", "effective"] = Field(

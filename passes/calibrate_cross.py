@@ -54,6 +54,7 @@ class CalibrateCross(WeighedOptions):
     provides: ClassVar[Kinds] = (Moment, CrossMoment)
     only_in_stages: ClassVar[bool] = True
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "samples"
+    reads_all: ClassVar[bool] = False
 
     residual: bool = Field(
         default=True, description="also what the residual stream has lost, where a layer adds to it"

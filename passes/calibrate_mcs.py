@@ -71,6 +71,7 @@ class CalibrateMcs(WeighedOptions):
     name: ClassVar[str] = "calibrate-mcs"
     provides: ClassVar[Kinds] = (Moment,)
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "samples"
+    reads_all: ClassVar[bool] = False
 
     def run(self, unit: Unit) -> None:
         """Advance the stream to each stage and add up the value that it reads."""

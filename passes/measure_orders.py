@@ -45,6 +45,7 @@ class MeasureOrders(Pass):
 
     name: ClassVar[str] = "measure-orders"
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
+    reads_all: ClassVar[bool] = False
     requires: ClassVar[Kinds] = (Factor, Salience)
     provides: ClassVar[Kinds] = (Costs,)
 

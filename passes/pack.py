@@ -21,6 +21,7 @@ class Pack(Pass):
     provides: ClassVar[Kinds] = (Packed,)
     consumes: ClassVar[Kinds] = (Lowered,)
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
+    reads_all: ClassVar[bool] = False
 
     def run(self, unit: Unit) -> None:
         """Pack one layer after the other."""

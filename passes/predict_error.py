@@ -57,6 +57,7 @@ class PredictError(Pass):
 
     name: ClassVar[str] = "predict-error"
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
+    reads_all: ClassVar[bool] = False
     requires: ClassVar[Kinds] = (Factor,)
     provides: ClassVar[Kinds] = (PredictedError,)
 

@@ -66,6 +66,7 @@ class ProbeLoss(ExpertOptions):
     provides: ClassVar[Kinds] = (LossSensitivity,)
     barrier: ClassVar[bool] = True
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
+    reads_all: ClassVar[bool] = False
 
     probes: int | None = Field(
         default=None,

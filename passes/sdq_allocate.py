@@ -71,6 +71,7 @@ class SdqAllocate(Pass):
 
     name: ClassVar[str] = "sdq-allocate"
     provides: ClassVar[Kinds] = (Oversampling,)
+    reads_all: ClassVar[bool] = False
 
     ratio: float = Field(default=1.25, ge=1, le=HIGHEST_RATIO, description="mean codes of a column")
     levels: Levels = Field(default="ternary", description="codes: -1, 0, +1, or -1, +1")

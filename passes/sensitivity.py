@@ -51,6 +51,7 @@ class Sensitivity(Pass):
     requires: ClassVar[Kinds] = (Moment,)
     provides: ClassVar[Kinds] = (Factor, Salience)
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
+    reads_all: ClassVar[bool] = False
 
     damp: float = Field(default=0.01, gt=0, le=10, description="share of the mean diagonal added")
     attempts: int = Field(

@@ -82,6 +82,7 @@ class SlimAllocate(ExpertOptions):
 
     name: ClassVar[str] = "slim-allocate"
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "samples"
+    reads_all: ClassVar[bool] = False
     requires: ClassVar[Kinds] = (Salience,)
     provides: ClassVar[Kinds] = (Orders,)
     presets: ClassVar[Mapping[str, Preset]] = {

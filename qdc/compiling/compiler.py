@@ -1,6 +1,7 @@
 """The compiler: checkpoint to graph, pipeline, artifact, report."""
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -35,6 +36,7 @@ from qdc.distributed.launch import joined
 from qdc.distributed.world import World
 from qdc.errors import QdcError
 from qdc.ir.facts import ModelFacts
+from qdc.ir.graph import Region
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.verify import verify
 from qdc.passkit.calibration import CalibrationOptions
@@ -166,7 +168,7 @@ def run_job(
             started,
             run_of(own, world),
         )
-        region_done = _release(workspace) if making is None else making.region_done
+        region_done = _handed_on(workspace, making)
         first = 0
         if own.journal is not None:
             resumption = Resumption(savepoints, own.journal, job.registry.annotations())
@@ -174,6 +176,7 @@ def run_job(
             ticker.go_on(sum(row.units for row in meter.measured))
         runner.run(region_done, savepoints.save, first)
         _verify(job, workspace)
+        _gather(workspace, workspace.outside)
         if making is not None:
             making.finish()
 
@@ -201,6 +204,22 @@ def _look_at_text(plan: Plan, calibration: Calibration, model: ModelFacts) -> No
 def _release(workspace: Workspace) -> RegionDone:
     """What is done with a finished region where nobody writes it."""
     return lambda region: workspace.release(region.nodes, scratch=False)
+
+
+def _handed_on(workspace: Workspace, making: Making | None) -> RegionDone:
+    """What is done with a finished region where the first process writes it."""
+    done = _release(workspace) if making is None else making.region_done
+
+    def hand_on(region: Region) -> None:
+        _gather(workspace, region.nodes)
+        done(region)
+
+    return hand_on
+
+
+def _gather(workspace: Workspace, names: Sequence[str]) -> None:
+    """Give the first process, which writes, the stored forms of these nodes."""
+    workspace.forms.bring(names if workspace.world.first else ())
 
 
 def _verify(job: Job, workspace: Workspace) -> None:

@@ -95,6 +95,7 @@ class Resumption:
         for step in damaged:
             self._redo(step, region_done, instruments)
         self._load(self._graph(entries[-1]), len(entries))
+        self.workspace.forms.locate()
         self.streams.restore(entries[-1])
         self._restore_counts()
         return len(entries)

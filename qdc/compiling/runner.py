@@ -16,6 +16,7 @@ from qdc.pipeline.traversal import (
     Leave,
     ReleaseScratch,
     Scope,
+    Spread,
     Step,
     Traversal,
 )
@@ -64,6 +65,8 @@ class Runner:
         """Run one step; what it leaves in memory is moved to a file unless nothing follows."""
         for event in self.traversal.events(step):
             match event:
+                case Spread(nodes):
+                    self.workspace.forms.bring(nodes)
                 case Apply(scope):
                     self._apply(scope)
                 case ReleaseScratch(layers):

@@ -1,7 +1,7 @@
 """Keep the graph equal on all ranks: what one rank has written on nodes is written on the others.
 
 Annotations travel as in dumps, tensors beside them. Scratch tensors (moments, factors) stay where
-they are: others know whose they are.
+they are, and so may the forms of lowered layers (``forms``): others know whose they are.
 """
 
 import hashlib
@@ -41,12 +41,23 @@ class Changes:
     """Node and slot."""
     sent: list[tuple[TensorRef, str]] = field(default_factory=list)
     """Tensors to go with the notes, and the kind of device where they are."""
+    stay: list[str] = field(default_factory=list)
+    """Names of tensors of forms that are here and not sent."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else the message is for; plain data."""
 
     @classmethod
-    def since(cls, before: Notes, after: Notes, table: TensorTable) -> "Changes":
-        """What is in ``after`` and was not in ``before``, and the tensors that came with it."""
+    def since(
+        cls, before: Notes, after: Notes, table: TensorTable, *, forms: bool = True
+    ) -> "Changes":
+        """What is in ``after`` and was not in ``before``, and the tensors that came with it.
+
+        Args:
+            before: annotations by node.
+            after: the same later.
+            table: has their tensors.
+            forms: whether those of lowered layers are sent, too.
+        """
         found = cls()
         seen = {ref for notes in before.values() for note in notes for ref in note.refs()}
         for name, notes in after.items():
@@ -58,9 +69,13 @@ class Changes:
                     continue
                 found.notes.append((name, note))
                 for ref in note.refs():
-                    if not note.scratch and ref not in seen and table.is_here(ref):
-                        found.sent.append((ref, table.get(ref).device.type))
-                        seen.add(ref)
+                    if note.scratch or ref in seen or not table.is_here(ref):
+                        continue
+                    seen.add(ref)
+                    if note.of_weight and not forms:
+                        found.stay.append(ref.name)
+                    else:
+                        found.sent.append((ref, table.device_of(ref)))
         return found
 
     def to_bytes(self) -> bytes:
@@ -70,6 +85,7 @@ class Changes:
                 "notes": [[name, *tagged(note)] for name, note in self.notes],
                 "removed": self.removed,
                 "sent": [[ref.model_dump(mode="python"), kind] for ref, kind in self.sent],
+                "stay": self.stay,
                 "extra": self.extra,
             },
             use_bin_type=True,
@@ -89,7 +105,8 @@ class Changes:
                 help="name it in the pass's provides or annotates",
             )
         sent = [(TensorRef.model_validate(ref), str(kind)) for ref, kind in raw["sent"]]
-        return cls(notes, [(name, slot) for name, slot in raw["removed"]], sent, raw["extra"])
+        removed = [(name, slot) for name, slot in raw["removed"]]
+        return cls(notes, removed, sent, list(raw["stay"]), raw["extra"])
 
 
 @dataclass(frozen=True)
@@ -120,15 +137,24 @@ class Exchange:
             found = self.world.broadcast(ref, tensor, source, kind)
             if not own:
                 self._receive(ref, found)
+        stay = set(changes.stay)
         for name, note in changes.notes:
-            if note.scratch:
-                for ref in note.refs():
+            for ref in note.refs():
+                if note.of_weight and ref.name in stay:
+                    self._leave(ref, source)
+                elif note.scratch:
                     self.tensors.note_home(ref, source)
             if not own:
                 self.annotate(name, note)
         if not own:
             for name, slot in changes.removed:
                 self.graph.discard(name, slot)
+
+    def _leave(self, ref: TensorRef, source: int) -> None:
+        """Know of a form that stays with its maker; what had its name here is forgotten."""
+        if not self.tensors.is_here(ref):
+            self.tensors.release(ref.name)
+        self.tensors.note_home(ref, source)
 
     def _receive(self, ref: TensorRef, tensor: Tensor) -> None:
         if self.tensors.put(ref.name, tensor) != ref:

@@ -46,7 +46,8 @@ def accumulate(world: World, parts: Sequence[Part], add: Callable[[], None]) -> 
     if world.ordered:
         for turn in range(world.size):
             if world.rank == turn:
-                add()
+                with world.by_itself():  # the others wait, and cannot meet this one
+                    add()
             world.agree()
             if turn < last:
                 world.hand([tensor for _, sums in needed for tensor in sums], turn, turn + 1)

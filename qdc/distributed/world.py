@@ -40,6 +40,7 @@ class World:
         self.apart = False
         """Whether this rank works by itself, and others do not do the same."""
         self._failed = False
+        self._groups: dict[frozenset[int], dist.ProcessGroup] = {}
 
     @property
     def first(self) -> bool:
@@ -121,24 +122,52 @@ class World:
         ]
 
     def broadcast(self, ref: TensorRef, tensor: Tensor | None, source: int, kind: str) -> Tensor:
-        """Give one rank's tensor to all; every rank calls it.
+        """Give one rank's tensor to all, as ``deliver``; every rank calls it."""
+        others = [rank for rank in range(self.size) if rank != source]
+        return self.deliver(ref, tensor, source, others, kind)
+
+    def deliver(
+        self, ref: TensorRef, tensor: Tensor | None, source: int, to: Sequence[int], kind: str
+    ) -> Tensor:
+        """Give one rank's tensor to some others; every rank calls it.
 
         Args:
             ref: dtype and shape.
             tensor: at the source.
             source: the rank that has it.
+            to: the ranks that get it.
             kind: ``cpu``, or ``cuda`` where it stays on each rank's device.
+
+        Returns:
+            The tensor; an empty one where it was not sent to.
         """
         device = torch.device(self.device if kind == "cuda" else "cpu")
         if tensor is None:
-            tensor = torch.empty(ref.shape, dtype=torch_dtype(ref.dtype), device=device)
+            shape = ref.shape if self.rank in to else (0,)
+            tensor = torch.empty(shape, dtype=torch_dtype(ref.dtype), device=device)
         plain = tensor.detach().to(device).contiguous()
-        if plain.numel():
+        if ref.nbytes:
             # Bytes: not every backend knows every dtype.
+            data = plain.reshape(-1).view(torch.uint8)
             with self._reliable():
-                dist.broadcast(plain.reshape(-1).view(torch.uint8), source)
-            self.sent += plain.nbytes * (self.size - 1) * (self.rank == source)
+                self._pass_on(data, source, to)
+            self.sent += plain.nbytes * len(to) * (self.rank == source)
         return plain
+
+    def _pass_on(self, data: Tensor, source: int, to: Sequence[int]) -> None:
+        """One call for all who are in it: two ranks, all ranks, or a group of some."""
+        members = frozenset((source, *to))
+        if len(members) == self.size:
+            dist.broadcast(data, source)
+        elif len(members) > 2:
+            if members not in self._groups:  # all make it, those outside of it too
+                self._groups[members] = dist.new_group(sorted(members))
+            if self.rank in members:
+                dist.broadcast(data, source, group=self._groups[members])
+        elif self.rank == source:
+            dist.send(data, to[0])
+        elif self.rank in to:
+            dist.recv(data, source)
 
     def reduce(self, tensors: Sequence[Tensor], target: int) -> None:
         """Add everybody's tensors up, in place at the target; elsewhere they are spoilt."""

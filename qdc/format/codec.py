@@ -175,6 +175,7 @@ class Lowered(Annotation):
     """A layer in the working form of a codec; subclasses narrow ``codec`` and add statistics."""
 
     slot: ClassVar[str] = "lowered"
+    of_weight: ClassVar[bool] = True
     on: ClassVar[tuple[str, ...]] = ("linear", "embedding")
 
     codec: Codec

@@ -18,6 +18,8 @@ class Annotation(Frozen):
     """Annotations of one slot replace each other on a node; the tag, unless said otherwise."""
     scratch: ClassVar[bool] = False
     """Its tensors are released at the end of the stage or region that made them."""
+    of_weight: ClassVar[bool] = False
+    """Its tensors stand for a weight: of several processes those get them that compute with it."""
     on: ClassVar[tuple[str, ...]] = ("linear",)
     """Operations of the nodes that may carry it; empty for all."""
 

@@ -216,6 +216,7 @@ class Packed(Annotation):
     """The stored form of a layer, as the backend writes it."""
 
     tag: ClassVar[str] = "packed"
+    of_weight: ClassVar[bool] = True
     on: ClassVar[tuple[str, ...]] = ("linear", "embedding")
     tensors: tuple[TensorRef, ...] = Field(min_length=1)
     suffixes: tuple[str, ...] = Field(min_length=1)

@@ -58,7 +58,7 @@ class TensorTable:
 
     def note_home(self, ref: TensorRef, rank: int) -> None:
         """Know a tensor that one process made, which may be this one; others lack its data."""
-        if not self.is_here(ref):
+        if ref.name not in self._held and ref.name not in self._spilled:
             self._known[ref.name] = ref
         if self.home(ref) is None:
             self._homes[ref.name] = ref, rank
@@ -87,7 +87,8 @@ class TensorTable:
             raise InvalidGraph(
                 f"tensor {ref.name} is on rank {home}, which owns its layer",
                 where=[ref.name],
-                help="inside Unit.share read what belongs to the given layers only",
+                help="inside Unit.share read what belongs to the given layers only; a pass that "
+                "reads more leaves reads_all = True",
             )
         raise InvalidGraph(
             f"tensor {ref.name} was released",
@@ -119,7 +120,7 @@ class TensorTable:
 
     def clear(self) -> None:
         """Forget every tensor, those in files and those of other processes too."""
-        for table in (self._held, self._spilled, self._known):
+        for table in (self._held, self._spilled, self._known, self._homes):
             table.clear()
 
     def adopt(self, refs: Iterable[TensorRef], path: Path) -> None:
@@ -133,8 +134,14 @@ class TensorTable:
         self._known[ref.name] = ref
 
     def is_here(self, ref: TensorRef) -> bool:
-        """Whether this process has the data."""
-        return ref.name in self._held or ref.name in self._spilled
+        """Whether this process has the data of this tensor, not of an older one of its name."""
+        there = ref.name in self._held or ref.name in self._spilled
+        return there and self._known[ref.name] == ref
+
+    def device_of(self, ref: TensorRef) -> str:
+        """The kind of device where the data is, of a tensor that is here: ``cpu`` in a file."""
+        held = self._held.get(ref.name)
+        return "cpu" if held is None else held.device.type
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor in memory."""

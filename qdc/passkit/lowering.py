@@ -38,6 +38,7 @@ class Lowering(Pass, ABC):
     """A pass that turns weights into the working form of a codec."""
 
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
+    reads_all: ClassVar[bool] = False
 
     @abstractmethod
     def lower(self, unit: Unit, node: Node) -> tuple[Lowered, Tensors]:

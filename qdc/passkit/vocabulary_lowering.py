@@ -39,6 +39,7 @@ class VocabularyLowering(Pass, ABC):
 
     barrier: ClassVar[bool] = True
     divided: ClassVar[Literal["samples", "layers", "nothing"]] = "layers"
+    reads_all: ClassVar[bool] = False
 
     @abstractmethod
     def codec(self, node: Node) -> Codec:

@@ -82,6 +82,11 @@ class Pass(Configured):
     """What several processes split of its work: samples (``split`` streams, ``accumulate``), layers
     (``share``), or nothing, so that all do everything. ``qdc plan --ranks`` counts by it."""
 
+    reads_all: ClassVar[bool] = True
+    """Whether it may read lowered layers by other ways than its stream, ``Unit.current``, and in
+    ``share`` the tensors of the given layers. Of several processes all then get the layers of the
+    region before it runs, and those that it lowers; where not, only processes that read them."""
+
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Pipelines that come with the pass, by the names under which users write them."""
 

@@ -69,6 +69,13 @@ class Scope:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """All processes get what these nodes' weights stand in: a pass comes that may read it."""
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Apply:
     """A pass runs on a unit."""
 
@@ -106,7 +113,7 @@ class EndStep:
     """Whether no pass comes after this step's segment."""
 
 
-Event = Apply | ReleaseScratch | Leave | Finish | EndStep
+Event = Spread | Apply | ReleaseScratch | Leave | Finish | EndStep
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,9 @@ class Traversal:
             yield from self._segment(step)
         if step.region is not None and last:
             yield Finish(self.graph.regions[step.region])
+        later = (each for segment in self.segments[step.segment + 1 :] for each in segment.passes())
+        if any(each.reads_all for each in later):  # it is to wait in all processes, not to travel
+            yield self._spread(step.region)
         yield EndStep(step.ends, last)
 
     def _regions(self, segment: int, first: int) -> list[Step]:
@@ -188,6 +198,8 @@ class Traversal:
         if step.region is None:
             alone = tuple((stage,) for region in self.graph.regions for stage in region.stages)
             for offset, barrier in enumerate(segment.passes()):
+                if barrier.reads_all:
+                    yield self._spread(None)
                 yield Apply(Scope(barrier, place + offset, self.graph, alone, None, True))
             return
         region = self.graph.regions[step.region]
@@ -196,14 +208,28 @@ class Traversal:
                 for wave in self._cut(item.order.waves(self.graph, region)):
                     for offset, inner in enumerate(item.passes):
                         at = place + offset
+                        if inner.reads_all:
+                            yield self._spread(step.region)
                         yield Apply(Scope(inner, at, self.graph, (wave,), region, False))
                     yield ReleaseScratch(tuple(name for stage in wave for name in stage.layers))
                 place += len(item.passes)
             else:
+                if item.reads_all:
+                    yield self._spread(step.region)
                 yield Apply(Scope(item, place, self.graph, self.waves(region), region, True))
                 place += 1
         yield ReleaseScratch(tuple(name for stage in region.stages for name in stage.layers))
         yield Leave(region)
+
+    def _spread(self, region: int | None) -> Spread:
+        """What a pass on a region, or on the whole model, may read."""
+        if region is None:
+            return Spread(tuple(node.name for node in self.graph))
+        return Spread((*self._outside, *self.graph.regions[region].nodes))
+
+    @cached_property
+    def _outside(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self.graph.outside())
 
     def waves(self, region: Region) -> tuple[tuple[Stage, ...], ...]:
         """The region's stages as they are worked on together, in their natural order."""

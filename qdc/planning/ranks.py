@@ -1,7 +1,8 @@
 """What several processes gain on a compile, and what they send each other.
 
 By the rules of the compile itself: samples are split by batches, layers by ``ownership`` within
-each wave. Sums are reduced to owners, lowered and packed layers are broadcast (docs/scaling.md).
+each wave. Sums are reduced to owners, the forms of lowered layers go to those that read them
+(docs/scaling.md).
 """
 
 from collections.abc import Iterator
@@ -9,8 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qdc.distributed.ownership import cost, owners
-from qdc.format.codec import Lowered
-from qdc.ir.annotations import Moment, Packed
+from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.ir.routing import rows_of
@@ -63,10 +63,12 @@ class Ranks:
             for nbytes, handed in self._messages(step):
                 delivered += nbytes * (self.count - 1 + handed)
                 once += nbytes * (TREE + handed)
-        return int(delivered), once / LINK
+        forms = self.account.handover
+        once += forms.handed + TREE * forms.spread
+        return int(delivered) + forms.delivered, once / LINK
 
     def _messages(self, step: Pass) -> Iterator[tuple[float, int]]:
-        """Bytes of each thing that a pass sends, and to how many further owners they are handed."""
+        """Bytes of each sum that a pass sends, and to how many further owners they are handed."""
         if step.divided == "samples" and Moment in step.provides:
             crossed = CrossMoment in step.provides
             for stage, nodes in self._stages():
@@ -77,11 +79,6 @@ class Ranks:
                 note = self.graph.get(nodes[0].name, CrossMoment)
                 if crossed and note is not None and note.residual is not None:
                     yield EXACT * nodes[0].rows * nodes[0].columns, 0
-        lowers = any(issubclass(kind, Lowered) for kind in step.provides)
-        if step.divided == "layers" and (lowers or Packed in step.provides):
-            for codec in self.account.codecs.values():
-                if codec is not None:
-                    yield codec.working_bytes if lowers else codec.nbytes, 0
 
     def _stages(self) -> Iterator[tuple[Stage, list[Node]]]:
         for region in self.graph.regions:

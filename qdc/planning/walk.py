@@ -4,7 +4,16 @@ from collections.abc import Callable
 
 from qdc.ir.keys import table_key
 from qdc.pipeline.plan import Plan
-from qdc.pipeline.traversal import Apply, EndStep, Finish, Leave, ReleaseScratch, Scope, Traversal
+from qdc.pipeline.traversal import (
+    Apply,
+    EndStep,
+    Finish,
+    Leave,
+    ReleaseScratch,
+    Scope,
+    Spread,
+    Traversal,
+)
 from qdc.planning.storage import nbytes, stored
 from qdc.streaming.account import LOADED, SCRATCH, STATES, TABLE, Account
 from qdc.streaming.forecast import Forecast
@@ -25,6 +34,8 @@ def walk(plan: Plan, account: Account, applied: Callable[[int], None] = lambda p
     traversal = Traversal(plan, graph, account.memory)
     for event in (event for step in traversal.steps for event in traversal.events(step)):
         match event:
+            case Spread(nodes):
+                account.read(account.ranks, nodes)
             case Apply(scope):
                 ledger.moment = _moment(scope)
                 scope.step.forecast(Forecast.of(scope, account))
@@ -38,6 +49,7 @@ def walk(plan: Plan, account: Account, applied: Callable[[int], None] = lambda p
                     stream.leave(region)
                 ledger.release(LOADED + region.name)
             case Finish(region):
+                account.read(1, region.nodes)
                 for name in region.nodes:
                     ledger.release(TABLE + name)
             case EndStep(segment, last):
@@ -49,6 +61,7 @@ def walk(plan: Plan, account: Account, applied: Callable[[int], None] = lambda p
                     account.scratch_bytes += ledger.release_all(TABLE)
     # What lies outside of the regions is written together, read back from the disk.
     ledger.moment = "writing what lies outside the regions"
+    account.read(1, [node.name for node in graph.outside()])
     outside = stored(account, [node.name for node in graph.outside()])
     ledger.work("the last shard", sum(nbytes(kind) for _, kind in outside), "host")
 

@@ -1,6 +1,7 @@
 """What all forecasts of one compile add up: bytes, arithmetic, and how layers end up stored."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from qdc.format.codec import Codec
 from qdc.frontend.tracer import Program
 from qdc.ir.graph import Node
 from qdc.pipeline.cutting import cut
+from qdc.streaming.handover import Handover
 from qdc.streaming.ledger import Ledger
 from qdc.streaming.work import Work
 
@@ -61,6 +63,28 @@ class Account:
         return self.ranks == 1 or self._owners.get(node.name, 0) == 0
 
     @cached_property
+    def handover(self) -> Handover:
+        """What processes send each other of lowered layers."""
+        return Handover(self.ranks)
+
+    def made(self, node: Node, *, everywhere: bool) -> None:
+        """A node's weight has a new form, which its owner has or, at once, every process."""
+        if self.ranks > 1:
+            self.handover.made(node.name, self._owners.get(node.name, 0))
+            self.read(self.ranks if everywhere else 0, [node.name])
+
+    def read(self, ranks: int, names: Iterable[str]) -> None:
+        """So many processes, the first ones, read the weights of these nodes as they stand now."""
+        if self.ranks == 1:
+            return
+        graph = self.program.graph
+        for name in {graph.owner(name) for name in names}:
+            codec = self.codecs.get(name)
+            if codec is not None:
+                nbytes = codec.nbytes if name in self.packed else codec.working_bytes
+                self.handover.read(name, nbytes, ranks)
+
+    @cached_property
     def _owners(self) -> dict[str, int]:
         graph = self.program.graph
         found: dict[str, int] = {}
@@ -69,6 +93,7 @@ class Account:
             waves = [part for wave in stages for part in cut(graph, wave, self.memory)]
             layers = [[list(graph.layers([stage])) for stage in wave] for wave in waves]
             found |= owners(layers, self.ranks)
+        found |= owners([[list(graph.vocabulary())]], self.ranks)
         return found
 
     def load(self, node: Node) -> None:

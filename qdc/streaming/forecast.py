@@ -59,6 +59,7 @@ class Forecast(Scope):
         self._account.packed.discard(node.name)
         name = TABLE + node.name
         self._account.ledger.hold(name, "lowered layers", codec.working_bytes, "device")
+        self._account.made(node, everywhere=self.step.reads_all)
 
     def pack(self, node: Node) -> None:
         """The stored form takes the place of the working tensors, on the host."""
@@ -67,6 +68,7 @@ class Forecast(Scope):
             return
         self._account.packed.add(node.name)
         self._account.ledger.hold(TABLE + node.name, "packed layers", codec.nbytes)
+        self._account.made(node, everywhere=self.step.reads_all)
 
     def orders_vary(self, fewer: int, more: int) -> None:
         """The layers' codecs are a guess: they may store so many bytes less, or more."""
@@ -128,8 +130,9 @@ class Forecast(Scope):
         key, account = (self.place, original), self._account
         if key not in account.streams:
             account.drawn[self.place] = (samples, length)
+            split = self.step.divided == "samples"
             stream = StreamForecast(
-                account, key, self.work, samples, length, batch, segmented=segmented
+                account, key, self.work, samples, length, batch, segmented=segmented, split=split
             )
             account.streams[key] = stream
         return account.streams[key]

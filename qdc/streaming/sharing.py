@@ -101,7 +101,8 @@ class SharedScope(Scope, ABC):
             found = dict(work(mine) or {}) if mine else {}
         if world.size == 1:
             return found
-        changes = Changes.since(before, notes_on(self.graph, names), workspace.tensors)
+        after, forms = notes_on(self.graph, names), self.step.reads_all
+        changes = Changes.since(before, after, workspace.tensors, forms=forms)
         remarks = [[r.kind, r.step, r.layer, r.plain()] for r in workspace.remarks[said:]]
         changes.extra = {"found": found, "remarks": remarks}
         answers = self._exchange().spread(changes)

@@ -51,6 +51,7 @@ class Stream(StreamSamples):
         decoded: int | None = None,
         inputs: LayerInputs | None = None,
         original: bool = False,
+        ready: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         """Start before the first region.
 
@@ -70,6 +71,8 @@ class Stream(StreamSamples):
             inputs: what layers make of the values that they read; nothing if not given.
             original: whether the weights are the original ones: then nothing is made of values on
                 the way, and ``reading`` gives the original value in the layers' coordinates.
+            ready: called before samples move, with the nodes whose weights that takes; none are
+            named where no batch is moved.
         """
         batches = Batches.of(batches)
         super().__init__(batches, part, program.graph.model.mask_token_id)
@@ -77,6 +80,7 @@ class Stream(StreamSamples):
         self.executor = Executor(program, device, None if original else inputs)
         self.order = self.executor.order
         self.graph, self.weights, self.returns = program.graph, weights, returns
+        self.ready = ready
         self.share = routed_share(program.module)
         """Share of the tokens that an expert gets, as if the router were even."""
         self.sizes = self.dimensions(*batches[0].shape)
@@ -182,7 +186,10 @@ class Stream(StreamSamples):
             {name: self._nbytes(name) for name in reach},
             [name for name in reach if self.graph[name].op in COSTLY],
         )
-        self.move(order.steps(keep, self.names), keep)
+        steps = order.steps(keep, self.names)
+        if self.ready is not None:
+            self.ready(steps if self.kept else ())
+        self.move(steps, keep)
         self.boundary, self.names = boundary, tuple(keep)
         self.stops.append(boundary)
 

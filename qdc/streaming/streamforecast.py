@@ -28,6 +28,7 @@ class StreamForecast(Stream):
         batch: int,
         *,
         segmented: bool = False,
+        split: bool = False,
     ) -> None:
         """Stand before the first region.
 
@@ -40,8 +41,9 @@ class StreamForecast(Stream):
             length: tokens of a row.
             batch: rows computed at once.
             segmented: whether attention gets a mask.
+            split: whether each process moves a part of the batches, or all of them.
         """
-        self.segmented = segmented
+        self.segmented, self.divided = segmented, split
         self.account, self.key, self.charge = account, key, charge
         tokens = torch.empty(samples, length, dtype=torch.int64, device="meta")
         # Of all batches the size of the first counts; nothing is computed, and no weight is read.
@@ -79,8 +81,11 @@ class StreamForecast(Stream):
             places |= {(boundary, name) for name in names}
         sizes, held = self.dimensions(*self.tokens.shape), self.account.held
         whole = sum(bytes_of(self.graph[name].type, sizes, held) for _, name in places)
-        batches = -(-len(self.tokens) // self.sizes["B"])
-        return int(whole * self.account.share(batches))
+        return int(whole * self.account.share(self._count))
+
+    @property
+    def _count(self) -> int:
+        return -(-len(self.tokens) // self.sizes["B"])
 
     def enter(self, stage: Stage) -> None:
         """Go to a stage, forwards or back; its region's weights are held from then on."""
@@ -95,6 +100,9 @@ class StreamForecast(Stream):
     def move(self, steps: list[str], keep: frozenset[str]) -> None:
         """Charge what executing these nodes for all samples would take."""
         self.charge(*self._cost(steps, keep))
+        if not self.key[1]:
+            ranks = self.account.ranks
+            self.account.read(min(ranks, self._count) if self.divided else ranks, steps)
 
     def cost(self, wanted: Collection[str]) -> tuple[int, Work]:
         """What ``compute`` would take for all samples; nothing moves or is charged.

@@ -68,7 +68,13 @@ class Unit(SharedScope):
             yield self._workspace.inputs.weight(node, rows.to(self.device, torch.float32))
 
     def current(self, node: Node, role: str = "weight") -> Tensor:
-        """A parameter as the streams compute with it now: dequantized, tuned, or the original."""
+        """A parameter as the streams compute with it now: dequantized, tuned, or the original.
+
+        The form of a layer that another process made is fetched, on all ranks.
+        """
+        forms = self._workspace.forms
+        if forms.scattered(node.name):
+            forms.bring([node.name])
         return self._workspace.current(node.name, role)
 
     def put(self, name: str, tensor: Tensor) -> TensorRef:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qdc.checkpoint.folder import Checkpoint
+from qdc.distributed.forms import Forms
 from qdc.distributed.world import World
 from qdc.errors import InvalidCalibration, InvalidGraph
 from qdc.format.codec import Codec, Lowered
@@ -77,6 +78,11 @@ class Workspace:
     def inputs(self) -> LayerInputs:
         """What layers make of the values that they read."""
         return LayerInputs(self.program.graph, self.tensors, self.device)
+
+    @functools.cached_property
+    def forms(self) -> Forms:
+        """The forms of lowered layers, which of several processes those get that read them."""
+        return Forms(self.world, self.program.graph, self.tensors)
 
     def parameter(self, node: Node, role: str = "weight") -> Tensor:
         """The checkpoint's own tensor, in the coordinates of a rotated layer, as ``original``."""
@@ -167,6 +173,7 @@ class Workspace:
                 part=part,
                 inputs=self.inputs,
                 original=key[1],
+                ready=None if key[1] else self.forms.bring,
             )
             self._streams[key] = stream
             if key in self.trails:
@@ -195,6 +202,7 @@ class Workspace:
         part: slice = slice(None),
         inputs: LayerInputs | None = None,
         original: bool = False,
+        ready: Callable[[Sequence[str]], None] | None = None,
     ) -> Stream:
 
         def shrunk(name: str, samples: int) -> None:
@@ -213,6 +221,7 @@ class Workspace:
             decoded=self.memory,
             inputs=inputs,
             original=original,
+            ready=ready,
         )
         stream.executor.shrunk = shrunk
         return stream

@@ -276,7 +276,7 @@ def test_an_annotation_that_nobody_declares_is_refused() -> None:
 
 
 def test_a_message_with_an_annotation_that_nobody_declares_is_refused() -> None:
-    message = Changes([("v", Secret())], [], [], {}).to_bytes()
+    message = Changes([("v", Secret())]).to_bytes()
     with pytest.raises(InvalidGraph, match="no pass says"):
         Changes.from_bytes(message, standard_registry().annotations())
 

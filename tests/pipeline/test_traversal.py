@@ -12,6 +12,7 @@ from qdc.pipeline.traversal import (
     Finish,
     Leave,
     ReleaseScratch,
+    Spread,
     Traversal,
 )
 from tests.support.graphs import two_blocks
@@ -26,6 +27,9 @@ def traversal(text: str) -> Traversal:
 
 def told(event: Event) -> str:
     match event:
+        case Spread(nodes):
+            regions = {name.split(".")[0] for name in nodes if "." in name}
+            return f"spread {'+'.join(sorted(regions))}"
         case Apply(scope):
             where = "all" if scope.region is None else scope.region.name
             where = where if scope.whole_region else "+".join(scope.stages[0].layers)
@@ -80,6 +84,16 @@ def test_a_barrier_ends_streams_and_what_is_before_it_waits() -> None:
     assert barrier == ["3 allocate all", "end step and segment"]
     assert after[0] == "4 daq-lower h0"
     assert "finish h1" not in flat(story(WHOLE)[:3])
+
+
+def test_what_a_pass_may_read_on_every_process_is_there_before() -> None:
+    first, _, whole, last, _ = story("rtn-lower,distill,polish,pack")
+    assert first[0] == "0 rtn-lower h0"
+    assert first[-3:] == ["leave h0", "spread h0", "end step"]
+    spread = "spread h0+h1"
+    assert whole == [spread, "1 distill all", spread, "end step and segment"]
+    assert last[:3] == ["spread h0", "2 polish h0", "3 pack h0"]
+    assert last[-2:] == ["finish h0", "end step, last"]
 
 
 def test_regions_are_handed_on_where_a_barrier_is_the_last() -> None:

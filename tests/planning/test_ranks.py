@@ -12,6 +12,7 @@ from qdc.checkpoint.folder import Checkpoint
 from qdc.cli.plan import print_outlook
 from qdc.compiling import job as jobs
 from qdc.compiling.compiler import run_job
+from qdc.compiling.instruments import Instrument
 from qdc.distributed.world import World
 from qdc.errors import QdcError
 from qdc.frontend.opening import open_model
@@ -22,6 +23,7 @@ from qdc.planning.options import ForecastOptions
 from qdc.planning.outlook import Outlook
 from qdc.planning.verdict import judged
 from qdc.report.model import CompileReport
+from qdc.streaming.unit import Unit
 from tests.support import llada2_headers as llada2
 from tests.support.compiles import make_job
 from tests.support.experts import write_mixture
@@ -69,9 +71,28 @@ def test_the_first_process_holds_its_part(model: Path) -> None:
     assert four.tensor_bytes == alone.tensor_bytes
 
 
+class Watch(Instrument):
+    """By pass, of how many layers a rank has the form; the last application counts."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, int] = {}
+        self.owned = 0
+
+    def after(self, place: int, unit: Unit) -> None:
+        forms = unit._workspace.forms
+        layers = [n for region in unit.graph.regions for s in region.stages for n in s.layers]
+        lowered = [name for name in layers if forms.of(name)]
+        self.found[unit.step.name] = sum(
+            all(map(unit.tensors.is_here, forms.of(n))) for n in lowered
+        )
+        owner, rank = unit._workspace.owners, unit._workspace.world.rank
+        self.owned = sum(owner[name] == rank for name in layers)
+
+
 def test_what_is_sent_is_what_a_compile_sends(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of three processes the last has no batch: it has the layers that it lowers, and no other."""
     lock, trace = threading.Lock(), open_model
 
     def traced(*arguments: Any) -> tuple[Checkpoint, Program]:
@@ -80,12 +101,18 @@ def test_what_is_sent_is_what_a_compile_sends(
 
     monkeypatch.setattr(jobs, "open_model", traced)
 
-    def work(world: World) -> CompileReport:
-        return run_job(make_job(model, tmp_path / "out", passes=PASSES), None, world)
+    passes = PASSES.replace("batch=2", "batch=4")
 
-    measured = on_ranks(2, work)[0].sent_bytes
+    def work(world: World) -> tuple[CompileReport, Watch]:
+        job = make_job(model, tmp_path / "out", passes=passes, instruments=(watch := Watch(),))
+        return run_job(job, None, world), watch
+
+    (report, first), (_, second), (_, third) = on_ranks(3, work)
     # Beside what is foreseen there are counts of tokens, with each sum.
-    assert 0 < measured - planned(model, 2).sent_bytes < 2 * 18 * 64
+    assert 0 < report.sent_bytes - planned(model, 3, passes).sent_bytes < 2 * 2 * 18 * 64
+    layers = first.owned + second.owned + third.owned
+    assert first.found["calibrate-cross"] > first.owned
+    assert third.found["daq-lower"] == third.found["pack"] == third.owned < layers
 
 
 def test_both_llada2_have_their_published_sizes() -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from qdc.distributed.world import World
@@ -40,12 +41,14 @@ class ThreadWorld(World):
     def gather(self, message: bytes) -> list[bytes]:
         return self.meeting.swap(self.rank, message)
 
-    def broadcast(self, ref: TensorRef, tensor: Tensor | None, source: int, kind: str) -> Tensor:
+    def deliver(
+        self, ref: TensorRef, tensor: Tensor | None, source: int, to: Sequence[int], kind: str
+    ) -> Tensor:
         found = self.meeting.swap(self.rank, tensor)[source]
         assert tuple(found.shape) == ref.shape
-        self.sent += found.nbytes * (self.size - 1) * (self.rank == source)
+        self.sent += found.nbytes * len(to) * (self.rank == source)
         copy: Tensor = found.clone()
-        return copy
+        return copy if self.rank in (source, *to) else torch.empty(0)
 
     def reduce(self, tensors: Sequence[Tensor], target: int) -> None:
         given = self.meeting.swap(self.rank, [tensor.clone() for tensor in tensors])
