@@ -26,6 +26,7 @@ from qdc.ir.graph import Region
 from qdc.models.families import BUILT_IN
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.foreseen import FileSize, Foreseen
+from qdc.pipeline.passbase import Kinds
 from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights
 
@@ -38,7 +39,7 @@ class Gguf(Backend):
     """Write one GGUF file for llama.cpp."""
 
     name: ClassVar[str] = "gguf"
-    activations: ClassVar[bool] = False
+    activations: ClassVar[Kinds] = ()
     single_file: ClassVar[SingleFile] = SingleFile("model.gguf", b"GGUF")
 
     dense: Decoded = Field(default="F16", description="type of matrices that are no blocks of ggml")

@@ -9,6 +9,7 @@ from torch import Tensor
 from qdc.format.codec import Codec
 from qdc.ir.activations import LayerActivations
 from qdc.ir.keys import layer_of
+from qdc.numerics.hadamard import RandomHadamard
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,21 @@ class Weights(ABC):
         if codec is None:
             return self.plain(name)
         return codec.dense(codec.unpack(self.stored(layer)))
+
+    def rotation(self, layer: str) -> int | None:
+        """Seed of the rotation of a layer's inputs, where nothing else is done with them."""
+        does = self.activations.get(layer)
+        return does.rotation if does is not None and does.only_rotates else None
+
+    def unrotated(self, name: str) -> Tensor:
+        """A parameter as ``dense`` gives it, with the rotation of its layer's inputs multiplied out.
+
+        With ``W Q^T``, in fp32, a linear reads its inputs as they are.
+        """
+        return self._turned_back(name, self.dense(name))
+
+    def _turned_back(self, name: str, found: Tensor) -> Tensor:
+        seed = self.rotation(layer_of(name))
+        if seed is None:
+            return found
+        return RandomHadamard.of(found.shape[1], seed, found.device).inverse(found.float())

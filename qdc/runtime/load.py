@@ -30,7 +30,12 @@ from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.finite import is_finite
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
-from qdc.runtime.activations import attach, check_activations, refuse_activations
+from qdc.runtime.activations import (
+    attach,
+    beyond_rotations,
+    check_activations,
+    refuse_activations,
+)
 from qdc.runtime.auto import chosen_backend, tell_dense
 from qdc.runtime.integers import is_integer
 from qdc.runtime.weights import StoredWeights, Wanted, aligned, dense_tensors, place, tied_names
@@ -167,14 +172,19 @@ def load_artifact(
     activations = opened.quantization.activations
     codecs = opened.codecs.items()
     runtime.check(body, {p: c for p, c in codecs if not is_integer(c, activations.get(p))})
+    around = beyond_rotations(activations) if runtime.rotates else activations
     if not runtime.follows_activations:
         refuse_activations(
-            activations, f"the backend {chosen} does not follow", "load with the backend reference"
+            activations,
+            f"the backend {chosen} does not follow",
+            "load with the backend reference",
+            rotates=runtime.rotates,
         )
     try:
         with opened.verified():
             runtime.fill(body, opened.weights)
-            attach(module, body, opened.weights, opened.quantization.mask_token, device)
+            mask_token = opened.quantization.mask_token
+            attach(module, body, opened.weights, around, mask_token, device)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
     return module.to(device).requires_grad_(False)

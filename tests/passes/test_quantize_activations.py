@@ -344,7 +344,7 @@ def test_zero_points_that_are_no_codes_are_refused() -> None:
     weights = Stored({}, activations={"0": LayerActivations(input=form)}, tensors=stored)
     body = torch.nn.Sequential(linear)
     with pytest.raises(InvalidArtifact, match="-8 to 7"):
-        attach(body, body, weights, None, "cpu")
+        attach(body, body, weights, weights.activations, None, "cpu")
 
 
 def test_the_annotations_check_themselves() -> None:
