@@ -57,7 +57,6 @@ class Launch(_Strict):
     """Rows of activations, and the variant that runs up to so many; ``x 4`` programs share a tile
     of outputs."""
 
-
     @model_serializer(mode="wrap")
     def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what says that nothing is rotated."""

@@ -36,6 +36,9 @@ class Weights(ABC):
 
     def dense(self, name: str) -> Tensor:
         """A parameter of the model: as it is stored, or decoded to fp32."""
+        return self._decoded(name)
+
+    def _decoded(self, name: str) -> Tensor:
         layer = layer_of(name)
         codec = self.codecs.get(layer)
         if codec is None:
@@ -47,15 +50,17 @@ class Weights(ABC):
         does = self.activations.get(layer)
         return does.rotation if does is not None and does.only_rotates else None
 
+    @property
+    def rotated(self) -> frozenset[str]:
+        """Paths of the layers with such a rotation."""
+        return frozenset(path for path in self.activations if self.rotation(path) is not None)
+
     def unrotated(self, name: str) -> Tensor:
-        """A parameter as ``dense`` gives it, with the rotation of its layer's inputs multiplied out.
+        """A parameter as ``dense`` gives it, the rotation of its layer's inputs multiplied out.
 
         With ``W Q^T``, in fp32, a linear reads its inputs as they are.
         """
-        return self._turned_back(name, self.dense(name))
-
-    def _turned_back(self, name: str, found: Tensor) -> Tensor:
-        seed = self.rotation(layer_of(name))
+        found, seed = self._decoded(name), self.rotation(layer_of(name))
         if seed is None:
             return found
         return RandomHadamard.of(found.shape[1], seed, found.device).inverse(found.float())

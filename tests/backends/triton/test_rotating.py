@@ -29,8 +29,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed_artifact(folder / "model", folder / "out", ROTATED, backend="triton")
 
 
-@pytest.mark.parametrize("columns", [96, 576, 1536, 2048, 6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("columns", "dtype"),
+    [(96, torch.float16), (576, torch.bfloat16), (1536, torch.float32), (6, torch.float32)],
+)
 def test_inputs_are_rotated_as_the_format_says(columns: int, dtype: torch.dtype) -> None:
     """To the last bit, rounded once, whatever the shape and the strides of what comes in."""
     x = torch.randn(2 * columns, 2, generator=torch.Generator().manual_seed(1)).T.to(dtype)
@@ -69,6 +71,7 @@ def test_layers_that_are_not_joined_share_a_rotation(
     torch.testing.assert_close(packed(TOKENS), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_model_compiles_whole_in_half_precision(artifact: Path) -> None:
     packed = qdc.load(artifact, dtype=torch.float16, backend="triton")
     compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
@@ -90,6 +93,7 @@ def test_rotations_are_checked_with_the_kernels(
         packed(TOKENS)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_traced_rotates_in_front_of_each_layer(tmp_path: Path) -> None:
     write_native(tmp_path / "model", "qwen2")
     passes = "quantize-vocab,stages(rotate,rtn-lower{group=32 bits=2}),pack"
@@ -108,15 +112,15 @@ def test_launches_say_what_is_rotated(artifact: Path) -> None:
         for group in launch.layers
         for path in group
     }
-    assert (found["q_proj"], found["ff_out"], found["wte"]) == (32, 16, 0)
+    assert (found["q_proj"], found["attn_out"], found["wte"]) == (32, 32, 0)
 
 
 def test_codes_of_inputs_stay_refused(artifact: Path, tmp_path: Path) -> None:
     """What is in the way is named, and nothing else."""
     model = artifact.parent / "model"
     passes = "rotate,quantize-activations,rtn-lower{bits=8},pack"
-    with pytest.raises(QdcError, match="^quantize-activations changes what linears read"):
+    with pytest.raises(QdcError, match=r"^quantize-activations changes what linears read"):
         compile_tiny(model, tmp_path / "out", passes, backend="triton")
     compile_tiny(model, tmp_path / "out", passes)
-    with pytest.raises(QdcError, match="linears of the artifact quantize what they read$"):
+    with pytest.raises(QdcError, match=r"linears of the artifact quantize what they read$"):
         qdc.load(tmp_path / "out", backend="triton")
