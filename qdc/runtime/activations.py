@@ -173,14 +173,14 @@ def attach(
     """
     for path, does in activations.items():
         linear: Any = body.get_submodule(path)
+        columns = weights.codecs[path].columns
         stored = {
-            suffix: weights.plain(file_key(path, suffix))
-            for suffix in does.specification(linear.in_features)
+            suffix: weights.plain(file_key(path, suffix)) for suffix in does.specification(columns)
         }
         if does.input is not None:
             _check_stored(path, does.input, stored)
         if does.rotation is not None or does.input is not None:
-            linear.add_module(READS, InputTransform(linear.in_features, does, stored).to(device))
+            linear.add_module(READS, InputTransform(columns, does, stored).to(device))
             if not getattr(linear, "reads_codes", False):
                 linear.register_forward_pre_hook(_read)
         if does.output is not None:
