@@ -12,6 +12,8 @@ from qdc.artifact.writer import EXPORT
 from qdc.checkpoint.folder import Checkpoint
 from qdc.cli import run
 from qdc.errors import QdcError, UnsupportedModel
+from qdc.format.ggml import Ggml
+from qdc.gguf.writing import refuse_rotated_blocks
 from qdc.ir.keys import file_key
 from qdc.numerics.hadamard import RandomHadamard
 from tests.support.checkpoints import write_checkpoint
@@ -82,8 +84,17 @@ def test_a_gguf_file_is_decoded_without_rotations(tmp_path: Path) -> None:
     original = Checkpoint(model).tensor("model.transformer.blocks.0.ff_out.weight")
     written = torch.from_numpy(found["blk.0.ffn_down.weight"].copy())
     assert apart(written.float(), original.float()) < 0.01
-    with pytest.raises(UnsupportedModel, match="blocks of ggml cannot"):
-        compile_tiny(model, tmp_path / "no.gguf", "rotate,gguf-lower,pack", backend="gguf")
+
+
+def test_blocks_of_ggml_have_no_rotation_multiplied_out() -> None:
+    codecs = {
+        "a": Ggml(rows=2, columns=256, type="Q2_K"),
+        "b": Ggml(rows=2, columns=256, type="Q2_K"),
+    }
+    with pytest.raises(UnsupportedModel, match="cannot have a rotation") as caught:
+        refuse_rotated_blocks(codecs, ["b"])
+    assert caught.value.where == ("b",)
+    refuse_rotated_blocks(codecs, [])
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu{arithmetic=f32}"])

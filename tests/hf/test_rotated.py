@@ -47,5 +47,6 @@ def test_a_class_of_transformers_rotates_too(tmp_path: Path) -> None:
 def test_codes_of_inputs_stay_refused(tmp_path: Path) -> None:
     model = write_family(tmp_path / "model", CASES["dream"])
     compile_tiny(model, tmp_path / "out", "rotate,quantize-activations,rtn-lower{bits=8},pack")
-    with pytest.raises(QdcError, match=r"do not follow: .* quantize what they read$"):
+    with pytest.raises(QdcError) as caught:
         AutoModel.from_pretrained(tmp_path / "out")
+    assert caught.value.what.endswith("linears of the artifact quantize what they read")

@@ -119,8 +119,10 @@ def test_codes_of_inputs_stay_refused(artifact: Path, tmp_path: Path) -> None:
     """What is in the way is named, and nothing else."""
     model = artifact.parent / "model"
     passes = "rotate,quantize-activations,rtn-lower{bits=8},pack"
-    with pytest.raises(QdcError, match=r"^quantize-activations changes what linears read"):
+    with pytest.raises(QdcError) as writing:
         compile_tiny(model, tmp_path / "out", passes, backend="triton")
+    assert writing.value.what.startswith("quantize-activations changes what linears read")
     compile_tiny(model, tmp_path / "out", passes)
-    with pytest.raises(QdcError, match=r"linears of the artifact quantize what they read$"):
+    with pytest.raises(QdcError) as loading:
         qdc.load(tmp_path / "out", backend="triton")
+    assert loading.value.what.endswith("linears of the artifact quantize what they read")
