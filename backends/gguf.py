@@ -13,19 +13,21 @@ from typing import ClassVar
 from pydantic import Field
 
 from qdc.artifact.commit import SingleFile
-from qdc.artifact.config import plain_config
+from qdc.artifact.config import parse_quantization, plain_config
 from qdc.artifact.emission import Emission
 from qdc.checkpoint.folder import Checkpoint
 from qdc.format.codec import Lowered
 from qdc.gguf.names import naming
 from qdc.gguf.package import gguf_package
 from qdc.gguf.vocabulary import read_vocabulary
-from qdc.gguf.writing import Decoded, file_bytes, write_gguf
+from qdc.gguf.writing import Decoded, file_bytes, refuse_rotated_blocks, write_gguf
+from qdc.ir.activations import RotatedHeads, Rotation, of_activations
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import Region
 from qdc.models.families import BUILT_IN
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.foreseen import FileSize, Foreseen
+from qdc.pipeline.passbase import Kinds
 from qdc.pipeline.registry import Registry
 from qdc.runtime.weights import StoredWeights
 
@@ -38,7 +40,7 @@ class Gguf(Backend):
     """Write one GGUF file for llama.cpp."""
 
     name: ClassVar[str] = "gguf"
-    activations: ClassVar[bool] = False
+    activations: ClassVar[Kinds] = (Rotation, RotatedHeads)
     single_file: ClassVar[SingleFile] = SingleFile("model.gguf", b"GGUF")
 
     dense: Decoded = Field(default="F16", description="type of matrices that are no blocks of ggml")
@@ -70,7 +72,14 @@ class Gguf(Backend):
         return [FileSize(self.single_file.name, nbytes, tensors)]
 
     def emit_region(self, emission: Emission, region: Region) -> None:
-        """Write the region as the portable folder has it."""
+        """Write the region as the portable folder has it; rotated blocks of ggml are refused."""
+        nodes = [emission.graph[name] for name in region.nodes]
+        lowered = {node.path: emission.graph.get(node.name, Lowered) for node in nodes}
+        does = {node.path: of_activations(emission.graph, node.name) for node in nodes}
+        refuse_rotated_blocks(
+            {path: note.codec for path, note in lowered.items() if note is not None},
+            [path for path, each in does.items() if each is not None],
+        )
         Reference().emit_region(emission, region)
 
     def finish(self, emission: Emission) -> None:
@@ -86,7 +95,8 @@ class Gguf(Backend):
         model = naming(plain_config(source.config), BUILT_IN)
         vocabulary = read_vocabulary(writer.folder, model, self.pre_tokenizer)
         path = writer.folder / self.single_file.name
-        weights = StoredWeights(codecs, source=source)
+        activations = parse_quantization(source.config).activations
+        weights = StoredWeights(codecs, source=source, activations=activations)
         name = writer.out.stem
         found = write_gguf(path, model, source, weights, vocabulary, name=name, dense=self.dense)
         writer.tensor_bytes = found.nbytes

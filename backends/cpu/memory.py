@@ -45,6 +45,8 @@ def resident(running: Running) -> Resident | None:
             parts["rows of the embedding"] += _touched(codec, running.tokens)
         if not layer.multiplied:
             continue
+        if layer.rotated:
+            parts["scales"] += HALF * codec.columns
         if layer.integer:
             whole = integer_bytes(codec)
             parts["whole numbers"] += whole

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from qdc.errors import QdcError
 from qdc.format.codec import Codec
+from qdc.numerics.hadamard import RandomHadamard, random_signs, transform_size
 from qdc.numerics.products import undisturbed
 
 from . import support
 from .packing import kept, layout_of
 from .products import Arithmetic, Layer, multiply
 from .ringlayout import RingLayout
+from .rotations import rotate_inputs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of activations. Products are in fp32 or bf16, whichever of these comes in."""
@@ -27,6 +29,7 @@ class PackedLinear(nn.Module):
         bias: ``[rows]``, or None.
         dtype: of activations.
         arithmetic: ``fast``, or ``f32`` for products in fp32 whatever is faster.
+        rotation: seed of the rotation of what comes in; None for none.
     """
 
     offsets: Tensor
@@ -38,6 +41,7 @@ class PackedLinear(nn.Module):
         bias: Tensor | None,
         dtype: torch.dtype,
         arithmetic: Arithmetic,
+        rotation: int | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = codec.columns, codec.rows
@@ -53,6 +57,12 @@ class PackedLinear(nn.Module):
             offsets[: codec.rows] = bias
         self.register_buffer("offsets", offsets)
         self._kinds = {name: tensor.dtype for name, tensor in held.items()}
+        self.rotated = rotation is not None
+        if rotation is not None:
+            # No part of a state dict: the seed says all of it.
+            signs = random_signs(codec.columns, rotation).half()
+            self.register_buffer("input_signs", signs, persistent=False)
+            self._kinds["input_signs"] = signs.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., columns] -> [..., rows]`` in the dtype of what comes in.
@@ -67,23 +77,38 @@ class PackedLinear(nn.Module):
             flat = x.reshape(-1, self.in_features)
             if flat.shape[0] == 0:
                 return x.new_empty(*x.shape[:-1], self.out_features)
+            if self.rotated:
+                flat = rotate_inputs(flat, self.get_buffer("input_signs"))
             result = multiply(layer, flat).to(x.dtype).contiguous()
             return result.reshape(*x.shape[:-1], self.out_features)
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight ``[rows, columns]``, decoded at each access; nothing here reads it."""
-        if isinstance(self.layout, RingLayout):
-            # Stored tensors are kept: their own formula is exact, and no slower.
-            stored = {name: self.get_buffer(name) for name in self.codec.specification()}
-            return self.codec.dense(self.codec.unpack(stored)).to(self.dtype)
-        everything = torch.eye(self.in_features)
-        layer = Layer(self.codec, self.layout, self._held(), torch.zeros_like(self.offsets), "f32")
-        return multiply(layer, everything).T.to(self.dtype)
+        """The dense weight ``[rows, columns]``, decoded at each access; nothing here reads it.
+
+        It is that of inputs as they are: a rotation is multiplied out.
+        """
+        found = self._decoded()
+        if self.rotated:
+            turn = RandomHadamard(
+                self.get_buffer("input_signs").float(), transform_size(self.in_features)
+            )
+            found = turn.inverse(found.float())
+        return found.to(self.dtype)
 
     def extra_repr(self) -> str:
         """What ``print`` shows of it."""
-        return f"{self.in_features}, {self.out_features}, {self.codec.name}"
+        turned = ", rotated" if self.rotated else ""
+        return f"{self.in_features}, {self.out_features}, {self.codec.name}{turned}"
+
+    def _decoded(self) -> Tensor:
+        if isinstance(self.layout, RingLayout):
+            # Stored tensors are kept: their own formula is exact, and no slower.
+            stored = {name: self.get_buffer(name) for name in self.codec.specification()}
+            return self.codec.dense(self.codec.unpack(stored))
+        everything = torch.eye(self.in_features)
+        layer = Layer(self.codec, self.layout, self._held(), torch.zeros_like(self.offsets), "f32")
+        return multiply(layer, everything).T
 
     def _held(self) -> dict[str, Tensor]:
         buffers = self._buffers

@@ -22,6 +22,7 @@ from qdc.numerics.products import product
 
 from . import support
 from .ringlayout import RingLayout, level_table
+from .rotations import has_kernel, rotate
 from .workspace import reserve
 
 if TYPE_CHECKING:
@@ -151,48 +152,14 @@ def _without_padding(mixed: Tensor, layout: RingLayout) -> Tensor:
 def _rotated_inputs(values: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
     """Give H_c S_c x."""
     size = transform_size(values.shape[1])
-    if not _has_kernel(size):
+    if not has_kernel(size):
         return walsh_hadamard(values * kept["before"], size)
-    return _rotate("inputs", values.contiguous(), kept["before"])
+    return rotate("inputs", values.contiguous(), kept["before"])
 
 
 def _rotated_outputs(values: Tensor, layer: "Layer") -> Tensor:
     """Give factor * S_r H_r x + bias."""
     kept, size = layer.kept, transform_size(values.shape[1])
-    if not _has_kernel(size):
+    if not has_kernel(size):
         return walsh_hadamard(values, size) * kept["factor"] * kept["after"] + layer.bias
-    return _rotate("outputs", values, kept["after"], kept["factor"], layer.bias)
-
-
-def _has_kernel(size: int) -> bool:
-    from .rotating import LANES
-
-    return size >= LANES
-
-
-def _rotate(
-    side: Literal["inputs", "outputs"],
-    values: Tensor,
-    signs: Tensor,
-    factor: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    from . import kernels
-    from .rotating import LANES
-
-    count, width = values.shape
-    steps = (transform_size(width) // LANES).bit_length() - 1
-    result = torch.empty(count, width)
-    kernels.rotate(side)(
-        source=values.data_ptr(),
-        source_bytes=4 * values.stride(0),
-        count=count,
-        width=width,
-        twos=steps % 2,
-        twice=steps // 2,
-        signs=signs.data_ptr(),
-        factor=0 if factor is None else factor.data_ptr(),
-        bias=0 if bias is None else bias.data_ptr(),
-        target=result.data_ptr(),
-    )
-    return result
+    return rotate("outputs", values, kept["after"], kept["factor"], layer.bias)

@@ -28,6 +28,7 @@ class CpuRuntime(Runtime):
     """Packed linears and embeddings; a module of another kind gets its decoded weight."""
 
     follows_activations: ClassVar[bool] = True
+    rotates: ClassVar[bool] = True
 
     arithmetic: Arithmetic
 
@@ -61,16 +62,22 @@ class CpuRuntime(Runtime):
             for path in packed:
                 old = module.get_submodule(path)
                 bias = self._bias(old, path, weights, skeleton)
-                module.set_submodule(path, self._made(old, codec, stored, bias))
+                turn = weights.rotation(layer) if path == layer else None
+                module.set_submodule(path, self._made(old, codec, stored, bias, turn))
                 replaced.add(path)
         skeleton.fill_others(module, weights, replaced, self.device, self.dtype)
 
     def _made(
-        self, old: nn.Module, codec: Codec, stored: Mapping[str, Tensor], bias: Tensor | None
+        self,
+        old: nn.Module,
+        codec: Codec,
+        stored: Mapping[str, Tensor],
+        bias: Tensor | None,
+        turn: int | None,
     ) -> nn.Module:
         made: nn.Module
         if type(old) is nn.Linear:
-            made = PackedLinear(codec, stored, bias, self.dtype, self.arithmetic)
+            made = PackedLinear(codec, stored, bias, self.dtype, self.arithmetic, turn)
         else:
             made = PackedEmbedding(codec, stored, self.dtype)
         return made.requires_grad_(False).eval()

@@ -17,8 +17,10 @@ from qdc.artifact.writer import json_bytes
 from qdc.backends.reference import Reference
 from qdc.errors import QdcError
 from qdc.format.codec import Codec, Lowered
+from qdc.ir.activations import RotatedHeads, Rotation
 from qdc.ir.graph import Region
 from qdc.pipeline.foreseen import FileSize, Foreseen
+from qdc.pipeline.passbase import Kinds
 from qdc.version import install
 
 from .listing import NAME, list_kernels
@@ -33,7 +35,7 @@ class Triton(Reference):
     """Compute from packed weights on a CUDA device; write what the reference backend writes."""
 
     name: ClassVar[str] = "triton"
-    activations: ClassVar[bool] = False
+    activations: ClassVar[Kinds] = (Rotation, RotatedHeads)
 
     ahead: tuple[Literal["sm_80", "sm_90"], ...] = Field(
         default=(),

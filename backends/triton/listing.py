@@ -8,13 +8,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from qdc.format.codec import Codec
 from qdc.format.multibinary import MultiBinary
 from qdc.format.trelliscode import TrellisCode
 from qdc.format.uniformgrid import UniformGrid
+from qdc.ir.activations import of_activations
 from qdc.ir.graph import EMBEDDING, LayerGraph
+from qdc.numerics.hadamard import transform_size
 
 from .layout import TILE_ROWS
 from .parts import can_join, tile_columns
@@ -42,9 +50,18 @@ class Launch(_Strict):
     """Of one group, in the artifact."""
     orders: dict[int, int] = Field(default_factory=dict)
     """How many blocks have each order; only of ``multi-binary``."""
+    rotated: int = Field(default=0, ge=0)
+    """Size of the transform that rotates what is read, in a launch before this one; 0 for none.
+    Linears that are found to read one value have one such launch."""
     kernels: dict[int, str]
     """Rows of activations, and the variant that runs up to so many; ``x 4`` programs share a tile
     of outputs."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what says that nothing is rotated."""
+        data: dict[str, Any] = dump(self)
+        return {name: value for name, value in data.items() if name != "rotated" or value}
 
 
 class Kernels(_Strict):
@@ -70,9 +87,10 @@ def list_kernels(graph: LayerGraph, codecs: Mapping[str, Codec], joined: bool) -
     """
     launches: dict[str, Launch] = {}
     alike: dict[str, list[tuple[str, ...]]] = {}
-    for group in _groups(graph, codecs, joined):
+    turns = _rotations(graph)
+    for group in _groups(graph, codecs, turns, joined):
         embedding = any(node.path in group and node.op == EMBEDDING for node in graph)
-        launch = _launch([codecs[path] for path in group], embedding)
+        launch = _launch([codecs[path] for path in group], embedding, group[0] in turns)
         key = launch.model_dump_json()
         launches[key] = launch
         alike.setdefault(key, []).append(group)
@@ -84,8 +102,15 @@ def list_kernels(graph: LayerGraph, codecs: Mapping[str, Codec], joined: bool) -
     )
 
 
+def _rotations(graph: LayerGraph) -> dict[str, int]:
+    """Seeds of the rotations of inputs, by full path."""
+    found = {node.path: of_activations(graph, node.name) for node in graph.layers()}
+    does = {path: each for path, each in found.items() if each is not None}
+    return {path: each.rotation for path, each in does.items() if each.rotation is not None}
+
+
 def _groups(
-    graph: LayerGraph, codecs: Mapping[str, Codec], joined: bool
+    graph: LayerGraph, codecs: Mapping[str, Codec], turns: Mapping[str, int], joined: bool
 ) -> Iterator[tuple[str, ...]]:
     """Layers that are launched together, in execution order."""
     partners: dict[str, list[list[str]]] = {}
@@ -94,7 +119,11 @@ def _groups(
         for path in (graph[name].path for name in stage.layers):
             if path not in codecs:
                 continue
-            fitting = (g for g in groups if can_join([codecs[p] for p in (*g, path)]))
+            fitting = (
+                g
+                for g in groups
+                if can_join([codecs[p] for p in (*g, path)]) and turns.get(path) == turns.get(g[0])
+            )
             group = next(fitting, None) if joined else None
             if group is None:
                 groups.append([path])
@@ -107,7 +136,7 @@ def _groups(
             yield tuple(group)
 
 
-def _launch(codecs: Sequence[Codec], embedding: bool) -> Launch:
+def _launch(codecs: Sequence[Codec], embedding: bool, rotated: bool) -> Launch:
     first = codecs[0]
     orders: dict[int, int] = {}
     if isinstance(first, MultiBinary):
@@ -119,6 +148,7 @@ def _launch(codecs: Sequence[Codec], embedding: bool) -> Launch:
         columns=first.columns,
         stored_bytes=sum(codec.nbytes for codec in codecs),
         orders=orders,
+        rotated=transform_size(first.columns) if rotated else 0,
         kernels={
             tokens: "embedding" if embedding else _kernel(codecs, tokens) for tokens in TOKENS
         },

@@ -100,8 +100,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., columns] -> [..., sum(rows)]``, in the dtype of ``x``."""
-        _refuse_gradient(x)
-        _refuse_dtype(x.dtype)
+        refuse_gradient(x)
+        refuse_dtype(x.dtype)
         flat = x.reshape(-1, self.columns)
         if flat.stride(-1) != 1:
             flat = flat.contiguous()
@@ -265,20 +265,27 @@ class PackedEmbedding(nn.Module):
 def _require(parts: Sequence[Part], dtype: torch.dtype, device: torch.device) -> None:
     for part in parts:
         refuse_codec(part.codec, "")
+    require_kernels(device)
+    refuse_dtype(dtype)
+
+
+def require_kernels(device: torch.device) -> None:
+    """Refuse a device that no kernel runs on, and have the operators there."""
     require_triton(device)
-    _refuse_dtype(dtype)
     # The operators register themselves when the kernels are first wanted.
     from . import operators  # noqa: F401
 
 
-def _refuse_dtype(dtype: torch.dtype) -> None:
+def refuse_dtype(dtype: torch.dtype) -> None:
+    """Refuse activations that no kernel reads. Raises ``QdcError``."""
     if dtype not in DTYPES:
         raise QdcError(
             f"the kernels take bf16, fp16 and fp32 activations, not {dtype}", help=REFERENCE
         )
 
 
-def _refuse_gradient(x: Tensor) -> None:
+def refuse_gradient(x: Tensor) -> None:
+    """Refuse to be a part of what has a gradient. Raises ``QdcError``."""
     if torch.is_grad_enabled() and x.requires_grad:
         raise QdcError(
             "packed layers have no gradient",

@@ -127,6 +127,20 @@ def _(
     return x.new_empty(x.shape[0], sum(rows))
 
 
+@torch.library.custom_op("qdc::rotated_inputs", mutates_args=())
+def rotated(x: Tensor, signs: Tensor) -> Tensor:
+    """``x [M, columns]`` rotated with signs ``i8[1, columns]``, in its dtype."""
+    if x.shape[0] == 0:
+        return torch.empty_like(x)
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        return rotated_inputs(x, signs)[0]
+
+
+@rotated.register_fake
+def _(x: Tensor, signs: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 @torch.library.custom_op("qdc::trellis_linear", mutates_args=())
 def trellis_linear(
     x: Tensor,

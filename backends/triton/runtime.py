@@ -1,7 +1,9 @@
 """Put packed modules in the place of quantized layers: nothing dense is made or stays."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +13,20 @@ from qdc.format.codec import Codec
 from qdc.format.weights import Weights
 from qdc.ir.keys import file_key
 from qdc.pipeline.backendbase import Runtime
-from qdc.runtime.joining import join_stages
+from qdc.runtime.joining import Front, join_stages
 from qdc.runtime.weights import Skeleton
 
 from .checking import Checked
 from .modules import PackedEmbedding, PackedLinear
 from .parts import Part, can_join, refuse_codecs
+from .turning import CheckedRotation, InputRotation
 
 
 @dataclass(frozen=True)
 class PackedRuntime(Runtime):
     """Packed linears, joined where the code shows that they read one value, and embeddings."""
+
+    rotates: ClassVar[bool] = True
 
     checked: bool
     """Compare every output with the reference formula, at each call."""
@@ -54,7 +59,14 @@ class PackedRuntime(Runtime):
                 for path in weights.codecs
                 if type(module.get_submodule(path)) is nn.Linear and skeleton.uses(path) == [path]
             }
-            gone = join_stages(module, weights.stages, linears, builder.joinable, builder.linear)
+            gone = join_stages(
+                module,
+                weights.stages,
+                linears,
+                builder.joinable,
+                builder.linear,
+                Front(weights.rotation, builder.front),
+            )
         replaced = set(gone)
         for layer in weights.codecs:
             for path, packed in () if layer in gone else builder.modules(layer):
@@ -71,10 +83,25 @@ class _Builder:
         self, runtime: PackedRuntime, module: nn.Module, weights: Weights, skeleton: Skeleton
     ) -> None:
         self.runtime, self.root, self.weights, self.skeleton = runtime, module, weights, skeleton
+        self.rotated = set[str]()
+        """Paths of the linears whose inputs come rotated: a module in front of them does it."""
 
     def joinable(self, paths: Sequence[str]) -> bool:
-        """Whether one packed linear can stand for these; a matter of codecs alone."""
-        return can_join([self.weights.codecs[path] for path in paths])
+        """Whether one packed linear can stand for these: a matter of codecs, and of rotations."""
+        turns = {self.weights.rotation(path) for path in paths}
+        return len(turns) == 1 and can_join([self.weights.codecs[path] for path in paths])
+
+    def front(self, paths: Sequence[str]) -> nn.Module:
+        """The rotation of what several linears read."""
+        self.rotated.update(paths)
+        return self._rotation(paths)
+
+    def _rotation(self, paths: Sequence[str]) -> nn.Module:
+        seed = self.weights.rotation(paths[0])
+        assert seed is not None, "what is not rotated has no rotation in front of it"
+        columns = self.weights.codecs[paths[0]].columns
+        made = InputRotation(columns, seed, self.runtime.device)
+        return CheckedRotation(made, ", ".join(paths)) if self.runtime.checked else made
 
     def linear(self, paths: Sequence[str]) -> nn.Module:
         """One packed linear for several."""
@@ -99,7 +126,13 @@ class _Builder:
                 first = shared.setdefault(name, buffer)
                 if torch.equal(first, buffer):
                     packed.register_buffer(name, first)
-            yield path, self._checked(packed, [part], path)
+            made = self._checked(packed, [part], path)
+            turned = path == layer and self.weights.rotation(layer) is not None
+            if turned and layer not in self.rotated:
+                made = nn.Sequential(
+                    OrderedDict(rotation=self._rotation([layer]), linear=made)
+                ).eval()
+            yield path, made
 
     def part(self, layer: str, path: str) -> Part:
         """The stored tensors of a layer, and the bias of the module that they are for."""

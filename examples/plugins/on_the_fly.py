@@ -16,6 +16,7 @@ from qdc.backends.reference import Reference
 from qdc.errors import UnsupportedModel
 from qdc.format.weights import Weights
 from qdc.pipeline.backendbase import Runtime
+from qdc.runtime.integers import put_integers
 from qdc.runtime.weights import Skeleton
 
 
@@ -48,6 +49,8 @@ class PackedModule(nn.Module):
 class OnTheFlyRuntime(Runtime):
     """Puts packed modules in the place of linears and embeddings."""
 
+    follows_activations: ClassVar[bool] = True
+
     def check(self, module: nn.Module, codecs: Mapping[str, Codec]) -> None:
         """Refuse weights of modules of other kinds."""
         used = {path for layer in codecs for path in Skeleton.of(module).uses(layer)}
@@ -59,8 +62,11 @@ class OnTheFlyRuntime(Runtime):
 
     def fill(self, module: nn.Module, weights: Weights) -> None:
         """Replace the modules of quantized layers, then place all other tensors."""
-        skeleton, replaced = Skeleton.of(module), set[str]()
+        skeleton = Skeleton.of(module)
+        replaced = put_integers(module, weights, self.device, self.dtype)
         for layer, codec in weights.codecs.items():
+            if layer in replaced:
+                continue
             stored = {s: tensor.to(self.device) for s, tensor in weights.stored(layer).items()}
             for path in skeleton.uses(layer):
                 bias = None

@@ -26,14 +26,20 @@ def _summary(report: ExportReport) -> list[str]:
         return [*lines, *_packed(report, files)]
     if not report.types:
         tensors = f"{report.tensors} tensors of {report.dtype}"
-        return [*lines, f"  {tensors}, {size(report.nbytes)} in {files}"]
+        return [*lines, f"  {tensors}, {size(report.nbytes)} in {files}", *_unrotated(report)]
     lines.append(f"  {report.tensors} tensors, {size(report.nbytes)} in {files}")
     total = sum(report.types.values())
     lines += [f"  {kind}: {count:,} weights, {count / total:.1%}"
               for kind, count in report.types.items()]  # fmt: skip
     if report.decoded:
         lines.append(f"  {report.decoded} quantized layers are no blocks of ggml: decoded")
-    return lines
+    return [*lines, *_unrotated(report)]
+
+
+def _unrotated(report: ExportReport) -> list[str]:
+    if not report.unrotated:
+        return []
+    return [f"  {report.unrotated} layers read rotated inputs: multiplied out of their weights"]
 
 
 def _packed(report: ExportReport, files: str) -> list[str]:

@@ -18,6 +18,7 @@ from qdc.frontend.encoding import open_encoder
 from qdc.frontend.opening import open_model
 from qdc.frontend.select import Choice, choose, parse_choice
 from qdc.frontend.tracer import Program
+from qdc.ir.activations import RotatedHeads, Rotation
 from qdc.ir.facts import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.plan import Plan
@@ -144,7 +145,7 @@ def plan_job(
                 "no pass of the pipeline reads calibration ids, and calibration is given",
                 help=f"the pipeline is: {plan}",
             )
-    changing = of_activations(plan)
+    changing = of_activations(plan, (Rotation, RotatedHeads))
     if given is not None and changing:
         raise InvalidPipeline(
             f"{' and '.join(changing)} changes what linears read, and whether a module of yours "

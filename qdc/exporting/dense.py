@@ -73,7 +73,7 @@ def export_artifact(
         refuse_damaged(examine(artifact, registry, notify))
     opened = open_artifact(artifact, registry, verify=options.digests)
     opened.digests.check_companions()
-    refuse_activations(opened.quantization.activations, NO_PLACE, RUN_IT)
+    refuse_activations(opened.quantization.activations, NO_PLACE, RUN_IT, rotates=True)
     biases = opened.quantization.added_biases
     if biases:
         raise InvalidArtifact(
@@ -221,6 +221,7 @@ def _report(
         tensors=len(published_tensors(opened.module, opened.names)),
         nbytes=writer.tensor_bytes,
         shards=shards,
+        unrotated=len(opened.weights.rotated),
         qdc_version=__version__,
         pipeline=opened.quantization.pipeline,
         checkpoint_sha256=digest if isinstance(digest, str) else "",

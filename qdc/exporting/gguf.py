@@ -54,7 +54,7 @@ def export_gguf(
         refuse_damaged(examine(options.artifact, registry, notify))
     opened = open_artifact(options.artifact, registry, verify=options.digests)
     opened.digests.check_companions()
-    refuse_activations(opened.quantization.activations, NO_PLACE, RUN_IT)
+    refuse_activations(opened.quantization.activations, NO_PLACE, RUN_IT, rotates=True)
     model = naming(plain_config(opened.source.config), registry.families)
     vocabulary = read_vocabulary(opened.source.folder, model, options.pre_tokenizer)
     proof = None
@@ -84,6 +84,7 @@ def export_gguf(
         shards=1,
         types=written.types,
         decoded=len(written.decoded),
+        unrotated=len(opened.weights.rotated),
         qdc_version=__version__,
         pipeline=opened.quantization.pipeline,
         checkpoint_sha256=digest if isinstance(digest, str) else "",
@@ -115,7 +116,7 @@ def _expected(package: Any, layer: str, part: Tensor, weights: Weights, reordere
     if isinstance(weights.codecs.get(layer), Ggml):
         found: Tensor = reordered(weights.stored(layer)["blocks"])
         return found
-    dense: Tensor = reordered(weights.dense(file_key(layer)).float())
+    dense: Tensor = reordered(weights.unrotated(file_key(layer)).float())
     if part.dtype != torch.uint8:
         return dense.to(part.dtype)
     kind = package.GGMLQuantizationType.Q8_0

@@ -27,13 +27,21 @@ def in_blocks(path: str) -> bool:
     return any(part.isdigit() for part in path.split("."))
 
 
-def packed_layers(codecs: Mapping[str, Codec]) -> dict[str, UniformGrid]:
-    """The layers of the blocks, if they can all be packed alike. Raises ``QdcError``."""
+def packed_layers(
+    codecs: Mapping[str, Codec], rotated: Collection[str] = ()
+) -> dict[str, UniformGrid]:
+    """The layers of the blocks, if they can all be packed alike. Raises ``QdcError``.
+
+    Args:
+        codecs: of the layers, by full path.
+        rotated: paths of those whose inputs are rotated: integers have no other coordinates.
+    """
     if not codecs:
         raise QdcError("no layer of a block is quantized: there is nothing to pack", help=COMPILE)
     found = {path: codec for path, codec in codecs.items() if isinstance(codec, UniformGrid)}
     wrong = {path: f"codec {c.name}" for path, c in codecs.items() if path not in found}
     wrong |= {path: reason for path, codec in found.items() if (reason := _unfit(codec))}
+    wrong |= {path: "it rotates what it reads" for path in codecs if path in rotated}
     if wrong:
         raise QdcError(
             f"{len(wrong)} of {len(codecs)} layers cannot be packed as {FORMAT} integers",

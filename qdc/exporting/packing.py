@@ -93,7 +93,7 @@ class Packing:
         """
         library()
         inside = {path: codec for path, codec in opened.codecs.items() if in_blocks(path)}
-        layers = packed_layers(inside)
+        layers = packed_layers(inside, opened.weights.rotated)
         some = next(iter(layers.values()))
         weights = opened.weights
         refuse_torn(published_layers(opened.module), layers)

@@ -49,6 +49,8 @@ class ExportReport(Frozen):
     """Of a GGUF file: weights of each type."""
     decoded: int = 0
     """Of a GGUF file and of packed integers: quantized layers that stand decoded in it."""
+    unrotated: int = 0
+    """Layers whose inputs the artifact rotates: the rotation is multiplied out of their weights."""
     packed: int = 0
     """Layers that stand as packed integers of ``compressed-tensors``."""
     packed_as: str = ""

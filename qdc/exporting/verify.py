@@ -3,7 +3,8 @@
 What is compared to the last bit: every tensor with what the artifact decodes to, rounded to the
 exported dtype; and the logits of the artifact, its weights rounded so, with those of the exported
 checkpoint, both computed in fp32. At f32 nothing is rounded, and the logits are simply the
-artifact's. One dense copy of the model is in memory at a time, with four bytes a weight.
+artifact's. Rotations of inputs are multiplied out of the weights of both. One dense copy of the
+model is in memory at a time, with four bytes a weight.
 """
 
 from pathlib import Path
@@ -20,7 +21,14 @@ from qdc.ir.tensors import torch_dtype
 from qdc.models.families import Families
 from qdc.numerics.random_numbers import uniforms
 from qdc.pipeline.registry import Registry
-from qdc.runtime.load import OpenedArtifact, front_end_of, load_artifact, load_checkpoint
+from qdc.runtime.dense import DenseRuntime, UnrotatedRuntime
+from qdc.runtime.load import (
+    OpenedArtifact,
+    fill_artifact,
+    front_end_of,
+    load_checkpoint,
+    open_artifact,
+)
 from qdc.text.source import read_text
 from qdc.text.tokenizer import TOKENIZER, encoder, load_tokenizer
 from qdc.units import StepProgress
@@ -54,11 +62,12 @@ def verify(
     show_by_name(opened.module, written)
     differing = _differing(opened, written, rounded_to, notify)
     batches = _batches(opened, registry.families)
-    module = load_artifact(
-        opened.source.folder, registry, "cpu", torch.float32, verify=False
-    )  # it was verified when it was exported
+    module = _loaded(opened, registry, DenseRuntime)
     exact = _logits(module, batches)
     notify("compare logits", 1, PASSES)
+    if opened.weights.rotated:
+        del module
+        module = _loaded(opened, registry, UnrotatedRuntime)
     for parameter in module.parameters():
         parameter.data = parameter.data.to(rounded_to).float()
     expected = _logits(module, batches)
@@ -83,6 +92,12 @@ def verify(
     if not made.holds:
         raise _difference(made)
     return made
+
+
+def _loaded(opened: OpenedArtifact, registry: Registry, runtime: type[DenseRuntime]) -> nn.Module:
+    """The artifact once more, dense in fp32; it was verified when it was exported."""
+    again = open_artifact(opened.source.folder, registry, verify=False)
+    return fill_artifact(again, runtime(torch.device("cpu"), torch.float32), "reference")
 
 
 def _differing(

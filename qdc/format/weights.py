@@ -9,6 +9,7 @@ from torch import Tensor
 from qdc.format.codec import Codec
 from qdc.ir.activations import LayerActivations
 from qdc.ir.keys import layer_of
+from qdc.numerics.hadamard import RandomHadamard
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,31 @@ class Weights(ABC):
 
     def dense(self, name: str) -> Tensor:
         """A parameter of the model: as it is stored, or decoded to fp32."""
+        return self._decoded(name)
+
+    def _decoded(self, name: str) -> Tensor:
         layer = layer_of(name)
         codec = self.codecs.get(layer)
         if codec is None:
             return self.plain(name)
         return codec.dense(codec.unpack(self.stored(layer)))
+
+    def rotation(self, layer: str) -> int | None:
+        """Seed of the rotation of a layer's inputs, where nothing else is done with them."""
+        does = self.activations.get(layer)
+        return does.rotation if does is not None and does.only_rotates else None
+
+    @property
+    def rotated(self) -> frozenset[str]:
+        """Paths of the layers with such a rotation."""
+        return frozenset(path for path in self.activations if self.rotation(path) is not None)
+
+    def unrotated(self, name: str) -> Tensor:
+        """A parameter as ``dense`` gives it, the rotation of its layer's inputs multiplied out.
+
+        With ``W Q^T``, in fp32, a linear reads its inputs as they are.
+        """
+        found, seed = self._decoded(name), self.rotation(layer_of(name))
+        if seed is None:
+            return found
+        return RandomHadamard.of(found.shape[1], seed, found.device).inverse(found.float())

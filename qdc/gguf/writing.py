@@ -1,7 +1,7 @@
 """Write a model as one GGUF file, a tensor at a time: blocks as they are stored, or decoded."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -82,11 +82,12 @@ def write_gguf(
         dense: type of the matrices that are not stored in blocks of ggml.
 
     Raises:
-        UnsupportedModel: there are biases that llama.cpp does not know.
+        UnsupportedModel: there are biases that llama.cpp does not know, or rotated blocks.
         InvalidArtifact: a tensor has no place in the file, or values do not fit fp16.
         QdcError: the package gguf is missing.
     """
     package = gguf_package()
+    refuse_rotated_blocks(weights.codecs, weights.rotated)
     entries = list(_entries(model, source.headers, weights.codecs, dense))
     written = Written(tensors=len(entries), nbytes=sum(entry.nbytes for entry in entries))
     for entry in entries:
@@ -106,6 +107,20 @@ def write_gguf(
     finally:
         writer.close()
     return written
+
+
+def refuse_rotated_blocks(codecs: Mapping[str, Codec], rotated: Iterable[str]) -> None:
+    """Refuse blocks of ggml whose layers rotate what they read. Raises ``UnsupportedModel``.
+
+    A rotation is multiplied out of a decoded weight; blocks have none.
+    """
+    blocks = sorted(path for path in rotated if isinstance(codecs.get(path), Ggml))
+    if blocks:
+        raise UnsupportedModel(
+            "llama.cpp rotates no inputs, and blocks of ggml cannot have a rotation multiplied out",
+            where=blocks,
+            help="compile without rotate",
+        )
 
 
 def file_bytes(
@@ -244,7 +259,7 @@ def _part(
     if isinstance(weights.codecs.get(layer), Ggml) and key == file_key(layer):
         rows = place.reordered(weights.stored(layer)["blocks"])
         return _flat(rows)
-    tensor = place.reordered(weights.dense(key).float())
+    tensor = place.reordered(weights.unrotated(key).float())
     if entry.type == "F32":
         return _flat(tensor)
     if entry.type == "F16":

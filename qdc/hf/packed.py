@@ -18,6 +18,7 @@ from qdc.format.uniformgrid import UniformGrid
 from qdc.ir.keys import file_key
 from qdc.ir.tensors import torch_dtype
 from qdc.ir.types import ValueType
+from qdc.numerics.hadamard import RandomHadamard, transform_size
 
 LIKE = "dtype_and_device"
 """An empty buffer that no file holds: it follows the module's dtype, as stored tensors do not."""
@@ -74,6 +75,36 @@ class _Embedding(PackedModule):
         return nn.functional.embedding(places, rows)
 
 
+class _Rotated(PackedModule):
+    """A linear whose inputs the artifact rotates, and whose stored weight is one for such inputs.
+
+    A plain linear rotates what it reads; any other code gets a weight of inputs as they are.
+    """
+
+    seed: int
+    turn: RandomHadamard | None
+    """The rotation, once it was drawn, on the device where it was used last."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight of inputs as they are, in the module's dtype, anew each time."""
+        decoded = _decode(self.codec, self.stored).float()
+        return self._rotation(decoded).inverse(decoded).to(self.get_buffer(LIKE).dtype)
+
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Any:
+        """``[..., columns] -> [..., rows]``."""
+        if self.plain.forward is not nn.Linear.forward:
+            return super().forward(x, *others, **named)
+        turned = self._rotation(x).forward(x.float()).to(x.dtype)
+        weight = _decode(self.codec, self.stored).to(self.get_buffer(LIKE).dtype)
+        return nn.functional.linear(turned, weight, self._parameters["bias"])
+
+    def _rotation(self, where: Tensor) -> RandomHadamard:
+        if self.turn is None or self.turn.signs.device != where.device:
+            self.turn = RandomHadamard.of(self.codec.columns, self.seed, where.device)
+        return self.turn
+
+
 class _Tied(PackedModule):
     """A head without tensors of its own: its weight is that of the embedding."""
 
@@ -91,11 +122,17 @@ class _Tied(PackedModule):
         return self.source[0].weight.to(self.get_buffer(LIKE))
 
 
-def pack(module: nn.Module, codec: Codec, layer: str) -> None:
+def pack(module: nn.Module, codec: Codec, layer: str, rotation: int | None = None) -> None:
     """Replace the weight of a linear or an embedding on meta by what its codec stores.
 
+    Args:
+        module: the linear or the embedding.
+        codec: of its weight.
+        layer: its path, for errors.
+        rotation: seed of the rotation of what a linear reads.
+
     Raises:
-        InvalidArtifact: it is neither, or its weight has another shape.
+        InvalidArtifact: it is neither, its weight has another shape, or it cannot be rotated.
         UnsupportedModel: it uses the names of the tensors for something else.
     """
     if not isinstance(module, nn.Linear | nn.Embedding):
@@ -111,7 +148,13 @@ def pack(module: nn.Module, codec: Codec, layer: str) -> None:
             where=[file_key(layer, suffix) for suffix in claimed],
             help="load it with qdc.load",
         )
-    _change(module, _Embedding if _looks_rows_up(module, codec) else PackedModule)
+    if rotation is not None:
+        if not isinstance(module, nn.Linear) or transform_size(codec.columns) < 2:
+            raise InvalidArtifact("a rotation is named of what cannot be rotated", where=[layer])
+        _change(module, _Rotated)
+        module.seed, module.turn = rotation, None  # type: ignore[assignment]
+    else:
+        _change(module, _Embedding if _looks_rows_up(module, codec) else PackedModule)
     module.codec = codec  # type: ignore[assignment]
     for suffix, kind in codec.specification().items():
         shape = [int(size) for size in kind.shape]
@@ -146,7 +189,7 @@ def unpack(model: nn.Module, dtype: torch.dtype) -> None:
         module.__class__ = module.plain  # type: ignore[assignment]
         for name in names:
             delattr(module, name)
-        for attribute in ("codec", "source"):
+        for attribute in ("codec", "source", "seed", "turn"):
             vars(module).pop(attribute, None)
         module.register_parameter("weight", weights[id(owner)])
 

@@ -99,7 +99,7 @@ class QdcQuantizer(HfQuantizer):
             setattr(model, POOLER, None)  # no logits depend on it, so that qdc leaves it out
         self._add_biases(model)
         for path, codec in self.quantization_config.codecs.items():
-            pack(_module(model, path), codec, path)
+            pack(_module(model, path), codec, path, self.quantization_config.rotation(path))
         for head, source in list(model.all_tied_weights_keys.items()):
             path = layer_of(source)
             owner = _module(model, path) if path != source else None

@@ -10,9 +10,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from qdc.artifact.config import QUANTIZATION, parse_codec, parse_quantization
 from qdc.artifact.digests import Digests
 from qdc.checkpoint.compiled import METHOD
-from qdc.errors import UnsupportedModel
 from qdc.hf.models import register_models
 from qdc.pipeline.registry import standard_registry
+from qdc.runtime.activations import refuse_activations
 
 _plugins: list[Path] = []
 _unverified = False
@@ -54,15 +54,19 @@ class QdcQuantization(QuantizationConfigMixin):
     quant_method = METHOD  # type: ignore[assignment]
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        """Check the fields. Raises ``InvalidArtifact``."""
+        """Check the fields.
+
+        Raises:
+            InvalidArtifact: they are damaged.
+            QdcError: linears quantize what they read or give.
+        """
         self.parsed = parse_quantization({QUANTIZATION: fields})
-        if self.parsed.activations:
-            raise UnsupportedModel(
-                "linears of the artifact change what they read, which classes of transformers "
-                "do not follow",
-                where=list(self.parsed.activations)[:3],
-                help="load it with qdc.load, or serve it with qdc serve",
-            )
+        refuse_activations(
+            self.parsed.activations,
+            "classes of transformers do not follow",
+            "load it with qdc.load, or serve it with qdc serve",
+            rotates=True,
+        )
         known = standard_registry(_plugins).codecs()
         layers = self.parsed.layers.items()
         self.codecs = {layer: parse_codec(layer, given, known) for layer, given in layers}
@@ -84,16 +88,23 @@ class QdcQuantization(QuantizationConfigMixin):
         """Pairs, so that ``dict`` gives the fields."""
         yield from self.to_dict().items()
 
+    def rotation(self, layer: str) -> int | None:
+        """Seed of the rotation of what a layer reads; None for none."""
+        does = self.parsed.activations.get(layer)
+        return None if does is None else does.rotation
+
     def below(self, prefix: str) -> "QdcQuantization":
         """What of it speaks of the modules below a prefix, by their names without it."""
         if not prefix:
             return self
         fields = self.to_dict()
-        fields["layers"] = {
-            name.removeprefix(prefix): layer
-            for name, layer in self.parsed.layers.items()
-            if name.startswith(prefix)
-        }
+        for field in ("layers", "activations"):
+            if isinstance(fields.get(field), dict):
+                fields[field] = {
+                    name.removeprefix(prefix): value
+                    for name, value in fields[field].items()
+                    if name.startswith(prefix)
+                }
         for field in ("added_biases", "modules_to_not_convert"):
             if isinstance(fields.get(field), list):
                 fields[field] = _below(prefix, fields[field])

@@ -88,6 +88,11 @@ class LayerActivations(Frozen):
         return self
 
     @property
+    def only_rotates(self) -> bool:
+        """Whether all that is done is a rotation of its inputs."""
+        return self.input is None and self.output is None
+
+    @property
     def by_class(self) -> bool:
         """Whether masked tokens are told from visible ones."""
         formats = (self.input, self.output)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qdc.errors import QdcError
+from qdc.ir.activations import OfActivations
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph, Region
 from qdc.pipeline.foreseen import FileSize, Foreseen
@@ -38,6 +39,8 @@ class Runtime(ABC):
 
     follows_activations: ClassVar[bool] = False
     """Whether its modules are called one by one, so that others can be put in front of them."""
+    rotates: ClassVar[bool] = False
+    """Whether its modules rotate what they read by themselves, if nothing else is done with it."""
 
     @abstractmethod
     def check(self, module: nn.Module, codecs: Mapping[str, "Codec"]) -> None:
@@ -64,8 +67,8 @@ class Backend(Configured, ABC):
 
     requires: ClassVar[Kinds] = (Packed,)
     """Annotations that every quantized layer must carry."""
-    activations: ClassVar[bool] = True
-    """Whether it can say and do what linears do with what they read: rotations, codes."""
+    activations: ClassVar[Kinds] = (OfActivations,)
+    """What linears do with what they read that it can say, or does: rotations, codes."""
     single_file: ClassVar["SingleFile | None"] = None
     """The one file that takes the place of OUT, if it is not the folder."""
 

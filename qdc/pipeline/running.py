@@ -23,6 +23,8 @@ class Layer(NamedTuple):
     """Whether it is multiplied with, as an embedding is that is tied to the output head."""
     integer: bool = False
     """Whether its weight is held as whole numbers of a byte each, and multiplied as such."""
+    rotated: bool = False
+    """Whether what it reads is rotated, by signs that are held."""
 
 
 @dataclass(frozen=True)

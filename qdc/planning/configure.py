@@ -5,6 +5,7 @@ from qdc.ir.activations import OfActivations
 from qdc.ir.facts import ModelFacts
 from qdc.pipeline.backendbase import Backend
 from qdc.pipeline.builder import build_backend, build_plan
+from qdc.pipeline.passbase import Kinds
 from qdc.pipeline.plan import Plan, check_order
 from qdc.pipeline.registry import Registry
 from qdc.planning.effort import EFFORTS
@@ -43,7 +44,7 @@ def configure(
         check_order(plan, whole=whole)
     else:
         check_order(plan, final=backend.requires, backend=backend.name)
-    if backend is not None and not backend.activations:
+    if backend is not None:
         _refuse_activations(plan, backend)
     if options.calibration is not None and not any(p.reads_calibration for p in plan.passes()):
         raise InvalidPipeline(
@@ -53,18 +54,21 @@ def configure(
     return plan, backend
 
 
-def of_activations(plan: Plan) -> list[str]:
-    """Names of the passes that change what linears do with activations."""
+def of_activations(plan: Plan, done: Kinds = ()) -> list[str]:
+    """Names of the passes that change what linears do with activations, beyond what is done."""
     return [
         step.name
         for step in plan.passes()
-        if any(issubclass(kind, OfActivations) for kind in (*step.provides, *step.annotates))
+        if any(
+            issubclass(kind, OfActivations) and not issubclass(kind, tuple(done))
+            for kind in (*step.provides, *step.annotates)
+        )
     ]
 
 
 def _refuse_activations(plan: Plan, backend: Backend) -> None:
     """Refuse passes whose work a backend does not do or say. Raises ``InvalidPipeline``."""
-    names = of_activations(plan)
+    names = of_activations(plan, backend.activations)
     if names:
         raise InvalidPipeline(
             f"{' and '.join(names)} {'change' if len(names) > 1 else 'changes'} what linears read, "

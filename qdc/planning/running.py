@@ -188,13 +188,15 @@ def _layers(graph: LayerGraph, codecs: Mapping[str, Codec]) -> Iterator[Layer]:
         if codec is not None and owner.name == node.name:
             tied = node.name in shared
             embedding = node.op == EMBEDDING
+            does = of_activations(graph, node.name)
             yield Layer(
                 node.path,
                 codec,
                 None,
                 embedding,
                 multiplied=tied or not embedding,
-                integer=is_integer(codec, of_activations(graph, node.name)),
+                integer=is_integer(codec, does),
+                rotated=does is not None and does.rotation is not None,
             )
         for parameter in node.parameters:
             if parameter.name in seen or (codec is not None and parameter.role == WEIGHT):

@@ -114,27 +114,39 @@ def check_activations(body: nn.Module, activations: Mapping[str, LayerActivation
             raise InvalidArtifact("a linear of so many columns cannot be rotated", where=[path])
 
 
-def refuse_activations(activations: Mapping[str, LayerActivations], what: str, help: str) -> None:
+def beyond_rotations(
+    activations: Mapping[str, LayerActivations],
+) -> dict[str, LayerActivations]:
+    """Those linears that do more with activations than to rotate what they read."""
+    return {path: does for path, does in activations.items() if not does.only_rotates}
+
+
+def refuse_activations(
+    activations: Mapping[str, LayerActivations], what: str, help: str, *, rotates: bool = False
+) -> None:
     """Refuse an artifact whose linears do something with activations.
 
     Args:
         activations: of the artifact.
         what: who cannot follow that, as the sentence begins.
         help: what to do instead.
+        rotates: whether rotations of inputs are no obstacle.
 
     Raises:
         QdcError: there are any.
     """
-    if activations:
+    refused = beyond_rotations(activations) if rotates else activations
+    if refused:
+        every = refused.values()
         does = {
-            "rotate what they read": any(a.rotation is not None for a in activations.values()),
-            "quantize what they read": any(a.input is not None for a in activations.values()),
-            "quantize what they give": any(a.output is not None for a in activations.values()),
+            "rotate what they read": not rotates and any(a.rotation is not None for a in every),
+            "quantize what they read": any(a.input is not None for a in every),
+            "quantize what they give": any(a.output is not None for a in every),
         }
         said = ", or ".join(text for text, found in does.items() if found)
         raise QdcError(
-            f"{what}: {len(activations)} linears of the artifact {said}",
-            where=list(activations)[:3],
+            f"{what}: {len(refused)} linears of the artifact {said}",
+            where=list(refused)[:3],
             help=help,
         )
 
@@ -143,6 +155,7 @@ def attach(
     module: nn.Module,
     body: nn.Module,
     weights: Weights,
+    activations: Mapping[str, LayerActivations],
     mask_token: int | None,
     device: torch.device | str,
 ) -> None:
@@ -152,30 +165,31 @@ def attach(
         module: what is called with token ids.
         body: the part of it whose paths are those of the artifact.
         weights: tensors of the artifact.
+        activations: of the linears that do not do it by themselves.
         mask_token: what masked places hold.
         device: where the model is.
 
     Raises:
         InvalidArtifact: static scales are damaged, or the mask token is no token of the model.
     """
-    for path, does in weights.activations.items():
+    for path, does in activations.items():
         linear: Any = body.get_submodule(path)
+        columns = weights.codecs[path].columns
         stored = {
-            suffix: weights.plain(file_key(path, suffix))
-            for suffix in does.specification(linear.in_features)
+            suffix: weights.plain(file_key(path, suffix)) for suffix in does.specification(columns)
         }
         if does.input is not None:
             _check_stored(path, does.input, stored)
         if does.rotation is not None or does.input is not None:
-            linear.add_module(READS, InputTransform(linear.in_features, does, stored).to(device))
+            linear.add_module(READS, InputTransform(columns, does, stored).to(device))
             if not getattr(linear, "reads_codes", False):
                 linear.register_forward_pre_hook(_read)
         if does.output is not None:
             linear.add_module(GIVES, OutputTransform(does.output))
             linear.register_forward_hook(_give)
     if not weights.traceable:
-        _require_calls(module, body, weights.activations)
-    if any(does.by_class for does in weights.activations.values()):
+        _require_calls(module, body, activations)
+    if any(does.by_class for does in activations.values()):
         assert mask_token is not None, "the configuration was checked"
         _tell_masked(module, body, mask_token)
 

@@ -31,6 +31,8 @@ def resident(running: Running) -> Resident:
         else:
             assert layer.plain is not None, "a layer has a codec, or is stored plainly"
             dense = passing = FP32 * layer.plain.elements({})
+        if layer.codec is not None and layer.rotated:
+            dense += FP32 * layer.codec.columns
         loading = max(loading, weights + passing)
         weights += dense
     return Resident({"dense weights": weights, "activations": running.values}, loading)
@@ -48,9 +50,16 @@ class DenseRuntime(Runtime):
         """Decode tensor by tensor; beside the model there is one dense fp32 weight at a time."""
         names, tied = dense_tensors(module), tied_names(module)
         replaced = put_integers(module, weights, self.device, self.dtype)
+        read = weights.unrotated if self.rotates else weights.dense
         state = {
-            name: moved(weights.dense(name), self.device, self.dtype)
+            name: moved(read(name), self.device, self.dtype)
             for name in names
             if name.rpartition(".")[0] not in replaced
         }
         place(module, state, tied, replaced)
+
+
+class UnrotatedRuntime(DenseRuntime):
+    """The same, with the rotations of inputs multiplied out: nothing is in front of a linear."""
+
+    rotates: ClassVar[bool] = True

@@ -23,6 +23,7 @@ from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
 from qdc.runtime.activations import refuse_activations
 from qdc.runtime.auto import chosen_backend, tell_dense
+from qdc.runtime.dense import DenseRuntime
 from qdc.runtime.load import FLOATING, add_biases
 from qdc.runtime.weights import StoredWeights, Wanted, dense_tensors
 
@@ -35,6 +36,10 @@ class ModuleWeights(StoredWeights):
     """The tensors of an artifact, and those of the module that its forward does not read."""
 
     unread: Mapping[str, Tensor] = field(kw_only=True)
+
+    def dense(self, name: str) -> Tensor:
+        """A parameter of the module, of inputs as they are: who reads it may be no linear."""
+        return self.unrotated(name)
 
     def plain(self, name: str) -> Tensor:
         """A tensor that is no part of a quantized layer, as it is stored, or as it was."""
@@ -90,6 +95,8 @@ def load_module(
         quantization.activations,
         "what a module of your own calls is not known",
         "compile it without the pass that changes what linears read",
+        # Dense weights have rotations multiplied out, packed linears compute them.
+        rotates=runtime.rotates or isinstance(runtime, DenseRuntime),
     )
     known = registry.codecs()
     codecs = {
@@ -104,7 +111,12 @@ def load_module(
     buffers = list(persistent_buffers(module))
     add_biases(module, quantization.added_biases)
     weights = ModuleWeights(
-        codecs, quantization.stages, traceable=False, source=source, unread=unread
+        codecs,
+        quantization.stages,
+        traceable=False,
+        activations=quantization.activations,
+        source=source,
+        unread=unread,
     )
     if verify:
         digests.tell_missing()

@@ -6,7 +6,8 @@ alone, whose ``stages`` only say where to look.
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -20,12 +21,23 @@ Make = Callable[[Sequence[str]], nn.Module]
 """Builds it: ``[..., columns] -> [..., rows of all]``, in the order of the paths."""
 
 
+@dataclass(frozen=True)
+class Front:
+    """What is computed in front of linears: once for all that read one value and want the same."""
+
+    wanted: Callable[[str], Hashable]
+    """Names what the linear of a path wants; None for nothing."""
+    make: Make
+    """Builds it for the linears of these paths: ``[..., columns] -> [..., columns]``."""
+
+
 def join_stages(
     module: nn.Module,
     stages: Collection[Sequence[str]],
     layers: Collection[str],
     joinable: Joinable,
     make: Make,
+    front: Front | None = None,
 ) -> frozenset[str]:
     """Replace linears by one call and a split, wherever the code shows that they read one value.
 
@@ -38,6 +50,7 @@ def join_stages(
         layers: the paths that may be joined at all.
         joinable: what the backend can compute at once.
         make: called once for every group, when it is certain.
+        front: what is computed in front of linears, whether they are joined or not.
 
     Returns:
         The paths that are gone.
@@ -50,19 +63,20 @@ def join_stages(
             continue
         graph = _Tracer().trace(part)
         groups: list[list[str]] = []
+        shared = 0
         for names in holders[holder]:
             free = [name for name in names if f"{holder}.{name}" not in gone]
+            if front is not None:
+                shared += _share(graph, part, holder, free, front)
             for group in _groups(graph, holder, free, joinable):
                 groups.append(group)
                 gone.update(_under(holder, group))
         for group in groups:
-            joined = "_".join(group)
-            while hasattr(part, joined):
-                joined += "_"
+            joined = _free_name(part, "_".join(group))
             sizes = [_linear(part, name).out_features for name in group]
             part.add_module(joined, make(_under(holder, group)))
             _rewrite(graph, group, joined, sizes)
-        if groups:
+        if groups or shared:
             above, _, name = holder.rpartition(".")
             whole = fx.GraphModule(part, graph, class_name=type(part).__name__)
             _keep_others(whole, part, [name for group in groups for name in group])
@@ -99,11 +113,8 @@ def _groups(
 ) -> Iterator[list[str]]:
     """Those that are called once, on one value, as far as the backend can join them."""
     readers: dict[fx.Node, list[list[str]]] = defaultdict(list)
-    for name in names:
-        calls = graph.find_nodes(op="call_module", target=name)
-        if len(calls) != 1 or len(calls[0].args) != 1:
-            continue
-        groups = readers[calls[0].args[0]]
+    for name, call in _calls(graph, names):
+        groups = readers[_read(call)]
         for group in groups:
             if joinable(_under(holder, [*group, name])):
                 group.append(name)
@@ -112,6 +123,45 @@ def _groups(
             groups.append([name])
     for groups in readers.values():
         yield from (group for group in groups if len(group) > 1)
+
+
+def _calls(graph: fx.Graph, names: Sequence[str]) -> Iterator[tuple[str, fx.Node]]:
+    """The calls of those that are called once, with one value."""
+    for name in names:
+        calls = graph.find_nodes(op="call_module", target=name)
+        if len(calls) == 1 and len(calls[0].args) == 1:
+            yield name, calls[0]
+
+
+def _read(call: fx.Node) -> fx.Node:
+    value = call.args[0]
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def _share(
+    graph: fx.Graph, part: nn.Module, holder: str, names: Sequence[str], front: Front
+) -> int:
+    """Compute once what several linears want in front of them; returns how often that was."""
+    alike: dict[tuple[fx.Node, Hashable], list[tuple[str, fx.Node]]] = defaultdict(list)
+    for name, call in _calls(graph, names):
+        alike[_read(call), front.wanted(f"{holder}.{name}")].append((name, call))
+    found = [(*key, own) for key, own in alike.items() if key[1] is not None and len(own) > 1]
+    for value, _, own in found:
+        readers = [name for name, _ in own]
+        before = _free_name(part, "before_" + "_".join(readers))
+        part.add_module(before, front.make(_under(holder, readers)))
+        with graph.inserting_after(value):
+            computed = graph.call_module(before, (value,))
+        for _, call in own:
+            call.args = (computed,)
+    return len(found)
+
+
+def _free_name(part: nn.Module, name: str) -> str:
+    while hasattr(part, name):
+        name += "_"
+    return name
 
 
 def _rewrite(graph: fx.Graph, names: Sequence[str], joined: str, sizes: list[int]) -> None:

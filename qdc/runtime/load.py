@@ -28,9 +28,15 @@ from qdc.ir.keys import file_key
 from qdc.ir.types import ValueType
 from qdc.models.families import BUILT_IN, Families
 from qdc.numerics.finite import is_finite
+from qdc.pipeline.backendbase import Runtime
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
-from qdc.runtime.activations import attach, check_activations, refuse_activations
+from qdc.runtime.activations import (
+    attach,
+    beyond_rotations,
+    check_activations,
+    refuse_activations,
+)
 from qdc.runtime.auto import chosen_backend, tell_dense
 from qdc.runtime.integers import is_integer
 from qdc.runtime.weights import StoredWeights, Wanted, aligned, dense_tensors, place, tied_names
@@ -83,9 +89,12 @@ class OpenedArtifact:
         return self.digests.beside(path.name for path in self.source.files)
 
     def tensor(self, name: str) -> Tensor:
-        """Read one of them: a quantized weight decoded, in fp32. Raises ``InvalidArtifact``."""
+        """Read one of them: a quantized weight decoded, in fp32, and of inputs as they are.
+
+        Raises ``InvalidArtifact``.
+        """
         try:
-            return self.weights.dense(name)
+            return self.weights.unrotated(name)
         except InvalidCheckpoint as error:
             raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
 
@@ -163,21 +172,41 @@ def load_artifact(
     runtime = build_backend(chosen, registry).runtime(torch.device(device), dtype)
     opened = open_artifact(folder, registry, verify=verify)
     tell_dense(backend, device, dtype, opened.codecs)
+    return fill_artifact(opened, runtime, chosen)
+
+
+def fill_artifact(opened: OpenedArtifact, runtime: Runtime, name: str) -> nn.Module:
+    """Give the module of an artifact its tensors, as a runtime holds them.
+
+    Args:
+        opened: the artifact; its module is filled, and no longer on meta.
+        runtime: on its own device and in its own dtype.
+        name: what the runtime is called where it refuses something.
+
+    Raises:
+        QdcError: the runtime cannot run the model or one of the layers.
+        InvalidArtifact: data are damaged.
+    """
     body, module = opened.body, opened.module
     activations = opened.quantization.activations
     codecs = opened.codecs.items()
     runtime.check(body, {p: c for p, c in codecs if not is_integer(c, activations.get(p))})
+    around = beyond_rotations(activations) if runtime.rotates else activations
     if not runtime.follows_activations:
         refuse_activations(
-            activations, f"the backend {chosen} does not follow", "load with the backend reference"
+            activations,
+            f"the backend {name} does not follow",
+            "load with the backend reference",
+            rotates=runtime.rotates,
         )
     try:
         with opened.verified():
             runtime.fill(body, opened.weights)
-            attach(module, body, opened.weights, opened.quantization.mask_token, device)
+            mask_token = opened.quantization.mask_token
+            attach(module, body, opened.weights, around, mask_token, runtime.device)
     except InvalidCheckpoint as error:
         raise InvalidArtifact(error.what, where=error.where, help=error.help) from error
-    return module.to(device).requires_grad_(False)
+    return module.to(runtime.device).requires_grad_(False)
 
 
 def load_checkpoint(

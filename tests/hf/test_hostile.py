@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 import qdc
 import qdc.hf
-from qdc.errors import InvalidArtifact, QdcError, UnsupportedModel
+from qdc.errors import InvalidArtifact, QdcError
 from qdc.hf import settings
 from tests.e2e.test_plugin_quantizer import SOURCE
 from tests.support.artifacts import unsealed
@@ -22,6 +22,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.handovers import logits
 
 LAYER = "bert.encoder.layer.0.attention.self.query"
+WORDS = "bert.embeddings.word_embeddings"
 SHARD = "model-00001-of-00003.safetensors"
 Tensors = dict[str, Tensor]
 Fields = dict[str, Any]
@@ -105,9 +106,9 @@ def test_files_outside_the_folder_are_refused(copy: Path, tmp_path: Path) -> Non
 
 
 def test_what_linears_do_with_their_inputs_is_not_left_out(copy: Path) -> None:
-    turned = {LAYER: {"rotation": 1}}
-    edit_config(copy, lambda q: q.update(format_version=2, activations=turned))
-    with pytest.raises(UnsupportedModel, match="do not follow"):
+    coded = {LAYER: {"input": {"bits": 8}}}
+    edit_config(copy, lambda q: q.update(format_version=2, activations=coded))
+    with pytest.raises(QdcError, match="do not follow"):
         AutoModelForMaskedLM.from_pretrained(copy)
 
 
@@ -115,6 +116,10 @@ def test_what_linears_do_with_their_inputs_is_not_left_out(copy: Path) -> None:
     ("edit", "what"),
     [
         (lambda q: q.update(format_version=3), "format version 3"),
+        (
+            lambda q: q.update(format_version=2, activations={WORDS: {"rotation": 1}}),
+            "a rotation is named of what cannot be rotated",
+        ),
         (lambda q: q.update(layers=[]), "not one of qdc"),
         (lambda q: q["layers"][LAYER].update(codec="other"), "no codec is called 'other'"),
         (lambda q: q["layers"][LAYER].update(bits=3), "the codec's settings are wrong: bits"),

@@ -15,6 +15,7 @@ import qdc
 from qdc.cli import run
 from qdc.comparing.measure import drift
 from qdc.errors import InvalidArtifact, InvalidPipeline, QdcError, UnsupportedModel
+from qdc.format.uniformgrid import UniformGrid
 from qdc.format.weights import Weights
 from qdc.frontend.opening import open_model
 from qdc.ir.activations import InputCodes, LayerActivations, OutputCodes, RowFormat
@@ -376,10 +377,11 @@ def test_zero_points_that_are_no_codes_are_refused() -> None:
     form = RowFormat(bits=4, zeros="asymmetric", static=True)
     linear = torch.nn.Linear(8, 2)
     stored = {"input_scale": torch.ones(1, 1), "input_zero": torch.full((1, 1), 8).to(torch.int8)}
-    weights = Stored({}, activations={"0": LayerActivations(input=form)}, tensors=stored)
+    codecs = {"0": UniformGrid(rows=2, columns=8, group=8, bits=8)}
+    weights = Stored(codecs, activations={"0": LayerActivations(input=form)}, tensors=stored)
     body = torch.nn.Sequential(linear)
     with pytest.raises(InvalidArtifact, match="-8 to 7"):
-        attach(body, body, weights, None, "cpu")
+        attach(body, body, weights, weights.activations, None, "cpu")
 
 
 def test_the_annotations_check_themselves() -> None:

@@ -23,7 +23,7 @@ from qdc.runtime.load import load_artifact
 from qdc.streaming.unit import Unit
 from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
-from tests.support.compiles import compile_tiny, run_passes, spying
+from tests.support.compiles import compile_tiny, make_job, run_passes, spying
 from tests.support.graphs import two_blocks
 
 FINE = "rtn-lower{bits=8 group=8},pack"
@@ -158,13 +158,11 @@ def test_what_it_would_make_wrong_is_refused(
         compile_tiny(model, tmp_path / "out", passes)
 
 
-def test_backends_that_cannot_say_it_refuse(model: Path, artifact: Path, tmp_path: Path) -> None:
-    with pytest.raises(QdcError, match="gguf"):
-        qdc.compile(model, f"rotate,{FINE}", "gguf", out=tmp_path / "out")
-    with pytest.raises(QdcError, match="triton does not follow"):
-        qdc.compile(model, f"rotate,{FINE}", "triton", out=tmp_path / "out")
-    with pytest.raises(QdcError, match="rotate"):
-        qdc.export(artifact, out=tmp_path / "dense")
+def test_backends_that_cannot_say_it_refuse(model: Path, tmp_path: Path) -> None:
+    registry = standard_registry()
+    registry.add(type("Mute", (Reference,), {"name": "mute", "activations": ()}))
+    with pytest.raises(InvalidPipeline, match="mute does not follow"):
+        make_job(model, tmp_path / "out", registry, passes=f"rotate,{FINE}", backend="mute")
 
 
 def test_an_odd_number_of_columns_is_refused() -> None:

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdc.backends.cpu import kernels, ringlayout, ringproducts, support, wholerings
+from qdc.backends.cpu import (
+    kernels,
+    ringlayout,
+    ringproducts,
+    rotations,
+    support,
+    wholerings,
+)
 from qdc.backends.cpu.memory import resident
 from qdc.backends.cpu.modules import PackedLinear
 from qdc.backends.cpu.packing import layout_of
@@ -139,10 +146,10 @@ def test_rotations_are_the_very_ones_of_the_numerics(width: int) -> None:
     rotation, x = RandomHadamard.of(width, 7), inputs(3, width)
     signs = rotation.signs.half()
     size = rotation.size**0.5
-    found = ringproducts._rotate("inputs", x, signs)
+    found = rotations.rotate("inputs", x, signs)
     assert torch.equal(found * (1 / size), rotation.forward(x))
     factor, bias = torch.tensor([1 / size]), torch.zeros(width)
-    assert torch.equal(ringproducts._rotate("outputs", x, signs, factor, bias), rotation.inverse(x))
+    assert torch.equal(rotations.rotate("outputs", x, signs, factor, bias), rotation.inverse(x))
 
 
 def test_pairs_of_levels_are_those_of_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
