@@ -7,6 +7,9 @@ rotated weights and rotated statistics. The layers of a stage share their rotati
 the stage's value names; the artifact stores that seed and no more, and a runtime rotates the input
 of each layer before it multiplies. Source: QuaRot (arXiv 2404.00456), SpinQuant (arXiv 2405.16406).
 
+Layers with an odd number of columns have no such transform and stay as they are; the summary of a
+compile says how many.
+
 Where an attention stands alone between two linears, each head's values can be rotated instead
 (``fold=heads``): the value projection gives them rotated, by the rows of its weight, attention
 mixes them, and the linear behind it reads them so. That is folded into weights and costs nothing at
@@ -46,8 +49,7 @@ class Rotate(Pass):
     """Rotate what layers read by random signs and Hadamard transforms."""
 
     name: ClassVar[str] = "rotate"
-    provides: ClassVar[Kinds] = (Rotation,)
-    annotates: ClassVar[Kinds] = (RotatedHeads,)
+    annotates: ClassVar[Kinds] = (Rotation, RotatedHeads)
     forbids: ClassVar[Kinds] = (Rotation, Moment, CrossMoment, Factor, Lowered, InputCodes)
 
     seed: int = Field(default=0, ge=0, lt=1 << 62, description="which rotations are drawn")
@@ -56,22 +58,17 @@ class Rotate(Pass):
     )
 
     def check(self, graph: LayerGraph) -> None:
-        """Refuse layers with an odd number of columns, and heads where there are none to fold."""
+        """Refuse heads where there are none to fold."""
         if self.fold == "heads" and not self.folded(graph):
             raise UnsupportedModel(
                 "no attention of the model stands alone between two linears without bias",
                 help="leave fold out: rotations are computed then",
             )
-        odd = [node.name for node in graph.layers() if transform_size(node.columns) < 2]
-        if odd:
-            raise UnsupportedModel(
-                "an odd number of columns has no Hadamard transform",
-                where=[f"%{name}" for name in odd],
-                help="leave rotate out",
-            )
 
     def check_later(self, later: Sequence[Pass]) -> None:
-        """Refuse quantizers that rotate by themselves: twice costs twice, and gains nothing."""
+        """Refuse a second rotation, and quantizers that rotate by themselves: it gains nothing."""
+        if any(isinstance(step, Rotate) for step in later):
+            raise InvalidPipeline("rotate stands in the pipeline twice", help="leave one out")
         names = [step.name for step in later if step.rotates]
         if names:
             raise InvalidPipeline(
@@ -83,15 +80,19 @@ class Rotate(Pass):
         """Draw a rotation for each stage."""
         for stage, layers in unit.layers_by_stage():
             for node in layers:
-                for name, note in self.notes(unit.graph, stage, node):
+                notes = list(self.notes(unit.graph, stage, node))
+                for name, note in notes:
                     unit.annotate(unit.graph[name], note)
+                if not notes:
+                    unit.remark("missed", node, columns=node.columns)
 
     def notes(
         self, graph: LayerGraph, stage: Stage, node: Node
     ) -> Iterator[tuple[str, OfActivations]]:
         """What is to be written for a layer, and for its partner across an attention."""
         found = self.folded(graph).get(node.name)
-        if found is None or node.name == found.value:
+        turned = found is None or node.name == found.value
+        if turned and transform_size(node.columns) > 1:
             yield node.name, Rotation(seed=random_seed(self.seed, "inputs", stage.value))
         if found is not None:
             # Both at once: neither may be lowered or computed with while the other one waits.

@@ -128,6 +128,8 @@ def _totals(report: CompileReport) -> Table:
         rows.add_row(report.bits_word, f"{exact} a weight, exactly")
         if any(layer.orders for layer in report.layers):
             rows.add_row("orders", _orders(report))
+        if any(layer.rotated for layer in report.layers):
+            rows.add_row("rotated", _rotated(report))
         rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, every byte counted")
         if report.whole_bits is not None:
             rows.add_row(
@@ -170,6 +172,14 @@ def _totals(report: CompileReport) -> Table:
     rows.add_row("time", f"{report.seconds:.1f} s on {report.device}{again}")
     rows.add_row("peak memory", size(max((p.peak_bytes for p in report.passes), default=0)))
     return rows
+
+
+def _rotated(report: CompileReport) -> str:
+    """How many layers read rotated inputs, and why the others do not."""
+    left = [layer for layer in report.layers if not layer.rotated]
+    found = f"inputs of {len(report.layers) - len(left)} layers"
+    odd = sum(layer.columns % 2 for layer in left)
+    return f"{found}; {odd} have an odd number of columns, and none" if odd else found
 
 
 def _orders(report: CompileReport) -> str:

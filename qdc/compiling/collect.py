@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qdc.compiling.instruments import Measured
 from qdc.format.codec import Lowered
-from qdc.ir.activations import InputCodes
+from qdc.ir.activations import InputCodes, Rotation
 from qdc.ir.annotations import Moment, Orders, Packed
 from qdc.ir.distilled import Distilled
 from qdc.ir.graph import LINEAR, LayerGraph, Node
@@ -57,6 +57,7 @@ def _packed(graph: LayerGraph) -> Iterator[tuple[Node, LayerReport]]:
                 rows=node.rows,
                 columns=node.columns,
                 codec=lowered.codec.name,
+                rotated=graph.get(node.name, Rotation) is not None,
                 orders=orders.blocks if orders is not None else (),
                 bits_word=lowered.codec.bits_word,
                 payload_bits=packed.payload_bits,

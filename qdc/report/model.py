@@ -42,6 +42,8 @@ class LayerReport(Frozen):
     """Share of each block of columns in the error; they add up to it."""
     stored: dict[str, int] = Field(default_factory=dict)
     """Bytes of each stored tensor, by its suffix."""
+    rotated: bool = False
+    """Whether it reads rotated inputs."""
     routed: int | None = None
     """Tokens that an expert saw, if they were too few and it was given the statistics of all."""
 

@@ -146,7 +146,7 @@ def test_drift_is_measured_in_rotated_coordinates(model: Path, tmp_path: Path, f
     [
         ("stages(calibrate-mcs,rotate,rtn-lower),pack", "@moment"),
         ("rtn-lower,rotate,pack", "@lowered"),
-        ("rotate{seed=1},rotate{seed=2},rtn-lower,pack", "@rotation"),
+        ("rotate{seed=1},rotate{seed=2},rtn-lower,pack", "twice"),
         ("rotate,stages(calibrate-mcs,sensitivity,quip-lower),pack", "quip-lower"),
         ("rotate,stages(calibrate-mcs,sensitivity,trellis-lower),pack", "trellis-lower"),
     ],
@@ -165,9 +165,14 @@ def test_backends_that_cannot_say_it_refuse(model: Path, tmp_path: Path) -> None
         make_job(model, tmp_path / "out", registry, passes=f"rotate,{FINE}", backend="mute")
 
 
-def test_an_odd_number_of_columns_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="odd"):
-        Rotate().check(two_blocks(columns=33))
+def test_an_odd_number_of_columns_is_left_alone() -> None:
+    graph = two_blocks(columns=33)
+    Rotate().check(graph)
+    stage = graph.regions[0].stages[0]
+    assert not list(Rotate().notes(graph, stage, graph[stage.layers[0]]))
+
+
+def test_heads_are_folded_where_there_are_some() -> None:
     with pytest.raises(UnsupportedModel, match="no attention"):
         Rotate(fold="heads").check(two_blocks())
 
