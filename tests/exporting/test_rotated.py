@@ -73,7 +73,7 @@ def test_integers_stay_in_their_coordinates(tmp_path: Path) -> None:
 def test_a_gguf_file_is_decoded_without_rotations(tmp_path: Path) -> None:
     from gguf import GGUFReader
 
-    model = write_checkpoint(tmp_path / "model", d_model=256, mlp_hidden_size=256, n_layers=1)
+    model = write_checkpoint(tmp_path / "model", d_model=64, mlp_hidden_size=64, n_layers=1)
     compile_tiny(model, tmp_path / "out", "rotate,rtn-lower{bits=8 group=8},pack")
     report = qdc.export(tmp_path / "out", out=tmp_path / "out.gguf", format="gguf", verify=True)
     assert (report.unrotated, report.decoded) == (7, 7)
