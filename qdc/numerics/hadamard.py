@@ -63,7 +63,7 @@ def walsh_hadamard(values: Tensor, size: int) -> Tensor:
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return _step_by_step(values, size)
     if torch.is_grad_enabled() and values.requires_grad:
-        found: Tensor = _Differentiable.apply(values, size)
+        found: Tensor = _Differentiable.apply(values, size)  # type: ignore[no-untyped-call]
         return found
     with undisturbed():
         return _by_columns(values, size)

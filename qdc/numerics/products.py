@@ -39,7 +39,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return F.linear(inputs, weight, bias)
     given = (inputs, weight) if bias is None else (inputs, weight, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        found: Tensor = _Differentiable.apply(inputs, weight, bias)
+        found: Tensor = _Differentiable.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
         return found
     return _by_onednn(inputs, weight, bias)
 

@@ -93,14 +93,14 @@ def test_derivatives_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(products, "_wide", lambda: taken)
     inputs, weight = normal(129, 130).requires_grad_(), normal(131, 130).requires_grad_()
-    linear(inputs, weight).sum().backward()
+    linear(inputs, weight).sum().backward()  # type: ignore[no-untyped-call]
     assert called == [
         ((129, 130), (131, 130)),
         ((129, 131), (130, 131)),
         ((131, 129), (130, 129)),
     ]
     inputs.grad = None
-    linear(inputs, weight.detach()).sum().backward()
+    linear(inputs, weight.detach()).sum().backward()  # type: ignore[no-untyped-call]
     assert len(called) == 5
 
 
@@ -111,7 +111,7 @@ def test_second_derivatives_are_refused() -> None:
     )
     if products._wide() is not None:
         with pytest.raises(RuntimeError, match="once_differentiable"):
-            slope.sum().backward()
+            slope.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_parts_of_matrices_are_handed_on_whole(monkeypatch: pytest.MonkeyPatch) -> None:
