@@ -1,8 +1,10 @@
 """Decode an artifact with numpy and safetensors alone: no torch, no qdc. See docs/format.md."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
+from hashlib import shake_256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionEr
 def read(folder: Path) -> dict[str, Array]:
     """Decode every quantized layer: full path to ``float32[rows, columns]``.
 
+    A rotation of a layer's inputs is multiplied out, so that the weight is for inputs as they are.
     Raises OSError for files that are missing, ValueError for those that are damaged.
     """
     try:
@@ -27,8 +30,12 @@ def read(folder: Path) -> dict[str, Array]:
 
 def _read(folder: Path) -> dict[str, Array]:
     config = load_json(folder / "config.json").get("quantization_config", {})
-    if config.get("quant_method") != "qdc" or config["format_version"] != 1:
-        raise ValueError(f"{folder} is no qdc artifact of format version 1")
+    if config.get("quant_method") != "qdc" or config["format_version"] not in (1, 2):
+        raise ValueError(f"{folder} is no qdc artifact of format version 1 or 2")
+    activations = config.get("activations", {})
+    for path, does in activations.items():
+        if does.keys() != {"rotation"}:
+            raise ValueError(f"this reader knows no codes of inputs or outputs, as of {path}")
     index = load_json(folder / "model.safetensors.index.json")
     found: dict[str, dict[str, Array]] = {path: {} for path in config["layers"]}
     for name, shard in index["weight_map"].items():
@@ -37,7 +44,10 @@ def _read(folder: Path) -> dict[str, Array]:
             expect((folder / Path(shard).name).is_file(), shard)
             with safe_open(folder / Path(shard).name, framework="numpy") as file:
                 found[path][suffix] = file.get_tensor(name)
-    return {path: decode_layer(config["layers"][path], found[path]) for path in found}
+    weights = {path: decode_layer(config["layers"][path], found[path]) for path in found}
+    for path, does in activations.items():
+        weights[path] = unrotated(weights[path], does["rotation"])
+    return weights
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -55,6 +65,21 @@ def decode_layer(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array
     if layer["codec"] not in known:
         raise ValueError(f"this reader knows {' and '.join(known)}, not {layer['codec']!r}")
     return known[layer["codec"]](layer, stored)
+
+
+def unrotated(weight: Array, seed: int) -> Array:
+    """``W Q^T`` in float32: what the layer multiplies inputs by that are not rotated."""
+    rows, columns = weight.shape
+    size, step = columns & -columns, 1
+    expect(isinstance(seed, int) and 0 <= seed < 1 << 31 and size > 1, "rotation")
+    while step < size:
+        pairs = weight.reshape(rows, -1, 2, step)
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        weight = np.stack([first + second, first - second], axis=2).reshape(rows, columns)
+        step *= 2
+    drawn = shake_256(b"str:rotation signs\0int:%d" % seed).digest(3 * columns)
+    signs = np.where(np.frombuffer(drawn, np.uint8)[::3] < 128, np.float32(-1), np.float32(1))
+    return weight * np.float32(1 / math.sqrt(size)) * signs
 
 
 def multi_binary(layer: Mapping[str, Any], stored: Mapping[str, Array]) -> Array:

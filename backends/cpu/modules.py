@@ -56,6 +56,7 @@ class PackedLinear(nn.Module):
         if bias is not None:
             offsets[: codec.rows] = bias
         self.register_buffer("offsets", offsets)
+        self._biased = bias is not None
         self._kinds = {name: tensor.dtype for name, tensor in held.items()}
         self.rotated = rotation is not None
         if rotation is not None:
@@ -95,6 +96,12 @@ class PackedLinear(nn.Module):
             )
             found = turn.inverse(found.float())
         return found.to(self.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias ``[rows]`` in the dtype of ``weight``, or None; nothing here reads it."""
+        held = self.get_buffer("offsets")
+        return held[: self.out_features].to(self.dtype) if self._biased else None
 
     def extra_repr(self) -> str:
         """What ``print`` shows of it."""

@@ -62,6 +62,8 @@ class Figures:
     """Tensor files of the checkpoint."""
     tensor_bytes: int
     """Tensors of the artifact."""
+    rotated: int
+    """Layers that read rotated inputs."""
 
 
 def card_text(checkpoint: Checkpoint, facts: Mapping[str, Any], figures: Figures) -> bytes:
@@ -95,6 +97,7 @@ def card_text(checkpoint: Checkpoint, facts: Mapping[str, Any], figures: Figures
         "quantized": f"{figures.layers} layers, {figures.weights:,} weights",
         "bits a weight": f"{figures.bits:.6g} {figures.bits_word}, "
         f"{figures.effective_bits:.4f} with every stored byte counted{vocabulary}",
+        **({"rotated": f"inputs of {figures.rotated} layers"} if figures.rotated else {}),
         "tensors": f"{size(figures.bytes_before)} before, {size(figures.tensor_bytes)} now",
         "written by": f"qdc {facts['qdc_version']}, backend {_code(facts['backend'])}",
     }

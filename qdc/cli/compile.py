@@ -179,7 +179,7 @@ def _rotated(report: CompileReport) -> str:
     left = [layer for layer in report.layers if not layer.rotated]
     found = f"inputs of {len(report.layers) - len(left)} layers"
     odd = sum(layer.columns % 2 for layer in left)
-    return f"{found}; {odd} have an odd number of columns, and none" if odd else found
+    return f"{found}; not of {odd} with an odd number of columns" if odd else found
 
 
 def _orders(report: CompileReport) -> str:

@@ -92,4 +92,5 @@ def _figures(graph: LayerGraph, checkpoint: Checkpoint, writer: ArtifactWriter) 
         whole_bits=whole if beside else None,
         bytes_before=checkpoint.nbytes,
         tensor_bytes=writer.tensor_bytes,
+        rotated=sum(row.rotated for row in rows),
     )

@@ -159,6 +159,7 @@ def _refuse_unmapped(nodes: tuple[Node, ...], inside: set[str]) -> None:
         raise UnsupportedModel(
             f"{len(found)} matrices of the blocks are the weights of no linear",
             where=found,
-            help="3-D experts, convolutions and transposed linears would stay as they are; "
-            "qdc compiles a model whose blocks are made of linears",
+            help="3-D experts, convolutions, transposed linears and weights that forward reads "
+            "without calling their linear would stay as they are; qdc compiles a model whose "
+            "blocks are made of linears",
         )

@@ -11,6 +11,7 @@ from qdc.artifact.digests import CARD, DIGESTS, digests_text
 from qdc.artifact.writer import index_data, json_bytes
 from qdc.checkpoint.layout import INDEX
 from qdc.format.codec import Codec, Lowered
+from qdc.ir.activations import Rotation
 from qdc.ir.annotations import Packed
 from qdc.ir.graph import LayerGraph, Node
 from qdc.ir.keys import file_key, table_key
@@ -115,4 +116,8 @@ def _figures(foreseen: Foreseen) -> Figures:
         whole_bits=whole if len(every) > len(codecs) else None,
         bytes_before=foreseen.checkpoint.nbytes,
         tensor_bytes=sum(nbytes(kind) for kind in foreseen.stored.values()),
+        rotated=sum(
+            node.path in codecs and foreseen.graph.get(node.name, Rotation) is not None
+            for node in foreseen.graph.layers()
+        ),
     )

@@ -99,7 +99,7 @@ def foresee_running(options: ForecastOptions, registry: Registry) -> RunOutlook:
         artifact=str(options.model_dir),
         family=graph.model.family,
         pipeline=quantization.pipeline,
-        tensor_bytes=source.nbytes,
+        tensor_bytes=sum(header.nbytes for header in source.headers.values()),
         tokens=tokens,
         runtimes=tuple(runtimes(registry, graph, codecs, tokens, base)),
         memory=machine_memory(),

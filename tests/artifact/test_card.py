@@ -68,13 +68,14 @@ def test_card_counts_a_vocabulary_that_is_quantized(
 ) -> None:
     figures = Figures(
         layers=1, weights=8, bits_word="code bits", bits=959 / 624, effective_bits=1.5375,
-        whole_bits=1.99934, bytes_before=99, tensor_bytes=9,
+        whole_bits=1.99934, bytes_before=99, tensor_bytes=9, rotated=7,
     )  # fmt: skip
     facts = dict.fromkeys(("checkpoint_sha256", "pipeline", "qdc_version", "backend"), "x")
     card = card_text(Checkpoint(named[0].parent / "model"), facts, figures).decode()
     assert "# LLaDA-8B-Base, compiled to 1.54 bits\n" in card
     counted = "1.53686 code bits, 1.5375 with every stored byte counted"
     assert f"| {counted}, 1.9993 with embedding and head |" in card
+    assert "| rotated | inputs of 7 layers |" in card
 
 
 def test_commands_and_code_of_the_card_work(

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qdc
+from qdc.numerics.hadamard import RandomHadamard
 from tests.support.checkpoints import write_checkpoint
 from tests.support.commands import python
 from tests.support.compiles import PLAIN, compile_tiny
@@ -22,6 +23,7 @@ PIPELINES = {
     "8-bit scales": PLAIN.replace("allocate,", "allocate{ratio=0.5},").replace(
         "lower", "lower{scale-bits=8}"
     ),
+    "rotated inputs": PLAIN.replace("stages(", "stages(rotate,"),
     "one order of 4": PLAIN.replace("allocate", "allocate{base=4 ratio=0}"),
     "one order of 1": PLAIN.replace("allocate", "allocate{base=1 ratio=0}"),
     "two bits": "data-free",
@@ -54,10 +56,17 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same(folder: Path, found: dict[str, np.ndarray]) -> bool:
-    """Whether the weights are those of ``qdc.load``, minus zero and zero told apart."""
+    """Whether the weights are those of ``qdc.load``, minus zero and zero told apart.
+
+    Those of layers that read rotated inputs have the rotation multiplied out.
+    """
     state = qdc.load(folder, backend="reference").state_dict()
-    layers = json.loads((folder / "config.json").read_text())["quantization_config"]["layers"]
-    assert set(found) == set(layers)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert set(found) == set(config["layers"])
+    for path, does in config.get("activations", {}).items():
+        stored = state[f"{path}.weight"]
+        rotation = RandomHadamard.of(stored.shape[1], does["rotation"])
+        state[f"{path}.weight"] = rotation.inverse(stored)
     return all(
         weight.dtype == np.float32
         and np.array_equal(
@@ -128,17 +137,30 @@ def test_refuses_another_version(
 ) -> None:
     newer = shutil.copytree(artifact, tmp_path / "newer")
     config = json.loads((newer / "config.json").read_text())
-    config["quantization_config"]["format_version"] = 2
+    config["quantization_config"]["format_version"] = 3
     (newer / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="version 1"):
+    with pytest.raises(ValueError, match="version 1 or 2"):
         decoded["read"](newer)
+
+
+def test_refuses_codes_of_inputs(
+    decoded: dict[str, Callable[..., dict[str, np.ndarray]]], artifact: Path, tmp_path: Path
+) -> None:
+    coded = shutil.copytree(artifact, tmp_path / "coded")
+    config = json.loads((coded / "config.json").read_text())
+    path, *_ = config["quantization_config"]["layers"]
+    codes = {"rotation": 1, "input": {"bits": 8}}
+    config["quantization_config"] |= {"format_version": 2, "activations": {path: codes}}
+    (coded / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"no codes of inputs or outputs, as of {path}"):
+        decoded["read"](coded)
 
 
 def test_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
     wide(tmp_path / "m")
     cases = {
         (): "usage: python examples/read_artifact.py OUT",
-        (tmp_path / "m",): f"{tmp_path / 'm'} is no qdc artifact of format version 1",
+        (tmp_path / "m",): f"{tmp_path / 'm'} is no qdc artifact of format version 1 or 2",
         (tmp_path / "x",): f"No such file or directory: '{tmp_path / 'x' / 'config.json'}'",
     }
     for arguments, message in cases.items():

@@ -57,6 +57,12 @@ def test_dense_runtime_holds_every_weight_in_fp32(artifact: Path) -> None:
     assert found.peak_bytes >= found.running_bytes > found.process_bytes > 1e8
 
 
+def test_tensors_are_counted_without_the_headers_of_their_files(artifact: Path) -> None:
+    found = foresee_running(ForecastOptions.parse(model_dir=artifact), standard_registry())
+    index = json.loads((artifact / "model.safetensors.index.json").read_text())
+    assert found.tensor_bytes == index["metadata"]["total_size"]
+
+
 def test_packed_runtime_holds_what_is_stored(artifact: Path) -> None:
     pytest.importorskip("llvmlite")
     module, found = qdc.load(artifact, backend="cpu"), running(artifact, "cpu", length=16)

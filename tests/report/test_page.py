@@ -129,6 +129,15 @@ def test_bits_with_the_vocabulary_are_shown(compiled: CompileReport) -> None:
     assert "with embedding and head" not in render(compiled)
 
 
+def test_it_says_how_many_layers_read_rotated_inputs(compiled: CompileReport) -> None:
+    assert "rotated inputs" not in render(compiled)
+    first, *others = compiled.layers
+    some = compiled.model_copy(
+        update={"layers": (first.model_copy(update={"rotated": True}), *others)}
+    )
+    assert f"1 of {len(compiled.layers)} layers read rotated inputs" in render(some)
+
+
 def test_it_says_whether_the_bytes_are_those_predicted(compiled: CompileReport) -> None:
     assert render(compiled).count('class="check yes"') == 2
     wrong = changed(compiled, predicted_bytes=compiled.tensor_bytes + 1)

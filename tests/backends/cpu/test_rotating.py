@@ -31,6 +31,7 @@ def test_a_linear_rotates_what_it_reads() -> None:
     codec = UniformGrid(rows=24, columns=96, group=32, bits=8)
     stored = random_stored(codec)
     module = PackedLinear(codec, stored, None, torch.float32, "f32", rotation=9)
+    assert module.bias is None
     x = torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(1))
     weight = codec.dense(codec.unpack(stored))
     wanted = RandomHadamard.of(96, 9).forward(x) @ weight.T
@@ -40,3 +41,11 @@ def test_a_linear_rotates_what_it_reads() -> None:
     assert str(module).endswith("rotated)")
     with pytest.raises(QdcError, match="cast or moved"):
         module.bfloat16()(x)
+
+
+def test_who_multiplies_by_itself_reads_weight_and_bias() -> None:
+    codec, bias = UniformGrid(rows=24, columns=96, group=32, bits=8), torch.linspace(-1, 1, 24)
+    module = PackedLinear(codec, random_stored(codec), bias, torch.float32, "f32", rotation=9)
+    x = torch.randn(3, 96, generator=torch.Generator().manual_seed(1))
+    found = torch.nn.functional.linear(x, module.weight, module.bias)
+    torch.testing.assert_close(found, module(x), rtol=1e-4, atol=1e-3)
