@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from qdc.numerics.products import undisturbed
+from qdc.numerics.products import is_transformed, undisturbed
 from qdc.numerics.random_numbers import below, uniforms
 
 TOGETHER: Final = 1 << 18
@@ -60,7 +60,7 @@ def walsh_hadamard(values: Tensor, size: int) -> Tensor:
     """
     if size < 1 or size & (size - 1) or values.shape[-1] % size:
         raise ValueError(f"{size} is no power of two that divides {values.shape[-1]} columns")
-    if values.device.type != "cpu" or torch.compiler.is_compiling():
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or is_transformed():
         return _step_by_step(values, size)
     if torch.is_grad_enabled() and values.requires_grad:
         found: Tensor = _Differentiable.apply(values, size)  # type: ignore[no-untyped-call]

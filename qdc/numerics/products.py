@@ -158,7 +158,7 @@ def _is_worthwhile(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.shape == weight.shape[:1])
         and all(type(t) in PLAIN and t.dtype == torch.float32 for t in given)
         and all(t.device.type == "cpu" for t in given)
-        and not _is_transformed()
+        and not is_transformed()
         and bool(torch.backends.mkldnn.enabled)
     )
 
@@ -167,8 +167,8 @@ PLAIN = (Tensor, nn.Parameter)
 """Others say themselves how they are multiplied."""
 
 
-def _is_transformed() -> bool:
-    """Whether torch computes something else of this, of which oneDNN's call would know nothing.
+def is_transformed() -> bool:
+    """Whether torch computes something else of this, of which calls like oneDNN's know nothing.
 
     Tangents of forward differentiation are what it would lose, and autocast what it would not do.
     """

@@ -17,8 +17,10 @@ from qdc.checkpoint.held import MODULE, fingerprint, persistent_buffers
 from qdc.checkpoint.layout import INDEX
 from qdc.errors import InvalidArtifact, InvalidCheckpoint, QdcError
 from qdc.format.codec import Codec
+from qdc.ir.activations import LayerActivations
 from qdc.ir.keys import file_key
 from qdc.ir.types import SHORT
+from qdc.numerics.hadamard import transform_size
 from qdc.pipeline.builder import build_backend
 from qdc.pipeline.registry import Registry
 from qdc.runtime.activations import refuse_activations
@@ -167,6 +169,7 @@ def _check(
         dtype = SHORT.get(str(buffer.dtype).removeprefix("torch."))
         wanted[name] = (None if buffer.is_floating_point() else dtype, tuple(buffer.shape))
     problems = [*_layers(wanted, codecs), *_tensors(wanted, source)]
+    problems += _rotations(hollow, quantization.activations)
     problems += _buffers(module, source, described["buffers"])
     if problems:
         raise QdcError(
@@ -186,6 +189,19 @@ def _layers(wanted: dict[str, Wanted], codecs: Mapping[str, Codec]) -> Iterator[
             yield f"{layer}: {has} in the module, {codec.rows} x {codec.columns} in the artifact"
         for suffix, stored in codec.specification().items():
             wanted[file_key(layer, suffix)] = (stored.dtype, stored.shape)
+
+
+def _rotations(hollow: nn.Module, activations: Mapping[str, LayerActivations]) -> Iterator[str]:
+    """What is looked up has no inputs to be rotated, and odd numbers of columns no transform."""
+    parts = dict(hollow.named_modules())
+    for path, does in activations.items():
+        weight = getattr(parts.get(path), "weight", None)
+        if does.rotation is None or weight is None:
+            continue
+        if isinstance(parts[path], nn.Embedding):
+            yield f"{path}: an embedding in the module, rotated in the artifact"
+        elif transform_size(weight.shape[1]) < 2:
+            yield f"{path}: {weight.shape[1]} columns, which cannot be rotated"
 
 
 def _tensors(wanted: Mapping[str, Wanted], source: Checkpoint) -> Iterator[str]:

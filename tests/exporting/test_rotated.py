@@ -108,3 +108,19 @@ def test_a_module_of_its_users_computes_the_same(tmp_path: Path, backend: str) -
     loaded = qdc.load(tmp_path / "out", module=NanoGPT(), backend=backend)
     tokens = ids(2, 7)
     assert apart(loaded(tokens)[0], module(tokens)[0]) < 0.03
+
+
+def test_rotations_that_a_module_cannot_have_are_refused(tmp_path: Path) -> None:
+    """Rows that are looked up are not multiplied: backends would read them in two ways."""
+    passes = "quantize-vocab,rotate,rtn-lower{bits=8 group=8},pack"
+    qdc.compile(
+        filled(NanoGPT()), passes, out=tmp_path / "out", mask_token_id=60, write_report=False
+    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["quantization_config"]["activations"]["transformer.wte"] = {"rotation": 5}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QdcError) as caught:
+        qdc.load(tmp_path / "out", module=NanoGPT(), backend="reference", verify=False)
+    assert caught.value.where == (
+        "transformer.wte: an embedding in the module, rotated in the artifact",
+    )

@@ -130,3 +130,17 @@ def test_derivatives_flow_through_the_transform() -> None:
     values = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: walsh_hadamard(v, 4), values)
     assert torch.autograd.gradgradcheck(lambda v: walsh_hadamard(v, 4).square(), values)
+
+
+def test_transforms_of_torch_go_through_it_too() -> None:
+    """Their values take no ``out=``, and know no function that is made for plain gradients."""
+    values = torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def turned(rows: Tensor) -> Tensor:
+        return walsh_hadamard(rows, 4)
+
+    assert torch.equal(torch.vmap(turned)(values), turned(values))
+    found, slope = torch.func.jvp(turned, (values,), (values + 1,))
+    assert torch.equal(found, turned(values))
+    assert torch.equal(slope, turned(values + 1))
+    torch.testing.assert_close(torch.func.vjp(turned, values)[1](values)[0], turned(values))
