@@ -29,8 +29,14 @@ class Read(NamedTuple):
     """What a linear has made of a value."""
 
     value: Tensor
+    version: int
+    """How often the value had been changed in place."""
     notes: tuple[Annotation | None, ...]
     read: Tensor
+
+    def holds(self, value: Tensor, notes: tuple[Annotation | None, ...]) -> bool:
+        """Whether a linear with these annotations makes the same of a value."""
+        return value is self.value and value._version == self.version and notes == self.notes
 
 
 class Executor:
@@ -261,8 +267,9 @@ class Executor:
             return value
         # Layers of a stage read the same value one after the other: it is turned once.
         notes, last = self.inputs.notes(name), self._last_read
-        if last is None or last.value is not value or last.notes != notes:
-            last = self._last_read = Read(value, notes, self.inputs.read(name, value, masked))
+        if last is None or not last.holds(value, notes):
+            read = self.inputs.read(name, value, masked)
+            last = self._last_read = Read(value, value._version, notes, read)
         return last.read
 
     def _give(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor:
