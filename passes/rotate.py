@@ -50,6 +50,7 @@ class Rotate(Pass):
 
     name: ClassVar[str] = "rotate"
     annotates: ClassVar[Kinds] = (Rotation, RotatedHeads)
+    reads_all: ClassVar[bool] = False
     forbids: ClassVar[Kinds] = (Rotation, Moment, CrossMoment, Factor, Lowered, InputCodes)
 
     seed: int = Field(default=0, ge=0, lt=1 << 62, description="which rotations are drawn")

@@ -29,7 +29,7 @@ from tests.support.ranks import on_ranks
 
 SAMPLES = "samples=5 length=10 batch=1"
 DEFAULT = (
-    f"quantize-vocab,stages(calibrate-cross{{{SAMPLES}}},sensitivity{{damp=0.1}},"
+    f"quantize-vocab,stages(rotate,calibrate-cross{{{SAMPLES}}},sensitivity{{damp=0.1}},"
     "abmp-allocate{ratio=0.5},daq-lower{asymmetry=1}),pack"
 )
 MEASURED = (

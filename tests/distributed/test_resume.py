@@ -26,7 +26,7 @@ from tests.support.ranks import on_ranks
 
 SAMPLES = "samples=5 length=10 batch=2"
 PASSES = (
-    f"quantize-vocab,stages(calibrate-cross{{{SAMPLES}}},sensitivity{{damp=0.1}},"
+    f"quantize-vocab,stages(rotate,calibrate-cross{{{SAMPLES}}},sensitivity{{damp=0.1}},"
     "abmp-allocate,daq-lower{asymmetry=1}),pack"
 )
 RANKS = 2
@@ -149,7 +149,7 @@ def test_what_cannot_be_gone_on_from_is_refused(
     with pytest.raises(InvalidJournal, match="of other inputs or options") as caught:
         run_job(make_job(model, out, passes=PASSES, resume=True))
     assert "processes: 2 -> none" in caught.value.where
-    (values,) = (tmp_path / ".out.partial.rank-1" / "kept").glob("*_stream_1_0.safetensors")
+    (values,) = (tmp_path / ".out.partial.rank-1" / "kept").glob("*_stream_2_0.safetensors")
     values.write_bytes(values.read_bytes()[:-1] + b"?")
     with pytest.raises(InvalidJournal, match="missing or damaged") as caught:
         compiled(model, out, resume=True)
