@@ -72,7 +72,7 @@ class Stream(StreamSamples):
             original: whether the weights are the original ones: then nothing is made of values on
                 the way, and ``reading`` gives the original value in the layers' coordinates.
             ready: called before samples move, with the nodes whose weights that takes; none are
-            named where no batch is moved.
+                named where no batch is moved.
         """
         batches = Batches.of(batches)
         super().__init__(batches, part, program.graph.model.mask_token_id)
