@@ -106,3 +106,8 @@ class Gguf(Backend):
                 len(found.decoded),
                 self.dense,
             )
+        if weights.rotated:
+            log.warning(
+                "rotations of what layers read are multiplied out of %d of them: llama.cpp has none",
+                len(weights.rotated),
+            )

@@ -129,6 +129,9 @@ def test_decoded_layers_are_said_aloud(
         "7 layers are stored as no block of ggml and stand decoded in the file, as Q8_0"
         in caplog.text
     )
+    assert "rotations" not in caplog.text
+    compile_tiny(model, tmp_path / "b.gguf", "rotate,data-free", backend="gguf")
+    assert "multiplied out of 7 of them" in caplog.text
 
 
 def test_experts_of_a_block_are_one_tensor(tmp_path: Path) -> None:
