@@ -108,6 +108,6 @@ class Gguf(Backend):
             )
         if weights.rotated:
             log.warning(
-                "rotations of what layers read are multiplied out of %d of them: llama.cpp has none",
+                "rotations of inputs are multiplied out of %d of them: llama.cpp has none",
                 len(weights.rotated),
             )
