@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qdc.errors import QdcError
 from qdc.evaluation.bootstrap import interval
-from qdc.evaluation.infill import infill_all
+from qdc.evaluation.infill import infill
 from qdc.evaluation.results import DecodeAgreement
 from qdc.models.predictions import Logits
 from qdc.numerics.random_numbers import uniforms
@@ -53,7 +53,7 @@ def decode_agreement(
         column = torch.arange(length) - torch.tensor([starts[number] for number in some])[:, None]
         hidden = (column >= 0) & (column < gap)
         filled = [
-            infill_all(model, clean.clone(), hidden, mask_id, block=block)[hidden].view(-1, gap)
+            infill(model, clean.clone(), hidden, mask_id, block=block)[hidden].view(-1, gap)
             for model in (candidate, original)
         ]
         equal[some] = (filled[0] == filled[1]).sum(1).float()

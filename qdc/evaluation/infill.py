@@ -62,41 +62,23 @@ def infill(
     progress: Progress | None = None,
     block: int | None = None,
 ) -> Tensor:
-    """Fill the places of ``masked``, ``bool[1, T]``, in ``tokens``, ``i64[1, T]``.
+    """Fill the places of ``masked``, ``bool[batch, T]``, in ``tokens``, ``i64[batch, T]``.
 
-    Returns ``i64[1, T]``. Each step predicts all open places greedily and keeps the most confident
-    predictions, the earlier place where two are equal; the others stay masked. ``steps`` share the
-    places evenly, the first steps take what is left over; ``None`` fills one place a step, and so
-    do more steps than places. The mask itself is never predicted. With the ``block`` of a model
-    whose positions do not see later blocks, a block is filled before the next one is begun, and
-    takes its share of the steps, at least one. Source: LLaDA's low-confidence remasking at
-    temperature 0; confidence is a probability in float64.
+    Returns ``i64[batch, T]``. Each step predicts all open places greedily and keeps the most
+    confident predictions of a text, the earlier place where two are equal; the others stay masked.
+    ``steps`` share the places evenly, the first steps take what is left over; ``None`` fills one
+    place a step, and so do more steps than places. The mask itself is never predicted. With the
+    ``block`` of a model whose positions do not see later blocks, a block is filled before the next
+    one is begun, and takes its share of the steps, at least one; every text is computed for the
+    blocks of all, so those are best taken together that have gaps in the same ones. Source: LLaDA's
+    low-confidence remasking at temperature 0; confidence is a probability in float64.
     """
-    if tokens.ndim != 2 or len(tokens) != 1 or masked.shape != tokens.shape:
+    if tokens.ndim != 2 or masked.shape != tokens.shape:
         raise QdcError(
             f"found tokens of shape {list(tokens.shape)} and gaps of shape {list(masked.shape)}, "
-            "need [1, length] for both",
-            help="fill one text at a time",
+            "need [texts, length] for both",
+            help="give every token a place in masked",
         )
-    return infill_all(logits, tokens, masked, mask_id, steps, progress, block)
-
-
-@torch.no_grad()
-def infill_all(
-    logits: Logits,
-    tokens: Tensor,
-    masked: Tensor,
-    mask_id: int,
-    steps: int | None = None,
-    progress: Progress | None = None,
-    block: int | None = None,
-) -> Tensor:
-    """Fill the gaps of several texts ``i64[batch, T]`` at once, as ``infill`` does each.
-
-    What is filled is the same, up to the rounding of the model. With a ``block`` every row is
-    computed for the blocks of all rows, so texts are best taken together that have gaps in the same
-    ones.
-    """
     if steps is not None and steps < 1:
         raise QdcError(f"found {steps} steps, need at least 1", help="leave steps out for the best")
     options = DecodeOptions(steps=None if steps is None else min(steps, max(1, tokens.shape[1])))

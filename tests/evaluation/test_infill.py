@@ -159,13 +159,24 @@ def test_gaps_alone_are_filled(gaps: list[bool], steps: int) -> None:
     assert torch.equal(filled, infill(model, tokens, masked, MASK, steps))
 
 
+def test_texts_together_are_filled_as_each_is_alone() -> None:
+    tokens = torch.tensor([[4, MASK, MASK, 4, 2], [MASK, 4, MASK, MASK, MASK]])
+
+    def each(texts: Tensor) -> Tensor:
+        return torch.cat([table(text[None]) for text in texts])
+
+    for steps in (None, 2):
+        found = infill(each, tokens.clone(), tokens == MASK, MASK, steps)
+        alone = [infill(each, row[None].clone(), row[None] == MASK, MASK, steps) for row in tokens]
+        assert torch.equal(found, torch.cat(alone))
+
+
 def test_refused() -> None:
-    """No steps, several texts, or a model gone wrong."""
+    """No steps, gaps of another shape, or a model gone wrong."""
     tokens = torch.tensor([[1, 4]])
     with pytest.raises(QdcError, match="found 0 steps, need at least 1"):
         infill(table, tokens, tokens == MASK, MASK, steps=0)
-    two = tokens.expand(2, 2)
-    with pytest.raises(QdcError, match=r"found tokens of shape \[2, 2\] .*need \[1, length\]"):
-        infill(table, two, two == MASK, MASK)
+    with pytest.raises(QdcError, match=r"tokens of shape \[1, 2\] and gaps of shape \[2, 2\]"):
+        infill(table, tokens, (tokens == MASK).expand(2, 2), MASK)
     with pytest.raises(QdcError, match="the logits of 1 of 1 masked positions are not finite"):
         infill(lambda seen: torch.full((1, 2, 6), math.nan), tokens, tokens == MASK, MASK)
