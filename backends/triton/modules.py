@@ -100,11 +100,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., columns] -> [..., sum(rows)]``, in the dtype of ``x``."""
-        refuse_gradient(x)
-        refuse_dtype(x.dtype)
-        flat = x.reshape(-1, self.columns)
-        if flat.stride(-1) != 1:
-            flat = flat.contiguous()
+        flat = rows_of(x, self.columns)
         rows = list(self.rows)
         if self.kind == MultiBinary.name:
             found: Tensor = torch.ops.qdc.binary_linear(
@@ -274,6 +270,18 @@ def require_kernels(device: torch.device) -> None:
     require_triton(device)
     # The operators register themselves when the kernels are first wanted.
     from . import operators  # noqa: F401
+
+
+def rows_of(x: Tensor, columns: int) -> Tensor:
+    """``[..., columns] -> [n, columns]``, each row in one piece, as kernels read it.
+
+    Raises:
+        QdcError: no kernel reads its dtype, or it has a gradient.
+    """
+    refuse_gradient(x)
+    refuse_dtype(x.dtype)
+    flat = x.reshape(-1, columns)
+    return flat if flat.stride(-1) == 1 else flat.contiguous()
 
 
 def refuse_dtype(dtype: torch.dtype) -> None:

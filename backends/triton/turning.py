@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from qdc.numerics.hadamard import RandomHadamard, random_signs, transform_size
 
 from .checking import KernelMismatch
-from .modules import refuse_dtype, refuse_gradient, require_kernels
+from .modules import require_kernels, rows_of
 
 
 class InputRotation(nn.Module):
@@ -33,12 +33,7 @@ class InputRotation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., columns]``, rotated in fp32 as the format says, in the dtype of ``x``."""
-        refuse_gradient(x)
-        refuse_dtype(x.dtype)
-        flat = x.reshape(-1, self.columns)
-        if flat.stride(-1) != 1:
-            flat = flat.contiguous()
-        found: Tensor = torch.ops.qdc.rotated_inputs(flat, self.signs)
+        found: Tensor = torch.ops.qdc.rotated_inputs(rows_of(x, self.columns), self.signs)
         return found.reshape(x.shape)
 
     def extra_repr(self) -> str:
