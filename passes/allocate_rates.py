@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdc.format.trelliscode import TrellisCode
+from qdc.numerics.tiling import LONGEST
 from qdc.numerics.trellis import EIGHTHS, FALL
 from qdc.passkit import (
     Annotation,
@@ -51,8 +52,8 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 LOWEST, HIGHEST = EIGHTHS, 4 * EIGHTHS
 """Eighths of a bit that a weight may have."""
-TILE: Final = {"height": 128, "width": 1}
-"""Options of the lowering that bytes depend on, and what they are if not given."""
+TILE: Final = ("height", "width")
+"""Options that bytes depend on, which are those of the lowering."""
 
 
 class Rate(Annotation):
@@ -99,11 +100,13 @@ class AllocateRates(Pass):
         description="bits that count: codes, all that is stored of the layers, or the vocabulary's "
         "too",
     )
-    weights: Literal["loss", "energy"] = Field(
+    weights: Literal["loss", "energy", "guided"] = Field(
         default="loss", description="how the errors of different layers compare"
     )
     lowest: float = Field(default=1, ge=1, le=4, description="least bits of a layer, in eighths")
     highest: float = Field(default=4, ge=1, le=4, description="most bits of a layer, in eighths")
+    height: int = Field(default=128, ge=1, le=LONGEST, description="the lowering's rows of a tile")
+    width: int = Field(default=1, ge=1, le=64, description="the lowering's columns of a tile")
 
     @model_validator(mode="after")
     def _rates_are_eighths(self) -> "AllocateRates":
@@ -133,12 +136,13 @@ class AllocateRates(Pass):
                 help="lower with trellis-lower{bits=allocated}",
             )
         for step in reading:
-            for option, value in TILE.items() if self.count != "codes" else ():
+            for option in TILE if self.count != "codes" else ():
+                value = getattr(self, option)
                 if getattr(step, option, value) != value:
                     raise InvalidPipeline(
                         f"{self.name}{{count={self.count}}} counts tiles of {option} {value}, and "
                         f"{step.name} stores others",
-                        help=f"leave {option} out of {step.name}, or choose count=codes",
+                        help=f"write the same {option} to both, or choose count=codes",
                     )
 
     def check(self, graph: LayerGraph) -> None:
@@ -198,6 +202,8 @@ class AllocateRates(Pass):
         predicted = unit.graph.require(node.name, PredictedError)
         if self.weights == "loss":
             weight = unit.graph.require(node.name, LossSensitivity).weight
+        elif self.weights == "guided":
+            weight = 1.0
         else:
             weight = 1 / predicted.energy if predicted.energy else 0.0
         bits = np.array(self.rates, dtype=np.float64) / EIGHTHS
@@ -207,7 +213,7 @@ class AllocateRates(Pass):
         """What the layer takes of the budget at each rate, i64[rates]: eighths, or bytes."""
         if self.count == "codes":
             return node.rows * node.columns * np.array(self.rates, dtype=np.int64)
-        shape, height, width = (node.rows, node.columns), TILE["height"], TILE["width"]
+        shape, height, width = (node.rows, node.columns), self.height, self.width
         codecs = (TrellisCode.of(*shape, r, height=height, width=width) for r in self.rates)
         return np.array([codec.nbytes for codec in codecs], dtype=np.int64)
 

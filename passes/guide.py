@@ -11,6 +11,11 @@ loses less than the squares themselves, which are GuidedQuant's.
 
     before   %h0.q = linear %x   w f16[64,512]
     after        @guidance  128 samples of 256 tokens   as good as 9,310 equal ones
+                 @curvature  f32[64,64]   16,384 predictions   0.0012 for each output
+
+With ``outputs`` the products of the derivatives are kept too: the curvature of the loss by the
+outputs of each layer (YAQA, arXiv 2505.22988), by which trellis-lower hands errors on from row to
+row, and predict-error says what they cost. It waits in files, one for each layer.
 
 ``calibrate-mcs`` and ``calibrate-cross`` read it with ``token-weights=guided``, and draw the same
 samples; weights that none of them reads, or of other samples, are refused before anything runs.
@@ -20,12 +25,13 @@ Tokens of experts are not weighed.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from qdc.ir.curvature import OutputCurvature
 from qdc.ir.guidance import Guidance
 from qdc.ir.routing import rows_of
 from qdc.ir.tensors import digest
@@ -49,7 +55,9 @@ from qdc.passkit import (
 )
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, Gradients, pieces
-from qdc.passkit.head import POSITIONS, head_logits, output_head, through_cap
+from qdc.passkit.curvatures import add_curvatures, add_products, foreseen
+from qdc.passkit.drawn import drawn_slope
+from qdc.passkit.head import POSITIONS, output_head
 from qdc.pipeline.passbase import option_text
 from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.stream import Stream
@@ -65,12 +73,16 @@ class Guide(CalibrationOptions):
 
     name: ClassVar[str] = "guide"
     provides: ClassVar[Kinds] = (Guidance,)
+    annotates: ClassVar[Kinds] = (OutputCurvature,)
     barrier: ClassVar[bool] = True
 
     exponent: float = Field(
         default=0.5, ge=0, le=1, description="of the squared derivative; 0 weighs all tokens alike"
     )
 
+    outputs: bool = Field(
+        default=False, description="also note how the loss bends with the outputs of each layer"
+    )
     waiting: int | None = Field(
         default=None,
         ge=1,
@@ -85,6 +97,10 @@ class Guide(CalibrationOptions):
                 raise ValueError(f"it does not read {given}, which is the calibration's own")
         return self
 
+    def gives(self) -> Kinds:
+        """The curvature, where that is asked for."""
+        return (*self.provides, *((OutputCurvature,) if self.outputs else ()))
+
     def check_later(self, later: Sequence[Pass]) -> None:
         """Refuse weights that no pass reads, and readers that draw other samples."""
         again = next((place for place, s in enumerate(later) if Guidance in s.provides), len(later))
@@ -94,6 +110,11 @@ class Guide(CalibrationOptions):
                 f"{self.name} weighs tokens, and no calibration behind it asks for the weights",
                 help="write token-weights=guided to calibrate-mcs or calibrate-cross behind it, or "
                 f"leave {self.name} out",
+            )
+        if self.outputs and not any(OutputCurvature in step.needs() for step in later[:again]):
+            raise InvalidPipeline(
+                f"{self.name}{{outputs=true}} notes curvatures that no pass behind it reads",
+                help="write outputs=guided to trellis-lower, or leave outputs out",
             )
         own = self.draws()
         for step in reading:
@@ -154,18 +175,24 @@ class Guide(CalibrationOptions):
     ) -> int:
         """Add the squared derivatives of some samples, ``f32[b, length]`` for each batch.
 
+        With ``outputs`` also the curvature of each layer.
+
         Returns:
             How many predictions were looked at so far.
         """
         head, read = output_head(unit.graph, WITHOUT_HEAD), unit.original_weights()
         way = list(pieces(stream, head))
         course = Course(stream.executor, stream.states, tuple(piece for piece, _ in way))
+        before = positions
         behind, positions = self.ends(unit, stream, head, positions)
         for region in reversed(unit.graph.regions):
             piece, kept = way.pop()
             stages = [(s, layers) for s, layers in self.weighed(unit) if s in region.stages]
-            watched = tuple(node.name for _, layers in stages for node in layers)
+            weighed = [node for _, layers in stages for node in layers]
+            bending = [n for n in unit.layers() if self.outputs and n.name in region.nodes]
+            watched = tuple(dict.fromkeys(node.name for node in (*weighed, *bending)))
             parameters = {name: read(name) for name in piece.steps}
+            products: dict[str, Tensor] = {}
             for index, held in enumerate(kept):
                 batch = Batch(held, stream.segments_of(index))
                 found = course.backward(batch, piece, parameters, behind[index], watched)
@@ -173,6 +200,9 @@ class Guide(CalibrationOptions):
                 for stage, layers in stages:
                     parts = [slopes[node.name].square().sum(-1).cpu() for node in layers]
                     squares[stage.value].append(sum_of(parts))
+                for node in bending:
+                    add_products(products, node.name, slopes[node.name])
+            add_curvatures(unit, products, before, positions)
         return positions
 
     def ends(
@@ -233,7 +263,12 @@ class Guide(CalibrationOptions):
             waiting += math.ceil(share * stream.kept_bytes() / unit.held_bytes)
             unit.keep_states("boundaries", waiting)
             nbytes, once = stream.cost(stream.results(region))
-            unit.work(2 * nbytes, once.times(3))
+            bending = [n for n in unit.layers() if self.outputs and n.name in region.nodes]
+            squares = sum(node.rows**2 for node in bending)
+            products = Work(products=2 * squares * samples * length)
+            unit.work(2 * nbytes + 2 * FP32 * squares, once.times(3) + products)
+            for node in bending:
+                unit.annotate(node, foreseen(node, samples * length))
             for stage, layers in unit.layers_by_stage():
                 if stage in region.stages:
                     tensor = unit.put(stage, "guidance", samples, length)
@@ -254,26 +289,3 @@ def sum_of(parts: Sequence[Tensor]) -> Tensor:
     for part in parts[1:]:
         total += part
     return total
-
-
-def drawn_slope(
-    hidden: Tensor, head: Mapping[str, Tensor], chances: Tensor, cap: float | None = None
-) -> Tensor:
-    """The derivative of -log p of one token a position, drawn from p itself.
-
-    Args:
-        hidden: ``f32[n, width]``, what the head reads.
-        head: its weights by role.
-        chances: ``f32[n]`` in [0, 1), by which tokens are drawn.
-        cap: what logits are bent to stay within; None if they are not.
-
-    Returns:
-        By ``hidden``, ``f32[n, width]``.
-    """
-    logits = head_logits(hidden, head, cap)
-    predicted = logits.softmax(-1)
-    upto = predicted.cumsum(-1)
-    wanted = chances.to(upto.device, upto.dtype)[:, None] * upto[:, -1:]
-    token = torch.searchsorted(upto, wanted, right=True).clamp(max=upto.shape[1] - 1)
-    slope = predicted.scatter_add(1, token, -torch.ones_like(wanted))
-    return through_cap(slope, logits, cap).float() @ head["weight"]

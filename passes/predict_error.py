@@ -9,27 +9,42 @@ times this is the output error to expect.
                  @factor  f32[512,512]   damp 0.01
     after        @predicted  an error of 0.13 of the output at a distortion of 1
 
-allocate-rates reads it.
+allocate-rates reads it. With ``outputs=guided`` errors of rows are handed on as well, and all
+errors are in nats by guide's curvature, so that those of different layers compare as they are.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from qdc.ir.curvature import OutputCurvature
 from qdc.numerics.hadamard import RandomHadamard, random_seed
 from qdc.numerics.rotated import InputSpace
+from qdc.numerics.tiling import LONGEST, Tiling
 from qdc.passkit import (
     Annotation,
     Factor,
     Field,
     Forecast,
+    InvalidPipeline,
     Kinds,
     Node,
     Pass,
     Unit,
     Work,
+    block_slices,
+    model_validator,
     residual_cost,
+)
+from qdc.passkit.outputs import (
+    DAMP,
+    OutputDamp,
+    Outputs,
+    curvature_needs,
+    output_factor,
+    output_factor_effort,
 )
 from qdc.passkit.rotation import rotation_bytes
 
@@ -45,6 +60,8 @@ class PredictedError(Annotation):
     """Output error at a distortion of 1, in the unit of ``Costs``."""
     energy: float = Field(ge=0, allow_inf_nan=False)
     """The output itself in that unit."""
+    guided: bool = False
+    """Whether the unit is what the predictions lose, in nats, by the curvature of the outputs."""
 
     def text(self) -> str:
         """``an error of 0.13 of the output at a distortion of 1``."""
@@ -61,6 +78,42 @@ class PredictError(Pass):
     requires: ClassVar[Kinds] = (Factor,)
     provides: ClassVar[Kinds] = (PredictedError,)
 
+    outputs: Outputs = Field(
+        default="alike", description="how errors of different outputs count: alike, or guided"
+    )
+    output_damp: OutputDamp = DAMP
+    height: int = Field(
+        default=128, ge=1, le=LONGEST, description="the lowering's rows of a tile, if guided"
+    )
+
+    @model_validator(mode="after")
+    def _alike_reads_no_tiles(self) -> "PredictError":
+        fields = type(self).model_fields
+        for option in ("output_damp", "height") if self.outputs == "alike" else ():
+            if getattr(self, option) != fields[option].default:
+                given = option.replace("_", "-")
+                raise ValueError(f"outputs=alike does not read {given}")
+        return self
+
+    def needs(self) -> Kinds:
+        """The curvature of guide, where that is asked for."""
+        return (*super().needs(), *curvature_needs(self.outputs))
+
+    def check_later(self, later: Sequence[Pass]) -> None:
+        """Refuse an allocation that takes these errors for others."""
+        guided = self.outputs == "guided"
+        again = next((i for i, s in enumerate(later) if PredictedError in s.provides), len(later))
+        for step in later[:again]:
+            weights = getattr(step, "weights", None)
+            if PredictedError in step.requires and (weights == "guided") != guided:
+                wanted = "guided" if guided else "loss or energy"
+                raise InvalidPipeline(
+                    f"{step.name}{{weights={weights}}} cannot compare what {self.name} notes with "
+                    f"outputs={self.outputs}",
+                    help=f"write weights={wanted} to {step.name}, or "
+                    f"outputs={'alike' if guided else 'guided'} to {self.name}",
+                )
+
     def run(self, unit: Unit) -> None:
         """Annotate one layer after the other; those that read one value share the variances."""
 
@@ -74,8 +127,13 @@ class PredictError(Pass):
                 dead = torch.tensor(factor.dead, dtype=torch.int64, device=upper.device)
                 weight = unit.weight(node).index_fill(1, dead, 0)
                 size = float(weight.square().sum(dtype=torch.float64))
-                energy = residual_cost(weight, torch.zeros_like(weight), upper)
-                unit.annotate(node, PredictedError(error=size * variance, energy=energy))
+                if self.outputs == "guided":
+                    spread = output_variance(unit, node, self.output_damp, self.height)
+                    note = PredictedError(error=size * variance * spread / 2, energy=0, guided=True)
+                else:
+                    energy = residual_cost(weight, torch.zeros_like(weight), upper)
+                    note = PredictedError(error=size * variance, energy=energy)
+                unit.annotate(node, note)
 
         unit.share(unit.layers(), measure)
 
@@ -85,8 +143,25 @@ class PredictError(Pass):
             weights, squares = node.rows * node.columns, node.columns**2
             exact = 4 * squares * node.columns + weights * node.columns
             nbytes = max(rotation_bytes(node.columns), 8 * (squares + 4 * weights))
+            if self.outputs == "guided":
+                more, factored = output_factor_effort(node)
+                unit.work(more, factored)
             unit.work(nbytes + 2 * unit.weight(node), Work(exact=exact, elements=2 * weights))
             unit.annotate(node, PredictedError(error=0, energy=0))
+
+
+def output_variance(unit: Unit, node: Node, damp: float, height: int) -> float:
+    """Mean curvature of a rotated output given those of the tiles that are encoded after it."""
+    if not unit.graph.require(node.name, OutputCurvature).size:
+        return 0.0  # no prediction hangs on it
+    rows = output_factor(unit, node, SEED, damp).double()
+    total = 0.0
+    for part in block_slices(node.rows, Tiling.fitted(node.rows, height, 1).height):
+        triangle = rows[part, part]
+        identity = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
+        root = torch.linalg.solve_triangular(triangle, identity, upper=True)
+        total += float(root.square().sum())
+    return total / node.rows
 
 
 def mean_variance(upper: Tensor, value: str) -> float:

@@ -19,12 +19,15 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
+from torch import Tensor
 
 from qdc.format.trelliscode import TrellisCode
 from qdc.numerics.hadamard import SEEDS
 from qdc.numerics.ring_search import FACTORS, TRIED, RingCode, RingOptions, RingSearch
 from qdc.numerics.tiling import LONGEST
-from qdc.numerics.trellis import EIGHTHS, HISTORY, SCRATCH, TOGETHER, Code, Window
+from qdc.numerics.trellis import EIGHTHS, HISTORY, SCRATCH, TOGETHER, Code, Trellis, Window
+from qdc.numerics.two_sided import Metric
+from qdc.numerics.two_sided_rings import TwoSidedRings
 from qdc.passkit import (
     CompensatedLowering,
     Field,
@@ -39,10 +42,22 @@ from qdc.passkit import (
     Work,
     model_validator,
 )
+from qdc.passkit.outputs import (
+    DAMP,
+    OutputDamp,
+    Outputs,
+    curvature_needs,
+    output_factor,
+    output_factor_effort,
+)
 from qdc.passkit.rotation import rotated, rotation_bytes
 
 from .allocate_rates import Rate
 
+GUIDED_READS_NOT = ("compensation", "target", "search", "sweeps")
+"""Options of a search that counts all outputs alike."""
+TILES_HELD = 6
+"""Copies of a weight while tiles are quantized on both sides, and two squares that hand on."""
 READS = 3
 """How often a search reads or writes the cost of a state, for each weight."""
 
@@ -111,8 +126,12 @@ class TrellisLower(CompensatedLowering):
     )
     sweeps: int = Field(default=0, ge=0, le=100, description="sweeps over the tiles")
     rounds: int = Field(
-        default=0, ge=0, le=100, description="refits of the scale, each with sweeps anew"
+        default=0, ge=0, le=100, description="refits of the scale, each with sweeps anew if any"
     )
+    outputs: Outputs = Field(
+        default="alike", description="how errors of different outputs count: alike, or guided"
+    )
+    output_damp: OutputDamp = DAMP
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="which rotations are drawn")
 
     @model_validator(mode="after")
@@ -123,9 +142,21 @@ class TrellisLower(CompensatedLowering):
             raise ValueError(f"a block of {self.block} columns is no whole number of tiles")
         return self
 
+    @model_validator(mode="after")
+    def _guided_outputs_are_encoded_once(self) -> "TrellisLower":
+        fields = type(self).model_fields
+        guided = self.outputs == "guided"
+        unread = GUIDED_READS_NOT if guided else ("output_damp",)
+        for option in unread:
+            if getattr(self, option) != fields[option].default:
+                given = option.replace("_", "-")
+                raise ValueError(f"outputs={self.outputs} does not read {given}")
+        return self
+
     def needs(self) -> Kinds:
         """The layers' own rates, where those are asked for."""
-        return (*super().needs(), *((Rate,) if self.bits == "allocated" else ()))
+        allocated = (Rate,) if self.bits == "allocated" else ()
+        return (*super().needs(), *allocated, *curvature_needs(self.outputs))
 
     def forecast_codec(self, unit: Forecast | Unit, node: Node) -> TrellisCode:
         """Known from the options, the shape, and the layer's rate."""
@@ -149,8 +180,9 @@ class TrellisLower(CompensatedLowering):
         nbytes, work = self.compensation_effort(unit, node)
         codec = self.forecast_codec(unit, node)
         states, kept = 1 << self.window, codec.tiling.size << self.window
+        guided = self.outputs == "guided"
         tries = 1 + (len(FACTORS) - 1) * self.search * min(1.0, TRIED / node.rows)
-        sweeps = self.sweeps * (1 + self.rounds)
+        sweeps = 0 if guided else self.sweeps * (1 + self.rounds)
         passes = 2 * tries + sweeps
         work += Work(
             products=2 * (tries + sweeps) * 2 * weights * node.columns
@@ -159,7 +191,12 @@ class TrellisLower(CompensatedLowering):
             elements=READS * passes * states * weights,
         )
         searched = max(HISTORY + SCRATCH, TOGETHER * (kept // 2 + states))
-        return nbytes + rotation_bytes(node.columns) + 4 * searched + 3 * 8 * weights, work
+        nbytes += rotation_bytes(node.columns) + 4 * searched + 3 * 8 * weights
+        if guided:
+            more, factored = output_factor_effort(node)
+            triangles = Work(products=2 * weights * node.rows, exact=2 * node.rows**3)
+            return nbytes + more + TILES_HELD * 4 * weights, work + factored + triangles
+        return nbytes, work
 
     def lower(self, unit: Unit, node: Node) -> tuple[TrellisCoded, Tensors]:
         """Rotate, encode, sweep; what is stored are rings, the scale and the seeds."""
@@ -174,19 +211,38 @@ class TrellisLower(CompensatedLowering):
         problem, term, seeds = rotated(
             self, unit, node, self.problem(unit, node), seed=self.seed, multiple=codec.width
         )
+        code = RingCode(codec.trellis(problem.weight.device), codec.tiling)
+        if self.outputs == "guided":
+            rows = output_factor(unit, node, self.seed, self.output_damp)
+            rings = TwoSidedRings(
+                code,
+                problem.weight,
+                Metric(rows, problem.upper),
+                columns=node.columns,
+                block=self.block,
+            )
+            scale, states = rings.run(self.scale, refit=bool(self.rounds))
+            return self.stored(codec, scale, states, seeds, code.trellis)
         search = RingSearch(
             RingOptions(
                 self.compensation, self.block, self.scale, self.search, self.sweeps, self.rounds
             ),
-            RingCode(codec.trellis(problem.weight.device), codec.tiling),
+            code,
             problem.weight,
             problem.upper,
             columns=node.columns,
             term=term,
         )
         scale, states = search.run()
+        return self.stored(codec, scale, states, seeds, search.trellis)
+
+    @staticmethod
+    def stored(
+        codec: TrellisCode, scale: Tensor, states: Tensor, seeds: Tensor, trellis: Trellis
+    ) -> tuple[TrellisCoded, Tensors]:
+        """What is stored of a layer."""
         working = {
-            "codes": codec.stored_codes(states.flatten(1), search.trellis),
+            "codes": codec.stored_codes(states.flatten(1), trellis),
             "scale": scale.half().reshape(1),
             "seeds": seeds,
         }

@@ -63,6 +63,7 @@ class Runner:
 
     def run_step(self, step: Step, region_done: RegionDone) -> None:
         """Run one step; what it leaves in memory is moved to a file unless nothing follows."""
+        self.workspace.tensors.aside(self.tensors_file(step))
         for event in self.traversal.events(step):
             match event:
                 case Spread(nodes):
@@ -84,6 +85,11 @@ class Runner:
     def tensors_file(self, step: Step) -> Path:
         """Where the tensors go that a step leaves to later ones."""
         return self.scratch / f"{step.number:05d}_tensors.safetensors"
+
+    def tensors_files(self, step: Step) -> list[Path]:
+        """All such files of a step that was run: those of single tensors too."""
+        named = self.tensors_file(step)
+        return sorted(self.scratch.glob(f"{named.stem}*{named.suffix}"))
 
     def _apply(self, scope: Scope) -> None:
         check()

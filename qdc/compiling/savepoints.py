@@ -83,11 +83,10 @@ class Savepoints:
         earlier = self.partial.journal.entries if self.partial.journal is not None else ()
         known = {file.name for entry in earlier for file in entry.written}
         written = [] if self.writer is None else self._written(self.writer, known)
-        tensors = self.runner.tensors_file(step)
         entry = Entry(
             step=step.name,
             written=tuple(written),
-            tensors=(File.of(tensors),) if tensors.exists() else (),
+            tensors=tuple(map(File.of, self.runner.tensors_files(step))),
             graph=self._graph(step),
             streams=tuple(
                 self._stream(step, key, stream) for key, stream in self.workspace.streams()

@@ -39,6 +39,8 @@ class TensorTable:
         self._spilled: dict[str, Path] = {}
         self._known: dict[str, TensorRef] = {}
         self._homes: dict[str, tuple[TensorRef, int]] = {}
+        self._aside: Path | None = None
+        self._numbers: dict[str, int] = {}
 
     def __contains__(self, name: object) -> bool:
         """Whether this name was ever put."""
@@ -55,6 +57,25 @@ class TensorTable:
         self._spilled.pop(name, None)
         self._held[name], self._known[name] = tensor, ref
         return ref
+
+    def put_aside(self, name: str, tensor: Tensor) -> TensorRef:
+        """As ``put``, but into a file of its own at once, where there is a folder for that.
+
+        Raises:
+            QdcError: the disk does not take it.
+        """
+        ref = self.put(name, tensor)
+        if self._aside is not None:
+            number = self._numbers.setdefault(name, len(self._numbers))
+            path = self._aside.with_name(f"{self._aside.stem}_{number:05d}{self._aside.suffix}")
+            write_tensors(path, {name: self._held.pop(name)})
+            self._spilled[name] = path
+        return ref
+
+    def aside(self, path: Path) -> None:
+        """Name the files of ``put_aside`` after this one from now on."""
+        self._aside = path
+        self._numbers.clear()
 
     def note_home(self, ref: TensorRef, rank: int) -> None:
         """Know a tensor that one process made, which may be this one; others lack its data."""

@@ -94,6 +94,10 @@ class Pass(Configured):
         """What it reads with these options: ``requires``, and what an option asks for."""
         return self.requires
 
+    def gives(self) -> Kinds:
+        """What it writes on every layer with these options: ``provides``, and what one adds."""
+        return self.provides
+
     def whole_model(self) -> bool:
         """``barrier``, unless the options decide."""
         return self.barrier

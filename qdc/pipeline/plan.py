@@ -209,7 +209,7 @@ def check_order(
         for kind in [have for have in available if issubclass(have, step.consumes)]:
             del available[kind]
             released.update(dict.fromkeys((kind, *step.consumes), f"which {step.name} used up"))
-        available.update(dict.fromkeys(step.provides))
+        available.update(dict.fromkeys(step.gives()))
 
     for segment in plan.segments():
         for item in segment.items:

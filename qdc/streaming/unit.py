@@ -81,6 +81,10 @@ class Unit(SharedScope):
         """Keep a tensor for later passes; ``name`` is unique, by habit ``layer:what``."""
         return self.tensors.put(name, tensor)
 
+    def put_aside(self, name: str, tensor: Tensor) -> TensorRef:
+        """Keep a large tensor for a later step, in a file: those of all regions never add up."""
+        return self.tensors.put_aside(name, tensor)
+
     def find(self, ref: TensorRef) -> Tensor | None:
         """A tensor that may have been released since; None then."""
         if self.tensors.home(ref) is not None:

@@ -1,0 +1,71 @@
+"""How errors of a layer's outputs count for lowerings: alike, or by the curvature of the loss.
+
+Source: YAQA (arXiv 2505.22988).
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from qdc.errors import NotPositiveDefinite
+from qdc.ir.curvature import OutputCurvature
+from qdc.ir.graph import Node
+from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
+from qdc.numerics.hadamard import RandomHadamard, random_seed
+from qdc.pipeline.passbase import Kinds
+from qdc.streaming.unit import Unit
+from qdc.streaming.work import FP32, Work
+
+Outputs = Literal["alike", "guided"]
+OutputDamp = Annotated[
+    float,
+    Field(gt=0, le=10, description="share of the mean curvature added to that of each output"),
+]
+DAMP = 0.1
+ATTEMPTS = 3
+EXACT = 8
+"""Bytes of an fp64 number."""
+
+
+def curvature_needs(outputs: Outputs) -> Kinds:
+    """What a pass reads of guide."""
+    return (OutputCurvature,) if outputs == "guided" else ()
+
+
+def output_factor(unit: Unit, node: Node, seed: int, damp: float) -> Tensor:
+    """The factor of a layer's curvature in coordinates that a rotation of its outputs has mixed.
+
+    Args:
+        unit: of the layer, which carries its curvature.
+        node: the layer.
+        seed: of ``passkit.rotation.rotated``.
+        damp: share of the mean curvature that is added to the diagonal.
+
+    Returns:
+        f32[rows, rows], V with the curvature inv(V^T V).
+
+    Raises:
+        NotPositiveDefinite: the curvature holds numbers that are not finite.
+    """
+    curvature = unit.get(unit.graph.require(node.name, OutputCurvature).tensor)
+    turn = RandomHadamard.of(node.rows, random_seed(seed, "outputs", node.name), curvature.device)
+    half = turn.forward(curvature.to(torch.float64))
+    turned = turn.forward(half.T.contiguous())
+    try:
+        return factorize(turned, damp, ATTEMPTS).upper
+    except FactorizationFailed as error:
+        raise NotPositiveDefinite(
+            f"the curvature of the outputs is not positive definite: {error}",
+            where=[f"%{node.name}"],
+            help="lower with outputs=alike, or calibrate on more tokens",
+        ) from error
+
+
+def output_factor_effort(node: Node) -> tuple[int, Work]:
+    """Bytes and arithmetic of ``output_factor``: the curvature turned in fp64, its factor."""
+    squares = node.rows**2
+    return FP32 * squares + 2 * EXACT * squares + factor_bytes(node.rows), Work(
+        exact=4 * node.rows * squares / 3, elements=4 * squares
+    )

@@ -1,0 +1,257 @@
+"""Curvatures of outputs: what guide notes of them, and what is lowered and allocated by them."""
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from qdc.errors import InvalidPipeline, MissingAnnotation
+from qdc.ir.annotations import Factor
+from qdc.ir.curvature import OutputCurvature
+from qdc.ir.verify import verify
+from qdc.models.predictions import predictions
+from qdc.numerics.factor import factorize
+from qdc.numerics.random_numbers import uniforms
+from qdc.numerics.two_sided import Metric
+from qdc.passes.predict_error import PredictedError, PredictError
+from qdc.passes.trellis_lower import TrellisCoded, TrellisLower
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.passbase import Pass
+from qdc.pipeline.plan import check_order
+from qdc.pipeline.registry import standard_registry
+from qdc.runtime.load import load_checkpoint
+from qdc.streaming.unit import Unit
+from tests.support.checkpoints import MASK, write_checkpoint
+from tests.support.compiles import Spy, run_passes
+from tests.support.families import CASES, write_family
+from tests.support.outlooks import forecast_tiny
+from tests.support.units import annotate_all, correlated_moment, make_unit, noise, put_statistics
+
+SAMPLES = "samples=8 length=16 pack=within batch=3"
+
+
+class Look(Spy):
+    """Keep curvatures and samples."""
+
+    name: ClassVar[str] = "look"
+    requires = (OutputCurvature,)
+    found: ClassVar[dict[str, tuple[Tensor, OutputCurvature]]] = {}
+    tokens: ClassVar[list[Tensor]] = []
+
+    def run(self, unit: Unit) -> None:
+        for node in unit.layers():
+            note = unit.graph.get(node.name, OutputCurvature)
+            if isinstance(note, OutputCurvature):
+                self.found[node.path] = unit.get(note.tensor).clone(), note
+        self.tokens[:] = [s.tokens for s in unit.open_streams().values()][:1]
+
+
+def looked(model: Path, text: Path, folder: Path, waiting: str = "") -> type[Look]:
+    known = standard_registry()
+    known.add(Look)
+    Look.found.clear()
+    guided = f"guide{{{SAMPLES} outputs=true{waiting}}}"
+    passes = f"{guided},calibrate-mcs{{{SAMPLES} token-weights=guided}},look,rtn-lower,pack"
+    run_passes(model, folder, known, passes, calibration=text)
+    return Look
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("outputs") / "model"
+    return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, dtype=torch.float32, vocab=2048)
+
+
+def expected(model: Path, tokens: Tensor, name: str) -> tuple[Tensor, int]:
+    """Sum of g g^T of a plain model by autograd, f32[rows, rows], and the predictions."""
+    module = load_checkpoint(model, "cpu", torch.float32)
+    module.requires_grad_()
+    seen: list[Tensor] = []
+
+    def hold(_: object, given: object, result: Tensor) -> None:
+        result.retain_grad()
+        seen.append(result)
+
+    module.get_submodule(name).register_forward_hook(hold)
+    total, count = torch.zeros(()), 0
+    for batch in torch.split(tokens, 3):
+        found = predictions(module(batch), batch == MASK, 0)
+        chances = uniforms(len(found), "guide", 0, count).double()
+        count += len(found)
+        chosen = found.detach().double().softmax(-1).cumsum(-1)
+        drawn = (chosen > (chances[:, None] * chosen[:, -1:])).int().argmax(-1)
+        total = total - found.log_softmax(-1).gather(1, drawn[:, None]).sum()
+    torch.autograd.backward(total)
+    slopes = torch.cat([each.grad.flatten(0, 1) for each in seen if each.grad is not None])
+    return slopes.T @ slopes, count
+
+
+@pytest.mark.parametrize("waiting", ["", " waiting=4"])
+def test_a_curvature_is_the_second_moment_of_derivatives(
+    waiting: str, model: Path, text: Path, tmp_path: Path
+) -> None:
+    look = looked(model, text, tmp_path, waiting)
+    (tokens,) = look.tokens
+    for ending in ("blocks.0.q_proj", "blocks.1.ff_out"):
+        (name,) = (n for n in look.found if n.endswith(ending))
+        wanted, count = expected(model, tokens, name)
+        found, note = look.found[name]
+        torch.testing.assert_close(found, wanted / count, rtol=1e-3, atol=1e-4 * float(found.max()))
+        assert note.positions == count
+        assert note.size == pytest.approx(float(found.diagonal().mean()), rel=1e-5)
+
+
+def test_they_wait_in_files_of_their_own(model: Path, text: Path, tmp_path: Path) -> None:
+    class Held(Spy):
+        """What the table holds in memory behind guide."""
+
+        name: ClassVar[str] = "held"
+        requires = (OutputCurvature,)
+        names: ClassVar[list[str]] = []
+
+        def run(self, unit: Unit) -> None:
+            self.names[:] = [name for name, _ in unit.tensors.held()]
+
+    known = standard_registry()
+    known.add(Held)
+    passes = (
+        f"guide{{{SAMPLES} outputs=true}},held,stages(calibrate-cross{{{SAMPLES} "
+        "token-weights=guided},sensitivity,trellis-lower{outputs=guided height=16}),pack"
+    )
+    run_passes(model, tmp_path / "run", known, passes, calibration=text)
+    assert not [name for name in Held.names if "curvature" in name]
+
+
+def test_experts_have_curvatures_too(text: Path, tmp_path: Path) -> None:
+    experts = write_family(tmp_path / "experts", CASES["llada-moe"], dtype=torch.float32)
+    found = looked(experts, text, tmp_path / "run").found
+    sizes = [note.size for name, (_, note) in found.items() if ".experts." in name]
+    assert sizes
+    assert any(sizes)
+
+
+def lower(step: Pass, weight: Tensor, curvature: Tensor, moment: Tensor) -> Unit:
+    unit = make_unit(step, {"q": weight})
+    put_statistics(unit, moment, (2,) * -(-moment.shape[0] // 128))
+    mean = float(curvature.diagonal().mean())
+    note = OutputCurvature(tensor=unit.put("q:curvature", curvature), positions=9, size=mean)
+    annotate_all(unit, note)
+    step.run(unit)
+    verify(unit.graph, unit.tensors, after=step.name)
+    return unit
+
+
+def cost(unit: Unit, weight: Tensor, curvature: Tensor) -> float:
+    upper = unit.get(unit.graph.require("q", Factor).tensor)
+    note = unit.graph.require("q", TrellisCoded)
+    dense = note.codec.dense(note.working(unit.tensors))
+    return Metric(factorize(curvature, 0.01).upper, upper).loss(weight, dense)
+
+
+@pytest.mark.parametrize(
+    "tile", [{"height": 16}, {"height": 8, "width": 8}, {"height": 16, "block": 3}]
+)
+def test_guided_outputs_cost_less(tile: dict[str, Any]) -> None:
+    weight, curvature, moment = noise(64, 48), correlated_moment(64, seed=1), correlated_moment(48)
+    options: dict[str, Any] = {"window": 8, **tile}
+    alike = lower(TrellisLower(**options, sweeps=2), weight, curvature, moment)
+    guided = lower(TrellisLower(**options, outputs="guided"), weight, curvature, moment)
+    assert cost(guided, weight, curvature) < 0.7 * cost(alike, weight, curvature)
+
+
+def test_a_refit_of_the_scale_costs_no_more() -> None:
+    weight, curvature, moment = noise(64, 48), correlated_moment(64, seed=1), correlated_moment(48)
+    options: dict[str, Any] = {"window": 8, "height": 16, "outputs": "guided", "scale": 1.6}
+    found = [
+        cost(lower(TrellisLower(**options, rounds=r), weight, curvature, moment), weight, curvature)
+        for r in (0, 1)
+    ]
+    assert found[1] < found[0]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 3), (5, 12), (70, 9), (64, 40)])
+@pytest.mark.parametrize("width", [1, 4])
+def test_any_shape_is_encoded(rows: int, columns: int, width: int) -> None:
+    weight, curvature = noise(rows, columns), correlated_moment(rows, seed=1)
+    step = TrellisLower(window=8, outputs="guided", height=16, width=width, rounds=1)
+    note = lower(step, weight, curvature, correlated_moment(columns)).graph.require(
+        "q", TrellisCoded
+    )
+    assert note.error is not None
+    assert note.error < 0.5
+
+
+def test_where_no_prediction_hangs_on_outputs_they_count_alike() -> None:
+    weight, nothing, moment = noise(64, 48), torch.zeros(64, 64), correlated_moment(48)
+    options: dict[str, Any] = {"window": 8, "height": 16}
+    dense = []
+    for outputs in ("guided", "alike"):
+        unit = lower(TrellisLower(**options, outputs=outputs), weight, nothing, moment)
+        note = unit.graph.require("q", TrellisCoded)
+        dense.append(note.codec.dense(note.working(unit.tensors)))
+    torch.testing.assert_close(dense[0], dense[1])
+    none = lower(PredictError(outputs="guided"), weight, nothing, moment)
+    assert none.graph.require("q", PredictedError).error == 0
+
+
+@pytest.mark.parametrize("height", [64, 128])
+def test_what_is_predicted_is_what_guided_codes_cost(height: int) -> None:
+    weight, moment = noise(128, 48), correlated_moment(48)
+    curvature = correlated_moment(128, seed=1)
+    options: dict[str, Any] = {"outputs": "guided", "height": height, "output_damp": 0.01}
+    step = TrellisLower(window=8, bits=2, block=1, **options)
+    measured = cost(lower(step, weight, curvature, moment), weight, curvature) / 2
+    unit = lower(PredictError(**options), weight, curvature, moment)
+    predicted = unit.graph.require("q", PredictedError)
+    assert measured == pytest.approx(0.0786 * predicted.error, rel=0.35)
+
+
+LOWERED = "trellis-lower{bits=allocated outputs=guided}"
+GUIDED = "guide{outputs=true},calibrate-mcs{token-weights=guided},sensitivity"
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [
+        ("guide{outputs=true},calibrate-mcs{token-weights=guided}", "no pass behind it reads"),
+        (
+            f"{GUIDED},predict-error{{outputs=guided}},allocate-rates{{weights=energy}},{LOWERED}",
+            "cannot compare what predict-error notes",
+        ),
+        (
+            f"{GUIDED},predict-error,allocate-rates{{weights=guided}},{LOWERED}",
+            "write weights=loss or energy to allocate-rates",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(passes: str, said: str) -> None:
+    with pytest.raises(InvalidPipeline, match=re.escape(said)) as caught:
+        check_order(build_plan(passes, standard_registry()))
+    assert caught.value
+
+
+def test_a_curvature_is_asked_for() -> None:
+    passes = "guide,calibrate-mcs{token-weights=guided},sensitivity,trellis-lower{outputs=guided}"
+    with pytest.raises(MissingAnnotation, match="trellis-lower reads @curvature"):
+        check_order(build_plan(passes, standard_registry()))
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 1}, {"search": True}, {"compensation": "none"}])
+def test_options_that_guided_outputs_do_not_read_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="outputs=guided does not read"):
+        TrellisLower.model_validate({"outputs": "guided", **options})
+    with pytest.raises(ValidationError, match="outputs=alike does not read output-damp"):
+        TrellisLower.model_validate({"output_damp": 0.5})
+
+
+def test_it_is_foreseen(model: Path) -> None:
+    passes = (
+        "guide{outputs=true},calibrate-mcs,sensitivity,predict-error{outputs=guided},"
+        "allocate-rates{weights=guided},stages(calibrate-cross{token-weights=guided},sensitivity,"
+        "trellis-lower{bits=allocated outputs=guided}),pack"
+    )
+    assert not forecast_tiny(model, passes).unknown
