@@ -14,9 +14,10 @@ errors are in nats by guide's curvature, so that those of different layers compa
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from qdc.ir.curvature import OutputCurvature
@@ -63,8 +64,16 @@ class PredictedError(Annotation):
     guided: bool = False
     """Whether the unit is what the predictions lose, in nats, by the curvature of the outputs."""
 
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``guided`` out where it says nothing, as dumps before it did."""
+        data: dict[str, Any] = dump(self)
+        return data if self.guided else {k: v for k, v in data.items() if k != "guided"}
+
     def text(self) -> str:
-        """``an error of 0.13 of the output at a distortion of 1``."""
+        """``an error of 0.13 of the output at a distortion of 1``, or nats in its place."""
+        if self.guided:
+            return f"{self.error:.2g} nats at a distortion of 1"
         share = self.error / self.energy if self.energy else 0.0
         return f"an error of {share:.2g} of the output at a distortion of 1"
 
