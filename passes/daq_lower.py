@@ -141,7 +141,7 @@ class DaqLower(Lowering):
             "outlier-weight=1": ("sigma", "two_sided", "importance", "outliers_of")
             if self.outlier_weight == 1
             else (),
-            f"outputs={self.outputs}": ("feedback", "code_sweeps")
+            f"outputs={self.outputs}": ("feedback",)
             if self.outputs == "guided"
             else ("output_damp",),
         }
@@ -243,5 +243,7 @@ class DaqLower(Lowering):
                 block, start, grid, metric, rounds=self.rounds, sweeps=self.code_sweeps
             )
         else:
-            grid, best = quantize_two_sided(block, start, grid, metric, rows, rounds=self.rounds)
+            grid, best = quantize_two_sided(
+                block, start, grid, metric, rows, rounds=self.rounds, sweeps=self.code_sweeps
+            )
         return grid.encode(best)

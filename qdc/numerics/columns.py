@@ -160,7 +160,7 @@ def quantize_block(
     Raises:
         NotImplementedError: If there are ``rounds``, and the grid has no ``refit``.
     """
-    def choose(levels: G) -> Tensor:
+    def choose(levels: G, _: Tensor | None) -> Tensor:
         dense = column_feedback(block, metric, levels)
         return coordinate_sweeps(block, dense, metric, levels, sweeps) if sweeps else dense
 
@@ -180,7 +180,7 @@ def alternate(
     grid: G,
     *,
     cost: Callable[[Tensor], float],
-    choose: Callable[[G], Tensor],
+    choose: Callable[[G, Tensor | None], Tensor],
     refit: Callable[[G, Tensor], tuple[G, Tensor]],
     rounds: int = 0,
     gains: list[float] | None = None,
@@ -191,7 +191,8 @@ def alternate(
         start: f32[n, g] on the grid's levels, a first candidate; None without one.
         grid: The first levels.
         cost: Of a block that is written out, f32[n, g].
-        choose: Finds codes on some levels, written out.
+        choose: Finds codes on some levels, written out. Called with the levels, and what the codes
+            before stand for on them once there was a refit.
         refit: Finds levels for codes, and writes these out on them.
         rounds: Refits, each followed by a choice anew.
         gains: Takes the cost of each candidate, in the order tried.
@@ -210,14 +211,15 @@ def alternate(
 
     if start is not None:
         consider(grid, start)
+    refitted: Tensor | None = None
     for turn in range(rounds + 1):
-        dense = choose(grid)
+        dense = choose(grid, refitted)
         consider(grid, dense)
         if turn < rounds:
             try:
-                grid, dense = refit(grid, dense)
+                grid, refitted = refit(grid, dense)
             except OverflowError:
                 break  # what was found before still fits its stored dtype
-            consider(grid, dense)
+            consider(grid, refitted)
     assert best is not None
     return best[1], best[2]
