@@ -60,6 +60,10 @@ from qdc.passkit.outputs import (
     output_factor_effort,
     own_output_factor,
 )
+from qdc.streaming.work import FP32
+
+SQUARES_HELD = 6
+"""Squares of rows beside the curvature, in fp32: the factor, its metric, and these made in fp64."""
 
 
 class Daq(Lowered):
@@ -173,6 +177,17 @@ class DaqLower(Lowering):
             elements=weights * (sweeps + columns),
         )
         signs = 0 if orders is None else 2 * self.codec(node, orders).working_bytes
+        if self.outputs == "guided":
+            more, factored = output_factor_effort(node)
+            reach, turns = node.rows + width, 1 + self.rounds + self.code_sweeps
+            work += factored + Work(
+                # Each turn hands errors down, is costed, and its scales are refitted.
+                products=turns * (2 + mean) * weights * node.rows,
+                exact=4 * node.rows**3 / 3,
+                elements=2 * turns * weights * reach,
+            )
+            more += SQUARES_HELD * FP32 * node.rows**2
+            return max(5 * unit.weight(node), 3 * unit.weight(node) + signs) + more, work
         return max(5 * unit.weight(node), 3 * unit.weight(node) + signs), work
 
     def codec(self, node: Node, orders: Orders) -> MultiBinary:
