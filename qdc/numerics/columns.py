@@ -160,6 +160,7 @@ def quantize_block(
     Raises:
         NotImplementedError: If there are ``rounds``, and the grid has no ``refit``.
     """
+
     def choose(levels: G, _: Tensor | None) -> Tensor:
         dense = column_feedback(block, metric, levels)
         return coordinate_sweeps(block, dense, metric, levels, sweeps) if sweeps else dense

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from qdc.ir.activations import RotatedHeads
 from qdc.ir.annotations import Factor
-from qdc.ir.curvature import OutputCurvature
-from qdc.ir.verify import verify
 from qdc.numerics.factor import factorize
 from qdc.numerics.two_sided import Metric
 from qdc.passes.daq_lower import Daq, DaqLower
@@ -22,23 +20,16 @@ from qdc.pipeline.registry import standard_registry
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny
-from tests.support.lowering import result
+from tests.support.lowering import lower_by_curvature, result
 from tests.support.outlooks import forecast_tiny
-from tests.support.units import annotate_all, correlated_moment, make_unit, noise, put_statistics
+from tests.support.units import correlated_moment, noise
 
 
 def lower(
     weight: Tensor, curvature: Tensor, moment: Tensor, orders: tuple[int, ...], **options: object
 ) -> Unit:
     step = DaqLower.model_validate({"outputs": "guided", **options})
-    unit = make_unit(step, {"q": weight})
-    put_statistics(unit, moment, orders)
-    mean = float(curvature.diagonal().mean())
-    note = OutputCurvature(tensor=unit.put("q:curvature", curvature), positions=9, size=mean)
-    annotate_all(unit, note)
-    step.run(unit)
-    verify(unit.graph, unit.tensors, after=step.name)
-    return unit
+    return lower_by_curvature(step, weight, curvature, moment, orders)
 
 
 def cost(unit: Unit, weight: Tensor, curvature: Tensor) -> float:
