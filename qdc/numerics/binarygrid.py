@@ -34,21 +34,22 @@ class BinaryGrid(Grid):
         self.levels = total
         self.table = _sizes(total) if order <= 2 else None
         """f32[3, g, n], magnitudes at K of 1 or 2: larger, smaller, half way."""
-        # Views are made for all columns at once: one by one they take as long as the arithmetic.
-        views = () if self.table is None else (each.unbind() for each in self.table)
-        self.sizes = list(zip(*views, strict=True))
+        self.sizes: list[tuple[Tensor, ...]] = []
+        if self.table is not None:
+            # For all columns at once: one by one views take as long as the arithmetic.
+            self.sizes = list(zip(*(each.unbind() for each in self.table), strict=True))
 
     def nearest(self, column: int, target: Tensor) -> Tensor:
         """Round one column to its nearest levels."""
         if self.table is None:
             return nearest_levels(self.levels[column], target)
-        return _of_sizes(*self.sizes[column], target)
+        return _of_sizes(self.sizes[column], target)
 
     def nearest_each(self, rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
         """Round single weights."""
         if self.table is None:
             return nearest_levels(self.levels[columns, :, rows].T, target)
-        return _of_sizes(*self.table[:, columns, rows].unbind(), target)
+        return _of_sizes(self.table[:, columns, rows].unbind(), target)
 
     def encode(self, dense: Tensor) -> Components:
         """Components with the signs that write ``dense`` out, which lies on the levels."""
@@ -78,8 +79,9 @@ class BinaryGrid(Grid):
         return type(self)(refitted, self.scale_bits), write_out(refitted)
 
 
-def _of_sizes(large: Tensor, small: Tensor, middle: Tensor, target: Tensor) -> Tensor:
+def _of_sizes(sizes: tuple[Tensor, ...], target: Tensor) -> Tensor:
     """Round f32[n] to the nearer of two magnitudes; a weight keeps its sign."""
+    large, small, middle = sizes
     return torch.where(target.abs() > middle, large, small).copysign_(target)
 
 
