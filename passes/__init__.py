@@ -79,12 +79,13 @@ PASSES = (
 )
 
 
-def rated(vocabulary: str, allocation: str) -> Preset:
+def rated(vocabulary: str, budget: str) -> Preset:
     """Trellis codes, each layer at the rate that its errors deserve, beside such a vocabulary."""
     return Preset(
-        f"{vocabulary},guide,calibrate-mcs,sensitivity,predict-error,probe-loss,{allocation},"
+        f"{vocabulary},guide{{outputs=true}},calibrate-mcs,sensitivity{{damp=0.1}},"
+        f"predict-error{{outputs=guided}},allocate-rates{{{budget}weights=guided}},"
         "stages(calibrate-cross{token-weights=guided},sensitivity{damp=0.1},"
-        "trellis-lower{asymmetry=1 bits=allocated sweeps=2 rounds=1}),pack"
+        "trellis-lower{asymmetry=1 bits=allocated rounds=1 outputs=guided}),pack"
     )
 
 
@@ -94,10 +95,10 @@ PRESETS = {
         "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
         "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
     ),
-    "best": rated("quantize-vocab", "allocate-rates"),
-    "two": rated("quantize-vocab{bits=4}", "allocate-rates{count=effective}"),
-    "small": rated("quantize-vocab{bits=4}", "allocate-rates{budget=1.5 count=layers}"),
-    "large": rated("quantize-vocab", "allocate-rates{budget=3 count=layers}"),
+    "best": rated("quantize-vocab", ""),
+    "two": rated("quantize-vocab{bits=4}", "count=effective "),
+    "small": rated("quantize-vocab{bits=4}", "budget=1.5 count=layers "),
+    "large": rated("quantize-vocab", "budget=3 count=layers "),
     "best-signs": Preset(
         "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
         "probe-loss{block=256},allocate{scope=model weights=loss},"

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdc.format.trelliscode import TrellisCode
-from qdc.numerics.tiling import LONGEST
+from qdc.numerics.tiling import LONGEST, usual_height
 from qdc.numerics.trellis import EIGHTHS, FALL
 from qdc.passkit import (
     Annotation,
@@ -105,8 +105,10 @@ class AllocateRates(Pass):
     )
     lowest: float = Field(default=1, ge=1, le=4, description="least bits of a layer, in eighths")
     highest: float = Field(default=4, ge=1, le=4, description="most bits of a layer, in eighths")
-    height: int = Field(default=128, ge=1, le=LONGEST, description="the lowering's rows of a tile")
-    width: int = Field(default=1, ge=1, le=64, description="the lowering's columns of a tile")
+    height: int | None = Field(
+        default=None, ge=1, le=LONGEST, description="the lowering's, where bytes count"
+    )
+    width: int = Field(default=1, ge=1, le=64, description="the lowering's, where bytes count")
 
     @model_validator(mode="after")
     def _rates_are_eighths(self) -> "AllocateRates":
@@ -139,11 +141,19 @@ class AllocateRates(Pass):
             for option in TILE if self.count != "codes" else ():
                 value = getattr(self, option)
                 if getattr(step, option, value) != value:
+                    size = f"the usual {option}" if value is None else f"{option} {value}"
                     raise InvalidPipeline(
-                        f"{self.name}{{count={self.count}}} counts tiles of {option} {value}, and "
+                        f"{self.name}{{count={self.count}}} counts tiles of {size}, and "
                         f"{step.name} stores others",
                         help=f"write the same {option} to both, or choose count=codes",
                     )
+            alike = getattr(step, "outputs", "alike") == "alike"
+            if self.count != "codes" and not self.height and alike == (self.weights == "guided"):
+                raise InvalidPipeline(
+                    f"{self.name}{{count={self.count} weights={self.weights}}} counts other tiles "
+                    f"than {step.name}{{outputs={'alike' if alike else 'guided'}}} stores",
+                    help="write the same height to both, or choose count=codes",
+                )
 
     def check(self, graph: LayerGraph) -> None:
         """Refuse a budget that no rates keep; how a vocabulary is stored is not known yet."""
@@ -213,7 +223,8 @@ class AllocateRates(Pass):
         """What the layer takes of the budget at each rate, i64[rates]: eighths, or bytes."""
         if self.count == "codes":
             return node.rows * node.columns * np.array(self.rates, dtype=np.int64)
-        shape, height, width = (node.rows, node.columns), self.height, self.width
+        shape, width = (node.rows, node.columns), self.width
+        height = self.height or usual_height(node.rows, guided=self.weights == "guided")
         codecs = (TrellisCode.of(*shape, r, height=height, width=width) for r in self.rates)
         return np.array([codec.nbytes for codec in codecs], dtype=np.int64)
 

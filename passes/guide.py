@@ -55,7 +55,7 @@ from qdc.passkit import (
 )
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, Gradients, pieces
-from qdc.passkit.curvatures import add_curvatures, add_products, foreseen
+from qdc.passkit.curvatures import add_curvatures, add_products, foresee
 from qdc.passkit.drawn import drawn_slope
 from qdc.passkit.head import POSITIONS, output_head
 from qdc.pipeline.passbase import option_text
@@ -269,7 +269,7 @@ class Guide(CalibrationOptions):
             products = Work(products=2 * squares * samples * length)
             unit.work(2 * nbytes + 2 * FP32 * squares, once.times(3) + products)
             for node in bending:
-                unit.annotate(node, foreseen(node, samples * length))
+                foresee(unit, node, samples * length)
             for stage, layers in unit.layers_by_stage():
                 if stage in region.stages:
                     tensor = unit.put(stage, "guidance", samples, length)

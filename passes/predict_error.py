@@ -14,15 +14,16 @@ errors are in nats by guide's curvature, so that those of different layers compa
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from qdc.ir.curvature import OutputCurvature
 from qdc.numerics.hadamard import RandomHadamard, random_seed
 from qdc.numerics.rotated import InputSpace
-from qdc.numerics.tiling import LONGEST, Tiling
+from qdc.numerics.tiling import LONGEST, Tiling, usual_height
 from qdc.passkit import (
     Annotation,
     Factor,
@@ -63,8 +64,16 @@ class PredictedError(Annotation):
     guided: bool = False
     """Whether the unit is what the predictions lose, in nats, by the curvature of the outputs."""
 
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``guided`` out where it says nothing, as dumps before it did."""
+        data: dict[str, Any] = dump(self)
+        return data if self.guided else {k: v for k, v in data.items() if k != "guided"}
+
     def text(self) -> str:
-        """``an error of 0.13 of the output at a distortion of 1``."""
+        """``an error of 0.13 of the output at a distortion of 1``, or nats in its place."""
+        if self.guided:
+            return f"{self.error:.2g} nats at a distortion of 1"
         share = self.error / self.energy if self.energy else 0.0
         return f"an error of {share:.2g} of the output at a distortion of 1"
 
@@ -82,8 +91,8 @@ class PredictError(Pass):
         default="alike", description="how errors of different outputs count: alike, or guided"
     )
     output_damp: OutputDamp = DAMP
-    height: int = Field(
-        default=128, ge=1, le=LONGEST, description="the lowering's rows of a tile, if guided"
+    height: int | None = Field(
+        default=None, ge=1, le=LONGEST, description="the lowering's, if outputs are guided"
     )
 
     @model_validator(mode="after")
@@ -150,13 +159,14 @@ class PredictError(Pass):
             unit.annotate(node, PredictedError(error=0, energy=0))
 
 
-def output_variance(unit: Unit, node: Node, damp: float, height: int) -> float:
+def output_variance(unit: Unit, node: Node, damp: float, height: int | None) -> float:
     """Mean curvature of a rotated output given those of the tiles that are encoded after it."""
     if not unit.graph.require(node.name, OutputCurvature).size:
         return 0.0  # no prediction hangs on it
     rows = output_factor(unit, node, SEED, damp).double()
     total = 0.0
-    for part in block_slices(node.rows, Tiling.fitted(node.rows, height, 1).height):
+    most = height or usual_height(node.rows, guided=True)
+    for part in block_slices(node.rows, Tiling.fitted(node.rows, most, 1).height):
         triangle = rows[part, part]
         identity = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
         root = torch.linalg.solve_triangular(triangle, identity, upper=True)

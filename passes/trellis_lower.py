@@ -24,7 +24,7 @@ from torch import Tensor
 from qdc.format.trelliscode import TrellisCode
 from qdc.numerics.hadamard import SEEDS
 from qdc.numerics.ring_search import FACTORS, TRIED, RingCode, RingOptions, RingSearch
-from qdc.numerics.tiling import LONGEST
+from qdc.numerics.tiling import LONGEST, USUAL, usual_height
 from qdc.numerics.trellis import EIGHTHS, HISTORY, SCRATCH, TOGETHER, Code, Trellis, Window
 from qdc.numerics.two_sided import Metric
 from qdc.numerics.two_sided_rings import TwoSidedRings
@@ -110,7 +110,13 @@ class TrellisLower(CompensatedLowering):
     )
     window: Window = Field(default=10, description="bits that decode to one weight")
     code: Code = Field(default="quadratic", description="what a window stands for")
-    height: int = Field(default=128, ge=1, le=LONGEST, description="most rows of a tile")
+    height: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST,
+        description="most rows of a tile; if not given 128, with guided outputs a 32nd of all, 64 "
+        "to 128",
+    )
     width: int = Field(default=1, ge=1, le=64, description="columns of a tile")
     block: int = Field(
         default=8, ge=1, le=LONGEST, description="columns that hand their errors on together"
@@ -136,7 +142,7 @@ class TrellisLower(CompensatedLowering):
 
     @model_validator(mode="after")
     def _tiles_can_be(self) -> "TrellisLower":
-        if self.height * self.width > LONGEST:
+        if (self.height or USUAL) * self.width > LONGEST:
             raise ValueError(f"a tile holds at most {LONGEST} weights")
         if self.block % self.width:
             raise ValueError(f"a block of {self.block} columns is no whole number of tiles")
@@ -170,7 +176,7 @@ class TrellisLower(CompensatedLowering):
             rate,
             window=self.window,
             code=self.code,
-            height=self.height,
+            height=self.height or usual_height(node.rows, guided=self.outputs == "guided"),
             width=self.width,
         )
 

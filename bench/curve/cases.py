@@ -6,6 +6,7 @@ from typing import Any
 
 from qdc.ir.graph import LayerGraph
 from qdc.passes.allocate_rates import AllocateRates
+from qdc.passes.quantize_vocab import QuantizeVocab
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import Group, Plan
@@ -15,12 +16,6 @@ OURS, LIBRARY = "ours", "library"
 RATES = (1.75, 2.25, 2.5)
 """Budgets of ``best`` between those of the presets, all that is stored of the layers counted."""
 CAUSAL_RATES = (1.75, 2.0, 2.2, 2.5, 3.0)
-CAUSAL = (
-    "guide,calibrate-mcs,sensitivity,predict-error,allocate-rates{budget=%g weights=energy},"
-    "stages(calibrate-cross{token-weights=guided},sensitivity{damp=0.1},"
-    "trellis-lower{asymmetry=1 bits=allocated sweeps=2 rounds=1}),pack"
-)
-"""At a rate: ``best`` without its probes, each of which runs a whole model once more."""
 TYPES = (
     "IQ1_M", "IQ2_XXS", "TQ2_0", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K",
 )  # fmt: skip
@@ -58,10 +53,10 @@ def cases(graph: LayerGraph) -> Iterator[Case]:
 
 
 def ours(*, causal: bool) -> Iterator[Case]:
-    """The points of our curve, by their bits; a causal model has no masks to probe losses under."""
+    """The points of our curve, by their bits; those of a causal model leave its vocabulary."""
     if causal:
         for rate in CAUSAL_RATES:
-            yield Case(f"rates {rate:g}", CAUSAL % rate)
+            yield Case(f"rates {rate:g}", best_at(rate, vocabulary=False))
         yield Case("default", "default")
         return
     for name in ("small", "best", "large", "default", "uniform"):
@@ -70,10 +65,11 @@ def ours(*, causal: bool) -> Iterator[Case]:
         yield Case(f"rates {rate:g}", best_at(rate))
 
 
-def best_at(rate: float) -> str:
-    """The pipeline of the preset ``best`` with another budget."""
+def best_at(rate: float, *, vocabulary: bool = True) -> str:
+    """The pipeline of the preset ``best`` with another budget, embedding and head as it does."""
     plan = build_plan("best", standard_registry())
-    return str(Plan(tuple(_at(item, rate) for item in plan.items)))
+    items = [item for item in plan.items if vocabulary or not isinstance(item, QuantizeVocab)]
+    return str(Plan(tuple(_at(item, rate) for item in items)))
 
 
 def _at(item: Pass | Group, rate: float) -> Pass | Group:

@@ -7,6 +7,10 @@ from torch.nn.functional import pad
 
 LONGEST = 1 << 12
 """Most numbers of a tile."""
+USUAL = 128
+"""Rows of a tile."""
+SOONER, PARTS = 64, 32
+"""Where rows hand errors on, tiles are at least so high, and about so many stand in a column."""
 SHORTEST = 64
 """Numbers of a tile that is made for a matrix of few rows: a ring of fewer bits wastes some."""
 
@@ -57,3 +61,13 @@ class Tiling(NamedTuple):
         down, along = self.tiles(rows, columns)
         cut = sequences.reshape(self.width, self.height, along, down).permute(3, 1, 2, 0)
         return cut.reshape(down * self.height, along * self.width)[:rows, :columns]
+
+
+def usual_height(rows: int, *, guided: bool) -> int:
+    """Choose the most rows of a tile.
+
+    Args:
+        rows: of the matrix.
+        guided: whether rows hand errors on, which those of one tile do not among themselves.
+    """
+    return max(SOONER, min(USUAL, rows // PARTS)) if guided else USUAL

@@ -39,9 +39,8 @@ class Metric(NamedTuple):
     def share(self, weight: Tensor, dense: Tensor) -> Tensor:
         """Find the factor of Q at which the loss is least: <W, Q> over <Q, Q>, f32."""
         seen = moment_of(self.rows) @ dense @ moment_of(self.columns)
-        both = ((seen * other).sum(dtype=torch.float64) for other in (weight, dense))
-        found: Tensor = (next(both) / next(both)).float()
-        return found
+        with_weight, with_itself = ((seen * x).sum(dtype=torch.float64) for x in (weight, dense))
+        return (with_weight / with_itself).float()
 
 
 def handed_on(upper: Tensor, width: int) -> Tensor:
@@ -61,7 +60,8 @@ def handed_on(upper: Tensor, width: int) -> Tensor:
         part = slice(start, start + width)
         root[:, part] = root[:, part] @ wide[part, part]
         root[part, part] = 0
-    return root.float()
+    found: Tensor = root.float()
+    return found
 
 
 def quantize_tiles(

@@ -7,9 +7,8 @@ from torch import Tensor
 from qdc.ir.curvature import OutputCurvature
 from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
-from qdc.ir.types import TensorRef
 from qdc.numerics.products import product
-from qdc.streaming.forecast import NO_DIGEST
+from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
 
 
@@ -40,8 +39,7 @@ def add_curvatures(unit: Unit, sums: Mapping[str, Tensor], before: int, now: int
         unit.annotate(unit.graph[name], fresh)
 
 
-def foreseen(node: Node, positions: int) -> OutputCurvature:
-    """The curvature of a layer as it will be noted."""
-    name, shape = table_key(node.name, "curvature"), (node.rows, node.rows)
-    tensor = TensorRef(name=name, dtype="f32", shape=shape, digest=NO_DIGEST)
-    return OutputCurvature(tensor=tensor, positions=positions, size=0)
+def foresee(unit: Forecast, node: Node, positions: int) -> None:
+    """Say that a layer will have a curvature."""
+    tensor = unit.put_aside(table_key(node.name, "curvature"), node.rows, node.rows)
+    unit.annotate(node, OutputCurvature(tensor=tensor, positions=positions, size=0))

@@ -89,6 +89,12 @@ class Forecast(Scope):
         account.ledger.hold(name, "statistics of a stage", nbytes, "device")
         return ref
 
+    def put_aside(self, name: str, *shape: int) -> TensorRef:
+        """An f32 tensor of this shape goes to a file of its own; its digest is a placeholder."""
+        ref = TensorRef(name=name, dtype="f32", shape=shape, digest=NO_DIGEST)
+        self._account.scratch_bytes += ref.nbytes
+        return ref
+
     def holds(self, ref: TensorRef) -> bool:
         """Whether a tensor that ``put`` gave is still held."""
         return ref.name in self._account.ledger

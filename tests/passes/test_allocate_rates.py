@@ -170,7 +170,7 @@ def test_passes_may_follow_the_lowering() -> None:
             f"{MEASURED},allocate-rates{{weights=energy count=layers}},"
             + LOWERED.replace("window=8", "window=8 height=64"),
             InvalidPipeline,
-            "counts tiles of height 128",
+            "counts tiles of the usual height",
         ),
         (LOWERED, MissingAnnotation, "@rate"),
     ],

@@ -13,7 +13,7 @@ from qdc.ir.annotations import Moment
 from qdc.ir.guidance import Guidance
 from qdc.models.predictions import predictions
 from qdc.numerics.random_numbers import uniforms
-from qdc.passes.guide import drawn_slope
+from qdc.passkit.drawn import drawn_slope
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.plan import check_order
 from qdc.pipeline.registry import standard_registry

@@ -220,6 +220,11 @@ GUIDED = "guide{outputs=true},calibrate-mcs{token-weights=guided},sensitivity"
             f"{GUIDED},predict-error,allocate-rates{{weights=guided}},{LOWERED}",
             "write weights=loss or energy to allocate-rates",
         ),
+        (
+            f"{GUIDED},predict-error{{outputs=guided}},"
+            "allocate-rates{weights=guided count=layers},trellis-lower{bits=allocated}",
+            "counts other tiles than trellis-lower{outputs=alike} stores",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(passes: str, said: str) -> None:

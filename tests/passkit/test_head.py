@@ -9,8 +9,8 @@ from qdc.frontend.tracer import trace
 from qdc.ir.facts import ModelFacts
 from qdc.ir.graph import LayerGraph
 from qdc.models.families import BUILT_IN
-from qdc.passes.guide import drawn_slope
 from qdc.passkit.counted import CountedPositions
+from qdc.passkit.drawn import drawn_slope
 from qdc.passkit.end_loss import EndLoss
 from qdc.passkit.head import head_logits, output_head
 from qdc.streaming.states import StateStore
