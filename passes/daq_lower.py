@@ -11,6 +11,10 @@ inputs, and of the residual stream that it adds to, since the layers before it w
 before any error is taken. Compensation between blocks is the exact triangular one; ``diag`` is the
 released code's approximation.
 
+With ``outputs=guided`` errors of a block also see each other from row to row, by the curvature of
+the loss that ``guide{outputs=true}`` notes (YAQA, arXiv 2505.22988): signs are chosen weight by
+weight, and the scales of all rows are refitted together. What is stored stays as it is.
+
     before   %h0.q = linear %x   w f16[64,512]
                  @orders  2 1 3 2   mean 2
     after        @daq     4 blocks   output error 1.3e-02   outliers 2.2%   15 sweeps
@@ -24,6 +28,7 @@ from torch import Tensor
 from qdc.format.multibinary import MultiBinary
 from qdc.numerics.importance import ImportanceKind, importance, outlier_weight
 from qdc.numerics.multibinary import Components, dense, fit
+from qdc.numerics.two_sided_block import RowMetric, quantize_two_sided, row_metric
 from qdc.passkit import (
     BLOCK,
     BinaryGrid,
@@ -47,6 +52,18 @@ from qdc.passkit import (
     quantize_blocks,
     target,
 )
+from qdc.passkit.outputs import (
+    DAMP,
+    OutputDamp,
+    Outputs,
+    curvature_needs,
+    output_factor_effort,
+    own_output_factor,
+)
+from qdc.streaming.work import FP32
+
+SQUARES_HELD = 6
+"""Squares of rows beside the curvature, in fp32: the factor, its metric, and these made in fp64."""
 
 
 class Daq(Lowered):
@@ -116,6 +133,10 @@ class DaqLower(Lowering):
         le=2,
         description="share of the drift of its inputs that a layer takes back",
     )
+    outputs: Outputs = Field(
+        default="alike", description="how errors of different outputs count: alike, or guided"
+    )
+    output_damp: OutputDamp = DAMP
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "DaqLower":
@@ -124,6 +145,9 @@ class DaqLower(Lowering):
             "outlier-weight=1": ("sigma", "two_sided", "importance", "outliers_of")
             if self.outlier_weight == 1
             else (),
+            f"outputs={self.outputs}": ("feedback",)
+            if self.outputs == "guided"
+            else ("output_damp",),
         }
         for why, options in unread.items():
             for option in options:
@@ -133,7 +157,8 @@ class DaqLower(Lowering):
 
     def needs(self) -> Kinds:
         """What a layer is to take back is in the cross moment."""
-        return (*self.requires, CrossMoment) if self.asymmetry else self.requires
+        crossed = (CrossMoment,) if self.asymmetry else ()
+        return (*self.requires, *crossed, *curvature_needs(self.outputs))
 
     def forecast_codec(self, unit: Forecast, node: Node) -> MultiBinary | None:
         """Planes as the allocation gives them: none where that is not known."""
@@ -152,6 +177,17 @@ class DaqLower(Lowering):
             elements=weights * (sweeps + columns),
         )
         signs = 0 if orders is None else 2 * self.codec(node, orders).working_bytes
+        if self.outputs == "guided":
+            more, factored = output_factor_effort(node)
+            reach, turns = node.rows + width, 1 + self.rounds + self.code_sweeps
+            work += factored + Work(
+                # Each turn hands errors down, is costed, and its scales are refitted.
+                products=turns * (2 + mean) * weights * node.rows,
+                exact=4 * node.rows**3 / 3,
+                elements=2 * turns * weights * reach,
+            )
+            more += SQUARES_HELD * FP32 * node.rows**2
+            return max(5 * unit.weight(node), 3 * unit.weight(node) + signs) + more, work
         return max(5 * unit.weight(node), 3 * unit.weight(node) + signs), work
 
     def codec(self, node: Node, orders: Orders) -> MultiBinary:
@@ -171,6 +207,9 @@ class DaqLower(Lowering):
         orders = unit.graph.require(node.name, Orders)
         upper = unit.get(factor.tensor)
         weight = target(unit, node, upper, self.asymmetry)
+        rows = None
+        if self.outputs == "guided":
+            rows = row_metric(own_output_factor(unit, node, self.output_damp))
         codec = self.codec(node, orders)
         slices = block_slices(node.columns, codec.block)
         blocks: list[Components] = []
@@ -194,7 +233,7 @@ class DaqLower(Lowering):
             flagged.append((emphasis != 1).sum())
             swept.append(len(losses) - 1)
             if self.feedback:
-                fitted = self.refine(block, fitted, upper[part, part])
+                fitted = self.refine(block, fitted, upper[part, part], rows)
             blocks.append(fitted)
             return dense(fitted)
 
@@ -208,15 +247,18 @@ class DaqLower(Lowering):
         scores = importance(block, upper[: part.stop, part], self.importance)
         return outlier_weight(scores, self.sigma, self.outlier_weight, two_sided=self.two_sided)
 
-    def refine(self, block: Tensor, fitted: Components, triangle: Tensor) -> Components:
-        """Alternate column feedback and refits of the scales, from the fitted levels on."""
+    def refine(
+        self, block: Tensor, fitted: Components, triangle: Tensor, rows: RowMetric | None
+    ) -> Components:
+        """Alternate feedback and refits of the scales, from the fitted levels on."""
         metric = block_metric(triangle, by_activation=self.order == "activation")
-        grid, best = quantize_block(
-            block,
-            dense(fitted),
-            BinaryGrid(fitted, self.scale_bits),
-            metric,
-            rounds=self.rounds,
-            sweeps=self.code_sweeps,
-        )
+        grid, start = BinaryGrid(fitted, self.scale_bits), dense(fitted)
+        if rows is None:
+            grid, best = quantize_block(
+                block, start, grid, metric, rounds=self.rounds, sweeps=self.code_sweeps
+            )
+        else:
+            grid, best = quantize_two_sided(
+                block, start, grid, metric, rows, rounds=self.rounds, sweeps=self.code_sweeps
+            )
         return grid.encode(best)

@@ -14,8 +14,8 @@ loses less than the squares themselves, which are GuidedQuant's.
                  @curvature  f32[64,64]   16,384 predictions   0.0012 for each output
 
 With ``outputs`` the products of the derivatives are kept too: the curvature of the loss by the
-outputs of each layer (YAQA, arXiv 2505.22988), by which trellis-lower hands errors on from row to
-row, and predict-error says what they cost. It waits in files, one for each layer.
+outputs of each layer (YAQA, arXiv 2505.22988), by which trellis-lower and daq-lower hand errors on
+from row to row, and predict-error says what they cost. It waits in files, one for each layer.
 
 ``calibrate-mcs`` and ``calibrate-cross`` read it with ``token-weights=guided``, and draw the same
 samples; weights that none of them reads, or of other samples, are refused before anything runs.
@@ -105,16 +105,17 @@ class Guide(CalibrationOptions):
         """Refuse weights that no pass reads, and readers that draw other samples."""
         again = next((place for place, s in enumerate(later) if Guidance in s.provides), len(later))
         reading = [step for step in later[:again] if Guidance in step.needs()]
-        if not reading:
+        bending = any(OutputCurvature in step.needs() for step in later[:again])
+        if not reading and not bending:
             raise InvalidPipeline(
                 f"{self.name} weighs tokens, and no calibration behind it asks for the weights",
                 help="write token-weights=guided to calibrate-mcs or calibrate-cross behind it, or "
                 f"leave {self.name} out",
             )
-        if self.outputs and not any(OutputCurvature in step.needs() for step in later[:again]):
+        if self.outputs and not bending:
             raise InvalidPipeline(
                 f"{self.name}{{outputs=true}} notes curvatures that no pass behind it reads",
-                help="write outputs=guided to trellis-lower, or leave outputs out",
+                help="write outputs=guided to trellis-lower or daq-lower, or leave outputs out",
             )
         own = self.draws()
         for step in reading:

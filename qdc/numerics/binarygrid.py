@@ -13,6 +13,8 @@ from qdc.numerics.products import product
 
 RIDGE = 1e-6
 """Share of its diagonal added to a system whose components may coincide."""
+TOGETHER = 128
+"""Rows whose scales are solved for at once, where rows see each other."""
 
 
 class BinaryGrid(Grid):
@@ -30,14 +32,24 @@ class BinaryGrid(Grid):
         for k in range(1, order):
             total = total + outer[k] * self.patterns[k, :, None]
         self.levels = total
-        self.sizes = _sizes(total) if order <= 2 else None
+        self.table = _sizes(total) if order <= 2 else None
+        """f32[3, g, n], magnitudes at K of 1 or 2: larger, smaller, half way."""
+        self.sizes: list[tuple[Tensor, ...]] = []
+        if self.table is not None:
+            # For all columns at once: one by one views take as long as the arithmetic.
+            self.sizes = list(zip(*(each.unbind() for each in self.table), strict=True))
 
     def nearest(self, column: int, target: Tensor) -> Tensor:
         """Round one column to its nearest levels."""
-        if self.sizes is None:
+        if self.table is None:
             return nearest_levels(self.levels[column], target)
-        large, small, middle = self.sizes[column]
-        return torch.where(target.abs() > middle, large, small).copysign_(target)
+        return _of_sizes(self.sizes[column], target)
+
+    def nearest_each(self, rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
+        """Round single weights."""
+        if self.table is None:
+            return nearest_levels(self.levels[columns, :, rows].T, target)
+        return _of_sizes(self.table[:, columns, rows].unbind(), target)
 
     def encode(self, dense: Tensor) -> Components:
         """Components with the signs that write ``dense`` out, which lies on the levels."""
@@ -50,13 +62,31 @@ class BinaryGrid(Grid):
         """Refit rows by K x K solves, then columns by one solve of K g unknowns."""
         coded = self.encode(dense)
         rows = coded._replace(row_scale=refit_rows(block, coded, metric))
-        columns = rows._replace(col_scale=refit_columns(block, rows, metric))
-        refitted = stored(columns, self.scale_bits)
+        return self._stored(rows._replace(col_scale=refit_columns(block, rows, metric)))
+
+    def refit_together(
+        self, block: Tensor, dense: Tensor, metric: Tensor, rows: Tensor
+    ) -> tuple[Self, Tensor]:
+        """Refit some rows at a time by one solve, then columns by one solve of K g unknowns."""
+        coded = self.encode(dense)
+        found = coded._replace(row_scale=refit_rows_together(block, coded, metric, rows))
+        return self._stored(
+            found._replace(col_scale=refit_columns(block, found, metric, rows=rows))
+        )
+
+    def _stored(self, fitted: Components) -> tuple[Self, Tensor]:
+        refitted = stored(fitted, self.scale_bits)
         return type(self)(refitted, self.scale_bits), write_out(refitted)
 
 
-def _sizes(levels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of f32[g, 2^K, n] the magnitudes at K of 1 or 2: larger, smaller, half way; by column.
+def _of_sizes(sizes: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    """Round f32[n] to the nearer of two magnitudes; a weight keeps its sign."""
+    large, small, middle = sizes
+    return torch.where(target.abs() > middle, large, small).copysign_(target)
+
+
+def _sizes(levels: Tensor) -> Tensor:
+    """Of f32[g, 2^K, n] the magnitudes at K of 1 or 2: larger, smaller, half way; f32[3, g, n].
 
     Every level has its negative, so that a weight keeps its sign and goes to the nearer magnitude:
     two comparisons less than among four levels.
@@ -64,7 +94,7 @@ def _sizes(levels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     sizes = levels[:, : levels.shape[1] // 2].abs()
     large, small = sizes.amax(1), sizes.amin(1)
     middle = (large + small) / 2
-    return list(zip(large.unbind(), small.unbind(), middle.unbind(), strict=True))
+    return torch.stack([large, small, middle])
 
 
 def refit_rows(block: Tensor, c: Components, metric: Tensor) -> Tensor:
@@ -87,24 +117,59 @@ def refit_rows(block: Tensor, c: Components, metric: Tensor) -> Tensor:
     return _solve(system, target)[:, :, 0].T.contiguous()
 
 
-def refit_columns(block: Tensor, c: Components, metric: Tensor) -> Tensor:
-    """Column scales that minimise tr(E M E^T), signs and row scales fixed.
+def refit_rows_together(block: Tensor, c: Components, metric: Tensor, rows: Tensor) -> Tensor:
+    """Row scales that lower tr(A E M E^T), signs and column scales fixed.
 
-    One system over all K g column scales: its entry for (k, j) and (l, h) is M_jh times the sum
-    over rows of a_k B_k,j a_l B_l,h.
+    Some rows after the others, each time the minimiser with all other rows as they are, so that no
+    step raises the cost: one system over the K scales of each of these rows.
 
     Args:
         block: f32[n, g].
         c: The components.
         metric: f32[g, g], M.
+        rows: f32[n, n], A.
+
+    Returns:
+        f32[K, n].
+    """
+    order = len(c.signs)
+    scales, error = c.row_scale.clone(), block - write_out(c)
+    for start in range(0, len(block), TOGETHER):
+        own = slice(start, start + TOGETHER)
+        part = (c.col_scale[:, None, :] * c.signs[:, own]).transpose(0, 1).flatten(0, 1)
+        weighted = product(part, metric)
+        near = rows[own, own].repeat_interleave(order, 0).repeat_interleave(order, 1)
+        error[own] = block[own]
+        force = product(rows[own], error).repeat_interleave(order, 0)
+        target = (weighted * force).sum(1)
+        solved = _solve(product(weighted, part.T) * near, target[:, None]).view(-1, order)
+        scales[:, own] = solved.T
+        error[own] -= (solved[:, :, None] * part.view(len(solved), order, -1)).sum(1)
+    return scales
+
+
+def refit_columns(
+    block: Tensor, c: Components, metric: Tensor, *, rows: Tensor | None = None
+) -> Tensor:
+    """Column scales that minimise tr(A E M E^T), signs and row scales fixed.
+
+    One system over all K g column scales: its entry for (k, j) and (l, h) is M_jh times the sum
+    over rows of a_k B_k,j a_l B_l,h, or where rows see each other that over pairs of them.
+
+    Args:
+        block: f32[n, g].
+        c: The components.
+        metric: f32[g, g], M.
+        rows: f32[n, n], A; the identity if not given.
 
     Returns:
         f32[K, g].
     """
-    order, rows, width = c.signs.shape
-    part = (c.row_scale[:, :, None] * c.signs).transpose(0, 1).reshape(rows, order * width)
-    system = product(part.T, part) * metric.repeat(order, order)
-    target = (part * product(block, metric).repeat(1, order)).sum(0)
+    order, height, width = c.signs.shape
+    part = (c.row_scale[:, :, None] * c.signs).transpose(0, 1).reshape(height, order * width)
+    seen = part if rows is None else product(rows, part)
+    system = product(part.T, seen) * metric.repeat(order, order)
+    target = (seen * product(block, metric).repeat(1, order)).sum(0)
     return _solve(system, target[:, None]).reshape(order, width)
 
 

@@ -5,6 +5,7 @@ Python; all rows of a column move at once, and far columns learn of the moves a 
 Source: related-systems.md A4, A5, 10.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -159,28 +160,67 @@ def quantize_block(
     Raises:
         NotImplementedError: If there are ``rounds``, and the grid has no ``refit``.
     """
+
+    def choose(levels: G, _: Tensor | None) -> Tensor:
+        dense = column_feedback(block, metric, levels)
+        return coordinate_sweeps(block, dense, metric, levels, sweeps) if sweeps else dense
+
+    return alternate(
+        start,
+        grid,
+        cost=lambda dense: block_cost(block, dense, metric),
+        choose=choose,
+        refit=lambda levels, dense: levels.refit(block, dense, metric.full),
+        rounds=rounds,
+        gains=gains,
+    )
+
+
+def alternate(
+    start: Tensor | None,
+    grid: G,
+    *,
+    cost: Callable[[Tensor], float],
+    choose: Callable[[G, Tensor | None], Tensor],
+    refit: Callable[[G, Tensor], tuple[G, Tensor]],
+    rounds: int = 0,
+    gains: list[float] | None = None,
+) -> tuple[G, Tensor]:
+    """Choose codes and refit the levels in turn; keep the best by its cost.
+
+    Args:
+        start: f32[n, g] on the grid's levels, a first candidate; None without one.
+        grid: The first levels.
+        cost: Of a block that is written out, f32[n, g].
+        choose: Finds codes on some levels, written out. Called with the levels, and what the codes
+            before stand for on them once there was a refit.
+        refit: Finds levels for codes, and writes these out on them.
+        rounds: Refits, each followed by a choice anew.
+        gains: Takes the cost of each candidate, in the order tried.
+
+    Returns:
+        The best grid and the block written out on its levels.
+    """
     costs = [] if gains is None else gains
     best: tuple[float, G, Tensor] | None = None
 
     def consider(candidate: G, dense: Tensor) -> None:
         nonlocal best
-        cost = block_cost(block, dense, metric)
-        costs.append(cost)
-        if best is None or cost < best[0]:
-            best = (cost, candidate, dense)
+        costs.append(cost(dense))
+        if best is None or costs[-1] < best[0]:
+            best = (costs[-1], candidate, dense)
 
     if start is not None:
         consider(grid, start)
+    refitted: Tensor | None = None
     for turn in range(rounds + 1):
-        dense = column_feedback(block, metric, grid)
-        if sweeps:
-            dense = coordinate_sweeps(block, dense, metric, grid, sweeps)
+        dense = choose(grid, refitted)
         consider(grid, dense)
         if turn < rounds:
             try:
-                grid, dense = grid.refit(block, dense, metric.full)
+                grid, refitted = refit(grid, dense)
             except OverflowError:
                 break  # what was found before still fits its stored dtype
-            consider(grid, dense)
+            consider(grid, refitted)
     assert best is not None
     return best[1], best[2]

@@ -49,3 +49,45 @@ class Grid(ABC):
         raise NotImplementedError(
             f"{type(self).__name__} has no refit: implement it, or ask for rounds=0"
         )
+
+    def nearest_each(self, rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
+        """Round single weights to their nearest levels.
+
+        May be left out: only feedback from row to row asks for it.
+
+        Args:
+            rows: i64[k], the row of each.
+            columns: i64[k], its column inside the block.
+            target: f32[k].
+
+        Returns:
+            f32[k], as ``nearest`` gives it.
+
+        Raises:
+            NotImplementedError: this grid rounds whole columns only.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} rounds no single weights: implement nearest_each"
+        )
+
+    def refit_together(
+        self, block: Tensor, dense: Tensor, metric: Tensor, rows: Tensor
+    ) -> tuple[Self, Tensor]:
+        """Refit as ``refit`` does, where errors of several rows cost together.
+
+        May be left out: only feedback from row to row asks for it, with ``rounds``.
+
+        Args:
+            block: f32[n, g], what is to be met.
+            dense: f32[n, g], made of this grid's levels.
+            metric: f32[g, g], positive definite.
+            rows: f32[n, n], positive definite: the error E costs tr(rows E metric E^T).
+
+        Raises:
+            NotImplementedError: the scales of this grid are fitted row by row, or not at all.
+            OverflowError: a scale does not fit its stored dtype.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no refit for rows together: implement refit_together, or "
+            "ask for rounds=0"
+        )

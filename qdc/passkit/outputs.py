@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from qdc.errors import NotPositiveDefinite
+from qdc.ir.activations import RotatedHeads
 from qdc.ir.curvature import OutputCurvature
 from qdc.ir.graph import Node
 from qdc.numerics.factor import FactorizationFailed, factor_bytes, factorize
@@ -49,12 +50,40 @@ def output_factor(unit: Unit, node: Node, seed: int, damp: float) -> Tensor:
     Raises:
         NotPositiveDefinite: the curvature holds numbers that are not finite.
     """
-    curvature = unit.get(unit.graph.require(node.name, OutputCurvature).tensor)
-    turn = RandomHadamard.of(node.rows, random_seed(seed, "outputs", node.name), curvature.device)
-    half = turn.forward(curvature.to(torch.float64))
-    turned = turn.forward(half.T.contiguous())
+    turn = RandomHadamard.of(node.rows, random_seed(seed, "outputs", node.name), unit.device)
+    return _factor(unit, node, damp, turn)
+
+
+def own_output_factor(unit: Unit, node: Node, damp: float) -> Tensor:
+    """The factor of a layer's curvature in the coordinates of the rows of its weight.
+
+    Guide looks at the original's outputs, wherever it stands; ``rotate`` may have turned the rows
+    of a value projection since, head by head.
+
+    Args:
+        unit: of the layer, which carries its curvature.
+        node: the layer.
+        damp: share of the mean curvature that is added to the diagonal.
+
+    Returns:
+        f32[rows, rows], V with the curvature inv(V^T V).
+
+    Raises:
+        NotPositiveDefinite: the curvature holds numbers that are not finite.
+    """
+    heads = unit.graph.get(node.name, RotatedHeads)
+    turn = None if heads is None else heads.of(node.rows, unit.device)
+    return _factor(unit, node, damp, turn)
+
+
+def _factor(unit: Unit, node: Node, damp: float, turn: RandomHadamard | None) -> Tensor:
+    """The factor of a layer's curvature, whose outputs ``turn`` has mixed."""
+    found = unit.get(unit.graph.require(node.name, OutputCurvature).tensor)
+    if turn is not None:
+        half = turn.forward(found.to(torch.float64))
+        found = turn.forward(half.T.contiguous())
     try:
-        return factorize(turned, damp, ATTEMPTS).upper
+        return factorize(found, damp, ATTEMPTS).upper
     except FactorizationFailed as error:
         raise NotPositiveDefinite(
             f"the curvature of the outputs is not positive definite: {error}",

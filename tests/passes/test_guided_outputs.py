@@ -12,7 +12,6 @@ from torch import Tensor
 from qdc.errors import InvalidPipeline, MissingAnnotation
 from qdc.ir.annotations import Factor
 from qdc.ir.curvature import OutputCurvature
-from qdc.ir.verify import verify
 from qdc.models.predictions import predictions
 from qdc.numerics.factor import factorize
 from qdc.numerics.random_numbers import uniforms
@@ -28,8 +27,9 @@ from qdc.streaming.unit import Unit
 from tests.support.checkpoints import MASK, write_checkpoint
 from tests.support.compiles import Spy, run_passes
 from tests.support.families import CASES, write_family
+from tests.support.lowering import lower_by_curvature
 from tests.support.outlooks import forecast_tiny
-from tests.support.units import annotate_all, correlated_moment, make_unit, noise, put_statistics
+from tests.support.units import correlated_moment, noise
 
 SAMPLES = "samples=8 length=16 pack=within batch=3"
 
@@ -135,14 +135,8 @@ def test_experts_have_curvatures_too(text: Path, tmp_path: Path) -> None:
 
 
 def lower(step: Pass, weight: Tensor, curvature: Tensor, moment: Tensor) -> Unit:
-    unit = make_unit(step, {"q": weight})
-    put_statistics(unit, moment, (2,) * -(-moment.shape[0] // 128))
-    mean = float(curvature.diagonal().mean())
-    note = OutputCurvature(tensor=unit.put("q:curvature", curvature), positions=9, size=mean)
-    annotate_all(unit, note)
-    step.run(unit)
-    verify(unit.graph, unit.tensors, after=step.name)
-    return unit
+    orders = (2,) * -(-moment.shape[0] // 128)
+    return lower_by_curvature(step, weight, curvature, moment, orders)
 
 
 def cost(unit: Unit, weight: Tensor, curvature: Tensor) -> float:

@@ -1,11 +1,13 @@
-"""daq-lower alone, on layers that read one value."""
+"""One pass alone, daq-lower most of all, on layers that read one value."""
 
 from torch import Tensor
 
+from qdc.ir.curvature import OutputCurvature
 from qdc.ir.verify import verify
 from qdc.passes.daq_lower import Daq, DaqLower
+from qdc.pipeline.passbase import Pass
 from qdc.streaming.unit import Unit
-from tests.support.units import make_unit, put_statistics
+from tests.support.units import annotate_all, make_unit, put_statistics
 
 
 def lower(
@@ -16,6 +18,20 @@ def lower(
     put_statistics(unit, moment, orders)
     unit.step.run(unit)
     verify(unit.graph, unit.tensors, after="daq-lower")
+    return unit
+
+
+def lower_by_curvature(
+    step: Pass, weight: Tensor, curvature: Tensor, moment: Tensor, orders: tuple[int, ...]
+) -> Unit:
+    """The unit of one layer, ``q``, after a pass ran that may read the curvature of its outputs."""
+    unit = make_unit(step, {"q": weight})
+    put_statistics(unit, moment, orders)
+    mean = float(curvature.diagonal().mean())
+    note = OutputCurvature(tensor=unit.put("q:curvature", curvature), positions=9, size=mean)
+    annotate_all(unit, note)
+    step.run(unit)
+    verify(unit.graph, unit.tensors, after=step.name)
     return unit
 
 
