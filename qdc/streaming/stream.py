@@ -263,16 +263,20 @@ class Stream(StreamSamples):
             if everywhere:
                 rows = dict.fromkeys(everywhere, self._data_places(index))
                 environment = {name: kept[name] for name in held & set(kept)} | rows
-            with torch.no_grad():
-                found = self.executor.run(
-                    environment,
-                    steps,
-                    parameters,
-                    wanted,
-                    self.segments_of(index),
-                    self.masked_of(index),
-                )
-            yield found
+            # Without a name here: what was given is not held while the next batch is computed.
+            yield self._found(index, environment, steps, parameters, wanted)
+
+    @torch.no_grad()
+    def _found(
+        self,
+        index: int,
+        environment: Mapping[str, Tensor],
+        steps: list[str],
+        parameters: Parameters,
+        wanted: tuple[str, ...],
+    ) -> Environment:
+        segments, masked = self.segments_of(index), self.masked_of(index)
+        return self.executor.run(environment, steps, parameters, wanted, segments, masked)
 
     def rows_read(self, stage: Stage) -> int:
         """Tokens of a whole batch that a stage reads; of an expert an even share."""
