@@ -74,7 +74,10 @@ class Distill(CalibrationOptions):
         default=0.003, ge=0, le=1, description="first step of a scale, as a share of its size"
     )
     norm_rate: float = Field(
-        default=0.003, ge=0, le=1, description="first step of norm gains and biases"
+        default=0.003,
+        ge=0,
+        le=1,
+        description="first step of norm gains and biases, as a share of their size",
     )
     schedule: Schedule = Field(default="linear", description="how steps become smaller")
     held_out: float = Field(

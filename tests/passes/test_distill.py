@@ -156,6 +156,31 @@ def test_predictions_come_nearer_and_the_artifact_is_what_was_judged(
     assert report.distilled.text().startswith(f"{before:.4g} to {after:.4g} nats")
 
 
+def test_a_step_does_not_depend_on_how_gains_and_weights_share_a_scale(
+    text: Path, tmp_path: Path
+) -> None:
+    """Two forms of one function: gains of 1, and gains of 1/16 before weights 16 times as large."""
+
+    def moved(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith("norm.weight"):
+                tensor /= 16
+            elif "blocks" in name and "out" not in name:
+                tensor *= 16
+
+    found = []
+    for name, edit in (("plain", None), ("moved", moved)):
+        kind = {"d_model": 32, "mlp_hidden_size": 48, "dtype": torch.float32, "edit": edit}
+        model = write_checkpoint(tmp_path / name, **kind)
+        options = "rounds=1 batch=2 norm-rate=0.02 scale-rate=0.02"
+        report = distilled(model, text, tmp_path / f"{name}-out", options, states="f32")
+        found.append(remarked(report))
+    (kind, before, after), other = found
+    assert kind == "passed"
+    assert after < 0.98 * before
+    assert other == (kind, pytest.approx(before, rel=1e-3), pytest.approx(after, rel=1e-3))
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
