@@ -198,12 +198,12 @@ class Stream(StreamSamples):
         """Compute the values to keep, batch by batch, with the weights of now."""
         parameters = self._parameters(steps)
         staying = [name for name in keep if name in self.names]
-        for index, environment in enumerate(self.kept):
-            missing, segments = keep.difference(staying), self.segments_of(index)
-            masked = self.masked_of(index)
-            found = self.executor.run(environment, steps, parameters, missing, segments, masked)
-            found |= {name: environment[name] for name in staying}
+        missing = tuple(keep.difference(staying))
+        for index, held in enumerate(self.kept):
+            found = self._found(index, held, steps, parameters, missing)
+            found |= {name: held[name] for name in staying}
             self.kept[index] = self.states.hold(found)
+            del found  # or it is held while the next batch is computed
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield what the layers of a stage multiply, batch by batch: rotated, if they are.
