@@ -59,6 +59,4 @@ def with_kept(peak: Peak, process: int) -> Peak:
     kept = min(MOST_KEPT, peak.nbytes - process)
     if kept <= 0:
         return peak
-    return Peak(
-        nbytes=peak.nbytes + kept, moment=peak.moment, parts={**peak.parts, KEPT: kept}
-    )
+    return Peak(nbytes=peak.nbytes + kept, moment=peak.moment, parts={**peak.parts, KEPT: kept})

@@ -32,9 +32,7 @@ def test_what_computing_takes_is_there_once_it_was_asked_for() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("passes", ["default", "gptq"])
-def test_a_compile_of_the_embedded_model_stays_within_its_plan(
-    passes: str, tmp_path: Path
-) -> None:
+def test_a_compile_of_the_embedded_model_stays_within_its_plan(passes: str, tmp_path: Path) -> None:
     sizes = ("--passes", passes, "--samples", "16", "--length", "256")
     planned = ran("plan", EMBEDDED, *sizes, "--json")["host"]["nbytes"]
     out = ("-o", tmp_path / "out", "--no-report", "--json")
