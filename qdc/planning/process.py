@@ -15,9 +15,10 @@ SIDE = 256
 """Of the matrices that are computed with: large enough for each library that passes use."""
 KEPT = "freed, not given back"
 """The kind of memory that the allocator holds, as the summary names it."""
-MOST_KEPT = 2 * (32 << 20)
+MOST_KEPT = 3 * (32 << 20)
 """Bytes that glibc keeps: blocks of up to 32 MiB come from its heap once it has seen such a block
-freed, and of what is free at the end of the heap it gives back what is above twice that."""
+freed. Of what is free at the end of the heap it gives back what is above twice that; what is free
+between blocks that stay it does not, for which another such block is counted."""
 
 
 def compile_process_bytes() -> int:
@@ -49,14 +50,14 @@ def _compute() -> None:
 def with_kept(peak: Peak, process: int) -> Peak:
     """The peak of host memory with what the allocator keeps of blocks that were freed.
 
-    Between blocks that stay it finds no room for others, and what is free at the end of its heap
-    it gives back above a limit alone. So no more than all blocks at a time, and no more than that.
+    Where blocks are small it keeps little: no more than twice what all of them take, each of which
+    may leave a hole that the next one does not fit into.
 
     Args:
         peak: of all that is held.
         process: the bytes of it that no block of the compile is.
     """
-    kept = min(MOST_KEPT, peak.nbytes - process)
+    kept = min(MOST_KEPT, 2 * (peak.nbytes - process))
     if kept <= 0:
         return peak
     return Peak(nbytes=peak.nbytes + kept, moment=peak.moment, parts={**peak.parts, KEPT: kept})
