@@ -6,7 +6,7 @@ them waits with the calibration states and is read for one region at a time.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class Tuning:
             vectors = self._plain(node, matrices=False)
             self.vectors[name] = {r: self._leaf(t, rate) for r, t in vectors.items()}
 
-    def groups(self) -> list[dict[str, object]]:
+    def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of an optimizer."""
         kinds = ((self.scales, self.rates.scale), (self.vectors, self.rates.vector))
         return [

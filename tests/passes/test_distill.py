@@ -205,6 +205,16 @@ def test_steps_that_only_do_harm_and_none_leave_everything_as_it_was(
         assert files(tmp_path / name) == files(tmp_path / "plain")
 
 
+def test_steps_that_do_harm_become_smaller_until_they_help(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    options = "batch=2 scale-rate=0.3 norm-rate=0.3 schedule=constant"
+    assert remarked(distilled(model, text, tmp_path / "one", f"rounds=1 {options}"))[0] == "missed"
+    kind, before, after = remarked(distilled(model, text, tmp_path / "all", f"rounds=5 {options}"))
+    assert kind == "passed"
+    assert after < before
+
+
 @pytest.mark.parametrize("last", ["distill{rounds=1}", "polish{iterations=2}"])
 def test_what_only_chooses_experts_is_not_said_to_be_tuned(
     last: str, text: Path, tmp_path: Path
