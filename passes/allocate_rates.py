@@ -3,7 +3,8 @@
 Source: rate-distortion theory. With codes that come in small steps, an error falls by the same
 factor for each bit, whatever layer it is spent on (trellis codes: 0.27, docs/quantizers/qtip.md),
 so that what predict-error noted says what every rate costs. ``weights=loss`` counts a layer's
-error by what probe-loss measured; ``energy`` as a share of the layer's output, and needs no probes.
+error by what probe-loss measured; ``energy`` as a share of the layer's output, and needs no probes;
+``guided`` takes the nats that ``predict-error{outputs=guided}`` noted, and needs none either.
 Steps of an eighth go where they save most for their bytes, and never take more than the budget.
 
     before   %h0.q = linear %x   w f16[64,512]
@@ -106,7 +107,10 @@ class AllocateRates(Pass):
     lowest: float = Field(default=1, ge=1, le=4, description="least bits of a layer, in eighths")
     highest: float = Field(default=4, ge=1, le=4, description="most bits of a layer, in eighths")
     height: int | None = Field(
-        default=None, ge=1, le=LONGEST, description="the lowering's, where bytes count"
+        default=None,
+        ge=1,
+        le=LONGEST,
+        description="the lowering's, where bytes count; as there if not given",
     )
     width: int = Field(default=1, ge=1, le=64, description="the lowering's, where bytes count")
 

@@ -19,6 +19,7 @@ from row to row, and predict-error says what they cost. It waits in files, one f
 
 ``calibrate-mcs`` and ``calibrate-cross`` read it with ``token-weights=guided``, and draw the same
 samples; weights that none of them reads, or of other samples, are refused before anything runs.
+Without them ``outputs`` alone will do, for curvatures may be of other samples.
 States of the original wait on the host at every region's boundary, those of ``waiting`` samples at
 a time; then regions are computed again from the last to the first, one at a time, with gradients.
 Tokens of experts are not weighed.
@@ -74,6 +75,7 @@ class Guide(CalibrationOptions):
     name: ClassVar[str] = "guide"
     provides: ClassVar[Kinds] = (Guidance,)
     annotates: ClassVar[Kinds] = (OutputCurvature,)
+    if_asked: ClassVar[Kinds] = annotates
     barrier: ClassVar[bool] = True
 
     exponent: float = Field(
@@ -99,7 +101,7 @@ class Guide(CalibrationOptions):
 
     def gives(self) -> Kinds:
         """The curvature, where that is asked for."""
-        return (*self.provides, *((OutputCurvature,) if self.outputs else ()))
+        return (*self.provides, *(self.if_asked if self.outputs else ()))
 
     def check_later(self, later: Sequence[Pass]) -> None:
         """Refuse weights that no pass reads, and readers that draw other samples."""
@@ -115,7 +117,8 @@ class Guide(CalibrationOptions):
         if self.outputs and not bending:
             raise InvalidPipeline(
                 f"{self.name}{{outputs=true}} notes curvatures that no pass behind it reads",
-                help="write outputs=guided to trellis-lower or daq-lower, or leave outputs out",
+                help="write outputs=guided to predict-error, trellis-lower or daq-lower, or leave "
+                "outputs out",
             )
         own = self.draws()
         for step in reading:

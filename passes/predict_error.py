@@ -92,7 +92,10 @@ class PredictError(Pass):
     )
     output_damp: OutputDamp = DAMP
     height: int | None = Field(
-        default=None, ge=1, le=LONGEST, description="the lowering's, if outputs are guided"
+        default=None,
+        ge=1,
+        le=LONGEST,
+        description="the lowering's, if outputs are guided; as there if not given",
     )
 
     @model_validator(mode="after")

@@ -72,8 +72,9 @@ def _named(name: str, registry: Registry) -> Described:
 def _providing(tag: str, chosen: Sequence[Described], registry: Registry) -> list[Described]:
     """Those that write this annotation, or one that fills the slot of this name."""
     slots = {
-        kind.name: {*tags(kind.provides), *(note.slot_name() for note in kind.provides)}
+        kind.name: {*tags(written), *(note.slot_name() for note in written)}
         for kind in registry.passes.values()
+        for written in ((*kind.provides, *kind.if_asked),)
     }
     found = [entry for entry in chosen if tag in slots[entry.name]]
     if found:

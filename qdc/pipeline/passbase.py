@@ -63,7 +63,9 @@ class Pass(Configured):
     provides: ClassVar[Kinds] = ()
     """Annotations that every layer of a unit carries afterwards."""
     annotates: ClassVar[Kinds] = ()
-    """Annotations that it writes on other nodes than the layers of its unit."""
+    """Annotations that it writes on other nodes than the layers of its unit, or if asked to."""
+    if_asked: ClassVar[Kinds] = ()
+    """Those of ``annotates`` that every layer carries afterwards if an option asks for them."""
     consumes: ClassVar[Kinds] = ()
     """Annotations whose tensors are gone afterwards: no later pass can read them."""
     forbids: ClassVar[Kinds] = ()

@@ -181,6 +181,8 @@ def check_order(
     released: dict[type[Annotation], str] = {}
     unmet: list[str] = []
     lacking: dict[str, None] = {}
+    able: dict[str, None] = {}
+    passed: list[Pass] = []
     spoiled: list[str] = []
 
     def demand(who: str, kinds: Kinds) -> None:
@@ -189,6 +191,7 @@ def check_order(
                 why = released.get(kind, "which nothing before it provides")
                 unmet.append(f"{who} reads @{kind.slot_name()}, {why}")
                 lacking[f"qdc passes --provides {kind.slot_name()}"] = None
+                able.update((p.name, None) for p in passed if kind in p.if_asked)
 
     def spoil(step: Pass) -> None:
         found = [have for have in available if issubclass(have, step.forbids)]
@@ -217,6 +220,7 @@ def check_order(
                 demand(step.name, step.needs())
                 spoil(step)
                 provide(step)
+                passed.append(step)
             if isinstance(item, Group):
                 release("stages(...)")
         release("a region, before the next barrier")
@@ -229,5 +233,8 @@ def check_order(
         raise MissingAnnotation(
             f"the pipeline has {len(unmet)} unmet need{'s' * (len(unmet) > 1)}: {'; '.join(unmet)}",
             help="add a pass that provides it, earlier in the same stages(...) where the tensors "
-            f"are scratch; {' and '.join(lacking)} name the candidates",
+            f"are scratch; {' and '.join(lacking)} name the candidates"
+            + "".join(
+                f"; {name} provides it if an option says so: qdc passes {name}" for name in able
+            ),
         )
