@@ -132,7 +132,10 @@ class TrellisLower(CompensatedLowering):
     )
     sweeps: int = Field(default=0, ge=0, le=100, description="sweeps over the tiles")
     rounds: int = Field(
-        default=0, ge=0, le=100, description="refits of the scale, each with sweeps anew if any"
+        default=0,
+        ge=0,
+        le=100,
+        description="refits of the scale, each with sweeps anew if any; guided outputs take one",
     )
     outputs: Outputs = Field(
         default="alike", description="how errors of different outputs count: alike, or guided"
@@ -157,6 +160,8 @@ class TrellisLower(CompensatedLowering):
             if getattr(self, option) != fields[option].default:
                 given = option.replace("_", "-")
                 raise ValueError(f"outputs={self.outputs} does not read {given}")
+        if guided and self.rounds > 1:
+            raise ValueError("outputs=guided refits the scale once: rounds is 0 or 1")
         return self
 
     def needs(self) -> Kinds:
