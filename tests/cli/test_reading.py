@@ -122,6 +122,7 @@ def test_passes_by_what_they_provide(qdc: Command) -> None:
         return [entry["name"] for entry in data["passes"]]
 
     assert names("salience") == ["sensitivity"]
+    assert names("curvature") == ["guide"]  # where its options say so
     assert {"daq-lower", "rtn-lower", "polish"} <= set(names("@lowered"))
 
 

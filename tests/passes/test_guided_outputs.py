@@ -235,8 +235,9 @@ def test_what_does_not_go_together_is_refused(passes: str, said: str) -> None:
 
 def test_a_curvature_is_asked_for() -> None:
     passes = "guide,calibrate-mcs{token-weights=guided},sensitivity,trellis-lower{outputs=guided}"
-    with pytest.raises(MissingAnnotation, match="trellis-lower reads @curvature"):
+    with pytest.raises(MissingAnnotation, match="trellis-lower reads @curvature") as caught:
         check_order(build_plan(passes, standard_registry()))
+    assert "qdc passes guide" in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"sweeps": 1}, {"search": True}, {"compensation": "none"}])
@@ -245,6 +246,12 @@ def test_options_that_guided_outputs_do_not_read_are_refused(options: dict[str, 
         TrellisLower.model_validate({"outputs": "guided", **options})
     with pytest.raises(ValidationError, match="outputs=alike does not read output-damp"):
         TrellisLower.model_validate({"output_damp": 0.5})
+
+
+def test_a_second_refit_that_guided_outputs_would_not_make_is_refused() -> None:
+    TrellisLower.model_validate({"outputs": "guided", "rounds": 1})
+    with pytest.raises(ValidationError, match="rounds is 0 or 1"):
+        TrellisLower.model_validate({"outputs": "guided", "rounds": 2})
 
 
 def test_it_is_foreseen(model: Path) -> None:
