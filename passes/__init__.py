@@ -100,10 +100,9 @@ PRESETS = {
     "small": rated("quantize-vocab{bits=4}", "budget=1.5 count=layers "),
     "large": rated("quantize-vocab", "budget=3 count=layers "),
     "best-signs": Preset(
-        "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
-        "probe-loss{block=256},allocate{scope=model weights=loss},"
-        "stages(calibrate-cross,sensitivity{damp=0.1 block=256},"
-        "daq-lower{scale-bits=8 asymmetry=1}),polish,pack"
+        "quantize-vocab,guide{outputs=true},stages(rotate,calibrate-cross{token-weights=guided},"
+        "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
+        "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1 outputs=guided}),pack"
     ),
     "release": Preset(
         "stages{order=outputs-first}(calibrate-mcs{prefix=0.25},sensitivity,"

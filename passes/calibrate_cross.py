@@ -39,9 +39,15 @@ from qdc.passkit import (
 )
 from qdc.passkit.experts import Reading, paired, parts_of, weighed_together
 from qdc.passkit.guided import WeighedOptions
+from qdc.passkit.lockstep import lockstep
 from qdc.streaming.streamforecast import StreamForecast
+from qdc.streaming.work import FP32
 
 Sums = tuple[MomentAccumulator, CrossMomentAccumulator]
+Readings = Mapping[str, tuple[Reading, Tensor | None]]
+"""By the value that a stage reads: what it is, and what each of its tokens counts."""
+COPIES = 3
+"""Of what a stage reads of a batch, while it is added up: the drift, and what a product turns."""
 
 
 class CalibrateCross(WeighedOptions):
@@ -102,10 +108,21 @@ class CalibrateCross(WeighedOptions):
         others = {value: (carrier,) for value, carrier in carriers.items()}
         for part in parts_of(streams[0], stages, pooled):
             found = (weighed_together(s, part, weights, others, pooled=pooled) for s in streams)
-            for now, original in zip(*found, strict=True):
-                for value, (reading, share) in now.items():
-                    before, carrier = original[value][0], carriers.get(value)
-                    self.add_one(reading, before, share, carrier, sums[value])
+            for now, original in lockstep(*found):
+                self.add_batch(now, original, carriers, sums)
+                del now, original  # or they are held while the next batch is computed
+
+    def add_batch(
+        self,
+        now: Readings,
+        original: Readings,
+        carriers: Mapping[str, str],
+        sums: Mapping[str, Sums],
+    ) -> None:
+        """Add what the stages read of one batch, in both models."""
+        for value, (reading, share) in now.items():
+            before, carrier = original[value][0], carriers.get(value)
+            self.add_one(reading, before, share, carrier, sums[value])
 
     def add_one(
         self,
@@ -177,9 +194,22 @@ class CalibrateCross(WeighedOptions):
                 (now, work), (original, again) = stream.cost(wanted), reference.cost(wanted)
                 summed = Work(products=sum(effort[value] for value in values))
                 unit.work(now + original + growing, summed + work + again)
+                unit.work(self.adding(unit, (stream, reference), part, wanted) + growing)
             for (stage, layers), size in zip(wave, sizes, strict=True):
                 self.expect_notes(unit, stream, stage, layers, size, growing)
                 growing -= size.growing
+
+    def adding(
+        self,
+        unit: Forecast,
+        streams: tuple[StreamForecast, StreamForecast],
+        part: Sequence[Stage],
+        wanted: Sequence[str],
+    ) -> int:
+        """Bytes while a batch is added up: what both streams gave, copies of one, a product."""
+        given = sum(stream.given(wanted) for stream in streams)
+        columns = [(streams[0].rows_read(s), unit.graph[s.layers[0]].columns) for s in part]
+        return given + FP32 * max(COPIES * rows * width + width**2 for rows, width in columns)
 
     def expect_notes(
         self,

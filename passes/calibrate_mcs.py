@@ -59,6 +59,7 @@ from qdc.passkit import (
 )
 from qdc.passkit.experts import parts_of, weighed_together
 from qdc.passkit.guided import WeighedOptions
+from qdc.streaming.work import FP32
 
 
 class CalibrateMcs(WeighedOptions):
@@ -103,8 +104,10 @@ class CalibrateMcs(WeighedOptions):
         pooled = {value for value, source in sources.items() if source.pooled}
         for part in parts_of(stream, stages, pooled):
             for found in weighed_together(stream, part, weights, {}, pooled=pooled):
-                for value, (reading, share) in found.items():
-                    moments[value].add(reading.value, share)
+                for stage in part:
+                    reading, share = found.pop(stage.value)
+                    moments[stage.value].add(reading.value, share)
+                    del reading, share  # or they are held while the next batch is computed
 
     def note(
         self,
@@ -139,11 +142,15 @@ class CalibrateMcs(WeighedOptions):
             stream.enter(stages[0])
             sums = [8 * layers[0].columns ** 2 for _, layers in wave]
             for part in parts_of(stream, stages):
-                nbytes, work = stream.cost([stage.value for stage in part])
+                values = [stage.value for stage in part]
+                nbytes, work = stream.cost(values)
                 summed = sum(
                     2 * stream.tokens_of(s) * unit.graph[s.layers[0]].columns ** 2 for s in part
                 )
                 unit.work(nbytes + sum(sums), work + Work(products=summed))
+                # A batch is turned before it is multiplied, which a product may do once more.
+                wide = [stream.rows_read(s) * unit.graph[s.layers[0]].columns for s in part]
+                unit.work(stream.given(values) + 2 * FP32 * max(wide) + sum(sums))
             for place, (stage, layers) in enumerate(wave):
                 unit.work(sum(sums[place:]) + sums[place] // 2)
                 self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))

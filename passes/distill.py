@@ -6,7 +6,8 @@ KL(original, quantized) at masked positions of the calibration states, with ``ge
 all of them, so no token of the text is taught. Regions are computed one after the other forwards,
 with states waiting between them, and again one by one backwards with gradients: never more than one
 of them is in memory. Adam; part of the samples is held out and decides after every round which
-state is kept, and at the end, rounded to what is stored, whether anything changes at all.
+state is kept: a round that gains nothing is taken back, and steps are a quarter from there on. They
+decide at the end, rounded to what is stored, whether anything changes at all.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @trellis   2 bits   window 10   rotated by 64 and 512   output error 3.3e-02
@@ -19,9 +20,9 @@ lowerings and before pack; the layers' own errors are of before it, and are drop
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ WEIGHTS_HELD = 4
 """A region's weights in fp32 at a time: as they are made, a copy with its gradient, one decoded."""
 HEAD_COPIES = 5
 """Logits of some positions at a time: of both models, both probabilities, a difference."""
+SMALLER = 4
+"""How many times smaller steps are after a round that has gained nothing."""
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -74,7 +77,10 @@ class Distill(CalibrationOptions):
         default=0.003, ge=0, le=1, description="first step of a scale, as a share of its size"
     )
     norm_rate: float = Field(
-        default=0.003, ge=0, le=1, description="first step of norm gains and biases"
+        default=0.003,
+        ge=0,
+        le=1,
+        description="first step of norm gains and biases, as a share of their size",
     )
     schedule: Schedule = Field(default="linear", description="how steps become smaller")
     held_out: float = Field(
@@ -208,29 +214,40 @@ class Distill(CalibrationOptions):
             )
 
     def tune(self, trial: Trial, training: Sequence[int], held: Sequence[int]) -> None:
-        """Leave the numbers of the best round, those of the start included."""
+        """Leave the numbers of the best round, those of the start included.
+
+        A round without gain is taken back, and steps are smaller from there on: layers that have
+        lost little are spoilt by steps that mend others.
+        """
         tuning = trial.tuning
         groups = tuning.groups()
         if not groups:
             return  # every rate is 0
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        steps = self.rounds * -(-len(training) // self.together)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.share(step / steps)
-        )
+        each, part = -(-len(training) // self.together), 1.0
+        optimizer = self.optimizer(groups)
         generator = torch.Generator().manual_seed(self.seed)
         best, kept = trial.now(held).mean, tuning.snapshot()
-        for _ in range(self.rounds):
+        for number in range(self.rounds):
             order = [training[i] for i in torch.randperm(len(training), generator=generator)]
-            for first in range(0, len(order), self.together):
+            for step, first in enumerate(range(0, len(order), self.together)):
+                share = part * self.share((number + step / each) / self.rounds)
+                for group, start in zip(optimizer.param_groups, groups, strict=True):
+                    group["lr"] = share * start["lr"]
                 optimizer.zero_grad()
                 trial.differentiate(order[first : first + self.together])
                 optimizer.step()
-                schedule.step()
             found = trial.now(held).mean
             if found < best:
                 best, kept = found, tuning.snapshot()
+            else:
+                tuning.restore(kept)
+                optimizer, part = self.optimizer(groups), part / SMALLER
         tuning.restore(kept)
+
+    @staticmethod
+    def optimizer(groups: Sequence[Mapping[str, Any]]) -> torch.optim.Adam:
+        """One that has seen no step yet; the groups stay as they are."""
+        return torch.optim.Adam([dict(group) for group in groups], betas=(0.9, 0.95))
 
     def share(self, progress: float) -> float:
         """What a step counts of the first one, after this share of all steps."""

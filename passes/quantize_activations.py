@@ -225,11 +225,13 @@ class QuantizeActivations(CalibrationOptions):
             ranges = Ranges(form, columns, unit.device)
             for part in read(stream, stage, stream.masked):
                 ranges.add(part.value, part.facts)
+                del part  # or it is held while the next batch is computed
         energy = torch.stack([unit.weight(node).square().sum(0) for node in layers]).sum(0)
         grid = self.grid if self.searches else self.clips[:1]
         search = ClipSearch(form, grid, ranges)
         for part in read(stream, stage, stream.masked):
             search.add(part.value, part.facts, energy)
+            del part
         clips, error = search.best()
         found = self.form(clips)
         return Measured(found, error, {} if ranges is None else ranges.stored(found))
@@ -284,6 +286,8 @@ class QuantizeActivations(CalibrationOptions):
                 numbers = stream.tokens_of(stage) * layers[0].columns
                 passes = Work(elements=8 * tried * numbers)
                 unit.work(nbytes + 3 * 4 * layers[0].columns, work + passes)
+                once = 4 * stream.rows_read(stage) * layers[0].columns
+                unit.work(stream.given((stage.value,)) + 4 * once)  # scaled, rounded, lost, squared
             for node in layers:
                 refs = tuple(
                     TensorRef(

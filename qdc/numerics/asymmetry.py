@@ -59,11 +59,11 @@ class CrossMomentAccumulator:
         change = first - rows
         energies = torch.ones(3, len(rows), dtype=torch.float64, device=device)
         energies[0], energies[1] = _energy(change), _energy(first)
-        scaled = change
         if weights is not None:
             shares = weights.detach().reshape(-1).to(device, torch.float32)
-            scaled, energies = change * shares[:, None], energies * shares
-        add_products(self._sum, scaled, rows)
+            change *= shares[:, None]
+            energies *= shares
+        add_products(self._sum, change, rows)
         self._shares += energies.sum(1).cpu()
 
     def value(self) -> Tensor:
@@ -95,7 +95,7 @@ class CrossMomentAccumulator:
         )
         change = h0 - h
         if weights is not None:
-            change = change * weights.detach().reshape(-1, 1).to(device, torch.float32)
+            change *= weights.detach().reshape(-1, 1).to(device, torch.float32)
         add_products(self._residual, change, rows)
 
     def residual(self) -> Tensor | None:

@@ -23,18 +23,17 @@ def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
         total[rows] += product(left[:, rows].T, right)
 
 
-def add_square(total: Tensor, inputs: Tensor) -> None:
-    """Add ``inputs^T inputs``, a product in fp32, to a sum in fp64, on and above its diagonal.
+def add_square(total: Tensor, turned: Tensor) -> None:
+    """Add ``turned turned^T``, a product in fp32, to a sum in fp64, on and above its diagonal.
 
-    What lies below is not computed: about six tenths of the products suffice. Inputs are turned
-    once, so that the parts that are multiplied lie in memory as whole rows.
+    What lies below is not computed: about six tenths of the products suffice.
 
     Args:
         total: f64[n, n], changed in place; what is below its blocks of the diagonal stays.
-        inputs: f32[tokens, n].
+        turned: f32[n, tokens], contiguous, so that the parts that are multiplied lie in memory as
+            whole rows.
     """
-    columns, turned = len(total), inputs.T.contiguous()
-    for rows in diagonal_blocks(columns):
+    for rows in diagonal_blocks(len(total)):
         total[rows, rows.start :] += linear(turned[rows], turned[rows.start :])
 
 
@@ -106,6 +105,7 @@ class MomentAccumulator:
         if inputs.ndim == 0 or inputs.shape[-1] != columns:
             raise ValueError(f"expected [..., {columns}] inputs, got {tuple(inputs.shape)}")
         rows = inputs.detach().reshape(-1, columns).to(self._sum.device, torch.float32)
+        turned = rows.T.clone(memory_format=torch.contiguous_format)
         if weights is None:
             weight = float(rows.shape[0])
         else:
@@ -113,12 +113,12 @@ class MomentAccumulator:
                 raise ValueError(
                     f"expected weights {tuple(inputs.shape[:-1])}, got {tuple(weights.shape)}"
                 )
-            shares = weights.detach().reshape(-1, 1).to(rows.device, torch.float32)
+            shares = weights.detach().reshape(-1).to(rows.device, torch.float32)
             if not bool(((shares >= 0) & shares.isfinite()).all()):
                 raise ValueError("a weight is negative or not finite")
             weight = shares.double().sum().item()
-            rows = rows * shares.sqrt()
-        add_square(self._sum, rows)
+            turned *= shares.sqrt()
+        add_square(self._sum, turned)
         self._counts += torch.tensor([rows.shape[0], weight], dtype=torch.float64)
 
     def sums(self) -> list[Tensor]:

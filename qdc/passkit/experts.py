@@ -5,6 +5,7 @@ already that of its own tokens. An expert that sees fewer tokens than its statis
 pooled ones of its block: those of the expert fed with every token, whatever the router says.
 """
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -131,14 +132,17 @@ def weighed_together(
         for found in (weights.get(stage.value),)
     }
     facts = {value: stream.masked if given is None else given for value, given in counts.items()}
-    for found in read_together(stream, stages, facts, others, pooled=pooled):
-        yield {
+
+    def counted(found: dict[str, Reading]) -> dict[str, tuple[Reading, Tensor | None]]:
+        return {
             stage.value: (
                 found[stage.value],
                 None if counts[stage.value] is None else _of_rows(found[stage.value], stage),
             )
             for stage in stages
         }
+
+    yield from map(counted, read_together(stream, stages, facts, others, pooled=pooled))
 
 
 def _of_rows(part: "Reading", stage: Stage) -> Tensor:
@@ -206,6 +210,8 @@ def read_together(
 ) -> Iterator[dict[str, Reading]]:
     """Yield what some stages of a wave read, batch by batch and by the names of these values.
 
+    Nothing of a batch is held here while the next one is computed.
+
     Args:
         stream: the samples, before the wave.
         stages: of one wave.
@@ -219,8 +225,9 @@ def read_together(
     every = tuple(row for value, row in rows.items() if row is not None and value in pooled)
     computed = stream.compute(tuple(dict.fromkeys(n for n in wanted if n is not None)), every)
     parts = {value: stream.rows(given) for value, given in facts.items()}
-    for index, (found, data) in enumerate(zip(computed, stream.places(), strict=True)):
-        readings: dict[str, Reading] = {}
+
+    def readings(index: int, data: Tensor | None, found: Environment) -> dict[str, Reading]:
+        given: dict[str, Reading] = {}
         for stage in stages:
             row, own = rows[stage.value], (stage.value, *others.get(stage.value, ()))
             places = data if row is None else found[row]
@@ -230,8 +237,10 @@ def read_together(
                 seen = {name: stream.at(name, each, data) for name, each in seen.items()}
                 value = stream.at(stage.value, value, data)
             fact = _at(parts[stage.value][index], places)
-            readings[stage.value] = Reading(value, fact, seen, places)
-        yield readings
+            given[stage.value] = Reading(value, fact, seen, places)
+        return given
+
+    yield from map(readings, itertools.count(), stream.places(), computed)
 
 
 def parts_of(

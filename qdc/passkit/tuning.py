@@ -6,7 +6,7 @@ them waits with the calibration states and is read for one region at a time.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ State = list[Tensor]
 
 
 class Rates(NamedTuple):
-    """First steps; what has a step of 0 is not moved.
+    """First steps, as a share of the size of what moves; what has a step of 0 is not moved.
 
     Attributes:
-        scale: of scales, as a share of their size.
+        scale: of scales.
         vector: of norm gains and biases.
     """
 
@@ -96,17 +96,15 @@ class Tuning:
             vectors = self._plain(node, matrices=False)
             self.vectors[name] = {r: self._leaf(t, rate) for r, t in vectors.items()}
 
-    def groups(self) -> list[dict[str, object]]:
+    def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of an optimizer."""
-        found: list[dict[str, object]] = []
-        for tensor in self._every(self.scales):
-            if tensor.requires_grad:
-                size = float(tensor.detach().abs().mean())
-                found.append({"params": [tensor], "lr": self.rates.scale * size})
-        for tensor in self._every(self.vectors):
-            if tensor.requires_grad:
-                found.append({"params": [tensor], "lr": self.rates.vector})
-        return found
+        kinds = ((self.scales, self.rates.scale), (self.vectors, self.rates.vector))
+        return [
+            {"params": [tensor], "lr": rate * size_of(tensor)}
+            for numbers, rate in kinds
+            for tensor in self._every(numbers)
+            if tensor.requires_grad
+        ]
 
     @property
     def count(self) -> int:
@@ -235,3 +233,12 @@ class Tuning:
         if self.unit.graph.get(owner, Lowered) is not None:
             return self.unit.current(node, role)
         return self._original(node.name)[role]
+
+
+def size_of(tensor: Tensor) -> float:
+    """The mean absolute value; 1 where all numbers are 0, as of biases that were never trained.
+
+    A gain of a norm and the weights behind it share a scale, which says nothing of the model: steps
+    of one size for all gains would be a tenth of those of one layer and nothing to another's.
+    """
+    return float(tensor.detach().abs().mean()) or 1.0

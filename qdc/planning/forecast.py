@@ -23,6 +23,7 @@ from qdc.planning.kinds import layer_kinds, region_kinds
 from qdc.planning.machine import Machine
 from qdc.planning.options import PlanOptions
 from qdc.planning.outlook import Outlook, PassCost
+from qdc.planning.process import compile_process_bytes, with_kept
 from qdc.planning.ranks import Ranks
 from qdc.planning.rates import Rates
 from qdc.planning.text import Looked, foreseen_states, look_at_text
@@ -30,7 +31,6 @@ from qdc.planning.walk import walk
 from qdc.planning.warnings import shape_warnings
 from qdc.streaming.account import WAITING, Account
 from qdc.streaming.ledger import Ledger
-from qdc.streaming.memory import resident_bytes
 from qdc.text.tokenizer import Encoder
 
 
@@ -98,7 +98,7 @@ def forecast(
         uncounted=files.uncounted,
         fewer=sum(fewer for fewer, _ in account.slack),
         more=sum(more for _, more in account.slack),
-        host=ledger.peak("host"),
+        host=with_kept(ledger.peak("host"), base),
         device_memory=None if ledger.shared else ledger.peak("device"),
         process_bytes=base,
         scratch_bytes=account.scratch_bytes + ledger.on_disk + files.for_a_while,
@@ -138,7 +138,7 @@ def _walked(
 ) -> tuple[Account, int]:
     """All that the passes foretell, and the bytes of the process that they come to."""
     ledger = Ledger(shared=machine.shared, limits={WAITING: options.states_limit})
-    base = resident_bytes()
+    base = compile_process_bytes()
     ledger.hold("process", "process", base)
     ledger.moment = "reading the checkpoint"
     largest = max(parameter.nbytes for parameter in checkpoint.headers.values())

@@ -198,12 +198,12 @@ class Stream(StreamSamples):
         """Compute the values to keep, batch by batch, with the weights of now."""
         parameters = self._parameters(steps)
         staying = [name for name in keep if name in self.names]
-        for index, environment in enumerate(self.kept):
-            missing, segments = keep.difference(staying), self.segments_of(index)
-            masked = self.masked_of(index)
-            found = self.executor.run(environment, steps, parameters, missing, segments, masked)
-            found |= {name: environment[name] for name in staying}
+        missing = tuple(keep.difference(staying))
+        for index, held in enumerate(self.kept):
+            found = self._found(index, held, steps, parameters, missing)
+            found |= {name: held[name] for name in staying}
             self.kept[index] = self.states.hold(found)
+            del found  # or it is held while the next batch is computed
 
     def values(self, stage: Stage) -> Iterator[Tensor]:
         """Yield what the layers of a stage multiply, batch by batch: rotated, if they are.
@@ -263,16 +263,20 @@ class Stream(StreamSamples):
             if everywhere:
                 rows = dict.fromkeys(everywhere, self._data_places(index))
                 environment = {name: kept[name] for name in held & set(kept)} | rows
-            with torch.no_grad():
-                found = self.executor.run(
-                    environment,
-                    steps,
-                    parameters,
-                    wanted,
-                    self.segments_of(index),
-                    self.masked_of(index),
-                )
-            yield found
+            # Without a name here: what was given is not held while the next batch is computed.
+            yield self._found(index, environment, steps, parameters, wanted)
+
+    @torch.no_grad()
+    def _found(
+        self,
+        index: int,
+        environment: Mapping[str, Tensor],
+        steps: list[str],
+        parameters: Parameters,
+        wanted: tuple[str, ...],
+    ) -> Environment:
+        segments, masked = self.segments_of(index), self.masked_of(index)
+        return self.executor.run(environment, steps, parameters, wanted, segments, masked)
 
     def rows_read(self, stage: Stage) -> int:
         """Tokens of a whole batch that a stage reads; of an expert an even share."""

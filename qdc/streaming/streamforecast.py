@@ -112,6 +112,15 @@ class StreamForecast(Stream):
         """
         return self._cost(self.order.steps(wanted, self.names), wanted)
 
+    def given(self, wanted: Collection[str]) -> int:
+        """Bytes on the device while a batch that ``compute`` gave is looked at.
+
+        They are those of the values, and of the parameters, which wait for the next batch.
+        """
+        steps = self.order.steps(wanted, self.names)
+        values = (bytes_of(self.graph[name].type, self.sizes, FP32) for name in wanted)
+        return self._ready(steps) + sum(values)
+
     def _cost(self, steps: list[str], wanted: Collection[str]) -> tuple[int, Work]:
         """Walk through the steps as the executor does, values dropped after their last reader."""
         edges, graph = self.order.edges, self.graph
@@ -125,14 +134,18 @@ class StreamForecast(Stream):
             for read in edges.predecessors(name):
                 if last[read] == name and read not in wanted:
                     live.pop(read, None)
-        parameters = [sum(FP32 * p.elements({}) for p in graph[name].parameters) for name in steps]
-        ready = sum(parameters)
-        if self.decoded is not None and ready > self.decoded:
-            ready = max(parameters)
+        ready = self._ready(steps)
         if self.segmented and any(graph[name].op == "attention" for name in steps):
             ready += MASK * self.sizes["B"] * self.sizes["L"] ** 2
         made = max(map(self._decoding, steps), default=0)
         return ready + max(highest, made), work.times(len(self.tokens) / self.sizes["B"])
+
+    def _ready(self, steps: list[str]) -> int:
+        """Bytes of the parameters of these nodes that are held at a time."""
+        graph = self.graph
+        parameters = [sum(FP32 * p.elements({}) for p in graph[name].parameters) for name in steps]
+        ready = sum(parameters)
+        return max(parameters) if self.decoded is not None and ready > self.decoded else ready
 
     def _decoding(self, name: str) -> int:
         """Bytes beside the fp32 parameters while a node's parameters are made ready."""

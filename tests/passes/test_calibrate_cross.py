@@ -1,6 +1,8 @@
 """calibrate-cross: the moment of calibrate-mcs, and the drift from the original model."""
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from qdc.errors import InvalidGraph, InvalidPipeline, MissingAnnotation
 from qdc.ir.annotations import Moment
 from qdc.ir.cross import CrossMoment
 from qdc.ir.verify import verify
+from qdc.streaming.execute import Environment, Executor
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import compile_tiny, run_passes, spying
@@ -51,6 +54,29 @@ def test_the_moment_is_that_of_calibrate_mcs(
     assert cross.keys() == plain.keys()
     for name, (moment, _, _) in cross.items():
         assert torch.equal(moment, plain[name][0])
+
+
+@pytest.mark.parametrize(("name", "streams"), [("mcs", 1), ("cross", 2)])
+def test_no_batch_is_held_while_the_next_one_is_computed(
+    name: str, streams: int, model: Path, text: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """When one is computed, no more is there than what other streams made of the same batch."""
+    given: list[list[weakref.ref[Tensor]]] = []
+    held: list[int] = []
+    run = Executor.run
+
+    def watched(self: Executor, *arguments: Any, **keywords: Any) -> Environment:
+        held.append(sum(any(each() is not None for each in found) for found in given))
+        found = run(self, *arguments, **keywords)
+        given.append([weakref.ref(value) for value in found.values() if value.is_floating_point()])
+        return found
+
+    monkeypatch.setattr(Executor, "run", watched)
+    passes = f"stages(calibrate-{name}{{{OPTIONS} batch=1}},rtn-lower),pack"
+    run_passes(model, tmp_path, spying(lambda label, unit: None), passes, calibration=text,
+               states="bf16")  # fmt: skip
+    assert len(held) > 10 * streams
+    assert max(held) == streams - 1
 
 
 @pytest.mark.parametrize("order", ["natural", "outputs-first"])

@@ -156,6 +156,31 @@ def test_predictions_come_nearer_and_the_artifact_is_what_was_judged(
     assert report.distilled.text().startswith(f"{before:.4g} to {after:.4g} nats")
 
 
+def test_a_step_does_not_depend_on_how_gains_and_weights_share_a_scale(
+    text: Path, tmp_path: Path
+) -> None:
+    """Two forms of one function: gains of 1, and gains of 1/16 before weights 16 times as large."""
+
+    def moved(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith("norm.weight"):
+                tensor /= 16
+            elif "blocks" in name and "out" not in name:
+                tensor *= 16
+
+    found = []
+    for name, edit in (("plain", None), ("moved", moved)):
+        kind = {"d_model": 32, "mlp_hidden_size": 48, "dtype": torch.float32, "edit": edit}
+        model = write_checkpoint(tmp_path / name, **kind)
+        options = "rounds=1 batch=2 norm-rate=0.02 scale-rate=0.02"
+        report = distilled(model, text, tmp_path / f"{name}-out", options, states="f32")
+        found.append(remarked(report))
+    (kind, before, after), other = found
+    assert kind == "passed"
+    assert after < 0.98 * before
+    assert other == (kind, pytest.approx(before, rel=1e-3), pytest.approx(after, rel=1e-3))
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
@@ -178,6 +203,16 @@ def test_steps_that_only_do_harm_and_none_leave_everything_as_it_was(
         assert remarked(report)[0] == "missed"
         assert "nothing gained" in report.distilled.text()
         assert files(tmp_path / name) == files(tmp_path / "plain")
+
+
+def test_steps_that_do_harm_become_smaller_until_they_help(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    options = "batch=2 scale-rate=0.3 norm-rate=0.3 schedule=constant"
+    assert remarked(distilled(model, text, tmp_path / "one", f"rounds=1 {options}"))[0] == "missed"
+    kind, before, after = remarked(distilled(model, text, tmp_path / "all", f"rounds=5 {options}"))
+    assert kind == "passed"
+    assert after < before
 
 
 @pytest.mark.parametrize("last", ["distill{rounds=1}", "polish{iterations=2}"])
