@@ -120,7 +120,7 @@ def test_scales_are_refitted_for_all_rows_together(monkeypatch: pytest.MonkeyPat
     ).requires_grad_()
     after = cost(found, columns)
     assert before > between > after
-    after.backward()
+    after.backward()  # type: ignore[no-untyped-call]
     assert columns.grad is not None
     assert float(columns.grad.abs().max()) < 1e-3 * float(after.detach())
 
