@@ -10,10 +10,7 @@ from qdc.numerics.moment import MomentAccumulator
 
 def test_large_batches_are_added_in_parts(monkeypatch: Any) -> None:
     generator = torch.Generator().manual_seed(1)
-    now, before, shares = (
-        torch.randint(1, 9, (n, 7), generator=generator).float() for n in (3, 3, 7)
-    )
-    weights = shares[:3].square()
+    now, before, weights = torch.randint(1, 9, (3, 3, 7), generator=generator).float()
     found = []
     for tokens in (moment.TOKENS, 4):
         monkeypatch.setattr(moment, "TOKENS", tokens)
