@@ -211,7 +211,7 @@ class CalibrateCross(WeighedOptions):
         given = sum(stream.given(wanted) for stream in streams)
         widest = max(unit.graph[stage.layers[0]].columns for stage in part)
         rows = max(min(TOKENS, streams[0].rows_read(stage)) for stage in part)
-        return given + FP32 * (COPIES * rows * widest + ROWS * widest)
+        return given + FP32 * (COPIES * rows + min(ROWS, widest)) * widest
 
     def expect_notes(
         self,
