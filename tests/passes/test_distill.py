@@ -170,8 +170,9 @@ def test_a_step_does_not_depend_on_how_gains_and_weights_share_a_scale(
 
     found = []
     for name, edit in (("plain", None), ("moved", moved)):
-        kind = {"d_model": 32, "mlp_hidden_size": 48, "dtype": torch.float32, "edit": edit}
-        model = write_checkpoint(tmp_path / name, **kind)
+        model = write_checkpoint(
+            tmp_path / name, d_model=32, mlp_hidden_size=48, dtype=torch.float32, edit=edit
+        )
         options = "rounds=1 batch=2 norm-rate=0.02 scale-rate=0.02"
         report = distilled(model, text, tmp_path / f"{name}-out", options, states="f32")
         found.append(remarked(report))
