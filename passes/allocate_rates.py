@@ -117,6 +117,9 @@ class AllocateRates(Pass):
                 raise ValueError(f"bits are in eighths, as 1.5 or 2.125, not {bits:g}")
         if self.lowest > self.highest:
             raise ValueError(f"lowest {self.lowest:g} is above highest {self.highest:g}")
+        for option in TILE if self.count == "codes" else ():
+            if getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"count=codes does not read {option}")
         return self
 
     def needs(self) -> Kinds:

@@ -144,6 +144,8 @@ def test_a_budget_that_cannot_be_is_refused_before_anything_runs(count: str) -> 
         ({"lowest": 1.3}, "bits are in eighths"),
         ({"lowest": 3, "highest": 2}, "lowest 3 is above highest 2"),
         ({"highest": 5}, "less than or equal to 4"),
+        ({"height": 64}, "count=codes does not read height"),
+        ({"width": 4}, "count=codes does not read width"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, float], message: str) -> None:
