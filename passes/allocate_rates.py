@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from qdc.format.trelliscode import TrellisCode
 from qdc.numerics.tiling import LONGEST, usual_height
 from qdc.numerics.trellis import EIGHTHS, FALL
+from qdc.numerics.unseen import unseen_as_usual
 from qdc.passkit import (
     Annotation,
     Field,
@@ -170,6 +171,8 @@ class AllocateRates(Pass):
         if not nodes:
             return  # all of them are kept
         costs = np.stack([self.costs(unit, node) for node in nodes])
+        if self.weights == "guided":
+            costs = unseen_as_usual(costs, np.array([node.rows * node.columns for node in nodes]))
         packed = (unit.graph.get(node.name, Packed) for node in unit.graph.vocabulary())
         room = self.room(nodes, [(note.weights, note.nbytes) for note in packed if note])
         sizes = np.stack([self.sizes(node) for node in nodes])

@@ -53,7 +53,7 @@ def add_curvatures(unit: Unit, sums: Mapping[str, Tensor], before: int, now: int
 def tell_flat(unit: Unit) -> None:
     """Remark layers without any curvature, as experts that no token was routed to.
 
-    Their outputs all count alike then, and an allocation by curvatures expects no loss of them.
+    Their outputs all count alike then, and allocate-rates takes them for layers as usual.
     """
     for node in unit.layers():
         if not unit.graph.require(node.name, OutputCurvature).size:
