@@ -21,6 +21,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 from torch import Tensor
 
 from qdc.numerics.asymmetry import CrossMomentAccumulator
+from qdc.numerics.moment import ROWS, TOKENS
 from qdc.passkit import (
     CrossMoment,
     Field,
@@ -208,8 +209,9 @@ class CalibrateCross(WeighedOptions):
     ) -> int:
         """Bytes while a batch is added up: what both streams gave, copies of one, a product."""
         given = sum(stream.given(wanted) for stream in streams)
-        columns = [(streams[0].rows_read(s), unit.graph[s.layers[0]].columns) for s in part]
-        return given + FP32 * max(COPIES * rows * width + width**2 for rows, width in columns)
+        widest = max(unit.graph[stage.layers[0]].columns for stage in part)
+        rows = max(min(TOKENS, streams[0].rows_read(stage)) for stage in part)
+        return given + FP32 * (COPIES * rows + min(ROWS, widest)) * widest
 
     def expect_notes(
         self,

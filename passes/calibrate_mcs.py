@@ -44,6 +44,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from qdc.numerics.moment import TOKENS
 from qdc.passkit import (
     Forecast,
     Kinds,
@@ -149,8 +150,9 @@ class CalibrateMcs(WeighedOptions):
                 )
                 unit.work(nbytes + sum(sums), work + Work(products=summed))
                 # A batch is turned before it is multiplied, which a product may do once more.
-                wide = [stream.rows_read(s) * unit.graph[s.layers[0]].columns for s in part]
-                unit.work(stream.given(values) + 2 * FP32 * max(wide) + sum(sums))
+                rows = [min(TOKENS, stream.rows_read(s)) for s in part]
+                widest = max(unit.graph[s.layers[0]].columns for s in part)
+                unit.work(stream.given(values) + 2 * FP32 * max(rows) * widest + sum(sums))
             for place, (stage, layers) in enumerate(wave):
                 unit.work(sum(sums[place:]) + sums[place] // 2)
                 self.expect_moment(unit, stage, layers, round(stream.tokens_of(stage)))

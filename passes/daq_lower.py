@@ -62,7 +62,7 @@ from qdc.passkit.outputs import (
 )
 from qdc.streaming.work import FP32
 
-SQUARES_HELD = 6
+SQUARES_HELD = 12
 """Squares of rows beside the curvature, in fp32: the factor, its metric, and these made in fp64."""
 
 
@@ -183,7 +183,7 @@ class DaqLower(Lowering):
             work += factored + Work(
                 # Each turn hands errors down, is costed, and its scales are refitted.
                 products=turns * (2 + mean) * weights * node.rows,
-                exact=4 * node.rows**3 / 3,
+                exact=2 * node.rows**3,
                 elements=2 * turns * weights * reach,
             )
             more += SQUARES_HELD * FP32 * node.rows**2

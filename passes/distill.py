@@ -150,10 +150,10 @@ class Distill(CalibrationOptions):
         products = 2 * head.rows * head.columns * samples * length
         unit.work(passing, Work(products=(runs + 1) * products))
         for region in regions:
-            nbytes, once = reference.cost(reference.results(region))
+            nbytes, once = reference.way_back(reference.results(region))
             layers = [node for node in unit.layers() if node.name in region.nodes]
             made = sum(FP32 * node.rows * node.columns for node in layers)
-            unit.work(WEIGHTS_HELD * made + 2 * nbytes, once.times(runs))
+            unit.work(WEIGHTS_HELD * made + nbytes, once.times(runs))
             reference.leave(region)
         for what in ("targets", "layers", "step"):
             unit.drop_states(what)

@@ -265,11 +265,13 @@ class Guide(CalibrationOptions):
         for region in unit.graph.regions:
             waiting += math.ceil(share * stream.kept_bytes() / unit.held_bytes)
             unit.keep_states("boundaries", waiting)
-            nbytes, once = stream.cost(stream.results(region))
+            nbytes, once = stream.way_back(stream.results(region))
             bending = [n for n in unit.layers() if self.outputs and n.name in region.nodes]
             squares = sum(node.rows**2 for node in bending)
+            watched = sum(node.rows for node in unit.layers() if node.name in region.nodes)
+            nbytes += FP32 * watched * min(self.batch, samples) * length  # slopes wait for the last
             products = Work(products=2 * squares * samples * length)
-            unit.work(2 * nbytes + 2 * FP32 * squares, once.times(3) + products)
+            unit.work(nbytes + 2 * FP32 * squares, once.times(3) + products)
             for node in bending:
                 foresee(unit, node, samples * length)
             for stage, layers in unit.layers_by_stage():

@@ -8,7 +8,7 @@ M = X X^T and D = (X0 - X) X^T; GPTAQ keeps the part of it that acts on columns 
 import torch
 from torch import Tensor
 
-from qdc.numerics.moment import ROWS, add_products
+from qdc.numerics.moment import ROWS, add_products, token_parts
 from qdc.numerics.products import product
 
 
@@ -56,15 +56,16 @@ class CrossMomentAccumulator:
             t.detach().reshape(-1, t.shape[-1]).to(device, torch.float32)
             for t in (inputs, reference)
         )
-        change = first - rows
-        energies = torch.ones(3, len(rows), dtype=torch.float64, device=device)
-        energies[0], energies[1] = _energy(change), _energy(first)
-        if weights is not None:
-            shares = weights.detach().reshape(-1).to(device, torch.float32)
-            change *= shares[:, None]
-            energies *= shares
-        add_products(self._sum, change, rows)
-        self._shares += energies.sum(1).cpu()
+        shares = None if weights is None else weights.detach().reshape(-1).to(device, torch.float32)
+        for part in token_parts(len(rows)):
+            change = first[part] - rows[part]
+            energies = torch.ones(3, len(change), dtype=torch.float64, device=device)
+            energies[0], energies[1] = _energy(change), _energy(first[part])
+            if shares is not None:
+                change *= shares[part, None]
+                energies *= shares[part]
+            add_products(self._sum, change, rows[part])
+            self._shares += energies.sum(1).cpu()
 
     def value(self) -> Tensor:
         """Mean over the tokens, f32[columns, columns]. Raises ``ValueError`` without any."""
@@ -93,10 +94,12 @@ class CrossMomentAccumulator:
             t.detach().reshape(-1, t.shape[-1]).to(device, torch.float32)
             for t in (inputs, now, before)
         )
-        change = h0 - h
-        if weights is not None:
-            change *= weights.detach().reshape(-1, 1).to(device, torch.float32)
-        add_products(self._residual, change, rows)
+        shares = None if weights is None else weights.detach().reshape(-1).to(device, torch.float32)
+        for part in token_parts(len(rows)):
+            change = h0[part] - h[part]
+            if shares is not None:
+                change *= shares[part, None]
+            add_products(self._residual, change, rows[part])
 
     def residual(self) -> Tensor | None:
         """Mean of (h0 - h) x^T, f32[rows, columns], or None if none is summed."""

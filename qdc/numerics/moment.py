@@ -8,6 +8,8 @@ from qdc.numerics.products import linear, product
 
 ROWS = 1024
 """Of a sum, taken at once: nothing else of its size is made but the result."""
+TOKENS = 8192
+"""Of a batch, multiplied at once: a product takes copies, and a batch may be gigabytes."""
 
 
 def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -52,6 +54,11 @@ def mirror(total: Tensor) -> None:
 def diagonal_blocks(columns: int) -> tuple[slice, ...]:
     """Where rows are cut: into eight parts, none below 64 and none above ``ROWS``."""
     return block_slices(columns, min(max(64, -(-columns // 8)), ROWS))
+
+
+def token_parts(count: int) -> tuple[slice, ...]:
+    """Where a batch of so many tokens, which may be none, is cut: at every ``TOKENS``."""
+    return tuple(slice(start, start + TOKENS) for start in range(0, count, TOKENS))
 
 
 class MomentAccumulator:
@@ -105,9 +112,8 @@ class MomentAccumulator:
         if inputs.ndim == 0 or inputs.shape[-1] != columns:
             raise ValueError(f"expected [..., {columns}] inputs, got {tuple(inputs.shape)}")
         rows = inputs.detach().reshape(-1, columns).to(self._sum.device, torch.float32)
-        turned = rows.T.clone(memory_format=torch.contiguous_format)
         if weights is None:
-            weight = float(rows.shape[0])
+            shares, weight = None, float(rows.shape[0])
         else:
             if weights.shape != inputs.shape[:-1]:
                 raise ValueError(
@@ -117,8 +123,11 @@ class MomentAccumulator:
             if not bool(((shares >= 0) & shares.isfinite()).all()):
                 raise ValueError("a weight is negative or not finite")
             weight = shares.double().sum().item()
-            turned *= shares.sqrt()
-        add_square(self._sum, turned)
+        for part in token_parts(len(rows)):
+            turned = rows[part].T.clone(memory_format=torch.contiguous_format)
+            if shares is not None:
+                turned *= shares[part].sqrt()
+            add_square(self._sum, turned)
         self._counts += torch.tensor([rows.shape[0], weight], dtype=torch.float64)
 
     def sums(self) -> list[Tensor]:

@@ -28,22 +28,32 @@ class RowMetric(NamedTuple):
 
     Attributes:
         full: f32[n, n], the curvature A, damped.
-        lower: f32[n, n], strictly lower triangular L: with a positive diagonal D it is
-            A = (I + L)^T D (I + L).
+        order: i64[n], the rows in the order in which they are rounded.
+        lower: f32[n, n], strictly lower triangular L: with rows and columns in that order, and a
+            positive diagonal D, it is A = (I + L)^T D (I + L).
     """
 
     full: Tensor
+    order: Tensor
     lower: Tensor
 
 
 def row_metric(upper: Tensor) -> RowMetric:
-    """Build the metric of rows from the factor V of A = inv(V^T V), f32[n, n]; fp64 inside."""
+    """Build the metric of rows from the factor V of A = inv(V^T V), f32[n, n]; fp64 inside.
+
+    Rows that cost most are rounded first, while most others are left to compensate for them.
+    Nothing of that order is stored.
+    """
     wide = upper.to(torch.float64)
     identity = torch.eye(len(wide), dtype=torch.float64, device=wide.device)
     root = torch.linalg.solve_triangular(wide, identity, upper=True)
-    full = (root @ root.T).float()
-    lower = (root * wide.diagonal()).T.tril_(-1)
-    return RowMetric(full, lower.float())
+    full = root @ root.T
+    order = full.diagonal().argsort(descending=True, stable=True)
+    # From the last row on, for what is handed on goes down: an upper root R with A = R R^T.
+    back = order.flip(0)
+    root = torch.linalg.cholesky(full[back][:, back]).flip(0, 1)
+    lower = (root / root.diagonal()).T.tril(-1)
+    return RowMetric(full.float(), order, lower.float())
 
 
 def two_sided_cost(block: Tensor, dense: Tensor, metric: Metric, rows: RowMetric) -> float:
@@ -67,7 +77,7 @@ def two_sided_feedback(block: Tensor, metric: Metric, rows: RowMetric, grid: Gri
     """
     # Counted from the last column, an antidiagonal is a diagonal, which torch has a view of.
     order = metric.order.flip(0)
-    rest, dense = block[:, order], torch.empty_like(block)
+    rest, dense = block[rows.order][:, order], torch.empty_like(block)
     along = (metric.upper / metric.upper.diagonal()[:, None]).triu_(1)
     handed = along.T.flip(0, 1).neg_().contiguous()
     error = torch.zeros_like(rest)
@@ -79,9 +89,9 @@ def two_sided_feedback(block: Tensor, metric: Metric, rows: RowMetric, grid: Gri
             rows.lower[part, part].contiguous(),
             handed,
         )
-        _round(given, _Place(grid, part.start, order), error[part], dense[part])
+        _round(given, _Place(grid, rows.order[part], order), error[part], dense[part])
     result = torch.empty_like(dense)
-    result[:, order] = dense
+    result[rows.order[:, None], order] = dense
     return result
 
 
@@ -106,10 +116,11 @@ def two_sided_sweep(
     order = metric.order.flip(0)
     columns, current = metric.full[order][:, order].contiguous(), dense[:, order]
     slope = product(product(rows.full, block[:, order] - current), columns)
+    numbers = torch.arange(len(block), device=block.device)
     for part in block_slices(len(block), HEIGHT):
         before, below = current[part].clone(), slice(part.stop, len(block))
         near = rows.full[part, part].contiguous()
-        _move(slope[part], near, columns, _Place(grid, part.start, order), current[part])
+        _move(slope[part], near, columns, _Place(grid, numbers[part], order), current[part])
         moved = product(product(rows.full[below, part], current[part] - before), columns)
         slope[below] -= moved
     result = torch.empty_like(current)
@@ -138,20 +149,17 @@ class _Place(NamedTuple):
 
     Attributes:
         grid: the levels.
-        first: the first of the rows.
-        order: i64[g], the columns.
+        rows: i64[h], their numbers.
+        columns: i64[g], those of the columns.
     """
 
     grid: Grid
-    first: int
-    order: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def nearest(self, i: slice, j: slice, target: Tensor) -> Tensor:
         """Round the weights of a part of a diagonal, f32[k]."""
-        start, stop = self.first + i.start, self.first + i.stop
-        return self.grid.nearest_each(
-            torch.arange(start, stop, device=target.device), self.order[j], target
-        )
+        return self.grid.nearest_each(self.rows[i], self.columns[j], target)
 
 
 def _diagonals(height: int, width: int) -> Iterator[tuple[int, slice, slice]]:

@@ -112,6 +112,16 @@ class StreamForecast(Stream):
         """
         return self._cost(self.order.steps(wanted, self.names), wanted)
 
+    def way_back(self, wanted: Collection[str]) -> tuple[int, Work]:
+        """As ``cost``, with derivatives: the way back needs all values, and makes as many again.
+
+        Returns:
+            Most bytes on the device; and the work of one way forwards.
+        """
+        nbytes, work = self.cost(wanted)
+        steps = self.order.steps(wanted, self.names)
+        return nbytes + sum(bytes_of(self.graph[n].type, self.sizes, FP32) for n in steps), work
+
     def given(self, wanted: Collection[str]) -> int:
         """Bytes on the device while a batch that ``compute`` gave is looked at.
 

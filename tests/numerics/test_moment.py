@@ -1,7 +1,28 @@
+from typing import Any
+
 import pytest
 import torch
 
+from qdc.numerics import moment
+from qdc.numerics.asymmetry import CrossMomentAccumulator
 from qdc.numerics.moment import MomentAccumulator
+
+
+def test_large_batches_are_added_in_parts(monkeypatch: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    now, before, weights = torch.randint(1, 9, (3, 3, 7), generator=generator).float()
+    found = []
+    for tokens in (moment.TOKENS, 4):
+        monkeypatch.setattr(moment, "TOKENS", tokens)
+        plain, cross = MomentAccumulator(5), CrossMomentAccumulator(5, rows=5)
+        x, x0 = (torch.stack([t + k for k in range(5)], -1) for t in (now, before))
+        plain.add(x, weights)
+        cross.add(x, x0, weights)
+        cross.add_residual(x, x, x0, weights)
+        found.append((plain.value(), cross.value(), cross.residual(), plain.weight, cross.weight))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert found[0][3] == found[0][4] == float(weights.sum())
 
 
 def test_is_the_mean_outer_product_of_all_tokens() -> None:
