@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from qdc.format.trelliscode import TrellisCode
 from qdc.numerics.tiling import LONGEST, usual_height
 from qdc.numerics.trellis import EIGHTHS, FALL
+from qdc.numerics.unseen import unseen_as_usual
 from qdc.passkit import (
     Annotation,
     Field,
@@ -121,6 +122,9 @@ class AllocateRates(Pass):
                 raise ValueError(f"bits are in eighths, as 1.5 or 2.125, not {bits:g}")
         if self.lowest > self.highest:
             raise ValueError(f"lowest {self.lowest:g} is above highest {self.highest:g}")
+        for option in TILE if self.count == "codes" else ():
+            if getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"count=codes does not read {option}")
         return self
 
     def needs(self) -> Kinds:
@@ -171,6 +175,8 @@ class AllocateRates(Pass):
         if not nodes:
             return  # all of them are kept
         costs = np.stack([self.costs(unit, node) for node in nodes])
+        if self.weights == "guided":
+            costs = unseen_as_usual(costs, np.array([node.rows * node.columns for node in nodes]))
         packed = (unit.graph.get(node.name, Packed) for node in unit.graph.vocabulary())
         room = self.room(nodes, [(note.weights, note.nbytes) for note in packed if note])
         sizes = np.stack([self.sizes(node) for node in nodes])

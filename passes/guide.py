@@ -56,7 +56,7 @@ from qdc.passkit import (
 )
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, Gradients, pieces
-from qdc.passkit.curvatures import add_curvatures, add_products, foresee
+from qdc.passkit.curvatures import add_curvatures, add_products, foresee, tell_flat
 from qdc.passkit.drawn import drawn_slope
 from qdc.passkit.head import POSITIONS, output_head
 from qdc.pipeline.passbase import option_text
@@ -161,6 +161,8 @@ class Guide(CalibrationOptions):
         for stage, layers in unit.layers_by_stage():
             found = squares.get(stage.value)
             self.note(unit, drawn, stage, layers, None if found is None else torch.cat(found))
+        if self.outputs:
+            tell_flat(unit)
 
     def together(self, samples: int, length: int) -> int:
         """Samples whose states wait at a time: whole batches."""

@@ -31,6 +31,7 @@ from qdc.passkit import (
     Forecast,
     InvalidPipeline,
     Kinds,
+    Lowered,
     Node,
     Pass,
     Unit,
@@ -51,6 +52,8 @@ from qdc.passkit.rotation import rotation_bytes
 
 SEED = 0
 """Of the rotation; one is as good as another."""
+AGREED = ("output_damp", "height")
+"""Options that a lowering with guided outputs is to have as well."""
 
 
 class PredictedError(Annotation):
@@ -112,7 +115,7 @@ class PredictError(Pass):
         return (*super().needs(), *curvature_needs(self.outputs))
 
     def check_later(self, later: Sequence[Pass]) -> None:
-        """Refuse an allocation that takes these errors for others."""
+        """Refuse an allocation that takes these errors for others, and tiles that are others."""
         guided = self.outputs == "guided"
         again = next((i for i, s in enumerate(later) if PredictedError in s.provides), len(later))
         for step in later[:again]:
@@ -125,6 +128,15 @@ class PredictError(Pass):
                     help=f"write weights={wanted} to {step.name}, or "
                     f"outputs={'alike' if guided else 'guided'} to {self.name}",
                 )
+            lowers = any(issubclass(kind, Lowered) for kind in step.provides)
+            for option in AGREED if lowers and getattr(step, "outputs", None) == "guided" else ():
+                if guided and getattr(step, option, None) != getattr(self, option):
+                    given = option.replace("_", "-")
+                    raise InvalidPipeline(
+                        f"{self.name} and {step.name} are not given the same {given}, so that what "
+                        "is predicted are not the errors that are left",
+                        help=f"write the same {given} to both, or to neither",
+                    )
 
     def run(self, unit: Unit) -> None:
         """Annotate one layer after the other; those that read one value share the variances."""

@@ -116,7 +116,7 @@ class NotPositiveDefinite(QdcError):
 
 
 class NotFinite(QdcError):
-    """Logits of a model that are infinite or not a number."""
+    """Logits of a model, or their derivatives, that are infinite or not a number."""
 
     code = "QDC312"
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from qdc.errors import NotFinite
 from qdc.ir.curvature import OutputCurvature
 from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
@@ -27,6 +28,9 @@ def add_curvatures(unit: Unit, sums: Mapping[str, Tensor], before: int, now: int
         sums: sum of g g^T over the tokens of some samples, ``f32[rows, rows]`` by layer.
         before: predictions that were looked at before those of these samples.
         now: predictions that were looked at with these.
+
+    Raises:
+        NotFinite: a curvature is infinite or not a number.
     """
     for name, found in sums.items():
         note = unit.graph.get(name, OutputCurvature) if before else None
@@ -34,9 +38,26 @@ def add_curvatures(unit: Unit, sums: Mapping[str, Tensor], before: int, now: int
         if note is not None:
             mean.add_(unit.get(note.tensor), alpha=before / now)
         size = float(mean.diagonal().double().mean())
+        if not bool(mean.isfinite().all()):
+            raise NotFinite(
+                "the loss bends with the outputs of a layer by more than fp32 can hold",
+                where=[f"%{name}"],
+                help="leave outputs=true out of guide, and outputs=guided of the passes behind it; "
+                "look for weights of the layers behind this one that are huge or not finite",
+            )
         tensor = unit.put_aside(table_key(name, "curvature"), mean.cpu())
         fresh = OutputCurvature(tensor=tensor, positions=max(1, now), size=size)
         unit.annotate(unit.graph[name], fresh)
+
+
+def tell_flat(unit: Unit) -> None:
+    """Remark layers without any curvature, as experts that no token was routed to.
+
+    Their outputs all count alike then, and allocate-rates takes them for layers as usual.
+    """
+    for node in unit.layers():
+        if not unit.graph.require(node.name, OutputCurvature).size:
+            unit.remark("missed", node, reason="no prediction hangs on its outputs")
 
 
 def foresee(unit: Forecast, node: Node, positions: int) -> None:

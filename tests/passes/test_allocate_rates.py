@@ -4,6 +4,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from qdc.errors import InvalidGraph, InvalidPipeline, MissingAnnotation, OrderOu
 from qdc.ir.costs import LossSensitivity
 from qdc.ir.verify import verify
 from qdc.numerics.trellis import FALL
+from qdc.numerics.unseen import unseen_as_usual
 from qdc.passes.allocate_rates import AllocateRates, Rate
 from qdc.passes.predict_error import PredictedError
 from qdc.passes.trellis_lower import TrellisLower
@@ -144,6 +146,8 @@ def test_a_budget_that_cannot_be_is_refused_before_anything_runs(count: str) -> 
         ({"lowest": 1.3}, "bits are in eighths"),
         ({"lowest": 3, "highest": 2}, "lowest 3 is above highest 2"),
         ({"highest": 5}, "less than or equal to 4"),
+        ({"height": 64}, "count=codes does not read height"),
+        ({"width": 4}, "count=codes does not read width"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, float], message: str) -> None:
@@ -180,3 +184,10 @@ def test_pipelines_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         check_order(build_plan(passes, standard_registry()), final=(), backend="reference")
+
+
+def test_layers_that_no_prediction_hung_on_cost_what_is_usual() -> None:
+    costs = np.array([[8.0, 2.0], [0.0, 0.0], [4.0, 1.0]])
+    found = unseen_as_usual(costs, np.array([2, 5, 4]))
+    np.testing.assert_allclose(found, [[8, 2], [10, 2.5], [4, 1]])
+    np.testing.assert_allclose(unseen_as_usual(0 * costs, np.array([2, 5, 4])), 0 * costs)

@@ -1,5 +1,6 @@
 """Curvatures of outputs: what guide notes of them, and what is lowered and allocated by them."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from qdc.errors import InvalidPipeline, MissingAnnotation
+from qdc.errors import InvalidPipeline, MissingAnnotation, NotFinite
 from qdc.ir.annotations import Factor
 from qdc.ir.curvature import OutputCurvature
 from qdc.models.predictions import predictions
@@ -18,6 +19,7 @@ from qdc.numerics.random_numbers import uniforms
 from qdc.numerics.two_sided import Metric
 from qdc.passes.predict_error import PredictedError, PredictError
 from qdc.passes.trellis_lower import TrellisCoded, TrellisLower
+from qdc.passkit.curvatures import add_curvatures, tell_flat
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import check_order
@@ -29,7 +31,7 @@ from tests.support.compiles import Spy, run_passes
 from tests.support.families import CASES, write_family
 from tests.support.lowering import lower_by_curvature
 from tests.support.outlooks import forecast_tiny
-from tests.support.units import correlated_moment, noise
+from tests.support.units import correlated_moment, make_unit, noise
 
 SAMPLES = "samples=8 length=16 pack=within batch=3"
 
@@ -134,6 +136,22 @@ def test_experts_have_curvatures_too(text: Path, tmp_path: Path) -> None:
     assert any(sizes)
 
 
+def test_layers_that_no_prediction_hangs_on_are_told() -> None:
+    unit = make_unit(TrellisLower(), {"q": noise(4, 8), "k": noise(4, 8)})
+    add_curvatures(unit, {"q": torch.zeros(4, 4), "k": torch.eye(4)}, 0, 3)
+    tell_flat(unit)
+    (remark,) = unit.remarks
+    assert (remark.kind, remark.layer) == ("missed", "q")
+
+
+def test_a_curvature_that_is_not_finite_is_refused() -> None:
+    unit = make_unit(TrellisLower(), {"q": noise(4, 8)})
+    with pytest.raises(NotFinite, match="by more than fp32 can hold") as caught:
+        add_curvatures(unit, {"q": torch.full((4, 4), math.inf)}, 0, 3)
+    assert caught.value.where == ("%q",)
+    assert caught.value.help
+
+
 def lower(step: Pass, weight: Tensor, curvature: Tensor, moment: Tensor) -> Unit:
     orders = (2,) * -(-moment.shape[0] // 128)
     return lower_by_curvature(step, weight, curvature, moment, orders)
@@ -224,6 +242,16 @@ GUIDED = "guide{outputs=true},calibrate-mcs{token-weights=guided},sensitivity"
             f"{GUIDED},predict-error{{outputs=guided}},"
             "allocate-rates{weights=guided count=layers},trellis-lower{bits=allocated}",
             "counts other tiles than trellis-lower{outputs=alike} stores",
+        ),
+        (
+            f"{GUIDED},predict-error{{outputs=guided height=16}},allocate-rates{{weights=guided}},"
+            f"{LOWERED}",
+            "predict-error and trellis-lower are not given the same height",
+        ),
+        (
+            f"{GUIDED},predict-error{{outputs=guided}},allocate-rates{{weights=guided}},"
+            "trellis-lower{bits=allocated outputs=guided output-damp=0.2}",
+            "predict-error and trellis-lower are not given the same output-damp",
         ),
     ],
 )
