@@ -15,9 +15,10 @@ def unseen_as_usual(costs: Floats, weights: NDArray[np.int64]) -> Floats:
         costs: f64[layers, rates].
         weights: i64[layers], their number.
     """
-    unseen = ~costs.any(1)
+    unseen: NDArray[np.bool_] = np.all(costs == 0, axis=1)
     if unseen.all():
         return costs
-    usual = costs[~unseen].sum(0) / weights[~unseen].sum()
+    seen = np.flatnonzero(~unseen)
+    usual = costs[seen].sum(0) / weights[seen].sum()
     found: Floats = np.where(unseen[:, None], weights[:, None] * usual, costs)
     return found
