@@ -39,12 +39,14 @@ from qdc.distributed.launch import leave
 PIPELINES = {
     "rtn": "quantize-vocab,stages(calibrate-mcs,rtn-lower),pack",
     "default": "default",
-    "best": "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
+    "best": "best",
+    "best-signs": "best-signs",
+    "probed": "quantize-vocab,calibrate-mcs,sensitivity{block=256},measure-orders{scale-bits=8},"
     "probe-loss{block=256},allocate{scope=model weights=loss},"
     "stages(calibrate-cross,sensitivity{damp=0.1 block=256},daq-lower{scale-bits=8 asymmetry=1}),"
     "polish{iterations=8 check-every=4},pack",
 }
-"""``best`` with few steps of polish, whose number changes nothing here."""
+"""``probed`` has few steps of polish, whose number changes nothing here."""
 SAMPLES, LENGTH, WAIT = 6, 16, 120.0
 Contents = dict[str, bytes]
 
