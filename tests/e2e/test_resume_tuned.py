@@ -14,7 +14,7 @@ __all__ = ["one_thread"]
 
 PASSES = (
     "guide,stages(calibrate-cross{token-weights=guided},sensitivity,gptq-lower{group=16}),"
-    "distill{rounds=2 batch=1 scale-rate=0.005 held-out=0.5},pack"
+    "distill{rounds=2 batch=1 scale-rate=0.02 norm-rate=0.02 held-out=0.5},pack"
 )
 
 
