@@ -9,6 +9,8 @@ levels of ``code=quadratic`` reach with windows of 10 bits what random ones need
 and ``rounds`` fit the scale to the layer's loss, and ``sweeps`` search each tile again with all
 others fixed, which never raises it. ``bits`` may be any eighth: steps take in turn one bit more or
 less. ``bits=allocated`` gives each layer the rate that allocate-rates chose for it.
+``outputs=guided`` hands errors on to later rows as well, by the curvature that guide{outputs=true}
+notes (YAQA, arXiv 2505.22988): once over all tiles, without sweeps.
 
     before   %h0.q = linear %x   w f16[64,512]
                  @factor    f32[512,512]   damp 0.01
