@@ -17,6 +17,7 @@ from qdc.errors import InvalidCalibration, UnsupportedModel
 from qdc.ir.graph import LayerGraph, Node, Stage
 from qdc.ir.routing import ROWS, rows_of
 from qdc.passkit.calibration import CalibrationOptions
+from qdc.passkit.lockstep import lockstep
 from qdc.passkit.source import Source
 from qdc.streaming.execute import Environment
 from qdc.streaming.stream import Stream
@@ -226,7 +227,8 @@ def read_together(
     computed = stream.compute(tuple(dict.fromkeys(n for n in wanted if n is not None)), every)
     parts = {value: stream.rows(given) for value, given in facts.items()}
 
-    def readings(index: int, data: Tensor | None, found: Environment) -> dict[str, Reading]:
+    def readings(index: int, batch: tuple[Environment, Tensor | None]) -> dict[str, Reading]:
+        found, data = batch
         given: dict[str, Reading] = {}
         for stage in stages:
             row, own = rows[stage.value], (stage.value, *others.get(stage.value, ()))
@@ -240,7 +242,7 @@ def read_together(
             given[stage.value] = Reading(value, fact, seen, places)
         return given
 
-    yield from map(readings, itertools.count(), stream.places(), computed)
+    yield from map(readings, itertools.count(), lockstep(computed, iter(stream.places())))
 
 
 def parts_of(
