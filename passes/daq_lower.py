@@ -133,9 +133,7 @@ class DaqLower(Lowering):
         le=2,
         description="share of the drift of its inputs that a layer takes back",
     )
-    outputs: Outputs = Field(
-        default="alike", description="how errors of different outputs count: alike, or guided"
-    )
+    outputs: Outputs = "alike"
     output_damp: OutputDamp = DAMP
 
     @model_validator(mode="after")

@@ -90,9 +90,7 @@ class PredictError(Pass):
     requires: ClassVar[Kinds] = (Factor,)
     provides: ClassVar[Kinds] = (PredictedError,)
 
-    outputs: Outputs = Field(
-        default="alike", description="how errors of different outputs count: alike, or guided"
-    )
+    outputs: Outputs = "alike"
     output_damp: OutputDamp = DAMP
     height: int | None = Field(
         default=None,

@@ -139,9 +139,7 @@ class TrellisLower(CompensatedLowering):
         le=100,
         description="refits of the scale, each with sweeps anew if any; guided outputs take one",
     )
-    outputs: Outputs = Field(
-        default="alike", description="how errors of different outputs count: alike, or guided"
-    )
+    outputs: Outputs = "alike"
     output_damp: OutputDamp = DAMP
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="which rotations are drawn")
 

@@ -19,7 +19,10 @@ from qdc.pipeline.passbase import Kinds
 from qdc.streaming.unit import Unit
 from qdc.streaming.work import FP32, Work
 
-Outputs = Literal["alike", "guided"]
+Outputs = Annotated[
+    Literal["alike", "guided"],
+    Field(description="how errors of different outputs count: alike, or guided"),
+]
 OutputDamp = Annotated[
     float,
     Field(gt=0, le=10, description="share of the mean curvature added to that of each output"),
