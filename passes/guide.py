@@ -38,6 +38,7 @@ from qdc.ir.routing import rows_of
 from qdc.ir.tensors import digest
 from qdc.numerics.random_numbers import uniforms
 from qdc.passkit import (
+    Annotation,
     CalibrationOptions,
     Field,
     Forecast,
@@ -105,20 +106,18 @@ class Guide(CalibrationOptions):
 
     def check_later(self, later: Sequence[Pass]) -> None:
         """Refuse weights that no pass reads, and readers that draw other samples."""
-        again = next((place for place, s in enumerate(later) if Guidance in s.provides), len(later))
-        reading = [step for step in later[:again] if Guidance in step.needs()]
-        bending = any(OutputCurvature in step.needs() for step in later[:again])
-        if not reading and not bending:
-            raise InvalidPipeline(
-                f"{self.name} weighs tokens, and no calibration behind it asks for the weights",
-                help="write token-weights=guided to calibrate-mcs or calibrate-cross behind it, or "
-                f"leave {self.name} out",
-            )
-        if self.outputs and not bending:
+        reading = readers(Guidance, later)
+        if self.outputs and not readers(OutputCurvature, later):
             raise InvalidPipeline(
                 f"{self.name}{{outputs=true}} notes curvatures that no pass behind it reads",
                 help="write outputs=guided to predict-error, trellis-lower or daq-lower, or leave "
                 "outputs out",
+            )
+        if not reading and not self.outputs:
+            raise InvalidPipeline(
+                f"{self.name} weighs tokens, and no calibration behind it asks for the weights",
+                help="write token-weights=guided to calibrate-mcs or calibrate-cross behind it, or "
+                f"leave {self.name} out",
             )
         own = self.draws()
         for step in reading:
@@ -289,6 +288,12 @@ class Guide(CalibrationOptions):
         logits = FP32 * (head.rows * head.columns + 6 * POSITIONS * head.rows)
         unit.work(logits, Work(products=4 * head.rows * head.columns * samples * length))
         unit.drop_states("boundaries")
+
+
+def readers(kind: type[Annotation], later: Sequence[Pass]) -> list[Pass]:
+    """The passes that read what a pass before all of them writes, not what one of them does."""
+    again = next((place for place, step in enumerate(later) if kind in step.gives()), len(later))
+    return [step for step in later[: again + 1] if kind in step.needs()]
 
 
 def sum_of(parts: Sequence[Tensor]) -> Tensor:

@@ -231,6 +231,15 @@ GUIDED = "guide{outputs=true},calibrate-mcs{token-weights=guided},sensitivity"
     [
         ("guide{outputs=true},calibrate-mcs{token-weights=guided}", "no pass behind it reads"),
         (
+            "guide{outputs=true},guide{outputs=true},calibrate-mcs,sensitivity,trellis-lower{outputs="
+            "guided}",
+            "no pass behind it reads",
+        ),
+        (
+            "guide{outputs=true},guide,calibrate-mcs,sensitivity,trellis-lower{outputs=guided}",
+            "no calibration behind it asks for the weights",
+        ),
+        (
             f"{GUIDED},predict-error{{outputs=guided}},allocate-rates{{weights=energy}},{LOWERED}",
             "cannot compare what predict-error notes",
         ),
@@ -259,6 +268,12 @@ def test_what_does_not_go_together_is_refused(passes: str, said: str) -> None:
     with pytest.raises(InvalidPipeline, match=re.escape(said)) as caught:
         check_order(build_plan(passes, standard_registry()))
     assert caught.value
+
+
+def test_a_curvature_is_read_beyond_a_guide_that_notes_none() -> None:
+    lowered = "sensitivity,trellis-lower{outputs=guided}"
+    passes = f"guide{{outputs=true}},guide,calibrate-mcs{{token-weights=guided}},{lowered}"
+    check_order(build_plan(passes, standard_registry()))
 
 
 def test_a_curvature_is_asked_for() -> None:
