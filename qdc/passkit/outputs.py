@@ -29,6 +29,8 @@ OutputDamp = Annotated[
 ]
 DAMP = 0.1
 ATTEMPTS = 3
+FLAT = 1e-6
+"""Share of the mean curvature that an output has on which no prediction hangs, before damping."""
 EXACT = 8
 """Bytes of an fp64 number."""
 
@@ -85,6 +87,10 @@ def _factor(unit: Unit, node: Node, damp: float, turn: RandomHadamard | None) ->
     if turn is not None:
         half = turn.forward(found.to(torch.float64))
         found = turn.forward(half.T.contiguous())
+    flat, mean = found.diagonal() == 0, found.diagonal().mean()
+    if mean > 0 and bool(flat.any()):
+        # Factorize takes what is 0 for unknown and gives it the mean; here nothing hangs on it.
+        found = found + torch.diag(flat * mean * FLAT)
     try:
         return factorize(found, damp, ATTEMPTS).upper
     except FactorizationFailed as error:

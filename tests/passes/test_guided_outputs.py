@@ -20,6 +20,7 @@ from qdc.numerics.two_sided import Metric
 from qdc.passes.predict_error import PredictedError, PredictError
 from qdc.passes.trellis_lower import TrellisCoded, TrellisLower
 from qdc.passkit.curvatures import add_curvatures, tell_flat
+from qdc.passkit.outputs import own_output_factor
 from qdc.pipeline.builder import build_plan
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import check_order
@@ -195,6 +196,19 @@ def test_any_shape_is_encoded(rows: int, columns: int, width: int) -> None:
     )
     assert note.error is not None
     assert note.error < 0.5
+
+
+def test_an_output_that_nothing_hangs_on_costs_only_its_damping() -> None:
+    curvature = correlated_moment(64, seed=1)
+    curvature[5], curvature[:, 5] = 0, 0
+    unit = lower(TrellisLower(window=8), noise(64, 48), curvature, correlated_moment(48))
+    upper = own_output_factor(unit, unit.graph["q"], 0.1)
+    found = torch.linalg.inv(upper.double().T @ upper.double()).diagonal()
+    mean = float(curvature.diagonal().mean())
+    assert float(found[5]) == pytest.approx(0.1 * mean, rel=1e-3)
+    torch.testing.assert_close(
+        found[:5], curvature.diagonal()[:5].double() + 0.1 * mean, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_where_no_prediction_hangs_on_outputs_they_count_alike() -> None:
