@@ -28,7 +28,7 @@ from qdc.numerics.hadamard import SEEDS
 from qdc.numerics.ring_search import FACTORS, TRIED, RingCode, RingOptions, RingSearch
 from qdc.numerics.tiling import LONGEST, USUAL, usual_height
 from qdc.numerics.trellis import EIGHTHS, HISTORY, SCRATCH, TOGETHER, Code, Trellis, Window
-from qdc.numerics.two_sided import Metric
+from qdc.numerics.two_sided import TwoSidedMetric
 from qdc.numerics.two_sided_rings import TwoSidedRings
 from qdc.passkit import (
     CompensatedLowering,
@@ -228,7 +228,7 @@ class TrellisLower(CompensatedLowering):
             rings = TwoSidedRings(
                 code,
                 problem.weight,
-                Metric(rows, problem.upper),
+                TwoSidedMetric(rows, problem.upper),
                 columns=node.columns,
                 block=self.block,
             )

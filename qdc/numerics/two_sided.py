@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from qdc.numerics.vector_sweeps import moment_of
 
 
-class Metric(NamedTuple):
+class TwoSidedMetric(NamedTuple):
     """What an error costs.
 
     Attributes:
@@ -66,7 +66,7 @@ def handed_on(upper: Tensor, width: int) -> Tensor:
 
 def quantize_tiles(
     weight: Tensor,
-    metric: Metric,
+    metric: TwoSidedMetric,
     height: int,
     width: int,
     quantize: Callable[[Tensor, Tensor, Tensor], Tensor],

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from qdc.numerics.ring_search import RingCode
 from qdc.numerics.scalefit import stored_scale
-from qdc.numerics.two_sided import Metric, quantize_tiles
+from qdc.numerics.two_sided import TwoSidedMetric, quantize_tiles
 
 
 class TwoSidedRings:
@@ -20,7 +20,7 @@ class TwoSidedRings:
     """
 
     def __init__(
-        self, code: RingCode, weight: Tensor, metric: Metric, *, columns: int, block: int
+        self, code: RingCode, weight: Tensor, metric: TwoSidedMetric, *, columns: int, block: int
     ) -> None:
         """Set up the search.
 

@@ -7,16 +7,16 @@ from torch import Tensor
 from qdc.numerics.blocks import block_slices
 from qdc.numerics.factor import factorize
 from qdc.numerics.feedback import quantize_blocks
-from qdc.numerics.two_sided import Metric, handed_on, quantize_tiles
+from qdc.numerics.two_sided import TwoSidedMetric, handed_on, quantize_tiles
 from tests.support.units import correlated_moment, noise
 
 
-def metric_of(rows: int, columns: int) -> tuple[Metric, Tensor, Tensor]:
+def metric_of(rows: int, columns: int) -> tuple[TwoSidedMetric, Tensor, Tensor]:
     """A metric of random moments, and both of them as they are damped, f64."""
     found = [correlated_moment(n).double() for n in (rows, columns)]
     damped = [m + 0.01 * m.diagonal().mean() * torch.eye(len(m)).double() for m in found]
     factors = [factorize(moment.float(), 0.01).upper for moment in found]
-    return Metric(*factors), damped[0], damped[1]
+    return TwoSidedMetric(*factors), damped[0], damped[1]
 
 
 def rounded(down: Tensor, along: Tensor, place: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from qdc.ir.activations import RotatedHeads
 from qdc.ir.annotations import Factor
 from qdc.numerics.factor import factorize
-from qdc.numerics.two_sided import Metric
+from qdc.numerics.two_sided import TwoSidedMetric
 from qdc.passes.daq_lower import Daq, DaqLower
 from qdc.passkit.outputs import own_output_factor
 from qdc.pipeline.builder import build_plan
@@ -34,7 +34,7 @@ def lower(
 
 def cost(unit: Unit, weight: Tensor, curvature: Tensor) -> float:
     upper = unit.get(unit.graph.require("q", Factor).tensor)
-    return Metric(factorize(curvature, 0.01).upper, upper).loss(weight, result(unit))
+    return TwoSidedMetric(factorize(curvature, 0.01).upper, upper).loss(weight, result(unit))
 
 
 @pytest.mark.parametrize("orders", [(2, 2), (1, 3)])

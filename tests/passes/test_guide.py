@@ -11,7 +11,6 @@ from torch import Tensor
 from qdc.errors import InvalidCalibration, InvalidPipeline, MissingAnnotation
 from qdc.ir.annotations import Moment
 from qdc.ir.guidance import Guidance
-from qdc.models.predictions import predictions
 from qdc.numerics.random_numbers import uniforms
 from qdc.passkit.drawn import drawn_slope
 from qdc.pipeline.builder import build_plan
@@ -21,10 +20,11 @@ from qdc.planning.configure import configure
 from qdc.planning.options import PlanOptions
 from qdc.runtime.load import load_checkpoint
 from qdc.streaming.unit import Unit
-from tests.support.checkpoints import MASK, write_checkpoint
+from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import Spy, run_passes
 from tests.support.families import CASES, write_family
 from tests.support.outlooks import forecast_tiny
+from tests.support.slopes import drawn_slopes
 
 SAMPLES = "samples=8 length=16 pack=within batch=3"
 
@@ -62,34 +62,6 @@ def looked(model: Path, text: Path, folder: Path, passes: str) -> type[Look]:
     return Look
 
 
-def plain(model: Path, tokens: Tensor, names: list[str], shift: int, everywhere: bool) -> Tensor:
-    """Squared derivatives by the outputs of some linears, f32[samples, length], added up."""
-    module = load_checkpoint(model, "cpu", torch.float32)
-    module.requires_grad_()
-    seen: list[Tensor] = []
-
-    def hold(_: object, given: object, result: Tensor) -> None:
-        result.retain_grad()
-        seen.append(result)
-
-    for name in names:
-        module.get_submodule(name).register_forward_hook(hold)
-    total, count, parts = torch.zeros(()), 0, []
-    for batch in torch.split(tokens, 3):
-        mask = torch.ones_like(batch, dtype=torch.bool) if everywhere else batch == MASK
-        found = predictions(module(batch), mask, shift)
-        chances = uniforms(len(found), "guide", 0, count).double()
-        count += len(found)
-        chosen = found.detach().double().softmax(-1).cumsum(-1)
-        drawn = (chosen > (chances[:, None] * chosen[:, -1:])).int().argmax(-1)
-        total = total - found.log_softmax(-1).gather(1, drawn[:, None]).sum()
-    torch.autograd.backward(total)
-    for index in range(0, len(seen), len(names)):
-        grads = [each.grad for each in seen[index : index + len(names)]]
-        parts.append(torch.stack([g.square().sum(-1) for g in grads if g is not None]).sum(0))
-    return torch.cat(parts)
-
-
 @pytest.mark.parametrize(
     ("family", "options"), [("llada", ""), ("llada", " geometry=clean"), ("dream", "")]
 )
@@ -112,7 +84,8 @@ def test_weights_are_squared_derivatives_of_the_whole_model(
     names += [names[0].rpartition(".")[0] + f".{other}" for other in beside]
     everywhere = "clean" in options
     shift = 1 if family == "dream" and not everywhere else 0
-    expected = plain(model, tokens, names, shift, everywhere)
+    slopes, _ = drawn_slopes(model, tokens, names, shift=shift, everywhere=everywhere)
+    expected = torch.stack([each.square().sum(-1) for each in slopes.values()]).sum(0)
     for name in names:
         weights = found.weights[name]
         assert float(weights.mean()) == pytest.approx(1, rel=1e-5)

@@ -13,10 +13,8 @@ from torch import Tensor
 from qdc.errors import InvalidPipeline, MissingAnnotation, NotFinite
 from qdc.ir.annotations import Factor
 from qdc.ir.curvature import OutputCurvature
-from qdc.models.predictions import predictions
 from qdc.numerics.factor import factorize
-from qdc.numerics.random_numbers import uniforms
-from qdc.numerics.two_sided import Metric
+from qdc.numerics.two_sided import TwoSidedMetric
 from qdc.passes.predict_error import PredictedError, PredictError
 from qdc.passes.trellis_lower import TrellisCoded, TrellisLower
 from qdc.passkit.curvatures import add_curvatures, tell_flat
@@ -25,13 +23,13 @@ from qdc.pipeline.builder import build_plan
 from qdc.pipeline.passbase import Pass
 from qdc.pipeline.plan import check_order
 from qdc.pipeline.registry import standard_registry
-from qdc.runtime.load import load_checkpoint
 from qdc.streaming.unit import Unit
-from tests.support.checkpoints import MASK, write_checkpoint
+from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import Spy, run_passes
 from tests.support.families import CASES, write_family
 from tests.support.lowering import lower_by_curvature
 from tests.support.outlooks import forecast_tiny
+from tests.support.slopes import drawn_slopes
 from tests.support.units import correlated_moment, make_unit, noise
 
 SAMPLES = "samples=8 length=16 pack=within batch=3"
@@ -69,30 +67,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, dtype=torch.float32, vocab=2048)
 
 
-def expected(model: Path, tokens: Tensor, name: str) -> tuple[Tensor, int]:
-    """Sum of g g^T of a plain model by autograd, f32[rows, rows], and the predictions."""
-    module = load_checkpoint(model, "cpu", torch.float32)
-    module.requires_grad_()
-    seen: list[Tensor] = []
-
-    def hold(_: object, given: object, result: Tensor) -> None:
-        result.retain_grad()
-        seen.append(result)
-
-    module.get_submodule(name).register_forward_hook(hold)
-    total, count = torch.zeros(()), 0
-    for batch in torch.split(tokens, 3):
-        found = predictions(module(batch), batch == MASK, 0)
-        chances = uniforms(len(found), "guide", 0, count).double()
-        count += len(found)
-        chosen = found.detach().double().softmax(-1).cumsum(-1)
-        drawn = (chosen > (chances[:, None] * chosen[:, -1:])).int().argmax(-1)
-        total = total - found.log_softmax(-1).gather(1, drawn[:, None]).sum()
-    torch.autograd.backward(total)
-    slopes = torch.cat([each.grad.flatten(0, 1) for each in seen if each.grad is not None])
-    return slopes.T @ slopes, count
-
-
 @pytest.mark.parametrize("waiting", ["", " waiting=4"])
 def test_a_curvature_is_the_second_moment_of_derivatives(
     waiting: str, model: Path, text: Path, tmp_path: Path
@@ -101,7 +75,9 @@ def test_a_curvature_is_the_second_moment_of_derivatives(
     (tokens,) = look.tokens
     for ending in ("blocks.0.q_proj", "blocks.1.ff_out"):
         (name,) = (n for n in look.found if n.endswith(ending))
-        wanted, count = expected(model, tokens, name)
+        slopes, count = drawn_slopes(model, tokens, [name])
+        flat = slopes[name].flatten(0, 1)
+        wanted = flat.T @ flat
         found, note = look.found[name]
         torch.testing.assert_close(found, wanted / count, rtol=1e-3, atol=1e-4 * float(found.max()))
         assert note.positions == count
@@ -162,7 +138,7 @@ def cost(unit: Unit, weight: Tensor, curvature: Tensor) -> float:
     upper = unit.get(unit.graph.require("q", Factor).tensor)
     note = unit.graph.require("q", TrellisCoded)
     dense = note.codec.dense(note.working(unit.tensors))
-    return Metric(factorize(curvature, 0.01).upper, upper).loss(weight, dense)
+    return TwoSidedMetric(factorize(curvature, 0.01).upper, upper).loss(weight, dense)
 
 
 @pytest.mark.parametrize(
