@@ -79,10 +79,11 @@ class Guide(CalibrationOptions):
     if_asked: ClassVar[Kinds] = annotates
     barrier: ClassVar[bool] = True
 
+    # On the way back all values of a region are held for a batch, which small ones cost no time.
+    batch: int = Field(default=2, ge=1, description="sequences computed at once")
     exponent: float = Field(
         default=0.5, ge=0, le=1, description="of the squared derivative; 0 weighs all tokens alike"
     )
-
     outputs: bool = Field(
         default=False, description="also note how the loss bends with the outputs of each layer"
     )
