@@ -102,7 +102,7 @@ class Polish(CalibrationOptions):
         reference.start(unit.region)
         outputs = stream.results(unit.region)
         unit.work(*reference.cost(outputs))
-        nbytes, once = stream.cost(outputs)
+        nbytes, once = stream.way_back(outputs)
         samples, length = stream.tokens.shape
         numbers = samples * length * sum(width(unit.graph[n]) for n in outputs)
         unit.keep_states("targets", numbers)
@@ -115,7 +115,7 @@ class Polish(CalibrationOptions):
         runs = (2 * self.iterations + forwards) / batches
         moved = Work(elements=30 * self.iterations * weights / 4)
         effort = Work(runs * once.products, 0, runs * once.elements, linears) + moved
-        unit.work(WEIGHTS_HELD * weights + 2 * nbytes, effort)
+        unit.work(WEIGHTS_HELD * weights + nbytes, effort)
         for node in unit.layers():
             unit.work(*error_effort(node))
         unit.drop_states("targets")
