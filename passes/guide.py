@@ -36,7 +36,6 @@ from qdc.ir.curvature import OutputCurvature
 from qdc.ir.guidance import Guidance
 from qdc.ir.routing import rows_of
 from qdc.ir.tensors import digest
-from qdc.numerics.random_numbers import uniforms
 from qdc.passkit import (
     Annotation,
     CalibrationOptions,
@@ -58,7 +57,7 @@ from qdc.passkit import (
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, Gradients, pieces
 from qdc.passkit.curvatures import add_curvatures, add_products, foresee, tell_flat
-from qdc.passkit.drawn import drawn_slope
+from qdc.passkit.drawn import drawn_slope, sample_chances
 from qdc.passkit.head import POSITIONS, output_head
 from qdc.pipeline.passbase import option_text
 from qdc.streaming.forecast import NO_DIGEST
@@ -151,7 +150,7 @@ class Guide(CalibrationOptions):
             stream = unit.loose_stream(
                 drawn.select(rows).batches(self.batch), unit.original_weights()
             )
-            positions = self.add(unit, stream, squares, positions)
+            positions = self.add(unit, stream, squares, positions, int(rows[0]))
             unit.count(stream)
         if not positions:
             raise InvalidCalibration(
@@ -177,9 +176,14 @@ class Guide(CalibrationOptions):
                 yield stage, layers
 
     def add(
-        self, unit: Unit, stream: Stream, squares: dict[str, list[Tensor]], positions: int
+        self,
+        unit: Unit,
+        stream: Stream,
+        squares: dict[str, list[Tensor]],
+        positions: int,
+        first: int,
     ) -> int:
-        """Add the squared derivatives of some samples, ``f32[b, length]`` for each batch.
+        """Add the squared derivatives of the samples from ``first`` on, ``f32[b, length]`` a batch.
 
         With ``outputs`` also the curvature of each layer.
 
@@ -190,7 +194,7 @@ class Guide(CalibrationOptions):
         way = list(pieces(stream, head))
         course = Course(stream.executor, stream.states, tuple(piece for piece, _ in way))
         before = positions
-        behind, positions = self.ends(unit, stream, head, positions)
+        behind, positions = self.ends(unit, stream, head, positions, first)
         for region in reversed(unit.graph.regions):
             piece, kept = way.pop()
             stages = [(s, layers) for s, layers in self.weighed(unit) if s in region.stages]
@@ -212,11 +216,12 @@ class Guide(CalibrationOptions):
         return positions
 
     def ends(
-        self, unit: Unit, stream: Stream, head: Stage, positions: int
+        self, unit: Unit, stream: Stream, head: Stage, positions: int, first: int
     ) -> tuple[list[Gradients], int]:
-        """Derivatives of the loss by what the head reads, batch by batch.
+        """Derivatives of the loss by what the head reads, batch by batch, from sample ``first`` on.
 
         Before them ``positions`` predictions were looked at; their number with these is returned.
+        Tokens are drawn sample by sample, so that ``batch`` does not change which.
         """
         weights = unit.original_weights()(head.layers[0])
         everywhere, found = self.chosen_geometry == "clean", list[Gradients]()
@@ -224,10 +229,14 @@ class Guide(CalibrationOptions):
         for index, values in enumerate(stream.compute((head.value,))):
             hidden, segments = values[head.value], stream.segments_of(index)
             slope = torch.zeros_like(hidden)
-            for rows, source in counted.sources(stream.batches()[index], segments):
+            sources = list(counted.sources(stream.batches()[index], segments))
+            numbers = torch.bincount(torch.cat([rows for rows, _ in sources]), minlength=len(slope))
+            chances = sample_chances(numbers.tolist(), self.seed, first)
+            parts = torch.split(chances, [len(rows) for rows, _ in sources])
+            first += len(slope)
+            for (rows, source), chance in zip(sources, parts, strict=True):
                 at = rows.to(hidden.device), source.to(hidden.device)
-                chances = uniforms(len(rows), "guide", self.seed, positions)
-                drawn = drawn_slope(hidden[at], weights, chances, unit.model.logit_cap)
+                drawn = drawn_slope(hidden[at], weights, chance, unit.model.logit_cap)
                 slope.index_put_(at, drawn, accumulate=True)
                 positions += len(rows)
             found.append({head.value: slope})

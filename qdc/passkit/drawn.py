@@ -1,11 +1,27 @@
 """The derivative of the loss of a token that is drawn from the model's own predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from qdc.numerics.random_numbers import uniforms
 from qdc.passkit.head import head_logits, through_cap
+
+
+def sample_chances(numbers: Sequence[int], seed: int, first: int) -> Tensor:
+    """By what tokens of samples are drawn, the same however many samples are computed at once.
+
+    Args:
+        numbers: predictions of each sample, in order.
+        seed: of the draws.
+        first: index of the first sample.
+
+    Returns:
+        In [0, 1), ``f32[sum of numbers]``, sample by sample.
+    """
+    draws = [uniforms(n, "guide", seed, sample) for sample, n in enumerate(numbers, first)]
+    return torch.cat(draws)
 
 
 def drawn_slope(

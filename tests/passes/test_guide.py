@@ -209,6 +209,19 @@ def test_samples_that_wait_together_change_nothing(model: Path, text: Path, tmp_
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_samples_that_are_computed_together_draw_the_same_tokens(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    known: list[dict[str, Tensor]] = []
+    for batch in (1, 4):
+        samples = f"{SAMPLES.removesuffix('batch=3')}batch={batch}"
+        passes = f"guide{{{samples}}},calibrate-mcs{{{samples} token-weights=guided}},look"
+        found = looked(model, text, tmp_path / f"run{batch}", passes)
+        known.append(dict(found.weights))
+    one, two = known
+    assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5) for name in one)
+
+
 def test_it_is_foreseen(model: Path) -> None:
     passes = "guide,stages(calibrate-cross{token-weights=guided},rtn-lower),pack"
     assert not forecast_tiny(model, passes).unknown

@@ -36,11 +36,14 @@ def drawn_slopes(
             seen[name].append(result)
 
         module.get_submodule(name).register_forward_hook(hold)
-    total, count = torch.zeros(()), 0
+    total, count, sample = torch.zeros(()), 0, 0
     for batch in torch.split(tokens, 3):
         mask = torch.ones_like(batch, dtype=torch.bool) if everywhere else batch == MASK
         found = predictions(module(batch), mask, shift)
-        chances = uniforms(len(found), "guide", 0, count).double()
+        numbers = mask.sum(1).tolist()
+        samples = range(sample, sample + len(numbers))
+        draws = [uniforms(n, "guide", 0, s) for s, n in zip(samples, numbers, strict=True)]
+        chances, sample = torch.cat(draws).double(), samples.stop
         count += len(found)
         chosen = found.detach().double().softmax(-1).cumsum(-1)
         drawn = (chosen > (chances[:, None] * chosen[:, -1:])).int().argmax(-1)
