@@ -20,14 +20,15 @@ lowerings and before pack; the layers' own errors are of before it, and are drop
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from qdc.ir.distilled import Distilled
+from qdc.numerics.adam import Adam
 from qdc.passkit import (
     Batches,
     CalibrationOptions,
@@ -56,6 +57,8 @@ WEIGHTS_HELD = 4
 """A region's weights in fp32 at a time: as they are made, a copy with its gradient, one decoded."""
 HEAD_COPIES = 5
 """Logits of some positions at a time: of both models, both probabilities, a difference."""
+BETAS = 0.9, 0.95
+"""Of Adam's averages."""
 SMALLER = 4
 """How many times smaller steps are after a round that has gained nothing."""
 Schedule = Literal["linear", "cosine", "constant"]
@@ -220,34 +223,27 @@ class Distill(CalibrationOptions):
         lost little are spoilt by steps that mend others.
         """
         tuning = trial.tuning
-        groups = tuning.groups()
-        if not groups:
+        numbers = tuning.numbers()
+        if not numbers:
             return  # every rate is 0
         each, part = -(-len(training) // self.together), 1.0
-        optimizer = self.optimizer(groups)
+        optimizer = Adam(numbers, BETAS)
         generator = torch.Generator().manual_seed(self.seed)
         best, kept = trial.now(held).mean, tuning.snapshot()
         for number in range(self.rounds):
             order = [training[i] for i in torch.randperm(len(training), generator=generator)]
             for step, first in enumerate(range(0, len(order), self.together)):
                 share = part * self.share((number + step / each) / self.rounds)
-                for group, start in zip(optimizer.param_groups, groups, strict=True):
-                    group["lr"] = share * start["lr"]
-                optimizer.zero_grad()
+                optimizer.forget()
                 trial.differentiate(order[first : first + self.together])
-                optimizer.step()
+                optimizer.step(share)
             found = trial.now(held).mean
             if found < best:
                 best, kept = found, tuning.snapshot()
             else:
                 tuning.restore(kept)
-                optimizer, part = self.optimizer(groups), part / SMALLER
+                optimizer, part = Adam(numbers, BETAS), part / SMALLER
         tuning.restore(kept)
-
-    @staticmethod
-    def optimizer(groups: Sequence[Mapping[str, Any]]) -> torch.optim.Adam:
-        """One that has seen no step yet; the groups stay as they are."""
-        return torch.optim.Adam([dict(group) for group in groups], betas=(0.9, 0.95))
 
     def share(self, progress: float) -> float:
         """What a step counts of the first one, after this share of all steps."""

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import torch
 
+from qdc.numerics.adam import Adam
 from qdc.passkit import (
     Batches,
     CalibrationOptions,
@@ -74,19 +75,16 @@ class Polish(CalibrationOptions):
         if weights is None:
             weights = torch.ones_like(stream.tokens, dtype=torch.float32)
         fit = RegionFit(unit, stream, reference, list(torch.split(weights, self.batch)))
-        optimizer = torch.optim.Adam(
-            fit.groups(self.code_rate, self.scale_rate, self.norm_rate), betas=(0.9, 0.95)
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 - s / self.iterations)
+        moving = fit.moving(self.code_rate, self.scale_rate, self.norm_rate)
+        optimizer = Adam(moving, betas=(0.9, 0.95))
         training, held = self.split(len(fit.states))
         order = self.visits(training)
         before = best = fit.start_loss(held)
         kept = fit.snapshot()
         for step in range(1, self.iterations + 1):
-            optimizer.zero_grad()
+            optimizer.forget()
             torch.autograd.backward(fit.batch_loss(order[step - 1]))
-            optimizer.step()
-            schedule.step()
+            optimizer.step(1 - (step - 1) / self.iterations)
             if step % self.check_every == 0 or step == self.iterations:
                 found = fit.loss(held)
                 if found < best:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qdc.numerics.adam import Adam
 from qdc.numerics.additive import Additive, Problem, diagonal_blocks, sums_by_code
 from qdc.numerics.additive_start import entry_metrics, with_ridge
 
@@ -39,7 +40,7 @@ def adam(problem: Problem, state: Additive, steps: int, rate: float) -> Additive
     """Take steps of Adam (with amsgrad) on the mean cost of a row; codes fixed."""
     codebook = torch.nn.Parameter(state.codebook.clone())
     scale = torch.nn.Parameter(state.scale.clone())
-    optimizer = torch.optim.Adam([codebook, scale], lr=rate, betas=BETAS, amsgrad=True)
+    optimizer = Adam([(codebook, rate), (scale, rate)], BETAS, amsgrad=True)
     for _ in range(steps):
         current = Additive(state.codes, codebook.detach(), scale.detach())
         sums = current.sums()

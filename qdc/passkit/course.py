@@ -5,7 +5,7 @@ region is computed again from what is held before it, with gradients, so that ne
 region and the states of the samples are in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -135,10 +135,7 @@ class Course:
         for name in watched:
             found[name].retain_grad()
         reached = [name for name in piece.given if found[name].requires_grad and name in behind]
-        torch.autograd.backward(
-            [found[name] for name in reached],
-            [behind[name].to(executor.device) for name in reached],
-        )
+        push_back([(found[name], behind[name].to(executor.device)) for name in reached])
         before = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
         for name in piece.staying:
             if name in behind:
@@ -146,3 +143,14 @@ class Course:
         slopes = ((name, found[name].grad) for name in watched)
         seen = {n: torch.zeros_like(found[n]) if grad is None else grad for n, grad in slopes}
         return before, seen
+
+
+def push_back(values: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Take derivatives of values back to the leaves; both of each pair have one shape.
+
+    As the derivative of their products' sum: handed over as they are, torch would import a library
+    of symbols to compare shapes, 50 MB that stay in the process.
+    """
+    sums = [(value * slope).sum() for value, slope in values]
+    if sums:
+        torch.autograd.backward(torch.stack(sums).sum())

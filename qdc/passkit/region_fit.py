@@ -63,15 +63,15 @@ class RegionFit:
             (name, role): unit.stored_dtype(unit.graph[name], role) for name, role in self.vectors
         }
 
-    def groups(self, code: float, scale: float, vector: float) -> list[dict[str, object]]:
-        """Parameter groups of an optimizer; rates are shares of each tensor's size."""
+    def moving(self, code: float, scale: float, vector: float) -> list[tuple[Tensor, float]]:
+        """What moves, each with its first step; rates are shares of each tensor's size."""
         rates = {TrainableKind.CODE: code, TrainableKind.SCALE: scale}
-        found = [
-            {"params": [tensor], "lr": rates[kind] * size}
+        found: list[tuple[Tensor, float]] = [
+            (tensor, rates[kind] * size)
             for layer in self.layers.values()
             for kind, tensor, size in layer.trainable()
         ]
-        found += [{"params": [tensor], "lr": vector} for tensor in self.vectors.values()]
+        found += [(tensor, vector) for tensor in self.vectors.values()]
         return found
 
     def batch_loss(self, batch: int, parameters: Parameters | None = None) -> Tensor:

@@ -6,7 +6,7 @@ them waits with the calibration states and is read for one region at a time.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
 from qdc.ir.routing import ROUTER
 from qdc.ir.tuned import Tuned
-from qdc.passkit.course import Piece
+from qdc.passkit.course import Piece, push_back
 from qdc.streaming.parameters import Parameters
 from qdc.streaming.states import Held, StateStore
 from qdc.streaming.unit import Unit
@@ -96,11 +96,11 @@ class Tuning:
             vectors = self._plain(node, matrices=False)
             self.vectors[name] = {r: self._leaf(t, rate) for r, t in vectors.items()}
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of an optimizer."""
+    def numbers(self) -> list[tuple[Tensor, float]]:
+        """What moves, each with its first step."""
         kinds = ((self.scales, self.rates.scale), (self.vectors, self.rates.vector))
         return [
-            {"params": [tensor], "lr": rate * size_of(tensor)}
+            (tensor, rate * size_of(tensor))
             for numbers, rate in kinds
             for tensor in self._every(numbers)
             if tensor.requires_grad
@@ -135,7 +135,7 @@ class Tuning:
         """Add the gradients of weights to those of the scales that they are made of."""
         for each in moved:
             if each.leaf.grad is not None:
-                torch.autograd.backward(each.made, each.leaf.grad)
+                push_back([(each.made, each.leaf.grad)])
 
     def snapshot(self) -> State:
         """Copies of all numbers."""
