@@ -12,14 +12,17 @@ loses less than the squares themselves, which are GuidedQuant's.
     before   %h0.q = linear %x   w f16[64,512]
     after        @guidance  128 samples of 256 tokens   as good as 9,310 equal ones
                  @curvature  f32[64,64]   16,384 predictions   0.0012 for each output
+             %wte = embedding %input_ids   w f16[2048,64]
+                 @row-curvature  f32[64,64]   16,384 predictions   0.00015 for each column
 
 With ``outputs`` the products of the derivatives are kept too: the curvature of the loss by the
 outputs of each layer (YAQA, arXiv 2505.22988), by which trellis-lower and daq-lower hand errors on
-from row to row, and predict-error says what they cost. It waits in files, one for each layer.
+from row to row, and predict-error says what they cost. It waits in files, one for each layer. With
+``vocabulary`` the same is noted of the rows of embedding and head, for quantize-vocab.
 
 ``calibrate-mcs`` and ``calibrate-cross`` read it with ``token-weights=guided``, and draw the same
 samples; weights that none of them reads, or of other samples, are refused before anything runs.
-Without them ``outputs`` alone will do, for curvatures may be of other samples.
+Without them ``outputs`` or ``vocabulary`` will do, for curvatures may be of other samples.
 States of the original wait on the host at every region's boundary, those of ``waiting`` samples at
 a time; then regions are computed again from the last to the first, one at a time, with gradients.
 Tokens of experts are not weighed.
@@ -35,6 +38,7 @@ from torch import Tensor
 from qdc.ir.curvature import OutputCurvature
 from qdc.ir.guidance import Guidance
 from qdc.ir.routing import rows_of
+from qdc.ir.rowcurvature import RowCurvature
 from qdc.ir.tensors import digest
 from qdc.passkit import (
     Annotation,
@@ -55,10 +59,11 @@ from qdc.passkit import (
     table_key,
 )
 from qdc.passkit.counted import CountedPositions
-from qdc.passkit.course import Batch, Course, Gradients, pieces
+from qdc.passkit.course import Batch, Course, pieces
 from qdc.passkit.curvatures import add_curvatures, add_products, foresee, tell_flat
-from qdc.passkit.drawn import drawn_slope, sample_chances
+from qdc.passkit.drawn import DrawnLoss
 from qdc.passkit.head import POSITIONS, output_head
+from qdc.passkit.row_curvatures import RowCurvatures, foresee_rows
 from qdc.pipeline.passbase import option_text
 from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.stream import Stream
@@ -66,6 +71,11 @@ from qdc.streaming.work import FP32
 
 WAITING_TOKENS = 16_384
 """At each region's boundary: 4 GB for 32 regions of width 4096. Each time all weights are read."""
+READ_BY = {
+    "outputs": "outputs=guided to predict-error, trellis-lower or daq-lower",
+    "vocabulary": "rounding=guided to quantize-vocab",
+}
+"""What asks for the curvatures of each option."""
 WITHOUT_HEAD = "leave guide out of the pipeline, and token-weights of calibrations"
 
 
@@ -74,7 +84,7 @@ class Guide(CalibrationOptions):
 
     name: ClassVar[str] = "guide"
     provides: ClassVar[Kinds] = (Guidance,)
-    annotates: ClassVar[Kinds] = (OutputCurvature,)
+    annotates: ClassVar[Kinds] = (OutputCurvature, RowCurvature)
     if_asked: ClassVar[Kinds] = annotates
     barrier: ClassVar[bool] = True
 
@@ -85,6 +95,9 @@ class Guide(CalibrationOptions):
     )
     outputs: bool = Field(
         default=False, description="also note how the loss bends with the outputs of each layer"
+    )
+    vocabulary: bool = Field(
+        default=False, description="also note how it bends with the rows of embedding and head"
     )
     waiting: int | None = Field(
         default=None,
@@ -101,19 +114,20 @@ class Guide(CalibrationOptions):
         return self
 
     def gives(self) -> Kinds:
-        """The curvature, where that is asked for."""
-        return (*self.provides, *(self.if_asked if self.outputs else ()))
+        """Curvatures, where they are asked for."""
+        asked = zip(self.if_asked, (self.outputs, self.vocabulary), strict=True)
+        return (*self.provides, *(kind for kind, wanted in asked if wanted))
 
     def check_later(self, later: Sequence[Pass]) -> None:
         """Refuse weights that no pass reads, and readers that draw other samples."""
         reading = readers(Guidance, later)
-        if self.outputs and not readers(OutputCurvature, later):
-            raise InvalidPipeline(
-                f"{self.name}{{outputs=true}} notes curvatures that no pass behind it reads",
-                help="write outputs=guided to predict-error, trellis-lower or daq-lower, or leave "
-                "outputs out",
-            )
-        if not reading and not self.outputs:
+        for kind, (option, reads) in zip(self.if_asked, READ_BY.items(), strict=True):
+            if kind in self.gives() and not readers(kind, later):
+                raise InvalidPipeline(
+                    f"{self.name}{{{option}=true}} notes curvatures that no pass behind it reads",
+                    help=f"write {reads}, or leave {option} out",
+                )
+        if not reading and not self.outputs and not self.vocabulary:
             raise InvalidPipeline(
                 f"{self.name} weighs tokens, and no calibration behind it asks for the weights",
                 help="write token-weights=guided to calibrate-mcs or calibrate-cross behind it, or "
@@ -145,14 +159,17 @@ class Guide(CalibrationOptions):
         count, length = drawn.tokens.shape
         size = self.together(count, length)
         squares: dict[str, list[Tensor]] = {stage.value: [] for stage, _ in self.weighed(unit)}
-        positions = 0
+        head, everywhere = output_head(unit.graph, WITHOUT_HEAD), self.chosen_geometry == "clean"
+        counted = CountedPositions.of(unit.model, everywhere=everywhere)
+        loss = DrawnLoss(head.value, counted, self.seed, unit.model.logit_cap)
+        bends = RowCurvatures(unit.graph, *head.layers) if self.vocabulary else None
         for rows in torch.split(torch.arange(count), size):
             stream = unit.loose_stream(
                 drawn.select(rows).batches(self.batch), unit.original_weights()
             )
-            positions = self.add(unit, stream, squares, positions, int(rows[0]))
+            self.add(unit, stream, squares, loss, bends)
             unit.count(stream)
-        if not positions:
+        if not loss.positions:
             raise InvalidCalibration(
                 f"none of the {count} samples has a masked position",
                 help=f"raise --samples or {self.name}{{samples=...}}",
@@ -162,6 +179,8 @@ class Guide(CalibrationOptions):
             self.note(unit, drawn, stage, layers, None if found is None else torch.cat(found))
         if self.outputs:
             tell_flat(unit)
+        if bends is not None:
+            bends.write(unit, loss.positions)
 
     def together(self, samples: int, length: int) -> int:
         """Samples whose states wait at a time: whole batches."""
@@ -180,21 +199,18 @@ class Guide(CalibrationOptions):
         unit: Unit,
         stream: Stream,
         squares: dict[str, list[Tensor]],
-        positions: int,
-        first: int,
-    ) -> int:
-        """Add the squared derivatives of the samples from ``first`` on, ``f32[b, length]`` a batch.
+        loss: DrawnLoss,
+        bends: RowCurvatures | None,
+    ) -> None:
+        """Add the squared derivatives of the next samples, ``f32[b, length]`` for each batch.
 
-        With ``outputs`` also the curvature of each layer.
-
-        Returns:
-            How many predictions were looked at so far.
+        With ``outputs`` also the curvature of each layer, with ``vocabulary`` that of its rows.
         """
         head, read = output_head(unit.graph, WITHOUT_HEAD), unit.original_weights()
         way = list(pieces(stream, head))
         course = Course(stream.executor, stream.states, tuple(piece for piece, _ in way))
-        before = positions
-        behind, positions = self.ends(unit, stream, head, positions, first)
+        before = loss.positions
+        behind = loss.slopes(stream, read(*head.layers), None if bends is None else bends.add_head)
         for region in reversed(unit.graph.regions):
             piece, kept = way.pop()
             stages = [(s, layers) for s, layers in self.weighed(unit) if s in region.stages]
@@ -212,35 +228,10 @@ class Guide(CalibrationOptions):
                     squares[stage.value].append(sum_of(parts))
                 for node in bending:
                     add_products(products, node.name, slopes[node.name])
-            add_curvatures(unit, products, before, positions)
-        return positions
-
-    def ends(
-        self, unit: Unit, stream: Stream, head: Stage, positions: int, first: int
-    ) -> tuple[list[Gradients], int]:
-        """Derivatives of the loss by what the head reads, batch by batch, from sample ``first`` on.
-
-        Before them ``positions`` predictions were looked at; their number with these is returned.
-        Tokens are drawn sample by sample, so that ``batch`` does not change which.
-        """
-        weights = unit.original_weights()(head.layers[0])
-        everywhere, found = self.chosen_geometry == "clean", list[Gradients]()
-        counted = CountedPositions.of(unit.model, everywhere=everywhere)
-        for index, values in enumerate(stream.compute((head.value,))):
-            hidden, segments = values[head.value], stream.segments_of(index)
-            slope = torch.zeros_like(hidden)
-            sources = list(counted.sources(stream.batches()[index], segments))
-            numbers = torch.bincount(torch.cat([rows for rows, _ in sources]), minlength=len(slope))
-            chances = sample_chances(numbers.tolist(), self.seed, first)
-            parts = torch.split(chances, [len(rows) for rows, _ in sources])
-            first += len(slope)
-            for (rows, source), chance in zip(sources, parts, strict=True):
-                at = rows.to(hidden.device), source.to(hidden.device)
-                drawn = drawn_slope(hidden[at], weights, chance, unit.model.logit_cap)
-                slope.index_put_(at, drawn, accumulate=True)
-                positions += len(rows)
-            found.append({head.value: slope})
-        return found, positions
+            add_curvatures(unit, products, before, loss.positions)
+        if bends is not None:
+            for slopes in behind:
+                bends.add_embedding(slopes)
 
     def note(
         self,
@@ -297,6 +288,10 @@ class Guide(CalibrationOptions):
         head = unit.graph[name]
         logits = FP32 * (head.rows * head.columns + 6 * POSITIONS * head.rows)
         unit.work(logits, Work(products=4 * head.rows * head.columns * samples * length))
+        for node in unit.graph.vocabulary() if self.vocabulary else ():
+            foresee_rows(unit, node, samples * length)
+            square = node.columns**2
+            unit.work(3 * FP32 * square, Work(products=2 * square * samples * length))
         unit.drop_states("boundaries")
 
 

@@ -87,6 +87,14 @@ def _factor(unit: Unit, node: Node, damp: float, turn: RandomHadamard | None) ->
     if turn is not None:
         half = turn.forward(found.to(torch.float64))
         found = turn.forward(half.T.contiguous())
+    return damped_factor(node, found, damp)
+
+
+def damped_factor(node: Node, found: Tensor, damp: float) -> Tensor:
+    """The factor of a curvature of a node, f32 or f64[n, n]; its mean by ``damp`` is added.
+
+    Raises ``NotPositiveDefinite`` for numbers that are not finite.
+    """
     flat, mean = found.diagonal() == 0, found.diagonal().mean()
     if mean > 0 and bool(flat.any()):
         # Factorize takes what is 0 for unknown and gives it the mean; here nothing hangs on it.
@@ -95,9 +103,9 @@ def _factor(unit: Unit, node: Node, damp: float, turn: RandomHadamard | None) ->
         return factorize(found, damp, ATTEMPTS).upper
     except FactorizationFailed as error:
         raise NotPositiveDefinite(
-            f"the curvature of the outputs is not positive definite: {error}",
+            f"the curvature is not positive definite: {error}",
             where=[f"%{node.name}"],
-            help="lower with outputs=alike, or calibrate on more tokens",
+            help="lower with outputs=alike and rounding=nearest, or calibrate on more tokens",
         ) from error
 
 

@@ -5,6 +5,7 @@ lowered and packed some rows at a time, and no copy of it in fp32 exists.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -23,6 +24,8 @@ from qdc.streaming.work import Work
 
 TINY = 2.0**-14
 """The smallest number of full precision in fp16."""
+Lower = Callable[[Tensor, Codec], Tensors]
+"""As ``VocabularyLowering.lower``."""
 PART = 1 << 18
 """Weights that are held in fp32 at a time: few enough for a cache, many enough for a vector."""
 
@@ -48,6 +51,10 @@ class VocabularyLowering(Pass, ABC):
     @abstractmethod
     def lower(self, weight: Tensor, codec: Codec) -> Tensors:
         """Working tensors of some rows, ``f32[rows, columns]``. Raises ``OverflowError``."""
+
+    def lowering(self, unit: Unit, node: Node) -> tuple[Lower, int]:
+        """What lowers the rows of one matrix, and how many weights of it at a time."""
+        return self.lower, PART
 
     @abstractmethod
     def note(self, codec: Codec, error: float) -> LoweredVocabulary:
@@ -96,10 +103,11 @@ class VocabularyLowering(Pass, ABC):
         codec = self.codec(node)
         parts: list[dict[str, Tensor]] = []
         lost = total = peak = 0.0
-        for weight in unit.row_parts(node, max(1, PART // node.columns)):
+        lower, together = self.lowering(unit, node)
+        for weight in unit.row_parts(node, max(1, together // node.columns)):
             part = codec.model_copy(update={"rows": len(weight)})
             try:
-                working = self.lower(weight, part)
+                working = lower(weight, part)
             except OverflowError as error:
                 raise InvalidCheckpoint(
                     f"weights do not fit fp16 scales: {error}",

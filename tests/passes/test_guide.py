@@ -130,7 +130,7 @@ def test_a_slope_is_prediction_less_the_token_drawn() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2000, 4, generator=generator)[:1].expand(2000, 4).contiguous()
     head = {"weight": torch.randn(6, 4, generator=generator)}
-    slopes = drawn_slope(hidden, head, uniforms(2000, "drawn"))
+    slopes, _ = drawn_slope(hidden, head, uniforms(2000, "drawn"))
     predicted = (hidden[:1].double() @ head["weight"].double().T).softmax(-1)
     kinds = (predicted - torch.eye(6).double()) @ head["weight"].double()
     nearest = torch.cdist(slopes.double(), kinds)

@@ -68,5 +68,7 @@ def test_a_drawn_slope_goes_through_the_cap() -> None:
     kinds = [torch.autograd.grad(-logits.log_softmax(-1)[0, token], hidden, retain_graph=True)[0]
              for token in range(7)]  # fmt: skip
     with torch.no_grad():
-        found = drawn_slope(hidden, head, torch.tensor([0.4]), CAP)
+        found, unsure = drawn_slope(hidden, head, torch.tensor([0.4]), CAP)
+    predicted = logits.softmax(-1)
+    assert float(unsure) == pytest.approx(float((predicted * (1 - predicted)).sum()), rel=1e-5)
     assert min(float((found - kind).abs().max()) for kind in kinds) < 1e-5
