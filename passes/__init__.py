@@ -79,10 +79,14 @@ PASSES = (
 )
 
 
-def rated(vocabulary: str, budget: str) -> Preset:
-    """Trellis codes, each layer at the rate that its errors deserve, beside such a vocabulary."""
+FEWER = "guide{outputs=true vocabulary=true},quantize-vocab{bits=4 rounding=guided}"
+"""A vocabulary of 4 bits, whose errors show, and what says how they count."""
+
+
+def rated(start: str, budget: str) -> Preset:
+    """Trellis codes, each layer at the rate that its errors deserve, behind such a start."""
     return Preset(
-        f"{vocabulary},guide{{outputs=true}},calibrate-mcs,sensitivity{{damp=0.1}},"
+        f"{start},calibrate-mcs,sensitivity{{damp=0.1}},"
         f"predict-error{{outputs=guided}},allocate-rates{{{budget}weights=guided}},"
         "stages(calibrate-cross{token-weights=guided},sensitivity{damp=0.1},"
         "trellis-lower{asymmetry=1 bits=allocated rounds=1 outputs=guided}),pack"
@@ -95,10 +99,10 @@ PRESETS = {
         "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"
         "daq-lower{tolerance=0.001 scale-bits=8 asymmetry=1}),pack"
     ),
-    "best": rated("quantize-vocab", ""),
-    "two": rated("quantize-vocab{bits=4}", "count=effective "),
-    "small": rated("quantize-vocab{bits=4}", "budget=1.5 count=layers "),
-    "large": rated("quantize-vocab", "budget=3 count=layers "),
+    "best": rated("quantize-vocab,guide{outputs=true}", ""),
+    "two": rated(FEWER, "count=effective "),
+    "small": rated(FEWER, "budget=1.5 count=layers "),
+    "large": rated("quantize-vocab,guide{outputs=true}", "budget=3 count=layers "),
     "best-signs": Preset(
         "quantize-vocab,guide{outputs=true},stages(rotate,calibrate-cross{token-weights=guided},"
         "sensitivity{damp=0.1 block=256 widths=even},abmp-allocate,"

@@ -20,10 +20,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from qdc.ir.rowcurvature import RowCurvature
+from qdc.numerics.factor import factor_bytes
 from qdc.passkit import (
     AffineGrid,
     Codec,
     Field,
+    Forecast,
     Kinds,
     LoweredVocabulary,
     Node,
@@ -32,6 +34,7 @@ from qdc.passkit import (
     UniformGrid,
     Unit,
     VocabularyLowering,
+    Work,
     block_slices,
     fit_uniform,
     model_validator,
@@ -39,7 +42,9 @@ from qdc.passkit import (
 )
 from qdc.passkit.outputs import DAMP
 from qdc.passkit.row_curvatures import row_factor
+from qdc.passkit.uniform_lowering import READS
 from qdc.passkit.vocabulary_lowering import Lower
+from qdc.streaming.work import FP32
 
 WIDEST = 1 << 16
 """Columns of the widest grid of the codec."""
@@ -93,6 +98,14 @@ class QuantizeVocab(VocabularyLowering):
     def needs(self) -> Kinds:
         """The curvature of rows, where that is asked for."""
         return (*super().needs(), *((RowCurvature,) if self.rounding == "guided" else ()))
+
+    def forecast(self, unit: Forecast) -> None:
+        """As of any; columns that are rounded in turn take copies of many rows."""
+        super().forecast(unit)
+        for node in unit.graph.vocabulary() if self.rounding == "guided" else ():
+            weights = node.rows * node.columns
+            work = Work(products=weights * node.columns, elements=weights * READS["clip"])
+            unit.work(5 * FP32 * min(weights, TOGETHER) + factor_bytes(node.columns), work)
 
     def codec(self, node: Node) -> UniformGrid:
         """The codec of one matrix; a group is never wider than a row."""

@@ -65,7 +65,7 @@ class RowCurvatures:
         for node in self.graph.vocabulary():
             found = self.sums.get(node.name)
             if found is None or not bool(found.diagonal().any()):
-                unit.remark("missed", node, reason="no first block reads it as it is, nor the head")
+                unit.remark("missed", node, reason="neither first block nor head reads it as it is")
                 continue
             mean = found / positions
             if not bool(mean.isfinite().all()):
