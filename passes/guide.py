@@ -158,7 +158,7 @@ class Guide(CalibrationOptions):
         drawn = self.draw(unit)
         count, length = drawn.tokens.shape
         size = self.together(count, length)
-        squares: dict[str, list[Tensor]] = {stage.value: [] for stage, _ in self.weighed(unit)}
+        squares = {stage.layers[0]: list[Tensor]() for stage, _ in self.weighed(unit)}
         head, everywhere = output_head(unit.graph, WITHOUT_HEAD), self.chosen_geometry == "clean"
         counted = CountedPositions.of(unit.model, everywhere=everywhere)
         loss = DrawnLoss(head.value, counted, self.seed, unit.model.logit_cap)
@@ -175,7 +175,7 @@ class Guide(CalibrationOptions):
                 help=f"raise --samples or {self.name}{{samples=...}}",
             )
         for stage, layers in unit.layers_by_stage():
-            found = squares.get(stage.value)
+            found = squares.get(stage.layers[0])
             self.note(unit, drawn, stage, layers, None if found is None else torch.cat(found))
         if self.outputs:
             tell_flat(unit)
@@ -225,7 +225,7 @@ class Guide(CalibrationOptions):
                 behind[index], slopes = found
                 for stage, layers in stages:
                     parts = [slopes[node.name].square().sum(-1).cpu() for node in layers]
-                    squares[stage.value].append(sum_of(parts))
+                    squares[stage.layers[0]].append(sum_of(parts))
                 for node in bending:
                     add_products(products, node.name, slopes[node.name])
             add_curvatures(unit, products, before, loss.positions)
@@ -243,16 +243,19 @@ class Guide(CalibrationOptions):
     ) -> None:
         """Write the weights of a stage on its layers, from squares ``f32[samples, length]``."""
         data = drawn.data
-        found = None if squares is None else squares.double().pow(self.exponent)
-        mean = 0.0 if found is None else float(found[data].mean())
+        found, mean, reason = None, 0.0, "tokens of experts"
+        if squares is not None and squares.shape != data.shape:
+            reason = "it is computed for a sample, not for its tokens"
+        elif squares is not None:
+            found = squares.double().pow(self.exponent)
+            mean, reason = float(found[data].mean()), "no prediction hangs on it"
         if found is None or not 0 < mean < math.inf:
-            reason = "tokens of experts" if found is None else "no prediction hangs on it"
             for node in layers:
                 unit.remark("missed", node, reason=reason)
             found, mean = torch.ones(data.shape, dtype=torch.float64), 1.0
         weights = found / mean * data
         note = Guidance(
-            tensor=unit.put(table_key(stage.value, "guidance"), weights.float()),
+            tensor=unit.put(table_key(stage.layers[0], "guidance"), weights.float()),
             states=digest(drawn.tokens),
             effective=float(weights.sum().square() / weights.square().sum()),
         )
@@ -265,6 +268,8 @@ class Guide(CalibrationOptions):
         stream.start(unit.graph.regions[0])
         samples, length = stream.tokens.shape
         share = self.together(samples, length) / samples
+        matrices = tuple(unit.graph.vocabulary()) if self.vocabulary else ()
+        bends = sum(FP32 * node.columns**2 for node in matrices)
         for region in unit.graph.regions:
             waiting += math.ceil(share * stream.kept_bytes() / unit.held_bytes)
             unit.keep_states("boundaries", waiting)
@@ -274,7 +279,7 @@ class Guide(CalibrationOptions):
             watched = sum(node.rows for node in unit.layers() if node.name in region.nodes)
             nbytes += FP32 * watched * min(self.batch, samples) * length  # slopes wait for the last
             products = Work(products=2 * squares * samples * length)
-            unit.work(nbytes + 2 * FP32 * squares, once.times(3) + products)
+            unit.work(nbytes + bends + 2 * FP32 * squares, once.times(3) + products)
             for node in bending:
                 foresee(unit, node, samples * length)
             for stage, layers in unit.layers_by_stage():
@@ -287,8 +292,8 @@ class Guide(CalibrationOptions):
         (name,) = output_head(unit.graph, WITHOUT_HEAD).layers
         head = unit.graph[name]
         logits = FP32 * (head.rows * head.columns + 6 * POSITIONS * head.rows)
-        unit.work(logits, Work(products=4 * head.rows * head.columns * samples * length))
-        for node in unit.graph.vocabulary() if self.vocabulary else ():
+        unit.work(logits + bends, Work(products=4 * head.rows * head.columns * samples * length))
+        for node in matrices:
             foresee_rows(unit, node, samples * length)
             square = node.columns**2
             unit.work(3 * FP32 * square, Work(products=2 * square * samples * length))

@@ -14,6 +14,7 @@ later ones of its row (GPTQ, arXiv 2210.17323), by how the loss bends with rows,
                  @packed  532,480 B   8 code bits/weight   8.125 in all
 """
 
+import math
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -49,7 +50,10 @@ from qdc.streaming.work import FP32
 WIDEST = 1 << 16
 """Columns of the widest grid of the codec."""
 TOGETHER = 1 << 24
-"""Weights whose columns are rounded one after the other: 64 MB, of which there are a few copies."""
+"""Weights whose columns are rounded one after the other: 64 MB, of which there are a few copies.
+Another number may give other codes, for sums of fp32 differ with the number of rows."""
+WEIGHTS_HELD, BLOCKS_HELD = 5, 9
+"""Copies of these rows, and of a block of their columns, whose grid is refitted in fp64."""
 ROUNDS = 1
 """Refits of guided grids, each with one sweep over the columns behind it."""
 
@@ -105,7 +109,9 @@ class QuantizeVocab(VocabularyLowering):
         for node in unit.graph.vocabulary() if self.rounding == "guided" else ():
             weights = node.rows * node.columns
             work = Work(products=weights * node.columns, elements=weights * READS["clip"])
-            unit.work(5 * FP32 * min(weights, TOGETHER) + factor_bytes(node.columns), work)
+            share = min(self.codec(node).group, node.columns) / node.columns
+            copies = math.ceil((WEIGHTS_HELD + BLOCKS_HELD * share) * min(weights, TOGETHER))
+            unit.work(FP32 * copies + factor_bytes(node.columns), work)
 
     def codec(self, node: Node) -> UniformGrid:
         """The codec of one matrix; a group is never wider than a row."""

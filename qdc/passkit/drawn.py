@@ -92,13 +92,24 @@ def drawn_slope(
         cap: what logits are bent to stay within; None if they are not.
 
     Returns:
-        By ``hidden``, ``f32[n, width]``; and how unsure predictions are, 1 - sum p^2, ``f32[n]``.
+        By ``hidden``, ``f32[n, width]``; and how unsure predictions are, ``f32[n]``: the curvature
+        of -log p summed over what the head gives out, 1 - sum p^2 without a cap.
     """
     logits = head_logits(hidden, head, cap)
     predicted = logits.softmax(-1)
+    unsure = _unsure(predicted, logits, cap)
     upto = predicted.cumsum(-1)
     wanted = chances.to(upto.device, upto.dtype)[:, None] * upto[:, -1:]
     token = torch.searchsorted(upto, wanted, right=True).clamp(max=upto.shape[1] - 1)
-    slope = predicted.scatter_add(1, token, -torch.ones_like(wanted))
-    unsure = (1 - predicted.square().sum(-1)).clamp(min=0).float()
+    del upto  # of the size of the logits, as all else here
+    slope = predicted.scatter_add_(1, token, -torch.ones_like(wanted))
     return through_cap(slope, logits, cap).float() @ head["weight"], unsure
+
+
+def _unsure(predicted: Tensor, logits: Tensor, cap: float | None) -> Tensor:
+    """``f32[n]`` of probabilities and logits ``f64[n, vocabulary]``."""
+    if cap is None:
+        sizes: Tensor = torch.linalg.vector_norm(predicted, dim=-1)  # without a copy of them
+        return (1 - sizes.square()).clamp(min=0).float()
+    spread = through_cap(through_cap(predicted * (1 - predicted), logits, cap), logits, cap)
+    return spread.sum(-1).float()

@@ -1,7 +1,8 @@
 """How the loss bends with the rows of embedding and head: summed over tokens by ``guide``.
 
 An error e of a head's row v moves one logit by e.h, whose curvature is p(1 - p); summed over rows
-that is (1 - sum p^2) (e.h)^2, so states h count by how unsure the prediction is. An error of an
+that is (1 - sum p^2) (e.h)^2 (with a cap on logits, what gets through it), so states h count by how
+unsure the prediction is. An error of an
 embedding's row moves what the first block reads, where the squared derivative of the loss is
 its curvature. A matrix that is both has the sum. Rows differ in how often they count, which does
 not change how best to round each of them.
@@ -33,10 +34,10 @@ class RowCurvatures:
         owner = graph.owner(head)
         self.head = owner if owner in owned else None
         found = (node.name for node in owned.values() if node.op == EMBEDDING)
-        self.embedding = next(found, None)
+        self.embedding, self.embedded = next(found, None), False
 
     def add_head(self, hidden: Tensor, unsure: Tensor) -> None:
-        """Add positions: what the head reads, ``f32[n, columns]``, and 1 - sum p^2, ``f32[n]``."""
+        """Add what the head reads, ``f32[n, columns]``, and how unsure each place is, f32[n]."""
         if self.head is not None:
             self._add(self.head, hidden * unsure.sqrt()[:, None])
 
@@ -46,6 +47,7 @@ class RowCurvatures:
         Only where the embedding itself is held there: what is computed between both is not undone.
         """
         if self.embedding is not None and self.embedding in slopes:
+            self.embedded = True
             self._add(self.embedding, slopes[self.embedding].flatten(0, -2))
 
     def _add(self, name: str, vectors: Tensor) -> None:
@@ -75,6 +77,8 @@ class RowCurvatures:
                     help="leave vocabulary=true out of guide, and rounding=guided of "
                     "quantize-vocab; look for weights that are huge or not finite",
                 )
+            if node.name == self.embedding and not self.embedded:
+                unit.remark("missed", node, reason="the first block does not read it as it is")
             tensor = unit.put_aside(table_key(node.name, PART), mean.cpu())
             size = float(mean.diagonal().double().mean())
             unit.annotate(node, RowCurvature(tensor=tensor, positions=positions, size=size))

@@ -463,6 +463,17 @@ def test_tokens_are_weighed_where_a_layer_reads_one_row_a_sample(tmp_path: Path)
     assert use.tokens == 8 * LENGTH
 
 
+def test_guide_knows_what_blocks_share_and_what_is_of_a_sample(tmp_path: Path) -> None:
+    make, options = MODELS["mdlm"]
+    passes = (
+        "guide{outputs=true vocabulary=true},quantize-vocab{bits=4 rounding=guided},"
+        "stages(calibrate-cross{token-weights=guided},sensitivity,trellis-lower{outputs=guided "
+        "height=16}),pack"
+    )
+    report = compile_one(filled(make()), tmp_path / "out", passes, **options)
+    assert any("computed for a sample, not for its tokens" in said for said in report.remarks)
+
+
 def test_without_a_head_nothing_is_sure(tmp_path: Path) -> None:
     make, options = MODELS["nanogpt"]
     with pytest.raises(UnsupportedModel, match="the model ends in mul"):

@@ -70,5 +70,6 @@ def test_a_drawn_slope_goes_through_the_cap() -> None:
     with torch.no_grad():
         found, unsure = drawn_slope(hidden, head, torch.tensor([0.4]), CAP)
     predicted = logits.softmax(-1)
-    assert unsure.item() == pytest.approx((predicted * (1 - predicted)).sum().item(), rel=1e-5)
+    spread = predicted * (1 - predicted) * (1 - (logits / CAP).square()).square()
+    assert unsure.item() == pytest.approx(spread.sum().item(), rel=1e-5)
     assert min(float((found - kind).abs().max()) for kind in kinds) < 1e-5
