@@ -49,6 +49,7 @@ from qdc.passkit.end_loss import EndLoss
 from qdc.passkit.head import POSITIONS, output_head
 from qdc.passkit.trial import Trial
 from qdc.passkit.tuning import Rates, Tuning
+from qdc.streaming.memory import give_back
 from qdc.streaming.stream import Stream
 from qdc.streaming.work import FP32
 
@@ -119,6 +120,7 @@ class Distill(CalibrationOptions):
         improved = after < before.mean
         if improved:
             tuning.write()
+        give_back()
         unit.count(*streams)
         node = list(unit.graph)[-1]
         note = Distilled(

@@ -66,6 +66,7 @@ from qdc.passkit.head import POSITIONS, output_head
 from qdc.passkit.row_curvatures import RowCurvatures, foresee_rows
 from qdc.pipeline.passbase import option_text
 from qdc.streaming.forecast import NO_DIGEST
+from qdc.streaming.memory import give_back
 from qdc.streaming.stream import Stream
 from qdc.streaming.work import FP32
 
@@ -177,6 +178,7 @@ class Guide(CalibrationOptions):
         for stage, layers in unit.layers_by_stage():
             found = squares.get(stage.layers[0])
             self.note(unit, drawn, stage, layers, None if found is None else torch.cat(found))
+        give_back()
         if self.outputs:
             tell_flat(unit)
         if bends is not None:
