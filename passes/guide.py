@@ -299,7 +299,7 @@ class Guide(CalibrationOptions):
             foresee_rows(unit, node, samples * length)
             square = node.columns**2
             unit.work(3 * FP32 * square, Work(products=2 * square * samples * length))
-        unit.drop_states("boundaries")
+        unit.drop_boundaries("boundaries")
 
 
 def readers(kind: type[Annotation], later: Sequence[Pass]) -> list[Pass]:

@@ -19,6 +19,8 @@ from qdc.streaming.streamforecast import StreamForecast
 from qdc.streaming.work import FP32, Work
 
 NO_DIGEST = "0" * 64
+MOST_HOLES = 96 << 20
+"""Bytes that the C library's allocator keeps of blocks freed between others, at most; estimated."""
 
 
 @dataclass(frozen=True)
@@ -186,3 +188,9 @@ class Forecast(Scope):
     def drop_states(self, what: str) -> None:
         """Let go of them before the segment ends."""
         self._account.ledger.release(f"{STATES}{self.place}:{what}")
+
+    def drop_boundaries(self, what: str) -> None:
+        """Let go of states that a way back has read: they leave holes between blocks that stay."""
+        nbytes = self._account.ledger.release(f"{STATES}{self.place}:{what}")
+        holes = min(MOST_HOLES, nbytes)
+        self._account.ledger.hold(f"holes:{self.place}", "holes that a way back leaves", holes)
