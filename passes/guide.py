@@ -35,10 +35,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qdc.ir.curvature import OutputCurvature
+from qdc.ir.curvature import OutputCurvature, RowCurvature
 from qdc.ir.guidance import Guidance
 from qdc.ir.routing import rows_of
-from qdc.ir.rowcurvature import RowCurvature
 from qdc.ir.tensors import digest
 from qdc.passkit import (
     Annotation,
@@ -63,7 +62,7 @@ from qdc.passkit.course import Batch, Course, pieces
 from qdc.passkit.curvatures import add_curvatures, add_products, foresee, tell_flat
 from qdc.passkit.drawn import DrawnLoss
 from qdc.passkit.head import POSITIONS, output_head
-from qdc.passkit.row_curvatures import RowCurvatures, foresee_rows
+from qdc.passkit.row_curvatures import RowCurvatures
 from qdc.pipeline.passbase import option_text
 from qdc.streaming.forecast import NO_DIGEST
 from qdc.streaming.memory import give_back
@@ -283,7 +282,7 @@ class Guide(CalibrationOptions):
             products = Work(products=2 * squares * samples * length)
             unit.work(nbytes + bends + 2 * FP32 * squares, once.times(3) + products)
             for node in bending:
-                foresee(unit, node, samples * length)
+                foresee(unit, node, OutputCurvature, samples * length)
             for stage, layers in unit.layers_by_stage():
                 if stage in region.stages:
                     tensor = unit.put(stage, "guidance", samples, length)
@@ -296,7 +295,7 @@ class Guide(CalibrationOptions):
         logits = FP32 * (head.rows * head.columns + 6 * POSITIONS * head.rows)
         unit.work(logits + bends, Work(products=4 * head.rows * head.columns * samples * length))
         for node in matrices:
-            foresee_rows(unit, node, samples * length)
+            foresee(unit, node, RowCurvature, samples * length)
             square = node.columns**2
             unit.work(3 * FP32 * square, Work(products=2 * square * samples * length))
         unit.drop_boundaries("boundaries")

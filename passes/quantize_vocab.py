@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from qdc.ir.rowcurvature import RowCurvature
+from qdc.ir.curvature import RowCurvature
 from qdc.numerics.factor import factor_bytes
 from qdc.passkit import (
     AffineGrid,

@@ -5,17 +5,23 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from qdc.errors import NotFinite
-from qdc.ir.curvature import OutputCurvature
+from qdc.ir.curvature import Curvature, OutputCurvature, RowCurvature
 from qdc.ir.graph import Node
 from qdc.ir.keys import table_key
 from qdc.numerics.products import product
 from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
 
+WITHOUT: Mapping[type[Curvature], str] = {
+    OutputCurvature: "leave outputs=true out of guide, and outputs=guided of the passes behind it",
+    RowCurvature: "leave vocabulary=true out of guide, and rounding=guided of quantize-vocab",
+}
+"""What to do where one cannot be had."""
 
-def add_products(totals: dict[str, Tensor], name: str, slopes: Tensor) -> None:
-    """Add sum over tokens of g g^T, f32[rows, rows], of derivatives ``f32[..., rows]``."""
-    flat = slopes.flatten(0, -2)
+
+def add_products(totals: dict[str, Tensor], name: str, vectors: Tensor) -> None:
+    """Add sum over tokens of v v^T, f32[n, n], of ``f32[..., n]``."""
+    flat = vectors.flatten(0, -2)
     found = product(flat.T, flat)
     totals[name] = found if name not in totals else totals[name].add_(found)
 
@@ -37,17 +43,32 @@ def add_curvatures(unit: Unit, sums: Mapping[str, Tensor], before: int, now: int
         mean = found / max(1, now)
         if note is not None:
             mean.add_(unit.get(note.tensor), alpha=before / now)
-        size = float(mean.diagonal().double().mean())
-        if not bool(mean.isfinite().all()):
-            raise NotFinite(
-                "the loss bends with the outputs of a layer by more than fp32 can hold",
-                where=[f"%{name}"],
-                help="leave outputs=true out of guide, and outputs=guided of the passes behind it; "
-                "look for weights of the layers behind this one that are huge or not finite",
-            )
-        tensor = unit.put_aside(table_key(name, "curvature"), mean.cpu())
-        fresh = OutputCurvature(tensor=tensor, positions=max(1, now), size=size)
-        unit.annotate(unit.graph[name], fresh)
+        keep(unit, unit.graph[name], OutputCurvature, mean, max(1, now))
+
+
+def keep(unit: Unit, node: Node, kind: type[Curvature], mean: Tensor, positions: int) -> None:
+    """Put a curvature aside in a file, and annotate its node.
+
+    Args:
+        unit: the model.
+        node: whose outputs or rows it is of.
+        kind: which of both.
+        mean: ``f32[n, n]`` for each prediction.
+        positions: predictions that were looked at.
+
+    Raises:
+        NotFinite: it is infinite or not a number.
+    """
+    if not bool(mean.isfinite().all()):
+        raise NotFinite(
+            f"the loss bends with the {kind.each}s of a matrix by more than fp32 can hold",
+            where=[f"%{node.name}"],
+            help=f"{WITHOUT[kind]}; look for weights that are huge or not finite, also of the "
+            "layers behind this one",
+        )
+    tensor = unit.put_aside(table_key(node.name, kind.tag), mean.cpu())
+    size = float(mean.diagonal().double().mean())
+    unit.annotate(node, kind(tensor=tensor, positions=positions, size=size))
 
 
 def tell_flat(unit: Unit) -> None:
@@ -60,7 +81,8 @@ def tell_flat(unit: Unit) -> None:
             unit.remark("missed", node, reason="no prediction hangs on its outputs")
 
 
-def foresee(unit: Forecast, node: Node, positions: int) -> None:
-    """Say that a layer will have a curvature."""
-    tensor = unit.put_aside(table_key(node.name, "curvature"), node.rows, node.rows)
-    unit.annotate(node, OutputCurvature(tensor=tensor, positions=positions, size=0))
+def foresee(unit: Forecast, node: Node, kind: type[Curvature], positions: int) -> None:
+    """Say that a node will have a curvature."""
+    side = kind.side(node)
+    tensor = unit.put_aside(table_key(node.name, kind.tag), side, side)
+    unit.annotate(node, kind(tensor=tensor, positions=positions, size=0))

@@ -1,27 +1,21 @@
 """How the loss bends with the rows of embedding and head: summed over tokens by ``guide``.
 
 An error e of a head's row v moves one logit by e.h, whose curvature is p(1 - p); summed over rows
-that is (1 - sum p^2) (e.h)^2 (with a cap on logits, what gets through it), so states h count by how
-unsure the prediction is. An error of an
-embedding's row moves what the first block reads, where the squared derivative of the loss is
-its curvature. A matrix that is both has the sum. Rows differ in how often they count, which does
-not change how best to round each of them.
+that is (1 - sum p^2) (e.h)^2, with a cap on logits only what gets through it. So states h count by
+how unsure the prediction is. An error of an embedding's row moves what the first block reads, where
+the squared derivative of the loss is its curvature. A matrix that is both has the sum. Rows differ
+in how often they count, which does not change how best to round each of them.
 """
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from qdc.errors import NotFinite
+from qdc.ir.curvature import RowCurvature
 from qdc.ir.graph import EMBEDDING, LayerGraph, Node
-from qdc.ir.keys import table_key
-from qdc.ir.rowcurvature import RowCurvature
-from qdc.numerics.products import product
+from qdc.passkit.curvatures import add_products, keep
 from qdc.passkit.outputs import damped_factor
-from qdc.streaming.forecast import Forecast
 from qdc.streaming.unit import Unit
-
-PART = "row-curvature"
 
 
 class RowCurvatures:
@@ -39,7 +33,7 @@ class RowCurvatures:
     def add_head(self, hidden: Tensor, unsure: Tensor) -> None:
         """Add what the head reads, ``f32[n, columns]``, and how unsure each place is, f32[n]."""
         if self.head is not None:
-            self._add(self.head, hidden * unsure.sqrt()[:, None])
+            add_products(self.sums, self.head, hidden * unsure.sqrt()[:, None])
 
     def add_embedding(self, slopes: Mapping[str, Tensor]) -> None:
         """Add tokens: derivatives by what is held before the first region.
@@ -48,11 +42,7 @@ class RowCurvatures:
         """
         if self.embedding is not None and self.embedding in slopes:
             self.embedded = True
-            self._add(self.embedding, slopes[self.embedding].flatten(0, -2))
-
-    def _add(self, name: str, vectors: Tensor) -> None:
-        found = product(vectors.T, vectors)
-        self.sums[name] = found if name not in self.sums else self.sums[name].add_(found)
+            add_products(self.sums, self.embedding, slopes[self.embedding])
 
     def write(self, unit: Unit, positions: int) -> None:
         """Annotate the matrices; remark those whose rows are not known to bend anything.
@@ -69,19 +59,9 @@ class RowCurvatures:
             if found is None or not bool(found.diagonal().any()):
                 unit.remark("missed", node, reason="neither first block nor head reads it as it is")
                 continue
-            mean = found / positions
-            if not bool(mean.isfinite().all()):
-                raise NotFinite(
-                    "the loss bends with the rows of a matrix by more than fp32 can hold",
-                    where=[f"%{node.name}"],
-                    help="leave vocabulary=true out of guide, and rounding=guided of "
-                    "quantize-vocab; look for weights that are huge or not finite",
-                )
             if node.name == self.embedding and not self.embedded:
                 unit.remark("missed", node, reason="the first block does not read it as it is")
-            tensor = unit.put_aside(table_key(node.name, PART), mean.cpu())
-            size = float(mean.diagonal().double().mean())
-            unit.annotate(node, RowCurvature(tensor=tensor, positions=positions, size=size))
+            keep(unit, node, RowCurvature, found / positions, positions)
 
 
 def row_factor(unit: Unit, node: Node, damp: float) -> Tensor:
@@ -100,9 +80,3 @@ def row_factor(unit: Unit, node: Node, damp: float) -> Tensor:
     """
     found = unit.get(unit.graph.require(node.name, RowCurvature).tensor)
     return damped_factor(node, found, damp)
-
-
-def foresee_rows(unit: Forecast, node: Node, positions: int) -> None:
-    """Say that a matrix will have a curvature of its rows."""
-    tensor = unit.put_aside(table_key(node.name, PART), node.columns, node.columns)
-    unit.annotate(node, RowCurvature(tensor=tensor, positions=positions, size=0))

@@ -23,6 +23,7 @@ from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import Spy, run_passes
 from tests.support.families import CASES, write_family
+from tests.support.looks import looked
 from tests.support.outlooks import forecast_tiny
 from tests.support.slopes import drawn_slopes
 
@@ -35,31 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(folder, d_model=32, mlp_hidden_size=48, dtype=torch.float32, vocab=2048)
 
 
-class Look(Spy):
-    """Keep weights of tokens, moments and samples."""
-
-    name: ClassVar[str] = "look"
-    weights: ClassVar[dict[str, Tensor]] = {}
-    moments: ClassVar[dict[str, Tensor]] = {}
-    tokens: ClassVar[list[Tensor]] = []
-
-    def run(self, unit: Unit) -> None:
-        for node in unit.layers():
-            note, moment = (unit.graph.get(node.name, kind) for kind in (Guidance, Moment))
-            if isinstance(note, Guidance):
-                self.weights[node.path] = unit.get(note.tensor).clone()
-            if isinstance(moment, Moment):
-                self.moments[node.path] = unit.get(moment.tensor).clone()
-                self.tokens[:] = [s.tokens for s in unit.open_streams().values()][:1]
-
-
-def looked(model: Path, text: Path, folder: Path, passes: str) -> type[Look]:
-    known = standard_registry()
-    known.add(Look)
-    for kept in (Look.weights, Look.moments, Look.tokens):
-        kept.clear()
-    run_passes(model, folder, known, f"{passes},rtn-lower,pack", calibration=text)
-    return Look
+ENDING = "rtn-lower,pack"
 
 
 @pytest.mark.parametrize(
@@ -71,12 +48,13 @@ def test_weights_are_squared_derivatives_of_the_whole_model(
     if family == "dream":
         model = write_family(tmp_path, CASES["dream"], dtype=torch.float32)
     weighed = f"{{{SAMPLES}{options} token-weights=guided}}"
-    passes = f"guide{{{SAMPLES}{options} exponent=1}},calibrate-mcs{weighed},look"
-    found = looked(model, text, tmp_path / "run", passes)
+    passes = f"guide{{{SAMPLES}{options} exponent=1}},calibrate-mcs{weighed},look,{ENDING}"
+    found = looked(model, text, tmp_path / "run", passes, Guidance)
+    weighing = found.tensors(Guidance)
     (tokens,) = found.tokens
     one = "0.self_attn." if family == "dream" else "0."
     places = [
-        sorted(name for name in found.weights if f".{one}{part}" in name)
+        sorted(name for name in weighing if f".{one}{part}" in name)
         for part in (("q_proj",) if family == "dream" else ("ff_proj",))
     ]
     names = places[0]
@@ -87,7 +65,7 @@ def test_weights_are_squared_derivatives_of_the_whole_model(
     slopes, _ = drawn_slopes(model, tokens, names, shift=shift, everywhere=everywhere)
     expected = torch.stack([each.square().sum(-1) for each in slopes.values()]).sum(0)
     for name in names:
-        weights = found.weights[name]
+        weights = weighing[name]
         assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
         torch.testing.assert_close(weights, expected / expected.mean(), rtol=1e-3, atol=1e-3)
     assert float(expected.std()) > 0.1 * float(expected.mean())
@@ -101,11 +79,7 @@ def test_equal_weights_give_the_plain_moment_bit_for_bit(
     for name, start, option in (("a", f"guide{{{SAMPLES} exponent=0}},", "guided"), ("b", "", "")):
         weighed = f" token-weights={option}" if option else ""
         passes = f"{start}stages(calibrate-cross{{{SAMPLES}{masked}{weighed}}},look,rtn-lower)"
-        known = standard_registry()
-        known.add(Look)
-        Look.moments.clear()
-        run_passes(model, tmp_path / name, known, f"{passes},pack", calibration=text)
-        found.append(dict(Look.moments))
+        found.append(looked(model, text, tmp_path / name, f"{passes},pack", Moment).tensors(Moment))
     one, two = found
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -115,15 +89,16 @@ def test_a_guided_moment_counts_every_token_by_its_weight(
     model: Path, text: Path, tmp_path: Path
 ) -> None:
     passes = f"guide{{{SAMPLES}}},calibrate-mcs{{{SAMPLES} token-weights=guided}},look"
-    found = looked(model, text, tmp_path, passes)
-    (name,) = (n for n in found.moments if n.endswith("blocks.0.q_proj"))
+    found = looked(model, text, tmp_path, f"{passes},{ENDING}", Guidance, Moment)
+    moments, weights = found.tensors(Moment), found.tensors(Guidance)
+    (name,) = (n for n in moments if n.endswith("blocks.0.q_proj"))
     module = load_checkpoint(model, "cpu", torch.float32)
     seen: list[Tensor] = []
     module.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     module(found.tokens[0])
-    inputs, weights = seen[0].flatten(0, 1).double(), found.weights[name].flatten().double()
-    expected = (inputs * weights[:, None]).T @ inputs / weights.sum()
-    torch.testing.assert_close(found.moments[name].double(), expected, rtol=1e-4, atol=1e-6)
+    inputs, counts = seen[0].flatten(0, 1).double(), weights[name].flatten().double()
+    expected = (inputs * counts[:, None]).T @ inputs / counts.sum()
+    torch.testing.assert_close(moments[name].double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_slope_is_prediction_less_the_token_drawn() -> None:
@@ -194,8 +169,8 @@ def test_a_guide_is_asked_for_and_may_be_the_last_pass_of_a_part() -> None:
 def test_tokens_of_experts_count_alike(text: Path, tmp_path: Path) -> None:
     experts = write_family(tmp_path / "experts", CASES["llada-moe"], dtype=torch.float32)
     passes = f"guide{{{SAMPLES}}},calibrate-mcs{{{SAMPLES} token-weights=guided}},look"
-    found = looked(experts, text, tmp_path / "run", passes)
-    for name, weights in found.weights.items():
+    found = looked(experts, text, tmp_path / "run", f"{passes},{ENDING}", Guidance)
+    for name, weights in found.tensors(Guidance).items():
         assert bool((weights == 1).all()) == (".experts." in name), name
 
 
@@ -203,8 +178,8 @@ def test_samples_that_wait_together_change_nothing(model: Path, text: Path, tmp_
     known: list[dict[str, Tensor]] = []
     for waiting in ("", " waiting=4"):
         passes = f"guide{{{SAMPLES}{waiting}}},calibrate-mcs{{{SAMPLES} token-weights=guided}},look"
-        found = looked(model, text, tmp_path / f"run{len(known)}", passes)
-        known.append(dict(found.weights))
+        found = looked(model, text, tmp_path / f"run{len(known)}", f"{passes},{ENDING}", Guidance)
+        known.append(found.tensors(Guidance))
     one, two = known
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -216,8 +191,8 @@ def test_samples_that_are_computed_together_draw_the_same_tokens(
     for batch in (1, 4):
         samples = f"{SAMPLES.removesuffix('batch=3')}batch={batch}"
         passes = f"guide{{{samples}}},calibrate-mcs{{{samples} token-weights=guided}},look"
-        found = looked(model, text, tmp_path / f"run{batch}", passes)
-        known.append(dict(found.weights))
+        found = looked(model, text, tmp_path / f"run{batch}", f"{passes},{ENDING}", Guidance)
+        known.append(found.tensors(Guidance))
     one, two = known
     assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5) for name in one)
 

@@ -27,6 +27,7 @@ from qdc.streaming.unit import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.compiles import Spy, run_passes
 from tests.support.families import CASES, write_family
+from tests.support.looks import Looked, looked
 from tests.support.lowering import lower_by_curvature
 from tests.support.outlooks import forecast_tiny
 from tests.support.slopes import drawn_slopes
@@ -35,30 +36,10 @@ from tests.support.units import correlated_moment, make_unit, noise
 SAMPLES = "samples=8 length=16 pack=within batch=3"
 
 
-class Look(Spy):
-    """Keep curvatures and samples."""
-
-    name: ClassVar[str] = "look"
-    requires = (OutputCurvature,)
-    found: ClassVar[dict[str, tuple[Tensor, OutputCurvature]]] = {}
-    tokens: ClassVar[list[Tensor]] = []
-
-    def run(self, unit: Unit) -> None:
-        for node in unit.layers():
-            note = unit.graph.get(node.name, OutputCurvature)
-            if isinstance(note, OutputCurvature):
-                self.found[node.path] = unit.get(note.tensor).clone(), note
-        self.tokens[:] = [s.tokens for s in unit.open_streams().values()][:1]
-
-
-def looked(model: Path, text: Path, folder: Path, waiting: str = "") -> type[Look]:
-    known = standard_registry()
-    known.add(Look)
-    Look.found.clear()
+def curved(model: Path, text: Path, folder: Path, waiting: str = "") -> Looked:
     guided = f"guide{{{SAMPLES} outputs=true{waiting}}}"
     passes = f"{guided},calibrate-mcs{{{SAMPLES} token-weights=guided}},look,rtn-lower,pack"
-    run_passes(model, folder, known, passes, calibration=text)
-    return Look
+    return looked(model, text, folder, passes, OutputCurvature)
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +52,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_curvature_is_the_second_moment_of_derivatives(
     waiting: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    look = looked(model, text, tmp_path, waiting)
+    look = curved(model, text, tmp_path, waiting)
     (tokens,) = look.tokens
     for ending in ("blocks.0.q_proj", "blocks.1.ff_out"):
-        (name,) = (n for n in look.found if n.endswith(ending))
+        (name,) = (n for n in look.notes[OutputCurvature] if n.endswith(ending))
         slopes, count = drawn_slopes(model, tokens, [name])
         flat = slopes[name].flatten(0, 1)
         wanted = flat.T @ flat
-        found, note = look.found[name]
+        found, note = look.notes[OutputCurvature][name]
         torch.testing.assert_close(found, wanted / count, rtol=1e-3, atol=1e-4 * float(found.max()))
         assert note.positions == count
         assert note.size == pytest.approx(float(found.diagonal().mean()), rel=1e-5)
@@ -107,7 +88,7 @@ def test_they_wait_in_files_of_their_own(model: Path, text: Path, tmp_path: Path
 
 def test_experts_have_curvatures_too(text: Path, tmp_path: Path) -> None:
     experts = write_family(tmp_path / "experts", CASES["llada-moe"], dtype=torch.float32)
-    found = looked(experts, text, tmp_path / "run").found
+    found = curved(experts, text, tmp_path / "run").notes[OutputCurvature]
     sizes = [note.size for name, (_, note) in found.items() if ".experts." in name]
     assert sizes
     assert any(sizes)

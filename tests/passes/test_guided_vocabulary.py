@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import cast
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from qdc.errors import InvalidPipeline, MissingAnnotation, NotFinite
+from qdc.ir.curvature import RowCurvature
 from qdc.ir.graph import LayerGraph, Node
-from qdc.ir.rowcurvature import RowCurvature
 from qdc.ir.types import Parameter, TensorRef
 from qdc.numerics.factor import factorize
 from qdc.passes.quantize_vocab import QuantizeVocab
@@ -24,8 +24,9 @@ from qdc.pipeline.registry import standard_registry
 from qdc.runtime.load import load_checkpoint
 from qdc.streaming.unit import Unit
 from tests.support.checkpoints import MASK, write_checkpoint
-from tests.support.compiles import Spy, run_passes
+from tests.support.compiles import run_passes
 from tests.support.graphs import linear, ref, structure, value
+from tests.support.looks import Looked, looked
 from tests.support.outlooks import forecast_tiny
 from tests.support.slopes import drawn_slopes
 from tests.support.units import FACTS, correlated_moment, noise
@@ -34,30 +35,12 @@ SAMPLES = "samples=8 length=16 pack=within batch=3"
 BEHIND = f"calibrate-mcs{{{SAMPLES}}},rtn-lower,pack"
 
 
-class Look(Spy):
-    """Keep curvatures and samples."""
-
-    name: ClassVar[str] = "look"
-    found: ClassVar[dict[str, tuple[Tensor, RowCurvature]]] = {}
-    tokens: ClassVar[list[Tensor]] = []
-
-    def run(self, unit: Unit) -> None:
-        for node in unit.graph.vocabulary():
-            note = unit.graph.require(node.name, RowCurvature)
-            self.found[node.path] = unit.get(note.tensor).clone(), note
-        self.tokens[:] = [s.tokens for s in unit.open_streams().values()][:1]
-
-
-def looked(model: Path, text: Path, folder: Path, options: str = "") -> type[Look]:
-    known = standard_registry()
-    known.add(Look)
-    Look.found.clear()
+def curved(model: Path, text: Path, folder: Path, options: str = "") -> Looked:
     passes = (
         f"guide{{{SAMPLES} vocabulary=true{options}}},quantize-vocab{{bits=4 rounding=guided}},"
         f"calibrate-mcs{{{SAMPLES}}},look,rtn-lower,pack"
     )
-    run_passes(model, folder, known, passes, calibration=text)
-    return Look
+    return looked(model, text, folder, passes, RowCurvature)
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +66,13 @@ def head_curvature(model: Path, head: str, tokens: Tensor) -> Tensor:
 def test_it_is_that_of_the_whole_model(
     options: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    look = looked(model, text, tmp_path, options)
+    look = curved(model, text, tmp_path, options)
     (tokens,) = look.tokens
-    embedding, head = sorted(look.found, key=lambda name: not name.endswith("wte"))
+    embedding, head = sorted(look.notes[RowCurvature], key=lambda name: not name.endswith("wte"))
     slopes, count = drawn_slopes(model, tokens, [embedding])
     flat = slopes[embedding].flatten(0, 1)
     wanted = {embedding: flat.T @ flat, head: head_curvature(model, head, tokens)}
-    for name, (found, note) in look.found.items():
+    for name, (found, note) in look.notes[RowCurvature].items():
         tolerance = 1e-4 * float(found.max())
         torch.testing.assert_close(found, wanted[name] / count, rtol=1e-3, atol=tolerance)
         assert note.positions == count
