@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -96,11 +96,25 @@ def is_stop(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and bool(_asked.number or not _asked.installed)
 
 
+def last_words(code: int) -> None:
+    """From now on a signal raises nothing, and ends this process if it takes too long to end.
+
+    What was raised for the first one is let go of when it has been caught, and another one would
+    raise anew where nobody catches it.
+    """
+    if _asked.installed:
+        _handle(lambda: os._exit(code) if time.monotonic() - _asked.since > GRACE else None)
+
+
 def end_at_once(code: int) -> None:
     """From now on a signal ends this process without a word: all is done, and ``code`` stands."""
+    _handle(lambda: os._exit(code))
+
+
+def _handle(answer: Callable[[], None]) -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: os._exit(code))
+            signal.signal(number, lambda number, frame: answer())
 
 
 @contextlib.contextmanager

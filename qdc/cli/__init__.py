@@ -115,6 +115,7 @@ def _escaped(error: BaseException, arguments: list[str]) -> int:
 def _stopped(error: BaseException) -> int:
     """Say that a signal has ended the command, and how to go on with it."""
     code = TERMINATED if isinstance(error, stopping.Terminated) else INTERRUPTED
+    stopping.last_words(code)
     with contextlib.suppress(OSError, ValueError):
         if is_first():
             for note in _notes(error):

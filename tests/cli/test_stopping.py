@@ -152,6 +152,21 @@ def test_many_signals_give_one_word_and_the_exit_code(
     assert (tmp_path / ".out.partial" / "journal.json").is_file()
 
 
+def test_a_signal_after_the_last_word_raises_nothing(
+    model: Path, tmp_path: Path, handlers: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "slow.py"
+    plugin.write_text("import signal\n" + SLOW.replace("time.sleep(60)", "signal.raise_signal(15)"))
+    code = run(
+        ["compile", str(model), "-o", str(tmp_path / "out"), "--plugin", str(plugin),
+         "--passes", "rtn-lower,slow,pack"]
+    )  # fmt: skip
+    for number in stopping.SIGNALS:
+        signal.raise_signal(number)
+    assert code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.count("terminated") == 1
+
+
 def test_a_plugin_that_only_says_interrupted_is_a_bug_of_it(
     model: Path, tmp_path: Path, handlers: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
