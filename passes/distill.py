@@ -58,8 +58,6 @@ WEIGHTS_HELD = 4
 """A region's weights in fp32 at a time: as they are made, a copy with its gradient, one decoded."""
 HEAD_COPIES = 5
 """Logits of some positions at a time: of both models, both probabilities, a difference."""
-BETAS = 0.9, 0.95
-"""Of Adam's averages."""
 SMALLER = 4
 """How many times smaller steps are after a round that has gained nothing."""
 Schedule = Literal["linear", "cosine", "constant"]
@@ -229,7 +227,7 @@ class Distill(CalibrationOptions):
         if not numbers:
             return  # every rate is 0
         each, part = -(-len(training) // self.together), 1.0
-        optimizer = Adam(numbers, BETAS)
+        optimizer = Adam(numbers)
         generator = torch.Generator().manual_seed(self.seed)
         best, kept = trial.now(held).mean, tuning.snapshot()
         for number in range(self.rounds):
@@ -244,7 +242,7 @@ class Distill(CalibrationOptions):
                 best, kept = found, tuning.snapshot()
             else:
                 tuning.restore(kept)
-                optimizer, part = Adam(numbers, BETAS), part / SMALLER
+                optimizer, part = Adam(numbers), part / SMALLER
         tuning.restore(kept)
 
     def share(self, progress: float) -> float:

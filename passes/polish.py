@@ -76,7 +76,7 @@ class Polish(CalibrationOptions):
             weights = torch.ones_like(stream.tokens, dtype=torch.float32)
         fit = RegionFit(unit, stream, reference, list(torch.split(weights, self.batch)))
         moving = fit.moving(self.code_rate, self.scale_rate, self.norm_rate)
-        optimizer = Adam(moving, betas=(0.9, 0.95))
+        optimizer = Adam(moving)
         training, held = self.split(len(fit.states))
         order = self.visits(training)
         before = best = fit.start_loss(held)
