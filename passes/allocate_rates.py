@@ -56,6 +56,8 @@ LOWEST, HIGHEST = EIGHTHS, 4 * EIGHTHS
 """Eighths of a bit that a weight may have."""
 TILE: Final = ("height", "width")
 """Options that bytes depend on, which are those of the lowering."""
+DEAR = 5
+"""Bits a weight of a vocabulary that could have 4."""
 
 
 class Rate(Annotation):
@@ -82,10 +84,12 @@ class Room(NamedTuple):
     Attributes:
         units: in the unit of ``AllocateRates.sizes``.
         weights: over which the budget is the mean.
+        vocabulary: bits a weight that embedding and head take of it; 0 if they are not counted.
     """
 
     units: int
     weights: int
+    vocabulary: float = 0.0
 
 
 class AllocateRates(Pass):
@@ -250,9 +254,11 @@ class AllocateRates(Pass):
             return Room(int(self.bits * EIGHTHS * weights), weights)
         if self.count == "layers":
             return Room(int(self.bits * weights / 8), weights)
-        weights += sum(count for count, _ in vocabulary)
+        others = sum(count for count, _ in vocabulary)
         taken = sum(nbytes for _, nbytes in vocabulary)
-        return Room(int(self.bits * weights / 8) - taken, weights)
+        weights += others
+        spent = 8 * taken / others if others else 0.0
+        return Room(int(self.bits * weights / 8) - taken, weights, spent)
 
     @property
     def bits(self) -> Fraction:
@@ -298,8 +304,9 @@ class AllocateRates(Pass):
         unit = 1 / EIGHTHS if self.count == "codes" else 8
         over = unit * (int(sizes[:, 0].sum()) - room.units) / room.weights
         other = (
-            ", or quantize the vocabulary to fewer bits: quantize-vocab{bits=4}"
-            if self.count == "effective"
+            f", or give embedding and head less than {room.vocabulary:.2f} bits: "
+            "quantize-vocab{bits=4}"
+            if room.vocabulary > DEAR
             else ""
         )
         least = math.ceil(1000 * (self.budget + over)) / 1000

@@ -131,6 +131,17 @@ def test_the_lowest_rate_may_be_too_much() -> None:
         allocated({"q": 1}, (64,), budget=1.2, lowest=1.5)
 
 
+@pytest.mark.parametrize(("bits", "advised"), [(8, True), (4.25, False)])
+def test_fewer_bits_are_advised_to_a_vocabulary_that_has_more(bits: float, advised: bool) -> None:
+    step = AllocateRates(budget=1, count="effective")
+    nodes = list(make_unit(step, {"q": torch.zeros(64, 128)}).layers())
+    room = step.room(nodes, [(4096, int(4096 * bits / 8))])
+    with pytest.raises(OrderOutOfRange) as caught:
+        step.equal(np.stack([step.sizes(node) for node in nodes]), room, nodes)
+    said = "less than 8.00 bits: quantize-vocab{bits=4}"
+    assert (said in caught.value.help) == advised
+
+
 @pytest.mark.parametrize("count", ["codes", "layers"])
 def test_a_budget_that_cannot_be_is_refused_before_anything_runs(count: str) -> None:
     step = AllocateRates.model_validate({"budget": 0.9, "count": count})
