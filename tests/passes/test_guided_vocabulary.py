@@ -86,13 +86,18 @@ class Told:
         self.kept: dict[str, Tensor] = {}
         self.notes: dict[str, RowCurvature] = {}
         self.missed: list[str] = []
+        self.graph = vocabulary("out.weight")
 
     def put_aside(self, name: str, tensor: Tensor) -> TensorRef:
         self.kept[name] = tensor
         return ref(name, *tensor.shape)
 
     def annotate(self, node: Node, note: RowCurvature) -> None:
+        self.graph.annotate(node.name, note)
         self.notes[node.name] = note
+
+    def get(self, tensor: TensorRef) -> Tensor:
+        return self.kept[tensor.name]
 
     def remark(self, kind: str, node: Node, **details: object) -> None:
         assert kind == "missed"
@@ -138,6 +143,34 @@ def test_matrices_of_which_nothing_is_known_are_told() -> None:
     bends.write(cast(Unit, told), 5)
     assert sorted(told.missed) == ["out", "wte"]
     assert not told.notes
+
+
+def test_a_tied_matrix_that_only_the_head_reads_as_it_is_has_that_part_and_is_told() -> None:
+    bends, told = RowCurvatures(vocabulary("wte.weight"), "out"), Told()
+    bends.add_embedding({"norm": noise(6, 4)})
+    bends.add_head(noise(5, 4), torch.ones(5))
+    bends.write(cast(Unit, told), 5)
+    assert told.missed == list(told.notes) == ["wte"]
+
+
+def test_a_matrix_of_which_nothing_is_known_is_rounded_to_the_nearest_and_told() -> None:
+    told, step = Told(), QuantizeVocab(bits=4, rounding="guided")
+    lower, _ = step.lowering(cast(Unit, told), told.graph["wte"])
+    assert told.missed == ["wte"]
+    weight, codec = noise(8, 4), step.codec(told.graph["wte"])
+    torch.testing.assert_close(lower(weight, codec), step.lower(weight, codec), rtol=0, atol=0)
+
+
+def test_damping_decides_what_columns_take_over() -> None:
+    bends, told = RowCurvatures(vocabulary("out.weight"), "out"), Told()
+    bends.add_head(correlated_moment(4).float(), torch.ones(4))
+    bends.write(cast(Unit, told), 4)
+    node, weight, found = told.graph["out"], noise(8, 4), []
+    for damp in (0.01, 10):
+        step = QuantizeVocab(bits=4, rounding="guided", damp=damp)
+        lower, _ = step.lowering(cast(Unit, told), node)
+        found.append(lower(weight, step.codec(node))["codes"])
+    assert not torch.equal(*found)
 
 
 def test_a_curvature_that_is_not_finite_is_refused() -> None:
