@@ -99,7 +99,7 @@ class Gguf(Backend):
         weights = StoredWeights(codecs, source=source, activations=activations)
         name = writer.out.stem
         found = write_gguf(path, model, source, weights, vocabulary, name=name, dense=self.dense)
-        writer.tensor_bytes = found.nbytes
+        writer.tensor_bytes, writer.decoded = found.nbytes, len(found.decoded)
         if found.decoded:
             log.warning(
                 "%d layers are stored as no block of ggml and stand decoded in the file, as %s",

@@ -68,6 +68,8 @@ class ArtifactWriter:
         self.out, self.force, self.single = out.absolute(), force, single
         self.tensor_bytes = 0
         """Bytes of tensor data written."""
+        self.decoded = 0
+        """Quantized matrices of which the file holds weights in full."""
         check_target(self.out, force=force, single=single)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,7 @@ def _totals(report: CompileReport) -> Table:
             rows.add_row("orders", _orders(report))
         if any(layer.rotated for layer in report.layers):
             rows.add_row("rotated", _rotated(report))
-        rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, every byte counted")
+        rows.add_row("effective bits", f"{report.effective_bits:.4f} a weight, {report.counted}")
         if report.whole_bits is not None:
             rows.add_row(
                 "with vocabulary", f"{report.whole_bits:.4f}, embedding and head counted too"

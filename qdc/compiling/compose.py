@@ -65,6 +65,7 @@ def compile_report(
         remarks=remarks.lines(),
         bytes_after=0 if writer is None else writer.nbytes,
         tensor_bytes=0 if writer is None else writer.tensor_bytes,
+        decoded=0 if writer is None else writer.decoded,
         predicted_bytes=sum(part.nbytes for part in parts),
         parts=parts,
         files=() if writer is None else file_reports(writer.files),

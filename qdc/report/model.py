@@ -160,6 +160,8 @@ class CompileReport(Frozen):
     """All files of the artifact."""
     tensor_bytes: int
     """Tensor data of the artifact, as written."""
+    decoded: int = 0
+    """Quantized matrices of which the artifact holds weights in full, not codes."""
     predicted_bytes: int = 0
     """The same, computed from shapes and dtypes alone."""
     parts: tuple[SizePart, ...] = ()
@@ -198,6 +200,13 @@ class CompileReport(Frozen):
         return 8 * sum(layer.nbytes for layer in self.layers) / max(1, weights)
 
     @property
+    def counted(self) -> str:
+        """What the effective bits count."""
+        if not self.decoded:
+            return "every byte counted"
+        return f"as packed: of {self.decoded} matrices the file holds weights in full"
+
+    @property
     def whole_bits(self) -> float | None:
         """The same with embedding and output head; None where they are not quantized."""
         if not self.outside:
@@ -210,9 +219,10 @@ class CompileReport(Frozen):
         lines = [f"{self.family} compiled to {self.out}" if self.out else f"{self.family} compiled"]
         if self.layers:
             weights = sum(layer.weights for layer in self.layers)
+            known = f", {self.counted}" if self.decoded else ""
             lines.append(
                 f"{len(self.layers)} layers, {weights:,} weights: {float(self.sign_bits):.6g} "
-                f"{self.bits_word} a weight, {self.effective_bits:.4f} effective"
+                f"{self.bits_word} a weight, {self.effective_bits:.4f} effective{known}"
             )
             errors = "   ".join(f"{kind} {e:.4f}" for kind, e in self.error_by_kind().items())
             lines.append(f"output error  {errors or 'not measured'}")

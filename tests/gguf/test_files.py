@@ -124,7 +124,8 @@ def test_other_codecs_are_decoded(
 def test_decoded_layers_are_said_aloud(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compile_tiny(model, tmp_path / "a.gguf", "data-free", backend="gguf{dense=Q8_0}")
+    found = compile_tiny(model, tmp_path / "a.gguf", "data-free", backend="gguf{dense=Q8_0}")
+    assert "as packed: of 7 matrices the file holds weights in full" in str(found)
     assert (
         "7 layers are stored as no block of ggml and stand decoded in the file, as Q8_0"
         in caplog.text
