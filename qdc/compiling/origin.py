@@ -49,8 +49,11 @@ def identity(
 ) -> dict[str, str]:
     """All that the artifact's bytes depend on, by names that a user knows.
 
-    Sums are split differently on another number of threads, and on a device of another kind.
+    Sums are split differently on another number of threads, on a device of another kind or
+    another card, and by other vector instructions.
     """
+    device = torch.device(job.device)
+    on_card = device.type == "cuda"
     found = {
         "qdc": __version__,
         "torch": torch.__version__,
@@ -60,7 +63,9 @@ def identity(
         "backend": str(job.backend),
         "states": job.options.states,
         "document-tokens": job.options.document_tokens,
-        "device": torch.device(job.device).type,
+        "device": device.type,
+        **({"card": torch.cuda.get_device_name(device)} if on_card else {}),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "checkpoint": f"sha256:{digest}",
     }

@@ -287,17 +287,20 @@ def test_changed_options_are_refused_by_name(
     assert contents(out.with_name(".out.partial") / "kept") == before
 
 
-def test_changed_threads_and_files_are_refused_by_name(
+def test_changed_threads_processors_and_files_are_refused_by_name(
     model: Path, stopped: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = copy(stopped, 2, tmp_path)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "VSX")
     other = tmp_path / "model"
     write_checkpoint(other, d_model=32, mlp_hidden_size=48, n_layers=3, dtype=torch.float32, seed=1)
     (other / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(InvalidJournal, match="3 changed") as caught:
+    with pytest.raises(InvalidJournal, match="4 changed") as caught:
         run(other, out, resume=True)
-    threads, checkpoint, tokenizer = caught.value.where
+    vectors, threads, checkpoint, tokenizer = caught.value.where
+    assert vectors.startswith("vector instructions: ")
+    assert vectors.endswith(" -> VSX")
     assert threads == "threads: 1 -> 7"
     assert checkpoint.startswith("checkpoint: sha256:")
     assert tokenizer.startswith("tokenizer_config.json: sha256:")
