@@ -1,5 +1,6 @@
 """Graphs that commands are given: binary dumps, texts, and the dump of an artifact."""
 
+import logging
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable
@@ -7,12 +8,15 @@ from pathlib import Path
 
 from qdc.artifact.digests import Digests
 from qdc.artifact.writer import DUMP
+from qdc.checkpoint.folder import Checkpoint
 from qdc.disk import read_regular
 from qdc.errors import InvalidDump, InvalidText, QdcError
 from qdc.ir.dump import LARGEST, from_bytes
 from qdc.ir.lines import GRAPH, Tags
 from qdc.ir.parser import Parsed, read_text
 from qdc.modelfiles import read_inside
+
+log = logging.getLogger(__name__)
 
 STDIN = "-"
 PEEK = 1 << 12
@@ -41,12 +45,22 @@ def read_graph(path: Path, tags: Tags) -> Parsed | None:
         digests = Digests.of(path.parent)
         digests.tell_missing()
         digests.check((DUMP,))
+        _tell_lost(path.parent)
         return _parsed(_read(path, read_inside), str(path), tags)
     if not path.exists():
         raise QdcError(
             f"no such file or folder: {path}", help="give a .qdc dump, a text of one or an artifact"
         )
     return _parsed(_read(path, read_regular), str(path), tags)
+
+
+def _tell_lost(folder: Path) -> None:
+    """Say in the log what of an artifact's tensors cannot be read; its graph is shown anyway."""
+    try:
+        _ = Checkpoint(folder).headers
+    except QdcError as error:
+        what = ": ".join((*error.where[:1], error.what))
+        log.warning("only the graph is whole: %s; qdc verify says more", what)
 
 
 def refuse_part(parsed: Parsed, path: Path) -> None:

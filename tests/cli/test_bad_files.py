@@ -10,7 +10,7 @@ import msgpack
 import pytest
 from torch import Tensor
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Ended
 from tests.support.artifacts import unsealed
 from tests.support.checkpoints import write_checkpoint
 
@@ -190,6 +190,17 @@ def test_show_says_what_is_missing(artifact: Path, tmp_path: Path, refused: Comm
     (broken / "ir.qdc").unlink()
     assert "has lost its ir.qdc" in refused("show", broken)
     assert "no qdc IR dump" in refused("show", artifact / "config.json")
+
+
+def test_show_tells_of_weights_that_are_lost(
+    artifact: Path, tmp_path: Path, command: Ended, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = shutil.copytree(artifact, tmp_path / "a")
+    cut("model-00001-of-00003.safetensors")(broken)
+    found = command("show", broken)
+    assert (found.returncode, "@daq" in found.stdout) == (0, True)
+    assert "only the graph is whole" in caplog.text
+    assert "model-00001-of-00003.safetensors" in caplog.text
 
 
 def change(**fields: object) -> Callable[[Path], None]:
