@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from qdc.ir.curvature import OutputCurvature, RowCurvature
+from qdc.ir.graph import EMBEDDING
 from qdc.ir.guidance import Guidance
 from qdc.ir.routing import rows_of
 from qdc.ir.tensors import digest
@@ -57,6 +58,7 @@ from qdc.passkit import (
     model_validator,
     table_key,
 )
+from qdc.passkit.beginning import embedding_slopes
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, pieces
 from qdc.passkit.curvatures import add_curvatures, add_products, foresee, tell_flat
@@ -71,6 +73,8 @@ from qdc.streaming.work import FP32
 
 WAITING_TOKENS = 16_384
 """At each region's boundary: 4 GB for 32 regions of width 4096. Each time all weights are read."""
+ROWS_HELD = 6
+"""Copies of an embedding's rows while what is made of them is taken back."""
 READ_BY = {
     "outputs": "outputs=guided to predict-error, trellis-lower or daq-lower",
     "vocabulary": "rounding=guided to quantize-vocab",
@@ -208,6 +212,7 @@ class Guide(CalibrationOptions):
         With ``outputs`` also the curvature of each layer, with ``vocabulary`` that of its rows.
         """
         head, read = output_head(unit.graph, WITHOUT_HEAD), unit.original_weights()
+        first = list(stream.kept)
         way = list(pieces(stream, head))
         course = Course(stream.executor, stream.states, tuple(piece for piece, _ in way))
         before = loss.positions
@@ -230,8 +235,8 @@ class Guide(CalibrationOptions):
                 for node in bending:
                     add_products(products, node.name, slopes[node.name])
             add_curvatures(unit, products, before, loss.positions)
-        if bends is not None:
-            for slopes in behind:
+        if bends is not None and bends.embedding is not None:
+            for slopes in embedding_slopes(bends.embedding, stream, course, first, behind, read):
                 bends.add_embedding(slopes)
 
     def note(
@@ -295,6 +300,9 @@ class Guide(CalibrationOptions):
         logits = FP32 * (head.rows * head.columns + 6 * POSITIONS * head.rows)
         unit.work(logits + bends, Work(products=4 * head.rows * head.columns * samples * length))
         for node in matrices:
+            if node.op == EMBEDDING:  # what lies between it and the first region is computed again
+                rows = min(self.batch, samples) * length
+                unit.work(FP32 * node.columns * (node.rows + ROWS_HELD * rows), Work())
             foresee(unit, node, RowCurvature, samples * length)
             square = node.columns**2
             unit.work(3 * FP32 * square, Work(products=2 * square * samples * length))

@@ -60,8 +60,8 @@ class OutputCurvature(Curvature):
 class RowCurvature(Curvature):
     """What errors of a row's columns cost together, summed over the rows of embedding or head.
 
-    Its tensor is ``f32[columns, columns]``: nats a prediction by weight^2, were all rows off by one
-    error.
+    Its tensor is ``f32[columns, columns]``: nats a prediction by weight^2, doubled, if rows have
+    errors of one kind that are independent of each other.
     """
 
     tag: ClassVar[str] = "row-curvature"

@@ -2,8 +2,8 @@
 
 An error e of a head's row v moves one logit by e.h, whose curvature is p(1 - p); summed over rows
 that is (1 - sum p^2) (e.h)^2, with a cap on logits only what gets through it. So states h count by
-how unsure the prediction is. An error of an embedding's row moves what the first block reads, where
-the squared derivative of the loss is its curvature. A matrix that is both has the sum. Rows differ
+how unsure the prediction is. An error of an embedding's row moves what it gives, where the squared
+derivative of the loss is its curvature. A matrix that is both has the sum. Rows differ
 in how often they count, which does not change how best to round each of them.
 """
 
@@ -28,7 +28,7 @@ class RowCurvatures:
         owner = graph.owner(head)
         self.head = owner if owner in owned else None
         found = (node.name for node in owned.values() if node.op == EMBEDDING)
-        self.embedding, self.embedded = next(found, None), False
+        self.embedding = next(found, None)
 
     def add_head(self, hidden: Tensor, unsure: Tensor) -> None:
         """Add what the head reads, ``f32[n, columns]``, and how unsure each place is, f32[n]."""
@@ -36,12 +36,8 @@ class RowCurvatures:
             add_products(self.sums, self.head, hidden * unsure.sqrt()[:, None])
 
     def add_embedding(self, slopes: Mapping[str, Tensor]) -> None:
-        """Add tokens: derivatives by what is held before the first region.
-
-        Only where the embedding itself is held there: what is computed between both is not undone.
-        """
+        """Add tokens: derivatives by what the embedding gives, ``f32[..., columns]``."""
         if self.embedding is not None and self.embedding in slopes:
-            self.embedded = True
             add_products(self.sums, self.embedding, slopes[self.embedding])
 
     def write(self, unit: Unit, positions: int) -> None:
@@ -57,10 +53,8 @@ class RowCurvatures:
         for node in self.graph.vocabulary():
             found = self.sums.get(node.name)
             if found is None or not bool(found.diagonal().any()):
-                unit.remark("missed", node, reason="neither first block nor head reads it as it is")
+                unit.remark("missed", node, reason="no prediction hangs on its rows")
                 continue
-            if node.name == self.embedding and not self.embedded:
-                unit.remark("missed", node, reason="the first block does not read it as it is")
             keep(unit, node, RowCurvature, found / positions, positions)
 
 

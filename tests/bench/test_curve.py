@@ -83,7 +83,7 @@ def test_a_point_lies_above_by_a_third_of_its_gap_or_it_does_not(gap: float, abo
 
 def test_points_of_few_or_many_bits_are_not_judged() -> None:
     own = {"a": [made(0.04, 2)]}
-    theirs = {"few": [made(0.1, 1.6)], "before": [made(0.1, 1.8)], "many": [made(0.01, 3.6)]}
+    theirs = {"few": [made(0.1, 1.2)], "before": [made(0.1, 1.8)], "many": [made(0.01, 3.6)]}
     few, before, many = verdicts(own, theirs, 0.5)
     assert (few.judged, before.judged, many.judged) == (False, True, False)
     assert before.ours is None
