@@ -2,8 +2,10 @@
 
     python -m bench.kills --kills 30
     python -m bench.kills --kills 15 --processes 2 4 --pipelines default
+    python -m bench.kills --kills 40 --pipelines small,two --model examples/tiny-llada
 
-A random tiny checkpoint of three regions is compiled by `default` and by `best`. A compile in a
+A random tiny checkpoint of three regions, or `--model`, is compiled by `default` and by `best`, or
+by `--pipelines`: names of this table, else presets of qdc. A compile in a
 process of its own is ended by SIGKILL as soon as its journal has N entries, for every N, and at
 random times; then another process resumes it, and every byte of the artifact is compared. One more
 is killed after each of its steps, every process the heir of the one before.
@@ -239,19 +241,23 @@ def main() -> None:
     parser.add_argument("--how", choices=["fork", "command"], default="fork")
     parser.add_argument("--processes", type=int, nargs="+", default=[1], help="of each compile")
     parser.add_argument("--pipelines", default="default,best")
+    parser.add_argument("--model", type=Path, help="a checkpoint folder [default: a random one]")
     options = parser.parse_args()
     prepare_for_forks()
     right = True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = build(folder / "model", regions=3, width=32, hidden=48, vocabulary=2048)
+        model = options.model or build(
+            folder / "model", regions=3, width=32, hidden=48, vocabulary=2048
+        )
         if options.how == "fork":  # what Python loads late, children then have
             qdc.compile(model, "rtn", out=folder / "warm", samples=SAMPLES, length=LENGTH)
         print(f"{'pipeline':<10}{'processes':<11}{'killed':<34}{'kills':>7}{'equal':>7}")
         for pipeline in options.pipelines.split(","):
+            text = PIPELINES.get(pipeline, pipeline)
             for count in options.processes:
                 how, seed = options.how, options.seed
-                compile_ = Compile(model, folder, PIPELINES[pipeline], how, count, seed)
+                compile_ = Compile(model, folder, text, how, count, seed)
                 for what, killed, equal in measure(compile_, options.kills, seed):
                     row = f"{pipeline:<10}{count:<11}{what:<34}{killed:>7}{equal:>7}"
                     print(row, flush=True)

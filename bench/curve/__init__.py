@@ -1,4 +1,4 @@
-"""Loss against effective bits: our curve, and every library's points at 1.75 to 3.5 bits.
+"""Loss against effective bits: our curve, and every library's points at 1.25 to 3.5 bits.
 
     python -m bench.curve --model MODEL --out DIR --list
     python -m bench.curve --model MODEL --out DIR --peers-python .venv-peers/bin/python --page

@@ -1,4 +1,4 @@
-"""Put our curve and everybody's points at 1.75 to 3.5 effective bits into one run.
+"""Put our curve and everybody's points at 1.25 to 3.5 effective bits into one run.
 
     python -m bench.curve --model examples/tiny-llada --out bench/out/curve --list
     python -m bench.curve --model smollm2 --samples 32 --length 256 --out bench/out/smol --page

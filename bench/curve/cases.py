@@ -13,11 +13,11 @@ from qdc.pipeline.plan import Group, Plan
 from qdc.pipeline.registry import standard_registry
 
 OURS, LIBRARY = "ours", "library"
-RATES = (1.75, 2.25, 2.5)
+RATES = (1.25, 1.75, 2.25, 2.5)
 """Budgets of ``best`` between those of the presets, all that is stored of the layers counted."""
-CAUSAL_RATES = (1.75, 2.0, 2.2, 2.5, 3.0)
+CAUSAL_RATES = (1.25, 1.5, 1.75, 2.0, 2.2, 2.5, 3.0)
 TYPES = (
-    "IQ1_M", "IQ2_XXS", "TQ2_0", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K",
+    "IQ1_S", "TQ1_0", "IQ1_M", "IQ2_XXS", "TQ2_0", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K",
 )  # fmt: skip
 """llama.cpp's, by their bits."""
 SUPER = 256

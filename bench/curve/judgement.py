@@ -8,7 +8,7 @@ from typing import NamedTuple
 from qdc.comparing.result import Result
 from qdc.comparing.statistics import Ratio, Rise, Spread, difference, gap
 
-LOW, HIGH = 1.75, 3.5
+LOW, HIGH = 1.25, 3.5
 """Effective bits between which a point is judged."""
 SHARE = 2 / 3
 """Ours at most this share of theirs: theirs lies above by a third of its gap."""

@@ -117,7 +117,7 @@ def test_pages_compile_what_all_tests_share() -> None:
 def test_readme_answers_in_the_order_of_a_newcomer_s_questions() -> None:
     text = README.read_text(encoding="utf-8")
     order = (
-        "quantizers.svg",
+        "curve-masked.svg",
         "| LLaDA-8B",
         "## Does it fit you?",
         "## Install",

@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 
 from qdc.errors import InvalidPipeline
-from tests.support.checkpoints import write_checkpoint
+from qdc.pipeline.registry import standard_registry
+from tests.support.checkpoints import VOCABULARY, write_checkpoint
 from tests.support.compiles import compile_tiny
 
 STAGE = "calibrate-mcs,sensitivity{block=16},measure-orders"
@@ -71,3 +72,20 @@ def test_a_lowering_that_stores_more_is_refused_first(model: Path, tmp_path: Pat
         InvalidPipeline, match="scales of 16 bits, and daq-lower stores them with 8"
     ):
         compile_tiny(model, tmp_path / "out", passes)
+
+
+@pytest.mark.slow
+def test_two_keeps_its_promise_in_the_files(tmp_path: Path) -> None:
+    """All that is quantized, embedding and head included, at the budget that the preset has."""
+    model = write_checkpoint(tmp_path / "wide", d_model=32, mlp_hidden_size=2304)
+    two = standard_registry().presets["two"].text
+    assert "budget" not in two  # allocate-rates' own, of 2 bits
+    report = compile_tiny(model, tmp_path / "out", two.replace("lower{", "lower{window=8 "))
+    stored = 0
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if name.rpartition(".")[2] != "weight":
+                    stored += file.get_tensor(name).nbytes
+    weights = sum(layer.rows * layer.columns for layer in report.layers) + 2 * VOCABULARY * 32
+    assert 1.98 < 8 * stored / weights <= 2
