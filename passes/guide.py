@@ -129,7 +129,7 @@ class Guide(CalibrationOptions):
             if kind in self.gives() and not readers(kind, later):
                 raise InvalidPipeline(
                     f"{self.name}{{{option}=true}} notes curvatures that no pass behind it reads",
-                    help=f"write {reads}, or leave {option} out",
+                    help=f"behind {self.name} write {reads}, or leave {option} out",
                 )
         if not reading and not self.outputs and not self.vocabulary:
             raise InvalidPipeline(

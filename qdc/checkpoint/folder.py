@@ -154,7 +154,9 @@ class Checkpoint:
             except OSError as error:
                 raise not_readable(path, error) from error
             except UnfitJson as error:
-                raise InvalidCheckpoint(f"{path.name} {error}", where=[str(path)]) from error
+                raise InvalidCheckpoint(
+                    f"{path.name} {error}", where=[str(path)], help="fetch it again"
+                ) from error
             except ValueError as error:
                 what = "JSON" if path.suffix == ".json" else "text in UTF-8"
                 raise InvalidCheckpoint(
@@ -264,11 +266,17 @@ def read_json(path: Path) -> dict[str, Any]:
         refuse_cache(path.parent)
         raise not_readable(path, error) from error
     except UnfitJson as error:
-        raise InvalidCheckpoint(f"{path.name} {error}", where=[str(path)]) from error
+        raise InvalidCheckpoint(
+            f"{path.name} {error}", where=[str(path)], help="fetch it again"
+        ) from error
     except ValueError as error:
-        raise InvalidCheckpoint(f"{path.name} is no JSON", where=[str(path)]) from error
+        raise InvalidCheckpoint(
+            f"{path.name} is no JSON", where=[str(path)], help="fetch it again"
+        ) from error
     if not isinstance(data, dict):
-        raise InvalidCheckpoint(f"{path.name} holds no object", where=[str(path)])
+        raise InvalidCheckpoint(
+            f"{path.name} holds no object", where=[str(path)], help="fetch it again"
+        )
     return data
 
 

@@ -75,7 +75,11 @@ def check_tensors(
         if checkpoint.headers[name].shape != parameter.shape
     ]
     if wrong:
-        raise InvalidCheckpoint("tensors do not have the shape that config.json gives", where=wrong)
+        raise InvalidCheckpoint(
+            "tensors do not have the shape that config.json gives",
+            where=wrong,
+            help="fetch the shards again, and see that config.json belongs to them",
+        )
     unmapped = sorted(set(checkpoint.headers) - set(wanted))
     if unmapped:
         raise InvalidCheckpoint(
@@ -85,7 +89,11 @@ def check_tensors(
         )
     odd = [f"{n}: {p.dtype}" for n, p in checkpoint.headers.items() if p.dtype not in FLOATING]
     if odd:
-        raise InvalidCheckpoint("weights are not floating point", where=odd)
+        raise InvalidCheckpoint(
+            "weights are not floating point",
+            where=odd,
+            help="give the bf16, f16 or f32 checkpoint that it was made from, or decode it to one",
+        )
 
 
 def _in_rows(names: Sequence[str], fused: Mapping[str, Part]) -> list[str]:

@@ -81,4 +81,5 @@ def require_shape(checkpoint: Checkpoint, key: str, whole: Whole) -> None:
         raise InvalidCheckpoint(
             "tensors do not have the shape that config.json gives",
             where=[f"{key}: {header}, need [{wanted}] for {len(whole.parts)} layers"],
+            help="fetch the shards again, and see that config.json belongs to them",
         )

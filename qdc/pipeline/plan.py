@@ -144,7 +144,8 @@ class Plan:
         names = [step.name for step in self.passes()]
         if name not in names:
             raise QdcError(
-                f"the pipeline has no pass {name!r}", help=f"{nearest(name, names)}; it is: {self}"
+                f"the pipeline has no pass {name!r}",
+                help=f"{nearest(name, set(names))}; it is: {self}",
             )
         return len(names) - 1 - names[::-1].index(name)
 

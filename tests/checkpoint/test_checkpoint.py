@@ -152,6 +152,7 @@ def test_a_configuration_that_is_none(tmp_path: Path, content: bytes, text: str)
     error = refused(tmp_path)
     assert error.what == text
     assert error.where == (str(tmp_path / "config.json"),)
+    assert error.help == "fetch it again"
 
 
 def test_a_configuration_that_is_missing(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_wrong_shapes_are_refused(tmp_path: Path) -> None:
         f"{DOWN}: bf16[320,160] instead of (160, 320)",
         f"{BODY}.ln_f.weight: bf16[1,160] instead of (160,)",
     ]
+    assert "see that config.json belongs to them" in error.help
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool], ids=str)
@@ -116,6 +117,7 @@ def test_integer_weights_are_refused(tmp_path: Path, dtype: torch.dtype) -> None
 
     error = refused(tmp_path, convert)
     assert error.what == "weights are not floating point"
+    assert "the bf16, f16 or f32 checkpoint" in error.help
     assert sorted(place.split(":")[0] for place in error.where) == sorted(names)
 
 

@@ -155,6 +155,7 @@ def test_stacked_experts_of_another_shape_find_no_place(tmp_path: Path) -> None:
     with pytest.raises(InvalidCheckpoint, match="do not have the shape") as caught:
         match_tensors(build_native(checkpoint.config), checkpoint)
     assert caught.value.where[0].startswith("model.layers.0.mlp.experts.down_proj: ")
+    assert "see that config.json belongs to them" in caught.value.help
 
 
 def test_what_transformers_would_compute_is_refused(

@@ -22,7 +22,9 @@ from qdc.numerics.uniform import fit_uniform
 from qdc.passes import quantize_vocab
 from qdc.passes.quantize_vocab import QuantizeVocab, Vocabulary
 from qdc.passkit import vocabulary_lowering
+from qdc.pipeline.builder import build_plan
 from qdc.pipeline.passbase import Pass
+from qdc.pipeline.plan import check_order
 from qdc.pipeline.registry import Registry, standard_registry
 from qdc.streaming.unit import Unit
 from tests.support.artifacts import unsealed
@@ -362,3 +364,11 @@ def test_packed_notes_of_the_vocabulary_count_codes_and_grids(artifact: Path) ->
     note = graph.require("wte", Packed)
     assert note.sign_bits == 8
     assert note.effective_bits == 8 + 32 / 24
+
+
+def test_a_guide_behind_the_reader_is_told_of_the_order() -> None:
+    text = "quantize-vocab{rounding=guided},guide{vocabulary=true}"
+    plan = build_plan(text, standard_registry())
+    with pytest.raises(InvalidPipeline, match="no pass behind it reads") as caught:
+        check_order(plan)
+    assert caught.value.help.startswith("behind guide write rounding=guided to quantize-vocab")

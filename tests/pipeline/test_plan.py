@@ -305,6 +305,9 @@ def test_place_and_cut_count_over_all_passes(registry: Registry) -> None:
     with pytest.raises(QdcError, match="the pipeline has no pass 'rtn-lover'") as caught:
         plan.place_of("rtn-lover")
     assert "did you mean rtn-lower?" in caught.value.help
+    with pytest.raises(QdcError) as unlike:
+        plan.place_of("zzz")
+    assert unlike.value.help.startswith("known: pack, ready, rtn-lower; it is: stages(")
 
 
 @given(st.integers(0, 20))
