@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -11,6 +12,8 @@ MEMINFO = Path("/proc/meminfo")
 STATM = Path("/proc/self/statm")
 USUAL = 400_000_000
 """Bytes of a process that has imported torch, where the system does not say."""
+GROWTH = 64 << 20
+"""Bytes by which a process grows before what it has freed is given back."""
 STATES_SHARE = 2
 """Calibration states take one part of so many; weights, statistics and files want the rest."""
 STATISTICS_SHARE = 4
@@ -66,6 +69,29 @@ def give_back() -> None:
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_growth() -> None:
+    """The same once the process has grown by ``GROWTH`` since it was last done.
+
+    What waits of each batch lies between what the next ones have freed: called after every batch,
+    for it reads but one line of the system's.
+    """
+    now = resident_bytes()
+    if now > _left.resident + GROWTH:
+        give_back()
+        _left.resident = now = resident_bytes()
+    _left.resident = min(_left.resident, now)
+
+
+@dataclass
+class _Left:
+    """What the process had after it last gave memory back, or less."""
+
+    resident: int = 0
+
+
+_left = _Left()
 
 
 def _processes() -> int:

@@ -22,6 +22,7 @@ from qdc.streaming.batches import Batches
 from qdc.streaming.execute import Environment, Executor
 from qdc.streaming.frontier import values_to_keep
 from qdc.streaming.inputs import LayerInputs
+from qdc.streaming.memory import give_back_growth
 from qdc.streaming.parameters import NodeWeights, Parameters, parameters_of
 from qdc.streaming.states import Held, StateStore
 from qdc.streaming.streamsamples import StreamSamples
@@ -276,7 +277,9 @@ class Stream(StreamSamples):
         wanted: tuple[str, ...],
     ) -> Environment:
         segments, masked = self.segments_of(index), self.masked_of(index)
-        return self.executor.run(environment, steps, parameters, wanted, segments, masked)
+        found = self.executor.run(environment, steps, parameters, wanted, segments, masked)
+        give_back_growth()
+        return found
 
     def rows_read(self, stage: Stage) -> int:
         """Tokens of a whole batch that a stage reads; of an expert an even share."""
