@@ -5,14 +5,14 @@ lowered and packed some rows at a time, and no copy of it in fp32 exists.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from qdc.errors import InvalidCheckpoint, UnsupportedModel
+from qdc.errors import InvalidCheckpoint, InvalidPipeline, UnsupportedModel
 from qdc.format.codec import Codec, Lowered, Tensors
 from qdc.ir.annotations import OUTSIDE, Kept, Packed
 from qdc.ir.graph import LayerGraph, Node
@@ -59,6 +59,19 @@ class VocabularyLowering(Pass, ABC):
     @abstractmethod
     def note(self, codec: Codec, error: float) -> LoweredVocabulary:
         """The annotation of one matrix."""
+
+    def check_later(self, later: Sequence[Pass]) -> None:
+        """Refuse another one behind it, which would leave nothing of what it does.
+
+        As where a preset stands behind a caller's own, whose work would be lost in silence.
+        """
+        again = next((step for step in later if isinstance(step, VocabularyLowering)), None)
+        if again is not None:
+            raise InvalidPipeline(
+                f"{again.name} would undo what {self.name} before it does: both store embedding "
+                "and output head",
+                help="leave one of them out; qdc passes NAME shows what a preset is made of",
+            )
 
     def check(self, graph: LayerGraph) -> None:
         """There is a vocabulary."""

@@ -161,12 +161,11 @@ def test_calibrated_pipelines_take_it_first(model: Path, tmp_path: Path) -> None
     assert report.sign_bits == 2
 
 
-def test_a_second_run_replaces_the_first(model: Path, artifact: Path, tmp_path: Path) -> None:
-    compile_tiny(model, tmp_path / "out", f"quantize-vocab{{bits=4}},quantize-vocab,{PLAIN}")
-    assert torch.equal(
-        qdc.load(tmp_path / "out", backend="reference")(TOKENS),
-        qdc.load(artifact, backend="reference")(TOKENS),
-    )
+@pytest.mark.parametrize("behind", ["default", "gguf-vocab,gguf-lower,pack"])
+def test_a_second_run_that_would_undo_the_first_is_refused(behind: str) -> None:
+    plan = build_plan(f"quantize-vocab{{bits=4}},{behind}", standard_registry())
+    with pytest.raises(InvalidPipeline, match="would undo what quantize-vocab before it does"):
+        check_order(plan)
 
 
 def test_parts_of_a_matrix_do_not_show(
