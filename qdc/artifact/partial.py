@@ -41,6 +41,7 @@ from qdc.errors import (
     InvalidCalibration,
     InvalidJournal,
     InvalidPipeline,
+    OrderOutOfRange,
     OutputExists,
     QdcError,
     UnknownName,
@@ -247,7 +248,7 @@ class Partial(LockedFolder):
         drawn = self.journal is not None and self.journal.text
         if isinstance(error, InvalidCalibration):
             return not drawn
-        return isinstance(error, InvalidPipeline | UnsupportedModel | UnknownName)
+        return isinstance(error, InvalidPipeline | OrderOutOfRange | UnsupportedModel | UnknownName)
 
     def note_commit(self) -> None:
         """Note which artifact is about to take its place. Raises ``QdcError``."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qdc.compiling.dumper import Notes, notes_of
 from qdc.compiling.instruments import Instrument
-from qdc.errors import InvalidCalibration, InvalidCheckpoint
+from qdc.errors import InvalidCalibration, InvalidCheckpoint, OrderOutOfRange
 from qdc.ir.dump import to_bytes
 from qdc.ir.printer import render
 from qdc.pipeline.plan import Plan
@@ -29,7 +29,7 @@ class Repro(Instrument):
 
     def failed(self, place: int, unit: Unit, error: BaseException) -> None:
         """Write the folder and say so in a note on the error."""
-        if isinstance(error, InvalidCalibration | InvalidCheckpoint):
+        if isinstance(error, InvalidCalibration | InvalidCheckpoint | OrderOutOfRange):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [

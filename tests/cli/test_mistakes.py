@@ -16,7 +16,7 @@ from qdc.checkpoint.elsewhere import FILES, no_folder
 from qdc.cli import elsewhere, run
 from qdc.cli.prompts import Asked, read_prompt
 from qdc.compiling.compiler import run_job
-from qdc.errors import InvalidCalibration, QdcError, UnsupportedModel, nearest
+from qdc.errors import InvalidCalibration, OrderOutOfRange, QdcError, UnsupportedModel, nearest
 from qdc.exporting.options import Format
 from qdc.passkit import CalibrationOptions
 from qdc.passkit.samples import Samples, draw_samples
@@ -211,18 +211,22 @@ def test_samples_are_drawn_once(
     assert issubclass(standard_registry().passes["calibrate-mcs"], CalibrationOptions)
 
 
-def test_mistake_found_late_leaves_nothing_that_blocks(model: Path, tmp_path: Path) -> None:
-    """A step was finished, and nothing can go on from it: the model stays what it is."""
+@pytest.mark.parametrize("kind", [UnsupportedModel, OrderOutOfRange])
+def test_mistake_found_late_leaves_nothing_that_blocks(
+    kind: type[QdcError], model: Path, tmp_path: Path
+) -> None:
+    """A step was finished, and nothing can go on from it: the model stays, or the budget does."""
 
     def refuse(label: str, unit: Unit) -> None:
         if label == "late":
-            raise UnsupportedModel("the model mixes the documents of a window")
+            raise kind("the model mixes the documents of a window")
 
     passes = (
         "spy-all{label=early},spy-all{label=late},stages(calibrate-mcs,sensitivity,gptq-lower),pack"
     )
     few: dict[str, Any] = {"samples": 4, "length": 16}
-    with pytest.raises(UnsupportedModel):
+    with pytest.raises(kind) as caught:
         run_job(make_job(model, tmp_path / "out", spying(refuse), passes=passes, **few))
+    assert "--resume" not in str(getattr(caught.value, "__notes__", ()))
     assert not partial_folder(tmp_path / "out").exists()
     compile_tiny(model, tmp_path / "out")
