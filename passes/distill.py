@@ -41,8 +41,8 @@ from qdc.passkit import (
     Tuned,
     Unit,
     Work,
-    model_validator,
 )
+from qdc.passkit.calibration_fields import WEIGHTS
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Course, batches_of, pieces
 from qdc.passkit.end_loss import EndLoss
@@ -71,6 +71,8 @@ class Distill(CalibrationOptions):
     provides: ClassVar[Kinds] = (Lowered,)
     annotates: ClassVar[Kinds] = (Tuned, Distilled)
     barrier: ClassVar[bool] = True
+    unread: ClassVar[tuple[str, ...]] = WEIGHTS
+    instead: ClassVar[str] = ": predictions count, all alike"
 
     batch: int = Field(default=4, ge=1, description="sequences computed at once")
     together: int = Field(default=1, ge=1, description="batches whose gradients make one step")
@@ -88,15 +90,6 @@ class Distill(CalibrationOptions):
     held_out: float = Field(
         default=0.125, gt=0, le=0.5, description="share of the samples that decides what is kept"
     )
-
-    @model_validator(mode="after")
-    def _only_predictions_count(self) -> "Distill":
-        for option in ("masked_weight", "token_weights"):
-            if getattr(self, option) != type(self).model_fields[option].default:
-                raise ValueError(
-                    f"it does not read {option.replace('_', '-')}: predictions count, all alike"
-                )
-        return self
 
     def check(self, graph: LayerGraph) -> None:
         """Refuse a model without a head."""

@@ -55,10 +55,10 @@ from qdc.passkit import (
     States,
     Unit,
     Work,
-    model_validator,
     table_key,
 )
 from qdc.passkit.beginning import embedding_slopes
+from qdc.passkit.calibration_fields import WEIGHTS
 from qdc.passkit.counted import CountedPositions
 from qdc.passkit.course import Batch, Course, pieces
 from qdc.passkit.curvatures import add_curvatures, add_products, foresee, tell_flat
@@ -91,6 +91,8 @@ class Guide(CalibrationOptions):
     annotates: ClassVar[Kinds] = (OutputCurvature, RowCurvature)
     if_asked: ClassVar[Kinds] = annotates
     barrier: ClassVar[bool] = True
+    unread: ClassVar[tuple[str, ...]] = WEIGHTS
+    instead: ClassVar[str] = ", which is the calibration's own"
 
     # On the way back all values of a region are held for a batch, which small ones cost no time.
     batch: int = Field(default=2, ge=1, description="sequences computed at once")
@@ -108,14 +110,6 @@ class Guide(CalibrationOptions):
         ge=1,
         description=f"samples whose states wait at a time; {WAITING_TOKENS:,} tokens if not given",
     )
-
-    @model_validator(mode="after")
-    def _only_predictions_count(self) -> "Guide":
-        for option in ("masked_weight", "token_weights"):
-            if getattr(self, option) != type(self).model_fields[option].default:
-                given = option.replace("_", "-")
-                raise ValueError(f"it does not read {given}, which is the calibration's own")
-        return self
 
     def gives(self) -> Kinds:
         """Curvatures, where they are asked for."""

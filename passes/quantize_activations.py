@@ -47,6 +47,7 @@ from qdc.passkit import (
     table_key,
 )
 from qdc.passkit.attention_values import mixed, refuse_lost_values, search_values
+from qdc.passkit.calibration_fields import WEIGHTS
 from qdc.passkit.experts import read
 from qdc.passkit.token_statistics import ClipSearch, Ranges
 from qdc.streaming.forecast import NO_DIGEST
@@ -102,6 +103,8 @@ class QuantizeActivations(CalibrationOptions):
         ),
     }
     forbids: ClassVar[Kinds] = (InputCodes,)
+    unread: ClassVar[tuple[str, ...]] = WEIGHTS
+    instead: ClassVar[str] = ": clips and ranges count every token alike"
 
     bits: Bits = Field(default=8, description="of a code")
     scheme: Literal["token", "group"] = Field(
@@ -134,8 +137,6 @@ class QuantizeActivations(CalibrationOptions):
             raise ValueError("group is for scheme=group")
         if self.grid != GRID and not self.searches and self.values != "interaction":
             raise ValueError("grid is for clip=search and values=interaction")
-        if self.token_weights != "equal" or self.masked_weight != 1:
-            raise ValueError("clips and ranges count every token alike: weights are for moments")
         if self.classes == "masked" and not self.measures:
             raise ValueError("classes=masked is for what is measured: clip=search, ranges=static")
         if self.classes == "masked" and self.chosen_geometry == "clean":

@@ -73,6 +73,7 @@ def describe(kind: type[Configured]) -> Described:
                 field.description or "",
             )
             for name, field in kind.model_fields.items()
+            if name not in getattr(kind, "unread", ())
         ),
         text=inspect.cleandoc(sys.modules[kind.__module__].__doc__ or ""),
     )

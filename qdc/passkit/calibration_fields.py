@@ -36,9 +36,9 @@ READ_BY = {
     "masked_weight": ("mcs", "uniform", "block-diffusion", "rollout", "tmas", NOISE),
 }
 """Options that only some geometries read; with another one they are refused."""
-UNDRAWN = (
-    "batch", "masked_weight", "token_weights", "certainty_base", "certainty_exponent",
-)  # fmt: skip
+WEIGHTS = "masked_weight", "token_weights", "certainty_base", "certainty_exponent"
+"""Options of what tokens count."""
+UNDRAWN = "batch", *WEIGHTS
 """Options that have no part in which tokens are drawn, nor in which of them are masked."""
 
 
@@ -48,6 +48,10 @@ class CalibrationFields(Pass):
     reads_calibration: ClassVar[bool] = True
     reads_guidance: ClassVar[bool] = False
     """Whether tokens may be weighed by what ``guide`` has found."""
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Options of these that a pass does not read: refused, and left out of its description."""
+    instead: ClassVar[str] = ""
+    """What counts in their place, as errors say it."""
 
     samples: int = Field(default=128, ge=1, le=1 << 20, description="sequences to draw")
     length: int | None = Field(
@@ -131,6 +135,9 @@ class CalibrationFields(Pass):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
+        for name in self.unread:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"it does not read {name.replace('_', '-')}{self.instead}")
         for name, readers in READ_BY.items():
             given = getattr(self, name) != type(self).model_fields[name].default
             if given and self.chosen_geometry not in readers:

@@ -5,6 +5,10 @@ import time
 
 import pytest
 
+from qdc.cli.describe import describe
+from qdc.errors import InvalidPipeline
+from qdc.pipeline.builder import build_plan
+from qdc.pipeline.registry import standard_registry
 from tests.cli.conftest import Command
 from tests.support.commands import python, qdc
 
@@ -61,3 +65,12 @@ def test_no_arguments_show_the_first_page(qdc: Command) -> None:
 
 def test_version(qdc: Command) -> None:
     assert re.fullmatch(r"qdc \d+\.\d+\.\d+\n", qdc("--version"))
+
+
+@pytest.mark.parametrize("name", ["guide", "distill", "quantize-activations"])
+def test_options_that_a_pass_refuses_are_not_described(name: str) -> None:
+    options = {option.name for option in describe(standard_registry().passes[name]).options}
+    assert "geometry" in options
+    assert not options & {"token-weights", "masked-weight", "certainty-base", "certainty-exponent"}
+    with pytest.raises(InvalidPipeline, match="it does not read token-weights"):
+        build_plan(f"{name}{{token-weights=certainty}}", standard_registry())
