@@ -50,6 +50,13 @@ class ProtectAllocate(Pass):
             debt, price = debt + extra * size[value], size[value] // columns * BLOCK * paying
             lowered[value] = min(columns // BLOCK, max(0, -(-debt // price)))
             debt -= lowered[value] * price
-        if debt > 0 or not extra or not paying:
-            raise QdcError(f"{self} matches no layer, or too many for the others to pay")
+        if not extra:
+            raise QdcError(
+                f"{self} matches no layer", help="qdc show MODEL has the names of all layers"
+            )
+        if debt > 0 or not paying:
+            raise QdcError(
+                f"{self} protects {extra:,} weights, more than the others can pay for",
+                help="protect fewer layers",
+            )
         return lowered

@@ -237,7 +237,7 @@ def refuse_broken(names: Sequence[str]) -> None:
     """Raise ``InvalidCheckpoint`` if tensors hold NaN or infinity, naming all."""
     if names:
         raise InvalidCheckpoint(
-            f"{len(names)} tensors hold NaN or infinity",
+            f"{len(names)} {'tensors hold' if len(names) > 1 else 'tensor holds'} NaN or infinity",
             where=names,
             help="the checkpoint is damaged or diverged in training: fetch or convert it again",
         )

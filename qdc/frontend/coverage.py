@@ -65,7 +65,7 @@ def check_tensors(
     missing = sorted(set(wanted) - set(checkpoint.headers))
     if missing:
         raise InvalidCheckpoint(
-            f"the checkpoint lacks {len(missing)} tensors of the model",
+            f"the checkpoint lacks {len(missing)} tensor{'s' * (len(missing) > 1)} of the model",
             where=_in_rows(missing, {} if module is None else fused_of(module)),
             help="fetch the shards again, and see that config.json belongs to them",
         )
@@ -82,8 +82,9 @@ def check_tensors(
         )
     unmapped = sorted(set(checkpoint.headers) - set(wanted))
     if unmapped:
+        some = "tensors are" if len(unmapped) > 1 else "tensor is"
         raise InvalidCheckpoint(
-            f"{len(unmapped)} tensors are unmapped: the model has no place for them",
+            f"{len(unmapped)} {some} unmapped: the model has no place there",
             where=unmapped,
             help="the checkpoint may be of another variant of the family; compare config.json",
         )

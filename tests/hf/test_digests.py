@@ -102,7 +102,7 @@ def test_dense_tensors_are_finite(encoder: Path, tmp_path: Path) -> None:
     name = next(name for name in tensors if name.endswith("LayerNorm.weight"))
     tensors[name][0] = torch.nan
     save_file(tensors, hostile / SHARD, metadata={"format": "pt"})
-    with pytest.raises(QdcError, match="1 tensors hold NaN or infinity") as caught:
+    with pytest.raises(QdcError, match="1 tensor holds NaN or infinity") as caught:
         AutoModelForMaskedLM.from_pretrained(hostile)
     assert caught.value.where == (name,)
 
