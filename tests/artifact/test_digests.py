@@ -248,7 +248,7 @@ def test_dense_tensors_are_finite(number: float, artifact: Path, tmp_path: Path)
             qdc.load(hostile, verify=verify)
         assert caught.value.where == (NORM,)
     model = write_checkpoint(tmp_path / "model", d_model=32, mlp_hidden_size=32, edit=spoil)
-    with pytest.raises(InvalidCheckpoint, match="1 tensors hold NaN or infinity") as refused:
+    with pytest.raises(InvalidCheckpoint, match="1 tensor holds NaN or infinity") as refused:
         qdc.load_original(model)
     assert refused.value.where == (NORM,)
 
