@@ -82,9 +82,9 @@ def check_tensors(
         )
     unmapped = sorted(set(checkpoint.headers) - set(wanted))
     if unmapped:
-        some = "tensors are" if len(unmapped) > 1 else "tensor is"
+        some, them = ("tensors are", "them") if len(unmapped) > 1 else ("tensor is", "it")
         raise InvalidCheckpoint(
-            f"{len(unmapped)} {some} unmapped: the model has no place there",
+            f"{len(unmapped)} {some} unmapped: the model has no place for {them}",
             where=unmapped,
             help="the checkpoint may be of another variant of the family; compare config.json",
         )
