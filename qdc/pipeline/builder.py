@@ -44,7 +44,7 @@ def build_plan(
     if unused:
         raise InvalidPipeline(
             f"no pass of the pipeline takes {', '.join('--' + key for key in unused)}",
-            help=f"the pipeline is: {plan}",
+            help=f"leave out what it does not take; the pipeline is {plan}",
         )
     return plan
 
