@@ -129,6 +129,15 @@ def test_bits_with_the_vocabulary_are_shown(compiled: CompileReport) -> None:
     assert "with embedding and head" not in render(compiled)
 
 
+def test_bits_of_what_the_file_holds_in_full_are_called_those_of_the_packed_form(
+    compiled: CompileReport,
+) -> None:
+    found = render(compiled.model_copy(update={"decoded": 7}))
+    assert "as packed: of 7 matrices the file holds weights in full" in found
+    assert "scales, tags and padding counted" not in found
+    assert "as packed" not in render(compiled)
+
+
 def test_it_says_how_many_layers_read_rotated_inputs(compiled: CompileReport) -> None:
     assert "rotated inputs" not in render(compiled)
     first, *others = compiled.layers
