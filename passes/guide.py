@@ -296,7 +296,7 @@ class Guide(CalibrationOptions):
         for node in matrices:
             if node.op == EMBEDDING:  # what lies between it and the first region is computed again
                 rows = min(self.batch, samples) * length
-                unit.work(FP32 * node.columns * (node.rows + ROWS_HELD * rows), Work())
+                unit.work(FP32 * node.columns * (node.rows + ROWS_HELD * rows))
             foresee(unit, node, RowCurvature, samples * length)
             square = node.columns**2
             unit.work(3 * FP32 * square, Work(products=2 * square * samples * length))

@@ -43,10 +43,12 @@ def add_curvatures(unit: Unit, sums: Mapping[str, Tensor], before: int, now: int
         mean = found / max(1, now)
         if note is not None:
             mean.add_(unit.get(note.tensor), alpha=before / now)
-        keep(unit, unit.graph[name], OutputCurvature, mean, max(1, now))
+        write_curvature(unit, unit.graph[name], OutputCurvature, mean, max(1, now))
 
 
-def keep(unit: Unit, node: Node, kind: type[Curvature], mean: Tensor, positions: int) -> None:
+def write_curvature(
+    unit: Unit, node: Node, kind: type[Curvature], mean: Tensor, positions: int
+) -> None:
     """Put a curvature aside in a file, and annotate its node.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qdc.ir.curvature import RowCurvature
 from qdc.ir.graph import EMBEDDING, LayerGraph, Node
-from qdc.passkit.curvatures import add_products, keep
+from qdc.passkit.curvatures import add_products, write_curvature
 from qdc.passkit.outputs import damped_factor
 from qdc.streaming.unit import Unit
 
@@ -55,7 +55,7 @@ class RowCurvatures:
             if found is None or not bool(found.diagonal().any()):
                 unit.remark("missed", node, reason="no prediction hangs on its rows")
                 continue
-            keep(unit, node, RowCurvature, found / positions, positions)
+            write_curvature(unit, node, RowCurvature, found / positions, positions)
 
 
 def row_factor(unit: Unit, node: Node, damp: float) -> Tensor:
